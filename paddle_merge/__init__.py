@@ -1,0 +1,28 @@
+"""Merge model checkpoints: any size, any number of workers, the same bytes.
+
+    from paddle_merge import MergeConfig, merge
+    merge(MergeConfig(merge_method="ties", model_path_list=["a", "b"], base_model_path="base", output_path="out"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import MergeConfig
+    from .errors import CheckpointError, ConfigError, MergeError, OutputError, WorkError
+    from .run import merge
+
+__version__ = "0.1.0"
+__all__ = ["CheckpointError", "ConfigError", "MergeConfig", "MergeError", "OutputError", "WorkError", "merge"]
+
+_HOMES = {"MergeConfig": "config", "merge": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that importing the package costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)

@@ -1,0 +1,202 @@
+"""The command line: flags -> MergeConfig -> merge. Computes nothing.
+
+The flags are MergeConfig's fields. PaddleNLP's spellings are brought to the one that Typer reads first (`normal_form`):
+lists as `--weight_list 0.3 -0.7`, booleans as `--normalize False`, dashes or underscores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__
+from .config import ALIASES, MergeConfig, nearest, parse_bool
+from .errors import ConfigError, MergeError
+
+FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
+LISTS = {name for name, item in FIELDS.items() if str(item.type).startswith("list[")}
+BOOLS = {name for name, item in FIELDS.items() if item.type == "bool"}
+SWITCHES = {"help", "version", "verbose", "quiet"}
+
+HELP = """Merge model checkpoints into one.
+
+Give the models, a method, and the base model they were fine-tuned from; the merged checkpoint, with config, tokenizer and
+a record that repeats the merge, appears in the output folder, or nothing does. Flags are PaddleNLP's mergekit flags, plus
+a few. They can also stand in a JSON or YAML file given first; flags after it override it.
+
+`python -m paddle_merge demo` shows what merging does, on models it trains itself in about a minute.
+"""
+
+EXAMPLES = {
+    "linear": ("average", "--model_path_list a b --weight_list 0.6 0.4"),
+    "slerp": ("two models, on the arc between them", "--model_path_list a b --slerp_alpha 0.3"),
+    "ties": ("skills that disagree on signs", "--model_path_list a b c --base_model_path base --reserve_p 0.2 --no_rescale"),
+    "dare_linear": ("thin out, then add", "--model_path_list a b --base_model_path base --reserve_p 0.3"),
+    "dare_ties": ("thin out, then elect signs", "--model_path_list a b c --base_model_path base --reserve_p 0.5"),
+    "della": ("like dare_ties, large changes kept more", "--model_path_list a b c --base_model_path base --epsilon 0.2"),
+    "della_linear": ("like dare_linear, likewise", "--model_path_list a b --base_model_path base --epsilon 0.2"),
+}
+
+
+def examples() -> str:
+    """One command per method, for the help page."""
+    lines = ["[bold]One example per method[/bold] (after python -m paddle_merge):"]
+    for method, (when, flags) in EXAMPLES.items():
+        lines.append(f"[cyan]{method}[/cyan]: {when}")
+        lines.append(f"--merge_method {method} {flags} --output_path out")
+    return "\n\n".join(lines)
+
+
+def normal_form(argv: Sequence[str]) -> list[str]:
+    """argv in the one spelling that Typer reads. Raises ConfigError listing every flag it doesn't know.
+
+    `--model-path-list a b` -> `--model_path_list=a --model_path_list=b`; `--normalize False` -> `--no_normalize`; a flag
+    given twice: the last one counts.
+    """
+    first = [argv[0]] if argv and not argv[0].startswith("-") else []
+    groups: list[tuple[str, list[str]]] = []
+    problems: list[str] = []
+    for word in argv[len(first) :]:
+        if word.startswith("--") and len(word) > 2:
+            flag, equals, value = word[2:].partition("=")
+            groups.append((flag.replace("-", "_"), [value] if equals else []))
+        elif word in ("-h", "-v", "-q"):
+            groups.append(({"-h": "help", "-v": "verbose", "-q": "quiet"}[word], []))
+        elif groups:
+            groups[-1][1].append(word)
+        else:
+            problems.append(f"unexpected {word!r}; paths follow --model_path_list")
+
+    chosen: dict[str, list[str]] = {}
+    for flag, values in groups:
+        name, negated = ALIASES.get(flag, flag), False
+        if name not in FIELDS and name.startswith("no_"):
+            name, negated = ALIASES.get(name[3:], name[3:]), True
+        if flag in SWITCHES:
+            chosen[flag] = [f"--{flag}"]
+            if values:
+                problems.append(f"--{flag} takes no value, so {values[0]!r} doesn't belong there")
+        elif name not in FIELDS or (negated and name not in BOOLS):
+            problems.append(f"unknown flag --{flag}{nearest(flag, FIELDS)}")
+        elif name in BOOLS:
+            on = True if not values else parse_bool(values[0])
+            if on is None or len(values) > 1 or (negated and values):
+                problems.append(f"--{flag} takes True or False, not {' '.join(values)!r}")
+            chosen[name] = [f"--{'no_' if negated or not on else ''}{name}"]
+        elif name in LISTS:
+            if not values:
+                problems.append(f"--{flag} needs at least one value")
+            chosen[name] = [f"--{name}={value}" for value in values]
+        elif len(values) != 1:
+            problems.append(f"--{flag} takes one value, not {len(values)}{': ' if values else ''}{' '.join(values)}")
+        else:
+            chosen[name] = [f"--{name}={values[0]}"]
+    if problems:
+        raise ConfigError(problems)
+    return first + [word for words in chosen.values() for word in words]
+
+
+def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) -> None:
+    _set_up_logging(verbose, quiet)
+    values = MergeConfig.from_file(config) if config else {}
+    given = {name: value for name, value in flags.items() if value is not None and value != []}
+    if "model_path_list" in given:  # a list on the command line beats a model_path_str in the file
+        values.pop("model_path_str", None)
+    merge_config = MergeConfig.from_mapping({**{ALIASES.get(k, k): v for k, v in values.items()}, **given}, config or "flags")
+    from .run import merge
+
+    merge(merge_config)
+
+
+def _set_up_logging(verbose: bool, quiet: bool) -> None:
+    class Format(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            text = super().format(record)
+            return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Format("%(message)s"))
+    logger = logging.getLogger("paddle_merge")
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
+
+
+def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
+    """One field as a parameter of the command. Its default is None, so that only what is given overrides a config file."""
+    meta = item.metadata
+    default = item.default if item.default is not dataclasses.MISSING else None
+    shown = meta.get("shown", default)
+    text = meta["help"] + (f" One of: {', '.join(meta['choices'])}." if meta.get("choices") else "")
+    if shown is not None:
+        text += f" [dim]\\[default: {shown}][/dim]"
+    names = [f"--{item.name}/--no_{item.name}"] if item.name in BOOLS else [f"--{item.name}"]
+    option = typer.Option(*names, help=text, rich_help_panel=meta["group"], show_default=False)
+    kinds: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "list[str]": list[str], "list[float]": list[float]}
+    kind = kinds[str(item.type).removesuffix(" | None")]
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def build_app() -> typer.Typer:
+    """The merge command, with one option per field of MergeConfig."""
+
+    def command(
+        config: str | None = None, version: bool = False, verbose: bool = False, quiet: bool = False, **flags: Any
+    ) -> None:
+        if version:
+            typer.echo(f"paddle_merge {__version__}")
+        else:
+            _run(config, verbose, quiet, flags)
+
+    extra: dict[str, Any] = {
+        "config": typer.Argument(help="JSON or YAML file with the flags' names as fields (PaddleNLP's, for one).", show_default=False),
+        "version": typer.Option("--version", help="Print the version.", rich_help_panel="Running"),
+        "verbose": typer.Option("--verbose", "-v", help="Say more.", rich_help_panel="Running"),
+        "quiet": typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel="Running"),
+    }
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if name == "config" else False,
+            annotation=Annotated[str | None if name == "config" else bool, extra[name]],
+        )
+        for name in extra
+    ]
+    parameters[1:1] = [_option(item) for item in FIELDS.values()]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app.command(help=HELP, epilog=examples(), context_settings={"help_option_names": ["--help", "-h"]})(command)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m paddle_merge` and of `paddle-merge`. Exits 0, 1 (refused or failed), 2 (usage), 130."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if argv[:1] == ["demo"]:
+            from .demo import app
+
+            app(argv[1:], prog_name="python -m paddle_merge demo")
+        build_app()(normal_form(argv) or ["--help"], prog_name="python -m paddle_merge")
+    except MergeError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt

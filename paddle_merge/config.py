@@ -1,0 +1,421 @@
+"""MergeConfig: PaddleNLP's and PaddleFormers' mergekit fields, name for name, and ours. It makes a Recipe.
+
+The command line is built from these fields too, so their help texts are the documentation of the flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .dtypes import FLOATS
+from .errors import ConfigError
+from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
+from .methods.dare import Dare
+from .methods.linear import Linear
+from .methods.magprune import Magprune
+from .methods.slerp import Slerp
+from .methods.ties import Ties
+from .methods.trim import Trim
+from .recipe import Recipe
+
+# Other names that PaddleNLP's documentation and older versions use for a field.
+ALIASES = {
+    "merge_preifx": "merge_prefix",
+    "model_name_or_path_list": "model_path_list",
+    "base_model_name_or_path": "base_model_path",
+}
+# Written beside the fields into merge_config.json; ignored when it is read back.
+RECORD_KEYS = ("paddle_merge_version",)
+
+_MODELS, _METHOD, _TUNE, _OUTPUT, _RUN, _PADDLE = (
+    "What to merge",
+    "How to merge",
+    "Parameters of the methods",
+    "Output",
+    "Running",
+    "PaddleNLP compatibility",
+)
+
+
+def _flag(group: str, help: str, default: Any = None, **metadata: Any) -> Any:
+    """A field with its help. shown: the default as --help shows it. choices: the allowed strings."""
+    extra = {"group": group, "help": help, **metadata}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=extra)
+    return field(default=default, metadata=extra)
+
+
+@dataclass
+class MergeConfig:
+    """Everything a merge can be told, with PaddleNLP's names and defaults. `recipe()` checks it.
+
+    Lists may be given as lists or tuples; None means "not given".
+    """
+
+    model_path_list: list[str] | None = _flag(
+        _MODELS, "Folders (or .safetensors files) of the models to merge: `--model_path_list a b c`."
+    )
+    model_path_str: str | None = _flag(_MODELS, "The same in one word, separated by commas; wins over model_path_list.")
+    base_model_path: str | None = _flag(
+        _MODELS,
+        "The model that all of them were fine-tuned from. With it, methods work on task vectors (model minus base) and add"
+        " the base back; every method but linear and slerp needs it to do what its paper says.",
+    )
+    merge_prefix: str = _flag(
+        _MODELS,
+        "Which weights of a folder: model (model.safetensors) or master_weights. `--merge_preifx` works too.",
+        "model",
+        choices=("model", "master_weights"),
+    )
+    weight_list: list[float] | None = _flag(
+        _METHOD, "One weight per model: `--weight_list 0.3 0.7`. Without it all count the same.", shown="1 each, normalised"
+    )
+    merge_method: str | None = _flag(_METHOD, "A named pair of sparsifier and merge type.", choices=tuple(METHODS), shown="linear")
+    merge_type: str | None = _flag(
+        _METHOD, "Instead of a method: how task vectors become one.", choices=MERGE_TYPES, shown="linear"
+    )
+    sparsify_type: str | None = _flag(
+        _METHOD,
+        "Instead of a method: what is kept of each task vector. trim: the largest elements; dare: random ones; magprune:"
+        " random ones, large ones more readily.",
+        choices=("none", *SPARSIFIERS),
+        shown="none",
+    )
+    normalize: bool = _flag(_METHOD, "Divide by the sum of the weights (ties: of the models that agree).", True)
+    scale: float = _flag(_METHOD, "Factor on the merged task vector before the base is added back. Needs a base model.", 1.0)
+    reserve_p: float = _flag(_TUNE, "trim, dare, magprune: the fraction of elements to keep (papers: density, 1 - drop rate).", 0.7)
+    rescale: bool = _flag(
+        _TUNE,
+        "Scale up what is kept: dare and magprune by 1 / keep probability, trim to the tensor's L1 norm. trim's is"
+        " PaddleNLP's, not the paper's: with many models it makes the merge too strong, so try --no_rescale.",
+        True,
+    )
+    epsilon: float = _flag(_TUNE, "magprune: full width of the range of keep probabilities (DELLA's code: half).", 0.14)
+    ties_elect_type: str = _flag(
+        _TUNE, "ties: elect signs by the sum of the weighted values, or by the count of their signs.", "sum", choices=("sum", "count")
+    )
+    ties_zero_sign: str = _flag(
+        _TUNE,
+        "ties: what a vote that cancels exactly elects. positive: plus, as PaddleNLP (a bias with bfloat16 models); majority:"
+        " the tensor's most frequent sign; drop: nothing, the element stays the base's.",
+        "positive",
+        choices=("positive", "majority", "drop"),
+    )
+    slerp_alpha: float = _flag(_TUNE, "slerp: 0 is the first model, 1 the second.", 0.5)
+    slerp_dot_threshold: float = _flag(_TUNE, "slerp: beyond this |cosine| interpolate linearly.", 0.9995)
+    slerp_normalize_eps: float = _flag(_TUNE, "slerp: a norm up to this counts as 1.", 1e-8)
+    seed: int = _flag(_TUNE, "dare, magprune: the same seed gives the same masks, for any number of workers.", 0)
+    output_path: str | None = _flag(_OUTPUT, "Folder to write to.", shown="./merged-<method>")
+    overwrite: bool = _flag(_OUTPUT, "Replace the weights of an earlier merge in that folder.", False)
+    max_shard_size: str = _flag(_OUTPUT, "Split the output into files of at most this size; it is one file if it fits.", "5GB")
+    out_dtype: str | None = _flag(
+        _OUTPUT, "Storage dtype of the output's floating-point tensors.", choices=tuple(FLOATS), shown="each tensor's own"
+    )
+    copy_file_list: list[str] | None = _flag(
+        _OUTPUT, "More files to copy from the base model's folder (else the first model's), beside config and tokenizer."
+    )
+    n_process: int = _flag(_RUN, "Worker processes. The result doesn't depend on it.", 1)
+    dry_run: bool = _flag(_RUN, "Print the plan and touch nothing.", False)
+    strict: bool = _flag(_RUN, "Make errors of the warnings: NaN or Inf in an input, sparsifying without a base model.", False)
+    tensor_type: str = _flag(_PADDLE, "np: NumPy. pd (Paddle tensors) isn't there yet.", "np", choices=("np", "pd"))
+    device: str = _flag(_PADDLE, "cpu. Others aren't there yet.", "cpu")
+    lora_model_path: str | None = _flag(_PADDLE, "Folding LoRA adapters isn't there yet.")
+    split_pieces: int = _flag(_PADDLE, "Has no effect: tensors are streamed, statistics are always of the whole tensor.", 8)
+    max_tensor_mem: float = _flag(_PADDLE, "Has no effect with np: tensors are streamed, whatever their size.", 0.5)
+    convert_from_hf: bool = _flag(_PADDLE, "With save_to_hf equal to it, the layout stays as it is; converting isn't there yet.", True)
+    save_to_hf: bool = _flag(_PADDLE, "See convert_from_hf.", True)
+    merge_with_qdq_base_model: bool = _flag(_PADDLE, "Quantised base models aren't there yet.", False)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str = "the config") -> MergeConfig:
+        """From a JSON or YAML object of these fields, as PaddleNLP reads and writes it: null and "None" mean not given.
+
+        Raises ConfigError listing every unknown field and wrong type.
+        """
+        problems: list[str] = []
+        known: dict[str, Any] = {}
+        fields = {item.name: item for item in dataclasses.fields(cls)}
+        for key, value in values.items():
+            name = ALIASES.get(key, key)
+            if name in RECORD_KEYS:
+                continue
+            if name not in fields:
+                problems.append(f"{where}: unknown field {key!r}{nearest(key, fields)}")
+                continue
+            if value is None or value == "None":
+                continue
+            if name in known and known[name] != value:
+                problems.append(f"{where}: {key!r} and another spelling of it disagree")
+            try:
+                known[name] = coerce(value, str(fields[name].type))
+            except ValueError as error:
+                problems.append(f"{where}: {key!r} {error}")
+        if problems:
+            raise ConfigError(problems)
+        return cls(**known)
+
+    @classmethod
+    def from_file(cls, path: str) -> dict[str, Any]:
+        """The fields a JSON or YAML file sets, not yet checked. Raises ConfigError."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"{path}: can't be read ({reason})") from None
+        try:
+            if path.endswith(".json"):
+                content = json.loads(text)
+            else:
+                import yaml
+
+                try:
+                    content = yaml.safe_load(text)
+                except yaml.YAMLError as error:
+                    raise ValueError(" ".join(str(error).split())) from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: can't be parsed ({error})") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: must hold the fields of a merge, such as merge_method and model_path_list")
+        if {"models", "slices"} & content.keys():
+            raise ConfigError(f"{path}: looks like a mergekit recipe; those can't be read yet, only the flags as fields")
+        return content
+
+    # --- what it resolves to
+
+    @property
+    def models(self) -> list[str]:
+        """The models' paths: model_path_str if given, else model_path_list."""
+        if self.model_path_str:
+            return [part.strip() for part in self.model_path_str.split(",") if part.strip()]
+        return list(self.model_path_list or [])
+
+    @property
+    def parts(self) -> tuple[str | None, str]:
+        """(sparsifier, merge type) by name."""
+        if self.merge_method in METHODS:
+            return METHODS[self.merge_method]
+        sparsifier = None if self.sparsify_type in (None, "none") else self.sparsify_type
+        return sparsifier, self.merge_type or "linear"
+
+    @property
+    def method(self) -> str:
+        """The name of the pair: a merge method's if there is one, else "trim+slerp"."""
+        names = {pair: name for name, pair in METHODS.items()}
+        sparsifier, merge_type = self.parts
+        return names.get((sparsifier, merge_type), f"{sparsifier}+{merge_type}")
+
+    @property
+    def output(self) -> str:
+        """output_path, or ./merged-<method>."""
+        return self.output_path or os.path.join(".", f"merged-{self.method}")
+
+    def shard_bytes(self) -> int:
+        """max_shard_size in bytes: "5GB" is 5e9, "5GiB" 5 * 2**30. Raises ValueError."""
+        return parse_size(self.max_shard_size)
+
+    def recipe(self) -> Recipe:
+        """What is asked, checked. Raises ConfigError listing everything that is wrong."""
+        problems = self._problems()
+        if problems:
+            raise ConfigError(problems)
+        weights = tuple(self.weight_list) if self.weight_list is not None else (1.0,) * len(self.models)
+        normalize = self.normalize or self.weight_list is None
+        sparsifier_name, merge_type = self.parts
+        sparsifier: Any = {
+            None: None,
+            "trim": Trim(self.reserve_p, self.rescale),
+            "dare": Dare(self.reserve_p, self.rescale),
+            "magprune": Magprune(self.reserve_p, self.epsilon, self.rescale),
+        }[sparsifier_name]
+        merger: Any = {
+            "linear": Linear(weights, normalize),
+            "ties": Ties(weights, normalize, self.ties_elect_type, self.ties_zero_sign),  # type: ignore[arg-type]
+            "slerp": Slerp(self.slerp_alpha, self.slerp_normalize_eps, self.slerp_dot_threshold),
+        }[merge_type]
+        problems = (sparsifier.problems() if sparsifier else []) + merger.problems(len(weights))
+        if problems:
+            raise ConfigError(problems)
+        return Recipe(
+            models=tuple(self.models),
+            base=self.base_model_path,
+            sparsifier=sparsifier,
+            merger=merger,
+            method=self.method,
+            scale=self.scale,
+            seed=self.seed,
+            prefix=self.merge_prefix,
+            out_dtype=FLOATS[self.out_dtype] if self.out_dtype else None,
+        )
+
+    def warnings(self) -> list[str]:
+        """What is allowed but likely not meant."""
+        found = []
+        sparsifier, merge_type = self.parts
+        if sparsifier and not self.base_model_path:
+            found.append(
+                f"without --base_model_path, {sparsifier} zeroes {1 - self.reserve_p:.0%} of the models' weights themselves,"
+                " not of what fine-tuning changed; the merged model will likely be broken"
+            )
+        used = {
+            "reserve_p": sparsifier is not None,
+            "rescale": sparsifier is not None,
+            "epsilon": sparsifier == "magprune",
+            "seed": sparsifier in ("dare", "magprune"),
+            "ties_elect_type": merge_type == "ties",
+            "ties_zero_sign": merge_type == "ties",
+            "slerp_alpha": merge_type == "slerp",
+            "slerp_dot_threshold": merge_type == "slerp",
+            "slerp_normalize_eps": merge_type == "slerp",
+            "normalize": merge_type != "slerp",
+            "split_pieces": False,
+            "max_tensor_mem": False,
+        }
+        defaults = MergeConfig()
+        idle = [name for name, matters in used.items() if not matters and getattr(self, name) != getattr(defaults, name)]
+        if idle:
+            found.append(f"{', '.join(f'--{name}' for name in idle)}: no effect with {self.method}")
+        if not self.normalize and self.weight_list is None and merge_type != "slerp":
+            found.append("--no_normalize without --weight_list: all models count the same and are averaged, as in PaddleNLP")
+        return found
+
+    def to_record(self) -> dict[str, Any]:
+        """The fields that, read back from any folder, repeat this merge: paths made absolute, the method resolved."""
+        record = dataclasses.asdict(self)
+        for name in ("model_path_str", "overwrite", "dry_run"):
+            del record[name]
+        sparsifier, merge_type = self.parts
+        record.update(
+            model_path_list=[os.path.abspath(path) for path in self.models],
+            base_model_path=os.path.abspath(self.base_model_path) if self.base_model_path else None,
+            output_path=os.path.abspath(self.output),
+            merge_method=self.method if self.method in METHODS else None,
+            merge_type=merge_type,
+            sparsify_type=sparsifier,
+        )
+        return record
+
+    # --- checks
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for item in dataclasses.fields(self):
+            value, choices = getattr(self, item.name), item.metadata.get("choices")
+            if choices and value is not None and value not in choices:
+                problems.append(f"--{item.name} {value!r} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                problems.append(f"--{item.name} must be finite")
+        if problems:
+            return problems
+
+        if len(self.models) < 2:
+            problems.append("give at least two models: --model_path_list a b")
+        if self.merge_method:
+            sparsifier, merge_type = METHODS[self.merge_method]
+            if self.merge_type not in (None, merge_type) or self.sparsify_type not in (None, sparsifier or "none"):
+                problems.append(
+                    f"--merge_method {self.merge_method} means --sparsify_type {sparsifier or 'none'} --merge_type {merge_type};"
+                    " leave out the method or the types that contradict it"
+                )
+        if self.weight_list is not None:
+            if self.parts[1] == "slerp":
+                if len(set(self.weight_list)) > 1:
+                    problems.append("slerp goes by --slerp_alpha, not by --weight_list")
+            elif len(self.weight_list) != len(self.models):
+                problems.append(f"--weight_list has {len(self.weight_list)} numbers for {len(self.models)} models")
+        if self.scale != 1.0 and not self.base_model_path:
+            problems.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
+        if self.n_process < 1:
+            problems.append(f"--n_process {self.n_process} must be at least 1")
+        try:
+            self.shard_bytes()
+        except ValueError as error:
+            problems.append(f"--max_shard_size {error}")
+        if self.strict and self.parts[0] and not self.base_model_path:
+            problems.append(self.warnings()[0])
+        return problems + self._not_there_yet()
+
+    def _not_there_yet(self) -> list[str]:
+        found = []
+        if self.tensor_type != "np":
+            found.append(f"--tensor_type {self.tensor_type} isn't there yet; np computes on the CPU")
+        if self.device != "cpu":
+            found.append(f"--device {self.device} isn't there yet; cpu is")
+        if self.lora_model_path:
+            found.append("--lora_model_path isn't there yet; fold the adapter into its base with PaddleNLP first")
+        if self.convert_from_hf != self.save_to_hf:
+            found.append(
+                "converting between Hugging Face's and Paddle's layout isn't there yet; set --convert_from_hf and --save_to_hf"
+                " alike to keep the layout"
+            )
+        if self.merge_with_qdq_base_model:
+            found.append("--merge_with_qdq_base_model isn't there yet")
+        return found
+
+
+def coerce(value: Any, kind: str) -> Any:
+    """A JSON or YAML value as a field of annotated type `kind`. Raises ValueError with the rest of a sentence."""
+    kind = kind.removesuffix(" | None")
+    if kind.startswith("list["):
+        items = value if isinstance(value, list | tuple) else [value]
+        return [coerce(item, kind[5:-1]) for item in items]
+    if kind == "bool" and isinstance(value, str) and parse_bool(value) is not None:
+        return parse_bool(value)
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in ("int", "float") and isinstance(value, str):
+        try:
+            return int(value) if kind == "int" else float(value)
+        except ValueError:
+            pass
+    if kind == "str" and type(value) is int:
+        return str(value)
+    expected: Any = {"bool": bool, "int": int, "float": float, "str": str}[kind]
+    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+        raise ValueError(f"must be {'a list of ' if 'list' in kind else ''}{kind}, not {value!r}")
+    return value
+
+
+def parse_bool(text: str) -> bool | None:
+    """What PaddleNLP's parser takes for a boolean, else None."""
+    lowered = text.lower()
+    if lowered in ("yes", "true", "t", "y", "1"):
+        return True
+    return False if lowered in ("no", "false", "f", "n", "0") else None
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of "5GB" (decimal), "512MiB" (binary) or "1000". Raises ValueError with the rest of a sentence."""
+    stripped = str(text).strip().upper()
+    for exponent, letter in enumerate("KMGT", start=1):
+        for suffix, unit in ((f"{letter}IB", 1024), (f"{letter}B", 1000)):
+            if stripped.endswith(suffix):
+                stripped, factor = stripped.removesuffix(suffix), unit**exponent
+                break
+        else:
+            continue
+        break
+    else:
+        stripped, factor = stripped.removesuffix("B"), 1
+    try:
+        size = int(float(stripped) * factor)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise ValueError(f"{text!r} must be a size such as 5GB, 512MiB or a number of bytes")
+    return size
+
+
+def nearest(word: str, candidates: Any) -> str:
+    """"; did you mean ...?" or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(candidates), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

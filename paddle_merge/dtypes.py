@@ -1,0 +1,57 @@
+"""The one dtype table: what safetensors calls a dtype, how wide it is, and what it is merged in.
+
+A merge computes in twice the width of the storage: bfloat16 and float16 in float32; float32 in float64, because float32
+arithmetic can't promise one unit in the last place of a float32. float64 stays float64. Integers and booleans are never
+averaged (`compute` is None).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DType:
+    """One storage dtype.
+
+    name: as NumPy, Paddle and config.json write it, "bfloat16".
+    tag: as a safetensors header writes it, "BF16".
+    itemsize: bytes per element.
+    raw: the NumPy dtype its bytes are viewed as; 16-bit floats are handled as uint16 bits.
+    compute: "float32" or "float64", the dtype it is merged in; None if it is never averaged.
+    """
+
+    name: str
+    tag: str
+    itemsize: int
+    raw: str
+    compute: str | None = None
+
+    @property
+    def is_float(self) -> bool:
+        return self.compute is not None
+
+
+BFLOAT16 = DType("bfloat16", "BF16", 2, "<u2", "float32")
+FLOAT16 = DType("float16", "F16", 2, "<u2", "float32")
+FLOAT32 = DType("float32", "F32", 4, "<f4", "float64")
+FLOAT64 = DType("float64", "F64", 8, "<f8", "float64")
+UINT16 = DType("uint16", "U16", 2, "<u2")
+
+DTYPES = (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    UINT16,
+    DType("bool", "BOOL", 1, "|b1"),
+    DType("int8", "I8", 1, "|i1"),
+    DType("uint8", "U8", 1, "|u1"),
+    DType("int16", "I16", 2, "<i2"),
+    DType("int32", "I32", 4, "<i4"),
+    DType("uint32", "U32", 4, "<u4"),
+    DType("int64", "I64", 8, "<i8"),
+    DType("uint64", "U64", 8, "<u8"),
+)
+BY_TAG = {dtype.tag: dtype for dtype in DTYPES}
+FLOATS = {dtype.name: dtype for dtype in DTYPES if dtype.is_float}

@@ -1,0 +1,36 @@
+"""What can go wrong, as a tree. Every message is one sentence a user can act on.
+
+MergeError                 anything this package raises on purpose
+├── ConfigError            the command or the config file asks for something that can't be
+├── CheckpointError        an input is damaged, missing, or doesn't fit the others
+├── OutputError            the output can't be written there
+└── WorkError              the merge itself failed: a worker died, a disk filled, an input is not finite
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MergeError(Exception):
+    """Base of all errors raised on purpose; `problems` holds one sentence each."""
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ConfigError(MergeError):
+    """A flag, a field of a config file, or a combination of them is wrong."""
+
+
+class CheckpointError(MergeError):
+    """An input checkpoint can't be read, or the inputs don't fit together."""
+
+
+class OutputError(MergeError):
+    """The output folder can't be written: it exists, is an input, or the disk is too small."""
+
+
+class WorkError(MergeError):
+    """The merge started and could not be finished."""

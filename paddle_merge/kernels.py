@@ -1,0 +1,347 @@
+"""The Numba loops that the np backend runs: the twin of each formula in methods/, and the ways in and out of 16 bits.
+
+Three habits keep them fast. uint32 op uint32 becomes uint64 in Numba, so every integer step is cast back. A branch on random
+data costs ten times an arithmetic select, so there are none in loops over elements. Work goes in chunks that stay in the
+first-level cache. Reductions are summed in eight lanes over chunks of fixed size, so they don't depend on block sizes or on
+how wide this machine's vectors are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy import float32, float64, uint32
+
+CHUNK = 1024  # elements; every block starts at a multiple of it
+jit = njit(cache=True, nogil=True, error_model="numpy")
+
+
+@jit
+def _bits(value):
+    return np.float32(value).view(np.uint32)
+
+
+@jit
+def _float(bits):
+    return np.uint32(bits).view(np.float32)
+
+
+# --- bits to numbers -------------------------------------------------------------------------------------------------
+# Each returns whether the block holds a NaN or Inf.
+
+
+@jit
+def load_bfloat16(raw, out):
+    bad = uint32(0)
+    for i in range(raw.size):
+        bits = uint32(raw[i])
+        bad |= uint32((bits & uint32(0x7F80)) == uint32(0x7F80))
+        out[i] = _float(bits << uint32(16))
+    return bad != uint32(0)
+
+
+@jit
+def load_float16(raw, out):
+    bad = uint32(0)
+    for i in range(raw.size):
+        bits = uint32(raw[i])
+        special = uint32((bits & uint32(0x7C00)) == uint32(0x7C00))
+        bad |= special
+        # Shifted into place the exponent is 112 too small; the product puts it right, denormals included.
+        small = _float(uint32(bits & uint32(0x7FFF)) << uint32(13)) * float32(2.0**112)
+        widened = uint32(_bits(small) | uint32(uint32(bits & uint32(0x8000)) << uint32(16)))
+        out[i] = _float(widened | uint32(special * uint32(0x7F800000)))
+    return bad != uint32(0)
+
+
+@jit
+def load_float(raw, out):
+    bad = 0
+    for i in range(raw.size):
+        value = raw[i]
+        bad |= (value - value) != 0
+        out[i] = value
+    return bad != 0
+
+
+# --- numbers to bits, rounding to nearest even -----------------------------------------------------------------------
+# Each returns whether a finite number became infinite, or was not finite to begin with.
+
+
+@jit
+def store_bfloat16(values, raw):
+    bad = uint32(0)
+    for i in range(raw.size):
+        bits = _bits(values[i])
+        rounded = uint32(bits + uint32(0x7FFF) + uint32(uint32(bits >> uint32(16)) & uint32(1)))
+        nan = uint32(uint32(bits & uint32(0x7FFFFFFF)) > uint32(0x7F800000))
+        rounded = uint32(rounded >> uint32(16)) if nan == uint32(0) else uint32(uint32(bits >> uint32(16)) | uint32(0x40))
+        bad |= uint32(uint32(rounded & uint32(0x7F80)) == uint32(0x7F80))
+        raw[i] = np.uint16(rounded)
+    return bad != uint32(0)
+
+
+@jit
+def store_float16(values, raw):
+    bad = uint32(0)
+    half = _bits(float32(0.5))
+    for i in range(raw.size):
+        bits = _bits(values[i])
+        sign = uint32(uint32(bits >> uint32(16)) & uint32(0x8000))
+        size = uint32(bits & uint32(0x7FFFFFFF))
+        # Below the smallest normal number, adding 0.5 rounds to the spacing of float16's denormals.
+        tiny = uint32(_bits(_float(size) + float32(0.5)) - half)
+        odd = uint32(uint32(size >> uint32(13)) & uint32(1))
+        normal = uint32(uint32(size - uint32(112 << 23) + uint32(0xFFF) + odd) >> uint32(13))
+        value = tiny if size < uint32(113 << 23) else normal
+        value = uint32(0x7C00) if size >= uint32(0x477FF000) else value  # 65520 and up round to infinity
+        value = uint32(0x7E00) if size > uint32(0x7F800000) else value
+        bad |= uint32(value >= uint32(0x7C00))
+        raw[i] = np.uint16(sign | value)
+    return bad != uint32(0)
+
+
+@jit
+def store_float(values, raw):
+    bad = 0
+    for i in range(raw.size):
+        value = raw.dtype.type(values[i])
+        bad |= (value - value) != 0
+        raw[i] = value
+    return bad != 0
+
+
+@jit
+def round_to_odd(values, out):
+    """float64 -> float32 such that rounding the result to 16 bits equals rounding the float64 once (Boldo-Melquiond)."""
+    for i in range(values.size):
+        value = values[i]
+        near = float32(value)
+        bits = _bits(near)
+        inexact = uint32(float64(near) != value) & uint32((near - near) == float32(0))
+        away = inexact & uint32(abs(float64(near)) > abs(value))
+        out[i] = _float(uint32(bits - away) | inexact)
+
+
+# --- task vectors ----------------------------------------------------------------------------------------------------
+
+
+@jit
+def subtract(x, base):
+    for k in range(x.shape[0]):
+        row = x[k]
+        for i in range(base.size):
+            row[i] -= base[i]
+
+
+@jit
+def add_scaled(base, x, scale):
+    for i in range(x.size):
+        x[i] = base[i] + scale * x[i]
+
+
+# --- sparsifiers: in place -------------------------------------------------------------------------------------------
+
+
+@jit
+def trim(x, threshold, factor):
+    limit = threshold[0]
+    for i in range(x.size):
+        small = threshold.dtype.type(abs(x[i])) < limit
+        x[i] = x.dtype.type(0) if small else x[i] * factor
+
+
+@jit
+def _hash(i, k0, k1):
+    h = uint32(uint32(i) + k0)
+    h = uint32(uint32(h ^ uint32(h >> uint32(16))) * uint32(0x7FEB352D))
+    h = uint32(uint32(h ^ uint32(h >> uint32(15))) * uint32(0x846CA68B))
+    h = uint32(uint32(h ^ uint32(h >> uint32(16))) ^ k1)
+    h = uint32(uint32(h ^ uint32(h >> uint32(16))) * uint32(0x21F0AAAD))
+    h = uint32(uint32(h ^ uint32(h >> uint32(15))) * uint32(0xD35A2D97))
+    return uint32(h ^ uint32(h >> uint32(15)))
+
+
+@jit
+def dare(x, k0, k1, limit, scale):
+    zero = x.dtype.type(0)
+    for i in range(x.size):
+        x[i] *= scale if _hash(i, k0, k1) <= limit else zero
+
+
+@jit
+def magprune(x, k0, k1, limits, scales):
+    zero = x.dtype.type(0)
+    for i in range(x.size):
+        b = uint32(_bits(abs(x[i])) >> uint32(12))
+        x[i] *= scales[b] if _hash(i, k0, k1) <= limits[b] else zero
+
+
+# --- merge types: the result replaces row 0 --------------------------------------------------------------------------
+
+
+@jit
+def linear(x, weights):
+    merged = x[0]
+    for i in range(merged.size):
+        merged[i] *= weights[0]
+    for k in range(1, x.shape[0]):
+        row, weight = x[k], weights[k]
+        for i in range(merged.size):
+            merged[i] += row[i] * weight
+
+
+@jit
+def _vote(x, weights, by_count, begin, end, votes, total):
+    """votes: what the elected sign is the sign of; total: the weighted sum. Both for the chunk begin..end."""
+    for i in range(votes.size):
+        votes[i] = 0
+        total[i] = 0
+    for k in range(x.shape[0]):
+        row, weight = x[k, begin:end], weights[k]
+        for i in range(row.size):
+            total[i] += row[i] * weight
+        if by_count:
+            for i in range(row.size):
+                value = row[i] * weight
+                votes[i] += x.dtype.type(value > 0) - x.dtype.type(value < 0)
+    if not by_count:
+        for i in range(votes.size):
+            votes[i] = total[i]
+
+
+@jit
+def ties(x, weights, by_count, zero_sign, normalize):
+    n = x.shape[1]
+    one, zero = x.dtype.type(1), x.dtype.type(0)
+    sign, total = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
+    divisor, merged = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
+    for begin in range(0, n, CHUNK):
+        end = min(begin + CHUNK, n)
+        s, t, d, m = sign[: end - begin], total[: end - begin], divisor[: end - begin], merged[: end - begin]
+        _vote(x, weights, by_count, begin, end, s, t)
+        for i in range(s.size):
+            s[i] = one if s[i] > zero else (-one if s[i] < zero else x.dtype.type(zero_sign))
+            m[i] = zero * t[i]  # NaN and Inf stay visible
+            d[i] = zero
+        for k in range(x.shape[0]):
+            row, weight = x[k, begin:end], weights[k]
+            for i in range(row.size):
+                value = row[i] * weight
+                agrees = x.dtype.type(value * s[i] > zero)
+                m[i] += value if agrees > zero else zero
+                d[i] += weight * agrees
+        out = x[0, begin:end]
+        if normalize:
+            for i in range(m.size):
+                out[i] = m[i] / (d[i] if d[i] != zero else one)
+        else:
+            for i in range(m.size):
+                out[i] = m[i]
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+@jit
+def elected_balance(x, weights, by_count):
+    """How many more elements elect plus than minus."""
+    n = x.shape[1]
+    balance = 0
+    votes, total = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
+    for begin in range(0, n, CHUNK):
+        end = min(begin + CHUNK, n)
+        v = votes[: end - begin]
+        _vote(x, weights, by_count, begin, end, v, total[: end - begin])
+        for i in range(v.size):
+            balance += int(v[i] > 0) - int(v[i] < 0)
+    return balance
+
+
+@jit
+def add_bins(x, counts):
+    for i in range(x.size):
+        counts[uint32(_bits(abs(x[i])) >> uint32(12))] += counts.dtype.type(1)
+
+
+@jit
+def _sum_lanes(lanes):
+    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
+
+
+@jit
+def add_gram(x, gram):
+    """gram += x @ x.T, in float64."""
+    n = x.shape[1]
+    lanes = np.empty(8, np.float64)
+    for j in range(x.shape[0]):
+        for k in range(j + 1):
+            for begin in range(0, n, CHUNK):
+                end = min(begin + CHUNK, n)
+                a, b = x[j, begin:end], x[k, begin:end]
+                lanes[:] = 0.0
+                whole = a.size - a.size % 8
+                for i in range(0, whole, 8):
+                    for lane in range(8):
+                        lanes[lane] += float64(a[i + lane]) * float64(b[i + lane])
+                for i in range(whole, a.size):
+                    lanes[i - whole] += float64(a[i]) * float64(b[i])
+                gram[j, k] += _sum_lanes(lanes)
+            gram[k, j] = gram[j, k]
+
+
+@jit
+def count_between(x, bounds, stride, counts, sums, values):
+    """One block of select.Bracket's pass."""
+    lo, hi = bounds[0], bounds[1]
+    separate = hi != lo
+    kind = bounds.dtype.type
+    inf = kind(np.inf)
+    size = np.empty(CHUNK, bounds.dtype)
+    lanes, above = np.empty(8, np.float64), np.empty(8, np.float64)
+    below = at_lo = at_hi = 0
+    inside, collected = counts[2], counts[4]
+    for begin in range(0, x.size, CHUNK):
+        chunk = x[begin : begin + CHUNK]
+        m = size[: chunk.size]
+        for i in range(m.size):
+            value = kind(abs(chunk[i]))
+            m[i] = value if value == value else inf
+        b = l = h = 0
+        for i in range(m.size):
+            b += m[i] < lo
+            l += m[i] == lo
+            h += m[i] == hi
+        below, at_lo, at_hi = below + b, at_lo + l, at_hi + h
+        lanes[:] = 0.0
+        above[:] = 0.0
+        whole = m.size - m.size % 8
+        for i in range(0, whole, 8):
+            for lane in range(8):
+                value = float64(m[i + lane])
+                lanes[lane] += value
+                above[lane] += value if m[i + lane] > hi else 0.0
+        for i in range(whole, m.size):
+            value = float64(m[i])
+            lanes[i - whole] += value
+            above[i - whole] += value if m[i] > hi else 0.0
+        sums[0] += _sum_lanes(lanes)
+        sums[1] += _sum_lanes(above)
+        if stride == 1 and collected + m.size <= values.size:
+            before = collected
+            for i in range(m.size):
+                values[collected] = m[i]
+                collected += (m[i] > lo) & (m[i] < hi)
+            inside += collected - before
+        else:
+            for i in range(m.size):
+                if m[i] > lo and m[i] < hi:
+                    if inside % stride == 0 and collected < values.size:
+                        values[collected] = m[i]
+                        collected += 1
+                    inside += 1
+    counts[0] += below
+    counts[1] += at_lo
+    counts[2] = inside
+    counts[3] += at_hi if separate else 0
+    counts[4] = collected

@@ -1,0 +1,88 @@
+"""The methods. One paper, one file: its formula in backend words, its parameters, and what it must measure beforehand.
+
+A merge method is two named parts, a sparsifier (what of each task vector is kept) and a merge type (how the task vectors
+become one); `METHODS` names the pairs that people ask for. To add one: write its file (dare.py and linear.py are the
+shortest to learn from), then name it in SPARSIFIERS or MERGE_TYPES. It runs from its formula alone; a loop of the same name
+in kernels.py makes it fast.
+
+Formulas take `xp` first: any namespace that speaks NumPy's words. They never see files, dtypes or workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+
+class Tensor(Protocol):
+    """What a method sees of the tensor being merged while it measures.
+
+    Rows are models: x[k] is model k's task vector (its weights, if there is no base model), flattened, in compute dtype.
+    """
+
+    name: str
+    size: int  # elements
+    models: int
+    seed: int
+    narrow: bool  # False for float64 storage; True: magnitudes are compared as float32
+
+    def deltas(self) -> Iterator[tuple[int, Any]]:
+        """(start, x) block by block in element order, x of shape (models, block size). Reads the tensor once."""
+
+    def sparsified(self) -> Iterator[tuple[int, Any]]:
+        """The same after the sparsifier."""
+
+    def sample(self, count: int) -> Any:
+        """(models, about count) elements spread evenly over the tensor, the same ones every time."""
+
+
+class Sparsifier(Protocol):
+    """Decides what of each task vector is kept. Instances are frozen dataclasses of the method's parameters."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether `prepare` reads the tensor, so that it can't be cut into pieces for several workers."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the parameters: sentences that name the flag and the remedy."""
+
+    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+        """What `apply` needs to know of this tensor: one state per model."""
+
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+        """One model's block x (n,), beginning at element `start`, sparsified. May reuse x's memory."""
+
+
+class Merger(Protocol):
+    """Makes one task vector of several."""
+
+    @property
+    def measures(self) -> bool:
+        """As Sparsifier.measures."""
+
+    def problems(self, models: int) -> list[str]:
+        """As Sparsifier.problems, for this many models."""
+
+    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+        """What `apply` needs to know of this tensor."""
+
+    def apply(self, x: Any, state: Any, backend: Any) -> Any:
+        """The merged block (n,) of x (models, n). May reuse x's memory."""
+
+    def effective_weights(self, models: int) -> Sequence[float]:
+        """What each model counts for, for the plan and the model card."""
+
+
+SPARSIFIERS = ("trim", "dare", "magprune")
+MERGE_TYPES = ("linear", "ties", "slerp")
+
+# merge method -> (sparsifier, merge type)
+METHODS: dict[str, tuple[str | None, str]] = {
+    "linear": (None, "linear"),
+    "slerp": (None, "slerp"),
+    "ties": ("trim", "ties"),
+    "dare_linear": ("dare", "linear"),
+    "dare_ties": ("dare", "ties"),
+    "della": ("magprune", "ties"),
+    "della_linear": ("magprune", "linear"),
+}

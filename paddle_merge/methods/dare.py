@@ -1,0 +1,48 @@
+"""DARE: drop each element of a task vector at random, scale the rest up to keep the mean (Yu et al. 2024, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..masks import block_key, keep_limit, mask_key
+from . import Tensor
+
+
+def dare(xp: Any, x: Any, hashes: Any, limit: Any, scale: Any) -> Any:
+    """x (n,), hashes (n,) uint32 -> (n,): x * scale where hash <= limit, else 0 (NaN and Inf stay visible)."""
+    return x * xp.where(hashes <= limit, scale, 0)
+
+
+@dataclass(frozen=True)
+class Dare:
+    """density: the probability of keeping an element, in (0, 1]; the paper's drop rate is 1 - density.
+    rescale: divide what is kept by density.
+    """
+
+    density: float = 0.7
+    rescale: bool = True
+
+    measures = False
+
+    def problems(self) -> list[str]:
+        return density_problems(self.density)
+
+    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+        scale = 1.0 / self.density if self.rescale else 1.0
+        keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
+        return [(key, keep_limit(self.density), backend.scalar(scale)) for key in keys]
+
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+        key, limit, scale = state
+        return backend.apply_masked(dare, x, block_key(key, start), limit, scale)
+
+
+def density_problems(density: float) -> list[str]:
+    """Why this is not a fraction of elements to keep."""
+    if 0.0 < density <= 1.0:
+        return []
+    if density == 0.0:
+        return ["--reserve_p 0 keeps nothing of the models; it must be greater than 0 and at most 1"]
+    return [f"--reserve_p {density:g} is the fraction of elements to keep: greater than 0 and at most 1"]

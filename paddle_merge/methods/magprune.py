@@ -1,0 +1,90 @@
+"""MAGPRUNE, DELLA's sampling: drop at random, small elements more readily than large ones (Deep et al. 2024, section 3.1).
+
+The element of rank r by magnitude (0 = largest, of n) is dropped with probability (1 - density) - epsilon/2 + epsilon r/n,
+and what is kept is divided by its own keep probability. As in PaddleNLP, ranks are over the whole tensor and epsilon is
+the full width of the range (DELLA's code and mergekit: ranks per row, epsilon half the width).
+
+Ranks come from a histogram: magnitudes whose float32 values agree in their leading 12 significant bits share their mean
+rank. So equal elements get equal probabilities, whatever their order; the expected number kept is exact; and no
+probability is off by more than epsilon/2 times the fraction of elements that share it (for Gaussian deltas, 2e-4 epsilon).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..masks import block_key, keep_limit, mask_key
+from . import Tensor
+from .dare import density_problems
+
+BIN_SHIFT = 12  # of the float32 bits of |x|: 11 of 23 fraction bits are kept
+BINS = 1 << (31 - BIN_SHIFT)
+
+
+def magnitude_bins(xp: Any, x: Any) -> Any:
+    """x (n,) -> (n,) in [0, BINS): the bins, which order as the magnitudes do."""
+    return xp.abs(x).astype(xp.float32).view(xp.uint32) >> BIN_SHIFT
+
+
+def magprune(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
+    """x (n,), hashes (n,) uint32; limits and scales (BINS,) -> (n,): x * scale where hash <= limit of its bin, else 0."""
+    bins = magnitude_bins(xp, x)
+    return x * xp.where(hashes <= limits[bins], scales[bins], 0)
+
+
+def keep_probabilities(counts: Any, density: float, epsilon: float) -> Any:
+    """counts (bins,) of elements, by ascending magnitude -> (bins,) float64: the keep probability in each bin."""
+    n = counts.sum()
+    larger = n - np.cumsum(counts, dtype=np.int64)
+    mean_rank = larger + (counts - 1.0) / 2.0
+    return 1.0 - ((1.0 - density) - epsilon / 2.0 + epsilon / n * mean_rank)
+
+
+@dataclass(frozen=True)
+class Magprune:
+    """density: the mean probability of keeping an element. epsilon: keep probabilities span density -/+ epsilon/2.
+    rescale: divide what is kept by its keep probability.
+    """
+
+    density: float = 0.7
+    epsilon: float = 0.14
+    rescale: bool = True
+
+    measures = True
+
+    def problems(self) -> list[str]:
+        found = density_problems(self.density)
+        if found:
+            return found
+        widest = 2.0 * min(self.density, 1.0 - self.density)
+        if not 0.0 <= self.epsilon <= widest + 1e-12:
+            found.append(
+                f"--epsilon {self.epsilon:g} with --reserve_p {self.density:g} would need probabilities outside 0 to 1: keep"
+                f" probabilities span reserve_p -/+ epsilon/2, so epsilon may be at most {widest:g}"
+            )
+        return found
+
+    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+        counts = [backend.zeros_counts(BINS, tensor.size) for _ in range(tensor.models)]
+        for _, x in tensor.deltas():
+            for row, count in zip(x, counts, strict=True):
+                backend.add_bins(row, count)
+        keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
+        return [(key, *self._tables(count, backend)) for key, count in zip(keys, counts, strict=True)]
+
+    def _tables(self, counts: Any, backend: Any) -> tuple[Any, Any]:
+        used = np.flatnonzero(counts)
+        keep = keep_probabilities(counts[used], self.density, self.epsilon)
+        limits = np.zeros(BINS, np.uint32)
+        limits[used] = keep_limit(keep)
+        scales = backend.zeros(BINS)
+        scales[used] = 1.0 / keep if self.rescale else 1.0
+        return limits, scales
+
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+        key, limits, scales = state
+        return backend.apply_masked(magprune, x, block_key(key, start), limits, scales)

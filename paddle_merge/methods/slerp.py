@@ -1,0 +1,64 @@
+"""Spherical linear interpolation between two models (Shoemake 1985), from the first (t = 0) to the second (t = 1).
+
+The angle is that between the two whole tensors (between their task vectors, with a base model); the coefficients then act
+on the tensors as they are, not on unit vectors. Nearly parallel tensors are interpolated linearly, as in PaddleNLP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import Tensor
+from .linear import linear
+
+
+def coefficients(gram: Any, t: float, normalize_eps: float, dot_threshold: float) -> tuple[float, float]:
+    """gram (2, 2) float64 dot products -> the factors of the two tensors.
+
+    normalize_eps: a norm up to this is taken as 1. dot_threshold: beyond this |cosine| the interpolation is linear.
+    """
+    norms = [math.sqrt(gram[k][k]) for k in (0, 1)]
+    norms = [norm if norm > normalize_eps else 1.0 for norm in norms]
+    cosine = gram[0][1] / (norms[0] * norms[1])
+    if not abs(cosine) <= dot_threshold:  # so that NaN takes this road too
+        return 1.0 - t, t
+    angle = math.acos(min(1.0, max(-1.0, cosine)))
+    if math.sin(angle) == 0.0:
+        return 1.0 - t, t
+    return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+@dataclass(frozen=True)
+class Slerp:
+    """t: PaddleNLP's slerp_alpha, toward the second model. The others as in `coefficients`."""
+
+    t: float = 0.5
+    normalize_eps: float = 1e-8
+    dot_threshold: float = 0.9995
+
+    measures = True
+
+    def problems(self, models: int) -> list[str]:
+        found = [] if models == 2 else [f"slerp merges two models, not {models}; use linear or ties for more"]
+        if not 0.0 <= self.t <= 1.0:
+            found.append(f"--slerp_alpha {self.t:g} must lie between 0 (the first model) and 1 (the second)")
+        if not 0.0 <= self.dot_threshold <= 1.0:
+            found.append(f"--slerp_dot_threshold {self.dot_threshold:g} is a cosine and must lie between 0 and 1")
+        if not self.normalize_eps >= 0.0:
+            found.append(f"--slerp_normalize_eps {self.normalize_eps:g} must not be negative")
+        return found
+
+    def effective_weights(self, models: int) -> Sequence[float]:
+        return [1.0 - self.t, self.t]
+
+    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+        gram = backend.zeros_float64((2, 2))
+        for _, x in tensor.sparsified():
+            backend.add_gram(x, gram)
+        return backend.array(coefficients(gram, self.t, self.normalize_eps, self.dot_threshold))
+
+    def apply(self, x: Any, state: Any, backend: Any) -> Any:
+        return backend.apply(linear, x, state)

@@ -1,0 +1,56 @@
+"""Trim, TIES' first step: keep the elements of largest magnitude (Yadav et al. 2023, section 3).
+
+The rule is PaddleNLP's: keep |x| >= quantile(|x|, 1 - density) over the whole tensor (the paper: over the whole model).
+Rescaling, PaddleNLP's too (the paper has none), restores the L1 norm; it makes the sum of several trimmed task vectors
+larger than the paper's, so where merges come out too strong, turn it off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..select import select_quantile
+from . import Tensor
+from .dare import density_problems
+
+
+def trim(xp: Any, x: Any, threshold: Any, factor: Any) -> Any:
+    """x (n,) -> (n,): x * factor where |x| >= threshold, else 0 (NaN stays visible).
+
+    threshold: (1,) in the dtype in which magnitudes are compared.
+    """
+    return xp.where(xp.abs(x).astype(threshold.dtype) < threshold, 0, x) * factor
+
+
+@dataclass(frozen=True)
+class Trim:
+    """density: the fraction to keep, in (0, 1]. rescale: multiply by sum |x| / sum |kept|."""
+
+    density: float = 0.7
+    rescale: bool = True
+
+    @property
+    def measures(self) -> bool:
+        return self.density < 1.0
+
+    def problems(self) -> list[str]:
+        return density_problems(self.density)
+
+    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+        if not self.measures:
+            return [None] * tensor.models
+        states = []
+        for cut in select_quantile(tensor, backend, 1.0 - self.density):
+            factor = cut.total / cut.kept if self.rescale and cut.kept > 0 else 1.0
+            if not math.isfinite(factor):  # an Inf or NaN in the input must not spread over the whole tensor
+                factor = 1.0
+            states.append((np.array([cut.threshold]), backend.scalar(factor)))
+        return states
+
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+        return x if state is None else backend.apply(trim, x, *state)

@@ -1,0 +1,181 @@
+"""safetensors, single and sharded: header length (8 bytes, little-endian), JSON header, tensors back to back.
+
+The header is read and checked here rather than by the safetensors library because the merge needs each tensor's byte
+offset, which the library doesn't tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import math
+import os
+import struct
+from typing import Any
+
+from ..dtypes import BFLOAT16, BY_TAG, UINT16
+from ..errors import CheckpointError
+from . import Checkpoint, TensorEntry, parse_json, read_json
+
+MAX_HEADER = 100_000_000  # the limit of the safetensors library
+
+
+def open_folder(path: str, prefix: str) -> Checkpoint:
+    """The checkpoint in a folder: the shards its index names, or the single file. Raises CheckpointError."""
+    single = os.path.join(path, f"{prefix}.safetensors")
+    index = f"{single}.index.json"
+    if not os.path.isfile(index):
+        if not os.path.isfile(single):
+            raise CheckpointError(_nothing_here(path, prefix))
+        return open_files(path, path, [single], None)
+
+    weight_map = _read_weight_map(index)
+    shards = sorted(set(weight_map.values()))
+    if os.path.isfile(single) and shards != [os.path.basename(single)]:
+        raise CheckpointError(
+            f"{path}: has both {os.path.basename(single)} and {os.path.basename(index)}, and loaders disagree about which"
+            " counts; remove the stale one"
+        )
+    missing = [shard for shard in shards if not os.path.isfile(os.path.join(path, shard))]
+    if missing:
+        raise CheckpointError(f"{index}: names shards that are not there: {', '.join(missing)}")
+    return open_files(path, path, [os.path.join(path, shard) for shard in shards], weight_map)
+
+
+def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, str] | None) -> Checkpoint:
+    """The checkpoint made of `files`; `weight_map` (tensor -> shard), if given, must say exactly what the files hold."""
+    tensors: dict[str, TensorEntry] = {}
+    formats: set[str | None] = set()
+    problems: list[str] = []
+    for file in files:
+        try:
+            entries, metadata = _read_header(file, folder)
+        except CheckpointError as error:
+            problems += error.problems
+            continue
+        formats.add(metadata.get("format"))
+        for entry in entries:
+            if entry.name in tensors:
+                problems.append(f"{file}: tensor {entry.name!r} is also in {tensors[entry.name].file}")
+            tensors[entry.name] = entry
+    if weight_map is not None and not problems:
+        held = {name: os.path.basename(entry.file) for name, entry in tensors.items()}
+        for name in sorted(held.keys() | weight_map.keys()):
+            listed, holder = weight_map.get(name), held.get(name)
+            if listed != holder:
+                problems.append(f"{path}: the index puts tensor {name!r} in {listed}, but it is in {holder}")
+    if len(formats) > 1:
+        problems.append(f"{path}: its shards have different metadata formats: {sorted(map(str, formats))}")
+    if problems:
+        raise CheckpointError(problems)
+    return Checkpoint(path, folder, next(iter(formats)), tensors)
+
+
+def _read_weight_map(index: str) -> dict[str, str]:
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{index}: has no weight_map from tensor names to shard names")
+    for shard in sorted(set(weight_map.values())):
+        if os.path.basename(shard) != shard or shard in ("", ".", ".."):
+            raise CheckpointError(f"{index}: names a shard outside its folder: {shard!r}")
+    if not weight_map:
+        raise CheckpointError(f"{index}: its weight_map is empty")
+    return weight_map
+
+
+def _read_header(file: str, folder: str) -> tuple[list[TensorEntry], dict[str, str]]:
+    """One file's tensors, by offset, and its metadata. Raises CheckpointError listing all that is wrong with it."""
+    try:
+        with open(file, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= min(size - 8, MAX_HEADER):
+                raise CheckpointError(f"{file}: is not a safetensors file, or is cut off within its header")
+            text = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
+    try:
+        header = parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: its header is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: its header is not a JSON object")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{file}: its __metadata__ is not a map from strings to strings")
+
+    problems: list[str] = []
+    entries: list[TensorEntry] = []
+    for name, info in header.items():
+        try:
+            entries.append(_read_entry(name, info, file, 8 + length))
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(problems)
+
+    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    end = 8 + length
+    for entry in entries:
+        if entry.offset != end:
+            raise CheckpointError(f"{file}: tensor {entry.name!r} overlaps another, or leaves a gap before it")
+        end += entry.nbytes
+    if end != size:
+        fault = "is cut off" if end > size else "is longer than its header says"
+        raise CheckpointError(f"{file}: {fault} ({size} bytes, the header needs {end})")
+    if any(entry.dtype is UINT16 for entry in entries):
+        entries = [_uint16_is_bfloat16(entry, folder) for entry in entries]
+    return entries, metadata
+
+
+def _read_entry(name: str, info: Any, file: str, data_start: int) -> TensorEntry:
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry")
+    tag, shape, offsets = info.get("dtype"), info.get("shape"), info.get("data_offsets")
+    dtype = BY_TAG.get(tag) if isinstance(tag, str) else None
+    if dtype is None:
+        raise CheckpointError(
+            f"{file}: tensor {name!r} has dtype {tag}, which can't be merged yet; convert it to bfloat16 first"
+        )
+    if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
+        raise CheckpointError(f"{file}: tensor {name!r} has a malformed shape or data_offsets")
+    nbytes = math.prod(shape) * dtype.itemsize
+    if offsets[1] - offsets[0] != nbytes:
+        raise CheckpointError(
+            f"{file}: tensor {name!r} is {dtype.name} {shape}, {nbytes} bytes, but its data_offsets span"
+            f" {offsets[1] - offsets[0]}"
+        )
+    return TensorEntry(name, dtype, tuple(shape), file, data_start + offsets[0], nbytes)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _uint16_is_bfloat16(entry: TensorEntry, folder: str) -> TensorEntry:
+    """PaddleNLP writes bfloat16 under the tag U16; its config.json tells. Any other uint16 tensor can't be weights."""
+    if entry.dtype is not UINT16:
+        return entry
+    path = os.path.join(folder, "config.json")
+    config = read_json(path) if os.path.isfile(path) else {}
+    says = config.get("dtype", config.get("torch_dtype")) if isinstance(config, dict) else None
+    if says != "bfloat16":
+        raise CheckpointError(
+            f"{entry.file}: tensor {entry.name!r} has dtype U16, which PaddleNLP writes for bfloat16, but {path} doesn't"
+            ' say "dtype": "bfloat16"; add that if these are bfloat16 weights'
+        )
+    return dataclasses.replace(entry, dtype=BFLOAT16)
+
+
+def _nothing_here(path: str, prefix: str) -> str:
+    wanted = f"{path}: has no {prefix}.safetensors and no {prefix}.safetensors.index.json"
+    for suffix in (".pdparams", ".distcp", ".bin", ".safetensors"):
+        found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{suffix}")))
+        if found:
+            name = os.path.basename(found[0])
+            if suffix == ".safetensors":
+                return f"{wanted}; it has {name}: give that file, or its prefix with --merge_prefix"
+            return f"{wanted}; it has {name}, but {suffix} files can't be read yet: save the model as safetensors"
+    return wanted

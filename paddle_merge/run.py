@@ -1,0 +1,259 @@
+"""Plan -> workers -> finished checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
+
+import numpy as np
+
+from .blocks import Files
+from .config import MergeConfig
+from .errors import CheckpointError, OutputError, WorkError
+from .plan import Piece, Plan, make_plan
+from .sidecars import read_sidecars, record, sidecar_names
+from .worker import Job, Report, Worker
+from .writer import Output, check_output
+
+log = logging.getLogger("paddle_merge")
+
+
+def merge(config: MergeConfig, progress: bool | None = None) -> str:
+    """Merge as `config` says; return the output folder.
+
+    progress: whether to show a progress bar; None: if standard error is a terminal.
+    Raises MergeError (ConfigError, CheckpointError, OutputError, WorkError), each listing all problems found. A merge that
+    fails or is interrupted leaves nothing that looks like a checkpoint.
+    """
+    started = time.perf_counter()
+    recipe = config.recipe()
+    plan = make_plan(recipe, config.n_process, config.shard_bytes())
+    names = sidecar_names(plan, config.copy_file_list)
+    if config.dry_run:
+        log.info("%s", describe(plan, config, names))
+        return config.output
+    problems = check_output(config.output, plan, config.overwrite)
+    if problems:
+        raise OutputError(problems)
+    for warning in [*config.warnings(), *plan.warnings]:
+        log.warning("%s", warning)
+    log.info("%s", describe(plan, config, names))
+    _check_equal(plan)
+
+    output = Output(config.output, plan)
+    try:
+        output.create()
+        reports = _work(plan, Job(plan, output.partial_paths), progress)
+        _notice(plan, reports, config.strict)
+        output.finish(read_sidecars(plan, names, config), record(config))
+    except BaseException:
+        output.abandon()
+        raise
+    seconds = time.perf_counter() - started
+    rate = (plan.bytes_in + plan.bytes_out) / seconds / 1e9
+    log.info("merged into %s in %.1f s (%.2f GB/s read and written)", config.output, seconds, rate)
+    return config.output
+
+
+def describe(plan: Plan, config: MergeConfig, names: Sequence[str]) -> str:
+    """The plan for people: a few lines."""
+    recipe = plan.recipe
+    weights = recipe.merger.effective_weights(len(recipe.models))
+    merged = [tensor for tensor in plan.tensors if tensor.merged]
+    dtypes = ", ".join(sorted({tensor.dtype.name for tensor in merged})) or "none"
+    parameters = sum(tensor.size for tensor in merged)
+    copied = len(plan.tensors) - len(merged)
+    shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
+    lines = [f"method   {recipe.method}: {_parameters(recipe)}"]
+    lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, recipe.models, strict=True)]
+    lines.append(f"base     {recipe.base}" if recipe.base else "base     none: the weights themselves are merged")
+    lines.append(
+        f"tensors  {len(merged)} merged ({parameters / 1e6:,.1f} M parameters, {dtypes})"
+        + (f", {copied} copied (integers, equal in all models)" if copied else "")
+    )
+    lines.append(f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if recipe.measures else ''}")
+    lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
+    lines.append(f"copied   {', '.join(names) or 'nothing'} from {plan.donor.folder}")
+    lines.append(
+        f"workers  {plan.n_process}, together at most about {plan.memory / 1e6:.0f} MB of memory, whatever the model's size"
+    )
+    return "\n".join(lines)
+
+
+def _parameters(recipe: Any) -> str:
+    import dataclasses
+
+    shown: dict[str, Any] = {}
+    for part in (recipe.sparsifier, recipe.merger):
+        if part is not None:
+            shown |= {item.name: getattr(part, item.name) for item in dataclasses.fields(part) if item.name != "weights"}
+    if recipe.base is not None:
+        shown["scale"] = recipe.scale
+    if recipe.sparsifier is not None and recipe.sparsifier.__class__.__name__ != "Trim":
+        shown["seed"] = recipe.seed
+    return ", ".join(f"{name} {value}" for name, value in shown.items()) or "no parameters"
+
+
+def _check_equal(plan: Plan) -> None:
+    """Integers and booleans can't be averaged: they must be the same in all inputs. Raises CheckpointError."""
+    files = Files()
+    problems = []
+    for tensor in plan.tensors:
+        if tensor.merged:
+            continue
+        first, *others = tensor.inputs
+        step = (1 << 20) // first.dtype.itemsize
+        unequal: set[str] = set()
+        for start in range(0, tensor.size, step):
+            size = min(step, tensor.size - start)
+            blocks = []
+            for entry in tensor.inputs:
+                blocks.append(np.empty(size * entry.dtype.itemsize, np.uint8))
+                files.read(entry, start, blocks[-1])
+            unequal |= {entry.file for entry, block in zip(others, blocks[1:], strict=True) if (block != blocks[0]).any()}
+        if unequal:
+            problems.append(
+                f"tensor {tensor.name!r} is {tensor.dtype.name}, which can't be averaged, and it differs between {first.file}"
+                f" and {', '.join(sorted(unequal))}; remove it from the checkpoints, or make it equal"
+            )
+    files.close()
+    if problems:
+        raise CheckpointError(problems)
+
+
+def _notice(plan: Plan, reports: Sequence[Report], strict: bool) -> None:
+    """Warn of NaN and Inf met on the way, or raise WorkError under `strict`."""
+    holders: dict[tuple[str, str], None] = {}
+    overflowed: dict[str, None] = {}
+    for report in reports:
+        tensor = plan.tensors[report.tensor]
+        holders.update({(tensor.name, plan.inputs[number].path): None for number in report.not_finite})
+        if report.overflowed:
+            overflowed[f"tensor {tensor.name!r} overflows {tensor.dtype.name}: it holds Inf or NaN in the output"] = None
+    found = [f"tensor {name!r} holds NaN or Inf in {path}" for name, path in sorted(holders)]
+    found += sorted(overflowed)
+    if strict and found:
+        raise WorkError(found)
+    for sentence in found:
+        log.warning("%s", sentence)
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def _work(plan: Plan, job: Job, progress: bool | None) -> list[Report]:
+    from tqdm import tqdm
+
+    quiet = not log.isEnabledFor(logging.INFO)
+    disable = quiet or (not sys.stderr.isatty() if progress is None else not progress)
+    total = plan.bytes_in + sum(tensor.nbytes for tensor in plan.tensors)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=disable) as bar:
+        if plan.n_process == 1:
+            return _work_here(plan, job, bar.update)
+        with Crew(plan.n_process, job) as crew:
+            return list(crew.work(plan.pieces, bar.update))
+
+
+def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> list[Report]:
+    worker = Worker(job, progress)
+    try:
+        return [worker.merge(piece) for piece in plan.pieces]
+    finally:
+        worker.close()
+
+
+class Crew:
+    """Worker processes. Leaving the context kills those that still run."""
+
+    def __init__(self, count: int, job: Job):
+        self._job = job
+        self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
+        self._doing: dict[Connection, Piece] = {}
+        for _ in range(count):
+            ours, theirs = Pipe()
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", f"from paddle_merge.worker import main; main({theirs.fileno()})"],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=_environment(),
+                )
+            self._processes[ours] = process
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for connection, process in self._processes.items():
+            connection.close()
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+
+    def work(self, pieces: Sequence[Piece], progress: Callable[[int], Any]) -> Iterator[Report]:
+        """Hand out the pieces; yield the reports. Raises WorkError as soon as a worker fails or dies."""
+        waiting = iter(pieces)
+        for connection in list(self._processes):
+            self._send(connection, self._job)
+            self._next(connection, waiting)
+        while self._doing:
+            for connection in wait(list(self._doing)):
+                assert isinstance(connection, Connection)
+                try:
+                    kind, *content = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    raise WorkError(self._obituary(connection)) from None
+                if kind == "progress":
+                    progress(content[0])
+                elif kind == "done":
+                    self._next(connection, waiting)
+                    yield content[0]
+                else:
+                    sentence, trace = content
+                    log.debug("%s", trace)
+                    name = self._tensor(connection)
+                    raise WorkError(sentence if name in sentence else f"while merging tensor {name!r}: {sentence}")
+
+    def _next(self, connection: Connection, waiting: Iterator[Piece]) -> None:
+        piece = next(waiting, None)
+        if piece is None:
+            self._doing.pop(connection, None)
+        else:
+            self._doing[connection] = piece
+        self._send(connection, piece)
+
+    def _send(self, connection: Connection, message: Any) -> None:
+        try:
+            connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise WorkError(self._obituary(connection)) from None
+
+    def _tensor(self, connection: Connection) -> str:
+        piece = self._doing.get(connection)
+        return self._job.plan.tensors[piece.tensor].name if piece else ""
+
+    def _obituary(self, connection: Connection) -> str:
+        code = self._processes[connection].wait()
+        if code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+            how += " (the machine may be out of memory: try a smaller --n_process)" if code == -signal.SIGKILL else ""
+        else:
+            how = f"ended unexpectedly with exit status {code}"
+        name = self._tensor(connection)
+        return f"a worker {how}{f' while merging tensor {name!r}' if name else ' before its first tensor'}"
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with this package importable however the caller found it."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": here + (os.pathsep + path if path else "")}
+
+

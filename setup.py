@@ -1,0 +1,54 @@
+"""Packaging. Every dependency is listed with its reason."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "paddle_merge" / "__init__.py").read_text()).group(1)
+
+demo = [
+    "paddlepaddle>=3.0",  # trains the demo's networks
+    "scikit-learn",  # its digits are the demo's data
+    "matplotlib",  # draws the demo's picture
+    "safetensors",  # saves the demo's checkpoints as any training script would
+]
+
+setup(
+    name="paddle_merge",
+    version=version,
+    description="Merge model checkpoints: any size, any number of workers, the same bytes.",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["paddle_merge/LICENSE"],
+    packages=find_packages(include=["paddle_merge", "paddle_merge.*"]),
+    package_data={"paddle_merge": ["LICENSE"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "numpy>=1.26",  # blocks of tensors
+        "numba>=0.60",  # the loops that run over every element
+        "typer>=0.12",  # the command line
+        "tqdm",  # the progress bar
+        "pyyaml",  # config files in YAML
+    ],
+    extras_require={
+        "cpu": ["paddlepaddle>=3.0"],
+        # The versions under which PaddleNLP 3.0 installs and imports; it holds NumPy at 1.26.
+        "paddlenlp": ["paddlenlp==3.0.0b4", "paddlepaddle>=3.0", "aistudio-sdk<0.3", "pyarrow<20", "datasets<4"],
+        "demo": demo,
+        "test": [
+            *demo,  # the demo is tested too
+            "pytest",
+            "hypothesis",  # properties over wide input spaces
+            "psutil",  # the bench watches its processes' memory
+            "ruff",  # lint
+            "mypy",  # types
+            "types-PyYAML",
+            "types-tqdm",
+            "types-psutil",
+        ],
+    },
+    entry_points={"console_scripts": ["paddle-merge = paddle_merge.cli:main"]},
+)

@@ -1,0 +1,249 @@
+"""How fast and how small: whole-process time of each method over the time to read every input byte and write every output
+byte, paired in one run on the same files, with the same number of processes; peak memory; and the same for other tools.
+
+    python tools/bench.py                       # Qwen2-0.5B's shapes, three experts and a base, about 5 GB read and written
+    python tools/bench.py --model tiny          # a minute
+    python tools/bench.py --peers formers=PYTHON --peers nlp=PYTHON --peers mergekit=PYTHON   # their environments' Pythons
+
+The floor reads with the same number of processes, in blocks of 1 MiB into one buffer each, writes the same number of bytes
+to new files, and calls fsync, as the merge does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import psutil
+import typer
+
+MODELS = {
+    # name: hidden, intermediate, layers, key/value width, vocabulary
+    "tiny": (256, 1024, 4, 64, 30_000),
+    "66m": (512, 2048, 8, 128, 50_000),
+    "0.5b": (896, 4864, 24, 128, 151_936),
+    "1b": (896, 4864, 48, 128, 303_872),  # 0.5b twice
+    "2gb-tensor": (1024, 1024, 1, 128, 1_048_576),  # an embedding of 2.1 GB in bfloat16
+}
+METHODS = ("linear", "slerp", "dare_linear", "dare_ties", "ties", "della_linear", "della")
+FLOOR = """
+import os, sys, threading
+inputs, out, size, part, parts = sys.argv[1].split(','), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+buffer = memoryview(bytearray(1 << 20))
+for path in inputs:
+    file = os.open(path, os.O_RDONLY)
+    total = os.fstat(file).st_size
+    for offset in range(total * part // parts, total * (part + 1) // parts, len(buffer)):
+        os.preadv(file, [buffer], offset)
+file = os.open(f'{out}.{part}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+left = size // parts
+while left > 0:
+    left -= os.write(file, buffer[:left])
+os.fsync(file)
+"""
+FORMERS = """
+import sys
+from {module}.mergekit import MergeConfig, MergeModel
+method, base, out, n_process, tensor_type, *models = sys.argv[1:]
+config = dict(merge_method=method, model_path_list=models, output_path=out, n_process=int(n_process), tensor_type=tensor_type)
+if base != "-":
+    config["base_model_path"] = base
+MergeModel(MergeConfig(**config)).merge_model()
+"""
+
+
+def shapes(model: str) -> dict[str, tuple[int, ...]]:
+    """Qwen2's tensors."""
+    hidden, intermediate, layers, kv, vocabulary = MODELS[model]
+    result: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for layer in range(layers):
+        for name, shape in {
+            "self_attn.q_proj.weight": (hidden, hidden),
+            "self_attn.q_proj.bias": (hidden,),
+            "self_attn.k_proj.weight": (kv, hidden),
+            "self_attn.k_proj.bias": (kv,),
+            "self_attn.v_proj.weight": (kv, hidden),
+            "self_attn.v_proj.bias": (kv,),
+            "self_attn.o_proj.weight": (hidden, hidden),
+            "mlp.gate_proj.weight": (intermediate, hidden),
+            "mlp.up_proj.weight": (intermediate, hidden),
+            "mlp.down_proj.weight": (hidden, intermediate),
+            "input_layernorm.weight": (hidden,),
+            "post_attention_layernorm.weight": (hidden,),
+        }.items():
+            result[f"model.layers.{layer}.{name}"] = shape
+    result["model.norm.weight"] = (hidden,)
+    return result
+
+
+def make_checkpoints(folder: Path, model: str) -> list[Path]:
+    """base, a, b, c in bfloat16: weights of standard deviation 0.02, fine-tuned by 0.001. Kept if already there."""
+    paths = [folder / model / name for name in ("base", "a", "b", "c")]
+    if all((path / "config.json").exists() for path in paths):
+        return paths
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes(model).items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}  # type: ignore[dict-item]
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    generators = [np.random.default_rng(seed) for seed in range(4)]
+    files = []
+    for path in paths:
+        path.mkdir(parents=True, exist_ok=True)
+        files.append(open(path / "model.safetensors", "wb"))  # noqa: SIM115 - four at once, closed below
+        files[-1].write(struct.pack("<Q", len(text)) + text)
+    for start in range(0, end // 2, 1 << 22):
+        size = min(1 << 22, end // 2 - start)
+        base = generators[0].standard_normal(size, dtype=np.float32) * np.float32(0.02)
+        for number, file in enumerate(files):
+            values = base
+            if number:
+                values = base + generators[number].standard_normal(size, dtype=np.float32) * np.float32(0.001)
+            file.write(((values.view(np.uint32) + 0x8000) >> 16).astype("<u2").tobytes())
+    for path, file in zip(paths, files, strict=True):
+        file.close()
+        hidden, intermediate, layers, _, vocabulary = MODELS[model]
+        config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "dtype": "bfloat16", "torch_dtype": "bfloat16"}
+        config |= {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}  # type: ignore[dict-item]
+        config |= {"vocab_size": vocabulary, "num_attention_heads": 14, "tie_word_embeddings": True}  # type: ignore[dict-item]
+        (path / "config.json").write_text(json.dumps(config))
+    return paths
+
+
+def seconds(command: list[str], **kwargs: object) -> float:
+    """Wall time of a command that must succeed."""
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, **kwargs)  # type: ignore[call-overload]
+    taken = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:6])} ...: exit {done.returncode}\n{done.stderr[-2000:]}")
+    return taken
+
+
+def floor_seconds(inputs: list[Path], out: Path, n_process: int) -> float:
+    files = ",".join(str(path / "model.safetensors") for path in inputs)
+    size = str((inputs[0] / "model.safetensors").stat().st_size)
+    start = time.perf_counter()
+    processes = [
+        subprocess.Popen([sys.executable, "-S", "-E", "-c", FLOOR, files, str(out), size, str(part), str(n_process)])
+        for part in range(n_process)
+    ]
+    if any(process.wait() for process in processes):
+        raise SystemExit("the floor failed")
+    taken = time.perf_counter() - start
+    for part in range(n_process):
+        os.unlink(f"{out}.{part}")
+    return taken
+
+
+def merge_command(method: str, paths: list[Path], out: Path, n_process: int) -> tuple[list[str], list[Path]]:
+    """Our command, and the checkpoints it reads."""
+    base, *models = paths
+    models = models[:2] if method == "slerp" else models
+    inputs = models if method == "slerp" else [*models, base]
+    command = [sys.executable, "-m", "paddle_merge", "--merge_method", method, "--model_path_list", *map(str, models)]
+    command += ["--output_path", str(out), "--n_process", str(n_process), "--quiet", "--max_shard_size", "100GB"]
+    if method != "slerp":
+        command += ["--base_model_path", str(base)]
+    return command, inputs
+
+
+def peak_memory(command: list[str]) -> int:
+    """The largest sum of resident bytes of the command and its children, looked at every 10 ms."""
+    process = subprocess.Popen(command)
+    peak = 0
+    root = psutil.Process(process.pid)
+
+    def watch() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            total = 0
+            for member in [root, *root.children(recursive=True)]:
+                try:
+                    total += member.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            peak = max(peak, total)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    if process.wait():
+        raise SystemExit("the merge failed")
+    thread.join()
+    return peak
+
+
+def peer_command(peer: str, python: str, method: str, inputs: list[Path], out: Path, n_process: int, tensor_type: str) -> list[str]:
+    """The same merge by another tool."""
+    has_base = method != "slerp"
+    base, models = (inputs[-1], inputs[:-1]) if has_base else (None, inputs)
+    if peer == "mergekit":
+        recipe: dict[str, object] = {"merge_method": {"linear": "task_arithmetic"}.get(method, method), "dtype": "bfloat16"}
+        recipe["base_model"] = str(base or models[0])
+        parameters = {} if method == "slerp" else {"parameters": {"weight": 1.0, "density": 0.7}}
+        recipe["models"] = [{"model": str(path), **parameters} for path in models]
+        recipe["parameters"] = {"t": 0.5} if method == "slerp" else {"normalize": True}
+        path = out.with_suffix(".yaml")
+        path.write_text(json.dumps(recipe))
+        return [str(Path(python).parent / "mergekit-yaml"), str(path), str(out), "--allow-crimes"]
+    module = {"formers": "paddleformers", "nlp": "paddlenlp"}[peer]
+    code = FORMERS.format(module=module)
+    return [python, "-c", code, method, str(base or "-"), str(out), str(n_process), tensor_type, *map(str, models)]
+
+
+def main(
+    model: Annotated[str, typer.Option(help=f"Shapes: {', '.join(MODELS)}.")] = "0.5b",
+    folder: Annotated[str, typer.Option(help="Where to keep checkpoints and outputs; decides which disk is measured.")] = "",
+    methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(METHODS),
+    n_process: Annotated[int, typer.Option(help="Workers, of the floor, of ours and of the peers.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Pairs of floor and merge; medians are shown.")] = 3,
+    memory: Annotated[bool, typer.Option(help="Also measure peak memory, in a run of its own.")] = True,
+    peers: Annotated[list[str] | None, typer.Option(help="formers=PYTHON, nlp=PYTHON, mergekit=PYTHON.")] = None,
+    peer_tensor_type: Annotated[str, typer.Option(help="np or pd, for formers and nlp.")] = "np",
+) -> None:
+    """Time every method against the floor, and against peers."""
+    root = Path(folder or Path(tempfile.gettempdir()) / "paddle_merge_bench")
+    paths = make_checkpoints(root, model)
+    out = root / "out"
+    named = dict(peer.split("=", 1) for peer in peers or [])
+    print(f"{model}, bfloat16, {n_process} processes, {shutil.disk_usage(root).free / 1e9:.0f} GB free, {os.cpu_count()} CPUs")
+    print("| method | GB moved | floor s | merge s | ratio | peak MB |" + "".join(f" {peer} s | x |" for peer in named))
+    print("| --- |" + " ---: |" * (5 + 2 * len(named)), flush=True)
+    for method in methods.split(","):
+        command, inputs = merge_command(method, paths, out, n_process)
+        moved = sum((path / "model.safetensors").stat().st_size for path in [*inputs, inputs[0]])
+        seconds(command)  # compiles the loops if this is their first use, and fills the page cache
+        floors, merges = [], []
+        for _ in range(repeats):
+            shutil.rmtree(out)
+            floors.append(floor_seconds(inputs, root / "floor", n_process))
+            merges.append(seconds(command))
+        ratio = statistics.median(merge / floor for merge, floor in zip(merges, floors, strict=True))
+        shutil.rmtree(out)
+        peak = peak_memory(command) / 1e6 if memory else float("nan")
+        shutil.rmtree(out, ignore_errors=True)
+        row = f"| {method} | {moved / 1e9:.2f} | {statistics.median(floors):.2f} | {statistics.median(merges):.2f} |"
+        row += f" {ratio:.2f} | {peak:.0f} |"
+        for peer, python in named.items():
+            taken = seconds(peer_command(peer, python, method, inputs, out, n_process, peer_tensor_type), cwd=root)
+            shutil.rmtree(out, ignore_errors=True)
+            row += f" {taken:.1f} | {taken / statistics.median(merges):.1f} |"
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
