@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from .plan import Piece, TensorPlan
     from .recipe import Recipe
 
-BLOCK = 1 << 16  # elements per model; a power of two and a multiple of kernels.CHUNK
+BLOCK = 1 << 15  # elements per model; a power of two and a multiple of kernels.CHUNK
 RESIDENT = 64 << 20  # a measured tensor up to this many bytes, all sources together, is read once and kept
 OPEN_FILES = 256
-SAMPLE_WIDTH = 32  # neighbouring elements sampled together
+SAMPLE_WIDTH = 64  # neighbouring elements sampled together
 _INTERPRETER = 150 << 20  # Python with NumPy and Numba, measured
 
 
@@ -69,6 +69,20 @@ class Files:
             os.close(self._open.popitem()[1])
 
 
+class Scratch:
+    """Memory that is used again from tensor to tensor, one buffer per purpose, each as large as was ever needed."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, np.ndarray] = {}
+
+    def array(self, purpose: str, size: int, dtype: Any) -> np.ndarray:
+        """(size,) of dtype, contents undefined; overlaps what this purpose was given before."""
+        nbytes = size * np.dtype(dtype).itemsize
+        if purpose not in self._buffers or self._buffers[purpose].nbytes < nbytes:
+            self._buffers[purpose] = np.empty(nbytes, np.uint8)
+        return self._buffers[purpose][:nbytes].view(dtype)
+
+
 class Road:
     """The elements start..stop of one tensor in all models, as methods see them (methods.Tensor) and as they are written.
 
@@ -82,6 +96,7 @@ class Road:
         piece: Piece,
         recipe: Recipe,
         files: Files,
+        scratch: Scratch,
         backend: NumpyBackend,
         progress: Callable[[int], None],
     ):
@@ -100,13 +115,15 @@ class Road:
         block = min(BLOCK, length)
         kept = recipe.measures and sum(length * entry.dtype.itemsize for entry in entries) <= RESIDENT
         self._kept = kept
-        self._raw = [np.empty(length if kept else block, entry.dtype.raw) for entry in entries]
+        self._raw = [
+            scratch.array(f"raw {number}", length if kept else block, entry.dtype.raw) for number, entry in enumerate(entries)
+        ]
         if kept:
             for entry, raw in zip(entries, self._raw, strict=True):
                 files.read(entry, piece.start, raw)
-        self._x = backend.empty(self.models, block)
-        self._base = backend.empty(block) if tensor.base is not None else None
-        self._out = np.empty(block, tensor.dtype.raw)
+        self._x = scratch.array("x", self.models * block, backend.dtype)
+        self._base = scratch.array("base", block, backend.dtype) if tensor.base is not None else None
+        self._out = scratch.array("out", block, tensor.dtype.raw)
 
     # --- what methods may ask for while they measure
 
@@ -124,17 +141,16 @@ class Road:
         clusters = max(1, min(count, self.size) // SAMPLE_WIDTH)
         step = self.size // clusters
         width = min(SAMPLE_WIDTH, step)
-        rows = self._backend.empty(self.models + 1, clusters * width)
-        for row, entry, kept in zip(rows, self._tensor.inputs, self._raw, strict=False):
+        rows = self._backend.empty(len(self._raw), clusters * width)
+        for source, entry in self._base_first():
             if self._kept:
-                raw = np.ascontiguousarray(kept[: clusters * step].reshape(clusters, step)[:, :width])
+                raw = np.ascontiguousarray(self._raw[source][: clusters * step].reshape(clusters, step)[:, :width])
             else:
                 raw = np.empty((clusters, width), entry.dtype.raw)
                 for number in range(clusters):
                     self._files.read(entry, number * step, raw[number])
-            self._backend.load(raw.reshape(-1), entry.dtype, row)
-        if self._base is not None:
-            self._backend.subtract(rows[: self.models], rows[self.models])
+            base = rows[-1] if self._base is not None and source < self.models else None
+            self._backend.load(raw.reshape(-1), entry.dtype, rows[source], base)
         return rows[: self.models].reshape(self.models, clusters, width)
 
     # --- the merge
@@ -158,20 +174,25 @@ class Road:
 
     def _blocks(self) -> Iterator[tuple[int, Any, Any]]:
         """(start, x (models, n), base (n,) or None): task vectors, or weights if there is no base, in shared memory."""
-        backend, entries = self._backend, self._tensor.inputs
         for start in range(self._piece.start, self._piece.stop, BLOCK):
             count = min(BLOCK, self._piece.stop - start)
-            x = self._x if count == self._x.shape[1] else backend.empty(self.models, count)
+            x = self._x[: self.models * count].reshape(self.models, count)
             base = None if self._base is None else self._base[:count]
-            for source, entry in enumerate(entries):
+            for source, entry in self._base_first():
                 raw = self._read(source, entry, start, count)
-                row = base if source == self.models else x[source]
-                if backend.load(raw, entry.dtype, row):
+                if source == self.models:
+                    bad = self._backend.load(raw, entry.dtype, base)
+                else:
+                    bad = self._backend.load(raw, entry.dtype, x[source], base)
+                if bad:
                     self.not_finite.add(source)
-            if base is not None:
-                backend.subtract(x, base)
             yield start, x, base
         self._counted = True
+
+    def _base_first(self) -> Iterator[tuple[int, TensorEntry]]:
+        """(number, entry) of the sources, in the order in which they must be loaded to subtract the base."""
+        entries = self._tensor.inputs
+        return ((number % len(entries), entries[number % len(entries)]) for number in range(-1, len(entries) - 1))
 
     def _read(self, source: int, entry: TensorEntry, start: int, count: int) -> np.ndarray:
         if self._kept:

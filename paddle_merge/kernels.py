@@ -2,8 +2,8 @@
 
 Three habits keep them fast. uint32 op uint32 becomes uint64 in Numba, so every integer step is cast back. A branch on random
 data costs ten times an arithmetic select, so there are none in loops over elements. Work goes in chunks that stay in the
-first-level cache. Reductions are summed in eight lanes over chunks of fixed size, so they don't depend on block sizes or on
-how wide this machine's vectors are.
+first-level cache. Reductions fold chunks of fixed size in a fixed order, so they don't depend on block sizes or on how wide
+this machine's vectors are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import numpy as np
 from numba import njit
 from numpy import float32, float64, uint32
 
+from .methods import magprune as magprune_formula
+
 CHUNK = 1024  # elements; every block starts at a multiple of it
+BIN_SHIFT = uint32(magprune_formula.BIN_SHIFT)
 jit = njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -26,41 +29,56 @@ def _float(bits):
     return np.uint32(bits).view(np.float32)
 
 
-# --- bits to numbers -------------------------------------------------------------------------------------------------
-# Each returns whether the block holds a NaN or Inf.
+# --- bits to numbers, less the base ----------------------------------------------------------------------------------
+# base is empty where weights are wanted instead of task vectors. Each returns whether there is a NaN or Inf in raw.
 
 
 @jit
-def load_bfloat16(raw, out):
+def _subtract(row, base):
+    for i in range(base.size):
+        row[i] -= base[i]
+
+
+@jit
+def load_bfloat16(raw, base, out):
     bad = uint32(0)
-    for i in range(raw.size):
-        bits = uint32(raw[i])
-        bad |= uint32((bits & uint32(0x7F80)) == uint32(0x7F80))
-        out[i] = _float(bits << uint32(16))
+    for begin in range(0, raw.size, CHUNK):
+        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
+        for i in range(source.size):
+            bits = uint32(source[i])
+            bad |= uint32((bits & uint32(0x7F80)) == uint32(0x7F80))
+            row[i] = _float(bits << uint32(16))
+        _subtract(row, base[begin : begin + CHUNK])
     return bad != uint32(0)
 
 
 @jit
-def load_float16(raw, out):
+def load_float16(raw, base, out):
     bad = uint32(0)
-    for i in range(raw.size):
-        bits = uint32(raw[i])
-        special = uint32((bits & uint32(0x7C00)) == uint32(0x7C00))
-        bad |= special
-        # Shifted into place the exponent is 112 too small; the product puts it right, denormals included.
-        small = _float(uint32(bits & uint32(0x7FFF)) << uint32(13)) * float32(2.0**112)
-        widened = uint32(_bits(small) | uint32(uint32(bits & uint32(0x8000)) << uint32(16)))
-        out[i] = _float(widened | uint32(special * uint32(0x7F800000)))
+    for begin in range(0, raw.size, CHUNK):
+        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
+        for i in range(source.size):
+            bits = uint32(source[i])
+            special = uint32((bits & uint32(0x7C00)) == uint32(0x7C00))
+            bad |= special
+            # Shifted into place the exponent is 112 too small; the product puts it right, denormals included.
+            small = _float(uint32(bits & uint32(0x7FFF)) << uint32(13)) * float32(2.0**112)
+            widened = uint32(_bits(small) | uint32(uint32(bits & uint32(0x8000)) << uint32(16)))
+            row[i] = _float(widened | uint32(special * uint32(0x7F800000)))
+        _subtract(row, base[begin : begin + CHUNK])
     return bad != uint32(0)
 
 
 @jit
-def load_float(raw, out):
+def load_float(raw, base, out):
     bad = 0
-    for i in range(raw.size):
-        value = raw[i]
-        bad |= (value - value) != 0
-        out[i] = value
+    for begin in range(0, raw.size, CHUNK):
+        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
+        for i in range(source.size):
+            value = source[i]
+            bad |= (value - value) != 0
+            row[i] = value
+        _subtract(row, base[begin : begin + CHUNK])
     return bad != 0
 
 
@@ -123,15 +141,7 @@ def round_to_odd(values, out):
         out[i] = _float(uint32(bits - away) | inexact)
 
 
-# --- task vectors ----------------------------------------------------------------------------------------------------
-
-
-@jit
-def subtract(x, base):
-    for k in range(x.shape[0]):
-        row = x[k]
-        for i in range(base.size):
-            row[i] -= base[i]
+# --- adding the base back -------------------------------------------------------------------------------------------
 
 
 @jit
@@ -170,11 +180,22 @@ def dare(x, k0, k1, limit, scale):
 
 
 @jit
-def magprune(x, k0, k1, limits, scales):
-    zero = x.dtype.type(0)
-    for i in range(x.size):
-        b = uint32(_bits(abs(x[i])) >> uint32(12))
-        x[i] *= scales[b] if _hash(i, k0, k1) <= limits[b] else zero
+def magprune(x, k0, k1, limits, rescale):
+    # One simple loop per step: together, the compiler would not vectorise any of them.
+    hashes, found = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32)
+    one, all_hashes = x.dtype.type(1), x.dtype.type(2.0**32)
+    for begin in range(0, x.size, CHUNK):
+        chunk = x[begin : begin + CHUNK]
+        for i in range(chunk.size):
+            hashes[i] = _hash(begin + i, k0, k1)
+        for i in range(chunk.size):
+            found[i] = limits[np.int64(_bits(abs(chunk[i])) >> BIN_SHIFT)]
+        if rescale:
+            for i in range(chunk.size):
+                chunk[i] *= all_hashes / (x.dtype.type(found[i]) + one) * x.dtype.type(hashes[i] <= found[i])
+        else:
+            for i in range(chunk.size):
+                chunk[i] *= x.dtype.type(hashes[i] <= found[i])
 
 
 # --- merge types: the result replaces row 0 --------------------------------------------------------------------------
@@ -212,32 +233,27 @@ def _vote(x, weights, by_count, begin, end, votes, total):
 
 @jit
 def ties(x, weights, by_count, zero_sign, normalize):
-    n = x.shape[1]
     one, zero = x.dtype.type(1), x.dtype.type(0)
     sign, total = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
     divisor, merged = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
-    for begin in range(0, n, CHUNK):
-        end = min(begin + CHUNK, n)
+    for begin in range(0, x.shape[1], CHUNK):
+        end = min(begin + CHUNK, x.shape[1])
         s, t, d, m = sign[: end - begin], total[: end - begin], divisor[: end - begin], merged[: end - begin]
         _vote(x, weights, by_count, begin, end, s, t)
         for i in range(s.size):
             s[i] = one if s[i] > zero else (-one if s[i] < zero else x.dtype.type(zero_sign))
-            m[i] = zero * t[i]  # NaN and Inf stay visible
+            m[i] = zero
             d[i] = zero
         for k in range(x.shape[0]):
             row, weight = x[k, begin:end], weights[k]
             for i in range(row.size):
-                value = row[i] * weight
-                agrees = x.dtype.type(value * s[i] > zero)
-                m[i] += value if agrees > zero else zero
-                d[i] += weight * agrees
+                along = row[i] * weight * s[i]  # positive where the model agrees
+                m[i] += along if along > zero else zero
+                d[i] += weight if along > zero else zero
         out = x[0, begin:end]
-        if normalize:
-            for i in range(m.size):
-                out[i] = m[i] / (d[i] if d[i] != zero else one)
-        else:
-            for i in range(m.size):
-                out[i] = m[i]
+        for i in range(m.size):
+            # 0 * total keeps NaN and Inf visible
+            out[i] = m[i] * s[i] / (d[i] if normalize and d[i] != zero else one) + zero * t[i]
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -261,77 +277,78 @@ def elected_balance(x, weights, by_count):
 @jit
 def add_bins(x, counts):
     for i in range(x.size):
-        counts[uint32(_bits(abs(x[i])) >> uint32(12))] += counts.dtype.type(1)
+        counts[uint32(_bits(abs(x[i])) >> BIN_SHIFT)] += counts.dtype.type(1)
 
 
 @jit
-def _sum_lanes(lanes):
-    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
+def _fold(terms):
+    """The sum of CHUNK float64 terms: halves added onto each other. Overwrites them."""
+    width = CHUNK // 2
+    while width:
+        for i in range(width):
+            terms[i] += terms[i + width]
+        width //= 2
+    return terms[0]
 
 
 @jit
 def add_gram(x, gram):
     """gram += x @ x.T, in float64."""
-    n = x.shape[1]
-    lanes = np.empty(8, np.float64)
-    for j in range(x.shape[0]):
-        for k in range(j + 1):
-            for begin in range(0, n, CHUNK):
-                end = min(begin + CHUNK, n)
-                a, b = x[j, begin:end], x[k, begin:end]
-                lanes[:] = 0.0
-                whole = a.size - a.size % 8
-                for i in range(0, whole, 8):
-                    for lane in range(8):
-                        lanes[lane] += float64(a[i + lane]) * float64(b[i + lane])
-                for i in range(whole, a.size):
-                    lanes[i - whole] += float64(a[i]) * float64(b[i])
-                gram[j, k] += _sum_lanes(lanes)
-            gram[k, j] = gram[j, k]
+    terms = np.empty(CHUNK, np.float64)
+    for begin in range(0, x.shape[1], CHUNK):
+        for j in range(x.shape[0]):
+            for k in range(j + 1):
+                a, b = x[j, begin : begin + CHUNK], x[k, begin : begin + CHUNK]
+                for i in range(a.size):
+                    terms[i] = float64(a[i]) * float64(b[i])
+                terms[a.size :] = 0.0
+                gram[j, k] += _fold(terms)
+                gram[k, j] = gram[j, k]
 
 
 @jit
 def count_between(x, bounds, stride, counts, sums, values):
     """One block of select.Bracket's pass."""
-    lo, hi = bounds[0], bounds[1]
-    separate = hi != lo
     kind = bounds.dtype.type
-    inf = kind(np.inf)
-    size = np.empty(CHUNK, bounds.dtype)
-    lanes, above = np.empty(8, np.float64), np.empty(8, np.float64)
-    below = at_lo = at_hi = 0
+    lo, hi = bounds[0], bounds[1]
+    magnitudes = np.empty(CHUNK, bounds.dtype)
+    terms, above = np.empty(CHUNK, np.float64), np.empty(CHUNK, np.float64)
     inside, collected = counts[2], counts[4]
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
-        m = size[: chunk.size]
+        m = magnitudes[: chunk.size]
         for i in range(m.size):
             value = kind(abs(chunk[i]))
-            m[i] = value if value == value else inf
-        b = l = h = 0
+            m[i] = value if value == value else kind(np.inf)
+
+        below, at_lo, at_hi = uint32(0), uint32(0), uint32(0)
         for i in range(m.size):
-            b += m[i] < lo
-            l += m[i] == lo
-            h += m[i] == hi
-        below, at_lo, at_hi = below + b, at_lo + l, at_hi + h
-        lanes[:] = 0.0
-        above[:] = 0.0
-        whole = m.size - m.size % 8
-        for i in range(0, whole, 8):
-            for lane in range(8):
-                value = float64(m[i + lane])
-                lanes[lane] += value
-                above[lane] += value if m[i + lane] > hi else 0.0
-        for i in range(whole, m.size):
-            value = float64(m[i])
-            lanes[i - whole] += value
-            above[i - whole] += value if m[i] > hi else 0.0
-        sums[0] += _sum_lanes(lanes)
-        sums[1] += _sum_lanes(above)
+            below = uint32(below + uint32(m[i] < lo))
+            at_lo = uint32(at_lo + uint32(m[i] == lo))
+            at_hi = uint32(at_hi + uint32(m[i] == hi))
+        counts[0] += below
+        counts[1] += at_lo
+        counts[3] += at_hi if hi != lo else uint32(0)
+
+        for i in range(m.size):
+            terms[i] = m[i]
+            above[i] = m[i] if m[i] > hi else kind(0)
+        terms[m.size :] = 0.0
+        above[m.size :] = 0.0
+        sums[0] += _fold(terms)
+        sums[1] += _fold(above)
+
         if stride == 1 and collected + m.size <= values.size:
             before = collected
-            for i in range(m.size):
-                values[collected] = m[i]
-                collected += (m[i] > lo) & (m[i] < hi)
+            for group in range(0, m.size, 8):  # few groups hold any
+                eight = m[group : group + 8]
+                hits = uint32(0)
+                for i in range(eight.size):
+                    hits = uint32(hits + (uint32(eight[i] > lo) & uint32(eight[i] < hi)))
+                if hits:
+                    for i in range(eight.size):
+                        values[collected] = eight[i]
+                        collected += (eight[i] > lo) & (eight[i] < hi)
             inside += collected - before
         else:
             for i in range(m.size):
@@ -340,8 +357,5 @@ def count_between(x, bounds, stride, counts, sums, values):
                         values[collected] = m[i]
                         collected += 1
                     inside += 1
-    counts[0] += below
-    counts[1] += at_lo
     counts[2] = inside
-    counts[3] += at_hi if separate else 0
     counts[4] = collected

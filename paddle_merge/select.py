@@ -147,7 +147,7 @@ def _first_brackets(tensor: Tensor, ranks: tuple[int, int], dtype: Any, capacity
     if tensor.size <= SMALL:
         return [Bracket(dtype, capacity, whole, *whole) for _ in range(tensor.models)]
     # Sampling n^(2/3) elements balances the work on the sample against that on the values between.
-    samples = np.abs(tensor.sample(2 * int(tensor.size ** (2 / 3)))).astype(dtype)
+    samples = np.abs(tensor.sample(int(tensor.size ** (2 / 3)))).astype(dtype)
     shares = [rank / tensor.size for rank in ranks]
     return [Bracket(dtype, capacity, whole, *_around(sample, shares, whole)) for sample in samples]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import Files, Road
+from .blocks import Files, Road, Scratch
 from .dtypes import FLOAT32
 from .errors import MergeError, WorkError
 from .plan import Piece, Plan, TensorPlan
 
 PROGRESS_SECONDS = 0.1
+Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the first of them in the tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Worker:
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
         self._plan, self._progress = job.plan, progress
-        self._files = Files()
+        self._files, self._scratch = Files(), Scratch()
         self._shards = [os.open(path, os.O_WRONLY) for path in job.paths]
         self._backends: dict[str, Any] = {}
 
@@ -62,17 +64,17 @@ class Worker:
                 view, offset = view[count:], offset + count
 
         try:
-            if not tensor.merged:
-                self._copy(tensor, piece, write)
-                return Report(piece.tensor, (), False)
-            road = Road(tensor, piece, self._plan.recipe, self._files, self._backend(tensor), self._progress)
-            road.merge(write)
+            if tensor.merged:
+                report = self._merge(tensor, piece, write)
+            else:
+                report = self._copy(tensor, piece, write)
+            self._start_writeback(tensor, piece)
         except MergeError:
             raise
         except OSError as error:
             name = self._plan.shards[tensor.shard].name
             raise WorkError(f"tensor {tensor.name!r}: can't write to {name} ({error.strerror})") from error
-        return Report(piece.tensor, tuple(sorted(road.not_finite)), road.overflowed)
+        return report
 
     def close(self) -> None:
         self._files.close()
@@ -88,13 +90,30 @@ class Worker:
             self._backends[compute] = NumpyBackend(compute)
         return self._backends[compute]
 
-    def _copy(self, tensor: TensorPlan, piece: Piece, write: Callable[[np.ndarray, int], None]) -> None:
+    def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
+        recipe = self._plan.recipe
+        road = Road(tensor, piece, recipe, self._files, self._scratch, self._backend(tensor), self._progress)
+        road.merge(write)
+        return Report(piece.tensor, tuple(sorted(road.not_finite)), road.overflowed)
+
+    def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         step = (1 << 20) // tensor.dtype.itemsize
         for start in range(piece.start, piece.stop, step):
             raw = np.empty(min(step, piece.stop - start), tensor.dtype.raw)
             self._files.read(tensor.inputs[-1], start, raw)
             write(raw, start)
             self._progress(raw.nbytes * (len(tensor.inputs) + 1))
+        return Report(piece.tensor, (), False)
+
+    def _start_writeback(self, tensor: TensorPlan, piece: Piece) -> None:
+        """Let the disk begin while the next piece is computed, so that little is left for fsync to wait for.
+
+        On Linux DONTNEED starts writing dirty pages back, and drops only those that were already on disk.
+        """
+        if hasattr(os, "posix_fadvise"):
+            itemsize = tensor.dtype.itemsize
+            offset, length = tensor.offset + piece.start * itemsize, (piece.stop - piece.start) * itemsize
+            os.posix_fadvise(self._shards[tensor.shard], offset, length, os.POSIX_FADV_DONTNEED)
 
 
 class _Throttle:
@@ -140,4 +159,5 @@ def serve(connection: Connection) -> None:
 def main(pipe: int) -> None:
     """What the parent starts. pipe: the file descriptor of this end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]  # Numba would import it, 0.15 s, for loops we don't have
     serve(Connection(pipe))

@@ -23,6 +23,7 @@ class NumpyBackend:
 
     def __init__(self, compute: str):
         self.dtype: Any = np.dtype(compute)
+        self._nothing = np.empty(0, self.dtype)
 
     # --- making arrays
 
@@ -47,9 +48,9 @@ class NumpyBackend:
 
     # --- the way in and the way out
 
-    def load(self, raw: np.ndarray, dtype: DType, out: np.ndarray) -> bool:
-        """Storage bits raw (n,) -> out (n,) in compute dtype. Returns whether there is a NaN or Inf among them."""
-        return bool(_LOAD.get(dtype, kernels.load_float)(raw, out))
+    def load(self, raw: np.ndarray, dtype: DType, out: np.ndarray, base: np.ndarray | None = None) -> bool:
+        """Storage bits raw (n,) -> out (n,) in compute dtype, less base (n,). Returns whether raw holds a NaN or Inf."""
+        return bool(_LOAD.get(dtype, kernels.load_float)(raw, self._nothing if base is None else base, out))
 
     def store(self, values: np.ndarray, raw: np.ndarray, dtype: DType) -> bool:
         """values (n,) -> storage bits raw (n,), rounded once to nearest even. Returns whether any is not finite there."""
@@ -57,10 +58,6 @@ class NumpyBackend:
             values, exact = np.empty(values.shape, np.float32), values
             kernels.round_to_odd(exact, values)
         return bool(_STORE.get(dtype, kernels.store_float)(values, raw))
-
-    def subtract(self, x: np.ndarray, base: np.ndarray) -> None:
-        """x (models, n) -= base (n,): weights become task vectors."""
-        kernels.subtract(x, base)
 
     def add_scaled(self, base: np.ndarray, x: np.ndarray, scale: float) -> np.ndarray:
         """base + scale * x, in x's memory."""

@@ -4,9 +4,9 @@ The element of rank r by magnitude (0 = largest, of n) is dropped with probabili
 and what is kept is divided by its own keep probability. As in PaddleNLP, ranks are over the whole tensor and epsilon is
 the full width of the range (DELLA's code and mergekit: ranks per row, epsilon half the width).
 
-Ranks come from a histogram: magnitudes whose float32 values agree in their leading 12 significant bits share their mean
+Ranks come from a histogram: magnitudes whose float32 values agree in their leading 11 significant bits share their mean
 rank. So equal elements get equal probabilities, whatever their order; the expected number kept is exact; and no
-probability is off by more than epsilon/2 times the fraction of elements that share it (for Gaussian deltas, 2e-4 epsilon).
+probability is off by more than epsilon/2 times the fraction of elements that share it (2.4e-4 epsilon for Gaussian deltas).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from ..masks import block_key, keep_limit, mask_key
 from . import Tensor
 from .dare import density_problems
 
-BIN_SHIFT = 12  # of the float32 bits of |x|: 11 of 23 fraction bits are kept
+BIN_SHIFT = 13  # of the float32 bits of |x|: 10 of 23 fraction bits are kept
 BINS = 1 << (31 - BIN_SHIFT)
+_ROW = 512  # bins, a power of two: what is looked at together for whether it is used
 
 
 def magnitude_bins(xp: Any, x: Any) -> Any:
@@ -30,10 +31,14 @@ def magnitude_bins(xp: Any, x: Any) -> Any:
     return xp.abs(x).astype(xp.float32).view(xp.uint32) >> BIN_SHIFT
 
 
-def magprune(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
-    """x (n,), hashes (n,) uint32; limits and scales (BINS,) -> (n,): x * scale where hash <= limit of its bin, else 0."""
-    bins = magnitude_bins(xp, x)
-    return x * xp.where(hashes <= limits[bins], scales[bins], 0)
+def magprune(xp: Any, x: Any, hashes: Any, limits: Any, rescale: bool) -> Any:
+    """x (n,), hashes (n,) uint32, limits (BINS,) uint32 -> (n,): x / keep probability where hash <= limit of its bin, else 0.
+
+    An element is kept for limit + 1 of the 2**32 hashes, so that over 2**32 is its keep probability.
+    """
+    limit = limits[magnitude_bins(xp, x)]
+    scale = 2.0**32 / (limit.astype(x.dtype) + 1) if rescale else 1
+    return x * xp.where(hashes <= limit, scale, 0)
 
 
 def keep_probabilities(counts: Any, density: float, epsilon: float) -> Any:
@@ -74,17 +79,16 @@ class Magprune:
             for row, count in zip(x, counts, strict=True):
                 backend.add_bins(row, count)
         keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
-        return [(key, *self._tables(count, backend)) for key, count in zip(keys, counts, strict=True)]
+        return [(key, self._limits(count)) for key, count in zip(keys, counts, strict=True)]
 
-    def _tables(self, counts: Any, backend: Any) -> tuple[Any, Any]:
-        used = np.flatnonzero(counts)
-        keep = keep_probabilities(counts[used], self.density, self.epsilon)
-        limits = np.zeros(BINS, np.uint32)
-        limits[used] = keep_limit(keep)
-        scales = backend.zeros(BINS)
-        scales[used] = 1.0 / keep if self.rescale else 1.0
-        return limits, scales
+    def _limits(self, counts: Any) -> Any:
+        """(BINS,) limits, filled in where there are counts."""
+        counts = counts.reshape(-1, _ROW)
+        rows = np.flatnonzero(counts.max(1))  # the bins of a few octaves, usually
+        limits = np.empty((BINS // _ROW, _ROW), np.uint32)
+        limits[rows] = keep_limit(keep_probabilities(counts[rows].reshape(-1), self.density, self.epsilon)).reshape(-1, _ROW)
+        return limits.reshape(-1)
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
-        key, limits, scales = state
-        return backend.apply_masked(magprune, x, block_key(key, start), limits, scales)
+        key, limits = state
+        return backend.apply_masked(magprune, x, block_key(key, start), limits, self.rescale)
