@@ -1,7 +1,7 @@
 """Merge model checkpoints: any size, any number of workers, the same bytes.
 
-    from paddle_merge import MergeConfig, merge
-    merge(MergeConfig(merge_method="ties", model_path_list=["a", "b"], base_model_path="base", output_path="out"))
+from paddle_merge import MergeConfig, merge
+merge(MergeConfig(merge_method="ties", model_path_list=["a", "b"], base_model_path="base", output_path="out"))
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Files:
     def read(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
         """Fill out, C-contiguous in the entry's raw dtype, with the elements from index `start` on. Raises WorkError."""
         offset = entry.offset + start * entry.dtype.itemsize
-        view = memoryview(out.view(np.uint8))
+        view = out.view(np.uint8).data
         try:
             file = self._file(entry.file)
             while view:
@@ -116,7 +116,8 @@ class Road:
         kept = recipe.measures and sum(length * entry.dtype.itemsize for entry in entries) <= RESIDENT
         self._kept = kept
         self._raw = [
-            scratch.array(f"raw {number}", length if kept else block, entry.dtype.raw) for number, entry in enumerate(entries)
+            scratch.array(f"raw {number}", length if kept else block, entry.dtype.raw)
+            for number, entry in enumerate(entries)
         ]
         if kept:
             for entry, raw in zip(entries, self._raw, strict=True):
@@ -181,6 +182,7 @@ class Road:
             for source, entry in self._base_first():
                 raw = self._read(source, entry, start, count)
                 if source == self.models:
+                    assert base is not None
                     bad = self._backend.load(raw, entry.dtype, base)
                 else:
                     bad = self._backend.load(raw, entry.dtype, x[source], base)

@@ -17,8 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .config import ALIASES, MergeConfig, nearest, parse_bool
+from .config import ALIASES, MergeConfig
 from .errors import ConfigError, MergeError
+from .parsing import nearest, parse_bool
 
 FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
 LISTS = {name for name, item in FIELDS.items() if str(item.type).startswith("list[")}
@@ -109,7 +110,9 @@ def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) 
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     if "model_path_list" in given:  # a list on the command line beats a model_path_str in the file
         values.pop("model_path_str", None)
-    merge_config = MergeConfig.from_mapping({**{ALIASES.get(k, k): v for k, v in values.items()}, **given}, config or "flags")
+    merge_config = MergeConfig.from_mapping(
+        {**{ALIASES.get(k, k): v for k, v in values.items()}, **given}, config or "flags"
+    )
     from .run import merge
 
     merge(merge_config)
@@ -138,7 +141,14 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
         text += f" [dim]\\[default: {shown}][/dim]"
     names = [f"--{item.name}/--no_{item.name}"] if item.name in BOOLS else [f"--{item.name}"]
     option = typer.Option(*names, help=text, rich_help_panel=meta["group"], show_default=False)
-    kinds: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "list[str]": list[str], "list[float]": list[float]}
+    kinds: dict[str, Any] = {
+        "str": str,
+        "int": int,
+        "float": float,
+        "bool": bool,
+        "list[str]": list[str],
+        "list[float]": list[float],
+    }
     kind = kinds[str(item.type).removesuffix(" | None")]
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
@@ -157,7 +167,9 @@ def build_app() -> typer.Typer:
             _run(config, verbose, quiet, flags)
 
     extra: dict[str, Any] = {
-        "config": typer.Argument(help="JSON or YAML file with the flags' names as fields (PaddleNLP's, for one).", show_default=False),
+        "config": typer.Argument(
+            help="JSON or YAML file with the flags' names as fields (PaddleNLP's, for one).", show_default=False
+        ),
         "version": typer.Option("--version", help="Print the version.", rich_help_panel="Running"),
         "verbose": typer.Option("--verbose", "-v", help="Say more.", rich_help_panel="Running"),
         "quiet": typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel="Running"),
@@ -167,9 +179,9 @@ def build_app() -> typer.Typer:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None if name == "config" else False,
-            annotation=Annotated[str | None if name == "config" else bool, extra[name]],
+            annotation=Annotated[kind, extra[name]],
         )
-        for name in extra
+        for name, kind in (("config", str | None), ("version", bool), ("verbose", bool), ("quiet", bool))
     ]
     parameters[1:1] = [_option(item) for item in FIELDS.values()]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

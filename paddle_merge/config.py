@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import checks
 from .dtypes import FLOATS
 from .errors import ConfigError
 from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
@@ -22,6 +22,7 @@ from .methods.magprune import Magprune
 from .methods.slerp import Slerp
 from .methods.ties import Ties
 from .methods.trim import Trim
+from .parsing import coerce, nearest, parse_size
 from .recipe import Recipe
 
 # Other names that PaddleNLP's documentation and older versions use for a field.
@@ -76,7 +77,9 @@ class MergeConfig:
     weight_list: list[float] | None = _flag(
         _METHOD, "One weight per model: `--weight_list 0.3 0.7`. Without it all count the same.", shown="1 each, normalised"
     )
-    merge_method: str | None = _flag(_METHOD, "A named pair of sparsifier and merge type.", choices=tuple(METHODS), shown="linear")
+    merge_method: str | None = _flag(
+        _METHOD, "A named pair of sparsifier and merge type.", choices=tuple(METHODS), shown="linear"
+    )
     merge_type: str | None = _flag(
         _METHOD, "Instead of a method: how task vectors become one.", choices=MERGE_TYPES, shown="linear"
     )
@@ -89,7 +92,9 @@ class MergeConfig:
     )
     normalize: bool = _flag(_METHOD, "Divide by the sum of the weights (ties: of the models that agree).", True)
     scale: float = _flag(_METHOD, "Factor on the merged task vector before the base is added back. Needs a base model.", 1.0)
-    reserve_p: float = _flag(_TUNE, "trim, dare, magprune: the fraction of elements to keep (papers: density, 1 - drop rate).", 0.7)
+    reserve_p: float = _flag(
+        _TUNE, "trim, dare, magprune: the fraction of elements to keep (papers: density, 1 - drop rate).", 0.7
+    )
     rescale: bool = _flag(
         _TUNE,
         "Scale up what is kept: dare and magprune by 1 / keep probability, trim to the tensor's L1 norm. trim's is"
@@ -98,12 +103,15 @@ class MergeConfig:
     )
     epsilon: float = _flag(_TUNE, "magprune: full width of the range of keep probabilities (DELLA's code: half).", 0.14)
     ties_elect_type: str = _flag(
-        _TUNE, "ties: elect signs by the sum of the weighted values, or by the count of their signs.", "sum", choices=("sum", "count")
+        _TUNE,
+        "ties: elect signs by the sum of the weighted values, or by the count of their signs.",
+        "sum",
+        choices=("sum", "count"),
     )
     ties_zero_sign: str = _flag(
         _TUNE,
-        "ties: what a vote that cancels exactly elects. positive: plus, as PaddleNLP (a bias with bfloat16 models); majority:"
-        " the tensor's most frequent sign; drop: nothing, the element stays the base's.",
+        "ties: what a vote that cancels exactly elects. positive: plus, as PaddleNLP (a bias, with bfloat16 models);"
+        " majority: the tensor's most frequent sign; drop: nothing, the element stays the base's.",
         "positive",
         choices=("positive", "majority", "drop"),
     )
@@ -113,7 +121,9 @@ class MergeConfig:
     seed: int = _flag(_TUNE, "dare, magprune: the same seed gives the same masks, for any number of workers.", 0)
     output_path: str | None = _flag(_OUTPUT, "Folder to write to.", shown="./merged-<method>")
     overwrite: bool = _flag(_OUTPUT, "Replace the weights of an earlier merge in that folder.", False)
-    max_shard_size: str = _flag(_OUTPUT, "Split the output into files of at most this size; it is one file if it fits.", "5GB")
+    max_shard_size: str = _flag(
+        _OUTPUT, "Split the output into files of at most this size; it is one file if it fits.", "5GB"
+    )
     out_dtype: str | None = _flag(
         _OUTPUT, "Storage dtype of the output's floating-point tensors.", choices=tuple(FLOATS), shown="each tensor's own"
     )
@@ -122,13 +132,17 @@ class MergeConfig:
     )
     n_process: int = _flag(_RUN, "Worker processes. The result doesn't depend on it.", 1)
     dry_run: bool = _flag(_RUN, "Print the plan and touch nothing.", False)
-    strict: bool = _flag(_RUN, "Make errors of the warnings: NaN or Inf in an input, sparsifying without a base model.", False)
+    strict: bool = _flag(
+        _RUN, "Make errors of the warnings: NaN or Inf in an input, sparsifying without a base model.", False
+    )
     tensor_type: str = _flag(_PADDLE, "np: NumPy. pd (Paddle tensors) isn't there yet.", "np", choices=("np", "pd"))
     device: str = _flag(_PADDLE, "cpu. Others aren't there yet.", "cpu")
     lora_model_path: str | None = _flag(_PADDLE, "Folding LoRA adapters isn't there yet.")
     split_pieces: int = _flag(_PADDLE, "Has no effect: tensors are streamed, statistics are always of the whole tensor.", 8)
     max_tensor_mem: float = _flag(_PADDLE, "Has no effect with np: tensors are streamed, whatever their size.", 0.5)
-    convert_from_hf: bool = _flag(_PADDLE, "With save_to_hf equal to it, the layout stays as it is; converting isn't there yet.", True)
+    convert_from_hf: bool = _flag(
+        _PADDLE, "With save_to_hf equal to it, the layout stays as it is; converting isn't there yet.", True
+    )
     save_to_hf: bool = _flag(_PADDLE, "See convert_from_hf.", True)
     merge_with_qdq_base_model: bool = _flag(_PADDLE, "Quantised base models aren't there yet.", False)
 
@@ -222,24 +236,26 @@ class MergeConfig:
 
     def recipe(self) -> Recipe:
         """What is asked, checked. Raises ConfigError listing everything that is wrong."""
-        problems = self._problems()
-        if problems:
-            raise ConfigError(problems)
+        problems = checks.problems(self)
         weights = tuple(self.weight_list) if self.weight_list is not None else (1.0,) * len(self.models)
         normalize = self.normalize or self.weight_list is None
         sparsifier_name, merge_type = self.parts
-        sparsifier: Any = {
+        sparsifiers: dict[str | None, Any] = {
             None: None,
             "trim": Trim(self.reserve_p, self.rescale),
             "dare": Dare(self.reserve_p, self.rescale),
             "magprune": Magprune(self.reserve_p, self.epsilon, self.rescale),
-        }[sparsifier_name]
-        merger: Any = {
+        }
+        mergers: dict[str, Any] = {
             "linear": Linear(weights, normalize),
-            "ties": Ties(weights, normalize, self.ties_elect_type, self.ties_zero_sign),  # type: ignore[arg-type]
+            "ties": Ties(weights, normalize, self.ties_elect_type, self.ties_zero_sign),
             "slerp": Slerp(self.slerp_alpha, self.slerp_normalize_eps, self.slerp_dot_threshold),
-        }[merge_type]
-        problems = (sparsifier.problems() if sparsifier else []) + merger.problems(len(weights))
+        }
+        sparsifier, merger = sparsifiers.get(sparsifier_name), mergers.get(merge_type)
+        if sparsifier is not None:
+            problems += sparsifier.problems()
+        if merger is not None and len(self.models) >= 2:
+            problems += merger.problems(len(self.models))
         if problems:
             raise ConfigError(problems)
         return Recipe(
@@ -253,37 +269,6 @@ class MergeConfig:
             prefix=self.merge_prefix,
             out_dtype=FLOATS[self.out_dtype] if self.out_dtype else None,
         )
-
-    def warnings(self) -> list[str]:
-        """What is allowed but likely not meant."""
-        found = []
-        sparsifier, merge_type = self.parts
-        if sparsifier and not self.base_model_path:
-            found.append(
-                f"without --base_model_path, {sparsifier} zeroes {1 - self.reserve_p:.0%} of the models' weights themselves,"
-                " not of what fine-tuning changed; the merged model will likely be broken"
-            )
-        used = {
-            "reserve_p": sparsifier is not None,
-            "rescale": sparsifier is not None,
-            "epsilon": sparsifier == "magprune",
-            "seed": sparsifier in ("dare", "magprune"),
-            "ties_elect_type": merge_type == "ties",
-            "ties_zero_sign": merge_type == "ties",
-            "slerp_alpha": merge_type == "slerp",
-            "slerp_dot_threshold": merge_type == "slerp",
-            "slerp_normalize_eps": merge_type == "slerp",
-            "normalize": merge_type != "slerp",
-            "split_pieces": False,
-            "max_tensor_mem": False,
-        }
-        defaults = MergeConfig()
-        idle = [name for name, matters in used.items() if not matters and getattr(self, name) != getattr(defaults, name)]
-        if idle:
-            found.append(f"{', '.join(f'--{name}' for name in idle)}: no effect with {self.method}")
-        if not self.normalize and self.weight_list is None and merge_type != "slerp":
-            found.append("--no_normalize without --weight_list: all models count the same and are averaged, as in PaddleNLP")
-        return found
 
     def to_record(self) -> dict[str, Any]:
         """The fields that, read back from any folder, repeat this merge: paths made absolute, the method resolved."""
@@ -300,122 +285,3 @@ class MergeConfig:
             sparsify_type=sparsifier,
         )
         return record
-
-    # --- checks
-
-    def _problems(self) -> list[str]:
-        problems = []
-        for item in dataclasses.fields(self):
-            value, choices = getattr(self, item.name), item.metadata.get("choices")
-            if choices and value is not None and value not in choices:
-                problems.append(f"--{item.name} {value!r} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-                problems.append(f"--{item.name} must be finite")
-        if problems:
-            return problems
-
-        if len(self.models) < 2:
-            problems.append("give at least two models: --model_path_list a b")
-        if self.merge_method:
-            sparsifier, merge_type = METHODS[self.merge_method]
-            if self.merge_type not in (None, merge_type) or self.sparsify_type not in (None, sparsifier or "none"):
-                problems.append(
-                    f"--merge_method {self.merge_method} means --sparsify_type {sparsifier or 'none'} --merge_type {merge_type};"
-                    " leave out the method or the types that contradict it"
-                )
-        if self.weight_list is not None:
-            if self.parts[1] == "slerp":
-                if len(set(self.weight_list)) > 1:
-                    problems.append("slerp goes by --slerp_alpha, not by --weight_list")
-            elif len(self.weight_list) != len(self.models):
-                problems.append(f"--weight_list has {len(self.weight_list)} numbers for {len(self.models)} models")
-        if self.scale != 1.0 and not self.base_model_path:
-            problems.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
-        if self.n_process < 1:
-            problems.append(f"--n_process {self.n_process} must be at least 1")
-        try:
-            self.shard_bytes()
-        except ValueError as error:
-            problems.append(f"--max_shard_size {error}")
-        if self.strict and self.parts[0] and not self.base_model_path:
-            problems.append(self.warnings()[0])
-        return problems + self._not_there_yet()
-
-    def _not_there_yet(self) -> list[str]:
-        found = []
-        if self.tensor_type != "np":
-            found.append(f"--tensor_type {self.tensor_type} isn't there yet; np computes on the CPU")
-        if self.device != "cpu":
-            found.append(f"--device {self.device} isn't there yet; cpu is")
-        if self.lora_model_path:
-            found.append("--lora_model_path isn't there yet; fold the adapter into its base with PaddleNLP first")
-        if self.convert_from_hf != self.save_to_hf:
-            found.append(
-                "converting between Hugging Face's and Paddle's layout isn't there yet; set --convert_from_hf and --save_to_hf"
-                " alike to keep the layout"
-            )
-        if self.merge_with_qdq_base_model:
-            found.append("--merge_with_qdq_base_model isn't there yet")
-        return found
-
-
-def coerce(value: Any, kind: str) -> Any:
-    """A JSON or YAML value as a field of annotated type `kind`. Raises ValueError with the rest of a sentence."""
-    kind = kind.removesuffix(" | None")
-    if kind.startswith("list["):
-        items = value if isinstance(value, list | tuple) else [value]
-        return [coerce(item, kind[5:-1]) for item in items]
-    if kind == "bool" and isinstance(value, str) and parse_bool(value) is not None:
-        return parse_bool(value)
-    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in ("int", "float") and isinstance(value, str):
-        try:
-            return int(value) if kind == "int" else float(value)
-        except ValueError:
-            pass
-    if kind == "str" and type(value) is int:
-        return str(value)
-    expected: Any = {"bool": bool, "int": int, "float": float, "str": str}[kind]
-    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
-        raise ValueError(f"must be {'a list of ' if 'list' in kind else ''}{kind}, not {value!r}")
-    return value
-
-
-def parse_bool(text: str) -> bool | None:
-    """What PaddleNLP's parser takes for a boolean, else None."""
-    lowered = text.lower()
-    if lowered in ("yes", "true", "t", "y", "1"):
-        return True
-    return False if lowered in ("no", "false", "f", "n", "0") else None
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes of "5GB" (decimal), "512MiB" (binary) or "1000". Raises ValueError with the rest of a sentence."""
-    stripped = str(text).strip().upper()
-    for exponent, letter in enumerate("KMGT", start=1):
-        for suffix, unit in ((f"{letter}IB", 1024), (f"{letter}B", 1000)):
-            if stripped.endswith(suffix):
-                stripped, factor = stripped.removesuffix(suffix), unit**exponent
-                break
-        else:
-            continue
-        break
-    else:
-        stripped, factor = stripped.removesuffix("B"), 1
-    try:
-        size = int(float(stripped) * factor)
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise ValueError(f"{text!r} must be a size such as 5GB, 512MiB or a number of bytes")
-    return size
-
-
-def nearest(word: str, candidates: Any) -> str:
-    """"; did you mean ...?" or nothing."""
-    import difflib
-
-    close = difflib.get_close_matches(word, list(candidates), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -39,7 +39,7 @@ def keep_limit(probability: Any) -> Any:
 def hash_block(key: Key, start: int, size: int) -> np.ndarray:
     """(size,) uint32: the hash of elements start .. start+size. The plain reading of what kernels.dare does in registers."""
     k0, k1 = (np.uint32(word) for word in block_key(key, start))
-    x = np.arange(size, dtype=np.uint32) + k0
+    x: np.ndarray = np.arange(size, dtype=np.uint32) + k0
     x ^= x >> np.uint32(16)
     x *= np.uint32(0x7FEB352D)
     x ^= x >> np.uint32(15)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .blocks import worker_memory
 from .dtypes import DType
-from .errors import CheckpointError, MergeError
+from .errors import CheckpointError
 from .readers import Checkpoint, TensorEntry, open_checkpoint
 from .recipe import Recipe
 
@@ -110,17 +110,23 @@ class Plan:
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def make_plan(recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000) -> Plan:
-    """Read the headers of all inputs and decide. Raises CheckpointError listing everything that doesn't fit."""
+def open_inputs(paths: Sequence[str], prefix: str) -> tuple[Checkpoint, ...]:
+    """The checkpoints' headers. Raises CheckpointError listing what is wrong with any of them."""
     inputs: list[Checkpoint] = []
     problems: list[str] = []
-    for path in recipe.sources:
+    for path in paths:
         try:
-            inputs.append(open_checkpoint(path, recipe.prefix))
-        except MergeError as error:
+            inputs.append(open_checkpoint(path, prefix))
+        except CheckpointError as error:
             problems += error.problems
     if problems:
         raise CheckpointError(problems)
+    return tuple(inputs)
+
+
+def make_plan(recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000) -> Plan:
+    """Read the headers of all inputs and decide. Raises CheckpointError listing everything that doesn't fit."""
+    inputs = open_inputs(recipe.sources, recipe.prefix)
     problems = _differences(inputs, recipe)
     if problems:
         raise CheckpointError(problems)
@@ -130,7 +136,7 @@ def make_plan(recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_0
     pieces = _cut(tensors, recipe, n_process)
     return Plan(
         recipe,
-        tuple(inputs),
+        inputs,
         tensors,
         shards,
         pieces,
@@ -238,7 +244,8 @@ def _warnings(inputs: Sequence[Checkpoint], donor: Checkpoint) -> list[str]:
     if len(formats) > 1:
         shown = ", ".join(f"{checkpoint.format} in {checkpoint.path}" for checkpoint in inputs)
         found.append(
-            f"the inputs' metadata formats differ ({shown}): if one stores Linear weights transposed, square ones merge wrongly"
+            f"the inputs' metadata formats differ ({shown}): if one stores Linear weights transposed, square ones"
+            " merge wrongly"
         )
     real = [os.path.realpath(checkpoint.path) for checkpoint in inputs]
     for path in sorted({checkpoint.path for checkpoint in inputs if real.count(os.path.realpath(checkpoint.path)) > 1}):

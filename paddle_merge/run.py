@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
+from . import checks
 from .blocks import Files
 from .config import MergeConfig
-from .errors import CheckpointError, OutputError, WorkError
-from .plan import Piece, Plan, make_plan
+from .crew import Crew
+from .errors import CheckpointError, MergeError, OutputError, WorkError
+from .plan import Plan, make_plan, open_inputs
 from .sidecars import read_sidecars, record, sidecar_names
 from .worker import Job, Report, Worker
 from .writer import Output, check_output
 
 log = logging.getLogger("paddle_merge")
+T = TypeVar("T")
 
 
 def merge(config: MergeConfig, progress: bool | None = None) -> str:
@@ -33,17 +33,12 @@ def merge(config: MergeConfig, progress: bool | None = None) -> str:
     fails or is interrupted leaves nothing that looks like a checkpoint.
     """
     started = time.perf_counter()
-    recipe = config.recipe()
-    plan = make_plan(recipe, config.n_process, config.shard_bytes())
-    names = sidecar_names(plan, config.copy_file_list)
-    if config.dry_run:
-        log.info("%s", describe(plan, config, names))
-        return config.output
-    problems = check_output(config.output, plan, config.overwrite)
-    if problems:
-        raise OutputError(problems)
-    for warning in [*config.warnings(), *plan.warnings]:
+    plan, names = prepare(config)
+    for warning in [*checks.warnings(config), *plan.warnings]:
         log.warning("%s", warning)
+    if config.dry_run:
+        print(describe(plan, config, names))
+        return config.output
     log.info("%s", describe(plan, config, names))
     _check_equal(plan)
 
@@ -62,6 +57,39 @@ def merge(config: MergeConfig, progress: bool | None = None) -> str:
     return config.output
 
 
+def prepare(config: MergeConfig) -> tuple[Plan, list[str]]:
+    """The plan, and the names of the files to copy beside the weights. Touches nothing.
+
+    Raises MergeError with the problems of flags, inputs and output together; of its kinds, the first met.
+    """
+    found: list[MergeError] = []
+
+    def attempt(step: Callable[..., T], *args: Any) -> T | None:
+        try:
+            return step(*args)
+        except MergeError as error:
+            found.append(error)
+            return None
+
+    sources = [*config.models, *([config.base_model_path] if config.base_model_path else [])]
+    recipe = attempt(config.recipe)
+    if recipe is None:
+        attempt(open_inputs, sources, config.merge_prefix)
+        plan = names = None
+    else:
+        plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes())
+        names = attempt(sidecar_names, plan, config.copy_file_list) if plan else None
+    nbytes = plan.bytes_out if plan else 0
+    problems = check_output(config.output, sources, config.merge_prefix, nbytes, config.overwrite)
+    if problems:
+        found.append(OutputError(problems))
+    if found:
+        raise type(found[0])([problem for error in found for problem in error.problems])
+    assert plan is not None
+    assert names is not None
+    return plan, names
+
+
 def describe(plan: Plan, config: MergeConfig, names: Sequence[str]) -> str:
     """The plan for people: a few lines."""
     recipe = plan.recipe
@@ -78,7 +106,9 @@ def describe(plan: Plan, config: MergeConfig, names: Sequence[str]) -> str:
         f"tensors  {len(merged)} merged ({parameters / 1e6:,.1f} M parameters, {dtypes})"
         + (f", {copied} copied (integers, equal in all models)" if copied else "")
     )
-    lines.append(f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if recipe.measures else ''}")
+    lines.append(
+        f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if recipe.measures else ''}"
+    )
     lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
     lines.append(f"copied   {', '.join(names) or 'nothing'} from {plan.donor.folder}")
     lines.append(
@@ -88,8 +118,6 @@ def describe(plan: Plan, config: MergeConfig, names: Sequence[str]) -> str:
 
 
 def _parameters(recipe: Any) -> str:
-    import dataclasses
-
     shown: dict[str, Any] = {}
     for part in (recipe.sparsifier, recipe.merger):
         if part is not None:
@@ -120,7 +148,7 @@ def _check_equal(plan: Plan) -> None:
             unequal |= {entry.file for entry, block in zip(others, blocks[1:], strict=True) if (block != blocks[0]).any()}
         if unequal:
             problems.append(
-                f"tensor {tensor.name!r} is {tensor.dtype.name}, which can't be averaged, and it differs between {first.file}"
+                f"tensor {tensor.name!r} is {tensor.dtype.name}, which can't be averaged, and differs between {first.file}"
                 f" and {', '.join(sorted(unequal))}; remove it from the checkpoints, or make it equal"
             )
     files.close()
@@ -167,93 +195,3 @@ def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> list[Rep
         return [worker.merge(piece) for piece in plan.pieces]
     finally:
         worker.close()
-
-
-class Crew:
-    """Worker processes. Leaving the context kills those that still run."""
-
-    def __init__(self, count: int, job: Job):
-        self._job = job
-        self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
-        self._doing: dict[Connection, Piece] = {}
-        for _ in range(count):
-            ours, theirs = Pipe()
-            with theirs:
-                process = subprocess.Popen(
-                    [sys.executable, "-c", f"from paddle_merge.worker import main; main({theirs.fileno()})"],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env=_environment(),
-                )
-            self._processes[ours] = process
-
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for connection, process in self._processes.items():
-            connection.close()
-            process.kill()
-        for process in self._processes.values():
-            process.wait()
-
-    def work(self, pieces: Sequence[Piece], progress: Callable[[int], Any]) -> Iterator[Report]:
-        """Hand out the pieces; yield the reports. Raises WorkError as soon as a worker fails or dies."""
-        waiting = iter(pieces)
-        for connection in list(self._processes):
-            self._send(connection, self._job)
-            self._next(connection, waiting)
-        while self._doing:
-            for connection in wait(list(self._doing)):
-                assert isinstance(connection, Connection)
-                try:
-                    kind, *content = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    raise WorkError(self._obituary(connection)) from None
-                if kind == "progress":
-                    progress(content[0])
-                elif kind == "done":
-                    self._next(connection, waiting)
-                    yield content[0]
-                else:
-                    sentence, trace = content
-                    log.debug("%s", trace)
-                    name = self._tensor(connection)
-                    raise WorkError(sentence if name in sentence else f"while merging tensor {name!r}: {sentence}")
-
-    def _next(self, connection: Connection, waiting: Iterator[Piece]) -> None:
-        piece = next(waiting, None)
-        if piece is None:
-            self._doing.pop(connection, None)
-        else:
-            self._doing[connection] = piece
-        self._send(connection, piece)
-
-    def _send(self, connection: Connection, message: Any) -> None:
-        try:
-            connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            raise WorkError(self._obituary(connection)) from None
-
-    def _tensor(self, connection: Connection) -> str:
-        piece = self._doing.get(connection)
-        return self._job.plan.tensors[piece.tensor].name if piece else ""
-
-    def _obituary(self, connection: Connection) -> str:
-        code = self._processes[connection].wait()
-        if code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-            how += " (the machine may be out of memory: try a smaller --n_process)" if code == -signal.SIGKILL else ""
-        else:
-            how = f"ended unexpectedly with exit status {code}"
-        name = self._tensor(connection)
-        return f"a worker {how}{f' while merging tensor {name!r}' if name else ' before its first tensor'}"
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with this package importable however the caller found it."""
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": here + (os.pathsep + path if path else "")}
-
-

@@ -25,8 +25,8 @@ MARGIN = 4.0  # standard errors of the sample to each side
 
 @dataclass(frozen=True)
 class Quantile:
-    """threshold: the quantile, a NumPy scalar in the dtype magnitudes are compared in (float32; float64 for float64 storage).
-    total: sum of |x|. kept: sum of |x| over |x| >= threshold. Both float64.
+    """threshold: the quantile, a NumPy scalar in the dtype magnitudes are compared in: float32, or float64 for float64
+    storage. total: sum of |x|. kept: sum of |x| over |x| >= threshold. Both float64.
     """
 
     threshold: Any

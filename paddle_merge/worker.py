@@ -57,17 +57,14 @@ class Worker:
         tensor = self._plan.tensors[piece.tensor]
 
         def write(raw: np.ndarray, start: int) -> None:
-            view = memoryview(raw).cast("B")
+            view = raw.view(np.uint8).data
             offset = tensor.offset + start * tensor.dtype.itemsize
             while view:
                 count = os.pwrite(self._shards[tensor.shard], view, offset)
                 view, offset = view[count:], offset + count
 
         try:
-            if tensor.merged:
-                report = self._merge(tensor, piece, write)
-            else:
-                report = self._copy(tensor, piece, write)
+            report = self._merge(tensor, piece, write) if tensor.merged else self._copy(tensor, piece, write)
             self._start_writeback(tensor, piece)
         except MergeError:
             raise

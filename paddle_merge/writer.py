@@ -9,6 +9,7 @@ import contextlib
 import glob
 import os
 import shutil
+from collections.abc import Sequence
 
 from .errors import OutputError
 from .plan import Plan
@@ -18,24 +19,24 @@ RECORD = "merge_config.json"
 MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
 
 
-def check_output(folder: str, plan: Plan, overwrite: bool) -> list[str]:
-    """Why the plan can't be written to `folder`: sentences. Touches nothing."""
+def check_output(folder: str, inputs: Sequence[str], prefix: str, nbytes: int, overwrite: bool) -> list[str]:
+    """Why `nbytes` of weights called `prefix` can't be written to `folder`: sentences. inputs: paths. Touches nothing."""
     problems = []
     real = os.path.realpath(folder)
-    for checkpoint in plan.inputs:
-        if os.path.realpath(checkpoint.folder) == real:
-            problems.append(f"--output_path {folder} is one of the inputs ({checkpoint.path}); choose another folder")
+    for path in inputs:
+        if real in (os.path.realpath(path), os.path.realpath(os.path.dirname(path)) if os.path.isfile(path) else None):
+            problems.append(f"--output_path {folder} is one of the inputs ({path}); choose another folder")
     if os.path.lexists(folder) and not os.path.isdir(folder):
         problems.append(f"--output_path {folder} exists and is not a folder")
     elif os.path.isdir(folder) and not problems:
         if not overwrite and any(not name.endswith(PARTIAL) for name in os.listdir(folder)):
             problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace the weights in it")
-        problems += _foreign_weights(folder, plan)
+        problems += _foreign_weights(folder, prefix)
     parent = _existing_parent(real)
     if not os.access(parent, os.W_OK):
         problems.append(f"--output_path {folder}: no permission to write in {parent}")
     free = shutil.disk_usage(parent).free
-    needed = plan.bytes_out + MARGIN  # beside an earlier merge, which is replaced only when this one is whole
+    needed = nbytes + MARGIN  # beside an earlier merge, which is replaced only when this one is whole
     if free < needed:
         problems.append(
             f"--output_path {folder}: the merge needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
@@ -83,7 +84,7 @@ class Output:
                 self._write(index_name + PARTIAL, index)
             self._write(RECORD + PARTIAL, record)
 
-            for stale in _old_weights(self.folder, self._plan):
+            for stale in _old_weights(self.folder, self._plan.recipe.prefix):
                 os.unlink(stale)
             names = [*sidecars, *(shard.name for shard in self._plan.shards)]
             for name in [*names, *([index_name] if index is not None else []), RECORD]:
@@ -133,15 +134,15 @@ def _sync(path: str) -> None:
         os.close(file)
 
 
-def _old_weights(folder: str, plan: Plan) -> list[str]:
+def _old_weights(folder: str, prefix: str) -> list[str]:
     """An earlier merge's weights and index in the folder: left there, loaders would mix them with the new ones."""
-    pattern = os.path.join(glob.escape(folder), f"{plan.recipe.prefix}*.safetensors")
+    pattern = os.path.join(glob.escape(folder), f"{prefix}*.safetensors")
     return [*glob.glob(pattern), *glob.glob(f"{pattern}.index.json")]
 
 
-def _foreign_weights(folder: str, plan: Plan) -> list[str]:
+def _foreign_weights(folder: str, prefix: str) -> list[str]:
     """Weights in other formats or under other names, which loaders would read beside the merged ones."""
-    ours = {os.path.basename(path) for path in _old_weights(folder, plan)}
+    ours = {os.path.basename(path) for path in _old_weights(folder, prefix)}
     found = [
         name
         for name in sorted(os.listdir(folder))

@@ -56,7 +56,8 @@ FORMERS = """
 import sys
 from {module}.mergekit import MergeConfig, MergeModel
 method, base, out, n_process, tensor_type, *models = sys.argv[1:]
-config = dict(merge_method=method, model_path_list=models, output_path=out, n_process=int(n_process), tensor_type=tensor_type)
+config = dict(merge_method=method, model_path_list=models, output_path=out)
+config |= dict(n_process=int(n_process), tensor_type=tensor_type)
 if base != "-":
     config["base_model_path"] = base
 MergeModel(MergeConfig(**config)).merge_model()
@@ -116,7 +117,12 @@ def make_checkpoints(folder: Path, model: str) -> list[Path]:
     for path, file in zip(paths, files, strict=True):
         file.close()
         hidden, intermediate, layers, _, vocabulary = MODELS[model]
-        config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "dtype": "bfloat16", "torch_dtype": "bfloat16"}
+        config = {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "dtype": "bfloat16",
+            "torch_dtype": "bfloat16",
+        }
         config |= {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}  # type: ignore[dict-item]
         config |= {"vocab_size": vocabulary, "num_attention_heads": 14, "tie_word_embeddings": True}  # type: ignore[dict-item]
         (path / "config.json").write_text(json.dumps(config))
@@ -187,7 +193,9 @@ def peak_memory(command: list[str]) -> int:
     return peak
 
 
-def peer_command(peer: str, python: str, method: str, inputs: list[Path], out: Path, n_process: int, tensor_type: str) -> list[str]:
+def peer_command(
+    peer: str, python: str, method: str, inputs: list[Path], out: Path, n_process: int, tensor_type: str
+) -> list[str]:
     """The same merge by another tool."""
     has_base = method != "slerp"
     base, models = (inputs[-1], inputs[:-1]) if has_base else (None, inputs)
@@ -220,7 +228,9 @@ def main(
     paths = make_checkpoints(root, model)
     out = root / "out"
     named = dict(peer.split("=", 1) for peer in peers or [])
-    print(f"{model}, bfloat16, {n_process} processes, {shutil.disk_usage(root).free / 1e9:.0f} GB free, {os.cpu_count()} CPUs")
+    print(
+        f"{model}, bfloat16, {n_process} processes, {shutil.disk_usage(root).free / 1e9:.0f} GB free, {os.cpu_count()} CPUs"
+    )
     print("| method | GB moved | floor s | merge s | ratio | peak MB |" + "".join(f" {peer} s | x |" for peer in named))
     print("| --- |" + " ---: |" * (5 + 2 * len(named)), flush=True)
     for method in methods.split(","):

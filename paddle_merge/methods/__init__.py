@@ -33,8 +33,8 @@ class Tensor(Protocol):
         """The same after the sparsifier."""
 
     def sample(self, count: int) -> Any:
-        """(models, clusters, width): about `count` elements of each, spread evenly over the tensor in clusters of neighbours,
-        the same ones every time."""
+        """(models, clusters, width): about `count` elements of each model, in clusters of neighbours spread evenly over the
+        tensor; the same ones every time."""
 
 
 class Sparsifier(Protocol):

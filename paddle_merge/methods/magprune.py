@@ -32,7 +32,7 @@ def magnitude_bins(xp: Any, x: Any) -> Any:
 
 
 def magprune(xp: Any, x: Any, hashes: Any, limits: Any, rescale: bool) -> Any:
-    """x (n,), hashes (n,) uint32, limits (BINS,) uint32 -> (n,): x / keep probability where hash <= limit of its bin, else 0.
+    """x (n,), hashes (n,) uint32, limits (BINS,) uint32 -> (n,): x / keep probability where hash <= its limit, else 0.
 
     An element is kept for limit + 1 of the 2**32 hashes, so that over 2**32 is its keep probability.
     """

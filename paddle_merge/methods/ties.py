@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from . import Tensor
 from .linear import normalize_problems
@@ -49,8 +49,8 @@ class Ties:
 
     weights: tuple[float, ...]
     normalize: bool = True
-    elect: Literal["sum", "count"] = "sum"
-    zero_sign: Literal["positive", "majority", "drop"] = "positive"
+    elect: str = "sum"
+    zero_sign: str = "positive"
 
     @property
     def measures(self) -> bool:

@@ -11,7 +11,7 @@ import glob
 import math
 import os
 import struct
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..dtypes import BFLOAT16, BY_TAG, UINT16
 from ..errors import CheckpointError
@@ -150,7 +150,7 @@ def _read_entry(name: str, info: Any, file: str, data_start: int) -> TensorEntry
     return TensorEntry(name, dtype, tuple(shape), file, data_start + offsets[0], nbytes)
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 

@@ -1,0 +1,106 @@
+"""What is wrong with a MergeConfig, and what is allowed but likely not meant: sentences for the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+from .methods import METHODS
+from .parsing import nearest
+
+if TYPE_CHECKING:
+    from .config import MergeConfig
+
+
+def problems(config: MergeConfig) -> list[str]:
+    """Why `config` can't be carried out, as far as no file needs to be looked at."""
+    found: list[str] = []
+    for item in dataclasses.fields(config):
+        value, choices = getattr(config, item.name), item.metadata.get("choices")
+        if choices and value is not None and value not in choices:
+            found.append(f"--{item.name} {value!r} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            found.append(f"--{item.name} must be finite")
+    if len(config.models) < 2:
+        found.append("give at least two models: --model_path_list a b")
+    if config.merge_method in METHODS:
+        sparsifier, merge_type = METHODS[config.merge_method]
+        if config.merge_type not in (None, merge_type) or config.sparsify_type not in (None, sparsifier or "none"):
+            found.append(
+                f"--merge_method {config.merge_method} means --sparsify_type {sparsifier or 'none'} --merge_type"
+                f" {merge_type}; leave out the method or the types that contradict it"
+            )
+    if config.weight_list is not None:
+        if config.parts[1] == "slerp":
+            if len(set(config.weight_list)) > 1:
+                found.append("slerp goes by --slerp_alpha, not by --weight_list")
+        elif len(config.weight_list) != len(config.models):
+            found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(config.models)} models")
+    if config.scale != 1.0 and not config.base_model_path:
+        found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
+    if config.n_process < 1:
+        found.append(f"--n_process {config.n_process} must be at least 1")
+    try:
+        config.shard_bytes()
+    except ValueError as error:
+        found.append(f"--max_shard_size {error}")
+    if config.strict:
+        found += _without_base(config)
+    return found + _not_there_yet(config)
+
+
+def _without_base(config: MergeConfig) -> list[str]:
+    sparsifier, _ = config.parts
+    if sparsifier is None or config.base_model_path:
+        return []
+    return [
+        f"without --base_model_path, {sparsifier} zeroes {1 - config.reserve_p:.0%} of the models' weights themselves, not"
+        " of what fine-tuning changed; the merged model will likely be broken"
+    ]
+
+
+def _not_there_yet(config: MergeConfig) -> list[str]:
+    found = []
+    if config.tensor_type != "np":
+        found.append(f"--tensor_type {config.tensor_type} isn't there yet; np computes on the CPU")
+    if config.device != "cpu":
+        found.append(f"--device {config.device} isn't there yet; cpu is")
+    if config.lora_model_path:
+        found.append("--lora_model_path isn't there yet; fold the adapter into its base with PaddleNLP first")
+    if config.convert_from_hf != config.save_to_hf:
+        found.append(
+            "converting between Hugging Face's and Paddle's layout isn't there yet; set --convert_from_hf and --save_to_hf"
+            " alike to keep the layout"
+        )
+    if config.merge_with_qdq_base_model:
+        found.append("--merge_with_qdq_base_model isn't there yet")
+    return found
+
+
+def warnings(config: MergeConfig) -> list[str]:
+    """What is allowed but likely not meant."""
+    found = _without_base(config)
+    sparsifier, merge_type = config.parts
+    used = {
+        "reserve_p": sparsifier is not None,
+        "rescale": sparsifier is not None,
+        "epsilon": sparsifier == "magprune",
+        "seed": sparsifier in ("dare", "magprune"),
+        "ties_elect_type": merge_type == "ties",
+        "ties_zero_sign": merge_type == "ties",
+        "slerp_alpha": merge_type == "slerp",
+        "slerp_dot_threshold": merge_type == "slerp",
+        "slerp_normalize_eps": merge_type == "slerp",
+        "normalize": merge_type != "slerp",
+        "split_pieces": False,
+        "max_tensor_mem": False,
+    }
+    defaults = type(config)()
+    idle = [name for name, matters in used.items() if not matters and getattr(config, name) != getattr(defaults, name)]
+    if idle:
+        found.append(f"{', '.join(f'--{name}' for name in idle)}: no effect with {config.method}")
+    if not config.normalize and config.weight_list is None and merge_type != "slerp":
+        found.append("--no_normalize without --weight_list: all models count the same and are averaged, as in PaddleNLP")
+    return found

@@ -1,0 +1,106 @@
+"""The worker processes: started, fed with pieces, listened to, and missed when they die."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
+
+from .errors import WorkError
+from .plan import Piece
+from .worker import Job, Report
+
+log = logging.getLogger("paddle_merge")
+
+
+class Crew:
+    """Worker processes. Leaving the context kills those that still run."""
+
+    def __init__(self, count: int, job: Job):
+        self._job = job
+        self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
+        self._doing: dict[Connection, Piece] = {}
+        for _ in range(count):
+            ours, theirs = Pipe()
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", f"from paddle_merge.worker import main; main({theirs.fileno()})"],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=_environment(),
+                )
+            self._processes[ours] = process
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for connection, process in self._processes.items():
+            connection.close()
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+
+    def work(self, pieces: Sequence[Piece], progress: Callable[[int], Any]) -> Iterator[Report]:
+        """Hand out the pieces; yield the reports. Raises WorkError as soon as a worker fails or dies."""
+        waiting = iter(pieces)
+        for connection in list(self._processes):
+            self._send(connection, self._job)
+            self._next(connection, waiting)
+        while self._doing:
+            ready = wait(list(self._doing))
+            for connection in [one for one in self._doing if one in ready]:
+                try:
+                    kind, *content = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    raise WorkError(self._obituary(connection)) from None
+                if kind == "progress":
+                    progress(content[0])
+                elif kind == "done":
+                    self._next(connection, waiting)
+                    yield content[0]
+                else:
+                    sentence, trace = content
+                    log.debug("%s", trace)
+                    name = self._tensor(connection)
+                    raise WorkError(sentence if name in sentence else f"while merging tensor {name!r}: {sentence}")
+
+    def _next(self, connection: Connection, waiting: Iterator[Piece]) -> None:
+        piece = next(waiting, None)
+        if piece is None:
+            self._doing.pop(connection, None)
+        else:
+            self._doing[connection] = piece
+        self._send(connection, piece)
+
+    def _send(self, connection: Connection, message: Any) -> None:
+        try:
+            connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise WorkError(self._obituary(connection)) from None
+
+    def _tensor(self, connection: Connection) -> str:
+        piece = self._doing.get(connection)
+        return self._job.plan.tensors[piece.tensor].name if piece else ""
+
+    def _obituary(self, connection: Connection) -> str:
+        code = self._processes[connection].wait()
+        if code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+            how += " (the machine may be out of memory: try a smaller --n_process)" if code == -signal.SIGKILL else ""
+        else:
+            how = f"ended unexpectedly with exit status {code}"
+        name = self._tensor(connection)
+        return f"a worker {how}{f' while merging tensor {name!r}' if name else ' before its first tensor'}"
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with this package importable however the caller found it."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": here + (os.pathsep + path if path else "")}

@@ -1,0 +1,103 @@
+"""Small checkpoints for the tests, written and read by the safetensors library, not by ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+# safetensors' names -> how NumPy holds the bytes; bfloat16 as bits
+RAW = {
+    "bfloat16": "<u2",
+    "float16": "<f2",
+    "float32": "<f4",
+    "float64": "<f8",
+    "int64": "<i8",
+    "int32": "<i4",
+    "uint8": "|u1",
+    "bool": "|b1",
+    "uint16": "<u2",
+}
+TAGS = {
+    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "I32": "int32",
+    "U8": "uint8", "BOOL": "bool", "U16": "uint16",
+}  # fmt: skip
+
+
+def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
+    """values -> what is stored: rounded to nearest even. For bfloat16, by the definition, in float64."""
+    if dtype != "bfloat16":
+        with np.errstate(over="ignore"):
+            return np.asarray(values).astype(RAW[dtype])
+    single = np.asarray(values, np.float32)
+    bits = single.view(np.uint32)
+    down = (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+    up = ((bits & np.uint32(0xFFFF0000)) + np.uint32(0x10000)).view(np.float32).astype(np.float64)
+    exact = single.astype(np.float64)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    below, above = np.abs(exact - down), np.abs(up - exact)
+    take_up = (above < below) | ((above == below) & (odd == 1))
+    return ((bits >> np.uint32(16)) + take_up).astype("<u2")
+
+
+def from_bits(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored elements -> float64 (integers and booleans as they are)."""
+    if dtype == "bfloat16":
+        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    return raw.astype(np.float64) if dtype.startswith("float") else raw
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    dtype: str = "float32",
+    *,
+    shards: int = 1,
+    prefix: str = "model",
+    format: str | None = "np",
+    config: Mapping[str, object] | None = None,
+) -> Path:
+    """A checkpoint folder. Floating-point tensors are stored as `dtype`, others as they are; round robin over shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    groups: list[dict[str, dict[str, object]]] = [{} for _ in range(shards)]
+    names: dict[str, str] = {}
+    total = 0
+    for number, (name, values) in enumerate(tensors.items()):
+        kind = dtype if values.dtype.kind == "f" else values.dtype.name
+        data = to_bits(values, dtype) if values.dtype.kind == "f" else values
+        file = f"{prefix}.safetensors" if shards == 1 else f"{prefix}-{number % shards + 1:05d}-of-{shards:05d}.safetensors"
+        groups[number % shards][name] = {"dtype": kind, "shape": list(values.shape), "data": data.tobytes()}
+        names[name] = file
+        total += data.nbytes
+    metadata = {"format": format} if format else None
+    for number, group in enumerate(groups):
+        file = f"{prefix}.safetensors" if shards == 1 else f"{prefix}-{number + 1:05d}-of-{shards:05d}.safetensors"
+        safetensors.serialize_file(group, str(folder / file), metadata)
+    if shards > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": names}
+        (folder / f"{prefix}.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Tiny"], "dtype": dtype, **(config or {})}))
+    return folder
+
+
+def read(folder: Path, prefix: str = "model") -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint folder, floating-point ones as float64."""
+    index = folder / f"{prefix}.safetensors.index.json"
+    files = [f"{prefix}.safetensors"]
+    if index.exists():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        for name, info in safetensors.deserialize((folder / file).read_bytes()):
+            dtype = TAGS[info["dtype"]]
+            raw = np.frombuffer(info["data"], RAW[dtype]).reshape(info["shape"])
+            tensors[name] = from_bits(raw, dtype)
+    return tensors
+
+
+def dtypes(folder: Path, prefix: str = "model") -> dict[str, str]:
+    """Tensor name -> stored dtype, of a single-file checkpoint."""
+    return {name: TAGS[info["dtype"]] for name, info in safetensors.deserialize((folder / f"{prefix}.safetensors").read_bytes())}
