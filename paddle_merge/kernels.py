@@ -180,22 +180,22 @@ def dare(x, k0, k1, limit, scale):
 
 
 @jit
-def magprune(x, k0, k1, limits, rescale):
+def magprune(x, k0, k1, limits, scales):
     # One simple loop per step: together, the compiler would not vectorise any of them.
-    hashes, found = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32)
-    one, all_hashes = x.dtype.type(1), x.dtype.type(2.0**32)
+    bins, hashes = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.uint32)
+    limit, scale = np.empty(CHUNK, np.uint32), np.empty(CHUNK, x.dtype)
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
         for i in range(chunk.size):
+            bins[i] = _bits(abs(chunk[i])) >> BIN_SHIFT
+        for i in range(chunk.size):
             hashes[i] = _hash(begin + i, k0, k1)
         for i in range(chunk.size):
-            found[i] = limits[np.int64(_bits(abs(chunk[i])) >> BIN_SHIFT)]
-        if rescale:
-            for i in range(chunk.size):
-                chunk[i] *= all_hashes / (x.dtype.type(found[i]) + one) * x.dtype.type(hashes[i] <= found[i])
-        else:
-            for i in range(chunk.size):
-                chunk[i] *= x.dtype.type(hashes[i] <= found[i])
+            limit[i] = limits[bins[i]]
+        for i in range(chunk.size):
+            scale[i] = scales[bins[i]]
+        for i in range(chunk.size):
+            chunk[i] *= scale[i] * x.dtype.type(hashes[i] <= limit[i])
 
 
 # --- merge types: the result replaces row 0 --------------------------------------------------------------------------

@@ -101,6 +101,10 @@ class Bracket:
         shares = [(rank - below - at_lo) / inside for rank in ranks]
         return self._at(limits, *_around(self.between[:, None], shares, limits))
 
+    def narrowed_to(self, lower: float, upper: float) -> Bracket:
+        """The bracket whose ends are the order statistics themselves: nothing lies between neighbours."""
+        return self._at((lower, upper), lower, upper)
+
     def _at(self, limits: tuple[float, float], lo: float, hi: float, stride: int = 1) -> Bracket:
         return Bracket(self.dtype, self.capacity, limits, lo, hi, stride)
 
@@ -127,6 +131,8 @@ def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPA
             lower, upper = (search.value(rank) for rank in ranks)
             if lower is None or upper is None:
                 searches[model] = search.next(ranks)
+            elif search.counts[4] < search.counts[2]:  # known, but not all that lies between, which sum_from needs
+                searches[model] = search.narrowed_to(float(lower), float(upper))
             else:
                 threshold = _interpolate(lower, upper, position - low)
                 done[model] = Quantile(threshold, float(search.sums[0]), search.sum_from(threshold))

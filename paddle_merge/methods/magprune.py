@@ -31,14 +31,10 @@ def magnitude_bins(xp: Any, x: Any) -> Any:
     return xp.abs(x).astype(xp.float32).view(xp.uint32) >> BIN_SHIFT
 
 
-def magprune(xp: Any, x: Any, hashes: Any, limits: Any, rescale: bool) -> Any:
-    """x (n,), hashes (n,) uint32, limits (BINS,) uint32 -> (n,): x / keep probability where hash <= its limit, else 0.
-
-    An element is kept for limit + 1 of the 2**32 hashes, so that over 2**32 is its keep probability.
-    """
-    limit = limits[magnitude_bins(xp, x)]
-    scale = 2.0**32 / (limit.astype(x.dtype) + 1) if rescale else 1
-    return x * xp.where(hashes <= limit, scale, 0)
+def magprune(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
+    """x (n,), hashes (n,) uint32, limits and scales (BINS,) -> (n,): x * scale where hash <= limit of its bin, else 0."""
+    bins = magnitude_bins(xp, x)
+    return x * xp.where(hashes <= limits[bins], scales[bins], 0)
 
 
 def keep_probabilities(counts: Any, density: float, epsilon: float) -> Any:
@@ -79,16 +75,18 @@ class Magprune:
             for row, count in zip(x, counts, strict=True):
                 backend.add_bins(row, count)
         keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
-        return [(key, self._limits(count)) for key, count in zip(keys, counts, strict=True)]
+        return [(key, *self._tables(count, backend)) for key, count in zip(keys, counts, strict=True)]
 
-    def _limits(self, counts: Any) -> Any:
-        """(BINS,) limits, filled in where there are counts."""
+    def _tables(self, counts: Any, backend: Any) -> tuple[Any, Any]:
+        """(BINS,) limits and scales, filled in where there are counts."""
         counts = counts.reshape(-1, _ROW)
         rows = np.flatnonzero(counts.max(1))  # the bins of a few octaves, usually
-        limits = np.empty((BINS // _ROW, _ROW), np.uint32)
-        limits[rows] = keep_limit(keep_probabilities(counts[rows].reshape(-1), self.density, self.epsilon)).reshape(-1, _ROW)
-        return limits.reshape(-1)
+        keep = keep_probabilities(counts[rows].reshape(-1), self.density, self.epsilon).reshape(-1, _ROW)
+        limits, scales = np.empty((BINS // _ROW, _ROW), np.uint32), backend.empty(BINS // _ROW, _ROW)
+        limits[rows] = keep_limit(keep)
+        scales[rows] = 1.0 / keep if self.rescale else 1.0
+        return limits.reshape(-1), scales.reshape(-1)
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
-        key, limits = state
-        return backend.apply_masked(magprune, x, block_key(key, start), limits, self.rescale)
+        key, limits, scales = state
+        return backend.apply_masked(magprune, x, block_key(key, start), limits, scales)

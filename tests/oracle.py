@@ -1,0 +1,156 @@
+"""Independent readings of the formulas, in float64 and plain steps, from the papers and PaddleNLP's documented rules.
+
+Shares no code with the package. Inputs are lists of float64 vectors, one per model.
+"""
+
+from __future__ import annotations
+
+import math
+from hashlib import blake2b
+
+import numpy as np
+
+Vector = np.ndarray
+
+
+def hashes(seed: int, model: int, tensor: str, size: int) -> list[int]:
+    """Two keyed rounds of lowbias32 over a counter, in Python's integers (MATH.md, section 3)."""
+    digest = blake2b(f"{seed}\0{model}\0{tensor}".encode(), digest_size=8).digest()
+    k0, k1 = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+    out = []
+    for i in range(size):
+        x = (i + k0) % 2**32
+        x ^= x >> 16
+        x = x * 0x7FEB352D % 2**32
+        x ^= x >> 15
+        x = x * 0x846CA68B % 2**32
+        x ^= x >> 16
+        x ^= k1
+        x ^= x >> 16
+        x = x * 0x21F0AAAD % 2**32
+        x ^= x >> 15
+        x = x * 0xD35A2D97 % 2**32
+        x ^= x >> 15
+        out.append(x)
+    return out
+
+
+def trim(x: Vector, density: float, rescale: bool, narrow: bool) -> Vector:
+    """Keep |x| >= quantile(|x|, 1 - density), PaddleNLP's rule; narrow: in float32, as it does for float32 and below."""
+    size = np.abs(x).astype(np.float32 if narrow else np.float64)
+    kept = np.where(size >= np.quantile(size, 1 - density), x, 0.0)
+    if rescale and np.abs(kept).sum() > 0:
+        kept = kept * (np.abs(x).sum() / np.abs(kept).sum())
+    return kept
+
+
+def dare(x: Vector, density: float, rescale: bool, h: list[int]) -> Vector:
+    keep = np.array([value < round(density * 2**32) for value in h])
+    return np.where(keep, x / density if rescale else x, 0.0)
+
+
+def keep_probability(x: Vector, density: float, epsilon: float) -> Vector:
+    """1 - drop probability, by mean rank among magnitudes; those equal in 11 leading bits of their float32 share it."""
+    n = len(x)
+    size = np.abs(x).astype(np.float32)
+    coarse = (size.view(np.uint32) // 2**13).astype(np.int64)
+    ranks = np.empty(n)
+    for value in np.unique(coarse):
+        larger, equal = (coarse > value).sum(), (coarse == value).sum()
+        ranks[coarse == value] = larger + (equal - 1) / 2
+    return 1 - ((1 - density) - epsilon / 2 + epsilon / n * ranks)
+
+
+def magprune(x: Vector, density: float, epsilon: float, rescale: bool, h: list[int]) -> Vector:
+    p = keep_probability(x, density, epsilon)
+    keep = np.array([value < round(probability * 2**32) for value, probability in zip(h, p, strict=True)])
+    return np.where(keep, x / p if rescale else x, 0.0)
+
+
+def linear(xs: list[Vector], weights: list[float], normalize: bool) -> Vector:
+    total = sum(weights) if normalize else 1.0
+    return sum(w * x for w, x in zip(weights, xs, strict=True)) / total
+
+
+def slerp(xs: list[Vector], t: float) -> Vector:
+    a, b = xs
+    na, nb = np.linalg.norm(a), np.linalg.norm(b)
+    cosine = float((a / (na if na > 1e-8 else 1)) @ (b / (nb if nb > 1e-8 else 1)))
+    if abs(cosine) > 0.9995:
+        return (1 - t) * a + t * b
+    angle = math.acos(cosine)
+    return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
+
+
+def sign_of(value: float) -> int:
+    return 1 if value > 0 else -1 if value < 0 else 0
+
+
+def ties(xs: list[Vector], weights: list[float], normalize: bool, elect: str, zero_sign: str) -> Vector:
+    """Element by element, as the paper tells it."""
+    n = len(xs[0])
+    weighted = [w * x for w, x in zip(weights, xs, strict=True)]
+    votes = []
+    for i in range(n):
+        column = [v[i] for v in weighted]
+        votes.append(float(sum(column)) if elect == "sum" else sum(map(sign_of, column)))
+    signs = [sign_of(vote) for vote in votes]
+    balance = sum(signs)
+    instead = {"positive": 1, "drop": 0, "majority": sign_of(balance)}[zero_sign]
+    merged = np.zeros(n)
+    for i in range(n):
+        sign = signs[i] or instead
+        agree = [k for k in range(len(xs)) if weighted[k][i] * sign > 0]
+        total = sum(weighted[k][i] for k in agree)
+        if agree:
+            merged[i] = total / sum(weights[k] for k in agree) if normalize else total
+    return merged
+
+
+def decided(xs: list[Vector], weights: list[float]) -> Vector:
+    """Where the sign of the vote doesn't hang on a rounding error of the weights or of the rescaling: bool per element.
+
+    Where it does, a float64 reading isn't right either; exactly cancelling votes are tested with exact numbers instead.
+    """
+    terms = np.array([w * x for w, x in zip(weights, xs, strict=True)])
+    return np.abs(terms.sum(0)) >= 1e-5 * np.abs(terms).sum(0)
+
+
+def merge(
+    models: list[Vector],
+    base: Vector | None,
+    *,
+    tensor: str,
+    sparsify: str = "none",
+    merge_type: str = "linear",
+    weights: list[float] | None = None,
+    normalize: bool = True,
+    density: float = 0.7,
+    epsilon: float = 0.14,
+    rescale: bool = True,
+    t: float = 0.5,
+    elect: str = "sum",
+    zero_sign: str = "positive",
+    scale: float = 1.0,
+    seed: int = 0,
+    narrow: bool = True,
+) -> tuple[Vector, Vector]:
+    """One tensor, flattened: the result, and where it is certain."""
+    xs = [model - base if base is not None else model.copy() for model in models]
+    for k, x in enumerate(xs):
+        if sparsify == "trim":
+            xs[k] = trim(x, density, rescale, narrow)
+        elif sparsify == "dare":
+            xs[k] = dare(x, density, rescale, hashes(seed, k, tensor, len(x)))
+        elif sparsify == "magprune":
+            xs[k] = magprune(x, density, epsilon, rescale, hashes(seed, k, tensor, len(x)))
+    weights = weights or [1.0] * len(xs)
+    if merge_type == "linear":
+        merged = linear(xs, weights, normalize)
+    elif merge_type == "slerp":
+        merged = slerp(xs, t)
+    else:
+        merged = ties(xs, weights, normalize, elect, zero_sign)
+    exact = merge_type != "ties" or elect == "count" or (sparsify == "none" and all(w in (1, -1) for w in weights))
+    certain = np.full(len(merged), True) if exact else decided(xs, weights)
+    return merged if base is None else base + scale * merged, certain
