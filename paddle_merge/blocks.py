@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .plan import Piece, TensorPlan
     from .recipe import Recipe
 
-BLOCK = 1 << 15  # elements per model; a power of two and a multiple of kernels.CHUNK
+BLOCK = 1 << 16  # elements per model; a power of two and a multiple of kernels.CHUNK
 RESIDENT = 64 << 20  # a measured tensor up to this many bytes, all sources together, is read once and kept
 OPEN_FILES = 256
 SAMPLE_WIDTH = 64  # neighbouring elements sampled together

@@ -62,7 +62,7 @@ def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line.removeprefix("error: ") for line in text.splitlines()]
 
 
-# --- spellings -------------------------------------------------------------------------------------------------------
+# --- spellings --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,6 @@ def test_a_number_that_is_none_is_refused_without_a_traceback(here: Path, capsys
     assert cli("--model_path_list", "a", "b", "--n_process", "two") in (1, 2)
     captured = capsys.readouterr()
     assert "n_process" in captured.err
-    assert "two" in captured.err
     assert "Traceback" not in captured.err
     assert not (here / "merged-linear").exists()
 
@@ -189,14 +188,17 @@ def test_without_output_path_the_folder_is_named_after_the_method(here: Path) ->
     assert merged_value(here / "merged-trim+linear") == 1.5
 
 
-@pytest.mark.parametrize(
-    "folder", ["with space", "ünï/cödé", "nested/not/there/yet", "trailing/", "./dot/../dot2", "q'uote$"]
-)
+@pytest.mark.parametrize("folder", ["with space", "ünï/cödé", "nested/not/there/yet", "trailing/", "q'uote$", "x" * 250])
 def test_odd_folders(here: Path, folder: str) -> None:
     os.rename("a", "möd el")
     Path("link").symlink_to("möd el", target_is_directory=True)
     assert cli("--model_path_list", "link/", str(here / "b"), "--output_path", folder, "-q") == 0
     assert merged_value(here / folder) == 1.5
+
+
+def test_an_output_through_a_folder_that_is_not_there(here: Path) -> None:
+    assert cli("--model_path_list", "a", "b", "--output_path", "not_there/../o", "-q") == 0
+    assert merged_value(here / "o") == 1.5
 
 
 # --- config files -----------------------------------------------------------------------------------------------------
@@ -304,7 +306,7 @@ def test_wrong_fields_are_listed_at_once(here: Path, capsys: pytest.CaptureFixtu
         ("c.json", '{"model_path_list": ["a\\u0000", "b"], "output_path": "o"}', "no such file"),
         (
             "c.json",
-            '{"model_path_list": ["a", "b"], "reserve_p": NaN, "merge_method": "ties"}',
+            '{"model_path_list": ["a", "b"], "reserve_p": NaN}',
             "--reserve_p must be finite",
         ),
         ("missing.json", None, "can't be read (No such file or directory)"),
@@ -391,28 +393,17 @@ def test_flags_inputs_and_output_are_checked_together(here: Path, capsys: pytest
     argv = ["--merge_method", "ties", "--merge_type", "linear", "--reserve_p", "7", "--tensor_type", "pd"]
     assert cli(*argv, "--model_path_list", "a", "gone", "--output_path", "full") == 1
     found = errors(capsys)
-    wanted = [
-        "--merge_method ties means",
-        "--reserve_p 7",
-        "--tensor_type pd",
-        "gone: no such file",
-        "exists and is not empty",
-    ]
+    wanted = ["--merge_method ties means", "--reserve_p 7", "--tensor_type pd", "gone: no such file", "is not empty"]
     for words in wanted:
         assert len([line for line in found if words in line]) == 1, words
     assert len(found) == len(wanted)
 
 
 def test_without_a_base_a_sparsifier_warns_before_the_work(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        cli("--merge_method", "dare_linear", "--model_path_list", "a", "b", "--reserve_p", "0.5", "--output_path", "o") == 0
-    )
-    lines = capsys.readouterr().err.splitlines()
-    warning = next(
-        number for number, line in enumerate(lines) if line.startswith("warning: without --base_model_path, dare")
-    )
-    assert "zeroes 50% of the models' weights" in lines[warning]
-    assert warning < next(number for number, line in enumerate(lines) if line.startswith("merged into"))
+    assert cli("--sparsify_type", "dare", "--model_path_list", "a", "b", "--reserve_p", "0.5", "--output_path", "o") == 0
+    text = capsys.readouterr().err
+    warning = "warning: without --base_model_path, dare zeroes 50% of the models' weights"
+    assert -1 < text.find(warning) < text.find("merged into o")
 
 
 def test_flags_without_effect_are_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -420,7 +411,7 @@ def test_flags_without_effect_are_said(here: Path, capsys: pytest.CaptureFixture
     assert "warning: --reserve_p, --split_pieces: no effect with linear" in capsys.readouterr().err.splitlines()
 
 
-# --- dry run, quiet, verbose -------------------------------------------------------------------------------------------
+# --- dry run, quiet, verbose ------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_prints_the_plan_and_touches_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -479,18 +470,22 @@ def test_the_help_page_names_every_flag_and_every_method(
     assert "demo" in text
 
 
-def test_the_help_page_shows_defaults(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERMINAL_WIDTH", "250")
-    assert cli("--help") == 0
-    lines = capsys.readouterr().out.splitlines()
-    for flag, default in (
+@pytest.mark.parametrize(
+    ("flag", "default"),
+    [
         ("reserve_p", "0.7"),
         ("epsilon", "0.14"),
         ("max_shard_size", "5GB"),
+        ("seed", "0"),
+        ("n_process", "1"),
         ("output_path", "./merged-<method>"),
-    ):
-        line = next(line for line in lines if f"--{flag} " in line)
-        assert f"[default: {default}]" in line
+        ("ties_zero_sign", "positive"),
+    ],
+)
+def test_the_help_page_shows_defaults(flag: str, default: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("--help") == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"[default: {default}]" in text.split(f" --{flag} <", 1)[1].split(" --", 1)[0]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -502,9 +497,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def in_fresh_python(code: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120
-    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
 
 
 def test_help_imports_neither_numba_nor_paddle() -> None:
@@ -588,9 +582,8 @@ def test_the_record_repeats_the_merge_from_another_folder(
 ) -> None:
     generator = np.random.default_rng(7)
     for name in ("a", "b", "base"):
-        checkpoints.write(
-            tmp_path / name, {"w": generator.normal(size=(40, 50)), "v": generator.normal(size=33)}, "bfloat16"
-        )
+        tensors = {"w": generator.normal(size=(40, 50)), "v": generator.normal(size=33)}
+        checkpoints.write(tmp_path / name, tensors, "bfloat16")
     monkeypatch.chdir(tmp_path)
     if method in METHODS:
         chosen = ["--merge_method", method]

@@ -137,7 +137,7 @@ def check(
             flat, base[name].reshape(-1) if with_base else None, tensor=name, narrow=dtype != "float64", **oracle_fields
         )
         # float64 is computed in float64, as the oracle is, so there a handful of roundings of the terms is the limit.
-        size = expected if dtype != "float64" else np.max(np.abs([*flat, base[name].reshape(-1), expected]), axis=0) * 16
+        size = expected if dtype != "float64" else np.max(np.abs([*flat, base[name].reshape(-1), expected]), axis=0) * 32
         error = np.where(certain, np.abs(result[name].reshape(-1) - expected), 0)
         worst = np.argmax(error / ulp(size, dtype))
         assert certain.mean() > 0.9 or len(certain) < 10
