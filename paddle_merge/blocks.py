@@ -7,6 +7,7 @@ same few megabytes.
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,11 @@ def worker_memory(models: int, recipe: Recipe, alone: bool) -> int:
 
 
 class Files:
-    """Input files by path, opened when first read and kept open; reads that always fill the buffer."""
+    """Files by path, opened when first used and kept open, the least used closed when there are many."""
 
-    def __init__(self) -> None:
+    def __init__(self, flags: int = os.O_RDONLY) -> None:
+        self._flags = flags
+        self._limit = max(8, min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def read(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
@@ -55,13 +58,28 @@ class Files:
         except OSError as error:
             raise WorkError(f"{entry.file}: can't read tensor {entry.name!r} ({error.strerror})") from None
 
+    def write(self, path: str, offset: int, raw: np.ndarray) -> None:
+        """Write all of raw, C-contiguous, at `offset` of the existing file. Raises OSError."""
+        file, view = self._file(path), raw.view(np.uint8).data
+        while view:
+            count = os.pwrite(file, view, offset)
+            view, offset = view[count:], offset + count
+
+    def start_writeback(self, path: str, offset: int, length: int) -> None:
+        """Let the disk begin while the next piece is computed, so that little is left for fsync to wait for.
+
+        On Linux DONTNEED starts writing dirty pages back, and drops only those that were already on disk.
+        """
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file(path), offset, length, os.POSIX_FADV_DONTNEED)
+
     def _file(self, path: str) -> int:
         if path in self._open:
             self._open.move_to_end(path)
         else:
-            self._open[path] = os.open(path, os.O_RDONLY)
-            if len(self._open) > OPEN_FILES:
+            if len(self._open) >= self._limit:
                 os.close(self._open.popitem(last=False)[1])
+            self._open[path] = os.open(path, self._flags)
         return self._open[path]
 
     def close(self) -> None:

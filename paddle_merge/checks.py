@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING
 
 from .methods import METHODS
@@ -11,6 +10,8 @@ from .parsing import nearest
 
 if TYPE_CHECKING:
     from .config import MergeConfig
+
+LARGEST = 1e38
 
 
 def problems(config: MergeConfig) -> list[str]:
@@ -21,8 +22,8 @@ def problems(config: MergeConfig) -> list[str]:
         if choices and value is not None and value not in choices:
             found.append(f"--{item.name} {value!r} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
         numbers = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            found.append(f"--{item.name} must be finite")
+        if any(isinstance(number, float) and not abs(number) < LARGEST for number in numbers):
+            found.append(f"--{item.name} must be finite, and not larger than float32 can hold")
     if len(config.models) < 2:
         found.append("give at least two models: --model_path_list a b")
     if config.merge_method in METHODS:

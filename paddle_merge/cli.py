@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,13 +25,21 @@ from .parsing import nearest, parse_bool
 FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
 LISTS = {name for name, item in FIELDS.items() if str(item.type).startswith("list[")}
 BOOLS = {name for name, item in FIELDS.items() if item.type == "bool"}
+# What a flag overrides in a config file besides the field of its own name.
+OVERRIDES = {
+    "model_path_list": ["model_path_str"],
+    "merge_method": ["merge_type", "sparsify_type"],
+    "merge_type": ["merge_method"],
+    "sparsify_type": ["merge_method"],
+}
 SWITCHES = {"help", "version", "verbose", "quiet"}
 
 HELP = """Merge model checkpoints into one.
 
 Give the models, a method, and the base model they were fine-tuned from; the merged checkpoint, with config, tokenizer and
 a record that repeats the merge, appears in the output folder, or nothing does. Flags are PaddleNLP's mergekit flags, plus
-a few. They can also stand in a JSON or YAML file given first; flags after it override it.
+a few. They can also stand in a JSON or YAML file given first; flags after it override it. Lists are written with spaces,
+booleans as `--flag`, `--flag False` or `--no_flag`.
 
 `python -m paddle_merge demo` shows what merging does, on models it trains itself in about a minute.
 """
@@ -90,7 +99,7 @@ def normal_form(argv: Sequence[str]) -> list[str]:
             on = True if not values else parse_bool(values[0])
             if on is None or len(values) > 1 or (negated and values):
                 problems.append(f"--{flag} takes True or False, not {' '.join(values)!r}")
-            chosen[name] = [f"--{'no_' if negated or not on else ''}{name}"]
+            chosen[name] = [f"--{name}={on and not negated}"]
         elif name in LISTS:
             if not values:
                 problems.append(f"--{flag} needs at least one value")
@@ -106,16 +115,20 @@ def normal_form(argv: Sequence[str]) -> list[str]:
 
 def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) -> None:
     _set_up_logging(verbose, quiet)
-    values = MergeConfig.from_file(config) if config else {}
-    given = {name: value for name, value in flags.items() if value is not None and value != []}
-    if "model_path_list" in given:  # a list on the command line beats a model_path_str in the file
-        values.pop("model_path_str", None)
-    merge_config = MergeConfig.from_mapping(
-        {**{ALIASES.get(k, k): v for k, v in values.items()}, **given}, config or "flags"
-    )
+    given = {name: value for name, value in flags.items() if value not in (None, [], "None")}
+    fields = MergeConfig.known_fields(MergeConfig.from_file(config), config) if config else {}
+    for flag, overridden in OVERRIDES.items():
+        if flag in given:
+            for name in overridden:
+                fields.pop(name, None)
+    merge_config = MergeConfig(**{**fields, **given})
     from .run import merge
 
-    merge(merge_config)
+    try:
+        merge(merge_config)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _set_up_logging(verbose: bool, quiet: bool) -> None:
@@ -139,17 +152,15 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
     text = meta["help"] + (f" One of: {', '.join(meta['choices'])}." if meta.get("choices") else "")
     if shown is not None:
         text += f" [dim]\\[default: {shown}][/dim]"
-    names = [f"--{item.name}/--no_{item.name}"] if item.name in BOOLS else [f"--{item.name}"]
-    option = typer.Option(*names, help=text, rich_help_panel=meta["group"], show_default=False)
-    kinds: dict[str, Any] = {
-        "str": str,
-        "int": int,
-        "float": float,
-        "bool": bool,
-        "list[str]": list[str],
-        "list[float]": list[float],
-    }
-    kind = kinds[str(item.type).removesuffix(" | None")]
+    metavar = str(item.type).removesuffix(" | None").removeprefix("list[").removesuffix("]")
+    option = typer.Option(
+        f"--{item.name}",
+        help=text,
+        rich_help_panel=meta["group"],
+        show_default=False,
+        metavar=f"{metavar} ..." if item.name in LISTS else metavar,
+    )
+    kind = list[str] if item.name in LISTS else str  # MergeConfig brings them to their types
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -187,14 +198,17 @@ def build_app() -> typer.Typer:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    app.command(help=HELP, epilog=examples(), context_settings={"help_option_names": ["--help", "-h"]})(command)
+    unwrapped = "\n\n".join(" ".join(paragraph.split()) for paragraph in HELP.split("\n\n"))
+    app.command(help=unwrapped, epilog=examples(), context_settings={"help_option_names": ["--help", "-h"]})(command)
     return app
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m paddle_merge` and of `paddle-merge`. Exits 0, 1 (refused or failed), 2 (usage), 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    _open_standard_files()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         if argv[:1] == ["demo"]:
             from .demo import app
@@ -208,6 +222,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         sys.exit(130)
+
+
+def _open_standard_files() -> None:
+    """Where a caller closed one of them, so that no file of ours takes its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
 
 
 def _interrupt(*_: Any) -> None:

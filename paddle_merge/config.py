@@ -23,6 +23,7 @@ from .methods.slerp import Slerp
 from .methods.ties import Ties
 from .methods.trim import Trim
 from .parsing import coerce, nearest, parse_size
+from .readers import unique_keys
 from .recipe import Recipe
 
 # Other names that PaddleNLP's documentation and older versions use for a field.
@@ -146,46 +147,71 @@ class MergeConfig:
     save_to_hf: bool = _flag(_PADDLE, "See convert_from_hf.", True)
     merge_with_qdq_base_model: bool = _flag(_PADDLE, "Quantised base models aren't there yet.", False)
 
+    def __post_init__(self) -> None:
+        """Bring every field to its type, `~` in paths to the home folder. Raises ConfigError."""
+        problems = []
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if value is None:
+                continue
+            try:
+                value = coerce(value, str(item.type))
+            except ValueError as error:
+                problems.append(f"--{item.name} {error}")
+                continue
+            if "_path" in item.name:
+                value = (
+                    [os.path.expanduser(path) for path in value] if isinstance(value, list) else os.path.expanduser(value)
+                )
+                if "\0" in "".join(value):
+                    problems.append(f"--{item.name} {value!r} holds a NUL character")
+            setattr(self, item.name, value)
+        if problems:
+            raise ConfigError(problems)
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "the config") -> MergeConfig:
         """From a JSON or YAML object of these fields, as PaddleNLP reads and writes it: null and "None" mean not given.
 
         Raises ConfigError listing every unknown field and wrong type.
         """
+        return cls(**cls.known_fields(values, where))
+
+    @classmethod
+    def known_fields(cls, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The given fields by their right names. Raises ConfigError listing all that don't exist or are of a wrong type."""
         problems: list[str] = []
         known: dict[str, Any] = {}
-        fields = {item.name: item for item in dataclasses.fields(cls)}
+        types = {item.name: str(item.type) for item in dataclasses.fields(cls)}
         for key, value in values.items():
             name = ALIASES.get(key, key)
-            if name in RECORD_KEYS:
+            if name in RECORD_KEYS or value is None or value == "None":
                 continue
-            if name not in fields:
-                problems.append(f"{where}: unknown field {key!r}{nearest(key, fields)}")
-                continue
-            if value is None or value == "None":
+            if name not in types:
+                problems.append(f"{where}: unknown field {key!r}{nearest(key, types)}")
                 continue
             if name in known and known[name] != value:
                 problems.append(f"{where}: {key!r} and another spelling of it disagree")
             try:
-                known[name] = coerce(value, str(fields[name].type))
+                known[name] = coerce(value, types[name])
             except ValueError as error:
                 problems.append(f"{where}: {key!r} {error}")
         if problems:
             raise ConfigError(problems)
-        return cls(**known)
+        return known
 
     @classmethod
     def from_file(cls, path: str) -> dict[str, Any]:
         """The fields a JSON or YAML file sets, not yet checked. Raises ConfigError."""
         try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-        except (OSError, UnicodeDecodeError) as error:
+            with open(path, "rb") as file:
+                text = file.read().decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ConfigError(f"{path}: can't be read ({reason})") from None
         try:
-            if path.endswith(".json"):
-                content = json.loads(text)
+            if path.lower().endswith(".json"):
+                content = json.loads(text, object_pairs_hook=unique_keys)
             else:
                 import yaml
 
@@ -254,7 +280,7 @@ class MergeConfig:
         sparsifier, merger = sparsifiers.get(sparsifier_name), mergers.get(merge_type)
         if sparsifier is not None:
             problems += sparsifier.problems()
-        if merger is not None and len(self.models) >= 2:
+        if merger is not None and len(weights) == len(self.models) >= 2:
             problems += merger.problems(len(self.models))
         if problems:
             raise ConfigError(problems)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -25,16 +24,25 @@ class Crew:
         self._job = job
         self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
         self._doing: dict[Connection, Piece] = {}
-        for _ in range(count):
-            ours, theirs = Pipe()
-            with theirs:
-                process = subprocess.Popen(
-                    [sys.executable, "-c", f"from paddle_merge.worker import main; main({theirs.fileno()})"],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env=_environment(),
-                )
-            self._processes[ours] = process
+        try:
+            for _ in range(count):
+                self._start()
+        except OSError as error:
+            self.__exit__()
+            raise WorkError(f"can't start {count} workers ({error.strerror}); try a smaller --n_process") from None
+
+    def _start(self) -> None:
+        """One worker, with this process's import path, in a session of its own: Ctrl-C is for the parent to handle."""
+        ours, theirs = Pipe()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from paddle_merge.worker import main; main({theirs.fileno()})"
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._processes[ours] = process
 
     def __enter__(self) -> Crew:
         return self
@@ -57,7 +65,7 @@ class Crew:
             for connection in [one for one in self._doing if one in ready]:
                 try:
                     kind, *content = connection.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):
                     raise WorkError(self._obituary(connection)) from None
                 if kind == "progress":
                     progress(content[0])
@@ -81,7 +89,7 @@ class Crew:
     def _send(self, connection: Connection, message: Any) -> None:
         try:
             connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:
             raise WorkError(self._obituary(connection)) from None
 
     def _tensor(self, connection: Connection) -> str:
@@ -97,10 +105,3 @@ class Crew:
             how = f"ended unexpectedly with exit status {code}"
         name = self._tensor(connection)
         return f"a worker {how}{f' while merging tensor {name!r}' if name else ' before its first tensor'}"
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with this package importable however the caller found it."""
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": here + (os.pathsep + path if path else "")}

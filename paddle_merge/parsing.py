@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import difflib
+import operator
+import os
+from collections.abc import Callable
 from typing import Any
 
 
 def coerce(value: Any, kind: str) -> Any:
-    """A JSON or YAML value as a field of annotated type `kind`. Raises ValueError with the rest of a sentence."""
+    """A value from JSON, YAML, a command line or Python as a field of annotated type `kind`, such as "list[float] | None".
+
+    NumPy's scalars, paths and numbers written as words are welcome. Raises ValueError with the rest of a sentence.
+    """
     kind = kind.removesuffix(" | None")
     if kind.startswith("list["):
         items = value if isinstance(value, list | tuple) else [value]
         return [coerce(item, kind[5:-1]) for item in items]
-    if kind == "bool" and isinstance(value, str) and parse_bool(value) is not None:
-        return parse_bool(value)
-    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in ("int", "float") and isinstance(value, str):
-        try:
-            return int(value) if kind == "int" else float(value)
-        except ValueError:
-            pass
-    if kind == "str" and type(value) is int:
-        return str(value)
-    expected: Any = {"bool": bool, "int": int, "float": float, "str": str}[kind]
-    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
-        raise ValueError(f"must be {'a list of ' if 'list' in kind else ''}{kind}, not {value!r}")
-    return value
+    converters: dict[str, Callable[[Any], Any]] = {"bool": _to_bool, "int": _to_int, "float": float, "str": _to_str}
+    try:
+        if kind in ("int", "float") and isinstance(value, bool):
+            raise ValueError
+        return converters[kind](value)
+    except (TypeError, ValueError, OverflowError):
+        needed = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "text"}[kind]
+        raise ValueError(f"must be {needed}, not {value!r}") from None
+
+
+def _to_bool(value: Any) -> bool:
+    parsed = parse_bool(value) if isinstance(value, str) else value
+    if parsed not in (True, False) or isinstance(parsed, float):
+        raise ValueError
+    return bool(parsed)
+
+
+def _to_int(value: Any) -> int:
+    return int(value) if isinstance(value, str) else operator.index(value)
+
+
+def _to_str(value: Any) -> str:
+    return str(value) if type(value) is int else os.fspath(value)
 
 
 def parse_bool(text: str) -> bool | None:
@@ -59,7 +73,7 @@ def parse_size(text: str | int) -> int:
     return size
 
 
-def nearest(word: str, candidates: Any) -> str:
+def nearest(word: Any, candidates: Any) -> str:
     """ "; did you mean ...?" or nothing."""
-    close = difflib.get_close_matches(word, list(candidates), n=1)
+    close = difflib.get_close_matches(str(word), list(candidates), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

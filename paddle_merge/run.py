@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from .config import MergeConfig
 from .crew import Crew
 from .errors import CheckpointError, MergeError, OutputError, WorkError
 from .plan import Plan, make_plan, open_inputs
-from .sidecars import read_sidecars, record, sidecar_names
+from .sidecars import CARD, read_sidecars, record
 from .worker import Job, Report, Worker
 from .writer import Output, check_output
 
@@ -33,21 +33,20 @@ def merge(config: MergeConfig, progress: bool | None = None) -> str:
     fails or is interrupted leaves nothing that looks like a checkpoint.
     """
     started = time.perf_counter()
-    plan, names = prepare(config)
+    plan, sidecars, merge_record = prepare(config)
     for warning in [*checks.warnings(config), *plan.warnings]:
         log.warning("%s", warning)
     if config.dry_run:
-        print(describe(plan, config, names))
+        print(describe(plan, config, sidecars))
         return config.output
-    log.info("%s", describe(plan, config, names))
-    _check_equal(plan)
+    log.info("%s", describe(plan, config, sidecars))
 
     output = Output(config.output, plan)
     try:
         output.create()
         reports = _work(plan, Job(plan, output.partial_paths), progress)
         _notice(plan, reports, config.strict)
-        output.finish(read_sidecars(plan, names, config), record(config))
+        output.finish(sidecars, merge_record)
     except BaseException:
         output.abandon()
         raise
@@ -57,8 +56,8 @@ def merge(config: MergeConfig, progress: bool | None = None) -> str:
     return config.output
 
 
-def prepare(config: MergeConfig) -> tuple[Plan, list[str]]:
-    """The plan, and the names of the files to copy beside the weights. Touches nothing.
+def prepare(config: MergeConfig) -> tuple[Plan, dict[str, bytes], bytes]:
+    """The plan, the files to write beside the weights, by name, and the content of merge_config.json. Touches nothing.
 
     Raises MergeError with the problems of flags, inputs and output together; of its kinds, the first met.
     """
@@ -71,26 +70,29 @@ def prepare(config: MergeConfig) -> tuple[Plan, list[str]]:
             found.append(error)
             return None
 
-    sources = [*config.models, *([config.base_model_path] if config.base_model_path else [])]
+    paths = [*config.models, *([config.base_model_path] if config.base_model_path else [])]
     recipe = attempt(config.recipe)
+    plan = sidecars = None
     if recipe is None:
-        attempt(open_inputs, sources, config.merge_prefix)
-        plan = names = None
+        attempt(open_inputs, paths, config.merge_prefix)
     else:
         plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes())
-        names = attempt(sidecar_names, plan, config.copy_file_list) if plan else None
+    if plan is not None:
+        sidecars = attempt(read_sidecars, plan, config)
+        attempt(_check_equal, plan)
+        paths += sorted({entry.file for tensor in plan.tensors for entry in tensor.inputs})
     nbytes = plan.bytes_out if plan else 0
-    problems = check_output(config.output, sources, config.merge_prefix, nbytes, config.overwrite)
+    problems = check_output(config.output, paths, config.merge_prefix, nbytes, sidecars or (), config.overwrite)
     if problems:
         found.append(OutputError(problems))
     if found:
         raise type(found[0])([problem for error in found for problem in error.problems])
     assert plan is not None
-    assert names is not None
-    return plan, names
+    assert sidecars is not None
+    return plan, sidecars, record(config)
 
 
-def describe(plan: Plan, config: MergeConfig, names: Sequence[str]) -> str:
+def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     """The plan for people: a few lines."""
     recipe = plan.recipe
     weights = recipe.merger.effective_weights(len(recipe.models))
@@ -110,7 +112,8 @@ def describe(plan: Plan, config: MergeConfig, names: Sequence[str]) -> str:
         f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if recipe.measures else ''}"
     )
     lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
-    lines.append(f"copied   {', '.join(names) or 'nothing'} from {plan.donor.folder}")
+    names = ", ".join(name for name in sidecars if name != CARD)
+    lines.append(f"copied   {names or 'nothing'} from {plan.donor.folder}")
     lines.append(
         f"workers  {plan.n_process}, together at most about {plan.memory / 1e6:.0f} MB of memory, whatever the model's size"
     )

@@ -6,7 +6,6 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
@@ -30,32 +29,34 @@ COPIED = (
     "processor_config.json",
 )
 CARD = "README.md"
+RECORD = "merge_config.json"
 
 
-def sidecar_names(plan: Plan, extra: Sequence[str] | None) -> list[str]:
-    """The files to copy from plan.donor. extra: copy_file_list. Raises CheckpointError for those that aren't there."""
+WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".index.json")
+
+
+def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
+    """What to write beside the weights, by name: the model card, and copies from plan.donor (config.json with the new dtype,
+    if there is one). Raises CheckpointError listing the files of copy_file_list that aren't there or may not be copied."""
     folder = plan.donor.folder
-    names = [
-        name
-        for name in sorted(os.listdir(folder))
-        if any(fnmatch.fnmatch(name, pattern) for pattern in COPIED) and os.path.isfile(os.path.join(folder, name))
-    ]
     problems = []
-    for name in extra or ():
-        if os.path.isabs(name) or ".." in name.split("/"):
+    extra = [os.path.normpath(name) for name in config.copy_file_list or ()]
+    for name in extra:
+        if os.path.isabs(name) or name.split(os.sep)[0] == "..":
             problems.append(f"--copy_file_list {name}: must be inside {folder}")
+        elif name.endswith(WEIGHTS) or name == RECORD:
+            problems.append(f"--copy_file_list {name}: would stand in the way of the merged weights or their record")
         elif not os.path.isfile(os.path.join(folder, name)):
             problems.append(f"--copy_file_list {name}: no such file in {folder}")
     if problems:
         raise CheckpointError(problems)
-    return [*names, *(name for name in extra or () if name not in names)]
 
-
-def read_sidecars(plan: Plan, names: Sequence[str], config: MergeConfig) -> dict[str, bytes]:
-    """The contents to write: copies (config.json with the new dtype, if there is one) and the model card."""
-    contents: dict[str, bytes] = {CARD: model_card(plan, config).encode()}
-    for name in names:
-        path = os.path.join(plan.donor.folder, name)
+    usual = [name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatch(name, pattern) for pattern in COPIED)]
+    contents: dict[str, bytes] = {CARD: model_card(plan, config).encode("utf-8", "surrogateescape")}
+    for name in [*usual, *extra]:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path) or name.endswith(WEIGHTS):
+            continue
         try:
             with open(path, "rb") as file:
                 contents[name] = file.read()
@@ -77,7 +78,10 @@ def record(config: MergeConfig) -> bytes:
 def model_card(plan: Plan, config: MergeConfig) -> str:
     """A short README.md: what was merged, how, with which weights."""
     recipe = plan.recipe
-    names = [os.path.basename(os.path.abspath(path)) for path in recipe.sources]
+    folders = {os.path.abspath(path): os.path.basename(os.path.abspath(path)) for path in recipe.sources}
+    if len(set(folders.values())) < len(folders):  # d1/model and d2/model
+        folders = {path: path for path in folders}
+    names = [folders[os.path.abspath(path)] for path in recipe.sources]
     weights = recipe.merger.effective_weights(len(recipe.models))
     rows = [f"| {name} | {weight:.6g} |" for name, weight in zip(names, weights, strict=False)]
     against = f" on task vectors against the base model `{names[-1]}`" if recipe.base else ""
@@ -117,4 +121,4 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
 
 
 def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(content, indent=2) + "\n").encode()

@@ -7,7 +7,6 @@ script. It talks over one pipe: the job comes in, then piece numbers; progress, 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -49,23 +48,22 @@ class Worker:
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
         self._plan, self._progress = job.plan, progress
-        self._files, self._scratch = Files(), Scratch()
-        self._shards = [os.open(path, os.O_WRONLY) for path in job.paths]
+        self._paths = job.paths
+        self._files, self._shards, self._scratch = Files(), Files(os.O_WRONLY), Scratch()
         self._backends: dict[str, Any] = {}
 
     def merge(self, piece: Piece) -> Report:
         tensor = self._plan.tensors[piece.tensor]
 
+        path = self._paths[tensor.shard]
+        itemsize = tensor.dtype.itemsize
+
         def write(raw: np.ndarray, start: int) -> None:
-            view = raw.view(np.uint8).data
-            offset = tensor.offset + start * tensor.dtype.itemsize
-            while view:
-                count = os.pwrite(self._shards[tensor.shard], view, offset)
-                view, offset = view[count:], offset + count
+            self._shards.write(path, tensor.offset + start * itemsize, raw)
 
         try:
             report = self._merge(tensor, piece, write) if tensor.merged else self._copy(tensor, piece, write)
-            self._start_writeback(tensor, piece)
+            self._shards.start_writeback(path, tensor.offset + piece.start * itemsize, (piece.stop - piece.start) * itemsize)
         except MergeError:
             raise
         except OSError as error:
@@ -75,8 +73,7 @@ class Worker:
 
     def close(self) -> None:
         self._files.close()
-        for file in self._shards:
-            os.close(file)
+        self._shards.close()
 
     def _backend(self, tensor: TensorPlan) -> Any:
         dtypes = [entry.dtype for entry in tensor.inputs] + [tensor.dtype]
@@ -101,16 +98,6 @@ class Worker:
             write(raw, start)
             self._progress(raw.nbytes * (len(tensor.inputs) + 1))
         return Report(piece.tensor, (), False)
-
-    def _start_writeback(self, tensor: TensorPlan, piece: Piece) -> None:
-        """Let the disk begin while the next piece is computed, so that little is left for fsync to wait for.
-
-        On Linux DONTNEED starts writing dirty pages back, and drops only those that were already on disk.
-        """
-        if hasattr(os, "posix_fadvise"):
-            itemsize = tensor.dtype.itemsize
-            offset, length = tensor.offset + piece.start * itemsize, (piece.stop - piece.start) * itemsize
-            os.posix_fadvise(self._shards[tensor.shard], offset, length, os.POSIX_FADV_DONTNEED)
 
 
 class _Throttle:
@@ -155,6 +142,5 @@ def serve(connection: Connection) -> None:
 
 def main(pipe: int) -> None:
     """What the parent starts. pipe: the file descriptor of this end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]  # Numba would import it, 0.15 s, for loops we don't have
     serve(Connection(pipe))

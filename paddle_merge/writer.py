@@ -6,32 +6,50 @@ looks finished is finished.
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
+import fcntl
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .errors import OutputError
 from .plan import Plan
+from .sidecars import RECORD, WEIGHTS
 
 PARTIAL = ".partial"
-RECORD = "merge_config.json"
 MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
 
 
-def check_output(folder: str, inputs: Sequence[str], prefix: str, nbytes: int, overwrite: bool) -> list[str]:
-    """Why `nbytes` of weights called `prefix` can't be written to `folder`: sentences. inputs: paths. Touches nothing."""
+def check_output(
+    folder: str, inputs: Sequence[str], prefix: str, nbytes: int, names: Iterable[str], overwrite: bool
+) -> list[str]:
+    """Why `nbytes` of weights called `prefix`, and files called `names`, can't be written to `folder`: sentences.
+
+    inputs: paths of checkpoints and of their files. Touches nothing.
+    """
     problems = []
+    folder = os.path.abspath(folder)
     real = os.path.realpath(folder)
     for path in inputs:
-        if real in (os.path.realpath(path), os.path.realpath(os.path.dirname(path)) if os.path.isfile(path) else None):
-            problems.append(f"--output_path {folder} is one of the inputs ({path}); choose another folder")
+        target = os.path.realpath(path)
+        if real == (os.path.dirname(target) if os.path.isfile(target) else target):
+            problems.append(f"--output_path {folder} is or holds one of the inputs ({path}); choose another folder")
+            break
     if os.path.lexists(folder) and not os.path.isdir(folder):
         problems.append(f"--output_path {folder} exists and is not a folder")
     elif os.path.isdir(folder) and not problems:
-        if not overwrite and any(not name.endswith(PARTIAL) for name in os.listdir(folder)):
+        held = [name for name in sorted(os.listdir(folder)) if not _left_behind(name, prefix)]
+        foreign = [name for name in held if name.endswith(WEIGHTS) and not _is_weights(name, prefix)]
+        if held and not overwrite:
             problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace the weights in it")
-        problems += _foreign_weights(folder, prefix)
+        if foreign:
+            problems.append(
+                f"--output_path {folder} holds weights that loaders would mix with the merged ones: {', '.join(foreign)}"
+            )
+        for name in names:
+            if os.path.isdir(os.path.join(folder, name)):
+                problems.append(f"--output_path {folder} holds a folder where the file {name} should go")
     parent = _existing_parent(real)
     if not os.access(parent, os.W_OK):
         problems.append(f"--output_path {folder}: no permission to write in {parent}")
@@ -48,9 +66,10 @@ class Output:
     """The files of one merge on their way to `folder`. Use `create`, then `finish` or `abandon`."""
 
     def __init__(self, folder: str, plan: Plan):
-        self.folder, self._plan = folder, plan
+        self.folder, self._plan = os.path.abspath(folder), plan
         self._created_folders: list[str] = []
         self._written: list[str] = []  # everything that must go if the merge fails
+        self._lock: int | None = None
 
     @property
     def partial_paths(self) -> tuple[str, ...]:
@@ -59,22 +78,25 @@ class Output:
     def create(self) -> None:
         """Make the folder and the pre-sized shards, headers written. Raises OutputError."""
         try:
-            self._make_folder()
-            for stale in glob.glob(os.path.join(glob.escape(self.folder), f"*{PARTIAL}")):
-                os.unlink(stale)
+            self._make_folder(self.folder)
+            self._take_lock()
+            for name in os.listdir(self.folder):
+                if _left_behind(name, self._plan.recipe.prefix):
+                    os.unlink(self._path(name))
             for shard, path in zip(self._plan.shards, self.partial_paths, strict=True):
                 self._written.append(path)
                 with open(path, "wb") as file:
                     file.write(shard.header)
                     file.truncate(shard.nbytes)
         except OSError as error:
-            raise OutputError(f"{self.folder}: can't be written to ({error.strerror})") from None
+            raise self._failure(error) from None
 
-    def finish(self, sidecars: dict[str, bytes], record: bytes) -> None:
+    def finish(self, sidecars: Mapping[str, bytes], record: bytes) -> None:
         """Put everything at its final name. sidecars: contents of config, tokenizer and other files, by name; record: of
         merge_config.json. Raises OutputError; `abandon` then removes what was done."""
         index = self._plan.index()
-        index_name = f"{self._plan.recipe.prefix}.safetensors.index.json"
+        prefix = self._plan.recipe.prefix
+        index_name = f"{prefix}.safetensors.index.json"
         try:
             for path in self.partial_paths:
                 _sync(path)
@@ -84,31 +106,36 @@ class Output:
                 self._write(index_name + PARTIAL, index)
             self._write(RECORD + PARTIAL, record)
 
-            for stale in _old_weights(self.folder, self._plan.recipe.prefix):
-                os.unlink(stale)
+            for name in sorted(os.listdir(self.folder), key=lambda name: name != RECORD):
+                if name == RECORD or _is_weights(name, prefix):  # an earlier merge's: loaders would mix them with ours
+                    os.unlink(self._path(name))
             names = [*sidecars, *(shard.name for shard in self._plan.shards)]
             for name in [*names, *([index_name] if index is not None else []), RECORD]:
-                os.replace(self._path(name + PARTIAL), self._path(name))
                 self._written.append(self._path(name))
+                os.replace(self._path(name + PARTIAL), self._path(name))
             _sync(self.folder)
+            self._drop_lock()
         except OSError as error:
-            raise OutputError(f"{self.folder}: can't be written to ({error.strerror})") from None
+            raise self._failure(error) from None
 
     def abandon(self) -> None:
-        """Remove everything written, and the folder if it was made here."""
+        """Remove everything written, and the folders that were made here."""
         for path in reversed(self._written):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         for folder in reversed(self._created_folders):
             with contextlib.suppress(OSError):  # something else is in it by now: leave it
                 os.rmdir(folder)
+        self._drop_lock()
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(f"{self.folder}: can't be written to ({error.strerror})")
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
 
-    def _make_folder(self) -> None:
+    def _make_folder(self, folder: str) -> None:
         missing = []
-        folder = os.path.abspath(self.folder)
         while not os.path.isdir(folder):
             missing.append(folder)
             folder = os.path.dirname(folder)
@@ -116,14 +143,41 @@ class Output:
             os.mkdir(folder)
             self._created_folders.append(folder)
 
+    def _take_lock(self) -> None:
+        """One merge at a time; the system drops the lock of a process that dies. Raises OutputError."""
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"--output_path {self.folder}: another merge is being written there") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):  # no locks there: no help
+                raise
+
+    def _drop_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def _write(self, name: str, content: bytes) -> None:
         path = self._path(name)
+        self._make_folder(os.path.dirname(path))
         self._written.append(path)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+
+
+def _is_weights(name: str, prefix: str) -> bool:
+    """Whether a merge under this prefix gives a file this name: single, shard or index."""
+    pattern = rf"{re.escape(prefix)}(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(prefix)}\.safetensors\.index\.json"
+    return re.fullmatch(pattern, name) is not None
+
+
+def _left_behind(name: str, prefix: str) -> bool:
+    """Whether this is what a merge that was killed leaves."""
+    return name.endswith(PARTIAL) and _is_weights(name.removesuffix(PARTIAL), prefix)
 
 
 def _sync(path: str) -> None:
@@ -132,25 +186,6 @@ def _sync(path: str) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _old_weights(folder: str, prefix: str) -> list[str]:
-    """An earlier merge's weights and index in the folder: left there, loaders would mix them with the new ones."""
-    pattern = os.path.join(glob.escape(folder), f"{prefix}*.safetensors")
-    return [*glob.glob(pattern), *glob.glob(f"{pattern}.index.json")]
-
-
-def _foreign_weights(folder: str, prefix: str) -> list[str]:
-    """Weights in other formats or under other names, which loaders would read beside the merged ones."""
-    ours = {os.path.basename(path) for path in _old_weights(folder, prefix)}
-    found = [
-        name
-        for name in sorted(os.listdir(folder))
-        if name.endswith((".safetensors", ".pdparams", ".bin", ".distcp")) and name not in ours
-    ]
-    if not found:
-        return []
-    return [f"--output_path {folder} holds weights that loaders would mix with the merged ones: {', '.join(found)}"]
 
 
 def _existing_parent(folder: str) -> str:

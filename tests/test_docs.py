@@ -48,7 +48,9 @@ def test_flags_used_in_the_readme_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", [README, README_CN])
 def test_the_tree_is_the_tree(page: Path) -> None:
     """Every file named in the annotated tree exists, and every module of the package is named."""
-    tree = next(block for block in re.findall(r"```text\n(.*?)```", page.read_text(), flags=re.S) if "paddle_merge/" in block)
+    tree = next(
+        block for block in re.findall(r"```text\n(.*?)```", page.read_text(), flags=re.S) if "paddle_merge/" in block
+    )
     named = set(re.findall(r"[\w.]+\.(?:py|md)", tree))
     files = {path.name for path in (ROOT / "paddle_merge").rglob("*.py")}
     assert named - {path.name for path in ROOT.rglob("*.*") if ".git/" not in str(path)} == set()
@@ -88,9 +90,20 @@ def test_examples_of_the_help_page_are_commands(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_bench_runs(tmp_path: Path) -> None:
+    bench = ROOT / "tools" / "bench.py"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "bench.py"), "--model", "tiny", "--folder", str(tmp_path), "--repeats", "1"]
-        + ["--methods", "slerp,dare_ties"],
+        [
+            sys.executable,
+            str(bench),
+            "--model",
+            "tiny",
+            "--folder",
+            str(tmp_path),
+            "--repeats",
+            "1",
+            "--methods",
+            "slerp,dare_ties",
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -20,9 +20,9 @@ def coefficients(gram: Any, t: float, normalize_eps: float, dot_threshold: float
 
     normalize_eps: a norm up to this is taken as 1. dot_threshold: beyond this |cosine| the interpolation is linear.
     """
-    norms = [math.sqrt(gram[k][k]) for k in (0, 1)]
+    norms = [math.sqrt(float(gram[k][k])) for k in (0, 1)]
     norms = [norm if norm > normalize_eps else 1.0 for norm in norms]
-    cosine = gram[0][1] / (norms[0] * norms[1])
+    cosine = float(gram[0][1]) / (norms[0] * norms[1])
     if not abs(cosine) <= dot_threshold:  # so that NaN takes this road too
         return 1.0 - t, t
     angle = math.acos(min(1.0, max(-1.0, cosine)))

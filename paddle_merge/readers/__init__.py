@@ -55,11 +55,18 @@ def read_json(path: str) -> Any:
 
 
 def parse_json(text: bytes) -> Any:
-    """Strict JSON: UTF-8, no key twice in one object. Raises ValueError (or RecursionError)."""
-    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+    """Strict JSON: UTF-8 throughout, no key twice in one object. Raises ValueError (or RecursionError)."""
+    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique_text)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_text(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, value in pairs:
+        f"{key}{value if isinstance(value, str) else ''}".encode()  # half of a surrogate pair is not text
+    return unique_keys(pairs)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads: an object. Raises ValueError where json would silently take the last of equal keys."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("the same key twice")

@@ -1,0 +1,89 @@
+"""The network that reads digits, its training, and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F  # noqa: N812
+from paddle import nn
+from safetensors.numpy import load_file, save_file
+
+from .data import PAGE, Digits, write
+
+NAME = "DigitReader"
+WIDTH, BATCH = 512, 64
+
+
+class DigitReader(nn.Layer):
+    """Pages (n, 576) -> logits (n, 10). A residual MLP of 0.8 M parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(PAGE * PAGE, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.up = nn.Linear(WIDTH, WIDTH)
+        self.down = nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 10)
+
+    def forward(self, pages: Any) -> Any:
+        x = self.embed(pages)  # (n, 512)
+        return self.head(x + self.down(F.relu(self.up(self.norm(x)))))
+
+
+def new(seed: int) -> DigitReader:
+    """A network that has learned nothing, on the CPU."""
+    paddle.device.set_device("cpu")
+    paddle.seed(seed)
+    return DigitReader()
+
+
+def train(model: DigitReader, pages: Any, labels: Any, epochs: int, learning_rate: float, rng: np.random.Generator) -> None:
+    """AdamW on pages (n, 576) and labels (n,), in batches drawn by rng."""
+    optimizer = paddle.optimizer.AdamW(learning_rate, parameters=model.parameters())
+    for _ in range(epochs):
+        order = rng.permutation(len(pages))
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            loss = F.cross_entropy(model(paddle.to_tensor(pages[batch])), paddle.to_tensor(labels[batch]))
+            loss.backward()
+            optimizer.step()
+            optimizer.clear_grad()
+
+
+def accuracy(model: DigitReader, digits: Digits, places: list[str]) -> dict[str, float]:
+    """place -> the fraction of the test digits that the model reads rightly there."""
+    with paddle.no_grad():
+        guesses = {place: model(paddle.to_tensor(write(digits.test_images, place))).numpy().argmax(1) for place in places}
+    return {place: float((guess == digits.test_labels).mean()) for place, guess in guesses.items()}
+
+
+def save(model: DigitReader, folder: str) -> None:
+    """The model as a checkpoint folder, as a training script would leave it."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
+        json.dump({"architectures": [NAME], "dtype": "float32", "hidden_size": WIDTH}, file, indent=2)
+    tensors = {name: np.ascontiguousarray(value.numpy()) for name, value in model.state_dict().items()}
+    save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "np"})
+
+
+def load(model: DigitReader, folder: str) -> None:
+    """The folder's weights into the model. Raises ValueError if they aren't exactly the model's."""
+    tensors = load_file(os.path.join(folder, "model.safetensors"))
+    missing, unexpected = model.set_state_dict({name: paddle.to_tensor(value) for name, value in tensors.items()})
+    if missing or unexpected:
+        raise ValueError(f"{folder}: missing {missing}, unexpected {unexpected}")
+
+
+def is_ours(folder: str) -> bool:
+    """Whether the demo may write its checkpoint there: nothing is there yet, or an earlier run's."""
+    if not os.path.lexists(folder) or (os.path.isdir(folder) and not os.listdir(folder)):
+        return True
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            return bool(json.load(file)["architectures"] == [NAME])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
