@@ -248,12 +248,14 @@ def ties(x, weights, by_count, zero_sign, normalize):
             row, weight = x[k, begin:end], weights[k]
             for i in range(row.size):
                 along = row[i] * weight * s[i]  # positive where the model agrees
-                m[i] += along if along > zero else zero
+                m[i] += max(along, zero)
                 d[i] += weight if along > zero else zero
         out = x[0, begin:end]
+        if normalize:
+            for i in range(m.size):
+                m[i] /= d[i] if d[i] != zero else one
         for i in range(m.size):
-            # 0 * total keeps NaN and Inf visible
-            out[i] = m[i] * s[i] / (d[i] if normalize and d[i] != zero else one) + zero * t[i]
+            out[i] = m[i] * s[i] + zero * t[i]  # 0 * total keeps NaN and Inf visible
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
