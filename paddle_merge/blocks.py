@@ -225,5 +225,6 @@ class Road:
         return raw
 
     def _sparsify(self, start: int, x: Any) -> None:
-        for row, state in zip(x, self._states, strict=False):
-            self._recipe.sparsifier.apply(row, start, state, self._backend)
+        if self._recipe.sparsifier is not None:
+            for row, state in zip(x, self._states, strict=True):
+                self._recipe.sparsifier.apply(row, start, state, self._backend)

@@ -51,7 +51,7 @@ class Sparsifier(Protocol):
         """What `apply` needs to know of this tensor: one state per model."""
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
-        """One model's block x (n,), beginning at element `start`, sparsified. May reuse x's memory."""
+        """One model's block x (n,), beginning at element `start`, sparsified: in place, and returned."""
 
 
 class Merger(Protocol):
