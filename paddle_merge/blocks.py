@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BLOCK = 1 << 16  # elements per model; a power of two and a multiple of kernels.CHUNK
 RESIDENT = 64 << 20  # a measured tensor up to this many bytes, all sources together, is read once and kept
 OPEN_FILES = 256
-SAMPLE_WIDTH = 64  # neighbouring elements sampled together
+SAMPLE_WIDTH = 16  # neighbouring elements sampled together
 _INTERPRETER = 150 << 20  # Python with NumPy and Numba, measured
 
 
@@ -33,7 +33,7 @@ def worker_memory(models: int, recipe: Recipe, alone: bool) -> int:
     """An upper estimate of one worker's resident bytes. alone: the merging happens in the command's own process."""
     scratch = (models + 3) * BLOCK * 16
     measuring = RESIDENT + models * (12 << 20) if recipe.measures else 0
-    return (_INTERPRETER if not alone else 90 << 20) + scratch + measuring
+    return (_INTERPRETER if not alone else 110 << 20) + scratch + measuring
 
 
 class Files:

@@ -11,7 +11,7 @@ from .parsing import nearest
 if TYPE_CHECKING:
     from .config import MergeConfig
 
-LARGEST = 1e38
+LARGEST = 1e30
 
 
 def problems(config: MergeConfig) -> list[str]:
@@ -39,6 +39,8 @@ def problems(config: MergeConfig) -> list[str]:
                 found.append("slerp goes by --slerp_alpha, not by --weight_list")
         elif len(config.weight_list) != len(config.models):
             found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(config.models)} models")
+    if any(0 < abs(weight) < 1 / LARGEST for weight in config.weight_list or ()):
+        found.append("--weight_list has a weight too small for float32; scale them all up")
     if config.scale != 1.0 and not config.base_model_path:
         found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
     if config.n_process < 1:
@@ -54,7 +56,7 @@ def problems(config: MergeConfig) -> list[str]:
 
 def _without_base(config: MergeConfig) -> list[str]:
     sparsifier, _ = config.parts
-    if sparsifier is None or config.base_model_path:
+    if sparsifier is None or config.base_model_path or config.reserve_p == 1:
         return []
     return [
         f"without --base_model_path, {sparsifier} zeroes {1 - config.reserve_p:.0%} of the models' weights themselves, not"

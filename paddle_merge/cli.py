@@ -94,7 +94,7 @@ def normal_form(argv: Sequence[str]) -> list[str]:
             if values:
                 problems.append(f"--{flag} takes no value, so {values[0]!r} doesn't belong there")
         elif name not in FIELDS or (negated and name not in BOOLS):
-            problems.append(f"unknown flag --{flag}{nearest(flag, FIELDS)}")
+            problems.append(f"unknown flag --{flag}{nearest(flag, [*FIELDS, *SWITCHES, *ALIASES])}")
         elif name in BOOLS:
             on = True if not values else parse_bool(values[0])
             if on is None or len(values) > 1 or (negated and values):

@@ -200,8 +200,8 @@ class MergeConfig:
             raise ConfigError(problems)
         return known
 
-    @classmethod
-    def from_file(cls, path: str) -> dict[str, Any]:
+    @staticmethod
+    def from_file(path: str) -> dict[str, Any]:
         """The fields a JSON or YAML file sets, not yet checked. Raises ConfigError."""
         try:
             with open(path, "rb") as file:

@@ -6,12 +6,12 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from .errors import WorkError
-from .plan import Piece
+from .plan import Piece, Plan
 from .worker import Job, Report
 
 log = logging.getLogger("paddle_merge")
@@ -20,8 +20,9 @@ log = logging.getLogger("paddle_merge")
 class Crew:
     """Worker processes. Leaving the context kills those that still run."""
 
-    def __init__(self, count: int, job: Job):
-        self._job = job
+    def __init__(self, plan: Plan, job: Job):
+        count = plan.n_process
+        self._plan, self._job = plan, job
         self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
         self._doing: dict[Connection, Piece] = {}
         try:
@@ -54,9 +55,9 @@ class Crew:
         for process in self._processes.values():
             process.wait()
 
-    def work(self, pieces: Sequence[Piece], progress: Callable[[int], Any]) -> Iterator[Report]:
-        """Hand out the pieces; yield the reports. Raises WorkError as soon as a worker fails or dies."""
-        waiting = iter(pieces)
+    def work(self, progress: Callable[[int], Any]) -> Iterator[Report]:
+        """Hand out the plan's pieces; yield the reports. Raises WorkError as soon as a worker fails or dies."""
+        waiting = iter(self._plan.pieces)
         for connection in list(self._processes):
             self._send(connection, self._job)
             self._next(connection, waiting)
@@ -75,16 +76,16 @@ class Crew:
                 else:
                     sentence, trace = content
                     log.debug("%s", trace)
-                    name = self._tensor(connection)
-                    raise WorkError(sentence if name in sentence else f"while merging tensor {name!r}: {sentence}")
+                    raise WorkError(sentence)
 
     def _next(self, connection: Connection, waiting: Iterator[Piece]) -> None:
         piece = next(waiting, None)
         if piece is None:
             self._doing.pop(connection, None)
+            self._send(connection, None)
         else:
             self._doing[connection] = piece
-        self._send(connection, piece)
+            self._send(connection, (self._plan.tensors[piece.tensor], piece))
 
     def _send(self, connection: Connection, message: Any) -> None:
         try:
@@ -94,7 +95,7 @@ class Crew:
 
     def _tensor(self, connection: Connection) -> str:
         piece = self._doing.get(connection)
-        return self._job.plan.tensors[piece.tensor].name if piece else ""
+        return self._plan.tensors[piece.tensor].name if piece else ""
 
     def _obituary(self, connection: Connection) -> str:
         code = self._processes[connection].wait()

@@ -1,4 +1,4 @@
-"""The Numba loops that the np backend runs: the twin of each formula in methods/, and the ways in and out of 16 bits.
+"""The Numba loops that the np backend runs: the twin of each formula in methods/, and what measures a tensor.
 
 Three habits keep them fast. uint32 op uint32 becomes uint64 in Numba, so every integer step is cast back. A branch on random
 data costs ten times an arithmetic select, so there are none in loops over elements. Work goes in chunks that stay in the
@@ -9,136 +9,16 @@ this machine's vectors are.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
-from numpy import float32, float64, uint32
+from numpy import float64, uint32
 
-from .methods import magprune as magprune_formula
+from .bits import jit
 
 CHUNK = 1024  # elements; every block starts at a multiple of it
-BIN_SHIFT = uint32(magprune_formula.BIN_SHIFT)
-jit = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @jit
-def _bits(value):
+def bits_of(value):
     return np.float32(value).view(np.uint32)
-
-
-@jit
-def _float(bits):
-    return np.uint32(bits).view(np.float32)
-
-
-# --- bits to numbers, less the base ----------------------------------------------------------------------------------
-# base is empty where weights are wanted instead of task vectors. Each returns whether there is a NaN or Inf in raw.
-
-
-@jit
-def _subtract(row, base):
-    for i in range(base.size):
-        row[i] -= base[i]
-
-
-@jit
-def load_bfloat16(raw, base, out):
-    bad = uint32(0)
-    for begin in range(0, raw.size, CHUNK):
-        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
-        for i in range(source.size):
-            bits = uint32(source[i])
-            bad |= uint32((bits & uint32(0x7F80)) == uint32(0x7F80))
-            row[i] = _float(bits << uint32(16))
-        _subtract(row, base[begin : begin + CHUNK])
-    return bad != uint32(0)
-
-
-@jit
-def load_float16(raw, base, out):
-    bad = uint32(0)
-    for begin in range(0, raw.size, CHUNK):
-        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
-        for i in range(source.size):
-            bits = uint32(source[i])
-            special = uint32((bits & uint32(0x7C00)) == uint32(0x7C00))
-            bad |= special
-            # Shifted into place the exponent is 112 too small; the product puts it right, denormals included.
-            small = _float(uint32(bits & uint32(0x7FFF)) << uint32(13)) * float32(2.0**112)
-            widened = uint32(_bits(small) | uint32(uint32(bits & uint32(0x8000)) << uint32(16)))
-            row[i] = _float(widened | uint32(special * uint32(0x7F800000)))
-        _subtract(row, base[begin : begin + CHUNK])
-    return bad != uint32(0)
-
-
-@jit
-def load_float(raw, base, out):
-    bad = 0
-    for begin in range(0, raw.size, CHUNK):
-        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
-        for i in range(source.size):
-            value = source[i]
-            bad |= (value - value) != 0
-            row[i] = value
-        _subtract(row, base[begin : begin + CHUNK])
-    return bad != 0
-
-
-# --- numbers to bits, rounding to nearest even -----------------------------------------------------------------------
-# Each returns whether a finite number became infinite, or was not finite to begin with.
-
-
-@jit
-def store_bfloat16(values, raw):
-    bad = uint32(0)
-    for i in range(raw.size):
-        bits = _bits(values[i])
-        rounded = uint32(bits + uint32(0x7FFF) + uint32(uint32(bits >> uint32(16)) & uint32(1)))
-        nan = uint32(uint32(bits & uint32(0x7FFFFFFF)) > uint32(0x7F800000))
-        rounded = uint32(rounded >> uint32(16)) if nan == uint32(0) else uint32(uint32(bits >> uint32(16)) | uint32(0x40))
-        bad |= uint32(uint32(rounded & uint32(0x7F80)) == uint32(0x7F80))
-        raw[i] = np.uint16(rounded)
-    return bad != uint32(0)
-
-
-@jit
-def store_float16(values, raw):
-    bad = uint32(0)
-    half = _bits(float32(0.5))
-    for i in range(raw.size):
-        bits = _bits(values[i])
-        sign = uint32(uint32(bits >> uint32(16)) & uint32(0x8000))
-        size = uint32(bits & uint32(0x7FFFFFFF))
-        # Below the smallest normal number, adding 0.5 rounds to the spacing of float16's denormals.
-        tiny = uint32(_bits(_float(size) + float32(0.5)) - half)
-        odd = uint32(uint32(size >> uint32(13)) & uint32(1))
-        normal = uint32(uint32(size - uint32(112 << 23) + uint32(0xFFF) + odd) >> uint32(13))
-        value = tiny if size < uint32(113 << 23) else normal
-        value = uint32(0x7C00) if size >= uint32(0x477FF000) else value  # 65520 and up round to infinity
-        value = uint32(0x7E00) if size > uint32(0x7F800000) else value
-        bad |= uint32(value >= uint32(0x7C00))
-        raw[i] = np.uint16(sign | value)
-    return bad != uint32(0)
-
-
-@jit
-def store_float(values, raw):
-    bad = 0
-    for i in range(raw.size):
-        value = raw.dtype.type(values[i])
-        bad |= (value - value) != 0
-        raw[i] = value
-    return bad != 0
-
-
-@jit
-def round_to_odd(values, out):
-    """float64 -> float32 such that rounding the result to 16 bits equals rounding the float64 once (Boldo-Melquiond)."""
-    for i in range(values.size):
-        value = values[i]
-        near = float32(value)
-        bits = _bits(near)
-        inexact = uint32(float64(near) != value) & uint32((near - near) == float32(0))
-        away = inexact & uint32(abs(float64(near)) > abs(value))
-        out[i] = _float(uint32(bits - away) | inexact)
 
 
 # --- adding the base back -------------------------------------------------------------------------------------------
@@ -180,14 +60,25 @@ def dare(x, k0, k1, limit, scale):
 
 
 @jit
+def _bin_shift(bins):
+    """How far float32 bits of a magnitude, 31 of them, are shifted to index a table of this many bins, a power of two."""
+    shift = uint32(31)
+    while bins > 1:
+        bins //= 2
+        shift = uint32(shift - uint32(1))
+    return shift
+
+
+@jit
 def magprune(x, k0, k1, limits, scales):
+    shift = _bin_shift(limits.size)
     # One simple loop per step: together, the compiler would not vectorise any of them.
     bins, hashes = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.uint32)
     limit, scale = np.empty(CHUNK, np.uint32), np.empty(CHUNK, x.dtype)
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
         for i in range(chunk.size):
-            bins[i] = _bits(abs(chunk[i])) >> BIN_SHIFT
+            bins[i] = bits_of(abs(chunk[i])) >> shift
         for i in range(chunk.size):
             hashes[i] = _hash(begin + i, k0, k1)
         for i in range(chunk.size):
@@ -215,20 +106,26 @@ def linear(x, weights):
 @jit
 def _vote(x, weights, by_count, begin, end, votes, total):
     """votes: what the elected sign is the sign of; total: the weighted sum. Both for the chunk begin..end."""
+    zero = x.dtype.type(0)
+    rounding = x.dtype.type((x.shape[0] + 1) * np.finfo(x.dtype).eps)
+    size = np.empty(CHUNK, x.dtype)
     for i in range(votes.size):
-        votes[i] = 0
-        total[i] = 0
+        votes[i] = zero
+        total[i] = zero
+        size[i] = zero
     for k in range(x.shape[0]):
         row, weight = x[k, begin:end], weights[k]
         for i in range(row.size):
-            total[i] += row[i] * weight
+            value = row[i] * weight
+            total[i] += value
+            size[i] += abs(value)
         if by_count:
             for i in range(row.size):
                 value = row[i] * weight
-                votes[i] += x.dtype.type(value > 0) - x.dtype.type(value < 0)
+                votes[i] += x.dtype.type(value > zero) - x.dtype.type(value < zero)
     if not by_count:
         for i in range(votes.size):
-            votes[i] = total[i]
+            votes[i] = total[i] if abs(total[i]) > rounding * size[i] else zero
 
 
 @jit
@@ -278,8 +175,9 @@ def elected_balance(x, weights, by_count):
 
 @jit
 def add_bins(x, counts):
+    shift = _bin_shift(counts.size)
     for i in range(x.size):
-        counts[uint32(_bits(abs(x[i])) >> BIN_SHIFT)] += counts.dtype.type(1)
+        counts[uint32(bits_of(abs(x[i])) >> shift)] += counts.dtype.type(1)
 
 
 @jit
@@ -314,7 +212,7 @@ def count_between(x, bounds, stride, counts, sums, values):
     kind = bounds.dtype.type
     lo, hi = bounds[0], bounds[1]
     magnitudes = np.empty(CHUNK, bounds.dtype)
-    terms, above = np.empty(CHUNK, np.float64), np.empty(CHUNK, np.float64)
+    terms = np.empty((3, CHUNK), np.float64)
     inside, collected = counts[2], counts[4]
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
@@ -333,30 +231,31 @@ def count_between(x, bounds, stride, counts, sums, values):
         counts[3] += at_hi if hi != lo else uint32(0)
 
         for i in range(m.size):
-            terms[i] = m[i]
-            above[i] = m[i] if m[i] > hi else kind(0)
-        terms[m.size :] = 0.0
-        above[m.size :] = 0.0
-        sums[0] += _fold(terms)
-        sums[1] += _fold(above)
+            value = float64(abs(chunk[i]))
+            terms[0, i] = value
+            terms[1, i] = value if m[i] >= hi else 0.0
+            terms[2, i] = value if m[i] == lo else 0.0
+        terms[:, m.size :] = 0.0
+        for j in range(3):
+            sums[j] += _fold(terms[j])
 
         if stride == 1 and collected + m.size <= values.size:
             before = collected
             for group in range(0, m.size, 8):  # few groups hold any
-                eight = m[group : group + 8]
+                eight, exact = m[group : group + 8], chunk[group : group + 8]
                 hits = uint32(0)
                 for i in range(eight.size):
                     hits = uint32(hits + (uint32(eight[i] > lo) & uint32(eight[i] < hi)))
                 if hits:
                     for i in range(eight.size):
-                        values[collected] = eight[i]
+                        values[collected] = abs(exact[i])
                         collected += (eight[i] > lo) & (eight[i] < hi)
             inside += collected - before
         else:
             for i in range(m.size):
                 if m[i] > lo and m[i] < hi:
                     if inside % stride == 0 and collected < values.size:
-                        values[collected] = m[i]
+                        values[collected] = abs(chunk[i])
                         collected += 1
                     inside += 1
     counts[2] = inside

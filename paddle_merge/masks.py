@@ -32,7 +32,7 @@ def block_key(key: Key, start: int) -> Key:
 
 def keep_limit(probability: Any) -> Any:
     """The largest hash that is still kept: round(p * 2**32) - 1, for p in (0, 1]. Scalars and arrays, as uint32."""
-    count = np.maximum(np.rint(np.asarray(probability, np.float64) * 2.0**32), 1.0)
+    count = np.clip(np.rint(np.asarray(probability, np.float64) * 2.0**32), 1.0, 2.0**32)
     return (count - 1.0).astype(np.uint32)
 
 

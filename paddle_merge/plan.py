@@ -98,7 +98,9 @@ class Plan:
     def memory(self) -> int:
         """An upper estimate of what all processes together will have resident, in bytes."""
         models = len(self.recipe.models)
-        return worker_memory(models, self.recipe, alone=self.n_process == 1) * self.n_process + (60 << 20)
+        alone = self.n_process == 1
+        headers = len(self.tensors) * (len(self.inputs) + 1) * 1024  # what this process knows of each tensor
+        return worker_memory(models, self.recipe, alone) * self.n_process + (0 if alone else 60 << 20) + headers
 
     def index(self) -> bytes | None:
         """The content of the index file; None if the output is one file."""

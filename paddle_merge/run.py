@@ -44,7 +44,7 @@ def merge(config: MergeConfig, progress: bool | None = None) -> str:
     output = Output(config.output, plan)
     try:
         output.create()
-        reports = _work(plan, Job(plan, output.partial_paths), progress)
+        reports = _work(plan, Job(plan.recipe, output.partial_paths), progress)
         _notice(plan, reports, config.strict)
         output.finish(sidecars, merge_record)
     except BaseException:
@@ -114,9 +114,7 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
     names = ", ".join(name for name in sidecars if name != CARD)
     lines.append(f"copied   {names or 'nothing'} from {plan.donor.folder}")
-    lines.append(
-        f"workers  {plan.n_process}, together at most about {plan.memory / 1e6:.0f} MB of memory, whatever the model's size"
-    )
+    lines.append(f"workers  {plan.n_process}, together at most about {plan.memory / 1e6:.0f} MB of memory")
     return "\n".join(lines)
 
 
@@ -161,15 +159,16 @@ def _check_equal(plan: Plan) -> None:
 
 def _notice(plan: Plan, reports: Sequence[Report], strict: bool) -> None:
     """Warn of NaN and Inf met on the way, or raise WorkError under `strict`."""
-    holders: dict[tuple[str, str], None] = {}
-    overflowed: dict[str, None] = {}
-    for report in reports:
-        tensor = plan.tensors[report.tensor]
-        holders.update({(tensor.name, plan.inputs[number].path): None for number in report.not_finite})
-        if report.overflowed:
-            overflowed[f"tensor {tensor.name!r} overflows {tensor.dtype.name}: it holds Inf or NaN in the output"] = None
-    found = [f"tensor {name!r} holds NaN or Inf in {path}" for name, path in sorted(holders)]
-    found += sorted(overflowed)
+    dtypes = {tensor.name: tensor.dtype.name for tensor in plan.tensors}
+    found = sorted(
+        {
+            f"tensor {report.tensor!r} holds NaN or Inf in {plan.inputs[number].path}"
+            for report in reports
+            for number in report.not_finite
+        }
+    )
+    overflowed = sorted({report.tensor for report in reports if report.overflowed})
+    found += [f"tensor {name!r} overflows {dtypes[name]}: it holds Inf or NaN in the output" for name in overflowed]
     if strict and found:
         raise WorkError(found)
     for sentence in found:
@@ -188,13 +187,13 @@ def _work(plan: Plan, job: Job, progress: bool | None) -> list[Report]:
     with tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=disable) as bar:
         if plan.n_process == 1:
             return _work_here(plan, job, bar.update)
-        with Crew(plan.n_process, job) as crew:
-            return list(crew.work(plan.pieces, bar.update))
+        with Crew(plan, job) as crew:
+            return list(crew.work(bar.update))
 
 
 def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> list[Report]:
     worker = Worker(job, progress)
     try:
-        return [worker.merge(piece) for piece in plan.pieces]
+        return [worker.merge(plan.tensors[piece.tensor], piece) for piece in plan.pieces]
     finally:
         worker.close()

@@ -2,15 +2,17 @@
 
 A sample brackets the wanted order statistics between two of its values. One pass then counts what lies below, at and
 between the two, and collects the few values between; if the order statistics are among those, they are exact. If not (an
-unlucky sample, or more values between than fit), the pass has still narrowed the candidates, and the next one uses a
-bracket inside them. Every failed pass rules out at least one distinct value, so it ends; equal values cost nothing, as the
-two ends of the bracket are counted apart.
+unlucky sample, or more values between than fit, as with a hundred million elements whose rows differ much), the pass has
+still narrowed the candidates, and the next one uses a bracket inside them. Every failed pass rules out at least one distinct
+value, so it ends; equal values cost nothing, as the two ends of the bracket are counted apart.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,21 +43,23 @@ class Bracket:
     limits: the order statistics are known to lie within them (inclusive).
     stride: collect every stride-th of the values strictly between lo and hi.
     counts (int64): [below lo, equal to lo, strictly between, equal to hi (if not lo), collected]; NaN counts as infinite.
-    sums (float64): [all, above hi].
+    sums (float64) of |x|: [all, at or above hi, equal to lo].
+    Comparisons are in `dtype`; values are collected, and summed, as they are computed.
     """
 
     dtype: Any
+    compute: Any
     capacity: int
     limits: tuple[float, float]
     lo: float
     hi: float
     stride: int = 1
     counts: np.ndarray = field(default_factory=lambda: np.zeros(5, np.int64))
-    sums: np.ndarray = field(default_factory=lambda: np.zeros(2, np.float64))
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(3, np.float64))
 
     def __post_init__(self) -> None:
         self.bounds = np.array([self.lo, self.hi], self.dtype)
-        self.values = np.empty(self.capacity, self.dtype)
+        self.values = np.empty(self.capacity, self.compute)
 
     @property
     def between(self) -> np.ndarray:
@@ -70,22 +74,18 @@ class Bracket:
             return self.bounds[0]
         rank -= at_lo
         if 0 <= rank < inside:
-            return self.between[rank] if collected == inside else None
+            return self.dtype(self.between[rank]) if collected == inside else None
         rank -= inside
         return self.bounds[1] if 0 <= rank < at_hi else None
 
     def sum_from(self, threshold: Any) -> float:
         """The sum of |x| over |x| >= threshold, for lo <= threshold <= hi and all values between collected."""
-        lo, hi = map(float, self.bounds)
-        _, at_lo, _, at_hi, _ = map(int, self.counts)
-        kept = self.between[np.searchsorted(self.between, threshold) :]
+        kept = self.between[np.searchsorted(self.between.astype(self.dtype), threshold) :]
         result = float(self.sums[1])
         if len(kept):
             result += float(np.cumsum(kept, dtype=np.float64)[-1])  # in order, unlike sum, so the same on any machine
-        if at_hi:
-            result += at_hi * hi
-        if at_lo and lo >= threshold:
-            result += at_lo * lo
+        if threshold <= self.bounds[0] < self.bounds[1]:
+            result += float(self.sums[2])
         return result
 
     def next(self, ranks: tuple[int, int]) -> Bracket:
@@ -106,7 +106,7 @@ class Bracket:
         return self._at((lower, upper), lower, upper)
 
     def _at(self, limits: tuple[float, float], lo: float, hi: float, stride: int = 1) -> Bracket:
-        return Bracket(self.dtype, self.capacity, limits, lo, hi, stride)
+        return Bracket(self.dtype, self.compute, self.capacity, limits, lo, hi, stride)
 
 
 def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPACITY) -> list[Quantile]:
@@ -115,10 +115,11 @@ def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPA
     q in [0, 1]; the tensor is not empty.
     """
     dtype = np.float32 if tensor.narrow else np.float64
+    make = partial(Bracket, dtype, backend.dtype, min(capacity, tensor.size))
     position = (tensor.size - 1) * q
     low = math.floor(position)
     ranks = low, min(low + 1, tensor.size - 1)
-    searches = _first_brackets(tensor, ranks, dtype, min(capacity, tensor.size))
+    searches = _first_brackets(tensor, ranks, dtype, make)
     done: dict[int, Quantile] = {}
     while len(done) < tensor.models:
         wanted = [model for model in range(tensor.models) if model not in done]
@@ -148,14 +149,14 @@ def _interpolate(lower: Any, upper: Any, fraction: float) -> Any:
     return lower.dtype.type(exact)
 
 
-def _first_brackets(tensor: Tensor, ranks: tuple[int, int], dtype: Any, capacity: int) -> list[Bracket]:
+def _first_brackets(tensor: Tensor, ranks: tuple[int, int], dtype: Any, make: Callable[..., Bracket]) -> list[Bracket]:
     whole = -1.0, math.inf
     if tensor.size <= SMALL:
-        return [Bracket(dtype, capacity, whole, *whole) for _ in range(tensor.models)]
+        return [make(whole, *whole) for _ in range(tensor.models)]
     # Sampling n^(2/3) elements balances the work on the sample against that on the values between.
     samples = np.abs(tensor.sample(int(tensor.size ** (2 / 3)))).astype(dtype)
     shares = [rank / tensor.size for rank in ranks]
-    return [Bracket(dtype, capacity, whole, *_around(sample, shares, whole)) for sample in samples]
+    return [make(whole, *_around(sample, shares, whole)) for sample in samples]
 
 
 def _around(sample: np.ndarray, shares: list[float], limits: tuple[float, float]) -> tuple[float, float]:

@@ -85,15 +85,12 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
     weights = recipe.merger.effective_weights(len(recipe.models))
     rows = [f"| {name} | {weight:.6g} |" for name, weight in zip(names, weights, strict=False)]
     against = f" on task vectors against the base model `{names[-1]}`" if recipe.base else ""
-    shown = {
-        name: value
-        for name, value in config.to_record().items()
-        if name not in ("model_path_list", "base_model_path", "output_path") and value != getattr(MergeConfig(), name)
-    }
+    defaults = MergeConfig().to_record()
+    told = ("model_path_list", "base_model_path", "output_path", "n_process", "merge_method", "merge_type", "sparsify_type")
+    shown = {name: value for name, value in config.to_record().items() if name not in told and value != defaults[name]}
     return "\n".join(
         [
             "---",
-            "library_name: paddlenlp",
             "tags:",
             "- merge",
             "- paddle_merge",

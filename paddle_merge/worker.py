@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -19,7 +20,8 @@ import numpy as np
 from .blocks import Files, Road, Scratch
 from .dtypes import FLOAT32
 from .errors import MergeError, WorkError
-from .plan import Piece, Plan, TensorPlan
+from .plan import Piece, TensorPlan
+from .recipe import Recipe
 
 PROGRESS_SECONDS = 0.1
 Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the first of them in the tensor
@@ -27,18 +29,18 @@ Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the 
 
 @dataclass(frozen=True)
 class Job:
-    """A plan, and the paths of its shards while they are being written, in the order of plan.shards."""
+    """What all pieces have in common: the recipe, and the paths of the shards while they are being written."""
 
-    plan: Plan
+    recipe: Recipe
     paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was noticed in one piece: the inputs (index into plan.inputs) that hold NaN or Inf; numbers too large for the
-    output's dtype."""
+    """What was noticed in one piece of a tensor: the inputs (index into Recipe.sources) that hold NaN or Inf; numbers too
+    large for the output's dtype."""
 
-    tensor: int
+    tensor: str
     not_finite: tuple[int, ...]
     overflowed: bool
 
@@ -47,28 +49,29 @@ class Worker:
     """Merges pieces. `progress` is called with numbers of bytes read for the first time, or written."""
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
-        self._plan, self._progress = job.plan, progress
-        self._paths = job.paths
+        self._recipe, self._paths, self._progress = job.recipe, job.paths, progress
         self._files, self._shards, self._scratch = Files(), Files(os.O_WRONLY), Scratch()
         self._backends: dict[str, Any] = {}
 
-    def merge(self, piece: Piece) -> Report:
-        tensor = self._plan.tensors[piece.tensor]
-
-        path = self._paths[tensor.shard]
-        itemsize = tensor.dtype.itemsize
+    def merge(self, tensor: TensorPlan, piece: Piece) -> Report:
+        """Raises WorkError, naming the tensor, whatever goes wrong."""
+        path, itemsize = self._paths[tensor.shard], tensor.dtype.itemsize
 
         def write(raw: np.ndarray, start: int) -> None:
-            self._shards.write(path, tensor.offset + start * itemsize, raw)
+            try:
+                self._shards.write(path, tensor.offset + start * itemsize, raw)
+            except OSError as error:
+                raise WorkError(
+                    f"tensor {tensor.name!r}: can't write to {os.path.basename(path)} ({error.strerror})"
+                ) from error
 
         try:
             report = self._merge(tensor, piece, write) if tensor.merged else self._copy(tensor, piece, write)
             self._shards.start_writeback(path, tensor.offset + piece.start * itemsize, (piece.stop - piece.start) * itemsize)
         except MergeError:
             raise
-        except OSError as error:
-            name = self._plan.shards[tensor.shard].name
-            raise WorkError(f"tensor {tensor.name!r}: can't write to {name} ({error.strerror})") from error
+        except Exception as error:  # nothing is swallowed: it fails the merge, with the tensor's name
+            raise WorkError(f"tensor {tensor.name!r}: {type(error).__name__}: {error}") from error
         return report
 
     def close(self) -> None:
@@ -85,10 +88,9 @@ class Worker:
         return self._backends[compute]
 
     def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
-        recipe = self._plan.recipe
-        road = Road(tensor, piece, recipe, self._files, self._scratch, self._backend(tensor), self._progress)
+        road = Road(tensor, piece, self._recipe, self._files, self._scratch, self._backend(tensor), self._progress)
         road.merge(write)
-        return Report(piece.tensor, tuple(sorted(road.not_finite)), road.overflowed)
+        return Report(tensor.name, tuple(sorted(road.not_finite)), road.overflowed)
 
     def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         step = (1 << 20) // tensor.dtype.itemsize
@@ -97,7 +99,7 @@ class Worker:
             self._files.read(tensor.inputs[-1], start, raw)
             write(raw, start)
             self._progress(raw.nbytes * (len(tensor.inputs) + 1))
-        return Report(piece.tensor, (), False)
+        return Report(tensor.name, (), False)
 
 
 class _Throttle:
@@ -120,24 +122,20 @@ class _Throttle:
 
 
 def serve(connection: Connection) -> None:
-    """Receive a Job, then pieces until None; send ("progress", bytes), ("done", Report) and ("error", sentence, trace)."""
+    """Receive a Job, then (tensor, piece) until None; send ("progress", bytes), ("done", Report) and ("error", sentence,
+    traceback)."""
     throttle = _Throttle(lambda count: connection.send(("progress", count)))
-    piece = None
     try:
         worker = Worker(connection.recv(), throttle)
-        while (piece := connection.recv()) is not None:
-            report = worker.merge(piece)
+        while (work := connection.recv()) is not None:
+            report = worker.merge(*work)
             throttle.flush()
             connection.send(("done", report))
         worker.close()
     except (EOFError, BrokenPipeError):
         return  # the parent is gone; its output will never be finished
     except MergeError as error:
-        connection.send(("error", str(error), ""))
-    except Exception as error:  # reported to the parent, which fails the merge
-        import traceback
-
-        connection.send(("error", f"{type(error).__name__}: {error}", traceback.format_exc()))
+        connection.send(("error", str(error), traceback.format_exc()))
 
 
 def main(pipe: int) -> None:

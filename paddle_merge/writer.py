@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import fnmatch
+import logging
 import os
 import re
 import shutil
@@ -15,9 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from .errors import OutputError
 from .plan import Plan
-from .sidecars import RECORD, WEIGHTS
+from .sidecars import CARD, COPIED, RECORD, WEIGHTS
 
-PARTIAL = ".partial"
+log = logging.getLogger("paddle_merge")
+PARTIAL = ".partial"  # not whole yet
+REPLACED = ".replaced"  # an earlier merge's, until the new one stands
 MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
 
 
@@ -69,6 +73,7 @@ class Output:
         self.folder, self._plan = os.path.abspath(folder), plan
         self._created_folders: list[str] = []
         self._written: list[str] = []  # everything that must go if the merge fails
+        self._set_aside: list[str] = []  # an earlier merge's files, which then come back
         self._lock: int | None = None
 
     @property
@@ -106,13 +111,17 @@ class Output:
                 self._write(index_name + PARTIAL, index)
             self._write(RECORD + PARTIAL, record)
 
-            for name in sorted(os.listdir(self.folder), key=lambda name: name != RECORD):
-                if name == RECORD or _is_weights(name, prefix):  # an earlier merge's: loaders would mix them with ours
-                    os.unlink(self._path(name))
             names = [*sidecars, *(shard.name for shard in self._plan.shards)]
-            for name in [*names, *([index_name] if index is not None else []), RECORD]:
+            names += [*([index_name] if index is not None else []), RECORD]
+            for name in sorted({*os.listdir(self.folder), *names}, key=lambda name: name != RECORD):
+                if (name in names or _is_weights(name, prefix)) and os.path.lexists(self._path(name)):
+                    self._set_aside.append(self._path(name))
+                    os.replace(self._path(name), self._path(name) + REPLACED)
+            for name in names:
                 self._written.append(self._path(name))
                 os.replace(self._path(name + PARTIAL), self._path(name))
+            for path in self._set_aside:
+                os.unlink(path + REPLACED)
             _sync(self.folder)
             self._drop_lock()
         except OSError as error:
@@ -123,6 +132,15 @@ class Output:
         for path in reversed(self._written):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+        for path in self._set_aside:
+            try:
+                os.replace(path + REPLACED, path)
+            except FileNotFoundError:  # it had not been moved yet
+                continue
+            except OSError as error:
+                log.error(
+                    "%s of the earlier merge could not be put back (%s): it is %s", path, error.strerror, path + REPLACED
+                )
         for folder in reversed(self._created_folders):
             with contextlib.suppress(OSError):  # something else is in it by now: leave it
                 os.rmdir(folder)
@@ -177,7 +195,9 @@ def _is_weights(name: str, prefix: str) -> bool:
 
 def _left_behind(name: str, prefix: str) -> bool:
     """Whether this is what a merge that was killed leaves."""
-    return name.endswith(PARTIAL) and _is_weights(name.removesuffix(PARTIAL), prefix)
+    whole = name.removesuffix(PARTIAL)
+    ours = _is_weights(whole, prefix) or whole in (CARD, RECORD) or any(fnmatch.fnmatch(whole, usual) for usual in COPIED)
+    return name.endswith(PARTIAL) and ours
 
 
 def _sync(path: str) -> None:

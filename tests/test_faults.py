@@ -279,7 +279,7 @@ def test_a_disk_that_fills_up_while_merging(
     with pytest.raises(WorkError) as caught:
         run(four_megabytes, four_megabytes, out=small_disk / "deep/out", n_process=workers)
     (sentence,) = caught.value.problems
-    assert re.fullmatch(r"tensor 't\d': can't write to model\.safetensors \(No space left on device\)", sentence)
+    assert re.fullmatch(r"tensor 't\d': can't write to model\.safetensors\.partial \(No space left on device\)", sentence)
     assert list(small_disk.iterdir()) == []
 
 
@@ -455,26 +455,27 @@ def test_a_partial_file_that_is_not_ours_is_left_alone(tmp_path: Path, pair: tup
 def test_a_rename_that_fails_leaves_no_half_checkpoint(
     tmp_path: Path, pair: tuple[Path, Path], fail_at: int, old: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two shards, index, config.json, README.md and merge_config.json are renamed one after the other."""
+    """Two shards, index, config.json, README.md and merge_config.json are renamed one after the other; an earlier merge's
+    files are set aside before, and come back."""
     out = tmp_path / "out"
     if old:
         run(*pair, out=out, weight_list=[3.0, 1.0])
-    renames: list[str] = []
+    before = {path.name: path.read_bytes() for path in out.iterdir()} if old else {}
+    calls = 0
     real = os.replace
 
     def replace(source: str, target: str) -> None:
-        if len(renames) == fail_at:
+        nonlocal calls
+        calls += 1
+        if calls == fail_at + 1:
             raise OSError(5, "Input/output error")
-        renames.append(os.path.basename(target))
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OutputError, match="Input/output error"):
         run(*pair, out=out, max_shard_size="130", overwrite=old)
-    assert len(renames) == fail_at
     if old:
-        assert not [name for name in files(out) if name.endswith((".safetensors", ".index.json", ".partial"))]
-        assert not (out / "merge_config.json").exists(), "the record of weights that are gone"
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     else:
         assert not out.exists()
 
@@ -569,3 +570,38 @@ def test_an_overflow_by_out_dtype_is_reported(tmp_path: Path, caplog: pytest.Log
     out = run(a, a, out=tmp_path / "fp16", out_dtype="float16")
     assert "tensor 'w' overflows float16: it holds Inf or NaN in the output" in warnings_of(caplog)
     assert checkpoints.read(out)["w"].tolist() == [65504.0, -np.inf]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_an_overwrite_that_fails_at_the_last_gives_the_old_merge_back(
+    tmp_path: Path, pair: tuple[Path, Path], call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run(*pair, out=tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    calls = 0
+    replace = os.replace
+
+    def interrupted(source: str, target: str) -> None:
+        nonlocal calls
+        if not target.endswith(".replaced") and not source.endswith(".replaced"):
+            calls += 1
+            if calls == call:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(*pair, out=out, overwrite=True, weight_list=[1.0, 3.0])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_unforeseen_error_names_the_tensor(
+    tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("paddle_merge.blocks.Road.merge", fail)
+    with pytest.raises(WorkError, match=r"^tensor '[vw]': KeyError: 'surprise'$"):
+        run(*pair, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

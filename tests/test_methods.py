@@ -242,3 +242,54 @@ def test_slerp_angle_of_large_float16_tensors(tmp_path: Path) -> None:
     result = merged(tmp_path, models, None, "float16", merge_method="slerp")["w"]
     expected = oracle.slerp([model["w"] for model in models], 0.5)
     assert np.linalg.norm(result) == pytest.approx(np.linalg.norm(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "fields"),
+    [
+        (None, {"merge_method": "dare_ties"}),  # 1 / 0.7 is rounded, so its multiples don't cancel to the bit
+        ([0.3, 0.3, 0.6], {"merge_type": "ties"}),
+        ([0.1, 0.2, 0.3], {"merge_type": "ties"}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_votes_that_cancel_in_exact_numbers_cancel(
+    tmp_path: Path, dtype: str, weights: list[float] | None, fields: dict[str, Any]
+) -> None:
+    """Deltas are small integers and weights integers up to a factor, so which votes cancel is known exactly."""
+    generator = np.random.default_rng(0)
+    whole = generator.integers(-4, 5, (3, 20_000))
+    models = [{"w": row.astype(float)} for row in whole]
+    result = merged(tmp_path, models, {"w": np.zeros(20_000)}, dtype, weight_list=weights, ties_zero_sign="drop", **fields)[
+        "w"
+    ]
+    kept = whole.copy()
+    if fields.get("merge_method") == "dare_ties":
+        for k in range(3):
+            kept[k] *= np.array(oracle.hashes(0, k, "w", 20_000)) < round(0.7 * 2**32)
+    integers = np.array([1, 1, 1] if weights is None else np.rint(np.array(weights) * 10).astype(int))
+    cancelled = (integers[:, None] * kept).sum(0) == 0
+    assert cancelled.mean() > 0.02
+    assert (result[cancelled] == 0).all()
+    assert (result[~cancelled] != 0).all()
+
+
+def test_trim_rescales_many_small_float32_tensors_exactly(tmp_path: Path) -> None:
+    """With three elements each, an error in a sum is not averaged away."""
+    generator = np.random.default_rng(0)
+    base = {f"t{number}": from_bits(to_bits(generator.standard_normal(3), "float32"), "float32") for number in range(300)}
+    models = [
+        {name: from_bits(to_bits(v + 0.01 * generator.standard_normal(3), "float32"), "float32") for name, v in base.items()}
+        for _ in range(2)
+    ]
+    result = merged(tmp_path, models, base, "float32", sparsify_type="trim", merge_type="linear", reserve_p=0.5)
+    for name, values in base.items():
+        expected, _ = oracle.merge([model[name] for model in models], values, tensor=name, sparsify="trim", density=0.5)
+        assert (np.abs(result[name] - expected) <= ulp(expected, "float32")).all(), name
+
+
+def test_the_widest_epsilon(tmp_path: Path) -> None:
+    """Keep probabilities from 0 to 1 (warnings are errors here)."""
+    fields: dict[str, Any] = {"merge_method": "della", "reserve_p": 0.7, "epsilon": 0.6}
+    oracle_fields: dict[str, Any] = {"sparsify": "magprune", "merge_type": "ties", "density": 0.7, "epsilon": 0.6}
+    check(tmp_path, "bfloat16", True, 2, oracle_fields, fields)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddle_merge import kernels
+from paddle_merge import bits
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from paddle_merge.methods.magprune import BINS, magnitude_bins, magprune
@@ -94,7 +94,7 @@ def test_float64_to_bfloat16_does_not_round_twice() -> None:
 def test_round_to_odd(value: float) -> None:
     """Exact, or the neighbour whose last bit is odd."""
     out = np.empty(1, np.float32)
-    kernels.round_to_odd(np.array([value]), out)
+    bits.round_to_odd(np.array([value]), out)
     result = float(out[0])
     if result != value:
         assert out.view(np.uint32)[0] & 1

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import kernels
+from .. import bits, kernels
 from ..dtypes import BFLOAT16, FLOAT16, DType
 from ..masks import Key, hash_block
 
 if TYPE_CHECKING:
     from ..select import Bracket
 
-_LOAD = {BFLOAT16: kernels.load_bfloat16, FLOAT16: kernels.load_float16}
-_STORE = {BFLOAT16: kernels.store_bfloat16, FLOAT16: kernels.store_float16}
+_LOAD = {BFLOAT16: bits.load_bfloat16, FLOAT16: bits.load_float16}
+_STORE = {BFLOAT16: bits.store_bfloat16, FLOAT16: bits.store_float16}
 
 
 class NumpyBackend:
@@ -50,14 +50,14 @@ class NumpyBackend:
 
     def load(self, raw: np.ndarray, dtype: DType, out: np.ndarray, base: np.ndarray | None = None) -> bool:
         """Storage bits raw (n,) -> out (n,) in compute dtype, less base (n,). Returns whether raw holds a NaN or Inf."""
-        return bool(_LOAD.get(dtype, kernels.load_float)(raw, self._nothing if base is None else base, out))
+        return bool(_LOAD.get(dtype, bits.load_float)(raw, self._nothing if base is None else base, out))
 
     def store(self, values: np.ndarray, raw: np.ndarray, dtype: DType) -> bool:
         """values (n,) -> storage bits raw (n,), rounded once to nearest even. Returns whether any is not finite there."""
         if values.dtype == np.float64 and dtype in _STORE:
             values, exact = np.empty(values.shape, np.float32), values
-            kernels.round_to_odd(exact, values)
-        return bool(_STORE.get(dtype, kernels.store_float)(values, raw))
+            bits.round_to_odd(exact, values)
+        return bool(_STORE.get(dtype, bits.store_float)(values, raw))
 
     def add_scaled(self, base: np.ndarray, x: np.ndarray, scale: float) -> np.ndarray:
         """base + scale * x, in x's memory."""

@@ -19,10 +19,13 @@ from .linear import normalize_problems
 def elect(xp: Any, x: Any, weights: Any, by_count: bool, zero_sign: float) -> Any:
     """x (models, n), weights (models,) -> (n,) in {-1, 0, +1}: the sign of the sum of w_k x_k (or of their signs).
 
-    zero_sign: what an exactly cancelled vote elects.
+    zero_sign: what a cancelled vote elects. Rescaling and weights leave rounding errors where exact numbers would cancel, so
+    a sum no larger than they can be counts as cancelled.
     """
     weighted = weights[:, None] * x
     votes = (xp.sign(weighted) if by_count else weighted).sum(0)
+    rounding = (len(x) + 1) * xp.finfo(x.dtype).eps * xp.abs(weighted).sum(0)
+    votes = xp.where(xp.abs(votes) > (0 if by_count else rounding), votes, 0)
     return xp.where(votes == 0, zero_sign, xp.sign(votes))
 
 

@@ -1,0 +1,146 @@
+"""The way into float32 and out of it: Numba loops between stored bits and numbers (see kernels.py for their habits)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy import float32, float64, uint32
+
+CHUNK = 1024  # elements that stay in the first-level cache
+
+
+def jit(loop: Callable[..., Any]) -> Any:
+    """Numba's compiler. What it makes is kept beside the source or in the user's cache folder; where neither can be written
+    (a read-only container), it is made anew in every process, which takes a few seconds.
+
+    Numba keeps it until the file of the loop changes, so no loop may call a loop, or use a constant, of another file.
+    """
+    try:
+        return njit(cache=True, nogil=True, error_model="numpy")(loop)
+    except RuntimeError:
+        return njit(nogil=True, error_model="numpy")(loop)
+
+
+@jit
+def bits_of(value):
+    return np.float32(value).view(np.uint32)
+
+
+@jit
+def float_of(bits):
+    return np.uint32(bits).view(np.float32)
+
+
+# --- bits to numbers, less the base ----------------------------------------------------------------------------------
+# base is empty where weights are wanted instead of task vectors. Each returns whether there is a NaN or Inf in raw.
+
+
+@jit
+def _subtract(row, base):
+    for i in range(base.size):
+        row[i] -= base[i]
+
+
+@jit
+def load_bfloat16(raw, base, out):
+    bad = uint32(0)
+    for begin in range(0, raw.size, CHUNK):
+        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
+        for i in range(source.size):
+            bits = uint32(source[i])
+            bad |= uint32((bits & uint32(0x7F80)) == uint32(0x7F80))
+            row[i] = float_of(bits << uint32(16))
+        _subtract(row, base[begin : begin + CHUNK])
+    return bad != uint32(0)
+
+
+@jit
+def load_float16(raw, base, out):
+    bad = uint32(0)
+    for begin in range(0, raw.size, CHUNK):
+        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
+        for i in range(source.size):
+            bits = uint32(source[i])
+            special = uint32((bits & uint32(0x7C00)) == uint32(0x7C00))
+            bad |= special
+            # Shifted into place the exponent is 112 too small; the product puts it right, denormals included.
+            small = float_of(uint32(bits & uint32(0x7FFF)) << uint32(13)) * float32(2.0**112)
+            widened = uint32(bits_of(small) | uint32(uint32(bits & uint32(0x8000)) << uint32(16)))
+            row[i] = float_of(widened | uint32(special * uint32(0x7F800000)))
+        _subtract(row, base[begin : begin + CHUNK])
+    return bad != uint32(0)
+
+
+@jit
+def load_float(raw, base, out):
+    bad = 0
+    for begin in range(0, raw.size, CHUNK):
+        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
+        for i in range(source.size):
+            value = source[i]
+            bad |= (value - value) != 0
+            row[i] = value
+        _subtract(row, base[begin : begin + CHUNK])
+    return bad != 0
+
+
+# --- numbers to bits, rounding to nearest even -----------------------------------------------------------------------
+# Each returns whether a finite number became infinite, or was not finite to begin with.
+
+
+@jit
+def store_bfloat16(values, raw):
+    bad = uint32(0)
+    for i in range(raw.size):
+        bits = bits_of(values[i])
+        rounded = uint32(bits + uint32(0x7FFF) + uint32(uint32(bits >> uint32(16)) & uint32(1)))
+        nan = uint32(uint32(bits & uint32(0x7FFFFFFF)) > uint32(0x7F800000))
+        rounded = uint32(rounded >> uint32(16)) if nan == uint32(0) else uint32(uint32(bits >> uint32(16)) | uint32(0x40))
+        bad |= uint32(uint32(rounded & uint32(0x7F80)) == uint32(0x7F80))
+        raw[i] = np.uint16(rounded)
+    return bad != uint32(0)
+
+
+@jit
+def store_float16(values, raw):
+    bad = uint32(0)
+    half = bits_of(float32(0.5))
+    for i in range(raw.size):
+        bits = bits_of(values[i])
+        sign = uint32(uint32(bits >> uint32(16)) & uint32(0x8000))
+        size = uint32(bits & uint32(0x7FFFFFFF))
+        # Below the smallest normal number, adding 0.5 rounds to the spacing of float16's denormals.
+        tiny = uint32(bits_of(float_of(size) + float32(0.5)) - half)
+        odd = uint32(uint32(size >> uint32(13)) & uint32(1))
+        normal = uint32(uint32(size - uint32(112 << 23) + uint32(0xFFF) + odd) >> uint32(13))
+        value = tiny if size < uint32(113 << 23) else normal
+        value = uint32(0x7C00) if size >= uint32(0x477FF000) else value  # 65520 and up round to infinity
+        value = uint32(0x7E00) if size > uint32(0x7F800000) else value
+        bad |= uint32(value >= uint32(0x7C00))
+        raw[i] = np.uint16(sign | value)
+    return bad != uint32(0)
+
+
+@jit
+def store_float(values, raw):
+    bad = 0
+    for i in range(raw.size):
+        value = raw.dtype.type(values[i])
+        bad |= (value - value) != 0
+        raw[i] = value
+    return bad != 0
+
+
+@jit
+def round_to_odd(values, out):
+    """float64 -> float32 such that rounding the result to 16 bits equals rounding the float64 once (Boldo-Melquiond)."""
+    for i in range(values.size):
+        value = values[i]
+        near = float32(value)
+        bits = bits_of(near)
+        inexact = uint32(float64(near) != value) & uint32((near - near) == float32(0))
+        away = inexact & uint32(abs(float64(near)) > abs(value))
+        out[i] = float_of(uint32(bits - away) | inexact)
