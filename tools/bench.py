@@ -11,6 +11,7 @@ to new files, and calls fsync, as the merge does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -177,11 +178,9 @@ def peak_memory(command: list[str]) -> int:
         nonlocal peak
         while process.poll() is None:
             total = 0
-            for member in [root, *root.children(recursive=True)]:
-                try:
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
+                for member in [root, *root.children(recursive=True)]:
                     total += member.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
             peak = max(peak, total)
             time.sleep(0.01)
 
