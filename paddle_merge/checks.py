@@ -11,7 +11,7 @@ from .parsing import nearest
 if TYPE_CHECKING:
     from .config import MergeConfig
 
-LARGEST = 1e30
+LARGEST = 1e30  # so that what is computed with it stays within float32
 
 
 def problems(config: MergeConfig) -> list[str]:
@@ -23,7 +23,7 @@ def problems(config: MergeConfig) -> list[str]:
             found.append(f"--{item.name} {value!r} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, float) and not abs(number) < LARGEST for number in numbers):
-            found.append(f"--{item.name} must be finite, and not larger than float32 can hold")
+            found.append(f"--{item.name} must be finite and smaller than {LARGEST:g}")
     if len(config.models) < 2:
         found.append("give at least two models: --model_path_list a b")
     if config.merge_method in METHODS:
@@ -40,7 +40,7 @@ def problems(config: MergeConfig) -> list[str]:
         elif len(config.weight_list) != len(config.models):
             found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(config.models)} models")
     if any(0 < abs(weight) < 1 / LARGEST for weight in config.weight_list or ()):
-        found.append("--weight_list has a weight too small for float32; scale them all up")
+        found.append(f"--weight_list has a weight smaller than {1 / LARGEST:g}, too small for float32; scale them all up")
     if config.scale != 1.0 and not config.base_model_path:
         found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
     if config.n_process < 1:

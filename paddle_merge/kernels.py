@@ -1,9 +1,9 @@
 """The Numba loops that the np backend runs: the twin of each formula in methods/, and what measures a tensor.
 
-Three habits keep them fast. uint32 op uint32 becomes uint64 in Numba, so every integer step is cast back. A branch on random
-data costs ten times an arithmetic select, so there are none in loops over elements. Work goes in chunks that stay in the
-first-level cache. Reductions fold chunks of fixed size in a fixed order, so they don't depend on block sizes or on how wide
-this machine's vectors are.
+Three habits keep them fast: uint32 op uint32 becomes uint64 in Numba, so every integer step is cast back; a branch on random
+data costs ten times an arithmetic select, so there are hardly any in loops over elements; work goes in chunks that stay in
+the first-level cache. One keeps them the same everywhere: reductions fold chunks of fixed size in a fixed order, so they
+don't depend on block sizes or on how wide this machine's vectors are.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from .blocks import Files
 from .config import MergeConfig
 from .crew import Crew
 from .errors import CheckpointError, MergeError, OutputError, WorkError
-from .plan import Plan, make_plan, open_inputs
+from .plan import Plan, TensorPlan, make_plan, open_inputs
 from .sidecars import CARD, read_sidecars, record
 from .worker import Job, Report, Worker
 from .writer import Output, check_output
@@ -125,7 +125,7 @@ def _parameters(recipe: Any) -> str:
             shown |= {item.name: getattr(part, item.name) for item in dataclasses.fields(part) if item.name != "weights"}
     if recipe.base is not None:
         shown["scale"] = recipe.scale
-    if recipe.sparsifier is not None and recipe.sparsifier.__class__.__name__ != "Trim":
+    if recipe.sparsifier is not None and recipe.sparsifier.random:
         shown["seed"] = recipe.seed
     return ", ".join(f"{name} {value}" for name, value in shown.items()) or "no parameters"
 
@@ -133,28 +133,31 @@ def _parameters(recipe: Any) -> str:
 def _check_equal(plan: Plan) -> None:
     """Integers and booleans can't be averaged: they must be the same in all inputs. Raises CheckpointError."""
     files = Files()
-    problems = []
-    for tensor in plan.tensors:
-        if tensor.merged:
-            continue
-        first, *others = tensor.inputs
-        step = (1 << 20) // first.dtype.itemsize
-        unequal: set[str] = set()
-        for start in range(0, tensor.size, step):
-            size = min(step, tensor.size - start)
-            blocks = []
-            for entry in tensor.inputs:
-                blocks.append(np.empty(size * entry.dtype.itemsize, np.uint8))
-                files.read(entry, start, blocks[-1])
-            unequal |= {entry.file for entry, block in zip(others, blocks[1:], strict=True) if (block != blocks[0]).any()}
-        if unequal:
-            problems.append(
-                f"tensor {tensor.name!r} is {tensor.dtype.name}, which can't be averaged, and differs between {first.file}"
-                f" and {', '.join(sorted(unequal))}; remove it from the checkpoints, or make it equal"
-            )
-    files.close()
+    try:
+        problems = [problem for tensor in plan.tensors if not tensor.merged for problem in _inequality(tensor, files)]
+    finally:
+        files.close()
     if problems:
         raise CheckpointError(problems)
+
+
+def _inequality(tensor: TensorPlan, files: Files) -> list[str]:
+    """A sentence if the tensor differs between inputs, by its bytes; else nothing."""
+    first, *others = tensor.inputs
+    step = (1 << 20) // first.dtype.itemsize
+    unequal: set[str] = set()
+    for start in range(0, tensor.size, step):
+        size = min(step, tensor.size - start)
+        blocks = [np.empty(size * entry.dtype.itemsize, np.uint8) for entry in tensor.inputs]
+        for entry, block in zip(tensor.inputs, blocks, strict=True):
+            files.read(entry, start, block)
+        unequal |= {entry.file for entry, block in zip(others, blocks[1:], strict=True) if (block != blocks[0]).any()}
+    if not unequal:
+        return []
+    return [
+        f"tensor {tensor.name!r} is {tensor.dtype.name}, which can't be averaged, and differs between {first.file}"
+        f" and {', '.join(sorted(unequal))}; remove it from the checkpoints, or make it equal"
+    ]
 
 
 def _notice(plan: Plan, reports: Sequence[Report], strict: bool) -> None:

@@ -30,8 +30,7 @@ COPIED = (
 )
 CARD = "README.md"
 RECORD = "merge_config.json"
-
-
+# Endings of what loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".index.json")
 
 

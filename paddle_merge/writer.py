@@ -169,8 +169,9 @@ class Output:
         except BlockingIOError:
             raise OutputError(f"--output_path {self.folder}: another merge is being written there") from None
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):  # no locks there: no help
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
                 raise
+            log.warning("%s: this file system has no locks, so nothing stops a second merge into it", self.folder)
 
     def _drop_lock(self) -> None:
         if self._lock is not None:

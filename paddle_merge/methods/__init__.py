@@ -40,6 +40,8 @@ class Tensor(Protocol):
 class Sparsifier(Protocol):
     """Decides what of each task vector is kept. Instances are frozen dataclasses of the method's parameters."""
 
+    random: bool  # whether the seed matters
+
     @property
     def measures(self) -> bool:
         """Whether `prepare` reads the tensor, so that it can't be cut into pieces for several workers."""

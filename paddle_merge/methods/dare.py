@@ -25,6 +25,7 @@ class Dare:
     rescale: bool = True
 
     measures = False
+    random = True
 
     def problems(self) -> list[str]:
         return density_problems(self.density)

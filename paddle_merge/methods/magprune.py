@@ -56,6 +56,7 @@ class Magprune:
     rescale: bool = True
 
     measures = True
+    random = True
 
     def problems(self) -> list[str]:
         found = density_problems(self.density)

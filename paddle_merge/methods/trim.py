@@ -34,6 +34,8 @@ class Trim:
     density: float = 0.7
     rescale: bool = True
 
+    random = False
+
     @property
     def measures(self) -> bool:
         return self.density < 1.0
