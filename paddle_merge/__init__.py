@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import MergeConfig
     from .errors import CheckpointError, ConfigError, MergeError, OutputError, WorkError
+    from .memory import merge_state_dicts
     from .run import merge
 
 __version__ = "0.1.0"
-__all__ = ["CheckpointError", "ConfigError", "MergeConfig", "MergeError", "OutputError", "WorkError", "merge"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "MergeConfig",
+    "MergeError",
+    "OutputError",
+    "WorkError",
+    "merge",
+    "merge_state_dicts",
+]
 
-_HOMES = {"MergeConfig": "config", "merge": "run"}
+_HOMES = {"MergeConfig": "config", "merge": "run", "merge_state_dicts": "memory"}
 
 
 def __getattr__(name: str) -> Any:

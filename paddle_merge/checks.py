@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from . import engine
 from .methods import METHODS
 from .parsing import nearest
 
@@ -49,9 +50,22 @@ def problems(config: MergeConfig) -> list[str]:
         config.shard_bytes()
     except ValueError as error:
         found.append(f"--max_shard_size {error}")
+    found += _device(config)
     if config.strict:
         found += _without_base(config)
     return found + _not_there_yet(config)
+
+
+def _device(config: MergeConfig) -> list[str]:
+    kind, colon, number = config.device.partition(":")
+    if kind not in engine.DEVICES or (colon and not (number.isascii() and number.isdecimal() and kind != "cpu")):
+        named = ", ".join(engine.DEVICES)
+        return [
+            f"--device {config.device!r} must be one of {named}, or a numbered one: gpu:1{nearest(kind, engine.DEVICES)}"
+        ]
+    if config.max_tensor_mem < engine.LEAST:
+        return [f"--max_tensor_mem {config.max_tensor_mem:g} (GiB) must be at least {engine.LEAST:g}"]
+    return engine.problems(config.tensor_type, config.device)
 
 
 def _without_base(config: MergeConfig) -> list[str]:
@@ -66,10 +80,6 @@ def _without_base(config: MergeConfig) -> list[str]:
 
 def _not_there_yet(config: MergeConfig) -> list[str]:
     found = []
-    if config.tensor_type != "np":
-        found.append(f"--tensor_type {config.tensor_type} isn't there yet; np computes on the CPU")
-    if config.device != "cpu":
-        found.append(f"--device {config.device} isn't there yet; cpu is")
     if config.lora_model_path:
         found.append("--lora_model_path isn't there yet; fold the adapter into its base with PaddleNLP first")
     if config.convert_from_hf != config.save_to_hf:
@@ -98,10 +108,12 @@ def warnings(config: MergeConfig) -> list[str]:
         "slerp_normalize_eps": merge_type == "slerp",
         "normalize": merge_type != "slerp",
         "split_pieces": False,
-        "max_tensor_mem": False,
+        "max_tensor_mem": config.tensor_type == "pd" and config.device.partition(":")[0] not in ("cpu", "gpu"),
     }
     defaults = type(config)()
     idle = [name for name, matters in used.items() if not matters and getattr(config, name) != getattr(defaults, name)]
+    if config.tensor_type == "np" and config.device != "cpu":
+        found.append(f"--device {config.device}: np computes on the CPU, so that is where it merges; pass --tensor_type pd")
     if idle:
         found.append(f"{', '.join(f'--{name}' for name in idle)}: no effect with {config.method}")
     if not config.normalize and config.weight_list is None and merge_type != "slerp":

@@ -122,10 +122,11 @@ def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) 
             for name in overridden:
                 fields.pop(name, None)
     merge_config = MergeConfig(**{**fields, **given})
+    from .ranks import Ranks
     from .run import merge
 
     try:
-        merge(merge_config)
+        merge(merge_config, ranks=Ranks.from_environment())
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None

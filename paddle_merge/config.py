@@ -14,6 +14,7 @@ from typing import Any
 
 from . import checks
 from .dtypes import FLOATS
+from .engine import GIB, Engine
 from .errors import ConfigError
 from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
 from .methods.dare import Dare
@@ -132,15 +133,30 @@ class MergeConfig:
         _OUTPUT, "More files to copy from the base model's folder (else the first model's), beside config and tokenizer."
     )
     n_process: int = _flag(_RUN, "Worker processes. The result doesn't depend on it.", 1)
+    tensor_type: str = _flag(
+        _RUN,
+        "What computes. np: NumPy, on the CPU. pd: Paddle, on `--device`; on the CPU the same result, but slower.",
+        "np",
+        choices=("np", "pd"),
+    )
+    device: str = _flag(
+        _RUN,
+        "Where pd computes: cpu; gpu, which takes as much of a GPU's memory as it can use; low_gpu_mem, a GPU too, which"
+        " stays within max_tensor_mem; xpu or npu, likewise, with a Paddle built for them. gpu:1 is the second GPU; if no"
+        " number is given, workers are spread over all.",
+        "cpu",
+    )
+    max_tensor_mem: float = _flag(
+        _RUN,
+        "low_gpu_mem, xpu, npu: how many GiB of a device's memory to take, for tensors of any size. Elsewhere: no effect.",
+        0.5,
+    )
     dry_run: bool = _flag(_RUN, "Print the plan and touch nothing.", False)
     strict: bool = _flag(
         _RUN, "Make errors of the warnings: NaN or Inf in an input, sparsifying without a base model.", False
     )
-    tensor_type: str = _flag(_PADDLE, "np: NumPy. pd (Paddle tensors) isn't there yet.", "np", choices=("np", "pd"))
-    device: str = _flag(_PADDLE, "cpu. Others aren't there yet.", "cpu")
     lora_model_path: str | None = _flag(_PADDLE, "Folding LoRA adapters isn't there yet.")
     split_pieces: int = _flag(_PADDLE, "Has no effect: tensors are streamed, statistics are always of the whole tensor.", 8)
-    max_tensor_mem: float = _flag(_PADDLE, "Has no effect with np: tensors are streamed, whatever their size.", 0.5)
     convert_from_hf: bool = _flag(
         _PADDLE, "With save_to_hf equal to it, the layout stays as it is; converting isn't there yet.", True
     )
@@ -255,6 +271,12 @@ class MergeConfig:
     def output(self) -> str:
         """output_path, or ./merged-<method>."""
         return self.output_path or os.path.join(".", f"merged-{self.method}")
+
+    @property
+    def engine(self) -> Engine:
+        """What computes. np computes on the CPU, whatever the device (checks.warnings says so)."""
+        device = "cpu" if self.tensor_type == "np" else self.device
+        return Engine(self.tensor_type, device, int(self.max_tensor_mem * GIB), workers=self.n_process)
 
     def shard_bytes(self) -> int:
         """max_shard_size in bytes: "5GB" is 5e9, "5GiB" 5 * 2**30. Raises ValueError."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from .errors import WorkError
 from .plan import Piece, Plan
+from .ranks import Ranks
 from .worker import Job, Report
 
 log = logging.getLogger("paddle_merge")
@@ -20,16 +22,18 @@ log = logging.getLogger("paddle_merge")
 class Crew:
     """Worker processes. Leaving the context kills those that still run."""
 
-    def __init__(self, plan: Plan, job: Job):
-        count = plan.n_process
-        self._plan, self._job = plan, job
+    def __init__(self, plan: Plan, pieces: Sequence[Piece], job: Job):
+        count = min(plan.n_process, len(pieces))
+        self._plan, self._pieces, self._job = plan, pieces, job
         self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
         self._doing: dict[Connection, Piece] = {}
         try:
             for _ in range(count):
                 self._start()
-        except OSError as error:
+        except BaseException as error:
             self.__exit__()
+            if not isinstance(error, OSError):
+                raise
             raise WorkError(f"can't start {count} workers ({error.strerror}); try a smaller --n_process") from None
 
     def _start(self) -> None:
@@ -55,14 +59,16 @@ class Crew:
         for process in self._processes.values():
             process.wait()
 
-    def work(self, progress: Callable[[int], Any]) -> Iterator[Report]:
-        """Hand out the plan's pieces; yield the reports. Raises WorkError as soon as a worker fails or dies."""
-        waiting = iter(self._plan.pieces)
-        for connection in list(self._processes):
-            self._send(connection, self._job)
+    def work(self, progress: Callable[[int], Any], ranks: Ranks) -> Iterator[Report]:
+        """Hand out the pieces; yield the reports. Raises WorkError as soon as a worker, or another rank, fails or dies."""
+        waiting = iter(self._pieces)
+        for number, connection in enumerate(list(self._processes)):
+            engine = dataclasses.replace(self._job.engine, worker=number, workers=len(self._processes))
+            self._send(connection, dataclasses.replace(self._job, engine=engine))
             self._next(connection, waiting)
         while self._doing:
-            ready = wait(list(self._doing))
+            ready = wait([*self._doing, *ranks.waitables()])
+            ranks.check()
             for connection in [one for one in self._doing if one in ready]:
                 try:
                     kind, *content = connection.recv()

@@ -7,6 +7,7 @@ averaged (`compute` is None).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -55,3 +56,8 @@ DTYPES = (
 )
 BY_TAG = {dtype.tag: dtype for dtype in DTYPES}
 FLOATS = {dtype.name: dtype for dtype in DTYPES if dtype.is_float}
+
+
+def compute_dtype(dtypes: Iterable[DType]) -> str:
+    """What tensors of these storage dtypes are merged in together: the widest of their compute dtypes."""
+    return "float64" if any(dtype.compute == "float64" for dtype in dtypes) else "float32"

@@ -35,10 +35,9 @@ def add_scaled(base, x, scale):
 
 @jit
 def trim(x, threshold, factor):
-    limit = threshold[0]
+    limit, zero = threshold[0], x.dtype.type(0)
     for i in range(x.size):
-        small = threshold.dtype.type(abs(x[i])) < limit
-        x[i] = x.dtype.type(0) if small else x[i] * factor
+        x[i] *= factor if threshold.dtype.type(abs(x[i])) >= limit else zero
 
 
 @jit
@@ -53,8 +52,8 @@ def _hash(i, k0, k1):
 
 
 @jit
-def dare(x, k0, k1, limit, scale):
-    zero = x.dtype.type(0)
+def dare(x, k0, k1, limits, scales):
+    limit, scale, zero = limits[0], scales[0], x.dtype.type(0)
     for i in range(x.size):
         x[i] *= scale if _hash(i, k0, k1) <= limit else zero
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from .blocks import worker_memory
 from .dtypes import DType
+from .engine import NUMPY, Engine
 from .errors import CheckpointError
 from .readers import Checkpoint, TensorEntry, open_checkpoint
 from .recipe import Recipe
@@ -79,6 +80,7 @@ class Plan:
     shards: tuple[Shard, ...]
     pieces: tuple[Piece, ...]
     n_process: int
+    engine: Engine
     warnings: tuple[str, ...]
 
     @property
@@ -98,9 +100,26 @@ class Plan:
     def memory(self) -> int:
         """An upper estimate of what all processes together will have resident, in bytes."""
         models = len(self.recipe.models)
-        alone = self.n_process == 1
+        alone = self.n_process == 1 and self.engine.tensor_type == "np"
         headers = len(self.tensors) * (len(self.inputs) + 1) * 1024  # what this process knows of each tensor
-        return worker_memory(models, self.recipe, alone) * self.n_process + (0 if alone else 60 << 20) + headers
+        return worker_memory(models, self.recipe, self.engine, alone) * self.n_process + (0 if alone else 60 << 20) + headers
+
+    def share(self, rank: int, ranks: int) -> tuple[Piece, ...]:
+        """The pieces that one of several ranks merges: largest first, each to the rank with the least to do so far."""
+        loads = [0] * ranks
+        mine = []
+        for piece in self.pieces:
+            least = loads.index(min(loads))
+            loads[least] += self.traffic(piece)
+            if least == rank:
+                mine.append(piece)
+        return tuple(mine)
+
+    def traffic(self, piece: Piece) -> int:
+        """Bytes read for the first time, and written."""
+        tensor = self.tensors[piece.tensor]
+        itemsizes = [entry.dtype.itemsize for entry in tensor.inputs] + [tensor.dtype.itemsize]
+        return (piece.stop - piece.start) * sum(itemsizes)
 
     def index(self) -> bytes | None:
         """The content of the index file; None if the output is one file."""
@@ -126,16 +145,21 @@ def open_inputs(paths: Sequence[str], prefix: str) -> tuple[Checkpoint, ...]:
     return tuple(inputs)
 
 
-def make_plan(recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000) -> Plan:
-    """Read the headers of all inputs and decide. Raises CheckpointError listing everything that doesn't fit."""
+def make_plan(
+    recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000, engine: Engine = NUMPY, ranks: int = 1
+) -> Plan:
+    """Read the headers of all inputs and decide. ranks: how many processes, of n_process workers each, share the plan.
+
+    Raises CheckpointError listing everything that doesn't fit.
+    """
     inputs = open_inputs(recipe.sources, recipe.prefix)
-    problems = _differences(inputs, recipe)
+    problems = differences(inputs, recipe)
     if problems:
         raise CheckpointError(problems)
 
     donor = inputs[-1] if recipe.base is not None else inputs[0]
     tensors, shards = _lay_out(recipe, inputs, donor, shard_bytes)
-    pieces = _cut(tensors, recipe, n_process)
+    pieces = _cut(tensors, recipe, n_process * ranks)
     return Plan(
         recipe,
         inputs,
@@ -143,11 +167,12 @@ def make_plan(recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_0
         shards,
         pieces,
         max(1, min(n_process, len(pieces))),
+        engine,
         tuple(_warnings(inputs, donor)),
     )
 
 
-def _differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
+def differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
     """Every way in which the inputs' tensors don't match: names, shapes, dtypes."""
     everywhere = {name: None for checkpoint in inputs for name in checkpoint.tensors}
     if not everywhere:
@@ -228,12 +253,12 @@ def _lay_out(
     return tuple(tensors), tuple(shards)
 
 
-def _cut(tensors: Sequence[TensorPlan], recipe: Recipe, n_process: int) -> tuple[Piece, ...]:
+def _cut(tensors: Sequence[TensorPlan], recipe: Recipe, workers: int) -> tuple[Piece, ...]:
     """The pieces, largest first so that workers finish together. A tensor that must be measured stays whole."""
     pieces = []
     for number, tensor in enumerate(tensors):
         step = max(1, PIECE_BYTES // tensor.dtype.itemsize)
-        if n_process == 1 or (tensor.merged and recipe.measures):
+        if workers == 1 or (tensor.merged and recipe.measures):
             step = max(1, tensor.size)
         for start in range(0, tensor.size, step):
             pieces.append(Piece(number, start, min(start + step, tensor.size)))

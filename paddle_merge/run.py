@@ -2,62 +2,115 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
 
 from . import checks
-from .blocks import Files
 from .config import MergeConfig
 from .crew import Crew
 from .errors import CheckpointError, MergeError, OutputError, WorkError
+from .files import Files
 from .plan import Plan, TensorPlan, make_plan, open_inputs
+from .ranks import Ranks
 from .sidecars import CARD, read_sidecars, record
-from .worker import Job, Report, Worker
+from .worker import Job, Report, Worker, notice
 from .writer import Output, check_output
 
 log = logging.getLogger("paddle_merge")
 T = TypeVar("T")
 
 
-def merge(config: MergeConfig, progress: bool | None = None) -> str:
+def merge(config: MergeConfig, progress: bool | None = None, ranks: Ranks | None = None) -> str:
     """Merge as `config` says; return the output folder.
 
     progress: whether to show a progress bar; None: if standard error is a terminal.
+    ranks: this process among several that all make this call with the same config, each to merge its share; None: it is
+        alone.
     Raises MergeError (ConfigError, CheckpointError, OutputError, WorkError), each listing all problems found. A merge that
-    fails or is interrupted leaves nothing that looks like a checkpoint.
+    fails or is interrupted, on any rank, leaves nothing that looks like a checkpoint.
     """
-    started = time.perf_counter()
-    plan, sidecars, merge_record = prepare(config)
-    for warning in [*checks.warnings(config), *plan.warnings]:
-        log.warning("%s", warning)
-    if config.dry_run:
-        print(describe(plan, config, sidecars))
-        return config.output
-    log.info("%s", describe(plan, config, sidecars))
-
-    output = Output(config.output, plan)
+    ranks = ranks or Ranks(0, ["alone"])
     try:
-        output.create()
-        reports = _work(plan, Job(plan.recipe, output.partial_paths), progress)
-        _notice(plan, reports, config.strict)
-        output.finish(sidecars, merge_record)
-    except BaseException:
-        output.abandon()
+        ranks.connect()
+        _merge(config, progress, ranks)
+    except BaseException as error:
+        ranks.fail(error.problems if isinstance(error, MergeError) else ["it was interrupted"])
         raise
-    seconds = time.perf_counter() - started
-    rate = (plan.bytes_in + plan.bytes_out) / seconds / 1e9
-    log.info("merged into %s in %.1f s (%.2f GB/s read and written)", config.output, seconds, rate)
+    finally:
+        ranks.close()
     return config.output
 
 
-def prepare(config: MergeConfig) -> tuple[Plan, dict[str, bytes], bytes]:
-    """The plan, the files to write beside the weights, by name, and the content of merge_config.json. Touches nothing.
+def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
+    started = time.perf_counter()
+    plan, sidecars, merge_record = prepare(config, ranks.count)
+    leads = ranks.number == 0
+    _agree(plan, ranks)
+    if leads:
+        for warning in [*checks.warnings(config), *plan.warnings]:
+            log.warning("%s", warning)
+        if config.dry_run:
+            print(describe(plan, config, sidecars))
+        else:
+            log.info("%s", describe(plan, config, sidecars))
+    if config.dry_run:
+        return
+
+    output = Output(config.output, plan)
+    try:
+        if leads:
+            output.create()
+        ranks.gather(None)
+        output.wait_until_seen()
+        reports = _work(plan, Job(plan.recipe, output.partial_paths, plan.engine), progress, ranks)
+        if not leads:
+            output.sync()
+        everything = ranks.gather([dataclasses.asdict(report) for report in reports])
+        if leads:
+            reports = [Report(**report) for part in everything for report in part]
+            notice(reports, plan.tensors, plan.recipe.sources, config.strict)
+            output.finish(sidecars, merge_record)
+    except BaseException:
+        output.abandon()
+        raise
+    if not leads:
+        ranks.gather(None)
+        return
+    with contextlib.suppress(WorkError):  # the checkpoint is whole, whatever happens to the others from here on
+        ranks.gather(None)
+    seconds = time.perf_counter() - started
+    rate = (plan.bytes_in + plan.bytes_out) / seconds / 1e9
+    log.info("merged into %s in %.1f s (%.2f GB/s read and written)", config.output, seconds, rate)
+    device_memory = max((report.device_memory for report in reports), default=0)
+    if device_memory:
+        log.info("device memory: at most %.0f MB per worker", device_memory / 1e6)
+
+
+def _agree(plan: Plan, ranks: Ranks) -> None:
+    """All ranks must have made the same plan. Raises WorkError on rank 0, from which the others hear it."""
+    digest = hashlib.sha256(repr((plan.recipe, plan.shards, plan.pieces)).encode("utf-8", "surrogatepass"))
+    for tensor in plan.tensors if ranks.count > 1 else ():
+        digest.update(repr(tensor).encode("utf-8", "surrogatepass"))
+    digests = ranks.gather(digest.hexdigest())
+    others = [str(number) for number, other in enumerate(digests) if other != digests[0]]
+    if others and ranks.number == 0:
+        raise WorkError(
+            f"rank {', '.join(others)} would merge something else than rank 0: give all ranks the same flags, and the same"
+            " files under the same paths"
+        )
+
+
+def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes], bytes]:
+    """The plan, shared by so many ranks, the files to write beside the weights, by name, and the content of
+    merge_config.json. Touches nothing.
 
     Raises MergeError with the problems of flags, inputs and output together; of its kinds, the first met.
     """
@@ -76,7 +129,7 @@ def prepare(config: MergeConfig) -> tuple[Plan, dict[str, bytes], bytes]:
     if recipe is None:
         attempt(open_inputs, paths, config.merge_prefix)
     else:
-        plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes())
+        plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes(), config.engine, ranks)
     if plan is not None:
         sidecars = attempt(read_sidecars, plan, config)
         attempt(_check_equal, plan)
@@ -160,38 +213,22 @@ def _inequality(tensor: TensorPlan, files: Files) -> list[str]:
     ]
 
 
-def _notice(plan: Plan, reports: Sequence[Report], strict: bool) -> None:
-    """Warn of NaN and Inf met on the way, or raise WorkError under `strict`."""
-    dtypes = {tensor.name: tensor.dtype.name for tensor in plan.tensors}
-    found = sorted(
-        {
-            f"tensor {report.tensor!r} holds NaN or Inf in {plan.inputs[number].path}"
-            for report in reports
-            for number in report.not_finite
-        }
-    )
-    overflowed = sorted({report.tensor for report in reports if report.overflowed})
-    found += [f"tensor {name!r} overflows {dtypes[name]}: it holds Inf or NaN in the output" for name in overflowed]
-    if strict and found:
-        raise WorkError(found)
-    for sentence in found:
-        log.warning("%s", sentence)
-
-
 # --- workers ---------------------------------------------------------------------------------------------------------
 
 
-def _work(plan: Plan, job: Job, progress: bool | None) -> list[Report]:
+def _work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks) -> list[Report]:
+    """Merge this rank's share."""
     from tqdm import tqdm
 
-    quiet = not log.isEnabledFor(logging.INFO)
+    pieces = plan.share(ranks.number, ranks.count)
+    quiet = not log.isEnabledFor(logging.INFO) or ranks.number > 0
     disable = quiet or (not sys.stderr.isatty() if progress is None else not progress)
-    total = plan.bytes_in + sum(tensor.nbytes for tensor in plan.tensors)
+    total = sum(plan.traffic(piece) for piece in pieces)
     with tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=disable) as bar:
-        if plan.n_process == 1:
+        if plan.n_process == ranks.count == 1 and job.engine.tensor_type == "np":
             return _work_here(plan, job, bar.update)
-        with Crew(plan, job) as crew:
-            return list(crew.work(bar.update))
+        with Crew(plan, pieces, job) as crew:
+            return list(crew.work(bar.update, ranks))
 
 
 def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> list[Report]:

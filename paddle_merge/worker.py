@@ -6,43 +6,63 @@ script. It talks over one pipe: the job comes in, then piece numbers; progress, 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from .blocks import Files, Road, Scratch
-from .dtypes import FLOAT32
+from .blocks import FileSource, Road
+from .dtypes import compute_dtype
+from .engine import NUMPY, Engine
 from .errors import MergeError, WorkError
+from .files import Files, Scratch
 from .plan import Piece, TensorPlan
 from .recipe import Recipe
 
+log = logging.getLogger("paddle_merge")
 PROGRESS_SECONDS = 0.1
 Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the first of them in the tensor
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all pieces have in common: the recipe, and the paths of the shards while they are being written."""
+    """What all pieces have in common: the recipe, the paths of the shards while they are being written, what computes."""
 
     recipe: Recipe
     paths: tuple[str, ...]
+    engine: Engine = NUMPY
 
 
 @dataclass(frozen=True)
 class Report:
     """What was noticed in one piece of a tensor: the inputs (index into Recipe.sources) that hold NaN or Inf; numbers too
-    large for the output's dtype."""
+    large for the output's dtype; the most bytes of device memory that the worker has taken so far."""
 
     tensor: str
-    not_finite: tuple[int, ...]
-    overflowed: bool
+    not_finite: tuple[int, ...] = ()
+    overflowed: bool = False
+    device_memory: int = 0
+
+
+class Backends:
+    """The engine's backends, one per compute dtype, made when first used."""
+
+    def __init__(self, engine: Engine):
+        self._engine, self._made = engine, dict[str, Any]()
+
+    def of(self, tensor: TensorPlan) -> Any:
+        compute = compute_dtype([*(entry.dtype for entry in tensor.inputs), tensor.dtype])
+        if compute not in self._made:
+            self._made[compute] = self._engine.backend(compute)
+        return self._made[compute]
 
 
 class Worker:
@@ -51,7 +71,7 @@ class Worker:
     def __init__(self, job: Job, progress: Callable[[int], None]):
         self._recipe, self._paths, self._progress = job.recipe, job.paths, progress
         self._files, self._shards, self._scratch = Files(), Files(os.O_WRONLY), Scratch()
-        self._backends: dict[str, Any] = {}
+        self._backends = Backends(job.engine)
 
     def merge(self, tensor: TensorPlan, piece: Piece) -> Report:
         """Raises WorkError, naming the tensor, whatever goes wrong."""
@@ -78,19 +98,24 @@ class Worker:
         self._files.close()
         self._shards.close()
 
-    def _backend(self, tensor: TensorPlan) -> Any:
-        dtypes = [entry.dtype for entry in tensor.inputs] + [tensor.dtype]
-        compute = "float64" if any(dtype.compute == FLOAT32.compute for dtype in dtypes) else "float32"
-        if compute not in self._backends:
-            from .backends.np_backend import NumpyBackend
-
-            self._backends[compute] = NumpyBackend(compute)
-        return self._backends[compute]
-
     def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
-        road = Road(tensor, piece, self._recipe, self._files, self._scratch, self._backend(tensor), self._progress)
-        road.merge(write)
-        return Report(tensor.name, tuple(sorted(road.not_finite)), road.overflowed)
+        backend = self._backends.of(tensor)
+        block = backend.block(len(tensor.sources))
+        source = FileSource(tensor, piece, block, self._recipe.measures, self._files, self._scratch)
+        road = Road(tensor, piece, self._recipe, source, backend, self._progress)
+        coming: deque[tuple[Callable[[], np.ndarray], int]] = deque()  # blocks on their way back from the device
+
+        def hand_on(stored: Any, start: int) -> None:
+            coming.append((backend.fetch(stored), start))
+            if len(coming) > backend.ahead:
+                end, first = coming.popleft()
+                write(end(), first)
+
+        with backend.at_work():
+            road.merge(hand_on)
+            for end, first in coming:
+                write(end(), first)
+            return Report(tensor.name, road.not_finite, road.overflowed, backend.peak())
 
     def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         step = (1 << 20) // tensor.dtype.itemsize
@@ -99,7 +124,25 @@ class Worker:
             self._files.read(tensor.inputs[-1], start, raw)
             write(raw, start)
             self._progress(raw.nbytes * (len(tensor.inputs) + 1))
-        return Report(tensor.name, (), False)
+        return Report(tensor.name)
+
+
+def notice(reports: Sequence[Report], tensors: Sequence[TensorPlan], paths: Sequence[str], strict: bool) -> None:
+    """Warn of NaN and Inf met on the way, or raise WorkError under `strict`. paths: as Recipe.sources."""
+    dtypes = {tensor.name: tensor.dtype.name for tensor in tensors}
+    found = sorted(
+        {
+            f"tensor {report.tensor!r} holds NaN or Inf in {paths[number]}"
+            for report in reports
+            for number in report.not_finite
+        }
+    )
+    overflowed = sorted({report.tensor for report in reports if report.overflowed})
+    found += [f"tensor {name!r} overflows {dtypes[name]}: it holds Inf or NaN in the output" for name in overflowed]
+    if strict and found:
+        raise WorkError(found)
+    for sentence in found:
+        log.warning("%s", sentence)
 
 
 class _Throttle:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from .errors import OutputError
@@ -22,6 +23,7 @@ from .sidecars import CARD, COPIED, RECORD, WEIGHTS
 log = logging.getLogger("paddle_merge")
 PARTIAL = ".partial"  # not whole yet
 REPLACED = ".replaced"  # an earlier merge's, until the new one stands
+SEEN_SECONDS = 60.0
 MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
 
 
@@ -96,6 +98,26 @@ class Output:
         except OSError as error:
             raise self._failure(error) from None
 
+    def wait_until_seen(self) -> None:
+        """Until the shards that rank 0 created are seen here: a network file system may take a while. Raises OutputError."""
+        limit = time.monotonic() + SEEN_SECONDS
+        for shard, path in zip(self._plan.shards, self.partial_paths, strict=True):
+            while not (os.path.isfile(path) and os.path.getsize(path) == shard.nbytes):
+                if time.monotonic() > limit:
+                    raise OutputError(
+                        f"{path}: rank 0 created it, but it isn't seen here; ranks on several machines need an output folder"
+                        " on a file system they share"
+                    )
+                time.sleep(0.1)
+
+    def sync(self) -> None:
+        """Make sure that what this machine wrote to the shards is on the disk. Raises OutputError."""
+        try:
+            for path in self.partial_paths:
+                _sync(path)
+        except OSError as error:
+            raise self._failure(error) from None
+
     def finish(self, sidecars: Mapping[str, bytes], record: bytes) -> None:
         """Put everything at its final name. sidecars: contents of config, tokenizer and other files, by name; record: of
         merge_config.json. Raises OutputError; `abandon` then removes what was done."""
@@ -103,8 +125,7 @@ class Output:
         prefix = self._plan.recipe.prefix
         index_name = f"{prefix}.safetensors.index.json"
         try:
-            for path in self.partial_paths:
-                _sync(path)
+            self.sync()
             for name, content in sidecars.items():
                 self._write(name + PARTIAL, content)
             if index is not None:

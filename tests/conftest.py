@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from paddle_merge.engine import Engine, import_paddle
+
 
 @pytest.fixture(autouse=True)
 def _fresh_logger() -> Iterator[None]:
@@ -16,3 +18,23 @@ def _fresh_logger() -> Iterator[None]:
     yield
     logger.setLevel(level)
     logger.handlers = handlers
+
+
+@pytest.fixture(params=["np", "pd", "pd device"])
+def each_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Merges in this process compute with NumPy, with Paddle on the CPU, and as Paddle does on a device, in small blocks."""
+    if request.param != "np":
+        import_paddle()
+        from paddle_merge.backends.pd_backend import PaddleBackend
+        from paddle_merge.backends.pd_host import PaddleOnHost
+
+        class InBlocks(PaddleBackend):
+            def block(self, models: int) -> int:
+                return 1 << 14
+
+        made = {
+            "pd": lambda _, compute: PaddleOnHost(compute),
+            "pd device": lambda _, compute: InBlocks(compute, "cpu", 0),
+        }
+        monkeypatch.setattr(Engine, "backend", made[request.param])
+    return str(request.param)

@@ -337,8 +337,7 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(here: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--tensor_type pd", "--tensor_type pd isn't there yet"),
-        ("--device gpu", "--device gpu isn't there yet"),
+        ("--device cuda", "--device 'cuda' must be one of cpu, gpu, low_gpu_mem, xpu, npu"),
         ("--lora_model_path lora", "--lora_model_path isn't there yet"),
         ("--no_convert_from_hf", "layout isn't there yet"),
         ("--save_to_hf False", "layout isn't there yet"),
@@ -390,10 +389,10 @@ def test_slerp_of_three_is_refused(here: Path, capsys: pytest.CaptureFixture[str
 def test_flags_inputs_and_output_are_checked_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("full").mkdir()
     Path("full/precious.txt").touch()
-    argv = ["--merge_method", "ties", "--merge_type", "linear", "--reserve_p", "7", "--tensor_type", "pd"]
+    argv = ["--merge_method", "ties", "--merge_type", "linear", "--reserve_p", "7", "--device", "cuda"]
     assert cli(*argv, "--model_path_list", "a", "gone", "--output_path", "full") == 1
     found = errors(capsys)
-    wanted = ["--merge_method ties means", "--reserve_p 7", "--tensor_type pd", "gone: no such file", "is not empty"]
+    wanted = ["--merge_method ties means", "--reserve_p 7", "--device 'cuda'", "gone: no such file", "is not empty"]
     for words in wanted:
         assert len([line for line in found if words in line]) == 1, words
     assert len(found) == len(wanted)

@@ -1,4 +1,4 @@
-"""Laws that hold for every method, whatever the numbers."""
+"""Laws that hold for every method on every backend, whatever the numbers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from paddle_merge.methods import METHODS
 
 from .checkpoints import from_bits, read, to_bits, write
 
+pytestmark = pytest.mark.usefixtures("each_backend")
 SHAPES = {"w": (33, 65), "bias": (13,), "one": (1,), "scalar": (), "none": (0,), "large": (300, 700)}
 
 

@@ -20,7 +20,9 @@ N = 1 << 20
 def mask(seed: int, model: int, tensor: str, density: float, size: int = N) -> np.ndarray:
     """What the dare loop keeps."""
     ones = np.ones(size, np.float32)
-    NumpyBackend("float32").apply_masked(dare, ones, mask_key(seed, model, tensor), keep_limit(density), np.float32(1))
+    NumpyBackend("float32").apply_masked(
+        dare, ones, mask_key(seed, model, tensor), np.array([keep_limit(density)]), np.ones(1, np.float32)
+    )
     return ones.astype(bool)
 
 
@@ -36,7 +38,7 @@ def test_loop_and_plain_reading_agree_at_any_start() -> None:
         key = block_key(mask_key(7, 0, "w"), start)
         expected = hash_block(mask_key(7, 0, "w"), start, 4096) <= keep_limit(0.5)
         ones = np.ones(4096, np.float32)
-        kernels.dare(ones, np.uint32(key[0]), np.uint32(key[1]), keep_limit(0.5), np.float32(1))
+        kernels.dare(ones, np.uint32(key[0]), np.uint32(key[1]), np.array([keep_limit(0.5)]), np.ones(1, np.float32))
         assert (ones.astype(bool) == expected).all()
 
 

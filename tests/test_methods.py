@@ -48,6 +48,7 @@ def merged(
     return read(tmp_path / "out")
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("name", PINNED)
 def test_pinned_numbers(tmp_path: Path, name: str) -> None:
     fields, expected = PINNED[name]
@@ -56,6 +57,7 @@ def test_pinned_numbers(tmp_path: Path, name: str) -> None:
     assert merged(tmp_path, models, {"w": BASE}, "float64", **fields)["w"].tolist() == expected
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_pinned_slerp(tmp_path: Path) -> None:
     """MATH.md, section 1.3: without a base, t = 0.5."""
     result = merged(tmp_path, [{"w": BASE + delta} for delta in DELTAS], None, "float64", merge_method="slerp")["w"]
@@ -122,6 +124,17 @@ def inputs(dtype: str, count: int, seed: int = 0) -> tuple[list[dict[str, np.nda
     return models, base
 
 
+ANSWERS: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+
+
+def answer(key: Any, models: list[np.ndarray], base: np.ndarray | None, **fields: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The oracle's, computed once for all backends. It reads in plain Python, which takes seconds."""
+    key = (*key, base is None)
+    if key not in ANSWERS:
+        ANSWERS[key] = oracle.merge(models, base, **fields)
+    return ANSWERS[key]
+
+
 def check(
     tmp_path: Path, dtype: str, with_base: bool, count: int, oracle_fields: dict[str, Any], fields: dict[str, Any]
 ) -> None:
@@ -133,8 +146,13 @@ def check(
         if not result[name].size:
             continue
         flat = [model[name].reshape(-1) for model in models]
-        expected, certain = oracle.merge(
-            flat, base[name].reshape(-1) if with_base else None, tensor=name, narrow=dtype != "float64", **oracle_fields
+        expected, certain = answer(
+            (name, dtype, count, repr(oracle_fields)),
+            flat,
+            base[name].reshape(-1) if with_base else None,
+            tensor=name,
+            narrow=dtype != "float64",
+            **oracle_fields,
         )
         # float64 is computed in float64, as the oracle is, so there a handful of roundings of the terms is the limit.
         size = expected if dtype != "float64" else np.max(np.abs([*flat, base[name].reshape(-1), expected]), axis=0) * 32
@@ -144,6 +162,7 @@ def check(
         assert (error <= ulp(size, dtype)).all(), (name, worst, result[name].reshape(-1)[worst], expected[worst])
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize(("sparsify", "merge_type"), PAIRS)
 @pytest.mark.parametrize("with_base", [True, False])
@@ -162,6 +181,7 @@ def test_every_pair_agrees_with_the_oracle(
     )
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_its_pair(tmp_path: Path, method: str) -> None:
     sparsifier, merge_type = METHODS[method]
@@ -183,6 +203,7 @@ def test_every_method_is_its_pair(tmp_path: Path, method: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("elect", ["sum", "count"])
 @pytest.mark.parametrize("zero_sign", ["positive", "majority", "drop"])
 @pytest.mark.parametrize("normalize", [True, False])
@@ -205,6 +226,7 @@ def test_ties_options(tmp_path: Path, elect: str, zero_sign: str, normalize: boo
     )
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("sparsify", SPARSIFIERS)
 def test_no_rescale(tmp_path: Path, sparsify: str) -> None:
     check(
@@ -212,6 +234,7 @@ def test_no_rescale(tmp_path: Path, sparsify: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_cancelled_votes_by_zero_sign(tmp_path: Path) -> None:
     """Deltas (1, -1), (2, -2), (-3, -3), (-1, -2): the first two cancel; of the others both elect minus."""
     base = {"w": np.zeros(4)}
@@ -222,6 +245,7 @@ def test_cancelled_votes_by_zero_sign(tmp_path: Path) -> None:
         assert result["w"].tolist() == values
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_slerp_of_parallel_and_opposite_tensors_is_linear(tmp_path: Path) -> None:
     models = [
         {"same": np.array([1.0, 2]), "opposite": np.array([1.0, 2]), "zero": np.zeros(2)},
@@ -244,6 +268,7 @@ def test_slerp_angle_of_large_float16_tensors(tmp_path: Path) -> None:
     assert np.linalg.norm(result) == pytest.approx(np.linalg.norm(expected), rel=1e-5)
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize(
     ("weights", "fields"),
     [
@@ -288,6 +313,7 @@ def test_trim_rescales_many_small_float32_tensors_exactly(tmp_path: Path) -> Non
         assert (np.abs(result[name] - expected) <= ulp(expected, "float32")).all(), name
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_the_widest_epsilon(tmp_path: Path) -> None:
     """Keep probabilities from 0 to 1 (warnings are errors here)."""
     fields: dict[str, Any] = {"merge_method": "della", "reserve_p": 0.7, "epsilon": 0.6}

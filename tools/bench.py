@@ -156,13 +156,16 @@ def floor_seconds(inputs: list[Path], out: Path, n_process: int) -> float:
     return taken
 
 
-def merge_command(method: str, paths: list[Path], out: Path, n_process: int) -> tuple[list[str], list[Path]]:
+def merge_command(
+    method: str, paths: list[Path], out: Path, n_process: int, tensor_type: str, device: str
+) -> tuple[list[str], list[Path]]:
     """Our command, and the checkpoints it reads."""
     base, *models = paths
     models = models[:2] if method == "slerp" else models
     inputs = models if method == "slerp" else [*models, base]
     command = [sys.executable, "-m", "paddle_merge", "--merge_method", method, "--model_path_list", *map(str, models)]
     command += ["--output_path", str(out), "--n_process", str(n_process), "--quiet", "--max_shard_size", "100GB"]
+    command += ["--tensor_type", tensor_type, "--device", device]
     if method != "slerp":
         command += ["--base_model_path", str(base)]
     return command, inputs
@@ -216,24 +219,25 @@ def main(
     model: Annotated[str, typer.Option(help=f"Shapes: {', '.join(MODELS)}.")] = "0.5b",
     folder: Annotated[str, typer.Option(help="Where to keep checkpoints and outputs; decides which disk is measured.")] = "",
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(METHODS),
-    n_process: Annotated[int, typer.Option(help="Workers, of the floor, of ours and of the peers.")] = 2,
+    n_process: Annotated[int, typer.Option("--n_process", help="Workers, of the floor, of ours and of the peers.")] = 2,
     repeats: Annotated[int, typer.Option(help="Pairs of floor and merge; medians are shown.")] = 3,
     memory: Annotated[bool, typer.Option(help="Also measure peak memory, in a run of its own.")] = True,
     peers: Annotated[list[str] | None, typer.Option(help="formers=PYTHON, nlp=PYTHON, mergekit=PYTHON.")] = None,
-    peer_tensor_type: Annotated[str, typer.Option(help="np or pd, for formers and nlp.")] = "np",
+    tensor_type: Annotated[str, typer.Option("--tensor_type", help="np or pd: ours, and that of formers and nlp.")] = "np",
+    device: Annotated[str, typer.Option(help="Ours, with pd: cpu, gpu, low_gpu_mem.")] = "cpu",
 ) -> None:
     """Time every method against the floor, and against peers."""
     root = Path(folder or Path(tempfile.gettempdir()) / "paddle_merge_bench")
     paths = make_checkpoints(root, model)
     out = root / "out"
     named = dict(peer.split("=", 1) for peer in peers or [])
-    print(
-        f"{model}, bfloat16, {n_process} processes, {shutil.disk_usage(root).free / 1e9:.0f} GB free, {os.cpu_count()} CPUs"
-    )
+    where = "the CPU" if tensor_type == "np" else device
+    free = shutil.disk_usage(root).free / 1e9
+    print(f"{model}, bfloat16, {tensor_type} on {where}, {n_process} processes, {free:.0f} GB free, {os.cpu_count()} CPUs")
     print("| method | GB moved | floor s | merge s | ratio | peak MB |" + "".join(f" {peer} s | x |" for peer in named))
     print("| --- |" + " ---: |" * (5 + 2 * len(named)), flush=True)
     for method in methods.split(","):
-        command, inputs = merge_command(method, paths, out, n_process)
+        command, inputs = merge_command(method, paths, out, n_process, tensor_type, device)
         moved = sum((path / "model.safetensors").stat().st_size for path in [*inputs, inputs[0]])
         seconds(command)  # compiles the loops if this is their first use, and fills the page cache
         floors, merges = [], []
@@ -248,7 +252,7 @@ def main(
         row = f"| {method} | {moved / 1e9:.2f} | {statistics.median(floors):.2f} | {statistics.median(merges):.2f} |"
         row += f" {ratio:.2f} | {peak:.0f} |"
         for peer, python in named.items():
-            taken = seconds(peer_command(peer, python, method, inputs, out, n_process, peer_tensor_type), cwd=root)
+            taken = seconds(peer_command(peer, python, method, inputs, out, n_process, tensor_type), cwd=root)
             shutil.rmtree(out, ignore_errors=True)
             row += f" {taken:.1f} | {taken / statistics.median(merges):.1f} |"
         print(row, flush=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import bits, kernels
+from .. import bits, blocks, kernels
 from ..dtypes import BFLOAT16, FLOAT16, DType
+from ..files import Scratch
 from ..masks import Key, hash_block
 
 if TYPE_CHECKING:
@@ -19,48 +21,81 @@ _STORE = {BFLOAT16: bits.store_bfloat16, FLOAT16: bits.store_float16}
 
 
 class NumpyBackend:
-    """The words that methods and blocks are written in, for one compute dtype ("float32" or "float64")."""
+    """The words that methods and blocks are written in, for one compute dtype ("float32" or "float64").
+
+    in_place: formulas overwrite their rows, so that a block must be loaded again for every pass over it.
+    ahead: how many blocks may be on their way back from the device while the next one is computed.
+    """
+
+    in_place = True
+    ahead = 0
 
     def __init__(self, compute: str):
         self.dtype: Any = np.dtype(compute)
+        self._scratch = Scratch()
         self._nothing = np.empty(0, self.dtype)
 
-    # --- making arrays
+    def block(self, models: int) -> int:
+        """How many elements of each of so many models to take at a time."""
+        return blocks.BLOCK
 
-    def empty(self, *shape: int) -> np.ndarray:
-        return np.empty(shape, self.dtype)
+    @contextmanager
+    def at_work(self) -> Iterator[Any]:
+        """What surrounds all calls but the constructor's."""
+        yield
 
-    def zeros(self, *shape: int) -> np.ndarray:
-        return np.zeros(shape, self.dtype)
+    def peak(self) -> int:
+        """The most bytes of device memory taken so far."""
+        return 0
 
-    def array(self, values: Sequence[float]) -> np.ndarray:
+    # --- constants of formulas
+
+    def array(self, values: Sequence[float]) -> Any:
         return np.array(values, self.dtype)
 
     def scalar(self, value: float) -> Any:
         return self.dtype.type(value)
 
-    def zeros_float64(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.zeros(shape, np.float64)
+    def constant(self, values: np.ndarray) -> Any:
+        """An array for `apply`."""
+        return values
 
-    def zeros_counts(self, bins: int, total: int) -> np.ndarray:
-        """Counters that can't overflow while they count `total` elements."""
-        return np.zeros(bins, np.uint32 if total < 2**32 else np.uint64)
+    def mask_constant(self, values: np.ndarray) -> Any:
+        """An array for `apply_masked`: limits of hashes (uint32), or factors."""
+        return values
 
     # --- the way in and the way out
 
-    def load(self, raw: np.ndarray, dtype: DType, out: np.ndarray, base: np.ndarray | None = None) -> bool:
-        """Storage bits raw (n,) -> out (n,) in compute dtype, less base (n,). Returns whether raw holds a NaN or Inf."""
-        return bool(_LOAD.get(dtype, bits.load_float)(raw, self._nothing if base is None else base, out))
+    def load(self, raws: Sequence[Any], dtypes: Sequence[DType], based: bool) -> tuple[Any, Any, list[Any]]:
+        """Stored elements (n,) of each source -> (x, base, bad): x, a row (n,) per model in compute dtype, less the base;
+        base (n,), or None; for each source whether it holds a NaN or Inf.
 
-    def store(self, values: np.ndarray, raw: np.ndarray, dtype: DType) -> bool:
-        """values (n,) -> storage bits raw (n,), rounded once to nearest even. Returns whether any is not finite there."""
+        based: whether the last source is the base. What is returned overlaps what the last call returned.
+        """
+        size = len(raws[0])
+        rows = self._scratch.array("rows", len(raws) * size, self.dtype).reshape(len(raws), size)
+        base, bad = self._nothing, [False] * len(raws)
+        for source in [-1, *range(len(raws) - 1)] if based else range(len(raws)):
+            loop = _LOAD.get(dtypes[source], bits.load_float)
+            bad[source] = bool(loop(raws[source], base, rows[source]))
+            if based:
+                base = rows[-1]
+        return (rows[:-1], base, bad) if based else (rows, None, bad)
+
+    def store(self, values: np.ndarray, dtype: DType) -> tuple[Any, Any]:
+        """values (n,) -> (elements (n,) as they are stored, whether any is not finite), rounded once to nearest even."""
+        raw = self._scratch.array("raw", len(values), dtype.raw)
         if values.dtype == np.float64 and dtype in _STORE:
-            values, exact = np.empty(values.shape, np.float32), values
+            values, exact = self._scratch.array("odd", len(values), np.float32), values
             bits.round_to_odd(exact, values)
-        return bool(_STORE.get(dtype, bits.store_float)(values, raw))
+        return raw, bool(_STORE.get(dtype, bits.store_float)(values, raw))
+
+    def fetch(self, values: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin to bring values to the host's memory; the call that ends it gives them in NumPy, 16-bit floats as bits."""
+        return lambda: values
 
     def add_scaled(self, base: np.ndarray, x: np.ndarray, scale: float) -> np.ndarray:
-        """base + scale * x, in x's memory."""
+        """base + scale * x. May reuse x's memory."""
         kernels.add_scaled(base, x, self.scalar(scale))
         return x
 
@@ -85,10 +120,14 @@ class NumpyBackend:
             loop(x, np.uint32(key[0]), np.uint32(key[1]), *args)
         return x
 
+    def replace(self, x: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """x with its rows replaced by what formulas made of them."""
+        return x  # they were changed in place
+
     # --- measuring
 
     def elected_balance(self, x: np.ndarray, weights: np.ndarray, by_count: bool) -> int:
-        """x (models, n): the number of elements that elect plus, less those that elect minus (methods/ties.py)."""
+        """The number of elements of x that elect plus, less those that elect minus (methods/ties.py)."""
         return int(kernels.elected_balance(x, weights, by_count))
 
     def add_bins(self, x: np.ndarray, counts: np.ndarray) -> None:
@@ -96,7 +135,7 @@ class NumpyBackend:
         kernels.add_bins(x, counts)
 
     def add_gram(self, x: np.ndarray, gram: np.ndarray) -> None:
-        """gram (models, models) float64 += x @ x.T, x (models, n)."""
+        """gram (models, models) float64 += x @ x.T."""
         kernels.add_gram(x, gram)
 
     def count_between(self, x: np.ndarray, search: Bracket) -> None:

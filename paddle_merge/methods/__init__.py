@@ -5,19 +5,27 @@ become one); `METHODS` names the pairs that people ask for. To add one: write it
 shortest to learn from), then name it in SPARSIFIERS or MERGE_TYPES. It runs from its formula alone; a loop of the same name
 in kernels.py makes it fast.
 
-Formulas take `xp` first: any namespace that speaks NumPy's words. They never see files, dtypes or workers.
+Formulas take `xp` first: NumPy itself, or backends/pd_words.py, which says the same in Paddle. Where several models come in,
+x is a sequence of rows, one per model. They never see files, storage dtypes or workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
+
+
+def total(rows: Iterable[Any]) -> Any:
+    """The sum of at least one row, added in the models' order, so that it is the same on every device and for any block."""
+    return functools.reduce(operator.add, rows)
 
 
 class Tensor(Protocol):
     """What a method sees of the tensor being merged while it measures.
 
-    Rows are models: x[k] is model k's task vector (its weights, if there is no base model), flattened, in compute dtype.
+    x[k] is model k's task vector (its weights, if there is no base model), flattened, in compute dtype.
     """
 
     name: str
@@ -27,14 +35,14 @@ class Tensor(Protocol):
     narrow: bool  # False for float64 storage; True: magnitudes are compared as float32
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
-        """(start, x) block by block in element order, x of shape (models, block size). Reads the tensor once."""
+        """(start, x) block by block in element order, a row of x per model. Reads the tensor once."""
 
     def sparsified(self) -> Iterator[tuple[int, Any]]:
         """The same after the sparsifier."""
 
     def sample(self, count: int) -> Any:
-        """(models, clusters, width): about `count` elements of each model, in clusters of neighbours spread evenly over the
-        tensor; the same ones every time."""
+        """(models, clusters, width), a NumPy array: about `count` elements of each model, in clusters of neighbours spread
+        evenly over the tensor; the same ones every time."""
 
 
 class Sparsifier(Protocol):
@@ -53,7 +61,7 @@ class Sparsifier(Protocol):
         """What `apply` needs to know of this tensor: one state per model."""
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
-        """One model's block x (n,), beginning at element `start`, sparsified: in place, and returned."""
+        """One model's block x (n,), beginning at element `start`, sparsified. May reuse x's memory."""
 
 
 class Merger(Protocol):
@@ -70,7 +78,7 @@ class Merger(Protocol):
         """What `apply` needs to know of this tensor."""
 
     def apply(self, x: Any, state: Any, backend: Any) -> Any:
-        """The merged block (n,) of x (models, n). May reuse x's memory."""
+        """The merged block (n,) of x, a row per model. May reuse x's memory."""
 
     def effective_weights(self, models: int) -> Sequence[float]:
         """What each model counts for, for the plan and the model card."""

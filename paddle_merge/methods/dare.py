@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..masks import block_key, keep_limit, mask_key
 from . import Tensor
 
 
-def dare(xp: Any, x: Any, hashes: Any, limit: Any, scale: Any) -> Any:
-    """x (n,), hashes (n,) uint32 -> (n,): x * scale where hash <= limit, else 0 (NaN and Inf stay visible)."""
-    return x * xp.where(hashes <= limit, scale, 0)
+def dare(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
+    """x (n,), hashes (n,), limits and scales (1,) -> (n,): x * scale where hash <= limit, else 0 (NaN, Inf stay visible)."""
+    return x * ((hashes <= limits).astype(x.dtype) * scales)
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Dare:
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         scale = 1.0 / self.density if self.rescale else 1.0
         keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
-        return [(key, keep_limit(self.density), backend.scalar(scale)) for key in keys]
+        limits = backend.mask_constant(np.array([keep_limit(self.density)]))
+        scales = backend.mask_constant(np.array([scale], backend.dtype))
+        return [(key, limits, scales) for key in keys]
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
-        key, limit, scale = state
-        return backend.apply_masked(dare, x, block_key(key, start), limit, scale)
+        key, limits, scales = state
+        return backend.apply_masked(dare, x, block_key(key, start), limits, scales)
 
 
 def density_problems(density: float) -> list[str]:

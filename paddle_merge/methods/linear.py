@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import Tensor
+from . import Tensor, total
 
 
 def linear(xp: Any, x: Any, weights: Any) -> Any:
-    """x (models, n), weights (models,) -> (n,): sum_k w_k x_k."""
-    return (weights[:, None] * x).sum(0)
+    """x: a row (n,) per model, weights (models,) -> (n,): sum_k w_k x_k."""
+    return total(weight * row for weight, row in zip(weights, x, strict=True))
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,13 @@ _ROW = 512  # bins, a power of two: what is looked at together for whether it is
 
 def magnitude_bins(xp: Any, x: Any) -> Any:
     """x (n,) -> (n,) in [0, BINS): the bins, which order as the magnitudes do."""
-    return xp.abs(x).astype(xp.float32).view(xp.uint32) >> BIN_SHIFT
+    return xp.right_shift(xp.abs(x).astype(xp.float32).view(xp.uint32), BIN_SHIFT)
 
 
 def magprune(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
-    """x (n,), hashes (n,) uint32, limits and scales (BINS,) -> (n,): x * scale where hash <= limit of its bin, else 0."""
+    """x (n,), hashes (n,), limits and scales (BINS,) -> (n,): x * scale where hash <= limit of its bin, else 0."""
     bins = magnitude_bins(xp, x)
-    return x * xp.where(hashes <= limits[bins], scales[bins], 0)
+    return x * ((hashes <= xp.take(limits, bins)).astype(x.dtype) * xp.take(scales, bins))
 
 
 def keep_probabilities(counts: Any, density: float, epsilon: float) -> Any:
@@ -71,7 +71,8 @@ class Magprune:
         return found
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
-        counts = [backend.zeros_counts(BINS, tensor.size) for _ in range(tensor.models)]
+        counter = np.uint32 if tensor.size < 2**32 else np.uint64
+        counts = [np.zeros(BINS, counter) for _ in range(tensor.models)]
         for _, x in tensor.deltas():
             for row, count in zip(x, counts, strict=True):
                 backend.add_bins(row, count)
@@ -83,10 +84,10 @@ class Magprune:
         counts = counts.reshape(-1, _ROW)
         rows = np.flatnonzero(counts.max(1))  # the bins of a few octaves, usually
         keep = keep_probabilities(counts[rows].reshape(-1), self.density, self.epsilon).reshape(-1, _ROW)
-        limits, scales = np.empty((BINS // _ROW, _ROW), np.uint32), backend.empty(BINS // _ROW, _ROW)
+        limits, scales = np.empty((BINS // _ROW, _ROW), np.uint32), np.empty((BINS // _ROW, _ROW), backend.dtype)
         limits[rows] = keep_limit(keep)
         scales[rows] = 1.0 / keep if self.rescale else 1.0
-        return limits.reshape(-1), scales.reshape(-1)
+        return backend.mask_constant(limits.reshape(-1)), backend.mask_constant(scales.reshape(-1))
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
         key, limits, scales = state

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from . import Tensor
 from .linear import linear
 
@@ -55,7 +57,7 @@ class Slerp:
         return [1.0 - self.t, self.t]
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
-        gram = backend.zeros_float64((2, 2))
+        gram = np.zeros((2, 2))
         for _, x in tensor.sparsified():
             backend.add_gram(x, gram)
         return backend.array(coefficients(gram, self.t, self.normalize_eps, self.dot_threshold))

@@ -12,36 +12,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import Tensor
+from . import Tensor, total
 from .linear import normalize_problems
 
 
-def elect(xp: Any, x: Any, weights: Any, by_count: bool, zero_sign: float) -> Any:
-    """x (models, n), weights (models,) -> (n,) in {-1, 0, +1}: the sign of the sum of w_k x_k (or of their signs).
+def elect(xp: Any, weighted: Any, by_count: bool, zero_sign: float) -> Any:
+    """weighted: a row w_k x_k (n,) per model -> (n,) in {-1, 0, +1}: the sign of their sum (or of the sum of their signs).
 
     zero_sign: what a cancelled vote elects. Rescaling and weights leave rounding errors where exact numbers would cancel, so
     a sum no larger than they can be counts as cancelled.
     """
-    weighted = weights[:, None] * x
-    votes = (xp.sign(weighted) if by_count else weighted).sum(0)
-    rounding = (len(x) + 1) * xp.finfo(x.dtype).eps * xp.abs(weighted).sum(0)
-    votes = xp.where(xp.abs(votes) > (0 if by_count else rounding), votes, 0)
-    return xp.where(votes == 0, zero_sign, xp.sign(votes))
+    if by_count:
+        votes = total(xp.sign(row) for row in weighted)
+        rounding = 0
+    else:
+        votes = total(weighted)
+        rounding = total(xp.abs(row) for row in weighted) * ((len(weighted) + 1) * float(xp.finfo(votes.dtype).eps))
+    decided = (xp.abs(votes) > rounding).astype(votes.dtype)
+    return xp.sign(votes) * decided + (1 - decided) * zero_sign
 
 
 def ties(xp: Any, x: Any, weights: Any, by_count: bool, zero_sign: float, normalize: bool) -> Any:
-    """x (models, n), weights (models,) -> (n,): the weighted sum, or mean, over the models that agree with the elected sign.
+    """x: a row (n,) per model, weights (models,) -> (n,): the weighted sum, or mean, over the models that agree with the
+    elected sign.
 
     Where no model agrees the result is 0; where a model is NaN or Inf it is NaN, so that it stays visible.
     """
-    sign = elect(xp, x, weights, by_count, zero_sign)
-    weighted = weights[:, None] * x
-    agrees = weighted * sign > 0
-    merged = xp.where(agrees, weighted, 0).sum(0) + 0 * weighted.sum(0)
-    if not normalize:
-        return merged
-    divisor = (weights[:, None] * agrees).sum(0)
-    return merged / xp.where(divisor == 0, 1, divisor)
+    weighted = [weight * row for weight, row in zip(weights, x, strict=True)]
+    sign = elect(xp, weighted, by_count, zero_sign)
+    along = [row * sign for row in weighted]  # positive where the model agrees
+    merged = total(xp.maximum(row, 0) for row in along)
+    if normalize:
+        divisor = total((row > 0).astype(row.dtype) * weight for row, weight in zip(along, weights, strict=True))
+        merged = xp.divide(merged, divisor + (1 - (divisor > 0).astype(divisor.dtype)))  # where none agrees, by 1
+    return merged * sign + total(weighted) * 0
 
 
 @dataclass(frozen=True)

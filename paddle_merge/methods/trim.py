@@ -24,7 +24,7 @@ def trim(xp: Any, x: Any, threshold: Any, factor: Any) -> Any:
 
     threshold: (1,) in the dtype in which magnitudes are compared.
     """
-    return xp.where(xp.abs(x).astype(threshold.dtype) < threshold, 0, x) * factor
+    return x * ((xp.abs(x).astype(threshold.dtype) >= threshold).astype(x.dtype) * factor)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Trim:
             factor = cut.total / cut.kept if self.rescale and cut.kept > 0 else 1.0
             if not math.isfinite(factor):  # an Inf or NaN in the input must not spread over the whole tensor
                 factor = 1.0
-            states.append((np.array([cut.threshold]), backend.scalar(factor)))
+            states.append((backend.constant(np.array([cut.threshold])), backend.scalar(factor)))
         return states
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:

@@ -1,0 +1,258 @@
+"""Paddle tensors on one device: the facing page of np_backend.py, the same words in the same order.
+
+Formulas run as they stand, operation by operation in the models' order, and sums fold the same chunks in the same order as
+the loops in kernels.py. So results don't depend on the size of a block, and agree with np's.
+
+Rows are separate tensors: a formula gets a list of them, and makes new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import paddle
+
+from ..dtypes import BFLOAT16, FLOAT16, DType
+from ..masks import Key
+from . import pd_words as xp
+
+if TYPE_CHECKING:
+    from ..select import Bracket
+
+CHUNK = 1024  # elements; as in kernels.py
+LARGEST = 1 << 30  # elements of a block
+TABLES = 16 << 20  # bytes per model that magprune's tables and counters take
+_TOP_BIT = np.uint32(0x80000000)
+_FRACTION = {BFLOAT16: 16, FLOAT16: 13}  # bits of a float32 that rounding drops
+
+
+class PaddleBackend:
+    """The words that methods and blocks are written in, for one compute dtype and one device ("cpu", "gpu:0", "npu:0").
+
+    budget: how many bytes of the device's memory blocks may take.
+    """
+
+    in_place = False
+
+    def __init__(self, compute: str, device: str, budget: int):
+        self.dtype: Any = np.dtype(compute)
+        self._compute, self._device, self._budget = compute, device, budget
+        with self.at_work() as place:
+            self._place = place
+        self._cuda = device.startswith("gpu")
+        self.ahead = int(self._cuda)
+        self._pinned: list[list[Any]] = [[], []]  # the host's side of copies that may still be under way
+
+    def block(self, models: int) -> int:
+        """The largest power of two whose rows, and what formulas make of them on the way, stay within the budget."""
+        room = (self._budget - models * TABLES) // block_bytes(self.dtype.itemsize, models)
+        return int(min(max(CHUNK, 1 << max(room, 1).bit_length() - 1), LARGEST))
+
+    @contextmanager
+    def at_work(self) -> Iterator[Any]:
+        """Paddle as this backend needs it, and afterwards as the caller had it: the device, no gradients, no AMP."""
+        before = paddle.device.get_device()
+        try:
+            with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
+                yield paddle.device.set_device(self._device)
+        finally:
+            paddle.device.set_device(before)
+
+    def peak(self) -> int:
+        """The most bytes of the GPU's memory taken so far, as Paddle tells it, with what its allocator keeps for later."""
+        return int(paddle.device.cuda.max_memory_reserved(self._place)) if self._cuda else 0
+
+    # --- constants of formulas
+
+    def array(self, values: Sequence[float]) -> Any:
+        return list(map(float, values))
+
+    def scalar(self, value: float) -> Any:
+        return float(value)
+
+    def constant(self, values: np.ndarray) -> Any:
+        """An array for `apply`."""
+        return paddle.to_tensor(values, place=self._place)
+
+    def mask_constant(self, values: np.ndarray) -> Any:
+        """An array for `apply_masked`: limits of hashes (uint32; on the device as `_hashes` has them), or factors."""
+        return self.constant((values ^ _TOP_BIT).view(np.int32) if values.dtype == np.uint32 else values)
+
+    # --- the way in and the way out
+
+    def load(self, raws: Sequence[Any], dtypes: Sequence[DType], based: bool) -> tuple[Any, Any, list[Any]]:
+        """Stored elements (n,) of each source, in NumPy or Paddle -> (x, base, bad): a row (n,) per model in compute dtype,
+        less the base; base (n,), or None; for each source whether it holds a NaN or Inf, a bool tensor.
+
+        based: whether the last source is the base.
+        """
+        self._pinned = [self._pinned[1], []]
+        rows = [self._put(raw, dtype).astype(self._compute) for raw, dtype in zip(raws, dtypes, strict=True)]
+        bad = [~paddle.isfinite(row).all() for row in rows]
+        if not based:
+            return rows, None, bad
+        return [row - rows[-1] for row in rows[:-1]], rows[-1], bad
+
+    def _put(self, raw: Any, dtype: DType) -> Any:
+        """raw on the device, in its storage dtype."""
+        if not isinstance(raw, np.ndarray):
+            return raw if raw.place == self._place else paddle.to_tensor(raw, place=self._place)
+        raw = raw.view(np.float16) if dtype == FLOAT16 else raw  # uint16 is Paddle's bfloat16 in NumPy
+        if not self._cuda:
+            return paddle.to_tensor(raw, place=self._place)
+        pinned = paddle.to_tensor(raw, place=paddle.CUDAPinnedPlace())
+        self._pinned[1].append(pinned)
+        return pinned.cuda(self._place.get_device_id(), False)
+
+    def store(self, values: Any, dtype: DType) -> tuple[Any, Any]:
+        """values (n,) -> (elements (n,) in their storage dtype, whether any is not finite), rounded once to nearest even."""
+        if dtype in _FRACTION:
+            values = _rounded(_to_odd(values) if self._compute == "float64" else values, dtype)
+        stored = values.astype(dtype.name)
+        finite = paddle.isfinite(values if dtype in _FRACTION else stored).all()
+        return stored, ~finite
+
+    def fetch(self, values: Any) -> Callable[[], np.ndarray]:
+        """Begin to bring values to the host's memory; the call that ends it gives them in NumPy, 16-bit floats as bits."""
+        if not self._cuda:
+            return lambda: _raw(values.numpy())
+        pinned = values.pin_memory(False)
+        copied: Any = paddle.device.cuda.Event()
+        copied.record()
+
+        def end() -> np.ndarray:
+            copied.synchronize()
+            return _raw(pinned.numpy())
+
+        return end
+
+    def add_scaled(self, base: Any, x: Any, scale: float) -> Any:
+        """base + scale * x."""
+        return base + x * scale
+
+    # --- formulas
+
+    def apply(self, formula: Callable[..., Any], x: Any, *args: Any) -> Any:
+        """The formula of x: rows -> (n,), or (n,) -> (n,)."""
+        return formula(xp, x, *args)
+
+    def apply_masked(self, formula: Callable[..., Any], x: Any, key: Key, *args: Any) -> Any:
+        """The same for a formula of x (n,) and its elements' hashes."""
+        return formula(xp, x, _hashes(key, x.shape[0]), *args)
+
+    def replace(self, x: Any, rows: Sequence[Any]) -> Any:
+        """x with its rows replaced by what formulas made of them."""
+        return rows
+
+    # --- measuring
+
+    def elected_balance(self, x: Any, weights: Any, by_count: bool) -> int:
+        """The number of elements of x that elect plus, less those that elect minus (methods/ties.py)."""
+        from ..methods.ties import elect
+
+        sign = elect(xp, [weight * row for weight, row in zip(weights, x, strict=True)], by_count, 0.0)
+        return int((sign > 0).astype("int64").sum() - (sign < 0).astype("int64").sum())
+
+    def add_bins(self, x: Any, counts: np.ndarray) -> None:
+        """counts (bins,) += the histogram of x (n,) over methods.magprune.magnitude_bins."""
+        from ..methods.magprune import magnitude_bins
+
+        counts += paddle.bincount(magnitude_bins(xp, x), minlength=len(counts)).numpy().astype(counts.dtype)
+
+    def add_gram(self, x: Any, gram: np.ndarray) -> None:
+        """gram (models, models) float64 += x @ x.T."""
+        wide = [row.astype("float64") for row in x]
+        for j in range(len(wide)):
+            for k in range(j + 1):
+                gram[j, k] = gram[k, j] = _add_up(gram[j, k], wide[j] * wide[k])
+
+    def count_between(self, x: Any, search: Bracket) -> None:
+        """Count and collect x (n,) into the search: kernels.count_between, an operation at a time."""
+        lo, hi = (paddle.to_tensor(search.bounds[k : k + 1], place=self._place) for k in (0, 1))
+        exact = paddle.abs(x)
+        size = exact.astype(lo.dtype)
+        size = paddle.where(paddle.isnan(size), paddle.full([1], float("inf"), lo.dtype), size)
+        below, at_lo, at_hi = size < lo, _equal(size, lo), _equal(size, hi)
+        inside = paddle.logical_and(size > lo, size < hi)
+        found = paddle.stack([mask.astype("int64").sum() for mask in (below, at_lo, inside, at_hi)]).numpy()
+        if search.bounds[0] == search.bounds[1]:
+            found[3] = 0
+
+        wide = exact.astype("float64")
+        nothing = paddle.zeros([1], "float64")
+        for number, terms in enumerate((wide, paddle.where(size >= hi, wide, nothing), paddle.where(at_lo, wide, nothing))):
+            search.sums[number] = _add_up(search.sums[number], terms)
+
+        skipped = -int(search.counts[2]) % search.stride
+        values = paddle.masked_select(exact, inside).numpy()[skipped :: search.stride] if found[2] else search.values[:0]
+        first = int(search.counts[4])
+        values = values[: len(search.values) - first]
+        search.values[first : first + len(values)] = values
+        search.counts[4] += len(values)
+        search.counts[:4] += found
+
+
+def block_bytes(itemsize: int, models: int) -> int:
+    """An upper estimate of what one element of every model takes on the device, with what formulas make on the way: the most
+    is in ties, which holds rows, weighted rows and rows along the elected sign."""
+    return itemsize * (6 * models + 6) + 24
+
+
+def _equal(x: Any, y: Any) -> Any:
+    """Element by element. (Paddle's `==` also takes numbers for equal that lie within 1e-8.)"""
+    return paddle.logical_and(x <= y, x >= y)
+
+
+def _raw(values: np.ndarray) -> np.ndarray:
+    return values.view(np.uint16) if values.dtype == np.float16 else values
+
+
+def _hashes(key: Key, size: int) -> Any:
+    """(size,) int32: masks.hash_block's hashes with their top bit flipped, so that they order alike as signed numbers."""
+    x = paddle.arange(size, dtype="int32") + xp.full(key[0])
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ xp.right_shift(x, shift)) * xp.full(factor)
+    x = x ^ xp.right_shift(x, 16) ^ xp.full(key[1])
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
+        x = (x ^ xp.right_shift(x, shift)) * xp.full(factor)
+    return x ^ xp.right_shift(x, 15) ^ xp.full(int(_TOP_BIT))
+
+
+def _add_up(start: float, terms: Any) -> float:
+    """start + the sum of terms (n,) float64: chunks folded in halves, then added in order."""
+    short = -terms.shape[0] % CHUNK
+    if short:
+        terms = paddle.concat([terms, paddle.zeros([short], terms.dtype)])
+    terms = terms.reshape([-1, CHUNK])
+    for width in (512, 256, 128, 64, 32, 16, 8, 4, 2, 1):
+        terms = terms[:, :width] + terms[:, width:]
+    return float(np.cumsum(np.concatenate([[start], terms.numpy().reshape(-1)]))[-1])
+
+
+def _to_odd(values: Any) -> Any:
+    """float64 -> float32 such that rounding the result to 16 bits equals rounding the float64 once (bits.round_to_odd)."""
+    near = values.astype("float32")
+    back = near.astype("float64")
+    inexact = paddle.logical_and(paddle.logical_or(back < values, back > values), paddle.isfinite(near))
+    away = paddle.logical_and(inexact, paddle.abs(back) > paddle.abs(values))
+    return ((near.view("int32") - away.astype("int32")) | inexact.astype("int32")).view("float32")
+
+
+def _rounded(values: Any, dtype: DType) -> Any:
+    """float32 -> float32 that dtype can hold, to nearest even. Paddle's own conversions round twice or not at all on some
+    devices and versions."""
+    fraction = _FRACTION[dtype]
+    bits = values.view("int32")
+    odd = xp.right_shift(bits, fraction) & xp.full(1)
+    rounded = (bits + xp.full((1 << fraction - 1) - 1) + odd) & xp.full(-1 << fraction)
+    result = rounded.view("float32")
+    if dtype == FLOAT16:
+        size = paddle.abs(values)
+        half = paddle.full([1], 0.5, "float32")
+        tiny = (size + half) - half  # rounds to the spacing of float16's denormals
+        result = paddle.where(size < 2.0**-14, paddle.sign(values) * tiny, result)
+        result = paddle.where(size >= 65520.0, paddle.sign(values) * float("inf"), result)
+    return paddle.where(paddle.isnan(values), paddle.full([1], float("nan"), "float32"), result)

@@ -1,0 +1,48 @@
+"""NumPy's words in Paddle, as far as formulas use them: the namespace that pd_backend.py hands to a formula as `xp`.
+
+Unsigned 32-bit integers, which Paddle lacks, are int32 of the same bits. Formulas compare floats with < and >: == is true in
+Paddle of numbers that lie within 1e-8, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+
+float32 = "float32"
+uint32 = "int32"
+abs = paddle.abs
+sign = paddle.sign
+finfo = paddle.finfo
+
+
+def maximum(x: Any, other: float) -> Any:
+    """Of x and 0, the only bound that formulas need."""
+    if other != 0:
+        raise NotImplementedError("maximum of a tensor and a number other than 0")
+    return paddle.nn.functional.relu(x)
+
+
+def divide(x: Any, y: Any) -> Any:
+    """x / y, rounded as IEEE asks. On the CPU Paddle's own division of equal shapes is off by one ulp for 0.3 % of numbers
+    (it takes a vector library's word for it); its broadcasting division is right."""
+    return (x.unsqueeze(0) / y).squeeze(0)
+
+
+def take(table: Any, indices: Any) -> Any:
+    """(bins,), (n,) -> (n,)."""
+    return paddle.gather(table, indices)
+
+
+def right_shift(x: Any, bits: int) -> Any:
+    """int32 x >> bits, 0 < bits < 31, zeros moving in from the left."""
+    if hasattr(paddle, "bitwise_right_shift"):
+        return paddle.bitwise_right_shift(x, full(bits), is_arithmetic=False)
+    low = paddle.floor_divide(x & full(0x7FFFFFFF), full(1 << bits))  # Paddle 2.6
+    return low | (x < 0).astype("int32") * full(1 << (31 - bits))
+
+
+def full(value: int) -> Any:
+    """(1,) int32 with the lowest 32 bits of value. Paddle adds and multiplies Python's integers as floats, so not these."""
+    return paddle.full([1], (value & 0xFFFFFFFF) - ((value & 0x80000000) << 1), "int32")

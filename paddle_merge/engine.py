@@ -1,0 +1,115 @@
+"""What computes: NumPy on the CPU, or Paddle on a device. Paddle is imported only where it is asked to compute, and to look
+at a device that the command names."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+GIB = 1 << 30
+LEAST = 1 / 16  # GiB: below this, tables and a few blocks don't fit
+SHARE = 0.7  # of a GPU's memory that blocks may take; the rest is for CUDA itself and for what others do there
+DEVICES = ("cpu", "gpu", "low_gpu_mem", "xpu", "npu")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """tensor_type and device: as in MergeConfig. memory: bytes of device memory that low_gpu_mem may take, on each device.
+    worker, workers: which of how many processes of this machine (of this rank, if there are several) this one is.
+    """
+
+    tensor_type: str = "np"
+    device: str = "cpu"
+    memory: int = GIB // 2
+    worker: int = 0
+    workers: int = 1
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether no device but the CPU is used."""
+        return self.tensor_type == "np" or self.device == "cpu"
+
+    def backend(self, compute: str) -> Any:
+        """The backend for one compute dtype. Imports Paddle if need be."""
+        if self.tensor_type == "np":
+            from .backends.np_backend import NumpyBackend
+
+            return NumpyBackend(compute)
+        import_paddle()
+        if self.on_cpu:
+            from .backends.pd_host import PaddleOnHost
+
+            return PaddleOnHost(compute)
+        from .backends.pd_backend import PaddleBackend
+
+        name, budget = self._device_and_budget()
+        return PaddleBackend(compute, name, budget)
+
+    def _device_and_budget(self) -> tuple[str, int]:
+        """The device that this worker computes on, "gpu:1", and the bytes of its memory that this worker may take."""
+        kind, _, number = self.device.partition(":")
+        visible = visible_devices(kind)
+        mine = number or visible[self.worker % len(visible)]
+        sharing = self.workers if number else -(-self.workers // len(visible))
+        memory = self.memory
+        if kind == "gpu":
+            import paddle
+
+            memory = int(paddle.device.cuda.get_device_properties(int(mine)).total_memory * SHARE)
+        return f"{'gpu' if kind == 'low_gpu_mem' else kind}:{mine}", memory // sharing
+
+
+NUMPY = Engine()
+
+
+def import_paddle() -> Any:
+    """Paddle, without what it warns of at import (a missing ccache)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import paddle
+    return paddle
+
+
+def visible_devices(kind: str) -> list[str]:
+    """The numbers of the devices of this kind that Paddle sees, or that `paddle.distributed.launch` gave this process."""
+    paddle = import_paddle()
+    name = "gpu" if kind == "low_gpu_mem" else kind
+    given = os.environ.get(f"FLAGS_selected_{name}s", "")
+    if given:
+        return given.split(",")
+    if name == "gpu":
+        count = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+    elif name == "xpu" and paddle.is_compiled_with_xpu():
+        count = paddle.device.xpu.device_count() if hasattr(paddle.device.xpu, "device_count") else 1
+    else:
+        count = sum(device.partition(":")[0] == name for device in paddle.device.get_available_custom_device() or ())
+    return [str(number) for number in range(count)]
+
+
+def problems(tensor_type: str, device: str) -> list[str]:
+    """Why this can't compute here: sentences that say what to install or to choose instead."""
+    if tensor_type == "np":
+        return []
+    if importlib.util.find_spec("paddle") is None:
+        return ["--tensor_type pd needs PaddlePaddle, which is not installed: python -m pip install paddlepaddle"]
+    if device == "cpu":
+        return []
+    kind, _, number = device.partition(":")
+    try:
+        paddle = import_paddle()
+    except Exception as error:  # a Paddle whose CUDA libraries are missing, for one
+        return [f"--device {device}: Paddle can't be imported ({type(error).__name__}: {error})"]
+    visible = visible_devices(kind)
+    if not visible:
+        installed = f"--device {device}: this PaddlePaddle {paddle.__version__}"
+        if kind not in ("gpu", "low_gpu_mem"):
+            return [f"{installed} sees no {kind}; install its build for {kind}, or pass --device cpu"]
+        if not paddle.is_compiled_with_cuda():
+            return [f"{installed} is built without CUDA; install paddlepaddle-gpu in its place, or pass --device cpu"]
+        return [f"{installed} sees no GPU (is there a driver, is CUDA_VISIBLE_DEVICES empty?); or pass --device cpu"]
+    if number and number not in visible:
+        return [f"--device {device}: there is no such device; Paddle sees {', '.join(f'{kind}:{one}' for one in visible)}"]
+    return []

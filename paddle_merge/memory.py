@@ -1,0 +1,184 @@
+"""Merging models that are in memory: the same recipe, the same road, and no disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from .blocks import Road
+from .config import MergeConfig
+from .dtypes import BFLOAT16, DTYPES, DType
+from .errors import CheckpointError, ConfigError
+from .plan import Piece, TensorPlan, differences
+from .readers import Checkpoint, TensorEntry
+from .recipe import Recipe
+from .worker import Backends, Report, notice
+
+log = logging.getLogger("paddle_merge")
+_DTYPES = {dtype.name: dtype for dtype in DTYPES} | {"uint16": BFLOAT16}
+
+
+def merge_state_dicts(
+    state_dicts: Sequence[Mapping[str, Any]], config: MergeConfig, base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Merge state dicts as `config` says; return the merged one, in new memory.
+
+    state_dicts: one per model, tensor name -> tensor: NumPy arrays with tensor_type "np", Paddle tensors with "pd". NumPy
+        arrays of uint16 are bfloat16's bits, as in Paddle; ml_dtypes.bfloat16 works too.
+    config: the method, its parameters, out_dtype, strict, tensor_type and device. Paths and n_process are not looked at.
+    base: the base model's state dict.
+    Returns tensors of the same kind, names and shapes, in the first model's order and on its device, with the same values as
+    a merge of the same tensors from files.
+    Raises ConfigError and CheckpointError, listing all problems; WorkError for NaN and Inf under config.strict.
+    """
+    if base is None and config.base_model_path:
+        raise ConfigError(f"the base model {config.base_model_path} is not read here; pass its state dict as base=...")
+    labels = [f"state_dicts[{number}]" for number in range(len(state_dicts))]
+    config = dataclasses.replace(
+        config, model_path_list=labels, model_path_str=None, base_model_path=None if base is None else "base"
+    )
+    recipe, backends = config.recipe(), Backends(config.engine)
+    sources = [*state_dicts, *([base] if base is not None else [])]
+    kind = _Paddle() if config.tensor_type == "pd" else _Numpy()
+    tensors = _plan(sources, recipe, kind)
+    for warning in checks.warnings(config):
+        log.warning("%s", warning)
+
+    result, reports = {}, []
+    for tensor in tensors:
+        values = [source[tensor.name] for source in sources]
+        if not tensor.merged:
+            result[tensor.name] = kind.copy(values[0])
+            continue
+        backend = backends.of(tensor)
+        blocks: list[Any] = []
+        with backend.at_work():
+            if tensor.size:
+                flat = [kind.flat(value, entry.dtype) for value, entry in zip(values, tensor.inputs, strict=True)]
+                road = Road(tensor, Piece(0, 0, tensor.size), recipe, _MemorySource(flat), backend, lambda _: None)
+                road.merge(lambda stored, _, blocks=blocks: blocks.append(kind.keep(stored)))  # type: ignore[misc]
+                reports.append(Report(tensor.name, road.not_finite, road.overflowed))
+            result[tensor.name] = kind.join(blocks, values[0], tensor.dtype)
+    notice(reports, tensors, recipe.sources, config.strict)
+    return result
+
+
+def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _Paddle) -> list[TensorPlan]:
+    """What becomes of every tensor. Raises CheckpointError listing everything that doesn't fit."""
+    problems: list[str] = []
+    inputs = [_headers(source, label, kind, problems) for source, label in zip(sources, recipe.sources, strict=True)]
+    problems = problems or differences(inputs, recipe)
+    if problems:
+        raise CheckpointError(problems)
+    tensors = []
+    for name in inputs[0].tensors:
+        entries = tuple(checkpoint.tensors[name] for checkpoint in inputs)
+        models, base = (entries, None) if recipe.base is None else (entries[:-1], entries[-1])
+        merged = entries[0].dtype.is_float
+        dtype = recipe.out_dtype if merged and recipe.out_dtype else entries[0].dtype
+        tensors.append(TensorPlan(name, entries[0].shape, models, base, merged, dtype, 0, 0))
+        values = [] if merged else [kind.array(source[name]) for source in sources]
+        unequal = [recipe.sources[k] for k, value in enumerate(values) if not np.array_equal(value, values[0])]
+        if unequal:
+            problems.append(f"tensor {name!r} is {dtype.name}, which can't be averaged, and differs in {', '.join(unequal)}")
+    if problems:
+        raise CheckpointError(problems)
+    return tensors
+
+
+def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, problems: list[str]) -> Checkpoint:
+    """What the headers of a file would say; what is no tensor that can be merged is added to problems."""
+    entries = {}
+    for name, value in state_dict.items():
+        try:
+            dtype = kind.dtype(value)
+        except TypeError as error:
+            problems.append(f"{label}: tensor {name!r} {error}")
+            continue
+        shape = tuple(value.shape)
+        entries[name] = TensorEntry(name, dtype, shape, label, 0, math.prod(shape) * dtype.itemsize)
+    return Checkpoint(label, label, None, entries)
+
+
+class _MemorySource:
+    """blocks.Source over flat tensors."""
+
+    def __init__(self, flat: Sequence[Any]):
+        self._flat = flat
+
+    def read(self, number: int, start: int, count: int) -> Any:
+        return self._flat[number][start : start + count]
+
+    def sample(self, number: int, clusters: int, step: int, width: int) -> Any:
+        return self._flat[number][: clusters * step].reshape((clusters, step))[:, :width].reshape((-1,))
+
+
+class _Numpy:
+    """What is done with NumPy arrays outside of the backend."""
+
+    def dtype(self, value: Any) -> DType:
+        """Raises TypeError."""
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"is a {type(value).__module__}.{type(value).__name__}, not a NumPy array")
+        if value.dtype.name not in _DTYPES:
+            raise TypeError(f"is {value.dtype.name}, which can't be merged")
+        return _DTYPES[value.dtype.name]
+
+    def flat(self, value: np.ndarray, dtype: DType) -> np.ndarray:
+        native = value.astype(value.dtype.newbyteorder("="), order="C", copy=False)
+        return np.asarray(native.reshape(-1).view(dtype.raw))
+
+    def keep(self, block: np.ndarray) -> np.ndarray:
+        return np.array(block)
+
+    def join(self, blocks: Sequence[np.ndarray], like: np.ndarray, dtype: DType) -> np.ndarray:
+        raw = np.concatenate([np.empty(0, dtype.raw), *blocks])
+        name = dtype.name if dtype != BFLOAT16 else like.dtype if like.dtype.name == "bfloat16" else np.uint16
+        return np.asarray(raw.view(name).reshape(like.shape))
+
+    def copy(self, value: np.ndarray) -> np.ndarray:
+        return np.array(value)
+
+    def array(self, value: np.ndarray) -> np.ndarray:
+        return value
+
+
+class _Paddle:
+    """What is done with Paddle tensors outside of the backend."""
+
+    def dtype(self, value: Any) -> DType:
+        """Raises TypeError."""
+        import paddle
+
+        if not isinstance(value, paddle.Tensor):
+            raise TypeError(f"is a {type(value).__module__}.{type(value).__name__}, not a Paddle tensor")
+        name = str(value.dtype).removeprefix("paddle.")
+        if name not in _DTYPES:
+            raise TypeError(f"is {name}, which can't be merged")
+        return _DTYPES[name]
+
+    def flat(self, value: Any, dtype: DType) -> Any:
+        return value.detach().flatten()
+
+    def keep(self, block: Any) -> Any:
+        return block
+
+    def join(self, blocks: Sequence[Any], like: Any, dtype: DType) -> Any:
+        import paddle
+
+        if not blocks:
+            return like.detach().clone().astype(dtype.name)
+        joined = (paddle.concat(list(blocks)) if len(blocks) > 1 else blocks[0]).reshape(like.shape)
+        return joined if joined.place == like.place else paddle.to_tensor(joined, place=like.place)
+
+    def copy(self, value: Any) -> Any:
+        return value.detach().clone()
+
+    def array(self, value: Any) -> Any:
+        return value.numpy()
