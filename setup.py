@@ -34,7 +34,7 @@ setup(
         "pyyaml",  # config files in YAML
     ],
     extras_require={
-        "cpu": ["paddlepaddle>=3.0"],
+        "cpu": ["paddlepaddle>=2.6.2"],  # --tensor_type pd on the CPU; for GPUs install paddlepaddle-gpu instead
         # The versions under which PaddleNLP 3.0 installs and imports; it holds NumPy at 1.26.
         "paddlenlp": ["paddlenlp==3.0.0b4", "paddlepaddle>=3.0", "aistudio-sdk<0.3", "pyarrow<20", "datasets<4"],
         "demo": demo,
@@ -42,6 +42,7 @@ setup(
             *demo,  # the demo is tested too
             "pytest",
             "hypothesis",  # properties over wide input spaces
+            "ml_dtypes",  # bfloat16 arrays as others hold them
             "psutil",  # the bench watches its processes' memory
             "ruff",  # lint
             "mypy",  # types

@@ -108,7 +108,7 @@ def warnings(config: MergeConfig) -> list[str]:
         "slerp_normalize_eps": merge_type == "slerp",
         "normalize": merge_type != "slerp",
         "split_pieces": False,
-        "max_tensor_mem": config.tensor_type == "pd" and config.device.partition(":")[0] not in ("cpu", "gpu"),
+        "max_tensor_mem": config.engine.budgeted,
     }
     defaults = type(config)()
     idle = [name for name, matters in used.items() if not matters and getattr(config, name) != getattr(defaults, name)]

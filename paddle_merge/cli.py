@@ -142,6 +142,7 @@ def _set_up_logging(verbose: bool, quiet: bool) -> None:
     handler.setFormatter(Format("%(message)s"))
     logger = logging.getLogger("paddle_merge")
     logger.handlers = [handler]
+    logger.propagate = False  # importing Paddle gives the root logger a handler
     logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
 
 

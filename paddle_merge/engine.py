@@ -32,6 +32,11 @@ class Engine:
         """Whether no device but the CPU is used."""
         return self.tensor_type == "np" or self.device == "cpu"
 
+    @property
+    def budgeted(self) -> bool:
+        """Whether `memory` is the limit; on a "gpu" it is what the GPU has."""
+        return not self.on_cpu and self.device.partition(":")[0] != "gpu"
+
     def backend(self, compute: str) -> Any:
         """The backend for one compute dtype. Imports Paddle if need be."""
         if self.tensor_type == "np":
@@ -55,7 +60,7 @@ class Engine:
         mine = number or visible[self.worker % len(visible)]
         sharing = self.workers if number else -(-self.workers // len(visible))
         memory = self.memory
-        if kind == "gpu":
+        if not self.budgeted:
             import paddle
 
             memory = int(paddle.device.cuda.get_device_properties(int(mine)).total_memory * SHARE)

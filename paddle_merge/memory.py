@@ -124,14 +124,14 @@ class _Numpy:
 
     def dtype(self, value: Any) -> DType:
         """Raises TypeError."""
-        if not isinstance(value, np.ndarray):
+        if not isinstance(value, np.ndarray | np.generic):
             raise TypeError(f"is a {type(value).__module__}.{type(value).__name__}, not a NumPy array")
         if value.dtype.name not in _DTYPES:
             raise TypeError(f"is {value.dtype.name}, which can't be merged")
         return _DTYPES[value.dtype.name]
 
     def flat(self, value: np.ndarray, dtype: DType) -> np.ndarray:
-        native = value.astype(value.dtype.newbyteorder("="), order="C", copy=False)
+        native = np.asarray(value).astype(value.dtype.newbyteorder("="), order="C", copy=False)
         return np.asarray(native.reshape(-1).view(dtype.raw))
 
     def keep(self, block: np.ndarray) -> np.ndarray:

@@ -167,6 +167,9 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
     names = ", ".join(name for name in sidecars if name != CARD)
     lines.append(f"copied   {names or 'nothing'} from {plan.donor.folder}")
+    if plan.engine.tensor_type == "pd":
+        budget = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""
+        lines.append(f"engine   Paddle on {plan.engine.device}{budget}")
     lines.append(f"workers  {plan.n_process}, together at most about {plan.memory / 1e6:.0f} MB of memory")
     return "\n".join(lines)
 

@@ -14,10 +14,10 @@ from paddle_merge.engine import Engine, import_paddle
 def _fresh_logger() -> Iterator[None]:
     """The command line sets up the package's logger for its process; here many commands share one."""
     logger = logging.getLogger("paddle_merge")
-    level, handlers = logger.level, logger.handlers
+    level, handlers, propagate = logger.level, logger.handlers, logger.propagate
     yield
     logger.setLevel(level)
-    logger.handlers = handlers
+    logger.handlers, logger.propagate = handlers, propagate
 
 
 @pytest.fixture(params=["np", "pd", "pd device"])

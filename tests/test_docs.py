@@ -42,7 +42,7 @@ def test_every_flag_and_method_is_in_the_readme(page: Path) -> None:
 def test_flags_used_in_the_readme_exist(page: Path) -> None:
     used = {flag for block in commands(page) for flag in re.findall(r"--([a-z_]+)", block) if "paddle_merge" in block}
     unknown = {flag for flag in used if flag.removeprefix("no_") not in FIELDS}
-    assert unknown <= {"folder", "help", "model", "peers"}
+    assert unknown <= {"folder", "help", "model", "peers", "nproc_per_node"}
 
 
 @pytest.mark.parametrize("page", [README, README_CN])
