@@ -114,7 +114,7 @@ def problems(tensor_type: str, device: str) -> list[str]:
             return [f"{installed} sees no {kind}; install its build for {kind}, or pass --device cpu"]
         if not paddle.is_compiled_with_cuda():
             return [f"{installed} is built without CUDA; install paddlepaddle-gpu in its place, or pass --device cpu"]
-        return [f"{installed} sees no GPU (is there a driver, is CUDA_VISIBLE_DEVICES empty?); or pass --device cpu"]
+        return [f"{installed} sees no GPU; check the driver and CUDA_VISIBLE_DEVICES, or pass --device cpu"]
     if number and number not in visible:
         return [f"--device {device}: there is no such device; Paddle sees {', '.join(f'{kind}:{one}' for one in visible)}"]
     return []

@@ -535,6 +535,10 @@ def test_a_machine_without_power_is_missed_within_a_minute() -> None:
         names = (first, "TCP_KEEPINTVL", "TCP_KEEPCNT")
         idle, interval, count = (peer.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names)
         assert idle + interval * count <= 60
+        for nbytes, limit in ((100, 60_000), (1 << 20, 0), (100, 60_000)):
+            peer.tell(bytes(nbytes))
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == limit
         peer.close()
 
 
