@@ -64,8 +64,9 @@ class Ranks:
 
     def connect(self) -> None:
         """Meet the other ranks; returns when all are there. Raises WorkError."""
-        (self._reach if self.number else self._meet)()
-        self.gather(None)
+        if self.count > 1:
+            (self._reach if self.number else self._meet)()
+            self.gather(None)
 
     def gather(self, content: Any) -> list[Any]:
         """What every rank gave, by rank; every rank must call it equally often. Waits for the last one, however long.
@@ -275,8 +276,7 @@ class _Peer(socket.socket):
                     kind, content = json.loads(self._received[4:end])
                     del self._received[:end]
                     yield kind, content
-                if end > 4 + MESSAGE_BYTES:
-                    chunk = b""
+                chunk = chunk if end <= 4 + MESSAGE_BYTES else b""
         except BlockingIOError:
             return
         except (OSError, ValueError, TypeError):

@@ -559,6 +559,15 @@ def test_alone(monkeypatch: pytest.MonkeyPatch, count: str | None) -> None:
     assert ranks.Ranks.from_environment() is None
 
 
+def test_one_rank_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "create_server")
+    me = ranks.Ranks(0, ["alone"])
+    me.connect()
+    me.check()
+    assert me.gather((1, 2)) == [[1, 2]]
+    me.close()
+
+
 @pytest.mark.parametrize("current", [None, "[::1]:80"])
 def test_not_alone(monkeypatch: pytest.MonkeyPatch, current: str | None) -> None:
     environment(monkeypatch, CURRENT=current)
