@@ -31,7 +31,10 @@ def worker_memory(models: int, recipe: Recipe, engine: Engine, alone: bool) -> i
     scratch = (models + 3) * BLOCK * 16
     measuring = RESIDENT + models * (12 << 20) if recipe.measures else 0
     if engine.tensor_type == "pd":
-        scratch = scratch * 2 + _PADDLE + (0 if engine.on_cpu else 2 * engine.memory)
+        device = (
+            2 * engine.memory if engine.budgeted else 6 * (models + 1) * (1 << 26)
+        )  # sources, pinned and not, of two blocks
+        scratch = scratch * 2 + _PADDLE + (0 if engine.on_cpu else device)
     return (_INTERPRETER if not alone else 110 << 20) + scratch + measuring
 
 

@@ -65,7 +65,7 @@ def _device(config: MergeConfig) -> list[str]:
         ]
     if config.max_tensor_mem < engine.LEAST:
         return [f"--max_tensor_mem {config.max_tensor_mem:g} (GiB) must be at least {engine.LEAST:g}"]
-    return engine.problems(config.tensor_type, config.device)
+    return engine.problems(config.engine)
 
 
 def _without_base(config: MergeConfig) -> list[str]:

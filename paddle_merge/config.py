@@ -141,7 +141,7 @@ class MergeConfig:
     )
     device: str = _flag(
         _RUN,
-        "Where pd computes: cpu; gpu, which takes as much of a GPU's memory as it can use; low_gpu_mem, a GPU too, which"
+        "Where pd computes: cpu; gpu, which takes up to 70 % of a GPU's memory; low_gpu_mem, a GPU too, which"
         " stays within max_tensor_mem; xpu or npu, likewise, with a Paddle built for them. gpu:1 is the second GPU; if no"
         " number is given, workers are spread over all.",
         "cpu",

@@ -53,12 +53,21 @@ class Engine:
         name, budget = self._device_and_budget()
         return PaddleBackend(compute, name, budget)
 
+    def sharing(self, visible: list[str]) -> int:
+        """How many workers share a device, of those visible."""
+        return self.workers if ":" in self.device else -(-self.workers // len(visible))
+
+    def settle(self) -> None:
+        """Make this engine's device the one that Paddle computes on in this process, for good."""
+        if self.tensor_type == "pd":
+            import_paddle().device.set_device("cpu" if self.on_cpu else self._device_and_budget()[0])
+
     def _device_and_budget(self) -> tuple[str, int]:
         """The device that this worker computes on, "gpu:1", and the bytes of its memory that this worker may take."""
         kind, _, number = self.device.partition(":")
         visible = visible_devices(kind)
         mine = number or visible[self.worker % len(visible)]
-        sharing = self.workers if number else -(-self.workers // len(visible))
+        sharing = self.sharing(visible)
         memory = self.memory
         if not self.budgeted:
             import paddle
@@ -82,22 +91,22 @@ def visible_devices(kind: str) -> list[str]:
     """The numbers of the devices of this kind that Paddle sees, or that `paddle.distributed.launch` gave this process."""
     paddle = import_paddle()
     name = "gpu" if kind == "low_gpu_mem" else kind
-    given = os.environ.get(f"FLAGS_selected_{name}s", "")
-    if given:
-        return given.split(",")
     if name == "gpu":
         count = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
     elif name == "xpu" and paddle.is_compiled_with_xpu():
-        count = paddle.device.xpu.device_count() if hasattr(paddle.device.xpu, "device_count") else 1
+        count = paddle.device.xpu.device_count()
     else:
         count = sum(device.partition(":")[0] == name for device in paddle.device.get_available_custom_device() or ())
-    return [str(number) for number in range(count)]
+    there = [str(number) for number in range(count)]
+    given = os.environ.get(f"FLAGS_selected_{name}s", "").split(",")
+    return [number for number in given if number in there] or there
 
 
-def problems(tensor_type: str, device: str) -> list[str]:
+def problems(engine: Engine) -> list[str]:
     """Why this can't compute here: sentences that say what to install or to choose instead."""
-    if tensor_type == "np":
+    if engine.tensor_type == "np":
         return []
+    device = engine.device
     if importlib.util.find_spec("paddle") is None:
         return ["--tensor_type pd needs PaddlePaddle, which is not installed: python -m pip install paddlepaddle"]
     if device == "cpu":
@@ -114,7 +123,14 @@ def problems(tensor_type: str, device: str) -> list[str]:
             return [f"{installed} sees no {kind}; install its build for {kind}, or pass --device cpu"]
         if not paddle.is_compiled_with_cuda():
             return [f"{installed} is built without CUDA; install paddlepaddle-gpu in its place, or pass --device cpu"]
-        return [f"{installed} sees no GPU (is there a driver, is CUDA_VISIBLE_DEVICES empty?); or pass --device cpu"]
+        return [f"{installed} sees no GPU; check the driver and CUDA_VISIBLE_DEVICES, or pass --device cpu"]
     if number and number not in visible:
         return [f"--device {device}: there is no such device; Paddle sees {', '.join(f'{kind}:{one}' for one in visible)}"]
+    share = engine.memory / GIB / engine.sharing(visible)
+    if engine.budgeted and share < LEAST:
+        workers = engine.sharing(visible)
+        return [
+            f"--max_tensor_mem {engine.memory / GIB:g} leaves {share:.3g} GiB to each of {workers} workers on a device, and"
+            f" they need {LEAST:g}; pass a smaller --n_process or more memory"
+        ]
     return []

@@ -17,7 +17,7 @@ Key = tuple[int, int]
 
 def mask_key(seed: int, model: int, tensor: str) -> Key:
     """The two 32-bit keys of one (seed, model, tensor) stream; `model` is its position in model_path_list, from 0."""
-    digest = blake2b(f"{seed}\0{model}\0{tensor}".encode(), digest_size=8).digest()
+    digest = blake2b(f"{seed}\0{model}\0{tensor}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 

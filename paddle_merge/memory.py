@@ -14,6 +14,7 @@ from . import checks
 from .blocks import Road
 from .config import MergeConfig
 from .dtypes import BFLOAT16, DTYPES, DType
+from .engine import import_paddle
 from .errors import CheckpointError, ConfigError
 from .plan import Piece, TensorPlan, differences
 from .readers import Checkpoint, TensorEntry
@@ -39,6 +40,8 @@ def merge_state_dicts(
     """
     if base is None and config.base_model_path:
         raise ConfigError(f"the base model {config.base_model_path} is not read here; pass its state dict as base=...")
+    state_dicts = list(state_dicts)
+    _check_kinds([*state_dicts, *([] if base is None else [base])], config)
     labels = [f"state_dicts[{number}]" for number in range(len(state_dicts))]
     config = dataclasses.replace(
         config, model_path_list=labels, model_path_str=None, base_model_path=None if base is None else "base"
@@ -62,11 +65,25 @@ def merge_state_dicts(
             if tensor.size:
                 flat = [kind.flat(value, entry.dtype) for value, entry in zip(values, tensor.inputs, strict=True)]
                 road = Road(tensor, Piece(0, 0, tensor.size), recipe, _MemorySource(flat), backend, lambda _: None)
-                road.merge(lambda stored, _, blocks=blocks: blocks.append(kind.keep(stored)))  # type: ignore[misc]
+                road.merge(lambda stored, _, blocks=blocks, like=values[0]: blocks.append(kind.keep(stored, like)))  # type: ignore[misc]
                 reports.append(Report(tensor.name, road.not_finite, road.overflowed))
             result[tensor.name] = kind.join(blocks, values[0], tensor.dtype)
     notice(reports, tensors, recipe.sources, config.strict)
     return result
+
+
+def _check_kinds(sources: Sequence[Any], config: MergeConfig) -> None:
+    """What can't be looked at any further. Raises ConfigError, CheckpointError."""
+    if len(sources) < 2:
+        raise ConfigError("give at least two state dicts")
+    for source in sources:
+        if not isinstance(source, Mapping):
+            kind = f"{type(source).__module__}.{type(source).__name__}"
+            raise CheckpointError(
+                f"a {kind} is no state dict (a mapping from names to tensors); of a Layer, pass .state_dict()"
+            )
+    if config.tensor_type == "pd" and not import_paddle().in_dynamic_mode():
+        raise ConfigError("Paddle is in static mode, where tensors hold no values; call paddle.disable_static() first")
 
 
 def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _Paddle) -> list[TensorPlan]:
@@ -134,7 +151,7 @@ class _Numpy:
         native = np.asarray(value).astype(value.dtype.newbyteorder("="), order="C", copy=False)
         return np.asarray(native.reshape(-1).view(dtype.raw))
 
-    def keep(self, block: np.ndarray) -> np.ndarray:
+    def keep(self, block: np.ndarray, like: np.ndarray) -> np.ndarray:
         return np.array(block)
 
     def join(self, blocks: Sequence[np.ndarray], like: np.ndarray, dtype: DType) -> np.ndarray:
@@ -158,6 +175,8 @@ class _Paddle:
 
         if not isinstance(value, paddle.Tensor):
             raise TypeError(f"is a {type(value).__module__}.{type(value).__name__}, not a Paddle tensor")
+        if not value.is_dense():
+            raise TypeError("is sparse or distributed, which can't be merged")
         name = str(value.dtype).removeprefix("paddle.")
         if name not in _DTYPES:
             raise TypeError(f"is {name}, which can't be merged")
@@ -166,19 +185,19 @@ class _Paddle:
     def flat(self, value: Any, dtype: DType) -> Any:
         return value.detach().flatten()
 
-    def keep(self, block: Any) -> Any:
-        return block
+    def keep(self, block: Any, like: Any) -> Any:
+        return block if block.place._equals(like.place) else block._copy_to(like.place, True)
 
     def join(self, blocks: Sequence[Any], like: Any, dtype: DType) -> Any:
         import paddle
 
         if not blocks:
-            return like.detach().clone().astype(dtype.name)
-        joined = (paddle.concat(list(blocks)) if len(blocks) > 1 else blocks[0]).reshape(like.shape)
-        return joined if joined.place == like.place else paddle.to_tensor(joined, place=like.place)
+            name: Any = dtype.name
+            return paddle.to_tensor(np.empty(tuple(like.shape), dtype.raw), place=like.place).astype(name)
+        return (paddle.concat(list(blocks)) if len(blocks) > 1 else blocks[0]).reshape(like.shape)
 
     def copy(self, value: Any) -> Any:
-        return value.detach().clone()
+        return value.detach().clone() if value.size else self.join([], value, self.dtype(value))
 
     def array(self, value: Any) -> Any:
         return value.numpy()

@@ -6,6 +6,7 @@ script. It talks over one pipe: the job comes in, then piece numbers; progress, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -90,6 +91,10 @@ class Worker:
             self._shards.start_writeback(path, tensor.offset + piece.start * itemsize, (piece.stop - piece.start) * itemsize)
         except MergeError:
             raise
+        except MemoryError:
+            raise WorkError(
+                f"tensor {tensor.name!r}: out of memory; try a smaller --n_process, and on a GPU --device low_gpu_mem"
+            ) from None
         except Exception as error:  # nothing is swallowed: it fails the merge, with the tensor's name
             raise WorkError(f"tensor {tensor.name!r}: {type(error).__name__}: {error}") from error
         return report
@@ -169,16 +174,19 @@ def serve(connection: Connection) -> None:
     traceback)."""
     throttle = _Throttle(lambda count: connection.send(("progress", count)))
     try:
-        worker = Worker(connection.recv(), throttle)
+        job = connection.recv()
+        job.engine.settle()
+        worker = Worker(job, throttle)
         while (work := connection.recv()) is not None:
             report = worker.merge(*work)
             throttle.flush()
             connection.send(("done", report))
         worker.close()
-    except (EOFError, BrokenPipeError):
+    except (EOFError, OSError):
         return  # the parent is gone; its output will never be finished
     except MergeError as error:
-        connection.send(("error", str(error), traceback.format_exc()))
+        with contextlib.suppress(OSError):
+            connection.send(("error", str(error), traceback.format_exc()))
 
 
 def main(pipe: int) -> None:

@@ -13,8 +13,10 @@ import logging
 import os
 import re
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .errors import OutputError
 from .plan import Plan
@@ -66,6 +68,27 @@ def check_output(
             f"--output_path {folder}: the merge needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
         )
     return problems
+
+
+@contextlib.contextmanager
+def uninterrupted(redeliver: bool = True) -> Iterator[None]:
+    """Signals that would end the merge wait until the block is done; without `redeliver` they are dropped.
+
+    Launchers and people send several. Outside of the main thread none arrive.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda received, _: arrived.append(received)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if arrived and redeliver:
+        signal.raise_signal(arrived[0])
 
 
 class Output:
@@ -134,38 +157,53 @@ class Output:
 
             names = [*sidecars, *(shard.name for shard in self._plan.shards)]
             names += [*([index_name] if index is not None else []), RECORD]
-            for name in sorted({*os.listdir(self.folder), *names}, key=lambda name: name != RECORD):
-                if (name in names or _is_weights(name, prefix)) and os.path.lexists(self._path(name)):
-                    self._set_aside.append(self._path(name))
-                    os.replace(self._path(name), self._path(name) + REPLACED)
-            for name in names:
-                self._written.append(self._path(name))
-                os.replace(self._path(name + PARTIAL), self._path(name))
-            for path in self._set_aside:
-                os.unlink(path + REPLACED)
-            _sync(self.folder)
-            self._drop_lock()
+            with uninterrupted(redeliver=False):
+                self._rename(names)
         except OSError as error:
             raise self._failure(error) from None
+        self._drop_lock()
+
+    def _rename(self, names: Sequence[str]) -> None:
+        """Everything to its final name, in this order; what an earlier merge left goes aside, and away once this one stands.
+        Raises OSError."""
+        prefix = self._plan.recipe.prefix
+        for name in sorted({*os.listdir(self.folder), *names}, key=lambda name: name != RECORD):
+            if (name in names or _is_weights(name, prefix)) and os.path.lexists(self._path(name)):
+                self._set_aside.append(self._path(name))
+                os.replace(self._path(name), self._path(name) + REPLACED)
+        for name in names:
+            self._written.append(self._path(name))
+            os.replace(self._path(name + PARTIAL), self._path(name))
+        _sync(self.folder)
+        # From here on the merge stands, and there is nothing that `abandon` could undo.
+        replaced, self._set_aside, self._written = self._set_aside, [], []
+        for path in replaced:
+            with contextlib.suppress(OSError):
+                os.unlink(path + REPLACED)
 
     def abandon(self) -> None:
-        """Remove everything written, and the folders that were made here."""
-        for path in reversed(self._written):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        for path in self._set_aside:
-            try:
-                os.replace(path + REPLACED, path)
-            except FileNotFoundError:  # it had not been moved yet
-                continue
-            except OSError as error:
-                log.error(
-                    "%s of the earlier merge could not be put back (%s): it is %s", path, error.strerror, path + REPLACED
-                )
-        for folder in reversed(self._created_folders):
-            with contextlib.suppress(OSError):  # something else is in it by now: leave it
-                os.rmdir(folder)
-        self._drop_lock()
+        """Bring an earlier merge back, remove everything written, and the folders that were made here. Signals wait."""
+        with uninterrupted():
+            restored = {path for path in self._set_aside if self._restore(path)}
+            for path in reversed(self._written):
+                if path not in restored:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+            for folder in reversed(self._created_folders):
+                with contextlib.suppress(OSError):  # something else is in it by now: leave it
+                    os.rmdir(folder)
+            self._drop_lock()
+
+    def _restore(self, path: str) -> bool:
+        """Put an earlier merge's file back."""
+        try:
+            os.replace(path + REPLACED, path)
+        except FileNotFoundError:  # it had not been moved yet
+            return True
+        except OSError as error:
+            log.error("%s of the earlier merge could not be put back (%s): it is %s", path, error.strerror, path + REPLACED)
+            return False
+        return True
 
     def _failure(self, error: OSError) -> OutputError:
         return OutputError(f"{self.folder}: can't be written to ({error.strerror})")

@@ -139,8 +139,14 @@ def test_everything_wrong_is_said_together() -> None:
     ]
     with pytest.raises(CheckpointError, match="'ids' is int64, which can't be averaged, and differs in base"):
         merge_state_dicts([a, a], MergeConfig(), base={**a, "ids": np.arange(1, 3)})
-    with pytest.raises(ConfigError, match="at least two models"):
-        merge_state_dicts([a], MergeConfig())
+    with pytest.raises(ConfigError, match="at least two state dicts"):
+        merge_state_dicts(iter([a]), MergeConfig())  # type: ignore[arg-type]
+    for odd in (None, [1], paddle.nn.Linear(2, 2)):
+        with pytest.raises(CheckpointError, match="is no state dict"):
+            merge_state_dicts([a, odd], MergeConfig())  # type: ignore[list-item]
+    sparse = paddle.sparse.sparse_coo_tensor([[0, 1]], [1.0, 2.0], [3])
+    with pytest.raises(CheckpointError, match="is sparse or distributed"):
+        merge_state_dicts([{"a": sparse}] * 2, MergeConfig(tensor_type="pd"))
     with pytest.raises(ConfigError, match="pass its state dict as base"):
         merge_state_dicts([a, a], MergeConfig(base_model_path="somewhere"))
     with pytest.raises(ConfigError, match="--weight_list has 1 numbers for 2 models"):
@@ -158,3 +164,21 @@ def test_nan_is_warned_of_or_refused(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["tensor 'w' holds NaN or Inf in state_dicts[0]"]
     with pytest.raises(WorkError, match="holds NaN or Inf in state_dicts"):
         merge_state_dicts(models, MergeConfig(strict=True))
+
+
+def test_static_mode_is_refused() -> None:
+    """Looking at a tensor there can crash the process."""
+    tensors = [{"w": paddle.ones([2])}] * 2
+    paddle.enable_static()
+    try:
+        with pytest.raises(ConfigError, match="static mode"):
+            merge_state_dicts(tensors, MergeConfig(tensor_type="pd"))
+    finally:
+        paddle.disable_static()
+
+
+def test_empty_tensors_of_paddles_own_making() -> None:
+    tensors = {"w": paddle.zeros([0, 3]), "ids": paddle.zeros([0], "int64")}
+    result = merge_state_dicts([tensors] * 2, MergeConfig(tensor_type="pd"))
+    assert [list(result[name].shape) for name in tensors] == [[0, 3], [0]]
+    assert [result[name].dtype for name in tensors] == [paddle.float32, paddle.int64]

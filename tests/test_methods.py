@@ -319,3 +319,14 @@ def test_the_widest_epsilon(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"merge_method": "della", "reserve_p": 0.7, "epsilon": 0.6}
     oracle_fields: dict[str, Any] = {"sparsify": "magprune", "merge_type": "ties", "density": 0.7, "epsilon": 0.6}
     check(tmp_path, "bfloat16", True, 2, oracle_fields, fields)
+
+
+@pytest.mark.usefixtures("each_backend")
+def test_a_nan_has_no_vote(tmp_path: Path) -> None:
+    """By count, the signs are -, +, and at the third element one of a NaN: the others there elect minus, and the majority
+    of all elements is minus."""
+    base = {"w": np.zeros(4)}
+    models = [{"w": np.array([-1.0, -2, np.nan, -1])}, {"w": np.array([1.0, 2, -1, -4])}]
+    fields: dict[str, Any] = {"merge_type": "ties", "ties_elect_type": "count", "ties_zero_sign": "majority"}
+    result = merged(tmp_path, models, base, "float32", **fields)["w"]
+    np.testing.assert_array_equal(result, [-1, -2, np.nan, -2.5])

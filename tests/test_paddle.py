@@ -27,7 +27,7 @@ from .test_select import InMemory
 paddle = import_paddle()
 
 from paddle_merge.backends import pd_words  # noqa: E402 - it imports Paddle
-from paddle_merge.backends.pd_backend import PaddleBackend, _hashes, block_bytes  # noqa: E402
+from paddle_merge.backends.pd_backend import LARGEST, PaddleBackend, _hashes, block_bytes  # noqa: E402
 from paddle_merge.backends.pd_host import PaddleOnHost  # noqa: E402
 
 BUDGET = 64 << 20
@@ -232,7 +232,7 @@ def test_blocks_fill_the_budget_and_no_more(compute: str, count: int) -> None:
         rows = block_bytes(np.dtype(compute).itemsize, count)
         assert block == 1024 or block * rows <= budget
         if budget >= 1 << 29:
-            assert block * rows * 4 > budget
+            assert block == LARGEST or block * rows * 4 > budget
 
 
 @pytest.mark.parametrize("merge_type", MERGE_TYPES)
@@ -326,8 +326,21 @@ def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_launcher_says_which_gpus_are_this_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 8)
     monkeypatch.setenv("FLAGS_selected_gpus", "3,5")
     assert engine.visible_devices("gpu") == engine.visible_devices("low_gpu_mem") == ["3", "5"]
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 0)
+    assert engine.visible_devices("gpu") == []
+
+
+def test_too_many_workers_for_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "visible_devices", lambda _: ["0", "1"])
+    MergeConfig(model_path_list=["a", "b"], tensor_type="pd", device="low_gpu_mem", n_process=16).recipe()
+    (problem,) = refusal(tensor_type="pd", device="low_gpu_mem", n_process=17)
+    assert problem.startswith(
+        "--max_tensor_mem 0.5 leaves 0.0556 GiB to each of 9 workers on a device, and they need 0.0625"
+    )
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------

@@ -535,6 +535,10 @@ def test_a_machine_without_power_is_missed_within_a_minute() -> None:
         names = (first, "TCP_KEEPINTVL", "TCP_KEEPCNT")
         idle, interval, count = (peer.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names)
         assert idle + interval * count <= 60
+        for nbytes, limit in ((100, 60_000), (1 << 20, 0), (100, 60_000)):
+            peer.tell(bytes(nbytes))
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == limit
         peer.close()
 
 
@@ -553,6 +557,15 @@ def environment(monkeypatch: pytest.MonkeyPatch, **values: str | None) -> None:
 def test_alone(monkeypatch: pytest.MonkeyPatch, count: str | None) -> None:
     environment(monkeypatch, NUM=count, ENDPOINTS=None, ID="x")
     assert ranks.Ranks.from_environment() is None
+
+
+def test_one_rank_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "create_server")
+    me = ranks.Ranks(0, ["alone"])
+    me.connect()
+    me.check()
+    assert me.gather((1, 2)) == [[1, 2]]
+    me.close()
 
 
 @pytest.mark.parametrize("current", [None, "[::1]:80"])

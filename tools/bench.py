@@ -3,6 +3,7 @@ byte, paired in one run on the same files, with the same number of processes; pe
 
     python tools/bench.py                       # Qwen2-0.5B's shapes, three experts and a base, about 5 GB read and written
     python tools/bench.py --model tiny          # a minute
+    python tools/bench.py --tensor_type pd --device gpu     # and how much of the bus's speed it reaches
     python tools/bench.py --peers formers=PYTHON --peers nlp=PYTHON --peers mergekit=PYTHON   # their environments' Pythons
 
 The floor reads with the same number of processes, in blocks of 1 MiB into one buffer each, writes the same number of bytes
@@ -52,6 +53,23 @@ left = size // parts
 while left > 0:
     left -= os.write(file, buffer[:left])
 os.fsync(file)
+"""
+BUS = """
+import sys, time
+import numpy as np
+import paddle
+place = paddle.set_device(sys.argv[1])
+host = paddle.to_tensor(np.zeros(1 << 28, np.uint8), place=paddle.CUDAPinnedPlace())
+best = [1e9, 1e9]
+for _ in range(5):
+    start = time.perf_counter()
+    there = host.cuda(place.get_device_id(), True)
+    paddle.device.synchronize()
+    middle = time.perf_counter()
+    there.pin_memory(True)
+    paddle.device.synchronize()
+    best = [min(best[0], middle - start), min(best[1], time.perf_counter() - middle)]
+print(best[0] / (1 << 28), best[1] / (1 << 28))
 """
 FORMERS = """
 import sys
@@ -156,6 +174,14 @@ def floor_seconds(inputs: list[Path], out: Path, n_process: int) -> float:
     return taken
 
 
+def bus_seconds(device: str) -> tuple[float, float]:
+    """Per byte, to the device from pinned memory and back, with nothing else going on."""
+    name = device.replace("low_gpu_mem", "gpu")
+    command = [sys.executable, "-c", BUS, name if ":" in name else f"{name}:0"]
+    there, back = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return float(there), float(back)
+
+
 def merge_command(
     method: str, paths: list[Path], out: Path, n_process: int, tensor_type: str, device: str
 ) -> tuple[list[str], list[Path]]:
@@ -193,6 +219,13 @@ def peak_memory(command: list[str]) -> int:
         raise SystemExit("the merge failed")
     thread.join()
     return peak
+
+
+def device_memory(command: list[str]) -> float:
+    """MB per worker, as the merge says at its end."""
+    loud = [word for word in command if word != "--quiet"]
+    text = subprocess.run(loud, capture_output=True, text=True, check=True).stderr
+    return float(text.rpartition("device memory: at most ")[2].split()[0])
 
 
 def peer_command(
@@ -234,8 +267,16 @@ def main(
     where = "the CPU" if tensor_type == "np" else device
     free = shutil.disk_usage(root).free / 1e9
     print(f"{model}, bfloat16, {tensor_type} on {where}, {n_process} processes, {free:.0f} GB free, {os.cpu_count()} CPUs")
-    print("| method | GB moved | floor s | merge s | ratio | peak MB |" + "".join(f" {peer} s | x |" for peer in named))
-    print("| --- |" + " ---: |" * (5 + 2 * len(named)), flush=True)
+    gpu_head = "" if device == "cpu" else " of the bus | device MB |"
+    if device != "cpu":
+        there, back = bus_seconds(device)
+        print(f"bus: {1e-9 / there:.1f} GB/s there, {1e-9 / back:.1f} GB/s back, one process, pinned memory")
+    print(
+        "| method | GB moved | floor s | merge s | ratio | peak MB |"
+        + gpu_head
+        + "".join(f" {peer} s | x |" for peer in named)
+    )
+    print("| --- |" + " ---: |" * (5 + gpu_head.count("|") + 2 * len(named)), flush=True)
     for method in methods.split(","):
         command, inputs = merge_command(method, paths, out, n_process, tensor_type, device)
         moved = sum((path / "model.safetensors").stat().st_size for path in [*inputs, inputs[0]])
@@ -251,6 +292,11 @@ def main(
         shutil.rmtree(out, ignore_errors=True)
         row = f"| {method} | {moved / 1e9:.2f} | {statistics.median(floors):.2f} | {statistics.median(merges):.2f} |"
         row += f" {ratio:.2f} | {peak:.0f} |"
+        if device != "cpu":
+            size = (inputs[0] / "model.safetensors").stat().st_size
+            share = (size * len(inputs) * there + size * back) / statistics.median(merges)
+            row += f" {share:.0%} | {device_memory(command):.0f} |"
+            shutil.rmtree(out)
         for peer, python in named.items():
             taken = seconds(peer_command(peer, python, method, inputs, out, n_process, tensor_type), cwd=root)
             shutil.rmtree(out, ignore_errors=True)

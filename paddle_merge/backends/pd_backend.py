@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ..select import Bracket
 
 CHUNK = 1024  # elements; as in kernels.py
-LARGEST = 1 << 30  # elements of a block
-TABLES = 16 << 20  # bytes per model that magprune's tables and counters take
+LARGEST = 1 << 26  # elements of a block: larger ones copy no faster, and the host holds the sources of two
+TABLES = 5 << 20  # bytes per model that magprune's tables and counters take
 _TOP_BIT = np.uint32(0x80000000)
 _FRACTION = {BFLOAT16: 16, FLOAT16: 13}  # bits of a float32 that rounding drops
 
@@ -59,7 +59,8 @@ class PaddleBackend:
             with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
                 yield paddle.device.set_device(self._device)
         finally:
-            paddle.device.set_device(before)
+            if before != self._device:
+                paddle.device.set_device(before)
 
     def peak(self) -> int:
         """The most bytes of the GPU's memory taken so far, as Paddle tells it, with what its allocator keeps for later."""
@@ -99,7 +100,7 @@ class PaddleBackend:
     def _put(self, raw: Any, dtype: DType) -> Any:
         """raw on the device, in its storage dtype."""
         if not isinstance(raw, np.ndarray):
-            return raw if raw.place == self._place else paddle.to_tensor(raw, place=self._place)
+            return raw if raw.place._equals(self._place) else raw._copy_to(self._place, True)
         raw = raw.view(np.float16) if dtype == FLOAT16 else raw  # uint16 is Paddle's bfloat16 in NumPy
         if not self._cuda:
             return paddle.to_tensor(raw, place=self._place)

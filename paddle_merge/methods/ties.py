@@ -23,7 +23,7 @@ def elect(xp: Any, weighted: Any, by_count: bool, zero_sign: float) -> Any:
     a sum no larger than they can be counts as cancelled.
     """
     if by_count:
-        votes = total(xp.sign(row) for row in weighted)
+        votes = total((row > 0).astype(row.dtype) - (row < 0).astype(row.dtype) for row in weighted)  # NaN has no vote
         rounding = 0
     else:
         votes = total(weighted)
