@@ -20,8 +20,9 @@ def problems(config: MergeConfig) -> list[str]:
     found: list[str] = []
     for item in dataclasses.fields(config):
         value, choices = getattr(config, item.name), item.metadata.get("choices")
-        if choices and value is not None and value not in choices:
-            found.append(f"--{item.name} {value!r} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
+        for word in value if isinstance(value, list) else [value]:
+            if choices and word is not None and word not in choices:
+                found.append(f"--{item.name} {word!r} must be one of {', '.join(choices)}{nearest(str(word), choices)}")
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, float) and not abs(number) < LARGEST for number in numbers):
             found.append(f"--{item.name} must be finite and smaller than {LARGEST:g}")
@@ -42,6 +43,9 @@ def problems(config: MergeConfig) -> list[str]:
             found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(config.models)} models")
     if any(0 < abs(weight) < 1 / LARGEST for weight in config.weight_list or ()):
         found.append(f"--weight_list has a weight smaller than {1 / LARGEST:g}, too small for float32; scale them all up")
+    sources = len(config.models) + bool(config.base_model_path)
+    if config.layout is not None and len(config.layout) != sources:
+        found.append(f"--layout has {len(config.layout)} words for {sources} models (the base last)")
     if config.scale != 1.0 and not config.base_model_path:
         found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
     if config.n_process < 1:
@@ -82,11 +86,6 @@ def _not_there_yet(config: MergeConfig) -> list[str]:
     found = []
     if config.lora_model_path:
         found.append("--lora_model_path isn't there yet; fold the adapter into its base with PaddleNLP first")
-    if config.convert_from_hf != config.save_to_hf:
-        found.append(
-            "converting between Hugging Face's and Paddle's layout isn't there yet; set --convert_from_hf and --save_to_hf"
-            " alike to keep the layout"
-        )
     if config.merge_with_qdq_base_model:
         found.append("--merge_with_qdq_base_model isn't there yet")
     return found

@@ -16,6 +16,7 @@ from . import checks
 from .dtypes import FLOATS
 from .engine import GIB, Engine
 from .errors import ConfigError
+from .layout import LAYOUTS
 from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
 from .methods.dare import Dare
 from .methods.linear import Linear
@@ -129,6 +130,17 @@ class MergeConfig:
     out_dtype: str | None = _flag(
         _OUTPUT, "Storage dtype of the output's floating-point tensors.", choices=tuple(FLOATS), shown="each tensor's own"
     )
+    layout: list[str] | None = _flag(
+        _MODELS,
+        "Where it can't be detected: how each model, and then the base, stores Linear weights. hf: [out, in]; paddleformers:"
+        " [in, out]; paddlenlp: that, under PaddleNLP's names.",
+        choices=LAYOUTS,
+        shown="detected",
+    )
+    strict_layout: bool = _flag(_MODELS, "Refuse to merge models of different layouts, instead of turning them.", False)
+    output_layout: str | None = _flag(
+        _OUTPUT, "Layout to store the merged model in, so that it loads there.", choices=LAYOUTS, shown="the first model's"
+    )
     copy_file_list: list[str] | None = _flag(
         _OUTPUT, "More files to copy from the base model's folder (else the first model's), beside config and tokenizer."
     )
@@ -158,9 +170,15 @@ class MergeConfig:
     lora_model_path: str | None = _flag(_PADDLE, "Folding LoRA adapters isn't there yet.")
     split_pieces: int = _flag(_PADDLE, "Has no effect: tensors are streamed, statistics are always of the whole tensor.", 8)
     convert_from_hf: bool = _flag(
-        _PADDLE, "With save_to_hf equal to it, the layout stays as it is; converting isn't there yet.", True
+        _PADDLE,
+        "Inputs are detected, so it only counts together with save_to_hf: if they are equal, the layout stays.",
+        True,
     )
-    save_to_hf: bool = _flag(_PADDLE, "See convert_from_hf.", True)
+    save_to_hf: bool = _flag(
+        _PADDLE,
+        "Unlike convert_from_hf: True stores as `--output_layout hf`, False as `--output_layout paddleformers`.",
+        True,
+    )
     merge_with_qdq_base_model: bool = _flag(_PADDLE, "Quantised base models aren't there yet.", False)
 
     def __post_init__(self) -> None:
@@ -278,6 +296,13 @@ class MergeConfig:
         device = "cpu" if self.tensor_type == "np" else self.device
         return Engine(self.tensor_type, device, int(self.max_tensor_mem * GIB), workers=self.n_process)
 
+    @property
+    def stored_layout(self) -> str | None:
+        """output_layout, or what PaddleFormers' two flags mean; None: the first model's."""
+        if self.output_layout or self.convert_from_hf == self.save_to_hf:
+            return self.output_layout
+        return "hf" if self.save_to_hf else "paddleformers"
+
     def shard_bytes(self) -> int:
         """max_shard_size in bytes: "5GB" is 5e9, "5GiB" 5 * 2**30. Raises ValueError."""
         return parse_size(self.max_shard_size)
@@ -316,6 +341,9 @@ class MergeConfig:
             seed=self.seed,
             prefix=self.merge_prefix,
             out_dtype=FLOATS[self.out_dtype] if self.out_dtype else None,
+            layouts=tuple(self.layout or ()),
+            output_layout=self.stored_layout,
+            strict_layout=self.strict_layout,
         )
 
     def to_record(self) -> dict[str, Any]:

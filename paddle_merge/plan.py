@@ -4,6 +4,7 @@ output has its place, and everything that is wrong is found at once, before a we
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from .dtypes import DType
 from .engine import NUMPY, Engine
 from .errors import CheckpointError
 from .files import PANEL
+from .layout import FORMATS, normalise
 from .readers import Checkpoint, TensorEntry, open_checkpoint
 from .recipe import Recipe
 
@@ -82,6 +84,8 @@ class Plan:
     pieces: tuple[Piece, ...]
     n_process: int
     engine: Engine
+    layout: str | None  # of the output, if it is known
+    turned: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
     warnings: tuple[str, ...]
 
     @property
@@ -155,7 +159,11 @@ def make_plan(
 
     Raises CheckpointError listing everything that doesn't fit.
     """
-    inputs = open_inputs(recipe.sources, recipe.prefix)
+    opened = open_inputs(recipe.sources, recipe.prefix)
+    given = recipe.layouts or (None,) * len(opened)
+    inputs, layout, turned = normalise(opened, given, recipe.output_layout, recipe.strict_layout, recipe.prefix)
+    if layout is not None and (turned or recipe.output_layout):
+        inputs = tuple(dataclasses.replace(checkpoint, format=FORMATS[layout]) for checkpoint in inputs)
     problems = differences(inputs, recipe)
     if problems:
         raise CheckpointError(problems)
@@ -171,6 +179,8 @@ def make_plan(
         pieces,
         max(1, min(n_process, len(pieces))),
         engine,
+        layout,
+        tuple(turned),
         tuple(_warnings(inputs, donor)),
     )
 

@@ -20,6 +20,9 @@ class Recipe:
     seed: of the masks.
     prefix: which weights of a checkpoint folder, "model" or "master_weights".
     out_dtype: storage dtype of all floating-point tensors; None: each tensor's own.
+    layouts: of each source, as layout.LAYOUTS; None where it is to be detected.
+    output_layout: None: the first source's.
+    strict_layout: refuse sources of different layouts.
     """
 
     models: tuple[str, ...]
@@ -31,6 +34,9 @@ class Recipe:
     seed: int = 0
     prefix: str = "model"
     out_dtype: DType | None = None
+    layouts: tuple[str | None, ...] = ()
+    output_layout: str | None = None
+    strict_layout: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:

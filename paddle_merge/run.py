@@ -157,6 +157,7 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     lines = [f"method   {recipe.method}: {_parameters(recipe)}"]
     lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, recipe.models, strict=True)]
     lines.append(f"base     {recipe.base}" if recipe.base else "base     none: the weights themselves are merged")
+    lines += [f"layout   {sentence}" for sentence in plan.turned]
     lines.append(
         f"tensors  {len(merged)} merged ({parameters / 1e6:,.1f} M parameters, {dtypes})"
         + (f", {copied} copied (integers, equal in all models)" if copied else "")

@@ -61,12 +61,23 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
                 contents[name] = file.read()
         except OSError as error:
             raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
-        if name == "config.json" and plan.recipe.out_dtype is not None:
-            model = read_json(path)
-            if isinstance(model, dict):
-                model["dtype"] = model["torch_dtype"] = plan.recipe.out_dtype.name
-                contents[name] = _json(model)
+        if name == "config.json" and isinstance(model := read_json(path), dict):
+            contents[name] = _model_config(contents[name], model, plan)
     return contents
+
+
+def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
+    """config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and Paddle's
+    libraries, and PaddleFormers' mark where the layout is its own. As it is where it says all that already."""
+    dtypes = {tensor.dtype.name for tensor in plan.tensors if tensor.merged}
+    wanted = dict(model)
+    if len(dtypes) == 1 and (plan.recipe.out_dtype is not None or {"dtype", "torch_dtype"} & model.keys()):
+        wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
+    if plan.recipe.output_layout or plan.turned:
+        wanted.pop("source", None)
+        if plan.layout == "paddleformers":
+            wanted["source"] = "paddle"
+    return content if wanted == model else _json(wanted)
 
 
 def record(config: MergeConfig) -> bytes:

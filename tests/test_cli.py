@@ -339,8 +339,6 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(here: Path, monkeypatch: py
     [
         ("--device cuda", "--device 'cuda' must be one of cpu, gpu, low_gpu_mem, xpu, npu"),
         ("--lora_model_path lora", "--lora_model_path isn't there yet"),
-        ("--no_convert_from_hf", "layout isn't there yet"),
-        ("--save_to_hf False", "layout isn't there yet"),
         ("--merge_with_qdq_base_model", "--merge_with_qdq_base_model isn't there yet"),
         ("--tensor_type tf", "must be one of np, pd"),
         ("--merge_method tise", "--merge_method 'tise' must be one of"),

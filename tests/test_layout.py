@@ -1,0 +1,231 @@
+"""Hugging Face's and Paddle's layouts: detected by evidence, viewed in one, stored in any."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
+from paddle_merge.layout import LAYOUTS, detect, transposed
+from paddle_merge.readers import open_checkpoint
+
+from .checkpoints import from_bits, read, to_bits, write
+
+HIDDEN, HEADS, KV, WIDTH, INTER, VOCAB = 16, 4, 2, 4, 24, 40
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": HIDDEN,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV,
+    "intermediate_size": INTER,
+    "vocab_size": VOCAB,
+    "tie_word_embeddings": False,
+}
+State = dict[str, np.ndarray]
+
+
+def llama(seed: int, inter: int = INTER, kv: int = KV, tied: bool = False) -> State:
+    """A tiny model in HF's layout, in values that bfloat16 holds."""
+    generator = np.random.default_rng(seed)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
+    for layer in range(2):
+        shapes |= {
+            f"model.layers.{layer}.{name}.weight": shape
+            for name, shape in {
+                "self_attn.q_proj": (HEADS * WIDTH, HIDDEN),
+                "self_attn.k_proj": (kv * WIDTH, HIDDEN),
+                "self_attn.v_proj": (kv * WIDTH, HIDDEN),
+                "self_attn.o_proj": (HIDDEN, HEADS * WIDTH),
+                "mlp.gate_proj": (inter, HIDDEN),
+                "mlp.up_proj": (inter, HIDDEN),
+                "mlp.down_proj": (HIDDEN, inter),
+                "input_layernorm": (HIDDEN,),
+            }.items()
+        }
+        shapes[f"model.layers.{layer}.self_attn.q_proj.bias"] = (HEADS * WIDTH,)
+    shapes["model.norm.weight"] = (HIDDEN,)
+    if not tied:
+        shapes["lm_head.weight"] = (VOCAB, HIDDEN)
+    values = {name: generator.standard_normal(shape) for name, shape in shapes.items()}
+    return {name: from_bits(to_bits(value, "bfloat16"), "bfloat16") for name, value in values.items()}
+
+
+def laid_out(hf: State, layout: str) -> State:
+    """The same model in another layout, by the table at the top of layout.py."""
+    if layout == "hf":
+        return hf
+    result = {}
+    for name, value in hf.items():
+        turn = value.ndim == 2 and name.endswith("_proj.weight")
+        turn |= name == "lm_head.weight" and layout == "paddlenlp"
+        result[name.replace("model.", "llama.") if layout == "paddlenlp" else name] = value.T.copy() if turn else value
+    return result
+
+
+def stored(folder: Path, hf: State, layout: str, config: dict[str, Any] = CONFIG, dtype: str = "bfloat16") -> str:
+    extra = {"source": "paddle"} if layout == "paddleformers" else {}
+    format = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}[layout]
+    return str(write(folder, laid_out(hf, layout), dtype, config={**config, **extra}, format=format))
+
+
+def means(*models: State) -> State:
+    return {
+        name: from_bits(to_bits(sum(model[name] for model in models) / len(models), "bfloat16"), "bfloat16")  # type: ignore[arg-type]
+        for name in models[0]
+    }
+
+
+def assert_same(got: State, expected: State) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert got[name].shape == value.shape, name
+        assert (got[name] == value).all(), name
+
+
+@pytest.mark.parametrize("second", LAYOUTS)
+@pytest.mark.parametrize("first", LAYOUTS)
+def test_any_two_layouts_merge_into_the_first(tmp_path: Path, first: str, second: str) -> None:
+    a, b = llama(0), llama(1)
+    paths = [stored(tmp_path / "a", a, first), stored(tmp_path / "b", b, second)]
+    merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out")))
+    assert_same(read(tmp_path / "out"), laid_out(means(a, b), first))
+
+
+@pytest.mark.parametrize("output", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_output_layout(tmp_path: Path, layout: str, output: str) -> None:
+    """With what loaders look at: metadata format, and config.json's dtype under both names."""
+    a, b = llama(0), llama(1)
+    paths = [stored(tmp_path / "a", a, layout), stored(tmp_path / "b", b, layout)]
+    out = tmp_path / "out"
+    merge(MergeConfig(model_path_list=paths, output_path=str(out), output_layout=output, n_process=2))
+    assert_same(read(out), laid_out(means(a, b), output))
+    assert open_checkpoint(str(out)).format == ("pt" if output == "hf" else "np")
+    config = json.loads((out / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+    assert config.get("source") == ("paddle" if output == "paddleformers" else None)
+    assert detect(open_checkpoint(str(out)), "model", {}).layout == output
+
+
+@pytest.mark.parametrize(("convert", "save", "expected"), [(True, False, "paddleformers"), (False, True, "hf")])
+def test_paddleformers_flags(tmp_path: Path, convert: bool, save: bool, expected: str) -> None:
+    a = llama(0)
+    layout = "hf" if convert else "paddleformers"
+    paths = [stored(tmp_path / name, a, layout) for name in "ab"]
+    config = MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out"))
+    config.convert_from_hf, config.save_to_hf = convert, save
+    merge(config)
+    assert_same(read(tmp_path / "out"), laid_out(a, expected))
+
+
+@pytest.mark.parametrize("method", ["ties", "della", "slerp", "dare_ties"])
+def test_turning_changes_nothing_but_the_order(tmp_path: Path, method: str) -> None:
+    """A model in Paddle's layout merges with those in HF's as if it had been converted first; in several processes too."""
+    base, *models = [llama(seed) for seed in range(3)]
+    for folder, layouts in (("same", ["hf"] * 3), ("mixed", ["hf", "paddlenlp", "paddleformers"])):
+        paths = [
+            stored(tmp_path / folder / str(k), model, layout)
+            for k, (model, layout) in enumerate(zip([*models, base], layouts, strict=True))
+        ]
+        config = MergeConfig(
+            merge_method=method,
+            model_path_list=paths[:2],
+            base_model_path=paths[2],
+            output_path=str(tmp_path / f"{folder}-out"),
+        )
+        config.n_process = 1 if folder == "same" else 3
+        merge(config)
+    assert_same(read(tmp_path / "mixed-out"), read(tmp_path / "same-out"))
+
+
+def test_tied_embeddings(tmp_path: Path) -> None:
+    """HF leaves lm_head out, Paddle's libraries store it; turned to HF it goes."""
+    tied = {**CONFIG, "tie_word_embeddings": True}
+    a, b = llama(0, tied=True), llama(1, tied=True)
+    paddle = {**laid_out(b, "paddlenlp"), "lm_head.weight": b["model.embed_tokens.weight"]}
+    paths = [stored(tmp_path / "a", a, "hf", tied), str(write(tmp_path / "b", paddle, "bfloat16", config=tied))]
+    merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out")))
+    assert_same(read(tmp_path / "out"), means(a, b))
+    untied = stored(tmp_path / "c", llama(2), "paddlenlp")
+    with pytest.raises(CheckpointError, match="some inputs tie lm_head to the embedding and some don't"):
+        merge(MergeConfig(model_path_list=[paths[0], untied], output_path=str(tmp_path / "no")))
+
+
+def test_square_weights_say_nothing(tmp_path: Path) -> None:
+    """Nor does metadata "np": the user must."""
+    square = {**CONFIG, "intermediate_size": HIDDEN, "num_key_value_heads": HEADS}
+    a, b = llama(0, HIDDEN, HEADS), llama(1, HIDDEN, HEADS)
+    first = stored(tmp_path / "a", a, "hf", square)
+    second = str(write(tmp_path / "b", laid_out(b, "paddleformers"), "bfloat16", config=square, format="np"))
+    config = MergeConfig(model_path_list=[first, second], output_path=str(tmp_path / "out"))
+    with pytest.raises(CheckpointError, match=r"can't tell its layout .* say it with --layout"):
+        merge(config)
+    config.layout = ["hf", "paddleformers"]
+    merge(config)
+    assert_same(read(tmp_path / "out"), means(a, b))
+
+
+def test_evidence_that_contradicts_itself(tmp_path: Path) -> None:
+    a, b = llama(0), laid_out(llama(1), "paddleformers")
+    name = "model.layers.1.mlp.up_proj.weight"
+    paths = [stored(tmp_path / "a", a, "hf"), str(write(tmp_path / "b", {**b, name: b[name].T.copy()}, config=CONFIG))]
+    with pytest.raises(CheckpointError, match=r"is stored as Hugging Face does, .* as Paddle does"):
+        merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out")))
+
+
+def test_what_is_not_known_is_not_turned(tmp_path: Path) -> None:
+    a, b = llama(0), llama(1)
+    a["model.layers.0.odd.weight"] = b["model.layers.0.odd.weight"] = np.zeros((3, 5))
+    paths = [stored(tmp_path / "a", a, "hf"), stored(tmp_path / "b", b, "paddleformers")]
+    config = MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out"))
+    with pytest.raises(CheckpointError, match=r"'model.layers.0.odd.weight' .* it isn't known whether it is turned"):
+        merge(config)
+    config.model_path_list = [paths[0], paths[0]]
+    merge(config)  # nothing has to be turned
+
+
+def test_strict_layout(tmp_path: Path) -> None:
+    paths = [stored(tmp_path / "a", llama(0), "hf"), stored(tmp_path / "b", llama(1), "paddlenlp")]
+    config = MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out"), strict_layout=True)
+    with pytest.raises(CheckpointError, match=r"--strict_layout: the inputs' layouts differ: .*a: hf .*b: paddlenlp"):
+        merge(config)
+
+
+def test_a_missing_config_is_borrowed(tmp_path: Path) -> None:
+    """Shapes are evidence with another input's config.json, which is of the same architecture."""
+    a, b = llama(0), llama(1)
+    paths = [stored(tmp_path / "a", a, "paddleformers"), stored(tmp_path / "b", b, "paddleformers")]
+    (tmp_path / "b" / "config.json").unlink()
+    merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out")))
+    assert_same(read(tmp_path / "out"), laid_out(means(a, b), "paddleformers"))
+
+
+def test_words_that_are_no_layout() -> None:
+    with pytest.raises(ConfigError) as caught:
+        MergeConfig(model_path_list=["a", "b"], layout=["hf"], output_layout="pf").recipe()
+    assert caught.value.problems == [
+        "--output_layout 'pf' must be one of hf, paddlenlp, paddleformers",
+        "--layout has 1 words for 2 models (the base last)",
+    ]
+
+
+def test_a_large_matrix_on_its_side(tmp_path: Path) -> None:
+    """Read in blocks that begin anywhere, each in few reads."""
+    from paddle_merge.files import Files
+
+    values = np.arange(700 * 1300.0).reshape(700, 1300)
+    entry = open_checkpoint(str(write(tmp_path / "a", {"w": values}, "float32"))).tensors["w"]
+    turned = transposed(entry, "v")
+    assert turned.shape == (1300, 700)
+    expected = values.T.reshape(-1)
+    files = Files()
+    for start, count in ((0, 910_000), (1, 65_536), (699, 3), (123_456, 70_000), (909_999, 1)):
+        out = np.empty(count, "<f4")
+        files.read(turned, start, out)
+        assert (out == expected[start : start + count]).all()
+    files.close()
