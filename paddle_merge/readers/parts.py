@@ -34,6 +34,18 @@ def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Pa
     return TensorEntry(name, dtype, shape, first.file, first.offset, size * dtype.itemsize, tuple(runs))
 
 
+def as_boxes(entry: TensorEntry) -> list[Part]:
+    """The same tensor in boxes of as many dimensions as it has. Raises MalformedError if its parts are runs of it."""
+    start = (0,) * len(entry.shape)
+    if not entry.parts:
+        return [Part(entry.file, entry.offset, start, entry.shape, row_major(entry.shape))]
+    if len(entry.parts) == 1 and entry.parts[0].strides == (1,):  # all of it, in order
+        return [dataclasses.replace(entry.parts[0], at=start, shape=entry.shape, strides=row_major(entry.shape))]
+    if any(len(part.at) != len(entry.shape) for part in entry.parts):
+        raise MalformedError("is in slices that can't be joined with others; save it again with protocol 4")
+    return list(entry.parts)
+
+
 def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
     """What is wrong with parts as the whole of a tensor; else nothing."""
     if len(parts) > MAX_PARTS:
