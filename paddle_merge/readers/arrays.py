@@ -52,8 +52,9 @@ class Array(Standin):
 
 
 def naturals(value: Any) -> TypeGuard[tuple[int, ...]]:
-    """Whether value is a tuple of non-negative int64s."""
-    return type(value) is tuple and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    """Whether value is a tuple of non-negative int64s, no more than a tensor has dimensions."""
+    small = type(value) is tuple and len(value) <= MAX_DIMS
+    return small and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def _scalar(kind: Any, data: Any) -> Array:
@@ -127,19 +128,28 @@ def named(file: str, content: Any, kind: type[T], remedy: str) -> tuple[dict[str
     return tensors, problems
 
 
-def place(array: Array, file: str) -> tuple[DType, Part]:
-    """What an array of `file` is stored as, and where, as a part that is the whole. Raises MalformedError."""
-    if not isinstance(array.type, NumpyType) or not naturals(array.shape) or len(array.shape) > MAX_DIMS:
+Texts = dict[tuple[int, int], tuple[int, tuple[int, ...]]]
+
+
+def place(array: Array, file: str, texts: Texts) -> tuple[DType, Part]:
+    """What an array of `file` is stored as, and where, as a part that is the whole. Raises MalformedError.
+
+    texts: what index_text has found in this file so far; tied weights share their text.
+    """
+    if not isinstance(array.type, NumpyType) or not naturals(array.shape):
         raise MalformedError("is not a whole array")
     dtype = array.type.storage()
     if not isinstance(array.data, Bytes):
         raise MalformedError("is not a whole array")
-    held, text = index_text(file, array.data) if array.data.text else (array.data.nbytes, ())
+    data = array.data
+    if data.text and (data.offset, data.nbytes) not in texts:
+        texts[data.offset, data.nbytes] = index_text(file, data)
+    held, text = texts[data.offset, data.nbytes] if data.text else (data.nbytes, ())
     nbytes = math.prod(array.shape) * dtype.itemsize
     if held != nbytes:
         raise MalformedError(f"is {dtype.name} {list(array.shape)}, {nbytes} bytes, but {held} are there")
     strides = row_major(array.shape[::-1])[::-1] if array.fortran else row_major(array.shape)
-    return dtype, Part(file, array.data.offset, (0,) * len(array.shape), array.shape, strides, text)
+    return dtype, Part(file, data.offset, (0,) * len(array.shape), array.shape, strides, text)
 
 
 def index_text(file: str, data: Bytes) -> tuple[int, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from .arrays import naturals
 from .find import sniff
 from .parts import as_boxes, assemble
 from .pdparams import read_tensors
-from .pickles import MalformedError, Record, load, open_window
+from .pickles import MAX_STEPS, MalformedError, Record, load, open_window
 
 _MODULE = "paddle.distributed.flex_checkpoint.dcp.metadata"
 _OLDER = "paddle.distributed.checkpoint.metadata"
@@ -134,9 +134,13 @@ def _read(metadata: Any) -> tuple[Places, dict[str, tuple[int, ...]]]:
         raise MalformedError("is no metadata of a distributed checkpoint")
     shapes: dict[str, tuple[int, ...]] = {}
     known: dict[str, set[Shard]] = {}
+    described_so_far = 0
     for key, shards in described.items():
         if not isinstance(key, str) or not isinstance(shards, list) or not all(isinstance(item, Record) for item in shards):
             raise MalformedError("is damaged: it describes what is no tensor")
+        described_so_far += len(shards)
+        if described_so_far > MAX_STEPS:
+            raise MalformedError("describes more shards than it can hold")
         known[str(key)] = {Shard.of(item.fields) for item in shards}
         given = {item.fields.get("global_shape") for item in shards if naturals(item.fields.get("global_shape"))}
         if len(given) > 1:

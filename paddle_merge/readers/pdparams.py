@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from . import Checkpoint, Part, TensorEntry
-from .arrays import WORDS, Array, named, naturals, place
+from .arrays import WORDS, Array, Texts, named, naturals, place
 from .find import misplaced
 from .parts import assemble
 from .pickles import MalformedError, load, open_window
@@ -50,10 +50,10 @@ def read_tensors(file: str) -> list[TensorEntry]:
     with open_window(file) as window:
         content = load(window, WORDS)
     arrays, problems = name_arrays(file, content)
-    entries = []
+    entries, texts = [], Texts()
     for name, (shape, pieces) in arrays.items():
         try:
-            entries.append(_entry(name, file, shape, pieces))
+            entries.append(_entry(name, file, shape, pieces, texts))
         except MalformedError as error:
             problems.append(f"{file}: tensor {name!r} {error}")
     if problems:
@@ -61,9 +61,9 @@ def read_tensors(file: str) -> list[TensorEntry]:
     return sorted(entries, key=lambda entry: entry.offset)
 
 
-def _entry(name: str, file: str, shape: tuple[int, ...] | None, pieces: Sequence[Array]) -> TensorEntry:
+def _entry(name: str, file: str, shape: tuple[int, ...] | None, pieces: Sequence[Array], texts: Texts) -> TensorEntry:
     """A tensor that is one array, or, if a shape is given, flat arrays one after the other. Raises MalformedError."""
-    places = [place(piece, file) for piece in pieces]
+    places = [place(piece, file, texts) for piece in pieces]
     dtypes = {dtype for dtype, _ in places}
     if len(dtypes) != 1:
         raise MalformedError("has slices of different dtypes")

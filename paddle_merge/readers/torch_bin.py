@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from ..dtypes import BFLOAT16, DTYPES, FLOAT16, FLOAT32, FLOAT64, DType
 from ..errors import CheckpointError
 from . import Checkpoint, Part, TensorEntry
-from .arrays import MAX_DIMS, empty_dict, named, naturals, nothing
+from .arrays import empty_dict, named, naturals, nothing
 from .parts import assemble
 from .pdparams import join
 from .pickles import MalformedError, Standin, Window, Word, load
@@ -70,7 +70,7 @@ class Tensor(Standin):
     def place(self, file: str) -> tuple[DType, Part]:
         """What it is stored as, and where, as a part that is the whole. Raises MalformedError."""
         whole = isinstance(self.storage, Storage) and naturals((self.offset,))
-        if not whole or not naturals(self.shape) or not naturals(self.strides) or len(self.shape) > MAX_DIMS:
+        if not whole or not naturals(self.shape) or not naturals(self.strides):
             raise MalformedError("is not a whole tensor")
         dtype = self.dtype or self.storage.dtype
         if isinstance(dtype, str) or len(self.shape) != len(self.strides):
