@@ -26,7 +26,7 @@ class Dim(NamedTuple):
 def gather(fetch: Fetch, entry: TensorEntry, start: int, out: np.ndarray) -> None:
     """Fill out, flat, with the elements of `entry` from index `start` on."""
     stop = start + out.size
-    boxes = list(_boxes(entry.shape, start, stop))
+    whole = list(boxes(entry.shape, start, stop))
     strides = row_major(entry.shape)
     for part in entry.parts:
         if len(part.at) != len(entry.shape):  # a run of elements
@@ -35,7 +35,7 @@ def gather(fetch: Fetch, entry: TensorEntry, start: int, out: np.ndarray) -> Non
                 (step,) = part.strides
                 _copy(fetch, part, (low - part.at[0]) * step, [Dim(high - low, step, 1)], out, low - start)
             continue
-        for corner, box in boxes:
+        for corner, box in whole:
             lows = [max(c, a) for c, a in zip(corner, part.at, strict=True)]
             counts = [
                 min(c + b, a + s) - low for c, b, a, s, low in zip(corner, box, part.at, part.shape, lows, strict=True)
@@ -52,7 +52,7 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def _boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The elements start..stop, counted in row-major order, as few boxes: (first index, shape)."""
     if not shape:
         if start < stop:
@@ -61,16 +61,16 @@ def _boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tupl
     inner = max(1, math.prod(shape[1:]))
     first, last = -(-start // inner), stop // inner  # whole rows
     if first > last:  # all within one row
-        for corner, box in _boxes(shape[1:], start - last * inner, stop - last * inner):
+        for corner, box in boxes(shape[1:], start - last * inner, stop - last * inner):
             yield (last, *corner), (1, *box)
         return
     if start < first * inner:
-        for corner, box in _boxes(shape[1:], start - (first - 1) * inner, inner):
+        for corner, box in boxes(shape[1:], start - (first - 1) * inner, inner):
             yield (first - 1, *corner), (1, *box)
     if first < last:
         yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:])
     if last * inner < stop:
-        for corner, box in _boxes(shape[1:], 0, stop - last * inner):
+        for corner, box in boxes(shape[1:], 0, stop - last * inner):
             yield (last, *corner), (1, *box)
 
 

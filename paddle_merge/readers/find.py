@@ -20,7 +20,12 @@ def singles(prefix: str) -> list[str]:
 
 
 def open_folder(path: str, prefix: str) -> Checkpoint:
-    """The first of singles(prefix) that is there, in one file or in the shards its index names. Raises CheckpointError."""
+    """The first of singles(prefix) that is there, in one file or in the shards its index names.
+
+    If none is: one of them in a file per rank; else a distributed checkpoint. Raises CheckpointError.
+    """
+    from . import flex, parallel
+
     for name in singles(prefix):
         single = os.path.join(path, name)
         index = f"{single}.index.json"
@@ -38,41 +43,50 @@ def open_folder(path: str, prefix: str) -> Checkpoint:
             return _open_files(path, path, [os.path.join(path, shard) for shard in shards], weight_map)
         if os.path.isfile(single):
             return _open_files(path, path, [single], None)
+    for name in singles(prefix):
+        if files := parallel.rank_files(path, name):
+            return parallel.open_ranks(path, files, open_file)
+    if (folder := flex.metadata_folder(path, prefix)) is not None:
+        return flex.open_folder(path, folder)
     raise CheckpointError(_nothing_here(path, prefix))
 
 
 def open_file(path: str) -> Checkpoint:
     """The checkpoint that is one file. Raises CheckpointError."""
+    if path.endswith((".distcp", ".metadata")):
+        raise CheckpointError(f"{path}: is one file of a distributed checkpoint; give the folder that holds them all")
     return _open_files(path, os.path.dirname(path) or ".", [path], None)
 
 
 def _open_files(path: str, folder: str, files: list[str], weight_map: dict[str, str] | None) -> Checkpoint:
-    from . import pdparams, safetensors
+    from . import pdparams, safetensors, torch_bin
 
-    kinds = {_sniff(file) for file in files}
+    kinds = {sniff(file) for file in files}
     if len(kinds) > 1:
         raise CheckpointError(f"{path}: its shards are of different formats: {', '.join(sorted(kinds))}")
-    openers = {"safetensors": safetensors.open_files, "pdparams": pdparams.open_files}
+    openers = {"safetensors": safetensors.open_files, "pdparams": pdparams.open_files, "bin": torch_bin.open_files}
     return openers[kinds.pop()](path, folder, files, weight_map)
 
 
-def _sniff(file: str) -> str:
+def sniff(file: str) -> str:
     """The kind of a file: "safetensors", "pdparams" or "bin". Raises CheckpointError if it is none of them."""
     try:
         with open(file, "rb") as stream:
             head = stream.read(16)
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
+    if head[4:9] == b"\0\0\0\0{":
+        return "safetensors"
     if head[:4] == b"PK\x03\x04":
         return "bin"
     if head.startswith(_LEGACY_TORCH):
         raise CheckpointError(
             f"{file}: is of the format torch wrote before version 1.6; load it with torch and save it again"
         )
+    if file.endswith(".safetensors"):
+        return "safetensors"
     if head[:1] == b"\x80":
         return "pdparams"
-    if file.endswith(".safetensors") or head[8:9] == b"{":
-        return "safetensors"
     raise CheckpointError(
         f"{file}: is not a file of weights that can be read (safetensors, Paddle's .pdparams, torch's .bin), or is damaged"
     )
@@ -106,5 +120,8 @@ def _nothing_here(path: str, prefix: str) -> str:
     for ending in _ENDINGS:
         found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{ending}")))
         if found:
-            return f"{wanted}; it has {os.path.basename(found[0])}: give that file, or its prefix with --merge_prefix"
+            name = os.path.basename(found[0])
+            if ending == ".distcp":
+                return f"{wanted}; it has {name}, but not the .metadata file that says what is in it"
+            return f"{wanted}; it has {name}: give that file, or its prefix with --merge_prefix"
     return wanted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -34,6 +33,18 @@ def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Pa
     return TensorEntry(name, dtype, shape, first.file, first.offset, size * dtype.itemsize, tuple(runs))
 
 
+def as_boxes(entry: TensorEntry) -> list[Part]:
+    """The same tensor in boxes of as many dimensions as it has. Raises MalformedError if its parts are runs of it."""
+    start = (0,) * len(entry.shape)
+    if not entry.parts:
+        return [Part(entry.file, entry.offset, start, entry.shape, row_major(entry.shape))]
+    if len(entry.parts) == 1 and entry.parts[0].strides == (1,):  # all of it, in order
+        return [dataclasses.replace(entry.parts[0], at=start, shape=entry.shape, strides=row_major(entry.shape))]
+    if any(len(part.at) != len(entry.shape) for part in entry.parts):
+        raise MalformedError("is in slices that can't be joined with others; save it again with protocol 4")
+    return list(entry.parts)
+
+
 def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
     """What is wrong with parts as the whole of a tensor; else nothing."""
     if len(parts) > MAX_PARTS:
@@ -46,10 +57,15 @@ def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
     for part in parts:
         if any(at + count > full for at, count, full in zip(part.at, part.shape, whole, strict=True)):
             return f"is {list(shape)}, but has a part {list(part.shape)} at {list(part.at)}"
-    for one, other in itertools.combinations(parts, 2):
-        both = zip(one.at, one.shape, other.at, other.shape, strict=True)
-        if all(a < b + n and b < a + m for a, m, b, n in both):
-            return f"has parts that overlap, at {list(one.at)} and {list(other.at)}"
+    axis = max(range(len(whole)), key=lambda axis: len({part.at[axis] for part in parts}), default=None)
+    parts = parts if axis is None else sorted(parts, key=lambda part: part.at[axis])
+    for number, one in enumerate(parts):
+        for other in parts[number + 1 :]:
+            if axis is not None and other.at[axis] >= one.at[axis] + one.shape[axis]:
+                break  # so do all that follow
+            both = zip(one.at, one.shape, other.at, other.shape, strict=True)
+            if all(a < b + n and b < a + m for a, m, b, n in both):
+                return f"has parts that overlap, at {list(one.at)} and {list(other.at)}"
     held = sum(math.prod(part.shape) for part in parts)
     return "" if held == math.prod(shape) else f"has {held} elements of {math.prod(shape)}: a part is missing"
 

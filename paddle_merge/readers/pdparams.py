@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from . import Checkpoint, Part, TensorEntry
-from .arrays import WORDS, Array, naturals, place
+from .arrays import WORDS, Array, Texts, named, naturals, place
 from .find import misplaced
 from .parts import assemble
 from .pickles import MalformedError, load, open_window
@@ -50,10 +50,10 @@ def read_tensors(file: str) -> list[TensorEntry]:
     with open_window(file) as window:
         content = load(window, WORDS)
     arrays, problems = name_arrays(file, content)
-    entries = []
+    entries, texts = [], Texts()
     for name, (shape, pieces) in arrays.items():
         try:
-            entries.append(_entry(name, file, shape, pieces))
+            entries.append(_entry(name, file, shape, pieces, texts))
         except MalformedError as error:
             problems.append(f"{file}: tensor {name!r} {error}")
     if problems:
@@ -61,9 +61,9 @@ def read_tensors(file: str) -> list[TensorEntry]:
     return sorted(entries, key=lambda entry: entry.offset)
 
 
-def _entry(name: str, file: str, shape: tuple[int, ...] | None, pieces: Sequence[Array]) -> TensorEntry:
+def _entry(name: str, file: str, shape: tuple[int, ...] | None, pieces: Sequence[Array], texts: Texts) -> TensorEntry:
     """A tensor that is one array, or, if a shape is given, flat arrays one after the other. Raises MalformedError."""
-    places = [place(piece, file) for piece in pieces]
+    places = [place(piece, file, texts) for piece in pieces]
     dtypes = {dtype for dtype, _ in places}
     if len(dtypes) != 1:
         raise MalformedError("has slices of different dtypes")
@@ -84,46 +84,25 @@ Named = dict[str, tuple[tuple[int, ...] | None, list[Array]]]
 
 def name_arrays(file: str, content: Any) -> tuple[Named, list[str]]:
     """The arrays of a file by tensor name, and sentences about what else is in it. Raises CheckpointError."""
-    if isinstance(content, Array) or not isinstance(content, dict):
+    if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds no dict of names and tensors, so its weights have no names")
     content = dict(content)
     content.pop(_NAMES, None)
     sliced = content.pop(_SLICES, {})
-    problems: list[str] = []
-    arrays: Named = {}
     if not isinstance(sliced, dict):
         raise CheckpointError(f"{file}: its table of slices is damaged")
+    whole: Named = {}
     for name, info in sliced.items():
         shape, keys = (info.get("OriginShape"), info.get("slices")) if isinstance(info, dict) else (None, None)
         shape = tuple(shape) if isinstance(shape, list) else shape
         pieces = [content.pop(key, None) if isinstance(key, str) else None for key in keys or ()]
         found = [piece for piece in pieces if isinstance(piece, Array)]
-        if not naturals(shape) or not found or len(found) != len(pieces):
+        if not naturals(shape) or not found or len(found) != len(pieces) or name in content:
             raise CheckpointError(f"{file}: its table of slices is damaged")
-        arrays[str(name)] = shape, found
-    dicts: list[str] = []
+        whole[str(name)] = shape, found
     for name, value in content.items():
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
-            value = value[1]  # paddle.save's form of a tensor outside of a state dict: (its own name, array)
-        if not isinstance(name, str) or not _is_text(name):
-            problems.append(f"{file}: holds {str(name)[:100]!r}, which is no tensor's name")
-        elif isinstance(value, dict):
-            dicts.append(str(name))
-        elif not isinstance(value, Array):
-            problems.append(f"{file}: holds {str(name)[:100]!r}, which is no tensor; save the state dict alone")
-        elif name in arrays:
-            problems.append(f"{file}: holds {name!r} twice")
-        else:
-            arrays[str(name)] = None, [value]
-    if dicts:  # which of several is the model, and what the rest is for, only their writer knows
-        example = f"state = paddle.load({file!r}); paddle.save(state[{dicts[0]!r}], 'model_state.pdparams')"
-        raise CheckpointError(
-            f"{file}: holds dicts within a dict ({', '.join(map(repr, dicts[:5]))}), and which one is the model isn't"
-            f" guessed: save it alone, as by {example}"
-        )
-    return arrays, problems
-
-
-def _is_text(name: str) -> bool:
-    """Whether it can be written to a safetensors header: half of a surrogate pair can't."""
-    return name == name.encode("utf-8", "replace").decode()
+            content[name] = value[1]  # paddle.save's form of a tensor outside of a state dict: (its own name, array)
+    remedy = "state = paddle.load({file!r}); paddle.save(state[{name!r}], 'model_state.pdparams')"
+    arrays, problems = named(file, content, Array, remedy)
+    return {**{name: (None, [array]) for name, array in arrays.items()}, **whole}, problems
