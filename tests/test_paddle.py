@@ -235,6 +235,9 @@ def test_blocks_fill_the_budget_and_no_more(compute: str, count: int) -> None:
             assert block == LARGEST or block * rows * 4 > budget
 
 
+@pytest.mark.skipif(
+    not hasattr(paddle.base.core, "host_memory_stat_reset_peak_value"), reason="Paddle 2.6 can't reset what it counts"
+)
 @pytest.mark.parametrize("merge_type", MERGE_TYPES)
 @pytest.mark.parametrize("sparsify", ["none", *SPARSIFIERS])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -254,6 +254,7 @@ def _rounded(values: Any, dtype: DType) -> Any:
         size = paddle.abs(values)
         half = paddle.full([1], 0.5, "float32")
         tiny = (size + half) - half  # rounds to the spacing of float16's denormals
-        result = paddle.where(size < 2.0**-14, paddle.sign(values) * tiny, result)
-        result = paddle.where(size >= 65520.0, paddle.sign(values) * float("inf"), result)
-    return paddle.where(paddle.isnan(values), paddle.full([1], float("nan"), "float32"), result)
+        result = paddle.where(size < 2.0**-14, tiny, result)
+        result = paddle.where(size >= 65520.0, paddle.full([1], float("inf"), "float32"), result)
+    result = paddle.where(paddle.isnan(values), paddle.full([1], float("nan"), "float32"), result)
+    return (result.view("int32") | (bits & xp.full(int(_TOP_BIT)))).view("float32")  # of zeros too
