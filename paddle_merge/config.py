@@ -62,7 +62,7 @@ class MergeConfig:
     """
 
     model_path_list: list[str] | None = _flag(
-        _MODELS, "Folders (or .safetensors files) of the models to merge: `--model_path_list a b c`."
+        _MODELS, "Folders (or files) of the models to merge: `--model_path_list a b c`."
     )
     model_path_str: str | None = _flag(_MODELS, "The same in one word, separated by commas; wins over model_path_list.")
     base_model_path: str | None = _flag(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from collections import OrderedDict
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from .errors import WorkError
-from .readers import TensorEntry
+from .gather import gather
+from .readers import TEXT_STEP, Part, TensorEntry
 
 OPEN_FILES = 256
+PANEL = 16 << 20  # bytes of a scattered tensor that are read together
+FEW = 1 << 12  # bytes of one that are read alone: a sample, not a block
 
 
 class Files:
@@ -22,20 +26,68 @@ class Files:
         self._flags = flags
         self._limit = max(8, min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._panels_of = ""
+        self._panels: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # first element, and the elements
 
     def read(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
         """Fill out, C-contiguous in the entry's raw dtype, with the elements from index `start` on. Raises WorkError."""
-        offset = entry.offset + start * entry.dtype.itemsize
-        view = out.view(np.uint8).data
         try:
-            file = self._file(entry.file)
-            while view:
-                count = os.preadv(file, [view], offset)
-                if count == 0:
-                    raise WorkError(f"{entry.file}: ends before tensor {entry.name!r} does; was it changed while merging?")
-                view, offset = view[count:], offset + count
+            if not entry.parts:
+                self._fill(entry.file, entry.offset + start * entry.dtype.itemsize, out.view(np.uint8).data)
+            elif entry.scattered and FEW < out.nbytes < PANEL:
+                self._read_panels(entry, start, out.view(np.uint8).view(entry.dtype.raw))
+            else:
+                gather(self._fetch, entry, start, out.view(np.uint8).view(entry.dtype.raw))
+        except EOFError as error:
+            raise WorkError(f"{error}: ends before tensor {entry.name!r} does; was it changed while merging?") from None
+        except UnicodeError:
+            raise WorkError(f"{entry.file}: tensor {entry.name!r} is damaged; was it changed while merging?") from None
         except OSError as error:
             raise WorkError(f"{entry.file}: can't read tensor {entry.name!r} ({error.strerror})") from None
+
+    def _fill(self, path: str, offset: int, view: memoryview) -> None:
+        """Raises OSError, or EOFError with the path."""
+        file = self._file(path)
+        while view:
+            count = os.preadv(file, [view], offset)
+            if count == 0:
+                raise EOFError(path)
+            view, offset = view[count:], offset + count
+
+    def _fetch(self, part: Part, position: int, view: memoryview) -> None:
+        """Fill view with the part's bytes from `position` on. Raises OSError, EOFError, or UnicodeError."""
+        if not part.text:
+            self._fill(part.file, part.offset + position, view)
+            return
+        while view:
+            first = position // TEXT_STEP
+            last = min(first + 16, -(-(position + len(view)) // TEXT_STEP), len(part.text) - 1)
+            text = bytearray(part.text[last] - part.text[first])
+            self._fill(part.file, part.text[first], memoryview(text))
+            piece = text.decode().encode("latin-1")[position - first * TEXT_STEP :][: len(view)]
+            if not piece:
+                raise EOFError(part.file)
+            view[: len(piece)] = piece
+            view, position = view[len(piece) :], position + len(piece)
+
+    def _read_panels(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
+        """By way of whole rows, as many as fit into PANEL, so that few blocks share the cost of many small reads."""
+        row = max(1, math.prod(entry.shape[1:]))
+        most = PANEL // entry.dtype.itemsize
+        length = most // row * row or most
+        if self._panels_of != entry.name:
+            self._panels_of = entry.name
+            self._panels.clear()
+        while out.size:
+            first = start // length * length
+            key = (entry.file, entry.offset)
+            if key not in self._panels or self._panels[key][0] != first:
+                panel = np.empty(min(length, math.prod(entry.shape) - first), entry.dtype.raw)
+                gather(self._fetch, entry, first, panel)
+                self._panels[key] = first, panel
+            piece = self._panels[key][1][start - first :][: out.size]
+            out[: piece.size] = piece
+            out, start = out[piece.size :], start + piece.size
 
     def write(self, path: str, offset: int, raw: np.ndarray) -> None:
         """Write all of raw, C-contiguous, at `offset` of the existing file. Raises OSError."""

@@ -15,6 +15,7 @@ from .blocks import worker_memory
 from .dtypes import DType
 from .engine import NUMPY, Engine
 from .errors import CheckpointError
+from .files import PANEL
 from .readers import Checkpoint, TensorEntry, open_checkpoint
 from .recipe import Recipe
 
@@ -102,7 +103,9 @@ class Plan:
         models = len(self.recipe.models)
         alone = self.n_process == 1 and self.engine.tensor_type == "np"
         headers = len(self.tensors) * (len(self.inputs) + 1) * 1024  # what this process knows of each tensor
-        return worker_memory(models, self.recipe, self.engine, alone) * self.n_process + (0 if alone else 60 << 20) + headers
+        panels = PANEL * max((sum(entry.scattered for entry in tensor.inputs) for tensor in self.tensors), default=0)
+        worker = worker_memory(models, self.recipe, self.engine, alone) + panels
+        return worker * self.n_process + (0 if alone else 60 << 20) + headers
 
     def share(self, rank: int, ranks: int) -> tuple[Piece, ...]:
         """The pieces that one of several ranks merges: largest first, each to the rank with the least to do so far."""

@@ -133,7 +133,7 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
     if plan is not None:
         sidecars = attempt(read_sidecars, plan, config)
         attempt(_check_equal, plan)
-        paths += sorted({entry.file for tensor in plan.tensors for entry in tensor.inputs})
+        paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     nbytes = plan.bytes_out if plan else 0
     problems = check_output(config.output, paths, config.merge_prefix, nbytes, sidecars or (), config.overwrite)
     if problems:

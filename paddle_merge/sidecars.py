@@ -31,7 +31,7 @@ COPIED = (
 CARD = "README.md"
 RECORD = "merge_config.json"
 # Endings of what loaders take for weights or their index.
-WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".index.json")
+WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")
 
 
 def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:

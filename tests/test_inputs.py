@@ -242,7 +242,7 @@ def test_a_prefix_that_is_not_there_is_said_with_what_is(tmp_path: Path) -> None
         f"{path}: has no master_weights.safetensors" in sentence for path, sentence in zip((a, b, c), found, strict=True)
     ]
     assert "model.safetensors: give that file, or its prefix with --merge_prefix" in found[0]
-    assert ".pdparams files can't be read yet" in found[1]
+    assert "model_state.pdparams: give that file, or its prefix with --merge_prefix" in found[1]
 
 
 Damage = Callable[[Path], None]

@@ -5,15 +5,37 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..dtypes import DType
 from ..errors import CheckpointError
 
+TEXT_STEP = 1 << 16  # characters between the places that Part.text gives
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box of a tensor: the `shape` elements from index `at` on lie in `file` from byte `offset` on, `strides` apart.
+
+    at, shape, strides: one number per dimension of the tensor, in elements; or one number each, for a run of the tensor's
+        elements in row-major order.
+    text: of bytes that are stored as UTF-8 (pickle protocol 2), one character per byte: the offsets in `file` of characters
+        0, TEXT_STEP, 2 * TEXT_STEP ... and of the end. Else empty.
+    """
+
+    file: str
+    offset: int
+    at: tuple[int, ...]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    text: tuple[int, ...] = ()
+
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: `nbytes` contiguous little-endian bytes at `offset` of `file`, in row-major order."""
+    """Where one tensor lies: `nbytes` contiguous little-endian bytes at `offset` of `file`, in row-major order; or, if there
+    are parts, wherever they lie (then file and offset are the first part's)."""
 
     name: str
     dtype: DType
@@ -21,6 +43,16 @@ class TensorEntry:
     file: str
     offset: int
     nbytes: int
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def files(self) -> set[str]:
+        return {part.file for part in self.parts} or {self.file}
+
+    @cached_property
+    def scattered(self) -> bool:
+        """Whether neighbouring elements lie apart, as in a transposed matrix."""
+        return any(part.shape and part.shape[-1] > 1 and part.strides[-1] != 1 for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -29,14 +61,17 @@ class Checkpoint:
 
     path: as the user gave it.
     folder: where its config and tokenizer files are.
-    format: the safetensors metadata `format` ("pt", "np", "pd" ...), None if absent.
+    format: the safetensors metadata `format` ("pt", "np", "pd" ...), None if absent; of other kinds, what PaddleNLP or
+        transformers write for the same weights: "np" for Paddle's files, "pt" for torch's.
     tensors: in storage order (file by file, offset by offset).
+    kind: of its files: "safetensors", "pdparams", "bin" or "flex".
     """
 
     path: str
     folder: str
     format: str | None
     tensors: dict[str, TensorEntry]
+    kind: str = "safetensors"
 
     @property
     def nbytes(self) -> int:
@@ -74,20 +109,15 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def open_checkpoint(path: str, prefix: str = "model") -> Checkpoint:
-    """Read the headers of the checkpoint at `path`: a folder, or one .safetensors file.
+    """Read the headers of the checkpoint at `path`: a folder, or one file of any format.
 
-    prefix: which weights of the folder, "model" or "master_weights": `{prefix}.safetensors`, or the shards named by
-        `{prefix}.safetensors.index.json`.
+    prefix: which weights of the folder, "model" or "master_weights"; see find.open_folder.
     Raises CheckpointError listing everything wrong with it.
     """
-    from . import safetensors
+    from . import find
 
     if not os.path.exists(path):
         raise CheckpointError(
             f"{path}: no such file or folder (names of models on a hub are not resolved yet; give a local path)"
         )
-    if os.path.isfile(path):
-        if not path.endswith(".safetensors"):
-            raise CheckpointError(f"{path}: only folders and .safetensors files can be read so far")
-        return safetensors.open_files(path, os.path.dirname(path) or ".", [path], None)
-    return safetensors.open_folder(path, prefix)
+    return find.open_file(path) if os.path.isfile(path) else find.open_folder(path, prefix)

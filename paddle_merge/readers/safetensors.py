@@ -7,7 +7,6 @@ offset, which the library doesn't tell.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import math
 import os
 import struct
@@ -16,30 +15,9 @@ from typing import Any, TypeGuard
 from ..dtypes import BFLOAT16, BY_TAG, UINT16
 from ..errors import CheckpointError
 from . import Checkpoint, TensorEntry, parse_json, read_json
+from .find import misplaced
 
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
-
-
-def open_folder(path: str, prefix: str) -> Checkpoint:
-    """The checkpoint in a folder: the shards its index names, or the single file. Raises CheckpointError."""
-    single = os.path.join(path, f"{prefix}.safetensors")
-    index = f"{single}.index.json"
-    if not os.path.isfile(index):
-        if not os.path.isfile(single):
-            raise CheckpointError(_nothing_here(path, prefix))
-        return open_files(path, path, [single], None)
-
-    weight_map = _read_weight_map(index)
-    shards = sorted(set(weight_map.values()))
-    if os.path.isfile(single) and shards != [os.path.basename(single)]:
-        raise CheckpointError(
-            f"{path}: has both {os.path.basename(single)} and {os.path.basename(index)}, and loaders disagree about which"
-            " counts; remove the stale one"
-        )
-    missing = [shard for shard in shards if not os.path.isfile(os.path.join(path, shard))]
-    if missing:
-        raise CheckpointError(f"{index}: names shards that are not there: {', '.join(missing)}")
-    return open_files(path, path, [os.path.join(path, shard) for shard in shards], weight_map)
 
 
 def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, str] | None) -> Checkpoint:
@@ -59,29 +37,12 @@ def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, s
                 problems.append(f"{file}: tensor {entry.name!r} is also in {tensors[entry.name].file}")
             tensors[entry.name] = entry
     if weight_map is not None and not problems:
-        held = {name: os.path.basename(entry.file) for name, entry in tensors.items()}
-        for name in sorted(held.keys() | weight_map.keys()):
-            listed, holder = weight_map.get(name), held.get(name)
-            if listed != holder:
-                problems.append(f"{path}: the index puts tensor {name!r} in {listed}, but it is in {holder}")
+        problems = misplaced(path, {name: entry.file for name, entry in tensors.items()}, weight_map)
     if len(formats) > 1:
         problems.append(f"{path}: its shards have different metadata formats: {sorted(map(str, formats))}")
     if problems:
         raise CheckpointError(problems)
     return Checkpoint(path, folder, next(iter(formats)), tensors)
-
-
-def _read_weight_map(index: str) -> dict[str, str]:
-    content = read_json(index)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CheckpointError(f"{index}: has no weight_map from tensor names to shard names")
-    for shard in sorted(set(weight_map.values())):
-        if os.path.basename(shard) != shard or shard in ("", ".", ".."):
-            raise CheckpointError(f"{index}: names a shard outside its folder: {shard!r}")
-    if not weight_map:
-        raise CheckpointError(f"{index}: its weight_map is empty")
-    return weight_map
 
 
 def _read_header(file: str, folder: str) -> tuple[list[TensorEntry], dict[str, str]]:
@@ -167,15 +128,3 @@ def _uint16_is_bfloat16(entry: TensorEntry, folder: str) -> TensorEntry:
             ' say "dtype": "bfloat16"; add that if these are bfloat16 weights'
         )
     return dataclasses.replace(entry, dtype=BFLOAT16)
-
-
-def _nothing_here(path: str, prefix: str) -> str:
-    wanted = f"{path}: has no {prefix}.safetensors and no {prefix}.safetensors.index.json"
-    for suffix in (".pdparams", ".distcp", ".bin", ".safetensors"):
-        found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{suffix}")))
-        if found:
-            name = os.path.basename(found[0])
-            if suffix == ".safetensors":
-                return f"{wanted}; it has {name}: give that file, or its prefix with --merge_prefix"
-            return f"{wanted}; it has {name}, but {suffix} files can't be read yet: save the model as safetensors"
-    return wanted

@@ -1,0 +1,139 @@
+"""Tensors that lie in parts, or with other strides than row-major ones: read in few, large runs, whatever the strides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .readers import Part, TensorEntry
+
+GAP = 1 << 12  # bytes that are read and thrown away sooner than another system call is made
+CHUNK = 1 << 20  # bytes read before they are put in place
+Fetch = Callable[[Part, int, memoryview], None]  # fill memory with a part's bytes from so many bytes on
+
+
+class Dim(NamedTuple):
+    """So many elements, how many elements apart in the file, and how many in the memory to fill."""
+
+    size: int
+    step: int
+    to: int
+
+
+def gather(fetch: Fetch, entry: TensorEntry, start: int, out: np.ndarray) -> None:
+    """Fill out, flat, with the elements of `entry` from index `start` on."""
+    stop = start + out.size
+    whole = list(boxes(entry.shape, start, stop))
+    strides = row_major(entry.shape)
+    for part in entry.parts:
+        if len(part.at) != len(entry.shape):  # a run of elements
+            low, high = max(start, part.at[0]), min(stop, part.at[0] + part.shape[0])
+            if low < high:
+                (step,) = part.strides
+                _copy(fetch, part, (low - part.at[0]) * step, [Dim(high - low, step, 1)], out, low - start)
+            continue
+        for corner, box in whole:
+            lows = [max(c, a) for c, a in zip(corner, part.at, strict=True)]
+            counts = [
+                min(c + b, a + s) - low for c, b, a, s, low in zip(corner, box, part.at, part.shape, lows, strict=True)
+            ]
+            if min(counts, default=1) > 0:
+                source = sum((low - a) * step for low, a, step in zip(lows, part.at, part.strides, strict=True))
+                target = sum(low * to for low, to in zip(lows, strides, strict=True)) - start
+                dims = [Dim(*dim) for dim in zip(counts, part.strides, strides, strict=True)]
+                _copy(fetch, part, source, dims, out, target)
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides, in elements, of a contiguous tensor."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The elements start..stop, counted in row-major order, as few boxes: (first index, shape)."""
+    if not shape:
+        if start < stop:
+            yield (), ()
+        return
+    inner = max(1, math.prod(shape[1:]))
+    first, last = -(-start // inner), stop // inner  # whole rows
+    if first > last:  # all within one row
+        for corner, box in boxes(shape[1:], start - last * inner, stop - last * inner):
+            yield (last, *corner), (1, *box)
+        return
+    if start < first * inner:
+        for corner, box in boxes(shape[1:], start - (first - 1) * inner, inner):
+            yield (first - 1, *corner), (1, *box)
+    if first < last:
+        yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:])
+    if last * inner < stop:
+        for corner, box in boxes(shape[1:], 0, stop - last * inner):
+            yield (last, *corner), (1, *box)
+
+
+def _copy(fetch: Fetch, part: Part, source: int, dims: Sequence[Dim], out: np.ndarray, target: int) -> None:
+    """A box from element `source` of the part to element `target` of out."""
+    size, memory = out.itemsize, out.view(np.uint8).data
+    dims = _merged(sorted(dims, key=lambda dim: -dim.step))
+    span, split = 1, len(dims)  # the dimensions from split on are read at one go, gaps and all
+    while split and span * size <= CHUNK and (dims[split - 1].step * size <= GAP or dims[split - 1].step <= span):
+        split -= 1
+        span += (dims[split].size - 1) * dims[split].step
+    far, near = dims[:split], dims[split:]
+    if not near or (len(near) == 1 and near[0].step == near[0].to == 1):
+        for from_, to in _walk(far):
+            begin = (target + to) * size
+            fetch(part, (source + from_) * size, memory[begin : begin + span * size])
+        return
+
+    together = not far or span * size > CHUNK  # cut what is read at one go; else read several of them, then put in place
+    if together:
+        rows, near = near[0], near[1:]
+        span = 1 + sum((dim.size - 1) * dim.step for dim in near)
+        apart = rows.step
+    else:
+        rows, far, apart = far[-1], far[:-1], span
+    many = max(1, CHUNK // (max(apart, span) * size))
+    counts = tuple(dim.size for dim in near)
+    read = np.empty((min(many, rows.size) - 1) * apart + span, out.dtype)
+    raw = read.view(np.uint8).data
+    for from_, to in _walk(far):
+        for first in range(0, rows.size, many):
+            count = min(many, rows.size - first)
+            begin = source + from_ + first * rows.step
+            if together:
+                fetch(part, begin * size, raw[: ((count - 1) * apart + span) * size])
+            else:
+                for row in range(count):
+                    offset = row * span * size
+                    fetch(part, (begin + row * rows.step) * size, raw[offset : offset + span * size])
+            steps = [size * step for step in (apart, *(dim.step for dim in near))]
+            tos = [size * dim.to for dim in (rows, *near)]
+            place = (target + to + first * rows.to) * size
+            found = np.ndarray((count, *counts), out.dtype, read, 0, steps)
+            np.ndarray((count, *counts), out.dtype, out, place, tos)[...] = found
+
+
+def _merged(dims: Sequence[Dim]) -> list[Dim]:
+    """The same elements in fewer dimensions."""
+    merged: list[Dim] = []
+    for dim in dims:
+        if dim.size == 1:
+            continue
+        if merged and merged[-1].step == dim.size * dim.step and merged[-1].to == dim.size * dim.to:
+            dim = Dim(merged.pop().size * dim.size, dim.step, dim.to)
+        merged.append(dim)
+    return merged
+
+
+def _walk(dims: Sequence[Dim]) -> Iterator[tuple[int, int]]:
+    """For every index, how far it is in the file and in memory."""
+    if not dims:
+        yield 0, 0
+        return
+    for step, to in _walk(dims[:-1]):
+        for index in range(dims[-1].size):
+            yield step + index * dims[-1].step, to + index * dims[-1].to
