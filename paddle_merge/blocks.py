@@ -23,6 +23,7 @@ BLOCK = 1 << 16  # elements per model on the CPU: all rows stay in its second-le
 RESIDENT = 64 << 20  # a measured tensor up to this many bytes, all sources together, is read once and kept
 SAMPLE_WIDTH = 16  # neighbouring elements sampled together
 _INTERPRETER = 150 << 20  # Python with NumPy and Numba, measured
+_ALONE = 170 << 20  # the same, when it is the command too
 _PADDLE = 330 << 20  # Paddle's libraries and what it holds, measured
 
 
@@ -31,11 +32,10 @@ def worker_memory(models: int, recipe: Recipe, engine: Engine, alone: bool) -> i
     scratch = (models + 3) * BLOCK * 16
     measuring = RESIDENT + models * (12 << 20) if recipe.measures else 0
     if engine.tensor_type == "pd":
-        device = (
-            2 * engine.memory if engine.budgeted else 6 * (models + 1) * (1 << 26)
-        )  # sources, pinned and not, of two blocks
+        # On the host: the sources of two blocks, pinned and not.
+        device = 2 * engine.memory if engine.budgeted else 6 * (models + 1) << 26
         scratch = scratch * 2 + _PADDLE + (0 if engine.on_cpu else device)
-    return (_INTERPRETER if not alone else 110 << 20) + scratch + measuring
+    return (_INTERPRETER if not alone else _ALONE) + scratch + measuring
 
 
 class Source(Protocol):
