@@ -6,13 +6,13 @@ The command line is built from these fields too, so their help texts are the doc
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from . import checks
+from .config_file import read_config_file
 from .dtypes import FLOATS
 from .engine import GIB, Engine
 from .errors import ConfigError
@@ -25,7 +25,6 @@ from .methods.slerp import Slerp
 from .methods.ties import Ties
 from .methods.trim import Trim
 from .parsing import coerce, nearest, parse_size
-from .readers import unique_keys
 from .recipe import Recipe
 
 # Other names that PaddleNLP's documentation and older versions use for a field.
@@ -234,32 +233,7 @@ class MergeConfig:
             raise ConfigError(problems)
         return known
 
-    @staticmethod
-    def from_file(path: str) -> dict[str, Any]:
-        """The fields a JSON or YAML file sets, not yet checked. Raises ConfigError."""
-        try:
-            with open(path, "rb") as file:
-                text = file.read().decode("utf-8-sig")
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ConfigError(f"{path}: can't be read ({reason})") from None
-        try:
-            if path.lower().endswith(".json"):
-                content = json.loads(text, object_pairs_hook=unique_keys)
-            else:
-                import yaml
-
-                try:
-                    content = yaml.safe_load(text)
-                except yaml.YAMLError as error:
-                    raise ValueError(" ".join(str(error).split())) from None
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: can't be parsed ({error})") from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: must hold the fields of a merge, such as merge_method and model_path_list")
-        if {"models", "slices"} & content.keys():
-            raise ConfigError(f"{path}: looks like a mergekit recipe; those can't be read yet, only the flags as fields")
-        return content
+    from_file = staticmethod(read_config_file)
 
     # --- what it resolves to
 
