@@ -13,10 +13,10 @@ from typing import Any
 
 from . import checks
 from .config_file import read_config_file
+from .detect import LAYOUTS
 from .dtypes import FLOATS
 from .engine import GIB, Engine
 from .errors import ConfigError
-from .layout import LAYOUTS
 from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
 from .methods.dare import Dare
 from .methods.linear import Linear

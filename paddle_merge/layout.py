@@ -11,82 +11,20 @@ names and shapes, never guessed; then all inputs are viewed in one layout, witho
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Sequence
 
+import numpy as np
+
+from .detect import EMBEDDINGS, FUSED, LAYOUTS, LINEARS, Detected, alike, detect, last_word, read_config
 from .errors import CheckpointError
-from .readers import Checkpoint, TensorEntry, read_json
+from .files import Files
+from .readers import Checkpoint, TensorEntry
 from .readers.parts import as_boxes
+from .readers.pickles import MalformedError
 
-LAYOUTS = ("hf", "paddlenlp", "paddleformers")
 FORMATS = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # what loaders want to read in safetensors' metadata
-EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embeddings")
-# Linear layers by the last word of their name -> (rows, columns) of their weight in HF's layout, by _sizes' names.
-LINEARS: dict[str, tuple[str, str] | None] = {
-    "q_proj": ("heads", "hidden"),
-    "k_proj": ("kv", "hidden"),
-    "v_proj": ("kv", "hidden"),
-    "o_proj": ("hidden", "heads"),
-    "qkv_proj": ("qkv", "hidden"),
-    "gate_proj": ("intermediate", "hidden"),
-    "up_proj": ("intermediate", "hidden"),
-    "down_proj": ("hidden", "intermediate"),
-    "gate_up_fused_proj": ("gate_up", "hidden"),
-    "up_gate_proj": ("gate_up", "hidden"),
-    "gate_up_proj": ("gate_up", "hidden"),
-    "gate": None,  # a mixture's router: as many rows as experts
-    "shared_expert_gate": None,
-}
-
-
-@dataclass(frozen=True)
-class Detected:
-    """layout: None if it can't be told. evidence: why, for people. tied: whether lm_head is the embedding."""
-
-    layout: str | None
-    evidence: str
-    tied: bool
-    config: Mapping[str, Any]
-
-
-def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any]) -> Detected:
-    """By names, by the shapes of non-square weights that config.json explains, and by what wrote the file.
-
-    fallback: a config of the same architecture, for a checkpoint without one. Raises CheckpointError where the evidence
-    contradicts itself.
-    """
-    config = _config(checkpoint) or fallback
-    tied = bool(config.get("tie_word_embeddings", False))
-
-    def found(layout: str | None, evidence: str) -> Detected:
-        return Detected(layout, evidence, tied, config)
-
-    family = _family(checkpoint, config)
-    if family is not None and family != "model":
-        return found("paddlenlp", f"its tensors are called {family}...., as PaddleNLP calls them")
-    if family is None:
-        return found(None, "its tensors aren't called as those of a language model")
-    if checkpoint.kind in ("pdparams", "flex"):
-        return found("paddleformers", f"{checkpoint.kind} files hold Paddle's layout")
-    if prefix == "master_weights":
-        return found("paddleformers", "master weights are in Paddle's layout")
-    hf, paddle = _votes(checkpoint, _sizes(config))
-    if hf and paddle:
-        raise CheckpointError(
-            f"{checkpoint.path}: {hf[0]!r} is stored as Hugging Face does, {paddle[0]!r} as Paddle does; it is damaged, or"
-            " its config.json belongs to another model"
-        )
-    if hf or paddle:
-        name = (hf or paddle)[0]
-        return found("hf" if hf else "paddleformers", f"the shape of {name!r}")
-    if config.get("source") == "paddle":
-        return found("paddleformers", 'config.json says "source": "paddle"')
-    if checkpoint.kind == "bin" or checkpoint.format == "pt":
-        return found("hf", "torch's file format")
-    return found(None, "all its Linear weights are square, or config.json doesn't tell their sizes")
+STEP = 1 << 20  # elements
 
 
 def normalise(
@@ -97,28 +35,29 @@ def normalise(
     Returns the inputs, their layout (None if it can't be told, but is the same as far as can be told), and a sentence on
     each that was turned. Raises CheckpointError listing what can't be told or turned.
     """
-    fallback = next((config for checkpoint in inputs if (config := _config(checkpoint))), {})
-    found = [detect(checkpoint, prefix, fallback) for checkpoint in inputs]
-    found = [
-        dataclasses.replace(one, layout=said, evidence="as --layout says") if said else one
-        for one, said in zip(found, given, strict=True)
-    ]
+    fallback = next((config for checkpoint in inputs if (config := read_config(checkpoint))), {})
+    found = [detect(checkpoint, prefix, fallback, said) for checkpoint, said in zip(inputs, given, strict=True)]
+    found = alike(inputs, found)
     goal = target or found[0].layout
-    if all(one.layout == goal for one in found):
-        return tuple(inputs), goal, []
     pairs = list(zip(inputs, found, strict=True))
+    problems = []
+    if len({one.tied for one in found}) > 1 and all(one.layout for one in found):
+        ties = "; ".join(f"{checkpoint.path} {'does' if one.tied else 'does not'}" for checkpoint, one in pairs)
+        problems.append(f"some inputs tie lm_head to the embedding and some don't, so they don't merge: {ties}")
     shown = [f"{checkpoint.path}: {one.layout or 'unknown'} ({one.evidence})" for checkpoint, one in pairs]
+    if all(one.layout == goal for one in found):
+        problems += _mixed_files(inputs) if goal is None else []
+        if problems:
+            raise CheckpointError(problems)
+        return tuple(inputs), goal, []
     if strict and len({one.layout for one in found}) > 1:
         raise CheckpointError(f"--strict_layout: the inputs' layouts differ: {'; '.join(shown)}")
-    problems = [
+    problems += [
         f"{checkpoint.path}: can't tell its layout ({one.evidence}), and it may have to be turned to {goal or 'the others'};"
         f" say it with --layout, one of {', '.join(LAYOUTS)} for each model and then the base"
         for checkpoint, one in pairs
         if one.layout is None
     ]
-    if len({one.tied for one in found}) > 1:
-        ties = "; ".join(f"{checkpoint.path} {'does' if one.tied else 'does not'}" for checkpoint, one in pairs)
-        problems.append(f"some inputs tie lm_head to the embedding and some don't, so they can't be turned alike: {ties}")
     turned = []
     for checkpoint, one in pairs if not problems else ():
         try:
@@ -127,63 +66,25 @@ def normalise(
             problems += error.problems
     if problems:
         raise CheckpointError(problems)
-    return (
-        tuple(turned),
-        goal,
-        [f"{text}, read as {goal}" for text, one in zip(shown, found, strict=True) if one.layout != goal],
-    )
+    notes = [f"{text}, read as {goal}" for text, one in zip(shown, found, strict=True) if one.layout != goal]
+    return tuple(turned), goal, notes
 
 
-# --- detecting -------------------------------------------------------------------------------------------------------
-
-
-def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    path = os.path.join(checkpoint.folder, "config.json")
-    config = read_json(path) if os.path.isfile(path) else {}
-    return config if isinstance(config, dict) else {}
-
-
-def _family(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
-    """What the tensors of the layers are called after: "model", or PaddleNLP's name of the model's type."""
-    first = {name.partition(".")[0] for name in checkpoint.tensors if re.search(r"\.layers\.\d+\.", name)}
-    if len(first) != 1:
-        return None
-    (family,) = first
-    return family if family in ("model", str(config.get("model_type", "")).replace("-", "_")) else None
-
-
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    """The widths that config.json tells."""
-    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    sizes: dict[str, Any] = {"hidden": hidden, "intermediate": config.get("intermediate_size")}
-    if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
-        width = config.get("head_dim") or hidden // heads
-        sizes["heads"] = heads * width
-        sizes["kv"] = (config.get("num_key_value_heads") or heads) * width
-        sizes["qkv"] = sizes["heads"] + 2 * sizes["kv"]
-    if isinstance(sizes["intermediate"], int):
-        sizes["gate_up"] = 2 * sizes["intermediate"]
-    return {name: size for name, size in sizes.items() if isinstance(size, int)}
-
-
-def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """The names of the weights that are stored as Hugging Face, and as Paddle, would; square ones say nothing."""
-    hf, paddle = [], []
-    for name, entry in checkpoint.tensors.items():
-        wanted = LINEARS.get(_word(name)) if name.endswith(".weight") else None
-        if wanted is None or not set(wanted) <= sizes.keys() or sizes[wanted[0]] == sizes[wanted[1]]:
-            continue
-        shape = sizes[wanted[0]], sizes[wanted[1]]
-        if entry.shape == shape:
-            hf.append(name)
-        elif entry.shape == shape[::-1]:
-            paddle.append(name)
-    return hf, paddle
-
-
-def _word(name: str) -> str:
-    """The layer's own name: "q_proj" of "model.layers.0.self_attn.q_proj.weight"."""
-    return (["", *name.split(".")])[-2]
+def _mixed_files(inputs: Sequence[Checkpoint]) -> list[str]:
+    """Why files of Paddle and of torch don't merge, if nothing tells whether their matrices are turned alike."""
+    paddle = [checkpoint for checkpoint in inputs if checkpoint.kind in ("pdparams", "flex")]
+    torch = [checkpoint for checkpoint in inputs if checkpoint.kind == "bin" or checkpoint.format == "pt"]
+    square = [
+        name
+        for name, entry in inputs[0].tensors.items()
+        if len(entry.shape) == 2 and entry.shape[0] == entry.shape[1] > 1 and last_word(name) not in EMBEDDINGS
+    ]
+    if not (paddle and torch and square):
+        return []
+    return [
+        f"{paddle[0].path} is Paddle's and {torch[0].path} torch's, and they may store {square[0]!r} turned; say how with"
+        f" --layout, one of {', '.join(LAYOUTS)} for each model and then the base"
+    ]
 
 
 # --- turning ---------------------------------------------------------------------------------------------------------
@@ -197,30 +98,72 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
         raise CheckpointError(f"{checkpoint.path}: its config.json has no model_type, after which PaddleNLP names tensors")
     before, after = (f"{model_type}." if layout == "paddlenlp" else "model." for layout in (found.layout, goal))
     flips = (found.layout == "hf") != (goal == "hf")
-    problems, tensors = [], {}
+    problems: list[str] = []
+    tensors: dict[str, TensorEntry] = {}
     for name, entry in checkpoint.tensors.items():
-        word = _word(name)
+        word, known = last_word(name), name.endswith((".weight", ".bias"))
         new = after + name.removeprefix(before) if name.startswith(before) else name
-        if word == "lm_head":
-            flip = not found.tied and (found.layout == "paddlenlp") != (goal == "paddlenlp")
-        elif len(entry.shape) < 2 or word in EMBEDDINGS:
+        why = ""
+        if name == "lm_head.weight":
+            stored = _head_is_turned(checkpoint, found)
+            flip = stored != (goal == "paddlenlp" and not found.tied)
+            if stored != (found.layout == "paddlenlp" and not found.tied):
+                why = f"is not as {found.layout} stores it in a model that {'ties' if found.tied else 'does not tie'} it"
+        elif word in FUSED and ("paddlenlp" in (goal, found.layout) or word not in ("qkv_proj", "gate_up_proj")):
+            flip, why = False, f"is fused, and {found.layout} and {goal} fuse differently, which can't be converted yet"
+        elif len(entry.shape) < 2 or (word in EMBEDDINGS and known):
             flip = False
-        elif len(entry.shape) == 2 and word in LINEARS and name.endswith(".weight"):
-            flip = flips
-        elif flips:
-            problems.append(
-                f"{checkpoint.path}: tensor {name!r} {list(entry.shape)}: it isn't known whether it is turned between"
-                f" {found.layout} and {goal}"
-            )
-            continue
         else:
-            flip = False
-        tensors[new] = transposed(entry, new) if flip else dataclasses.replace(entry, name=new)
+            flip = flips
+            if flips and not (len(entry.shape) == 2 and word in LINEARS and name.endswith(".weight")):
+                why = f"{list(entry.shape)}: it isn't known whether it is turned between {found.layout} and {goal}"
+        if new in tensors:
+            why = f"and another would both be called {new!r} in {goal}"
+        try:
+            tensors[new] = transposed(entry, new) if flip and not why else dataclasses.replace(entry, name=new)
+        except MalformedError as error:
+            why = str(error)
+        if why:
+            problems.append(f"{checkpoint.path}: tensor {name!r} {why}")
+    embedding = next(
+        (entry for name, entry in tensors.items() if last_word(name) in EMBEDDINGS and len(entry.shape) == 2), None
+    )
+    if found.tied and embedding is not None and not problems:
+        head = tensors.pop("lm_head.weight", None)
+        if head is not None and goal == "hf" and not _equal(head, embedding):
+            problems.append(f"{checkpoint.path}: config.json ties lm_head to the embedding, but their values differ")
+        if goal != "hf":
+            tensors["lm_head.weight"] = head or dataclasses.replace(embedding, name="lm_head.weight")
     if problems:
         raise CheckpointError(problems)
-    if found.tied and goal == "hf":
-        tensors.pop("lm_head.weight", None)
     return dataclasses.replace(checkpoint, tensors=tensors)
+
+
+def _head_is_turned(checkpoint: Checkpoint, found: Detected) -> bool:
+    """Whether lm_head is [h, V]; by its shape, if that tells."""
+    head = checkpoint.tensors["lm_head.weight"].shape
+    vocabulary = {entry.shape for name, entry in checkpoint.tensors.items() if last_word(name) in EMBEDDINGS}
+    if len(set(head)) == 2 and len(vocabulary) == 1 and sorted(head) == sorted(next(iter(vocabulary))):
+        return head not in vocabulary
+    return found.layout == "paddlenlp" and not found.tied
+
+
+def _equal(one: TensorEntry, other: TensorEntry) -> bool:
+    """Whether two tensors hold the same bytes: the one look that a plan takes at values, before it leaves one out."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    size, files = math.prod(one.shape), Files()
+    a, b = np.empty(min(STEP, size), one.dtype.raw), np.empty(min(STEP, size), one.dtype.raw)
+    try:
+        for start in range(0, size, STEP):
+            count = min(STEP, size - start)
+            files.read(one, start, a[:count])
+            files.read(other, start, b[:count])
+            if (a[:count].view(np.uint8) != b[:count].view(np.uint8)).any():
+                return False
+    finally:
+        files.close()
+    return True
 
 
 def transposed(entry: TensorEntry, name: str) -> TensorEntry:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
-from paddle_merge.layout import LAYOUTS, detect, transposed
+from paddle_merge.detect import LAYOUTS, detect
+from paddle_merge.layout import transposed
 from paddle_merge.readers import open_checkpoint
 
 from .checkpoints import from_bits, read, to_bits, write
@@ -174,7 +175,7 @@ def test_evidence_that_contradicts_itself(tmp_path: Path) -> None:
     a, b = llama(0), laid_out(llama(1), "paddleformers")
     name = "model.layers.1.mlp.up_proj.weight"
     paths = [stored(tmp_path / "a", a, "hf"), str(write(tmp_path / "b", {**b, name: b[name].T.copy()}, config=CONFIG))]
-    with pytest.raises(CheckpointError, match=r"is stored as Hugging Face does, .* as Paddle does"):
+    with pytest.raises(CheckpointError, match=r"can't tell its layout \(the shape of .* says so, but not the shape of"):
         merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out")))
 
 
@@ -229,3 +230,130 @@ def test_a_large_matrix_on_its_side(tmp_path: Path) -> None:
         files.read(turned, start, out)
         assert (out == expected[start : start + count]).all()
     files.close()
+
+
+def refused(*paths: str, out: Path, **fields: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        merge(MergeConfig(model_path_list=list(paths), output_path=str(out), **fields))
+    return str(caught.value)
+
+
+def test_shapes_outweigh_names_kinds_and_the_user(tmp_path: Path) -> None:
+    """PaddleNLP's names, or --layout, on weights that lie as Hugging Face's."""
+    renamed = {name.replace("model.", "llama."): value for name, value in llama(0).items()}
+    path = str(write(tmp_path / "a", renamed, "bfloat16", config=CONFIG))
+    assert "but not the shape of" in refused(path, path, out=tmp_path / "o", output_layout="hf")
+    hf = stored(tmp_path / "b", llama(0), "hf")
+    said = refused(hf, hf, out=tmp_path / "o", layout=["paddleformers", "paddleformers"], output_layout="hf")
+    assert "--layout says paddleformers, but not the shape of" in said
+
+
+def test_paddles_mark_on_torchs_file_is_no_evidence(tmp_path: Path) -> None:
+    square = {**CONFIG, "intermediate_size": HIDDEN, "num_key_value_heads": HEADS}
+    model = llama(0, HIDDEN, HEADS)
+    path = str(write(tmp_path / "a", model, "bfloat16", config={**square, "source": "paddle"}, format="pt"))
+    assert "but the file is torch's" in refused(path, path, out=tmp_path / "o", output_layout="hf")
+
+
+def test_sizes_of_a_nested_config(tmp_path: Path) -> None:
+    nested = {"model_type": "llava", "architectures": ["L"], "text_config": {**CONFIG, "num_key_value_heads": KV}}
+    path = str(write(tmp_path / "a", laid_out(llama(0), "paddleformers"), "bfloat16", config=nested, format="pt"))
+    merge(MergeConfig(model_path_list=[path, path], output_path=str(tmp_path / "o"), output_layout="hf"))
+    assert_same(read(tmp_path / "o"), llama(0))
+
+
+def test_lm_head_goes_by_its_shape_and_its_values(tmp_path: Path) -> None:
+    tied = {**CONFIG, "tie_word_embeddings": True}
+    a = llama(0)
+    turned = stored(tmp_path / "turned", a, "paddlenlp", tied)  # [h, V], as only untied models have it
+    assert "'lm_head.weight' is not as paddlenlp stores it" in refused(
+        turned, turned, out=tmp_path / "o", output_layout="hf"
+    )
+    other = stored(tmp_path / "other", a, "paddleformers", tied)  # tied, says config.json
+    assert "their values differ" in refused(other, other, out=tmp_path / "o", output_layout="hf")
+    gemma = {key: value for key, value in {**CONFIG, "model_type": "gemma"}.items() if key != "tie_word_embeddings"}
+    same = {**laid_out(a, "paddleformers"), "lm_head.weight": a["model.embed_tokens.weight"]}
+    path = str(write(tmp_path / "gemma", same, "bfloat16", config=gemma))
+    merge(MergeConfig(model_path_list=[path, path], output_path=str(tmp_path / "out"), output_layout="hf"))
+    assert "lm_head.weight" not in read(tmp_path / "out")
+
+
+def test_a_tied_models_lm_head_comes_back_for_paddle(tmp_path: Path) -> None:
+    tied = {**CONFIG, "tie_word_embeddings": True}
+    a = llama(0, tied=True)
+    path = stored(tmp_path / "a", a, "hf", tied)
+    merge(MergeConfig(model_path_list=[path, path], output_path=str(tmp_path / "o"), output_layout="paddlenlp"))
+    expected = {**laid_out(a, "paddlenlp"), "lm_head.weight": a["model.embed_tokens.weight"]}
+    assert_same(read(tmp_path / "o"), expected)
+
+
+def test_tied_and_untied_of_one_layout(tmp_path: Path) -> None:
+    a = stored(tmp_path / "a", llama(0), "hf", {**CONFIG, "tie_word_embeddings": True})
+    b = stored(tmp_path / "b", llama(1), "hf")
+    assert "some inputs tie lm_head" in refused(a, b, out=tmp_path / "o")
+
+
+def test_fused_weights_and_names_that_collide(tmp_path: Path) -> None:
+    model = laid_out(llama(0), "paddlenlp")
+    for extra, words in (
+        (
+            {"llama.layers.0.self_attn.qkv_proj.weight": np.zeros((16, 32))},
+            "'llama.layers.0.self_attn.qkv_proj.weight' is fused",
+        ),
+        ({"model.norm.weight": np.zeros(HIDDEN)}, "would both be called 'model.norm.weight' in hf"),
+    ):
+        path = str(write(tmp_path / words[-9:], {**model, **extra}, "bfloat16", config=CONFIG))
+        assert words in refused(path, path, out=tmp_path / "o", output_layout="hf")
+
+
+def test_odd_configs(tmp_path: Path) -> None:
+    """Numbers that are lists, flags that are words."""
+    config = {**CONFIG, "num_key_value_heads": [2, 2], "tie_word_embeddings": "false"}
+    path = stored(tmp_path / "a", llama(0), "hf", config)
+    merge(MergeConfig(model_path_list=[path, path], output_path=str(tmp_path / "o"), output_layout="hf"))
+    assert_same(read(tmp_path / "o"), llama(0))
+
+
+def test_undecidable_but_of_the_same_shapes(tmp_path: Path) -> None:
+    """Nothing needs turning, whatever the layout is."""
+    paths = [str(write(tmp_path / name, llama(0), "bfloat16", format=name, config={})) for name in ("pt", "np")]
+    for path in paths:
+        (Path(path) / "config.json").unlink()
+    merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "o")))
+    assert_same(read(tmp_path / "o"), llama(0))
+
+
+def test_paddles_and_torchs_files_of_unknown_models(tmp_path: Path) -> None:
+    """Square matrices may lie either way."""
+    import pickle
+
+    values = {"blocks.0.proj.weight": np.arange(64, dtype="f4").reshape(8, 8)}
+    torch = str(write(tmp_path / "a", values, "float32", format="pt"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "model_state.pdparams").write_bytes(pickle.dumps(values, protocol=4))
+    said = refused(torch, str(tmp_path / "b"), out=tmp_path / "o")
+    assert "'blocks.0.proj.weight' turned; say how with --layout" in said
+    config = MergeConfig(model_path_list=[torch, str(tmp_path / "b")], output_path=str(tmp_path / "o"))
+    config.layout = ["hf", "hf"]
+    merge(config)
+
+
+def test_row_shards_on_their_side(tmp_path: Path) -> None:
+    """A matrix in runs of rows, as tensor-parallel and distributed checkpoints have it."""
+    from paddle_merge.dtypes import FLOAT32
+    from paddle_merge.files import Files
+    from paddle_merge.readers import Part
+    from paddle_merge.readers.parts import assemble
+
+    values = np.arange(60, dtype="<f4").reshape(10, 6)
+    parts = []
+    for number, rows in enumerate((values[:4], values[4:])):
+        file = tmp_path / f"{number}"
+        file.write_bytes(b"head" + rows.tobytes())
+        parts.append(Part(str(file), 4, (4 * number, 0), rows.shape, (6, 1)))
+    turned = transposed(assemble("w", FLOAT32, (10, 6), parts), "w")
+    out = np.empty(60, "<f4")
+    files = Files()
+    files.read(turned, 0, out)
+    files.close()
+    assert (out.reshape(6, 10) == values.T).all()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from ..dtypes import DType
-from ..gather import row_major
+from ..gather import boxes, row_major
 from . import Part, TensorEntry
 from .pickles import MalformedError
 
@@ -34,15 +34,23 @@ def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Pa
 
 
 def as_boxes(entry: TensorEntry) -> list[Part]:
-    """The same tensor in boxes of as many dimensions as it has. Raises MalformedError if its parts are runs of it."""
-    start = (0,) * len(entry.shape)
+    """The same tensor in boxes of as many dimensions as it has. Raises MalformedError if a part can't be cut into them."""
+    strides = row_major(entry.shape)
     if not entry.parts:
-        return [Part(entry.file, entry.offset, start, entry.shape, row_major(entry.shape))]
-    if len(entry.parts) == 1 and entry.parts[0].strides == (1,):  # all of it, in order
-        return [dataclasses.replace(entry.parts[0], at=start, shape=entry.shape, strides=row_major(entry.shape))]
-    if any(len(part.at) != len(entry.shape) for part in entry.parts):
-        raise MalformedError("is in slices that can't be joined with others; save it again with protocol 4")
-    return list(entry.parts)
+        return [Part(entry.file, entry.offset, (0,) * len(entry.shape), entry.shape, strides)]
+    found: list[Part] = []
+    for part in entry.parts:
+        if len(part.at) == len(entry.shape) and len(entry.shape) != 1:
+            found.append(part)
+            continue
+        ((first,), (count,), (step,)) = part.at, part.shape, part.strides
+        for corner, shape in boxes(entry.shape, first, first + count):
+            skipped = sum(index * stride for index, stride in zip(corner, strides, strict=True)) - first
+            if (skipped and part.text) or step != 1:
+                raise MalformedError("is in slices that can't be joined with others; save it again with protocol 4")
+            offset = part.offset + skipped * entry.dtype.itemsize
+            found.append(dataclasses.replace(part, offset=offset, at=corner, shape=shape, strides=strides))
+    return found
 
 
 def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
