@@ -30,8 +30,6 @@ LINEARS: dict[str, tuple[str, str] | None] = {
     "gate": None,  # a mixture's router: as many rows as experts
     "shared_expert_gate": None,
 }
-
-
 FUSED = ("qkv_proj", "gate_up_fused_proj", "up_gate_proj", "gate_up_proj")
 OTHER_LINEARS = ("out_proj", "fc1", "fc2", "dense")  # their shapes tell that two checkpoints are laid out alike
 TIED_BY_DEFAULT = ("gemma", "cohere")  # their configs leave tie_word_embeddings out where it is true
@@ -84,11 +82,9 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
         return found("hf" if hf else "paddleformers", f"the shape of {(hf or paddle)[0]!r} says so")
     if config.get("source") == "paddle":
         evidence = 'config.json says "source": "paddle"'
-        return (
-            Detected(None, f"{evidence}, but the file is torch's", tied, config)
-            if torch
-            else found("paddleformers", evidence)
-        )
+        if torch:
+            return Detected(None, f"{evidence}, but the file is torch's", tied, config)
+        return found("paddleformers", evidence)
     if torch:
         return found("hf", "the file is torch's")
     return Detected(None, "its Linear weights are all square, or config.json doesn't tell their sizes", tied, config)
@@ -103,6 +99,7 @@ def read_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def _tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
+    """Whether lm_head is the embedding: as config.json says, else by the model's type, else if there is no lm_head."""
     says = config.get("tie_word_embeddings")
     if isinstance(says, bool):
         return says
@@ -124,6 +121,7 @@ def alike(inputs: Sequence[Checkpoint], found: Sequence[Detected]) -> list[Detec
 
 
 def is_linear(name: str) -> bool:
+    """Whether this is surely the weight of a Linear layer."""
     return name.endswith(".weight") and (last_word(name) in LINEARS or last_word(name) in OTHER_LINEARS)
 
 

@@ -169,13 +169,24 @@ class _Throttle:
             self._bytes = 0
 
 
+def _settle(engine: Engine) -> None:
+    """Raises WorkError, whatever goes wrong in a framework that starts."""
+    try:
+        engine.settle()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise WorkError(
+            f"--tensor_type {engine.tensor_type} --device {engine.device}: can't be used here ({reason})"
+        ) from error
+
+
 def serve(connection: Connection) -> None:
     """Receive a Job, then (tensor, piece) until None; send ("progress", bytes), ("done", Report) and ("error", sentence,
     traceback)."""
     throttle = _Throttle(lambda count: connection.send(("progress", count)))
     try:
         job = connection.recv()
-        job.engine.settle()
+        _settle(job.engine)
         worker = Worker(job, throttle)
         while (work := connection.recv()) is not None:
             report = worker.merge(*work)

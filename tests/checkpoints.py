@@ -115,3 +115,13 @@ def dtypes(folder: Path, prefix: str = "model") -> dict[str, str]:
     return {
         name: TAGS[info["dtype"]] for name, info in safetensors.deserialize((folder / f"{prefix}.safetensors").read_bytes())
     }
+
+
+def damaged(good: bytes, random: np.random.Generator, cut: bool, first: int = 0) -> bytes:
+    """A file with one to three bytes changed, none before `first`, and perhaps cut off somewhere."""
+    content = bytearray(good)
+    for _ in range(random.integers(1, 4)):
+        content[random.integers(first, len(content))] = random.integers(256)
+    if cut:
+        del content[random.integers(len(content)) :]
+    return bytes(content)

@@ -20,6 +20,8 @@ from paddle_merge.files import Files
 from paddle_merge.readers import open_checkpoint
 from tests import checkpoints
 
+from .checkpoints import damaged
+
 RANDOM = np.random.default_rng(8)
 MODULE = "paddle.distributed.flex_checkpoint.dcp.metadata"
 
@@ -245,12 +247,7 @@ def test_flipped_bits_and_cut_files(tmp_path: Path) -> None:
     for trial in range(2000):
         file = files[trial % len(files)] if trial % 3 else tmp_path / "0.metadata"
         good = file.read_bytes()
-        content = bytearray(good)
-        for _ in range(RANDOM.integers(1, 4)):
-            content[RANDOM.integers(len(content))] = RANDOM.integers(256)
-        if trial % 10 == 0:
-            del content[RANDOM.integers(len(content)) :]
-        file.write_bytes(content)
+        file.write_bytes(damaged(good, RANDOM, cut=trial % 10 == 0))
         reader = Files()
         try:
             for entry in open_checkpoint(str(tmp_path)).tensors.values():

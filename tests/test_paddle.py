@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -198,6 +199,23 @@ def test_command_line(tmp_path: Path) -> None:
         assert "Warning" not in done.stderr
         outputs[name] = (tmp_path / name / "model.safetensors").read_bytes()
     assert outputs["np"] == outputs["pd1"] == outputs["pd3"]
+
+
+@pytest.mark.parametrize("error", ["OSError('libcuda.so')", "RuntimeError('no\\nluck')"])
+def test_a_paddle_that_does_not_start(tmp_path: Path, error: str) -> None:
+    """One sentence, from the worker that met it."""
+    _, paths = models(tmp_path, "bfloat16", 2)
+    (tmp_path / "broken" / "paddle").mkdir(parents=True)
+    (tmp_path / "broken" / "paddle" / "__init__.py").write_text(f"raise {error}")
+    path = os.pathsep.join([str(tmp_path / "broken"), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-m", "paddle_merge", "--model_path_list", *paths, "--output_path", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, "--tensor_type", "pd", "--quiet"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --tensor_type pd --device cpu: can't be used here (")
+    assert not (tmp_path / "out").exists()
 
 
 def test_nan_and_overflow_are_noticed(

@@ -23,6 +23,8 @@ from paddle_merge.readers.parts import assemble
 from paddle_merge.readers.pickles import MalformedError
 from tests import checkpoints
 
+from .checkpoints import damaged
+
 RANDOM = np.random.default_rng(5)
 MODEL = "model_state.pdparams"
 
@@ -213,12 +215,7 @@ def test_flipped_bits_and_cut_files(tmp_path: Path, protocol: int) -> None:
     file = tmp_path / "damaged.pdparams"
     outcomes, nameless = {"read": 0, "refused": 0}, list[str]()
     for trial in range(3000):
-        content = bytearray(good)
-        for _ in range(RANDOM.integers(1, 4)):
-            content[RANDOM.integers(len(content))] = RANDOM.integers(256)
-        if trial % 10 == 0:
-            del content[RANDOM.integers(len(content)) :]
-        file.write_bytes(content)
+        file.write_bytes(damaged(good, RANDOM, cut=trial % 10 == 0))
         try:
             read_all(file)
             outcomes["read"] += 1

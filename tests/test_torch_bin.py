@@ -16,6 +16,8 @@ from paddle_merge.files import Files
 from paddle_merge.readers import open_checkpoint
 from tests import checkpoints
 
+from .checkpoints import damaged
+
 RANDOM = np.random.default_rng(6)
 STORAGES = {"<f4": "FloatStorage", "<f8": "DoubleStorage", "<f2": "HalfStorage", "<u2": "BFloat16Storage",
             "<i8": "LongStorage", "|u1": "ByteStorage", "|b1": "BoolStorage"}  # fmt: skip
@@ -213,12 +215,7 @@ def test_flipped_bits_and_cut_files(tmp_path: Path) -> None:
     file = tmp_path / "damaged.bin"
     outcomes, nameless = {"read": 0, "refused": 0}, list[str]()
     for trial in range(3000):
-        content = bytearray(good)
-        for _ in range(RANDOM.integers(1, 4)):
-            content[RANDOM.integers(4, len(content))] = RANDOM.integers(256)
-        if trial % 10 == 0:
-            del content[RANDOM.integers(len(content)) :]
-        file.write_bytes(content)
+        file.write_bytes(damaged(good, RANDOM, cut=trial % 10 == 0, first=4))
         reader = Files()
         try:
             for entry in open_checkpoint(str(file)).tensors.values():
