@@ -1,0 +1,153 @@
+"""Every field of a merge's configuration, with its default and its help text: PaddleNLP's and PaddleFormers' mergekit
+fields, name for name, and ours. The flags of the command line are made of them; config.py says what they mean together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .detect import LAYOUTS
+from .dtypes import FLOATS
+from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
+
+_MODELS, _METHOD, _TUNE, _OUTPUT, _RUN, _PADDLE = (
+    "What to merge",
+    "How to merge",
+    "Parameters of the methods",
+    "Output",
+    "Running",
+    "PaddleNLP compatibility",
+)
+
+
+def _flag(group: str, help: str, default: Any = None, **metadata: Any) -> Any:
+    """A field with its help. shown: the default as --help shows it. choices: the allowed strings."""
+    extra = {"group": group, "help": help, **metadata}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=extra)
+    return field(default=default, metadata=extra)
+
+
+@dataclass
+class Fields:
+    """The fields of MergeConfig. Lists may be given as lists or tuples; None means "not given"."""
+
+    model_path_list: list[str] | None = _flag(
+        _MODELS, "Folders (or files) of the models to merge: `--model_path_list a b c`."
+    )
+    model_path_str: str | None = _flag(_MODELS, "The same in one word, separated by commas; wins over model_path_list.")
+    base_model_path: str | None = _flag(
+        _MODELS,
+        "The model that all of them were fine-tuned from. With it, methods work on task vectors (model minus base) and add"
+        " the base back; every method but linear and slerp needs it to do what its paper says.",
+    )
+    merge_prefix: str = _flag(
+        _MODELS,
+        "Which weights of a folder: model (model.safetensors) or master_weights. `--merge_preifx` works too.",
+        "model",
+        choices=("model", "master_weights"),
+    )
+    weight_list: list[float] | None = _flag(
+        _METHOD, "One weight per model: `--weight_list 0.3 0.7`. Without it all count the same.", shown="1 each, normalised"
+    )
+    merge_method: str | None = _flag(
+        _METHOD, "A named pair of sparsifier and merge type.", choices=tuple(METHODS), shown="linear"
+    )
+    merge_type: str | None = _flag(
+        _METHOD, "Instead of a method: how task vectors become one.", choices=MERGE_TYPES, shown="linear"
+    )
+    sparsify_type: str | None = _flag(
+        _METHOD,
+        "Instead of a method: what is kept of each task vector. trim: the largest elements; dare: random ones; magprune:"
+        " random ones, large ones more readily.",
+        choices=("none", *SPARSIFIERS),
+        shown="none",
+    )
+    normalize: bool = _flag(_METHOD, "Divide by the sum of the weights (ties: of the models that agree).", True)
+    scale: float = _flag(_METHOD, "Factor on the merged task vector before the base is added back. Needs a base model.", 1.0)
+    reserve_p: float = _flag(
+        _TUNE, "trim, dare, magprune: the fraction of elements to keep (papers: density, 1 - drop rate).", 0.7
+    )
+    rescale: bool = _flag(
+        _TUNE,
+        "Scale up what is kept: dare and magprune by 1 / keep probability, trim to the tensor's L1 norm. trim's is"
+        " PaddleNLP's, not the paper's: with many models it makes the merge too strong, so try --no_rescale.",
+        True,
+    )
+    epsilon: float = _flag(_TUNE, "magprune: full width of the range of keep probabilities (DELLA's code: half).", 0.14)
+    ties_elect_type: str = _flag(
+        _TUNE,
+        "ties: elect signs by the sum of the weighted values, or by the count of their signs.",
+        "sum",
+        choices=("sum", "count"),
+    )
+    ties_zero_sign: str = _flag(
+        _TUNE,
+        "ties: what a vote that cancels exactly elects. positive: plus, as PaddleNLP (a bias, with bfloat16 models);"
+        " majority: the tensor's most frequent sign; drop: nothing, the element stays the base's.",
+        "positive",
+        choices=("positive", "majority", "drop"),
+    )
+    slerp_alpha: float = _flag(_TUNE, "slerp: 0 is the first model, 1 the second.", 0.5)
+    slerp_dot_threshold: float = _flag(_TUNE, "slerp: beyond this |cosine| interpolate linearly.", 0.9995)
+    slerp_normalize_eps: float = _flag(_TUNE, "slerp: a norm up to this counts as 1.", 1e-8)
+    seed: int = _flag(_TUNE, "dare, magprune: the same seed gives the same masks, for any number of workers.", 0)
+    output_path: str | None = _flag(_OUTPUT, "Folder to write to.", shown="./merged-<method>")
+    overwrite: bool = _flag(_OUTPUT, "Replace the weights of an earlier merge in that folder.", False)
+    max_shard_size: str = _flag(
+        _OUTPUT, "Split the output into files of at most this size; it is one file if it fits.", "5GB"
+    )
+    out_dtype: str | None = _flag(
+        _OUTPUT, "Storage dtype of the output's floating-point tensors.", choices=tuple(FLOATS), shown="each tensor's own"
+    )
+    layout: list[str] | None = _flag(
+        _MODELS,
+        "Where it can't be detected: how each model, and then the base, stores Linear weights. hf: [out, in]; paddleformers:"
+        " [in, out]; paddlenlp: that, under PaddleNLP's names.",
+        choices=LAYOUTS,
+        shown="detected",
+    )
+    strict_layout: bool = _flag(_MODELS, "Refuse to merge models of different layouts, instead of turning them.", False)
+    output_layout: str | None = _flag(
+        _OUTPUT, "Layout to store the merged model in, so that it loads there.", choices=LAYOUTS, shown="the first model's"
+    )
+    copy_file_list: list[str] | None = _flag(
+        _OUTPUT, "More files to copy from the base model's folder (else the first model's), beside config and tokenizer."
+    )
+    n_process: int = _flag(_RUN, "Worker processes. The result doesn't depend on it.", 1)
+    tensor_type: str = _flag(
+        _RUN,
+        "What computes. np: NumPy, on the CPU. pd: Paddle, on `--device`; on the CPU the same result, but slower.",
+        "np",
+        choices=("np", "pd"),
+    )
+    device: str = _flag(
+        _RUN,
+        "Where pd computes: cpu; gpu, which takes up to 70 % of a GPU's memory; low_gpu_mem, a GPU too, which"
+        " stays within max_tensor_mem; xpu or npu, likewise, with a Paddle built for them. gpu:1 is the second GPU; if no"
+        " number is given, workers are spread over all.",
+        "cpu",
+    )
+    max_tensor_mem: float = _flag(
+        _RUN,
+        "low_gpu_mem, xpu, npu: how many GiB of a device's memory to take, for tensors of any size. Elsewhere: no effect.",
+        0.5,
+    )
+    dry_run: bool = _flag(_RUN, "Print the plan and touch nothing.", False)
+    strict: bool = _flag(
+        _RUN, "Make errors of the warnings: NaN or Inf in an input, sparsifying without a base model.", False
+    )
+    lora_model_path: str | None = _flag(_PADDLE, "Folding LoRA adapters isn't there yet.")
+    split_pieces: int = _flag(_PADDLE, "Has no effect: tensors are streamed, statistics are always of the whole tensor.", 8)
+    convert_from_hf: bool = _flag(
+        _PADDLE,
+        "Inputs are detected, so it only counts together with save_to_hf: if they are equal, the layout stays.",
+        True,
+    )
+    save_to_hf: bool = _flag(
+        _PADDLE,
+        "Unlike convert_from_hf: True stores as `--output_layout hf`, False as `--output_layout paddleformers`.",
+        True,
+    )
+    merge_with_qdq_base_model: bool = _flag(_PADDLE, "Quantised base models aren't there yet.", False)
