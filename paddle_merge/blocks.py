@@ -6,6 +6,7 @@ a tensor of any size merges in the same few megabytes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +16,10 @@ from .files import Files, Scratch
 
 if TYPE_CHECKING:
     from .backends.np_backend import NumpyBackend
+    from .dtypes import DType
     from .engine import Engine
     from .plan import Piece, TensorPlan
+    from .readers import TensorEntry
     from .recipe import Recipe
 
 BLOCK = 1 << 16  # elements per model on the CPU: all rows stay in its second-level cache; a power of two
@@ -39,7 +42,12 @@ def worker_memory(models: int, recipe: Recipe, engine: Engine, alone: bool) -> i
 
 
 class Source(Protocol):
-    """Where the stored elements of one tensor come from: models in order, then the base (TensorPlan.inputs)."""
+    """Where the elements of one tensor come from: models in order, then the base (TensorPlan.inputs).
+
+    dtypes: of what each gives; of adapted tensors, what they are merged in, and of all others what is stored.
+    """
+
+    dtypes: Sequence[DType]
 
     def read(self, number: int, start: int, count: int) -> Any:
         """(count,): elements start.. of source `number`, as the backend loads them. Overlaps what it gave before."""
@@ -52,28 +60,41 @@ class FileSource:
     """From checkpoint files. keep: read everything at once, for a tensor that is passed over more than once."""
 
     def __init__(self, tensor: TensorPlan, piece: Piece, block: int, keep: bool, files: Files, scratch: Scratch):
-        self._entries, self._files, self._start = tensor.inputs, files, piece.start
+        self._read = [self._reader(entry, tensor.compute, files) for entry in tensor.inputs]
+        self.dtypes: Sequence[DType] = [dtype for dtype, _ in self._read]
         length = piece.stop - piece.start
-        self._kept = keep and sum(length * entry.dtype.itemsize for entry in self._entries) <= RESIDENT
+        self._start = piece.start
+        self._kept = keep and sum(length * dtype.itemsize for dtype in self.dtypes) <= RESIDENT
         size = length if self._kept else min(block, length)
-        self._raw = [scratch.array(f"raw {k}", size, entry.dtype.raw) for k, entry in enumerate(self._entries)]
+        self._raw = [scratch.array(f"raw {k}", size, dtype.raw) for k, dtype in enumerate(self.dtypes)]
         if self._kept:
-            for entry, raw in zip(self._entries, self._raw, strict=True):
-                files.read(entry, piece.start, raw)
+            for (_, read), raw in zip(self._read, self._raw, strict=True):
+                read(piece.start, raw)
+
+    @staticmethod
+    def _reader(entry: TensorEntry, compute: str, files: Files) -> tuple[DType, Callable[[int, np.ndarray], None]]:
+        """What gives the tensor's elements from an index on, and their dtype."""
+        if entry.adapted is None:
+            return entry.dtype, functools.partial(files.read, entry)
+        from .adapted import AdaptedTensor  # and with it Numba
+
+        adapted = AdaptedTensor(entry.adapted, compute, files)
+        return adapted.dtype, adapted.read
 
     def read(self, number: int, start: int, count: int) -> np.ndarray:
         if self._kept:
             return self._raw[number][start - self._start :][:count]
         raw = self._raw[number][:count]
-        self._files.read(self._entries[number], start, raw)
+        self._read[number][1](start, raw)
         return raw
 
     def sample(self, number: int, clusters: int, step: int, width: int) -> np.ndarray:
         if self._kept:
             return self._raw[number][: clusters * step].reshape(clusters, step)[:, :width].reshape(-1)
-        raw = np.empty((clusters, width), self._entries[number].dtype.raw)
+        dtype, read = self._read[number]
+        raw = np.empty((clusters, width), dtype.raw)
         for cluster, row in enumerate(raw):
-            self._files.read(self._entries[number], cluster * step, row)
+            read(cluster * step, row)
         return raw.reshape(-1)
 
 
@@ -98,7 +119,7 @@ class Road:
         self.narrow = all(entry.dtype.itemsize < 8 for entry in tensor.inputs)
         self._tensor, self._piece, self._recipe = tensor, piece, recipe
         self._source, self._backend, self._progress = source, backend, progress
-        self._dtypes = [entry.dtype for entry in tensor.inputs]
+        self._dtypes = source.dtypes
         self._based = tensor.base is not None
         self._bad: list[list[Any]] = [
             [] for _ in self._dtypes

@@ -26,8 +26,7 @@ def problems(config: MergeConfig) -> list[str]:
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, float) and not abs(number) < LARGEST for number in numbers):
             found.append(f"--{item.name} must be finite and smaller than {LARGEST:g}")
-    if len(config.models) < 2:
-        found.append("give at least two models: --model_path_list a b")
+    found += _models(config)
     if config.merge_method in METHODS:
         sparsifier, merge_type = METHODS[config.merge_method]
         if config.merge_type not in (None, merge_type) or config.sparsify_type not in (None, sparsifier or "none"):
@@ -43,7 +42,7 @@ def problems(config: MergeConfig) -> list[str]:
             found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(config.models)} models")
     if any(0 < abs(weight) < 1 / LARGEST for weight in config.weight_list or ()):
         found.append(f"--weight_list has a weight smaller than {1 / LARGEST:g}, too small for float32; scale them all up")
-    sources = len(config.models) + bool(config.base_model_path)
+    sources = len(config.sources)
     if config.layout is not None and len(config.layout) != sources:
         found.append(f"--layout has {len(config.layout)} words for {sources} models (the base last)")
     if config.scale != 1.0 and not config.base_model_path:
@@ -57,7 +56,28 @@ def problems(config: MergeConfig) -> list[str]:
     found += _device(config)
     if config.strict:
         found += _without_base(config)
-    return found + _not_there_yet(config)
+    return found
+
+
+def _models(config: MergeConfig) -> list[str]:
+    if not config.lora_model_path:
+        if len(config.models) >= 2 or (config.models and (config.base_model_path or "+" in config.models[0])):
+            return []
+        return ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
+    found = []
+    if not config.base_model_path:
+        found.append("--lora_model_path needs --base_model_path, the model that the adapter was trained on")
+    if config.model_path_list or config.model_path_str:
+        found.append(
+            "--lora_model_path folds one adapter into its base; to merge it with other models, write --model_path_list"
+            " BASE+ADAPTER OTHER"
+        )
+    if config.parts != (None, "linear") or config.scale != 1.0 or config.weight_list not in (None, [1.0]):
+        found.append(
+            "--lora_model_path folds the adapter as it was trained; to sparsify or weaken it, write --model_path_list"
+            " BASE+ADAPTER --base_model_path BASE with a method or --scale"
+        )
+    return found
 
 
 def _device(config: MergeConfig) -> list[str]:
@@ -80,15 +100,6 @@ def _without_base(config: MergeConfig) -> list[str]:
         f"without --base_model_path, {sparsifier} zeroes {1 - config.reserve_p:.0%} of the models' weights themselves, not"
         " of what fine-tuning changed; the merged model will likely be broken"
     ]
-
-
-def _not_there_yet(config: MergeConfig) -> list[str]:
-    found = []
-    if config.lora_model_path:
-        found.append("--lora_model_path isn't there yet; fold the adapter into its base with PaddleNLP first")
-    if config.merge_with_qdq_base_model:
-        found.append("--merge_with_qdq_base_model isn't there yet")
-    return found
 
 
 def warnings(config: MergeConfig) -> list[str]:

@@ -22,6 +22,7 @@ from .methods.slerp import Slerp
 from .methods.ties import Ties
 from .methods.trim import Trim
 from .parsing import coerce, nearest, parse_size
+from .readers.adapters import absolute
 from .recipe import Recipe
 
 # Other names that PaddleNLP's documentation and older versions use for a field.
@@ -97,10 +98,22 @@ class MergeConfig(Fields):
 
     @property
     def models(self) -> list[str]:
-        """The models' paths: model_path_str if given, else model_path_list."""
+        """The models' paths: model_path_str if given, else model_path_list; or the base and the adapter to fold into it."""
+        if self.lora_model_path:
+            return [f"{self.base_model_path}+{self.lora_model_path}"] if self.base_model_path else []
         if self.model_path_str:
             return [part.strip() for part in self.model_path_str.split(",") if part.strip()]
         return list(self.model_path_list or [])
+
+    @property
+    def base(self) -> str | None:
+        """The base model's path; None where the one model is a base with its adapter, to be written as it is."""
+        return None if self.lora_model_path else self.base_model_path
+
+    @property
+    def sources(self) -> list[str]:
+        """The models, then the base."""
+        return [*self.models, *([self.base] if self.base else [])]
 
     @property
     def parts(self) -> tuple[str | None, str]:
@@ -159,13 +172,13 @@ class MergeConfig(Fields):
         sparsifier, merger = sparsifiers.get(sparsifier_name), mergers.get(merge_type)
         if sparsifier is not None:
             problems += sparsifier.problems()
-        if merger is not None and len(weights) == len(self.models) >= 2:
+        if merger is not None and len(weights) == len(self.models) >= 1:
             problems += merger.problems(len(self.models))
         if problems:
             raise ConfigError(problems)
         return Recipe(
             models=tuple(self.models),
-            base=self.base_model_path,
+            base=self.base,
             sparsifier=sparsifier,
             merger=merger,
             method=self.method,
@@ -185,7 +198,8 @@ class MergeConfig(Fields):
             del record[name]
         sparsifier, merge_type = self.parts
         record.update(
-            model_path_list=[os.path.abspath(path) for path in self.models],
+            model_path_list=None if self.lora_model_path else [absolute(spec) for spec in self.models],
+            lora_model_path=os.path.abspath(self.lora_model_path) if self.lora_model_path else None,
             base_model_path=os.path.abspath(self.base_model_path) if self.base_model_path else None,
             output_path=os.path.abspath(self.output),
             merge_method=self.method if self.method in METHODS else None,

@@ -52,7 +52,7 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
     CheckpointError if shapes say otherwise.
     """
     config = read_config(checkpoint) or fallback
-    tied = _tied(checkpoint, config)
+    tied = is_tied(checkpoint, config)
     hf, paddle = _votes(checkpoint, _sizes(config))
     torch = checkpoint.kind == "bin" or checkpoint.format == "pt"
 
@@ -98,7 +98,7 @@ def read_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return {**config, **text} if isinstance(text, dict) else config if isinstance(config, dict) else {}
 
 
-def _tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
+def is_tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
     """Whether lm_head is the embedding: as config.json says, else by the model's type, else if there is no lm_head."""
     says = config.get("tie_word_embeddings")
     if isinstance(says, bool):

@@ -42,6 +42,11 @@ class Fields:
         "The model that all of them were fine-tuned from. With it, methods work on task vectors (model minus base) and add"
         " the base back; every method but linear and slerp needs it to do what its paper says.",
     )
+    lora_model_path: str | None = _flag(
+        _MODELS,
+        "Fold this LoRA adapter, PEFT's or Paddle's, into base_model_path. To merge adapters by any method, write each"
+        " behind its base: `--model_path_list base+math base+code --base_model_path base`.",
+    )
     merge_prefix: str = _flag(
         _MODELS,
         "Which weights of a folder: model (model.safetensors) or master_weights. `--merge_preifx` works too.",
@@ -138,7 +143,6 @@ class Fields:
     strict: bool = _flag(
         _RUN, "Make errors of the warnings: NaN or Inf in an input, sparsifying without a base model.", False
     )
-    lora_model_path: str | None = _flag(_PADDLE, "Folding LoRA adapters isn't there yet.")
     split_pieces: int = _flag(_PADDLE, "Has no effect: tensors are streamed, statistics are always of the whole tensor.", 8)
     convert_from_hf: bool = _flag(
         _PADDLE,
@@ -150,4 +154,8 @@ class Fields:
         "Unlike convert_from_hf: True stores as `--output_layout hf`, False as `--output_layout paddleformers`.",
         True,
     )
-    merge_with_qdq_base_model: bool = _flag(_PADDLE, "Quantised base models aren't there yet.", False)
+    merge_with_qdq_base_model: bool = _flag(
+        _PADDLE,
+        "Only counts where the base's config.json has a quantization_config, and folding into such a base is refused.",
+        False,
+    )

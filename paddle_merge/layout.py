@@ -130,7 +130,7 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
     )
     if found.tied and embedding is not None and not problems:
         head = tensors.pop("lm_head.weight", None)
-        if head is not None and goal == "hf" and not _equal(head, embedding):
+        if head is not None and goal == "hf" and not equal(head, embedding):
             problems.append(f"{checkpoint.path}: config.json ties lm_head to the embedding, but their values differ")
         if goal != "hf":
             tensors["lm_head.weight"] = head or dataclasses.replace(embedding, name="lm_head.weight")
@@ -148,7 +148,7 @@ def _head_is_turned(checkpoint: Checkpoint, found: Detected) -> bool:
     return found.layout == "paddlenlp" and not found.tied
 
 
-def _equal(one: TensorEntry, other: TensorEntry) -> bool:
+def equal(one: TensorEntry, other: TensorEntry) -> bool:
     """Whether two tensors hold the same bytes: the one look that a plan takes at values, before it leaves one out."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False

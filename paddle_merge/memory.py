@@ -63,8 +63,9 @@ def merge_state_dicts(
         blocks: list[Any] = []
         with backend.at_work():
             if tensor.size:
-                flat = [kind.flat(value, entry.dtype) for value, entry in zip(values, tensor.inputs, strict=True)]
-                road = Road(tensor, Piece(0, 0, tensor.size), recipe, _MemorySource(flat), backend, lambda _: None)
+                dtypes = [entry.dtype for entry in tensor.inputs]
+                flat = [kind.flat(value, dtype) for value, dtype in zip(values, dtypes, strict=True)]
+                road = Road(tensor, Piece(0, 0, tensor.size), recipe, _MemorySource(flat, dtypes), backend, lambda _: None)
                 road.merge(lambda stored, _, blocks=blocks, like=values[0]: blocks.append(kind.keep(stored, like)))  # type: ignore[misc]
                 reports.append(Report(tensor.name, road.not_finite, road.overflowed))
             result[tensor.name] = kind.join(blocks, values[0], tensor.dtype)
@@ -126,8 +127,8 @@ def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, 
 class _MemorySource:
     """blocks.Source over flat tensors."""
 
-    def __init__(self, flat: Sequence[Any]):
-        self._flat = flat
+    def __init__(self, flat: Sequence[Any], dtypes: Sequence[DType]):
+        self._flat, self.dtypes = flat, dtypes
 
     def read(self, number: int, start: int, count: int) -> Any:
         return self._flat[number][start : start + count]

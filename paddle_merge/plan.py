@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .blocks import worker_memory
-from .dtypes import DType
+from .dtypes import DType, compute_dtype
 from .engine import NUMPY, Engine
 from .errors import CheckpointError
 from .files import PANEL
 from .layout import FORMATS, normalise
-from .readers import Checkpoint, TensorEntry, open_checkpoint
+from .lora import adapt
+from .readers import Checkpoint, TensorEntry
+from .readers.adapters import Adapter, open_model
 from .recipe import Recipe
 
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
@@ -45,6 +47,11 @@ class TensorPlan:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def compute(self) -> str:
+        """What it is merged in: "float32" or "float64"."""
+        return compute_dtype([*(entry.dtype for entry in self.inputs), self.dtype])
 
     @property
     def inputs(self) -> tuple[TensorEntry, ...]:
@@ -86,6 +93,7 @@ class Plan:
     engine: Engine
     layout: str | None  # of the output, if it is known
     turned: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
+    folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]
 
     @property
@@ -108,7 +116,8 @@ class Plan:
         alone = self.n_process == 1 and self.engine.tensor_type == "np"
         headers = len(self.tensors) * (len(self.inputs) + 1) * 1024  # what this process knows of each tensor
         panels = PANEL * max((sum(entry.scattered for entry in tensor.inputs) for tensor in self.tensors), default=0)
-        worker = worker_memory(models, self.recipe, self.engine, alone) + panels
+        factors = max((sum(entry.factor_bytes for entry in tensor.inputs) for tensor in self.tensors), default=0)
+        worker = worker_memory(models, self.recipe, self.engine, alone) + panels + factors
         return worker * self.n_process + (0 if alone else 60 << 20) + headers
 
     def share(self, rank: int, ranks: int) -> tuple[Piece, ...]:
@@ -138,18 +147,19 @@ class Plan:
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def open_inputs(paths: Sequence[str], prefix: str) -> tuple[Checkpoint, ...]:
-    """The checkpoints' headers. Raises CheckpointError listing what is wrong with any of them."""
-    inputs: list[Checkpoint] = []
+def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Sequence[Adapter]]]:
+    """The headers of checkpoints, and of the adapters to fold into each. Raises CheckpointError listing what is wrong with any
+    of them."""
+    inputs: list[tuple[Checkpoint, Sequence[Adapter]]] = []
     problems: list[str] = []
-    for path in paths:
+    for spec in specs:
         try:
-            inputs.append(open_checkpoint(path, prefix))
+            inputs.append(open_model(spec, prefix))
         except CheckpointError as error:
             problems += error.problems
     if problems:
-        raise CheckpointError(problems)
-    return tuple(inputs)
+        raise CheckpointError(list(dict.fromkeys(problems)))
+    return inputs
 
 
 def make_plan(
@@ -159,9 +169,10 @@ def make_plan(
 
     Raises CheckpointError listing everything that doesn't fit.
     """
-    opened = open_inputs(recipe.sources, recipe.prefix)
+    opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
     given = recipe.layouts or (None,) * len(opened)
     inputs, layout, turned = normalise(opened, given, recipe.output_layout, recipe.strict_layout, recipe.prefix)
+    inputs, folded = adapt(inputs, adapters, layout, recipe.sources)
     if layout is not None and (turned or recipe.output_layout):
         inputs = tuple(dataclasses.replace(checkpoint, format=FORMATS[layout]) for checkpoint in inputs)
     problems = differences(inputs, recipe)
@@ -181,6 +192,7 @@ def make_plan(
         engine,
         layout,
         tuple(turned),
+        tuple(folded),
         tuple(_warnings(inputs, donor)),
     )
 
@@ -271,7 +283,7 @@ def _cut(tensors: Sequence[TensorPlan], recipe: Recipe, workers: int) -> tuple[P
     pieces = []
     for number, tensor in enumerate(tensors):
         step = max(1, PIECE_BYTES // tensor.dtype.itemsize)
-        if workers == 1 or (tensor.merged and recipe.measures):
+        if workers == 1 or (tensor.merged and recipe.measures) or any(entry.whole for entry in tensor.inputs):
             step = max(1, tensor.size)
         for start in range(0, tensor.size, step):
             pieces.append(Piece(number, start, min(start + step, tensor.size)))

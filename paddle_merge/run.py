@@ -20,6 +20,7 @@ from .errors import CheckpointError, MergeError, OutputError, WorkError
 from .files import Files
 from .plan import Plan, TensorPlan, make_plan, open_inputs
 from .ranks import Ranks
+from .readers import adapters
 from .sidecars import CARD, read_sidecars, record
 from .worker import Job, Report, Worker, notice
 from .writer import Output, check_output
@@ -123,11 +124,12 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
             found.append(error)
             return None
 
-    paths = [*config.models, *([config.base_model_path] if config.base_model_path else [])]
+    specs = config.sources
+    paths = [path for spec in specs for path in adapters.split(spec)]
     recipe = attempt(config.recipe)
     plan = sidecars = None
     if recipe is None:
-        attempt(open_inputs, paths, config.merge_prefix)
+        attempt(open_inputs, specs, config.merge_prefix)
     else:
         plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes(), config.engine, ranks)
     if plan is not None:
@@ -157,6 +159,7 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     lines = [f"method   {recipe.method}: {_parameters(recipe)}"]
     lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, recipe.models, strict=True)]
     lines.append(f"base     {recipe.base}" if recipe.base else "base     none: the weights themselves are merged")
+    lines += [f"adapter  {sentence}" for sentence in plan.folded]
     lines += [f"layout   {sentence}" for sentence in plan.turned]
     lines.append(
         f"tensors  {len(merged)} merged ({parameters / 1e6:,.1f} M parameters, {dtypes})"

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from .blocks import FileSource, Road
-from .dtypes import compute_dtype
 from .engine import NUMPY, Engine
 from .errors import MergeError, WorkError
 from .files import Files, Scratch
@@ -60,10 +59,9 @@ class Backends:
         self._engine, self._made = engine, dict[str, Any]()
 
     def of(self, tensor: TensorPlan) -> Any:
-        compute = compute_dtype([*(entry.dtype for entry in tensor.inputs), tensor.dtype])
-        if compute not in self._made:
-            self._made[compute] = self._engine.backend(compute)
-        return self._made[compute]
+        if tensor.compute not in self._made:
+            self._made[tensor.compute] = self._engine.backend(tensor.compute)
+        return self._made[tensor.compute]
 
 
 class Worker:

@@ -20,6 +20,11 @@ _LOAD = {BFLOAT16: bits.load_bfloat16, FLOAT16: bits.load_float16}
 _STORE = {BFLOAT16: bits.store_bfloat16, FLOAT16: bits.store_float16}
 
 
+def widen(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:
+    """Stored elements raw (n,) -> out (n,), float32 or float64."""
+    _LOAD.get(dtype, bits.load_float)(raw, np.empty(0, out.dtype), out)
+
+
 class NumpyBackend:
     """The words that methods and blocks are written in, for one compute dtype ("float32" or "float64").
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,9 +34,51 @@ class Part:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """A change of a matrix (rows, columns): scale * left @ middle @ right is added.
+
+    left: (rows, r), None for a single 1; middle: (r, r) or None; right: (r, columns), or (columns,) if r is 1.
+    A vector (columns,) is a matrix of one row.
+    """
+
+    left: TensorEntry | None
+    right: TensorEntry
+    scale: float
+    middle: TensorEntry | None = None
+
+    @property
+    def entries(self) -> list[TensorEntry]:
+        return [entry for entry in (self.left, self.middle, self.right) if entry is not None]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A change of a matrix: every row (axis 0) or column (axis 1) is brought to the length given for it."""
+
+    lengths: TensorEntry
+    axis: int
+
+    @property
+    def entries(self) -> list[TensorEntry]:
+        return [self.lengths]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A tensor that is not stored as it is merged: `stored`, of any float dtype, with the changes made to it in order."""
+
+    stored: TensorEntry
+    changes: tuple[LowRank | Lengths, ...] = ()
+
+    @property
+    def entries(self) -> list[TensorEntry]:
+        return [self.stored, *(entry for change in self.changes for entry in change.entries)]
+
+
+@dataclass(frozen=True)
 class TensorEntry:
     """Where one tensor lies: `nbytes` contiguous little-endian bytes at `offset` of `file`, in row-major order; or, if there
-    are parts, wherever they lie (then file and offset are the first part's)."""
+    are parts, wherever they lie (then file and offset are the first part's); or, if it is adapted, what it is made of."""
 
     name: str
     dtype: DType
@@ -44,10 +87,24 @@ class TensorEntry:
     offset: int
     nbytes: int
     parts: tuple[Part, ...] = ()
+    adapted: Adapted | None = None
 
     @property
     def files(self) -> set[str]:
+        if self.adapted is not None:
+            return {file for entry in self.adapted.entries for file in entry.files}
         return {part.file for part in self.parts} or {self.file}
+
+    @property
+    def factor_bytes(self) -> int:
+        """What its changes take in memory while it is read, as float64 and once more in what it is merged in."""
+        changes = self.adapted.changes if self.adapted is not None else ()
+        return 16 * sum(math.prod(entry.shape) for change in changes for entry in change.entries)
+
+    @property
+    def whole(self) -> bool:
+        """Whether no part of it is known before all of it has been looked at."""
+        return self.adapted is not None and any(isinstance(change, Lengths) for change in self.adapted.changes)
 
     @cached_property
     def scattered(self) -> bool:

@@ -10,11 +10,20 @@ from ..errors import CheckpointError
 from . import Checkpoint, read_json
 
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+ADAPTER = "adapter"  # the prefix of a LoRA adapter's weights, whatever their files are called
 _ENDINGS = (".safetensors", ".pdparams", ".bin", ".distcp")
 
 
 def singles(prefix: str) -> list[str]:
     """The names of a whole model in one file, the preferred first; with .index.json, of the index of one in several."""
+    if prefix == ADAPTER:
+        return [
+            "adapter_model.safetensors",
+            "peft_model.safetensors",
+            "lora_model_state.safetensors",
+            "lora_model_state.pdparams",
+            "adapter_model.bin",
+        ]
     names = [f"{prefix}.safetensors", f"{'model_state' if prefix == 'model' else prefix}.pdparams"]
     return [*names, "pytorch_model.bin"] if prefix == "model" else names
 

@@ -26,7 +26,11 @@ WORDS: dict[tuple[str, str], Callable[..., Any]] = {
     for module in (_MODULE, _OLDER)
     for name in ("Metadata", "LocalTensorMetadata", "LocalTensorIndex")
 }
-_FOLDERS = {"model": "model_state", "master_weights": "master_weight"}  # of a Trainer's checkpoint-N
+_FOLDERS = {
+    "model": "model_state",
+    "master_weights": "master_weight",
+    "adapter": "model_state",
+}  # of a Trainer's checkpoint-N
 
 
 def metadata_folder(path: str, prefix: str) -> str | None:

@@ -1,0 +1,360 @@
+"""LoRA adapters folded into a checkpoint, on paper: which of its tensors are read with which changes (adapted.py makes them).
+
+    Hu et al. 2021, arXiv 2106.09685, eq. 3: W0 + B A, here scaled: W + (alpha / r) B A; rsLoRA (Kalajdzievski 2023, arXiv
+    2312.03732): alpha / sqrt(r). DoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5): every output's row of that, at a trained
+    length.
+
+Every tensor of an adapter is used, or the merge is refused, naming those that aren't.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import fused
+from .detect import EMBEDDINGS, is_tied, last_word, read_config
+from .errors import CheckpointError
+from .files import Files
+from .layout import equal, transposed
+from .lora_config import scaling, unfit
+from .readers import Adapted, Checkpoint, Lengths, LowRank, TensorEntry
+from .readers.adapters import Adapter
+from .readers.pickles import MalformedError
+
+# What an adapter's tensor is, by the end of its name; what is before it is the name of a module. Others replace a tensor.
+_ENDINGS = {
+    "peft": {
+        r"\.lora_A(?:\.default)?\.weight": "A",
+        r"\.lora_B(?:\.default)?\.weight": "B",
+        r"\.lora_B(?:\.default)?\.bias": "bias",
+        r"\.lora_embedding_A(?:\.default)?": "embedding A",
+        r"\.lora_embedding_B(?:\.default)?": "embedding B",
+        r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?": "lengths",
+    },
+    "paddle": {r"\.lora_A": "A", r"\.lora_B": "B", r"\.lora_AB": "AB"},
+}
+
+
+@dataclass
+class _Module:
+    """An adapter's tensors for one module, by what they are."""
+
+    name: str
+    tensors: dict[str, TensorEntry] = field(default_factory=dict)
+
+
+def adapt(
+    checkpoints: Sequence[Checkpoint], adapters: Sequence[Sequence[Adapter]], layout: str | None, specs: Sequence[str]
+) -> tuple[tuple[Checkpoint, ...], list[str]]:
+    """Each checkpoint with its adapters folded in, one after the other, and a sentence on each adapter.
+
+    layout: in which the checkpoints' tensors are now; specs: what the user calls each, adapters and all.
+    Raises CheckpointError listing everything that can't be folded.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    result = []
+    for checkpoint, its_adapters, spec in zip(checkpoints, adapters, specs, strict=True):
+        for adapter in its_adapters:
+            try:
+                fold = _Fold(checkpoint, adapter, layout, read_config(checkpoint))
+                notes.append(fold.run())
+                checkpoint = dataclasses.replace(checkpoint, path=spec, tensors=fold.tensors)
+            except CheckpointError as error:
+                problems += error.problems
+        result.append(checkpoint)
+    if problems:
+        raise CheckpointError(problems)
+    return tuple(result), notes
+
+
+class _Fold:
+    """One adapter being folded. tensors: the checkpoint's, so far."""
+
+    def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
+        self.tensors = dict(checkpoint.tensors)
+        self._checkpoint, self._adapter, self._layout, self._config = checkpoint, adapter, layout, config
+        self._names = {_stem(name, config): name for name in self.tensors}
+        self._tied = is_tied(checkpoint, config)
+        self._changes: list[LowRank | Lengths] = []
+        self._replaced: list[tuple[TensorEntry, TensorEntry]] = []
+
+    def run(self) -> str:
+        """Change `tensors`; a sentence on what was done. Raises CheckpointError."""
+        problems = unfit(self._adapter, self._config)
+        modules, others = _sort(self._adapter) if not problems else ([], [])
+        for name, entry in others:
+            try:
+                self._replace(name, entry)
+            except MalformedError as error:
+                problems.append(f"{self._adapter.path}: tensor {entry.name!r} {error}")
+        for module in modules:
+            try:
+                self._fold(module)
+            except MalformedError as error:
+                names = ", ".join(repr(entry.name) for entry in module.tensors.values())
+                problems.append(f"{self._adapter.path}: {names} {error}")
+        if not problems and not self._matters():
+            problems.append(
+                f"{self._adapter.path}: changes nothing: every lora_B is zero, as before training; was it saved too early?"
+            )
+        if problems:
+            raise CheckpointError(problems)
+        return f"{self._adapter.path}: {', '.join(self._account())}"
+
+    def _account(self) -> Iterator[str]:
+        updates = [change for change in self._changes if isinstance(change, LowRank)]
+        if updates:
+            ranks = sorted({change.right.shape[0] for change in updates if change.left is not None})
+            scales = sorted({change.scale for change in updates})
+            yield f"{len(updates)} updates of rank {', '.join(map(str, ranks))}, scale {', '.join(f'{s:.6g}' for s in scales)}"
+        if len(updates) < len(self._changes):
+            yield f"{len(self._changes) - len(updates)} with DoRA's lengths"
+        if self._replaced:
+            yield f"{len(self._replaced)} tensors replaced"
+
+    def _matters(self) -> bool:
+        """Whether folding changes any value, as far as single factors tell."""
+        files = Files()
+        try:
+            for change in self._changes:
+                if isinstance(change, Lengths) or (change.scale and all(_nonzero(entry, files) for entry in change.entries)):
+                    return True
+        finally:
+            files.close()
+        return any(not equal(new, old) for old, new in self._replaced)
+
+    # --- finding the tensor
+
+    def _find(self, name: str) -> str | None:
+        """What the checkpoint calls this tensor, in whatever layout either is."""
+        return name if name in self.tensors else self._names.get(_stem(name, self._config))
+
+    def _stored_turned(self, name: str, fan_in_fan_out: bool = False) -> bool | None:
+        """Whether the checkpoint stores this weight [in, out], not [out, in]; None if only shapes can tell."""
+        checkpoint, word = self._checkpoint, last_word(name)
+        if word in EMBEDDINGS or word == "lm_head":
+            return None
+        layout = self._layout
+        if layout is None and self._adapter.kind == "peft" and (checkpoint.kind == "bin" or checkpoint.format == "pt"):
+            layout = "hf"  # both are torch's
+        if layout is None and self._adapter.kind == "paddle" and checkpoint.kind in ("pdparams", "flex"):
+            layout = "paddleformers"  # both are Paddle's
+        if layout is None:
+            return None
+        return (layout != "hf") != fan_in_fan_out
+
+    def _is_turned(self, name: str, shape: tuple[int, int], fan_in_fan_out: bool = False) -> bool:
+        """Whether the checkpoint stores this weight as [in, out]. shape: (in, out), as the adapter says.
+
+        Raises MalformedError where that can't be told, or shapes contradict it.
+        """
+        held, expected = self.tensors[name].shape, self._stored_turned(name, fan_in_fan_out)
+        ways = [turned for turned in (True, False) if held == (shape if turned else shape[::-1])]
+        if not ways or (expected is not None and expected not in ways):
+            raise MalformedError(
+                f"is for a weight of {shape[0]} inputs and {shape[1]} outputs, but {name!r} is {list(held)}"
+            )
+        if expected is None and len(ways) == 2:
+            raise MalformedError(
+                f"may or may not have to be turned for {name!r}, which is square; say its layout with --layout"
+            )
+        return ways[0] if expected is None else expected
+
+    # --- tensors that replace others
+
+    def _replace(self, name: str, entry: TensorEntry) -> None:
+        """Raises MalformedError."""
+        target = self._find(name)
+        if target is None or (self._tied and target == "lm_head.weight"):
+            raise MalformedError(self._nowhere(name))
+        old = self.tensors[target]
+        if len(old.shape) == 2 == len(entry.shape) and last_word(target) not in EMBEDDINGS:
+            turned = self._stored_turned(target)
+            square = entry.shape == entry.shape[::-1]
+            if square and turned is None:
+                raise MalformedError(f"is square, so it can't be told how {target!r} is stored; say it with --layout")
+            flip = turned != (self._adapter.kind == "paddle") if square else entry.shape != old.shape
+            entry = transposed(entry, target) if flip else entry
+        if entry.shape != old.shape:
+            raise MalformedError(f"is {list(entry.shape)}, but {target!r}, which it should replace, is {list(old.shape)}")
+        if not (entry.dtype.is_float and old.dtype.is_float):
+            raise MalformedError(f"is {entry.dtype.name}, which can't replace {target!r}, {old.dtype.name}")
+        self._replaced.append((old, entry))
+        self._put(target, dataclasses.replace(entry, name=target), ())
+
+    def _nowhere(self, name: str) -> str:
+        if self._tied and name.endswith("lm_head.weight"):
+            return "can't be folded: the model ties lm_head to the embedding"
+        return f"is for {name!r}, which {self._checkpoint.path} doesn't have; was it trained on another model?"
+
+    def _put(self, target: str, stored: TensorEntry, changes: tuple[LowRank | Lengths, ...]) -> None:
+        """Put a tensor, and what is tied to it, in the place of the checkpoint's."""
+        names = [target]
+        if self._tied and last_word(target) in EMBEDDINGS and "lm_head.weight" in self.tensors:
+            names.append("lm_head.weight")
+        for name in names:
+            old = self.tensors[name]
+            if old.shape != stored.shape:
+                raise MalformedError(f"would leave {name!r}, which is tied to {target!r}, as it is")
+            self.tensors[name] = dataclasses.replace(
+                old,
+                file=stored.file,
+                offset=stored.offset,
+                parts=stored.parts,
+                adapted=Adapted(dataclasses.replace(stored, adapted=None), changes),
+            )
+
+    # --- low-rank updates
+
+    def _fold(self, module: _Module) -> None:
+        """Raises MalformedError."""
+        held = module.tensors
+        for one, other in (("A", "B"), ("embedding A", "embedding B")):
+            if (one in held) != (other in held):
+                raise MalformedError(f"has no lora_{other if one in held else one} beside it, so it can't be folded")
+        if "embedding A" in held:
+            update = self._embedding(module)
+            target = self._target(f"{module.name}.weight")
+            self._change(target, [update, *self._lengths(module, target, 1)])
+        elif "A" in held:
+            self._linear(module)
+        else:
+            raise MalformedError("comes without lora_A and lora_B")
+
+    def _target(self, name: str) -> str:
+        target = self._find(name)
+        if target is None or (self._tied and target == "lm_head.weight"):
+            raise MalformedError(self._nowhere(name))
+        if not self.tensors[target].dtype.is_float:
+            raise MalformedError(f"is for {target!r}, which is {self.tensors[target].dtype.name} and can't be added to")
+        return target
+
+    def _embedding(self, module: _Module) -> LowRank:
+        """W [V, h] + (B [h, r] @ A [r, V]).T * s."""
+        a, b = _matrices(module.tensors["embedding A"], module.tensors["embedding B"])
+        target = self._target(f"{module.name}.weight")
+        if self.tensors[target].shape != (a.shape[1], b.shape[0]):
+            shape = list(self.tensors[target].shape)
+            raise MalformedError(f"is for an embedding [{a.shape[1]}, {b.shape[0]}], but {target!r} is {shape}")
+        scale = scaling(self._adapter, module.name, a.shape[0])
+        return LowRank(transposed(a, a.name), transposed(b, b.name), scale)
+
+    def _linear(self, module: _Module) -> None:
+        """W [in, out] + A [in, r] @ AB [r, r] @ B [r, out] * s, in Paddle's words; or turned."""
+        a, b = _matrices(module.tensors["A"], module.tensors["B"])
+        if self._adapter.kind == "peft":
+            a, b = transposed(a, a.name), transposed(b, b.name)
+        if a.shape[1] != b.shape[0]:
+            raise MalformedError(f"have the ranks {a.shape[1]} and {b.shape[0]}, which don't go together")
+        middle = module.tensors.get("AB")
+        if middle is not None and middle.shape != (a.shape[1], a.shape[1]):
+            raise MalformedError(f"have rank {a.shape[1]}, but the mixer between them is {list(middle.shape)}")
+        scale = scaling(self._adapter, module.name, a.shape[1])
+        pieces = {f"{module.name}.weight": b}
+        if self._find(f"{module.name}.weight") is None and last_word(f"{module.name}.") in fused.PIECES:
+            pieces = self._split(module.name, b)
+        swap = bool(self._adapter.config.get("fan_in_fan_out")) and self._adapter.kind == "peft"
+        for name, columns in pieces.items():
+            target = self._target(name)
+            turned = self._is_turned(target, (a.shape[0], columns.shape[1]), swap)
+            if turned:
+                update = LowRank(a, columns, scale, middle)
+            else:
+                between = transposed(middle, middle.name) if middle is not None else None
+                update = LowRank(transposed(columns, columns.name), transposed(a, a.name), scale, between)
+            self._change(target, [update, *self._lengths(module, target, 1 if turned else 0)])
+        if "bias" in module.tensors:
+            self._bias(module, scale)
+
+    def _split(self, name: str, b: TensorEntry) -> dict[str, TensorEntry]:
+        """Where the outputs of a fused layer, the columns of b, go in a model that has them apart."""
+        word = last_word(f"{name}.")
+        layouts = ("paddlenlp", "paddleformers") if self._adapter.kind == "paddle" else ("hf",)
+        slices = next((found for layout in layouts if (found := fused.slices(word, layout, self._config))), None)
+        if slices is None:
+            raise MalformedError(f"{self._nowhere(f'{name}.weight')} Nor is it certain how {word} is fused")
+        total = sum(stop - first for ranges in slices.values() for first, stop in ranges)
+        if total != b.shape[1]:
+            raise MalformedError(f"has {b.shape[1]} outputs, but config.json says that {word} has {total}")
+        parent = name.removesuffix(word)
+        return {f"{parent}{piece}.weight": fused.select(b, 1, ranges, b.name) for piece, ranges in slices.items()}
+
+    def _bias(self, module: _Module, scale: float) -> None:
+        bias, target = module.tensors["bias"], self._find(f"{module.name}.bias")
+        if target is None:
+            raise MalformedError(f"has a bias, but {self._checkpoint.path} has no {module.name}.bias to add it to")
+        if self.tensors[target].shape != bias.shape:
+            raise MalformedError(f"has a bias {list(bias.shape)}, but {target!r} is {list(self.tensors[target].shape)}")
+        self._change(target, [LowRank(None, bias, scale)])
+
+    def _lengths(self, module: _Module, target: str, axis: int) -> list[Lengths]:
+        """DoRA's, of every output. Raises MalformedError."""
+        if "lengths" not in module.tensors:
+            if self._adapter.config.get("use_dora"):
+                raise MalformedError("come without the lora_magnitude_vector that DoRA needs")
+            return []
+        lengths, shape = module.tensors["lengths"], self.tensors[target].shape
+        if math.prod(lengths.shape) != shape[axis]:
+            raise MalformedError(f"have a magnitude vector {list(lengths.shape)} for {shape[axis]} outputs of {target!r}")
+        return [Lengths(lengths, axis)]
+
+    def _change(self, target: str, changes: Sequence[LowRank | Lengths]) -> None:
+        self._changes += changes
+        entry = self.tensors[target]
+        before = entry.adapted or Adapted(entry)
+        self._put(target, before.stored, (*before.changes, *changes))
+
+
+# --- small questions ---------------------------------------------------------------------------------------------------
+
+
+def _sort(adapter: Adapter) -> tuple[list[_Module], list[tuple[str, TensorEntry]]]:
+    """The adapter's tensors by module; and those that replace others, under these names."""
+    modules: dict[str, _Module] = {}
+    others = []
+    for name, entry in adapter.tensors.items():
+        plain = name.removeprefix("base_model.model.") if adapter.kind == "peft" else name
+        for ending, role in _ENDINGS[adapter.kind].items():
+            if found := re.fullmatch(rf"(.+){ending}", plain):
+                modules.setdefault(found[1], _Module(found[1])).tensors[role] = entry
+                break
+        else:
+            if adapter.kind == "peft":
+                plain = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.(weight|bias)$)", "", plain)
+            others.append((plain, entry))
+    return list(modules.values()), others
+
+
+def _stem(name: str, config: Mapping[str, Any]) -> str:
+    """A tensor's name without what the library that stored it calls the model: "layers.0.mlp.up_proj.weight"."""
+    family = str(config.get("model_type", "")).replace("-", "_")
+    first, dot, rest = name.partition(".")
+    return rest if dot and first in ("model", family) else name
+
+
+def _matrices(*entries: TensorEntry) -> tuple[TensorEntry, ...]:
+    """Raises MalformedError unless all are matrices of floats."""
+    for entry in entries:
+        if len(entry.shape) != 2 or not entry.dtype.is_float:
+            raise MalformedError(f"can't be folded: {list(entry.shape)} {entry.dtype.name} is no matrix of floats")
+    return entries
+
+
+def _nonzero(entry: TensorEntry, files: Files) -> bool:
+    """Whether any element is other than zero (-0 counts as other)."""
+    step, size = 1 << 20, math.prod(entry.shape)
+    raw = np.empty(min(step, size), entry.dtype.raw)
+    for start in range(0, size, step):
+        part = raw[: min(step, size - start)]
+        files.read(entry, start, part)
+        if part.view(np.uint8).any():
+            return True
+    return False

@@ -1,0 +1,91 @@
+"""What an adapter's own config file says of it: how strongly it counts, and whether it is one that can be folded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .readers.adapters import Adapter
+from .readers.pickles import MalformedError
+
+# Fields of lora_config.json and adapter_config.json that, where they are set, make it another thing than W + s B A.
+_PADDLE = {
+    "pissa": "PiSSA's base is no longer the model you would fold it into, but that model less the adapter as it began",
+    "use_mora": "PaddleNLP's own folding of MoRA differs from what it computes in training",
+    "do_qat": "it was trained with quantised weights",
+    "enable_lora_list": "it adapts some of a fused layer's outputs, in an order that its file doesn't tell",
+    "use_vera": "VeRA's random matrices are not in the file",
+}
+_PEFT = {
+    "use_qalora": "QA-LoRA pools its inputs",
+    "alora_invocation_tokens": "aLoRA is active only after certain tokens, which no weights can say",
+    "trainable_token_indices": "it trains single rows of the embedding",
+    "layer_replication": "it repeats layers",
+    "target_parameters": "it adapts parameters that aren't layers' weights",
+    "arrow_config": "Arrow chooses among adapters for every token",
+    "use_bdlora": "BD-LoRA's matrices are block-diagonal",
+    "kasa_config": "KaSA changes the base model",
+    "monteclora_config": "MonteCLoRA's adapters are random",
+    "velora_config": "VeLoRA is not known here",
+    "megatron_config": "Megatron's adapters are split among ranks",
+}
+# Ways to begin that take something out of the base model; PEFT converts such adapters on request, and then says True here.
+_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def unfit(adapter: Adapter, base: Mapping[str, Any]) -> list[str]:
+    """Why the adapter can't be folded into a model with the config.json `base`: sentences."""
+    config, found = adapter.config, []
+    for name, why in (_PADDLE if adapter.kind == "paddle" else _PEFT).items():
+        if config.get(name):
+            found.append(f"{adapter.path}: can't be folded: its config says {name}, and {why}")
+    if adapter.kind == "peft":
+        kind = config.get("peft_type")
+        if kind != "LORA":
+            found.append(f"{adapter.path}: can't be folded: its config says peft_type {kind!r}, and only LORA is W + s B A")
+        start = config.get("init_lora_weights", True)
+        if isinstance(start, str) and start.lower().startswith(_CHANGE_BASE):
+            found.append(
+                f"{adapter.path}: can't be folded: it began with init_lora_weights {start!r}, which changes the base model;"
+                " convert it with PEFT's path_initial_model_for_weight_conversion first"
+            )
+        if config.get("bias", "none") not in ("none", "all", "lora_only"):
+            found.append(f"{adapter.path}: its config says bias {config['bias']!r}, which is not known")
+    quantised = base.get("quantization_config")
+    if quantised:
+        found.append(f"{adapter.path}: can't be folded: config.json of its base has a quantization_config")
+    return found
+
+
+def scaling(adapter: Adapter, module: str, rank: int) -> float:
+    """s of W + s B A for one module, whose factors have this rank. Raises MalformedError if the config contradicts that."""
+    config = adapter.config
+    r = _of(config, "rank_pattern", module) or config.get("r")
+    alpha = _of(config, "alpha_pattern", module)
+    alpha = config.get("lora_alpha") if alpha is None else alpha
+    if type(r) is not int or r < 1 or type(alpha) not in (int, float) or not math.isfinite(alpha):  # type: ignore[arg-type]
+        raise MalformedError(f"can't be scaled: the adapter's config has r {r!r} and lora_alpha {alpha!r}")
+    wide = adapter.kind == "paddle" and config.get("loraga")  # saved as [A | A0] and [B; -B0]
+    if rank not in ((r, 2 * r) if wide else (r,)):
+        raise MalformedError(f"have rank {rank}, but the adapter's config says {r}")
+    root = config.get("use_rslora" if adapter.kind == "peft" else "rslora")
+    scale = float(alpha) / (math.sqrt(r) if root else r)  # type: ignore[arg-type]
+    told = config.get("scaling") if adapter.kind == "paddle" else None
+    if type(told) in (int, float) and not math.isclose(told, scale, rel_tol=1e-6):  # type: ignore[arg-type]
+        raise MalformedError(f"would be scaled by {scale:g}, but the adapter's config says scaling {told:g}")
+    return scale
+
+
+def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
+    """PEFT's value for a module: of the first pattern that is the end of its name."""
+    for pattern, value in (config.get(patterns) or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise MalformedError(
+                f"can't be scaled: the adapter's {patterns} has {pattern!r}, no pattern ({error})"
+            ) from None
+    return None

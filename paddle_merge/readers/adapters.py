@@ -1,0 +1,90 @@
+"""LoRA adapters on disk: PEFT's (adapter_config.json) and Paddle's (lora_config.json), in any format that weights have; and
+the words that join them to a model, `base+adapter`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CheckpointError
+from . import Checkpoint, TensorEntry, read_json
+
+CONFIGS = {"peft": "adapter_config.json", "paddle": "lora_config.json"}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What the headers of an adapter say. kind: "peft" or "paddle", whose names and shapes it has. config: its JSON file's."""
+
+    path: str
+    kind: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+
+
+def kind_of(path: str) -> str | None:
+    """Whose adapter a folder holds; None if it holds none."""
+    return next((kind for kind, name in CONFIGS.items() if os.path.isfile(os.path.join(path, name))), None)
+
+
+def split(spec: str) -> list[str]:
+    """ "base+adapter" -> ["base", "adapter"], any number of adapters. A path that exists may hold a + itself."""
+    words, paths = spec.split("+"), []
+    while words:
+        ends = range(len(words), 0, -1)
+        end = next((end for end in ends if os.path.exists(os.path.expanduser("+".join(words[:end])))), 1)
+        paths.append(os.path.expanduser("+".join(words[:end])))
+        words = words[end:]
+    return paths
+
+
+def absolute(spec: str) -> str:
+    """The same words, paths made absolute."""
+    return "+".join(map(os.path.abspath, split(spec)))
+
+
+def open_adapter(path: str) -> Adapter:
+    """Read the headers of the adapter in the folder `path`. Raises CheckpointError listing everything wrong with it."""
+    from . import find
+
+    if not os.path.isdir(path):
+        raise CheckpointError(f"{path}: no such folder (of a LoRA adapter)")
+    kind = kind_of(path)
+    if kind is None:
+        raise CheckpointError(
+            f"{path}: is no LoRA adapter: it has neither {' nor '.join(CONFIGS.values())}, which hold its r and alpha; if"
+            " training wrote the file elsewhere, copy it there"
+        )
+    config = read_json(os.path.join(path, CONFIGS[kind]))
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{os.path.join(path, CONFIGS[kind])}: is not a JSON object")
+    return Adapter(path, kind, config, find.open_folder(path, find.ADAPTER).tensors)
+
+
+def open_model(spec: str, prefix: str) -> tuple[Checkpoint, Sequence[Adapter]]:
+    """The checkpoint, and the adapters to fold into it, of a path or of paths joined by +.
+
+    Raises CheckpointError listing everything wrong with any of them.
+    """
+    from . import open_checkpoint
+
+    base, *paths = split(spec)
+    problems: list[str] = []
+    adapters = []
+    checkpoint = None
+    try:
+        checkpoint = open_checkpoint(base, prefix)
+    except CheckpointError as error:
+        problems += error.problems
+        if kind_of(base):
+            problems = [f"{base}: is a LoRA adapter; write BASE+{base}, with the model that it was trained on for BASE"]
+    for path in paths:
+        try:
+            adapters.append(open_adapter(path))
+        except CheckpointError as error:
+            problems += error.problems
+    if checkpoint is None or problems:
+        raise CheckpointError(problems)
+    return checkpoint, adapters
