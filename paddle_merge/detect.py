@@ -14,7 +14,7 @@ from .readers import Checkpoint, read_json
 
 LAYOUTS = ("hf", "paddlenlp", "paddleformers")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embeddings")
-# Linear layers by the last word of their name -> (rows, columns) of their weight in HF's layout, by _sizes' names.
+# Linear layers by the last word of their name -> (rows, columns) of their weight in HF's layout, by the names of widths().
 LINEARS: dict[str, tuple[str, str] | None] = {
     "q_proj": ("heads", "hidden"),
     "k_proj": ("kv", "hidden"),
@@ -30,7 +30,6 @@ LINEARS: dict[str, tuple[str, str] | None] = {
     "gate": None,  # a mixture's router: as many rows as experts
     "shared_expert_gate": None,
 }
-FUSED = ("qkv_proj", "gate_up_fused_proj", "up_gate_proj", "gate_up_proj")
 OTHER_LINEARS = ("out_proj", "fc1", "fc2", "dense")  # their shapes tell that two checkpoints are laid out alike
 TIED_BY_DEFAULT = ("gemma", "cohere")  # their configs leave tie_word_embeddings out where it is true
 
@@ -53,7 +52,7 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
     """
     config = read_config(checkpoint) or fallback
     tied = is_tied(checkpoint, config)
-    hf, paddle = _votes(checkpoint, _sizes(config))
+    hf, paddle = _votes(checkpoint, widths(config))
     torch = checkpoint.kind == "bin" or checkpoint.format == "pt"
 
     def found(layout: str | None, evidence: str) -> Detected:
@@ -134,8 +133,8 @@ def _family(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
     return family if family in ("model", str(config.get("model_type", "")).replace("-", "_")) else None
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    """The widths that config.json tells."""
+def widths(config: Mapping[str, Any]) -> dict[str, int]:
+    """The widths of layers, and of one attention head, that config.json tells."""
 
     def number(name: str) -> int:
         value = config.get(name)
@@ -145,6 +144,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     width = number("head_dim") or (hidden // heads if heads else 0)
     kv = number("num_key_value_heads") or (0 if config.get("num_key_value_heads") else heads)
     sizes = {"hidden": hidden, "intermediate": number("intermediate_size"), "heads": heads * width, "kv": kv * width}
+    sizes["head"] = width
     sizes["gate_up"] = 2 * sizes["intermediate"]
     sizes["qkv"] = sizes["heads"] + 2 * sizes["kv"] if sizes["kv"] else 0
     return {name: size for name, size in sizes.items() if size}

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .detect import EMBEDDINGS, FUSED, LAYOUTS, LINEARS, Detected, alike, detect, last_word, read_config
+from .detect import EMBEDDINGS, LAYOUTS, LINEARS, Detected, alike, detect, last_word, read_config
 from .errors import CheckpointError
 from .files import Files
+from .fused import PIECES, apart, kept, refit
 from .readers import Checkpoint, TensorEntry
 from .readers.parts import as_boxes
 from .readers.pickles import MalformedError
@@ -49,7 +50,7 @@ def normalise(
         problems += _mixed_files(inputs) if goal is None else []
         if problems:
             raise CheckpointError(problems)
-        return tuple(inputs), goal, []
+        return (tuple(inputs), None, []) if goal is None else _fused_alike(inputs, found, goal, [])
     if strict and len({one.layout for one in found}) > 1:
         raise CheckpointError(f"--strict_layout: the inputs' layouts differ: {'; '.join(shown)}")
     problems += [
@@ -67,7 +68,27 @@ def normalise(
     if problems:
         raise CheckpointError(problems)
     notes = [f"{text}, read as {goal}" for text, one in zip(shown, found, strict=True) if one.layout != goal]
-    return tuple(turned), goal, notes
+    return _fused_alike(turned, found, str(goal), notes)
+
+
+def _fused_alike(
+    inputs: Sequence[Checkpoint], found: Sequence[Detected], layout: str, notes: list[str]
+) -> tuple[tuple[Checkpoint, ...], str, list[str]]:
+    """What one input has fused and another has apart, as the first has it; the layout; and notes with those on them.
+
+    Raises CheckpointError listing what can't be converted.
+    """
+    result: list[Checkpoint] = []
+    problems: list[str] = []
+    for checkpoint, one in zip(inputs, found, strict=True):
+        tensors, made, wrong = refit(checkpoint.tensors, inputs[0].tensors, layout, one.config)
+        problems += [f"{checkpoint.path}: {sentence}" for sentence in wrong]
+        result.append(dataclasses.replace(checkpoint, tensors=tensors) if made else checkpoint)
+        if made:
+            notes = [*notes, f"{checkpoint.path}: {len(made)} weights read fused, or apart, as {inputs[0].path} has them"]
+    if problems:
+        raise CheckpointError(problems)
+    return tuple(result), layout, notes
 
 
 def _mixed_files(inputs: Sequence[Checkpoint]) -> list[str]:
@@ -98,19 +119,24 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
         raise CheckpointError(f"{checkpoint.path}: its config.json has no model_type, after which PaddleNLP names tensors")
     before, after = (f"{model_type}." if layout == "paddlenlp" else "model." for layout in (found.layout, goal))
     flips = (found.layout == "hf") != (goal == "hf")
-    problems: list[str] = []
     tensors: dict[str, TensorEntry] = {}
-    for name, entry in checkpoint.tensors.items():
+    wanted = apart(checkpoint.tensors, found.layout, found.config) if goal == "hf" else ()
+    named, _, wrong = refit(checkpoint.tensors, wanted, found.layout, found.config)
+    problems = [f"{checkpoint.path}: {sentence}" for sentence in wrong]
+    for name, entry in named.items():
         word, known = last_word(name), name.endswith((".weight", ".bias"))
         new = after + name.removeprefix(before) if name.startswith(before) else name
         why = ""
+        fused = kept(word, found.layout, goal, found.config) if word in PIECES else None
+        if fused:
+            new = new.replace(f".{word}.", f".{fused}.")
         if name == "lm_head.weight":
             stored = _head_is_turned(checkpoint, found)
             flip = stored != (goal == "paddlenlp" and not found.tied)
             if stored != (found.layout == "paddlenlp" and not found.tied):
                 why = f"is not as {found.layout} stores it in a model that {'ties' if found.tied else 'does not tie'} it"
-        elif word in FUSED and ("paddlenlp" in (goal, found.layout) or word not in ("qkv_proj", "gate_up_proj")):
-            flip, why = False, f"is fused, and {found.layout} and {goal} fuse differently, which can't be converted yet"
+        elif word in PIECES and not fused:
+            flip, why = False, f"is fused, and it isn't known how a model of type {model_type!r} fuses it in {goal}"
         elif len(entry.shape) < 2 or (word in EMBEDDINGS and known):
             flip = False
         else:

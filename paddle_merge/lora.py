@@ -1,4 +1,5 @@
-"""LoRA adapters folded into a checkpoint, on paper: which of its tensors are read with which changes (adapted.py makes them).
+"""LoRA adapters folded into a checkpoint, on paper: which of its tensors are read with which changes (adapted.py makes
+them).
 
     Hu et al. 2021, arXiv 2106.09685, eq. 3: W0 + B A, here scaled: W + (alpha / r) B A; rsLoRA (Kalajdzievski 2023, arXiv
     2312.03732): alpha / sqrt(r). DoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5): every output's row of that, at a trained
@@ -114,7 +115,8 @@ class _Fold:
         if updates:
             ranks = sorted({change.right.shape[0] for change in updates if change.left is not None})
             scales = sorted({change.scale for change in updates})
-            yield f"{len(updates)} updates of rank {', '.join(map(str, ranks))}, scale {', '.join(f'{s:.6g}' for s in scales)}"
+            shown = ", ".join(f"{scale:.6g}" for scale in scales)
+            yield f"{len(updates)} updates of rank {', '.join(map(str, ranks))}, scale {shown}"
         if len(updates) < len(self._changes):
             yield f"{len(self._changes) - len(updates)} with DoRA's lengths"
         if self._replaced:

@@ -148,8 +148,10 @@ class Plan:
 
 
 def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Sequence[Adapter]]]:
-    """The headers of checkpoints, and of the adapters to fold into each. Raises CheckpointError listing what is wrong with any
-    of them."""
+    """The headers of checkpoints, and of the adapters to fold into each.
+
+    Raises CheckpointError listing what is wrong with any of them.
+    """
     inputs: list[tuple[Checkpoint, Sequence[Adapter]]] = []
     problems: list[str] = []
     for spec in specs:

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import __version__
 from .config import MergeConfig
+from .detect import last_word
 from .errors import CheckpointError
 from .plan import Plan
 from .readers import read_json
@@ -32,6 +33,8 @@ CARD = "README.md"
 RECORD = "merge_config.json"
 # Endings of what loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")
+# What PaddleNLP's config.json says about layers that the weights have fused.
+FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_up_fused_proj"}}
 
 
 def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
@@ -68,7 +71,8 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
 
 def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     """config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and Paddle's
-    libraries, and PaddleFormers' mark where the layout is its own. As it is where it says all that already."""
+    libraries; and where weights were turned, PaddleFormers' mark and what is fused. As it is where it says all that already.
+    """
     dtypes = {tensor.dtype.name for tensor in plan.tensors if tensor.merged}
     wanted = dict(model)
     if len(dtypes) == 1 and (plan.recipe.out_dtype is not None or {"dtype", "torch_dtype"} & model.keys()):
@@ -77,6 +81,10 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
         wanted.pop("source", None)
         if plan.layout == "paddleformers":
             wanted["source"] = "paddle"
+        words = {last_word(tensor.name) for tensor in plan.tensors}
+        for flag, layers in FUSED_FLAGS.items():
+            if flag in wanted or (plan.layout == "paddlenlp" and words & layers):
+                wanted[flag] = bool(words & layers)
     return content if wanted == model else _json(wanted)
 
 

@@ -298,7 +298,7 @@ def test_fused_weights_and_names_that_collide(tmp_path: Path) -> None:
     for extra, words in (
         (
             {"llama.layers.0.self_attn.qkv_proj.weight": np.zeros((16, 32))},
-            "'llama.layers.0.self_attn.qkv_proj.weight' is fused",
+            "would be converted to 'llama.layers.0.self_attn.q_proj.weight', which is there already",
         ),
         ({"model.norm.weight": np.zeros(HIDDEN)}, "would both be called 'model.norm.weight' in hf"),
     ):

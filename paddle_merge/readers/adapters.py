@@ -16,7 +16,10 @@ CONFIGS = {"peft": "adapter_config.json", "paddle": "lora_config.json"}
 
 @dataclass(frozen=True)
 class Adapter:
-    """What the headers of an adapter say. kind: "peft" or "paddle", whose names and shapes it has. config: its JSON file's."""
+    """What the headers of an adapter say.
+
+    kind: "peft" or "paddle", whose names and shapes it has. config: its JSON file.
+    """
 
     path: str
     kind: str

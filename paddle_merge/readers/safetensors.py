@@ -116,8 +116,10 @@ def _naturals(value: Any) -> TypeGuard[list[int]]:
 
 
 def _uint16_is_bfloat16(entry: TensorEntry, folder: str) -> TensorEntry:
-    """PaddleNLP writes bfloat16 under the tag U16; its config.json tells, or that this is its adapter. Any other uint16 tensor
-    can't be weights."""
+    """PaddleNLP writes bfloat16 under the tag U16; its config.json tells, or that this is its adapter.
+
+    Any other uint16 tensor can't be weights.
+    """
     if entry.dtype is not UINT16:
         return entry
     if os.path.isfile(os.path.join(folder, "lora_config.json")):
