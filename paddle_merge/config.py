@@ -125,7 +125,9 @@ class MergeConfig(Fields):
 
     @property
     def method(self) -> str:
-        """The name of the pair: a merge method's if there is one, else "trim+slerp"."""
+        """The name of the pair: a merge method's if there is one, else "trim+slerp"; "fold" of one model alone."""
+        if len(self.models) == 1 and self.base is None:
+            return "fold"
         names = {pair: name for name, pair in METHODS.items()}
         sparsifier, merge_type = self.parts
         return names.get((sparsifier, merge_type), f"{sparsifier}+{merge_type}")

@@ -11,14 +11,11 @@ names and shapes, never guessed; then all inputs are viewed in one layout, witho
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
-import numpy as np
-
+from .compare import equal
 from .detect import EMBEDDINGS, LAYOUTS, LINEARS, Detected, alike, detect, last_word, read_config
 from .errors import CheckpointError
-from .files import Files
 from .fused import PIECES, apart, kept, refit
 from .readers import Checkpoint, TensorEntry
 from .readers.parts import as_boxes
@@ -172,24 +169,6 @@ def _head_is_turned(checkpoint: Checkpoint, found: Detected) -> bool:
     if len(set(head)) == 2 and len(vocabulary) == 1 and sorted(head) == sorted(next(iter(vocabulary))):
         return head not in vocabulary
     return found.layout == "paddlenlp" and not found.tied
-
-
-def equal(one: TensorEntry, other: TensorEntry) -> bool:
-    """Whether two tensors hold the same bytes: the one look that a plan takes at values, before it leaves one out."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    size, files = math.prod(one.shape), Files()
-    a, b = np.empty(min(STEP, size), one.dtype.raw), np.empty(min(STEP, size), one.dtype.raw)
-    try:
-        for start in range(0, size, STEP):
-            count = min(STEP, size - start)
-            files.read(one, start, a[:count])
-            files.read(other, start, b[:count])
-            if (a[:count].view(np.uint8) != b[:count].view(np.uint8)).any():
-                return False
-    finally:
-        files.close()
-    return True
 
 
 def transposed(entry: TensorEntry, name: str) -> TensorEntry:

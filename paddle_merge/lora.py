@@ -12,43 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from . import fused
+from .compare import equal, is_zero
 from .detect import EMBEDDINGS, is_tied, last_word, read_config
 from .errors import CheckpointError
-from .files import Files
-from .layout import equal, transposed
+from .layout import transposed
 from .lora_config import scaling, unfit
 from .readers import Adapted, Checkpoint, Lengths, LowRank, TensorEntry
-from .readers.adapters import Adapter
+from .readers.adapters import Adapter, Module, sort
 from .readers.pickles import MalformedError
-
-# What an adapter's tensor is, by the end of its name; what is before it is the name of a module. Others replace a tensor.
-_ENDINGS = {
-    "peft": {
-        r"\.lora_A(?:\.default)?\.weight": "A",
-        r"\.lora_B(?:\.default)?\.weight": "B",
-        r"\.lora_B(?:\.default)?\.bias": "bias",
-        r"\.lora_embedding_A(?:\.default)?": "embedding A",
-        r"\.lora_embedding_B(?:\.default)?": "embedding B",
-        r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?": "lengths",
-    },
-    "paddle": {r"\.lora_A": "A", r"\.lora_B": "B", r"\.lora_AB": "AB"},
-}
-
-
-@dataclass
-class _Module:
-    """An adapter's tensors for one module, by what they are."""
-
-    name: str
-    tensors: dict[str, TensorEntry] = field(default_factory=dict)
 
 
 def adapt(
@@ -90,7 +65,7 @@ class _Fold:
     def run(self) -> str:
         """Change `tensors`; a sentence on what was done. Raises CheckpointError."""
         problems = unfit(self._adapter, self._config)
-        modules, others = _sort(self._adapter) if not problems else ([], [])
+        modules, others = sort(self._adapter) if not problems else ([], [])
         for name, entry in others:
             try:
                 self._replace(name, entry)
@@ -101,7 +76,7 @@ class _Fold:
                 self._fold(module)
             except MalformedError as error:
                 names = ", ".join(repr(entry.name) for entry in module.tensors.values())
-                problems.append(f"{self._adapter.path}: {names} {error}")
+                problems.append(f"{self._adapter.path}: {module.name!r} {error} (its tensors: {names})")
         if not problems and not self._matters():
             problems.append(
                 f"{self._adapter.path}: changes nothing: every lora_B is zero, as before training; was it saved too early?"
@@ -124,13 +99,9 @@ class _Fold:
 
     def _matters(self) -> bool:
         """Whether folding changes any value, as far as single factors tell."""
-        files = Files()
-        try:
-            for change in self._changes:
-                if isinstance(change, Lengths) or (change.scale and all(_nonzero(entry, files) for entry in change.entries)):
-                    return True
-        finally:
-            files.close()
+        for change in self._changes:
+            if isinstance(change, Lengths) or (change.scale and not any(map(is_zero, change.entries))):
+                return True
         return any(not equal(new, old) for old, new in self._replaced)
 
     # --- finding the tensor
@@ -195,7 +166,16 @@ class _Fold:
     def _nowhere(self, name: str) -> str:
         if self._tied and name.endswith("lm_head.weight"):
             return "can't be folded: the model ties lm_head to the embedding"
+        parent = self._find_fused(name)
+        if parent:
+            return f"is for {name!r}, which {self._checkpoint.path} has fused in {parent!r}; fold it with --output_layout hf"
         return f"is for {name!r}, which {self._checkpoint.path} doesn't have; was it trained on another model?"
+
+    def _find_fused(self, name: str) -> str | None:
+        """The fused weight that holds this one."""
+        word = last_word(name)
+        words = [fused_word for fused_word, pieces in fused.PIECES.items() if word in pieces]
+        return next((found for whole in words if (found := self._find(name.replace(word, whole)))), None)
 
     def _put(self, target: str, stored: TensorEntry, changes: tuple[LowRank | Lengths, ...]) -> None:
         """Put a tensor, and what is tied to it, in the place of the checkpoint's."""
@@ -216,7 +196,7 @@ class _Fold:
 
     # --- low-rank updates
 
-    def _fold(self, module: _Module) -> None:
+    def _fold(self, module: Module) -> None:
         """Raises MalformedError."""
         held = module.tensors
         for one, other in (("A", "B"), ("embedding A", "embedding B")):
@@ -239,7 +219,7 @@ class _Fold:
             raise MalformedError(f"is for {target!r}, which is {self.tensors[target].dtype.name} and can't be added to")
         return target
 
-    def _embedding(self, module: _Module) -> LowRank:
+    def _embedding(self, module: Module) -> LowRank:
         """W [V, h] + (B [h, r] @ A [r, V]).T * s."""
         a, b = _matrices(module.tensors["embedding A"], module.tensors["embedding B"])
         target = self._target(f"{module.name}.weight")
@@ -249,16 +229,16 @@ class _Fold:
         scale = scaling(self._adapter, module.name, a.shape[0])
         return LowRank(transposed(a, a.name), transposed(b, b.name), scale)
 
-    def _linear(self, module: _Module) -> None:
+    def _linear(self, module: Module) -> None:
         """W [in, out] + A [in, r] @ AB [r, r] @ B [r, out] * s, in Paddle's words; or turned."""
         a, b = _matrices(module.tensors["A"], module.tensors["B"])
         if self._adapter.kind == "peft":
             a, b = transposed(a, a.name), transposed(b, b.name)
         if a.shape[1] != b.shape[0]:
-            raise MalformedError(f"have the ranks {a.shape[1]} and {b.shape[0]}, which don't go together")
+            raise MalformedError(f"has the ranks {a.shape[1]} and {b.shape[0]}, which don't go together")
         middle = module.tensors.get("AB")
         if middle is not None and middle.shape != (a.shape[1], a.shape[1]):
-            raise MalformedError(f"have rank {a.shape[1]}, but the mixer between them is {list(middle.shape)}")
+            raise MalformedError(f"has rank {a.shape[1]}, but the mixer between them is {list(middle.shape)}")
         scale = scaling(self._adapter, module.name, a.shape[1])
         pieces = {f"{module.name}.weight": b}
         if self._find(f"{module.name}.weight") is None and last_word(f"{module.name}.") in fused.PIECES:
@@ -289,7 +269,7 @@ class _Fold:
         parent = name.removesuffix(word)
         return {f"{parent}{piece}.weight": fused.select(b, 1, ranges, b.name) for piece, ranges in slices.items()}
 
-    def _bias(self, module: _Module, scale: float) -> None:
+    def _bias(self, module: Module, scale: float) -> None:
         bias, target = module.tensors["bias"], self._find(f"{module.name}.bias")
         if target is None:
             raise MalformedError(f"has a bias, but {self._checkpoint.path} has no {module.name}.bias to add it to")
@@ -297,15 +277,15 @@ class _Fold:
             raise MalformedError(f"has a bias {list(bias.shape)}, but {target!r} is {list(self.tensors[target].shape)}")
         self._change(target, [LowRank(None, bias, scale)])
 
-    def _lengths(self, module: _Module, target: str, axis: int) -> list[Lengths]:
+    def _lengths(self, module: Module, target: str, axis: int) -> list[Lengths]:
         """DoRA's, of every output. Raises MalformedError."""
         if "lengths" not in module.tensors:
             if self._adapter.config.get("use_dora"):
-                raise MalformedError("come without the lora_magnitude_vector that DoRA needs")
+                raise MalformedError("comes without the lora_magnitude_vector that DoRA needs")
             return []
         lengths, shape = module.tensors["lengths"], self.tensors[target].shape
         if math.prod(lengths.shape) != shape[axis]:
-            raise MalformedError(f"have a magnitude vector {list(lengths.shape)} for {shape[axis]} outputs of {target!r}")
+            raise MalformedError(f"has a magnitude vector {list(lengths.shape)} for {shape[axis]} outputs of {target!r}")
         return [Lengths(lengths, axis)]
 
     def _change(self, target: str, changes: Sequence[LowRank | Lengths]) -> None:
@@ -316,23 +296,6 @@ class _Fold:
 
 
 # --- small questions ---------------------------------------------------------------------------------------------------
-
-
-def _sort(adapter: Adapter) -> tuple[list[_Module], list[tuple[str, TensorEntry]]]:
-    """The adapter's tensors by module; and those that replace others, under these names."""
-    modules: dict[str, _Module] = {}
-    others = []
-    for name, entry in adapter.tensors.items():
-        plain = name.removeprefix("base_model.model.") if adapter.kind == "peft" else name
-        for ending, role in _ENDINGS[adapter.kind].items():
-            if found := re.fullmatch(rf"(.+){ending}", plain):
-                modules.setdefault(found[1], _Module(found[1])).tensors[role] = entry
-                break
-        else:
-            if adapter.kind == "peft":
-                plain = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.(weight|bias)$)", "", plain)
-            others.append((plain, entry))
-    return list(modules.values()), others
 
 
 def _stem(name: str, config: Mapping[str, Any]) -> str:
@@ -348,15 +311,3 @@ def _matrices(*entries: TensorEntry) -> tuple[TensorEntry, ...]:
         if len(entry.shape) != 2 or not entry.dtype.is_float:
             raise MalformedError(f"can't be folded: {list(entry.shape)} {entry.dtype.name} is no matrix of floats")
     return entries
-
-
-def _nonzero(entry: TensorEntry, files: Files) -> bool:
-    """Whether any element is other than zero (-0 counts as other)."""
-    step, size = 1 << 20, math.prod(entry.shape)
-    raw = np.empty(min(step, size), entry.dtype.raw)
-    for start in range(0, size, step):
-        part = raw[: min(step, size - start)]
-        files.read(entry, start, part)
-        if part.view(np.uint8).any():
-            return True
-    return False

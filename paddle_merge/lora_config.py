@@ -69,7 +69,7 @@ def scaling(adapter: Adapter, module: str, rank: int) -> float:
         raise MalformedError(f"can't be scaled: the adapter's config has r {r!r} and lora_alpha {alpha!r}")
     wide = adapter.kind == "paddle" and config.get("loraga")  # saved as [A | A0] and [B; -B0]
     if rank not in ((r, 2 * r) if wide else (r,)):
-        raise MalformedError(f"have rank {rank}, but the adapter's config says {r}")
+        raise MalformedError(f"has rank {rank}, but the adapter's config says {r}")
     root = config.get("use_rslora" if adapter.kind == "peft" else "rslora")
     scale = float(alpha) / (math.sqrt(r) if root else r)  # type: ignore[arg-type]
     told = config.get("scaling") if adapter.kind == "paddle" else None

@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import numpy as np
-
 from . import checks
+from .compare import differing
 from .config import MergeConfig
 from .crew import Crew
 from .errors import CheckpointError, MergeError, OutputError, WorkError
-from .files import Files
-from .plan import Plan, TensorPlan, make_plan, open_inputs
+from .plan import Plan, make_plan, open_inputs
 from .ranks import Ranks
 from .readers import adapters
 from .sidecars import CARD, read_sidecars, record
@@ -156,9 +154,11 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     parameters = sum(tensor.size for tensor in merged)
     copied = len(plan.tensors) - len(merged)
     shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
-    lines = [f"method   {recipe.method}: {_parameters(recipe)}"]
+    alone = len(recipe.models) == 1 and not recipe.base
+    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.method}: {_parameters(recipe)}"]
     lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, recipe.models, strict=True)]
-    lines.append(f"base     {recipe.base}" if recipe.base else "base     none: the weights themselves are merged")
+    if not alone:
+        lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
     lines += [f"adapter  {sentence}" for sentence in plan.folded]
     lines += [f"layout   {sentence}" for sentence in plan.turned]
     lines.append(
@@ -192,32 +192,16 @@ def _parameters(recipe: Any) -> str:
 
 def _check_equal(plan: Plan) -> None:
     """Integers and booleans can't be averaged: they must be the same in all inputs. Raises CheckpointError."""
-    files = Files()
-    try:
-        problems = [problem for tensor in plan.tensors if not tensor.merged for problem in _inequality(tensor, files)]
-    finally:
-        files.close()
+    problems = []
+    for tensor in plan.tensors:
+        if not tensor.merged and (unequal := differing(tensor.inputs)):
+            problems.append(
+                f"tensor {tensor.name!r} is {tensor.dtype.name}, which can't be averaged, and differs between"
+                f" {tensor.inputs[0].file} and {', '.join(sorted({entry.file for entry in unequal}))}; remove it from the"
+                " checkpoints, or make it equal"
+            )
     if problems:
         raise CheckpointError(problems)
-
-
-def _inequality(tensor: TensorPlan, files: Files) -> list[str]:
-    """A sentence if the tensor differs between inputs, by its bytes; else nothing."""
-    first, *others = tensor.inputs
-    step = (1 << 20) // first.dtype.itemsize
-    unequal: set[str] = set()
-    for start in range(0, tensor.size, step):
-        size = min(step, tensor.size - start)
-        blocks = [np.empty(size * entry.dtype.itemsize, np.uint8) for entry in tensor.inputs]
-        for entry, block in zip(tensor.inputs, blocks, strict=True):
-            files.read(entry, start, block)
-        unequal |= {entry.file for entry, block in zip(others, blocks[1:], strict=True) if (block != blocks[0]).any()}
-    if not unequal:
-        return []
-    return [
-        f"tensor {tensor.name!r} is {tensor.dtype.name}, which can't be averaged, and differs between {first.file}"
-        f" and {', '.join(sorted(unequal))}; remove it from the checkpoints, or make it equal"
-    ]
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------

@@ -4,13 +4,15 @@ the words that join them to a model, `base+adapter`."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CheckpointError
 from . import Checkpoint, TensorEntry, read_json
 
+_OTHERS = ("vera_config.json", "lokr_config.json", "dislora_config.json", "prefix_config.json")  # PaddleNLP's other kinds
 CONFIGS = {"peft": "adapter_config.json", "paddle": "lora_config.json"}
 
 
@@ -25,6 +27,28 @@ class Adapter:
     kind: str
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
+
+
+# What an adapter's tensor is, by the end of its name; before it stands the name of a module. All others replace a tensor.
+_ENDINGS = {
+    "peft": {
+        r"\.lora_A(?:\.default)?\.weight": "A",
+        r"\.lora_B(?:\.default)?\.weight": "B",
+        r"\.lora_B(?:\.default)?\.bias": "bias",
+        r"\.lora_embedding_A(?:\.default)?": "embedding A",
+        r"\.lora_embedding_B(?:\.default)?": "embedding B",
+        r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?": "lengths",
+    },
+    "paddle": {r"\.lora_A": "A", r"\.lora_B": "B", r"\.lora_AB": "AB"},
+}
+
+
+@dataclass
+class Module:
+    """An adapter's tensors for one module, by what they are: "A", "B", "AB" ..."""
+
+    name: str
+    tensors: dict[str, TensorEntry] = field(default_factory=dict)
 
 
 def kind_of(path: str) -> str | None:
@@ -55,6 +79,9 @@ def open_adapter(path: str) -> Adapter:
     if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such folder (of a LoRA adapter)")
     kind = kind_of(path)
+    other = next((name for name in _OTHERS if os.path.isfile(os.path.join(path, name))), None)
+    if kind is None and other:
+        raise CheckpointError(f"{path}: can't be folded: it holds {other}, and only LoRA adapters are W + s B A")
     if kind is None:
         raise CheckpointError(
             f"{path}: is no LoRA adapter: it has neither {' nor '.join(CONFIGS.values())}, which hold its r and alpha; if"
@@ -91,3 +118,20 @@ def open_model(spec: str, prefix: str) -> tuple[Checkpoint, Sequence[Adapter]]:
     if checkpoint is None or problems:
         raise CheckpointError(problems)
     return checkpoint, adapters
+
+
+def sort(adapter: Adapter) -> tuple[list[Module], list[tuple[str, TensorEntry]]]:
+    """The adapter's tensors by module; and those that replace others, under these names."""
+    modules: dict[str, Module] = {}
+    others = []
+    for name, entry in adapter.tensors.items():
+        plain = name.removeprefix("base_model.model.") if adapter.kind == "peft" else name
+        for ending, role in _ENDINGS[adapter.kind].items():
+            if found := re.fullmatch(rf"(.+){ending}", plain):
+                modules.setdefault(found[1], Module(found[1])).tensors[role] = entry
+                break
+        else:
+            if adapter.kind == "peft":
+                plain = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.(weight|bias)$)", "", plain)
+            others.append((plain, entry))
+    return list(modules.values()), others

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from ..errors import CheckpointError, WorkError
 from . import Checkpoint, TensorEntry, read_json
@@ -90,7 +87,7 @@ def _join(name: str, entries: Sequence[TensorEntry], config: Mapping[str, Any]) 
             f"may or may not be split among tensor-parallel ranks: config.json doesn't tell its whole size; {_REMEDY}"
         )
     if first.shape in wholes:
-        if not _equal(entries):
+        if _differ(entries):
             raise MalformedError(f"should be the same in all tensor-parallel ranks, but differs; {_REMEDY}")
         return first
     ways = [
@@ -145,20 +142,11 @@ def _whole_shapes(name: str, config: Mapping[str, Any]) -> list[tuple[int, ...]]
     return []
 
 
-def _equal(entries: Sequence[TensorEntry]) -> bool:
-    """Whether they hold the same bytes; read block by block. Raises MalformedError."""
-    from ..files import Files
+def _differ(entries: Sequence[TensorEntry]) -> bool:
+    """Whether they hold different bytes. Raises MalformedError."""
+    from ..compare import differing
 
-    size, step, files = math.prod(entries[0].shape), 1 << 18, Files()
     try:
-        for start in range(0, size, step):
-            blocks = [np.empty(min(step, size - start) * entry.dtype.itemsize, np.uint8) for entry in entries]
-            for entry, block in zip(entries, blocks, strict=True):
-                files.read(entry, start, block)
-            if any((block != blocks[0]).any() for block in blocks[1:]):
-                return False
-        return True
+        return bool(differing(entries))
     except WorkError as error:
         raise MalformedError(f"can't be compared ({error})") from None
-    finally:
-        files.close()
