@@ -338,8 +338,7 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(here: Path, monkeypatch: py
     ("flags", "words"),
     [
         ("--device cuda", "--device 'cuda' must be one of cpu, gpu, low_gpu_mem, xpu, npu"),
-        ("--lora_model_path lora", "--lora_model_path isn't there yet"),
-        ("--merge_with_qdq_base_model", "--merge_with_qdq_base_model isn't there yet"),
+        ("--lora_model_path lora", "--lora_model_path needs --base_model_path"),
         ("--tensor_type tf", "must be one of np, pd"),
         ("--merge_method tise", "--merge_method 'tise' must be one of"),
         ("--merge_method ties --merge_type linear", "means --sparsify_type trim --merge_type ties"),
