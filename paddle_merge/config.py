@@ -191,6 +191,7 @@ class MergeConfig(Fields):
             layouts=tuple(self.layout or ()),
             output_layout=self.stored_layout,
             strict_layout=self.strict_layout,
+            save_format=self.save_format,
         )
 
     def to_record(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from .detect import LAYOUTS
 from .dtypes import FLOATS
+from .frames.formats import FORMATS
 from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
 
 _MODELS, _METHOD, _TUNE, _OUTPUT, _RUN, _PADDLE = (
@@ -116,6 +117,12 @@ class Fields:
     strict_layout: bool = _flag(_MODELS, "Refuse to merge models of different layouts, instead of turning them.", False)
     output_layout: str | None = _flag(
         _OUTPUT, "Layout to store the merged model in, so that it loads there.", choices=LAYOUTS, shown="the first model's"
+    )
+    save_format: str = _flag(
+        _OUTPUT,
+        "Files to store the merged model in: safetensors, or pdparams, Paddle's pickles, for pipelines that want them.",
+        "safetensors",
+        choices=tuple(FORMATS),
     )
     copy_file_list: list[str] | None = _flag(
         _OUTPUT, "More files to copy from the base model's folder (else the first model's), beside config and tokenizer."

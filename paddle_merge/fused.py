@@ -128,6 +128,22 @@ def _cut(entry: TensorEntry, axis: int, range_: Range, to: int) -> Iterable[Part
         )
 
 
+def of_ranks(entry: TensorEntry, pieces: Collection[tuple[int, ...]]) -> TensorEntry:
+    """A tensor of a distributed checkpoint, where PaddleFormers has [gate | up] in each tensor-parallel rank, as [gate | up]
+    of the whole. Others as they are: a rank holds whole groups of a qkv_proj.
+
+    pieces: where the ranks' pieces begin. Raises MalformedError if they aren't equal ones along `out`.
+    """
+    if last_word(entry.name) not in ("up_gate_proj", "gate_up_proj") or len(pieces) == 1:
+        return entry
+    axis, count = len(entry.shape) - 1, len(pieces)
+    width, rest = divmod(entry.shape[axis], 2 * count)
+    if rest or {piece[axis] for piece in pieces} != set(range(0, entry.shape[axis], 2 * width)):
+        raise MalformedError("is fused, and the ranks' pieces of it aren't equal ones, so what is whose isn't certain")
+    halves = _repeated(_FFN, [width, width], count)
+    return select(entry, axis, [one for half in halves.values() for one in half], entry.name)
+
+
 # --- whole checkpoints -----------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,17 +24,27 @@ class Dim(NamedTuple):
     to: int
 
 
+class Box(NamedTuple):
+    """What to copy at a time: from element `source` of the part to element `target` of the memory."""
+
+    part: Part
+    source: int
+    dims: tuple[Dim, ...]
+    target: int
+
+
 def gather(fetch: Fetch, entry: TensorEntry, start: int, out: np.ndarray) -> None:
     """Fill out, flat, with the elements of `entry` from index `start` on."""
     stop = start + out.size
     whole = list(boxes(entry.shape, start, stop))
     strides = row_major(entry.shape)
+    found: list[Box] = []
     for part in entry.parts:
         if len(part.at) != len(entry.shape):  # a run of elements
             low, high = max(start, part.at[0]), min(stop, part.at[0] + part.shape[0])
             if low < high:
                 (step,) = part.strides
-                _copy(fetch, part, (low - part.at[0]) * step, [Dim(high - low, step, 1)], out, low - start)
+                found.append(Box(part, (low - part.at[0]) * step, (Dim(high - low, step, 1),), low - start))
             continue
         for corner, box in whole:
             lows = [max(c, a) for c, a in zip(corner, part.at, strict=True)]
@@ -43,8 +54,34 @@ def gather(fetch: Fetch, entry: TensorEntry, start: int, out: np.ndarray) -> Non
             if min(counts, default=1) > 0:
                 source = sum((low - a) * step for low, a, step in zip(lows, part.at, part.strides, strict=True))
                 target = sum(low * to for low, to in zip(lows, strides, strict=True)) - start
-                dims = [Dim(*dim) for dim in zip(counts, part.strides, strides, strict=True)]
-                _copy(fetch, part, source, dims, out, target)
+                dims = tuple(Dim(*dim) for dim in zip(counts, part.strides, strides, strict=True))
+                found.append(Box(part, source, dims, target))
+    for copy in _series(found, out.itemsize):
+        _copy(fetch, copy.part, copy.source, copy.dims, out, copy.target)
+
+
+def _series(boxes: list[Box], itemsize: int) -> Iterator[Box]:
+    """Boxes at equal distances, in one file and in memory, as one of a dimension more: the keys of a fused matrix lie near
+    one another, and take one read per row instead of one per key."""
+
+    def first(box: Box) -> int:  # byte in the file
+        return box.part.offset + box.source * itemsize
+
+    alike: dict[object, list[Box]] = {}
+    for number, box in enumerate(boxes):
+        alike.setdefault(number if box.part.text else (box.part.file, box.dims), []).append(box)
+    for group in alike.values():
+        group.sort(key=first)
+        while group:
+            apart, along, count = 0, 0, 1
+            for one, other in pairwise(group):
+                steps = first(other) - first(one), other.target - one.target
+                if (count > 1 and steps != (apart, along)) or steps[0] <= 0 or steps[1] <= 0 or steps[0] % itemsize:
+                    break
+                (apart, along), count = steps, count + 1
+            dims = (*group[0].dims, Dim(count, apart // itemsize, along))
+            yield group[0]._replace(dims=dims if count > 1 else group[0].dims)
+            del group[:count]
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from .readers import Checkpoint, TensorEntry
 from .readers.parts import as_boxes
 from .readers.pickles import MalformedError
 
-FORMATS = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # what loaders want to read in safetensors' metadata
+METADATA = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # what loaders want as safetensors' `format`
 STEP = 1 << 20  # elements
 
 

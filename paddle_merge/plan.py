@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,9 @@ from .dtypes import DType, compute_dtype
 from .engine import NUMPY, Engine
 from .errors import CheckpointError
 from .files import PANEL
-from .layout import FORMATS, normalise
+from .frames import Held
+from .frames.formats import FORMATS, shard_name
+from .layout import METADATA, normalise
 from .lora import adapt
 from .readers import Checkpoint, TensorEntry
 from .readers.adapters import Adapter, open_model
@@ -64,10 +65,10 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file: its final name, the bytes before the first tensor, and its size."""
+    """One output file: its final name, the bytes around the tensors, each with its offset, and its size."""
 
     name: str
-    header: bytes
+    frame: tuple[tuple[int, bytes], ...]
     nbytes: int
 
 
@@ -176,8 +177,13 @@ def make_plan(
     inputs, layout, turned = normalise(opened, given, recipe.output_layout, recipe.strict_layout, recipe.prefix)
     inputs, folded = adapt(inputs, adapters, layout, recipe.sources)
     if layout is not None and (turned or recipe.output_layout):
-        inputs = tuple(dataclasses.replace(checkpoint, format=FORMATS[layout]) for checkpoint in inputs)
+        inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
     problems = differences(inputs, recipe)
+    if recipe.save_format == "pdparams" and layout == "hf":
+        problems.append(
+            "--save_format pdparams is for Paddle, and the merged model would be in Hugging Face's layout: pass"
+            " --output_layout paddlenlp or paddleformers too"
+        )
     if problems:
         raise CheckpointError(problems)
 
@@ -231,9 +237,12 @@ def differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
 def _lay_out(
     recipe: Recipe, inputs: Sequence[Checkpoint], donor: Checkpoint, shard_bytes: int
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Which tensor goes where: in the donor's order, shards filled up to shard_bytes, wide dtypes first within a shard."""
+    """Which tensor goes where: in the donor's order, shards filled up to shard_bytes, wide dtypes first within a shard.
+
+    Raises CheckpointError listing the tensors that the output's format can't hold.
+    """
     models = len(recipe.models)
-    groups: list[list[tuple[str, DType, int]]] = [[]]
+    groups: list[list[Held]] = [[]]
     filled = 0
     for name, entry in donor.tensors.items():
         dtype = recipe.out_dtype if recipe.out_dtype and entry.dtype.is_float else entry.dtype
@@ -241,42 +250,35 @@ def _lay_out(
         if groups[-1] and filled + nbytes > shard_bytes:
             groups.append([])
             filled = 0
-        groups[-1].append((name, dtype, nbytes))
+        groups[-1].append(Held(name, dtype, entry.shape, nbytes))
         filled += nbytes
 
     tensors: list[TensorPlan] = []
     shards: list[Shard] = []
+    problems: list[str] = []
+    form = FORMATS[recipe.save_format]
     for number, group in enumerate(groups):
-        single = len(groups) == 1
-        file = f"{recipe.prefix}.safetensors"
-        file = file if single else f"{recipe.prefix}-{number + 1:05d}-of-{len(groups):05d}.safetensors"
-        group.sort(key=lambda item: -item[1].itemsize)  # so that every tensor is aligned to its own width
-        header: dict[str, object] = {"__metadata__": {"format": donor.format}} if donor.format is not None else {}
-        end = 0
-        for name, dtype, nbytes in group:
-            shape = list(donor.tensors[name].shape)
-            header[name] = {"dtype": dtype.tag, "shape": shape, "data_offsets": [end, end + nbytes]}
-            end += nbytes
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        head = struct.pack("<Q", len(text)) + text
-        offset = len(head)
-        for name, dtype, nbytes in group:
-            entries = [checkpoint.tensors[name] for checkpoint in inputs]
+        group.sort(key=lambda held: -held.dtype.itemsize)  # so that every tensor is aligned to its own width
+        problems += form.problems(group)
+        frame = form.frame(group, donor.format)
+        for held, offset in zip(group, frame.offsets, strict=True):
+            entries = [checkpoint.tensors[held.name] for checkpoint in inputs]
             tensors.append(
                 TensorPlan(
-                    name=name,
+                    name=held.name,
                     shape=entries[0].shape,
                     sources=tuple(entries[:models]),
                     base=entries[-1] if recipe.base is not None else None,
                     merged=entries[0].dtype.is_float,
-                    dtype=dtype,
+                    dtype=held.dtype,
                     shard=number,
                     offset=offset,
                 )
             )
-            offset += nbytes
-        shards.append(Shard(file, head, offset))
+        name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))
+        shards.append(Shard(name, frame.pieces, frame.nbytes))
+    if problems:
+        raise CheckpointError(problems)
     return tuple(tensors), tuple(shards)
 
 

@@ -23,6 +23,7 @@ class Recipe:
     layouts: of each source, as layout.LAYOUTS; None where it is to be detected.
     output_layout: None: the first source's.
     strict_layout: refuse sources of different layouts.
+    save_format: "safetensors" or "pdparams".
     """
 
     models: tuple[str, ...]
@@ -37,6 +38,7 @@ class Recipe:
     layouts: tuple[str | None, ...] = ()
     output_layout: str | None = None
     strict_layout: bool = False
+    save_format: str = "safetensors"
 
     @property
     def sources(self) -> tuple[str, ...]:

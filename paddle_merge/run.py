@@ -135,7 +135,8 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
         attempt(_check_equal, plan)
         paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     nbytes = plan.bytes_out if plan else 0
-    problems = check_output(config.output, paths, config.merge_prefix, nbytes, sidecars or (), config.overwrite)
+    stored = config.save_format, config.merge_prefix, nbytes
+    problems = check_output(config.output, paths, *stored, sidecars or (), config.overwrite)
     if problems:
         found.append(OutputError(problems))
     if found:

@@ -11,7 +11,6 @@ import fcntl
 import fnmatch
 import logging
 import os
-import re
 import shutil
 import signal
 import threading
@@ -19,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .errors import OutputError
+from .frames.formats import FORMATS, index_name, is_weights
 from .plan import Plan
 from .sidecars import CARD, COPIED, RECORD, WEIGHTS
 
@@ -30,7 +30,13 @@ MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's
 
 
 def check_output(
-    folder: str, inputs: Sequence[str], prefix: str, nbytes: int, names: Iterable[str], overwrite: bool
+    folder: str,
+    inputs: Sequence[str],
+    save_format: str,
+    prefix: str,
+    nbytes: int,
+    names: Iterable[str],
+    overwrite: bool,
 ) -> list[str]:
     """Why `nbytes` of weights called `prefix`, and files called `names`, can't be written to `folder`: sentences.
 
@@ -48,7 +54,7 @@ def check_output(
         problems.append(f"--output_path {folder} exists and is not a folder")
     elif os.path.isdir(folder) and not problems:
         held = [name for name in sorted(os.listdir(folder)) if not _left_behind(name, prefix)]
-        foreign = [name for name in held if name.endswith(WEIGHTS) and not _is_weights(name, prefix)]
+        foreign = [name for name in held if name.endswith(WEIGHTS) and not is_weights(name, save_format, prefix)]
         if held and not overwrite:
             problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace the weights in it")
         if foreign:
@@ -106,7 +112,7 @@ class Output:
         return tuple(self._path(shard.name + PARTIAL) for shard in self._plan.shards)
 
     def create(self) -> None:
-        """Make the folder and the pre-sized shards, headers written. Raises OutputError."""
+        """Make the folder and the pre-sized shards, what stands around tensors written. Raises OutputError."""
         try:
             self._make_folder(self.folder)
             self._take_lock()
@@ -116,7 +122,9 @@ class Output:
             for shard, path in zip(self._plan.shards, self.partial_paths, strict=True):
                 self._written.append(path)
                 with open(path, "wb") as file:
-                    file.write(shard.header)
+                    for offset, content in shard.frame:
+                        file.seek(offset)
+                        file.write(content)
                     file.truncate(shard.nbytes)
         except OSError as error:
             raise self._failure(error) from None
@@ -145,18 +153,17 @@ class Output:
         """Put everything at its final name. sidecars: contents of config, tokenizer and other files, by name; record: of
         merge_config.json. Raises OutputError; `abandon` then removes what was done."""
         index = self._plan.index()
-        prefix = self._plan.recipe.prefix
-        index_name = f"{prefix}.safetensors.index.json"
+        index_file = index_name(self._plan.recipe.save_format, self._plan.recipe.prefix)
         try:
             self.sync()
             for name, content in sidecars.items():
                 self._write(name + PARTIAL, content)
             if index is not None:
-                self._write(index_name + PARTIAL, index)
+                self._write(index_file + PARTIAL, index)
             self._write(RECORD + PARTIAL, record)
 
             names = [*sidecars, *(shard.name for shard in self._plan.shards)]
-            names += [*([index_name] if index is not None else []), RECORD]
+            names += [*([index_file] if index is not None else []), RECORD]
             with uninterrupted(redeliver=False):
                 self._rename(names)
         except OSError as error:
@@ -166,9 +173,9 @@ class Output:
     def _rename(self, names: Sequence[str]) -> None:
         """Everything to its final name, in this order; what an earlier merge left goes aside, and away once this one stands.
         Raises OSError."""
-        prefix = self._plan.recipe.prefix
+        recipe = self._plan.recipe
         for name in sorted({*os.listdir(self.folder), *names}, key=lambda name: name != RECORD):
-            if (name in names or _is_weights(name, prefix)) and os.path.lexists(self._path(name)):
+            if (name in names or is_weights(name, recipe.save_format, recipe.prefix)) and os.path.lexists(self._path(name)):
                 self._set_aside.append(self._path(name))
                 os.replace(self._path(name), self._path(name) + REPLACED)
         for name in names:
@@ -247,16 +254,14 @@ class Output:
             os.fsync(file.fileno())
 
 
-def _is_weights(name: str, prefix: str) -> bool:
-    """Whether a merge under this prefix gives a file this name: single, shard or index."""
-    pattern = rf"{re.escape(prefix)}(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(prefix)}\.safetensors\.index\.json"
-    return re.fullmatch(pattern, name) is not None
-
-
 def _left_behind(name: str, prefix: str) -> bool:
     """Whether this is what a merge that was killed leaves."""
     whole = name.removesuffix(PARTIAL)
-    ours = _is_weights(whole, prefix) or whole in (CARD, RECORD) or any(fnmatch.fnmatch(whole, usual) for usual in COPIED)
+    ours = (
+        any(is_weights(whole, save_format, prefix) for save_format in FORMATS)
+        or whole in (CARD, RECORD)
+        or any(fnmatch.fnmatch(whole, usual) for usual in COPIED)
+    )
     return name.endswith(PARTIAL) and ours
 
 

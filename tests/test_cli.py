@@ -373,9 +373,9 @@ def test_one_sentence_says_what_is_wrong(here: Path, flags: str, words: str, cap
 
 def test_one_or_no_model_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("--model_path_list", "a") == 1
-    assert errors(capsys) == ["give at least two models: --model_path_list a b"]
+    assert errors(capsys) == ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
     assert cli("--seed", "1") == 1
-    assert errors(capsys) == ["give at least two models: --model_path_list a b"]
+    assert errors(capsys) == ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
 
 
 def test_slerp_of_three_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from paddle_merge.readers import TensorEntry, open_checkpoint
 from paddle_merge.readers.pickles import MalformedError
 
 from .checkpoints import from_bits, read, to_bits, write
+from .test_flex import cut, save
 from .test_layout import CONFIG, HEADS, INTER, KV, State, assert_same, laid_out, llama, means, stored
 
 HIDDEN, WIDTH = CONFIG["hidden_size"], 4
@@ -247,6 +248,41 @@ def test_phi3_stays_fused_and_turns(tmp_path: Path) -> None:
     assert_same(read(tmp_path / "out"), means(a, b))
     merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "back")))
     assert_same(read(tmp_path / "back"), laid_out(means(a, b), "paddleformers"))
+
+
+def test_ranks_of_a_distributed_checkpoint(tmp_path: Path) -> None:
+    """Each tensor-parallel rank has its own [gate | up], and whole groups of qkv_proj."""
+    whole = {name: value.astype("f4") for name, value in fused(biased(0), "paddleformers").items()}
+    ranked, boxes = {}, {}
+    for name, value in whole.items():
+        word, axis = name.split(".")[-2], value.ndim - 1
+        if word in ("up_gate_proj", "qkv_proj"):
+            half = value.shape[axis] // 2
+            boxes[name] = cut(value.shape, *([()] * axis), (half,))
+            pieces = value.reshape(*value.shape[:-1], 2, 2, -1) if word == "up_gate_proj" else None  # [gate/up, rank, ..]
+            ranked[name] = value if pieces is None else pieces.swapaxes(-3, -2).reshape(value.shape)
+        else:
+            boxes[name], ranked[name] = cut(value.shape, *([()] * value.ndim)), value
+    assert any((ranked[name] != value).any() for name, value in whole.items())
+    save(tmp_path / "flex", ranked, boxes)
+    (tmp_path / "flex" / "config.json").write_text(json.dumps(QWEN))
+    path = str(tmp_path / "flex")
+    merge(MergeConfig(model_path_list=[path, path], output_path=str(tmp_path / "out")))
+    assert_same(read(tmp_path / "out"), {name: value.astype("f8") for name, value in whole.items()})
+    merge(MergeConfig(model_path_list=[path, path], output_path=str(tmp_path / "hf"), output_layout="hf"))
+    assert_same(read(tmp_path / "hf"), biased(0))
+
+    name = "model.layers.0.mlp.up_gate_proj.weight"
+    save(tmp_path / "odd", ranked, {**boxes, name: cut(whole[name].shape, (), (10,))})
+    said = refused(str(tmp_path / "odd"), path, out=tmp_path / "no")
+    assert "the ranks' pieces of it aren't equal ones" in said[0]
+    phis = {
+        "model.layers.0.self_attn.qkv_proj.weight": np.zeros((4, 8)),
+        "model.layers.0.mlp.gate_up_proj.weight": np.zeros((4, 8)),
+    }
+    save(tmp_path / "phi", phis, {name: cut((4, 8), (), (4,)) for name in phis})
+    said = refused(str(tmp_path / "phi"), str(tmp_path / "phi"), out=tmp_path / "no")
+    assert "qkv_proj.weight' is fused in each tensor-parallel rank, and can't be put together" in said[0]
 
 
 def refused(*paths: str, out: Path, **fields: Any) -> list[str]:

@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..detect import last_word
 from ..errors import CheckpointError
+from ..fused import of_ranks
 from ..gather import boxes, row_major
 from . import Checkpoint, Part, TensorEntry, safetensors
 from .arrays import naturals
@@ -123,6 +125,15 @@ def open_folder(path: str, folder: str) -> Checkpoint:
                 problems.append(f"{os.path.join(folder, name)}: tensor {key!r} is not in the metadata")
     if problems:
         raise CheckpointError(problems)
+    phi = any(last_word(key) == "gate_up_proj" for key in tensors)  # its qkv_proj has no groups that ranks could hold whole
+    split = [
+        key for key in tensors if phi and last_word(key) == "qkv_proj" and len({shard.at for shard, _ in shards[key]}) > 1
+    ]
+    if split:
+        raise CheckpointError(
+            f"{file}: tensor {split[0]!r} is fused in each tensor-parallel rank, and can't be put together; save the model"
+            " without tensor parallelism"
+        )
     ordered = sorted(tensors.values(), key=lambda entry: (entry.file, entry.offset))
     return Checkpoint(path, path, "np", {entry.name: entry for entry in ordered}, "flex")
 
@@ -200,4 +211,5 @@ def _tensor(
         shape = tuple(max(end) for end in zip(*ends, strict=True))
     if any(len(part.at) != len(shape) for part in parts):
         raise MalformedError("has shards of other dimensions than its own")
-    return assemble(key, dtypes.pop(), shape, parts or [Part(held[places[0][1]][key].file, 0, (0,), (0,), (1,))])
+    whole = assemble(key, dtypes.pop(), shape, parts or [Part(held[places[0][1]][key].file, 0, (0,), (0,), (1,))])
+    return of_ranks(whole, {shard.at for shard, _ in places})
