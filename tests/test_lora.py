@@ -17,6 +17,7 @@ from paddle_merge.detect import LAYOUTS
 from paddle_merge.readers.adapters import split
 
 from .checkpoints import from_bits, read, to_bits, write
+from .test_flex import cut, save
 from .test_layout import CONFIG, HEADS, HIDDEN, INTER, KV, VOCAB, WIDTH, State, laid_out, llama, stored
 
 R = 3
@@ -494,3 +495,17 @@ def test_from_the_command_line_and_again_from_its_record(
         assert (tmp_path / name / "model.safetensors").read_bytes() == (
             tmp_path / "again" / "model.safetensors"
         ).read_bytes()
+
+
+def test_a_distributed_checkpoint_of_base_and_adapter(tmp_path: Path) -> None:
+    """As PaddleFormers' Trainer saves LoRA training: the base's weights beside the factors, and no config of the adapter."""
+    base, pairs = llama(0), factors(1)
+    path = stored(tmp_path / "base", base, "hf", dtype="float64")
+    changed = base | {"model.norm.weight": base["model.norm.weight"] + 1}
+    tensors = laid_out(changed, "paddleformers") | in_paddle(pairs)
+    halves = {name: cut(x.shape, (x.shape[0] // 2,), *[()] * (x.ndim - 1)) for name, x in tensors.items()}
+    save(tmp_path / "ad" / "model_state", tensors, halves)
+    with pytest.raises(CheckpointError, match=r"has neither adapter_config.json nor lora_config.json"):
+        fold(tmp_path, path, str(tmp_path / "ad"))
+    (tmp_path / "ad" / "lora_config.json").write_text(json.dumps({"r": R, "lora_alpha": 6}))
+    close(fold(tmp_path, path, str(tmp_path / "ad")), folded(changed, pairs))
