@@ -229,9 +229,7 @@ def test_a_lora_is_handed_on_as_our_config_wants_it(models: Path, monkeypatch: p
     seen = []
     monkeypatch.setattr(run, "merge", lambda config, ranks: seen.append((config, ranks)))
     MergeModel(MergeConfig(lora_model_path="lora", base_model_path="base", output_path="out")).merge_model()
-    wanted = paddle_merge.MergeConfig(
-        lora_model_path="lora", base_model_path="base", output_path="out", overwrite=True, copy_file_list=[]
-    )
+    wanted = paddle_merge.MergeConfig(lora_model_path="lora", base_model_path="base", output_path="out", overwrite=True)
     assert seen == [(wanted, None)]
 
 
@@ -365,6 +363,8 @@ def test_the_script_takes_a_json_file_that_flags_override(models: Path) -> None:
         script(mergekit, "merge_config.json", "--merge_method", "linear", "--weight_list", "1", "0", "--output", "a2") == 0
     )
     assert read(models / "a2")["w"].tolist() == read(models / "a")["w"].tolist()
+    assert script(mergekit, "merge_config.json", "--sparsify_type", "None", "--output_path", "nothing said") == 0
+    assert "ties" in Path("nothing said/README.md").read_text()
 
 
 def test_types_on_the_command_line_are_meant(models: Path) -> None:

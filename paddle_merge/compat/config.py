@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -21,7 +20,6 @@ from ..methods.magprune import Magprune
 from ..parsing import nearest
 from ..sidecars import RECORD
 
-log = logging.getLogger("paddle_merge")
 MAY_BE_NONE = ("merge_method", "merge_type")  # although their default is something else
 
 

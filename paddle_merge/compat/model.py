@@ -67,7 +67,7 @@ class MergeModel:
         from ..run import merge
 
         config = self.merge_config.ours()
-        config.copy_file_list = self._there()
+        config.copy_file_list = self._there() or None
         merge(config, ranks=Ranks.from_environment())
 
     def copy_file(self) -> None:
