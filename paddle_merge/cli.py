@@ -6,13 +6,14 @@ lists as `--weight_list 0.3 -0.7`, booleans as `--normalize False`, dashes or un
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -64,11 +65,11 @@ def examples() -> str:
     return "\n\n".join(lines)
 
 
-def normal_form(argv: Sequence[str]) -> list[str]:
+def normal_form(argv: Sequence[str], abbreviated: Collection[str] = ()) -> list[str]:
     """argv in the one spelling that Typer reads. Raises ConfigError listing every flag it doesn't know.
 
     `--model-path-list a b` -> `--model_path_list=a --model_path_list=b`; `--normalize False` -> `--no_normalize`; a flag
-    given twice: the last one counts.
+    given twice: the last one counts. abbreviated: flags for which a beginning that no other of them has is enough.
     """
     first = [argv[0]] if argv and not argv[0].startswith("-") else []
     groups: list[tuple[str, list[str]]] = []
@@ -86,9 +87,9 @@ def normal_form(argv: Sequence[str]) -> list[str]:
 
     chosen: dict[str, list[str]] = {}
     for flag, values in groups:
-        name, negated = ALIASES.get(flag, flag), False
+        name, negated = _spelled_out(flag, abbreviated), False
         if name not in FIELDS and name.startswith("no_"):
-            name, negated = ALIASES.get(name[3:], name[3:]), True
+            name, negated = _spelled_out(name[3:], abbreviated), True
         if flag in SWITCHES:
             chosen[flag] = [f"--{flag}"]
             if values:
@@ -113,26 +114,42 @@ def normal_form(argv: Sequence[str]) -> list[str]:
     return first + [word for words in chosen.values() for word in words]
 
 
-def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) -> None:
-    _set_up_logging(verbose, quiet)
+def _spelled_out(flag: str, abbreviated: Collection[str]) -> str:
+    """The name a flag stands for; the flag if there is none."""
+    name = ALIASES.get(flag, flag)
+    begin_so = [other for other in abbreviated if other.startswith(name)]
+    return begin_so[0] if name not in FIELDS and len(begin_so) == 1 else name
+
+
+def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config file says, unless flags (by name; None, [] and "None" aren't given) override it. Raises ConfigError."""
     given = {name: value for name, value in flags.items() if value not in (None, [], "None")}
     fields = MergeConfig.known_fields(MergeConfig.from_file(config), config) if config else {}
     for flag, overridden in OVERRIDES.items():
         if flag in given:
             for name in overridden:
                 fields.pop(name, None)
-    merge_config = MergeConfig(**{**fields, **given})
+    return {**fields, **given}
+
+
+def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) -> None:
+    set_up_logging(verbose, quiet)
+    run(MergeConfig(**read_fields(config, flags)))
+
+
+def run(config: MergeConfig) -> None:
+    """Merge, together with the other processes of a launch. Raises MergeError."""
     from .ranks import Ranks
     from .run import merge
 
     try:
-        merge(merge_config, ranks=Ranks.from_environment())
+        merge(config, ranks=Ranks.from_environment())
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
-def _set_up_logging(verbose: bool, quiet: bool) -> None:
+def set_up_logging(verbose: bool, quiet: bool) -> None:
     class Format(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
             text = super().format(record)
@@ -208,15 +225,22 @@ def build_app() -> typer.Typer:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m paddle_merge` and of `paddle-merge`. Exits 0, 1 (refused or failed), 2 (usage), 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    _open_standard_files()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    try:
+    with command():
         if argv[:1] == ["demo"]:
             from .demo import app
 
             app(argv[1:], prog_name="python -m paddle_merge demo")
         build_app()(normal_form(argv) or ["--help"], prog_name="python -m paddle_merge")
+
+
+@contextlib.contextmanager
+def command() -> Iterator[None]:
+    """What surrounds a command: errors become sentences and exit codes, and signals that end it an interrupt."""
+    _open_standard_files()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        yield
     except MergeError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)

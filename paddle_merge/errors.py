@@ -5,6 +5,8 @@ MergeError                 anything this package raises on purpose
 ├── CheckpointError        an input is damaged, missing, or doesn't fit the others
 ├── OutputError            the output can't be written there
 └── WorkError              the merge itself failed: a worker died, a disk filled, an input is not finite
+
+The first two are ValueErrors too: what PaddleNLP's mergekit raises, and what its users' scripts catch.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ class MergeError(Exception):
         super().__init__("\n".join(self.problems))
 
 
-class ConfigError(MergeError):
+class ConfigError(MergeError, ValueError):
     """A flag, a field of a config file, or a combination of them is wrong."""
 
 
-class CheckpointError(MergeError):
+class CheckpointError(MergeError, ValueError):
     """An input checkpoint can't be read, or the inputs don't fit together."""
 
 

@@ -14,7 +14,7 @@ from . import checks
 from .blocks import Road
 from .config import MergeConfig
 from .dtypes import BFLOAT16, DTYPES, DType
-from .engine import import_paddle
+from .engine import Engine, import_paddle
 from .errors import CheckpointError, ConfigError
 from .plan import Piece, TensorPlan, differences
 from .readers import Checkpoint, TensorEntry
@@ -46,13 +46,20 @@ def merge_state_dicts(
     config = dataclasses.replace(
         config, model_path_list=labels, model_path_str=None, base_model_path=None if base is None else "base"
     )
-    recipe, backends = config.recipe(), Backends(config.engine)
+    recipe = config.recipe()
     sources = [*state_dicts, *([base] if base is not None else [])]
-    kind = _Paddle() if config.tensor_type == "pd" else _Numpy()
-    tensors = _plan(sources, recipe, kind)
     for warning in checks.warnings(config):
         log.warning("%s", warning)
+    return merge_by_recipe(sources, recipe, config.engine, config.strict)
 
+
+def merge_by_recipe(
+    sources: Sequence[Mapping[str, Any]], recipe: Recipe, engine: Engine, strict: bool = False
+) -> dict[str, Any]:
+    """The same for what a recipe's sources stand for, of which there may be only one. Raises as merge_state_dicts does."""
+    backends = Backends(engine)
+    kind = _Paddle() if engine.tensor_type == "pd" else _Numpy()
+    tensors = _plan(sources, recipe, kind)
     result, reports = {}, []
     for tensor in tensors:
         values = [source[tensor.name] for source in sources]
@@ -69,7 +76,7 @@ def merge_state_dicts(
                 road.merge(lambda stored, _, blocks=blocks, like=values[0]: blocks.append(kind.keep(stored, like)))  # type: ignore[misc]
                 reports.append(Report(tensor.name, road.not_finite, road.overflowed))
             result[tensor.name] = kind.join(blocks, values[0], tensor.dtype)
-    notice(reports, tensors, recipe.sources, config.strict)
+    notice(reports, tensors, recipe.sources, strict)
     return result
 
 

@@ -1,0 +1,81 @@
+"""What PaddleNLP's two merging scripts are replaced by: the same flags, our merge."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ..cli import FIELDS, LISTS, SWITCHES, command, normal_form, read_fields, run, set_up_logging
+from ..config import MergeConfig as OurConfig
+from ..errors import ConfigError
+from ..parsing import parse_bool
+from .config import MergeConfig
+from .model import MergeModel
+
+NAMES = [item.name for item in dataclasses.fields(MergeConfig)]
+
+
+def mergekit(argv: Sequence[str] | None = None) -> None:
+    """llm/tools/mergekit.py [CONFIG.json] --model_path_list a b --output_path out ...
+
+    The flags are the fields of PaddleNLP's and PaddleFormers' MergeConfig, which may also stand in a JSON file given first;
+    unique beginnings are enough. An earlier merge in output_path is replaced.
+    """
+    with command():
+        words = normal_form(list(sys.argv[1:] if argv is None else argv), abbreviated=NAMES)
+        config = words.pop(0) if words and not words[0].startswith("--") else None
+        flags: dict[str, Any] = {}
+        for word in words:
+            name, _, value = word.removeprefix("--").partition("=")
+            flags[name] = [*flags.get(name, []), value] if name in LISTS else value
+        if "help" in flags or not (config or flags):
+            flags_help = [f"--{name}: {FIELDS[name].metadata['help']}" for name in NAMES]
+            print("\n".join([inspect.cleandoc(str(mergekit.__doc__)), "", *flags_help]))
+            return
+        set_up_logging("verbose" in flags, "quiet" in flags)
+        given = {name: value for name, value in flags.items() if name not in SWITCHES and value != "None"}
+        fields = read_fields(config, given)
+        if {"merge_type", "sparsify_type"} & given.keys() and "merge_method" not in given:
+            fields["merge_method"] = None  # PaddleNLP's script would merge linearly, whatever they say
+        MergeModel(MergeConfig(**MergeConfig.known_fields(fields, config or "the command"))).merge_model()
+
+
+def merge_lora_params(argv: Sequence[str] | None = None) -> None:
+    """llm/tools/merge_lora_params.py: folds a LoRA adapter into its base model."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(_merge_lora_params)
+    with command():
+        app(list(sys.argv[1:] if argv is None else argv), prog_name="merge_lora_params.py")
+
+
+def _merge_lora_params(
+    model_name_or_path: Annotated[str, typer.Option("--model_name_or_path", help="Folder of the base model.")],
+    lora_path: Annotated[str, typer.Option("--lora_path", help="Folder of the adapter.")],
+    output_path: Annotated[str, typer.Option("--output_path", help="Folder to write to; what it holds is replaced.")],
+    safe_serialization: Annotated[
+        str, typer.Option("--safe_serialization", help="True: write safetensors; False: model_state.pdparams.")
+    ] = "False",
+    device: Annotated[
+        str, typer.Option("--device", help="gpu, npu or cpu. No effect: folding takes less than reading the files.")
+    ] = "gpu",
+) -> None:
+    """Fold a LoRA adapter into its base model, as PaddleNLP's script does; weights keep the base model's dtype."""
+    problems = []
+    safe = parse_bool(safe_serialization)
+    if safe is None:
+        problems.append(f"--safe_serialization takes True or False, not {safe_serialization!r}")
+    if device.partition(":")[0] not in ("gpu", "npu", "xpu", "cpu"):
+        problems.append(f"--device {device!r} must be one of gpu, npu, cpu")
+    fields: dict[str, Any] = {} if safe else {"save_format": "pdparams"}
+    if not fields.keys() <= FIELDS.keys():
+        problems.append("model_state.pdparams can't be written yet: pass --safe_serialization True for safetensors")
+    if problems:
+        raise ConfigError(problems)
+    set_up_logging(False, False)
+    fields |= {"lora_model_path": lora_path, "base_model_path": model_name_or_path, "output_path": output_path}
+    run(OurConfig(**fields, overwrite=True))

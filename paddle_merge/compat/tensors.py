@@ -1,0 +1,104 @@
+"""PaddleNLP's MergeMethod and SparsifyMethod: single tensors through the road that files go.
+
+Tensors are NumPy arrays or, with tensor_type "pd", Paddle tensors; results are of the same kind, dtype and shape, in new
+memory. They are computed in twice the width and rounded once, so they differ from PaddleNLP's in the last place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ..dtypes import FLOATS
+from ..errors import CheckpointError, ConfigError
+from ..memory import merge_by_recipe
+from ..methods.linear import Linear
+from .config import MergeConfig
+
+
+class SparsifyMethod:
+    """Keeps a part of a task vector, by merge_config.sparsify_type.
+
+    Every call draws a new mask, the same ones in every run: the n-th call of an object goes by merge_config.seed and n.
+    """
+
+    def __init__(self, merge_config: MergeConfig):
+        self.merge_config = merge_config
+        self._calls = 0
+
+    def sparsify(self, tensor: Any) -> Any:
+        """The tensor with what isn't kept set to 0; itself if sparsify_type is None. Raises ConfigError, CheckpointError."""
+        kind = self.merge_config.sparsify_type
+        return tensor if kind in (None, "none") else self._sparsify(tensor, str(kind))
+
+    def dare(self, tensor: Any) -> Any:
+        return self._sparsify(tensor, "dare")
+
+    def magprune(self, tensor: Any) -> Any:
+        return self._sparsify(tensor, "magprune")
+
+    def trim(self, tensor: Any) -> Any:
+        return self._sparsify(tensor, "trim")
+
+    def _sparsify(self, tensor: Any, sparsifier: str) -> Any:
+        self._calls += 1
+        return _merge(self.merge_config, [tensor], sparsifier, "linear", f"call {self._calls}")
+
+
+class MergeMethod:
+    """Merges tensors by merge_config.merge_type, after sparsify_method, if there is one, has had each."""
+
+    def __init__(self, merge_config: MergeConfig, sparsify_method: Any = None):
+        self.merge_config = merge_config
+        self.sparsify_method = sparsify_method
+
+    def merge(self, tensor_list: Sequence[Any]) -> Any:
+        """One tensor of several. Raises ConfigError, CheckpointError, NotImplementedError."""
+        if self.sparsify_method is not None:
+            tensor_list = [self.sparsify_method.sparsify(tensor) for tensor in tensor_list]
+        kind = self.merge_config.merge_type
+        if kind not in ("linear", "slerp", "ties"):
+            raise NotImplementedError(f"merge_type {kind!r} is none of linear, slerp, ties")
+        return _merge(self.merge_config, tensor_list, None, kind)
+
+    def linear(self, tensor_list: Sequence[Any]) -> Any:
+        return _merge(self.merge_config, tensor_list, None, "linear")
+
+    def slerp(self, tensor_list: Sequence[Any]) -> Any:
+        return _merge(self.merge_config, tensor_list, None, "slerp")
+
+    def ties(self, tensor_list: Sequence[Any]) -> Any:
+        return _merge(self.merge_config, tensor_list, None, "ties")
+
+
+def _merge(config: MergeConfig, tensors: Sequence[Any], sparsifier: str | None, merge_type: str, name: str = "") -> Any:
+    """Tensors through the engine: several merged, or one sparsified.
+
+    name: what the tensor is called, which its mask depends on. Raises ConfigError, CheckpointError.
+    """
+    alone = sparsifier is not None
+    if len(tensors) < 2 and not alone:
+        raise ConfigError(f"give at least two tensors to merge, not {len(tensors)}")
+    labels = tuple(f"tensor_list[{number}]" for number in range(len(tensors)))
+    asked = dataclasses.replace(
+        config.ours(),
+        model_path_str=None,
+        model_path_list=[*labels * (2 if alone else 1)],
+        base_model_path=None,
+        lora_model_path=None,
+        layout=None,
+        weight_list=None if alone or merge_type == "slerp" else config.weight_list,
+        merge_method=None,
+        merge_type=merge_type,
+        sparsify_type=sparsifier,
+    )
+    recipe = asked.recipe()
+    if alone:
+        recipe = dataclasses.replace(recipe, models=labels, merger=Linear((1.0,), normalize=False))
+    for label, tensor in zip(labels, tensors, strict=True):
+        dtype = str(getattr(tensor, "dtype", "")).removeprefix("paddle.")
+        if dtype not in (*FLOATS, "uint16"):  # which is bfloat16's bits
+            found = dtype or type(tensor).__name__
+            raise CheckpointError(f"{label} is {found}, which can't be merged; convert it to a floating-point dtype")
+    return merge_by_recipe([{name: tensor} for tensor in tensors], recipe, asked.engine)[name]
