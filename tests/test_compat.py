@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 
 import paddle_merge
-from paddle_merge import run
 from paddle_merge.compat import MergeConfig, MergeMethod, MergeModel, SparsifyMethod
 from paddle_merge.compat.scripts import NAMES, merge_lora_params, mergekit
 from paddle_merge.engine import import_paddle
 from paddle_merge.fields import Fields
 
+from . import test_layout, test_lora
 from .checkpoints import read, write
+from .test_layout import State, laid_out
 
 ROOT = Path(__file__).parent.parent
 # PaddleNLP 3.0.0b4's constructor, in order.
@@ -225,12 +227,20 @@ def test_missing_and_different_models_are_value_errors_too(models: Path) -> None
     assert os.listdir("out") == []
 
 
-def test_a_lora_is_handed_on_as_our_config_wants_it(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(run, "merge", lambda config, ranks: seen.append((config, ranks)))
-    MergeModel(MergeConfig(lora_model_path="lora", base_model_path="base", output_path="out")).merge_model()
-    wanted = paddle_merge.MergeConfig(lora_model_path="lora", base_model_path="base", output_path="out", overwrite=True)
-    assert seen == [(wanted, None)]
+@pytest.fixture
+def adapted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
+    """A folder with a base in PaddleNLP's layout and in Hugging Face's, and an adapter; what they make, in the latter."""
+    base, pairs = test_layout.llama(0), test_lora.factors(1)
+    for layout in ("paddlenlp", "hf"):
+        test_layout.stored(tmp_path / layout, base, layout, dtype="float64")
+    test_lora.paddle(tmp_path / "lora", test_lora.in_paddle(pairs, "llama"))
+    monkeypatch.chdir(tmp_path)
+    return test_lora.folded(base, pairs)
+
+
+def test_a_lora_is_folded(adapted: State) -> None:
+    MergeModel(MergeConfig(lora_model_path="lora", base_model_path="paddlenlp", output_path="out")).merge_model()
+    test_lora.close(read(Path("out")), laid_out(adapted, "paddlenlp"))
 
 
 def test_small_device_memory_and_split_pieces_are_no_obstacle(models: Path) -> None:
@@ -402,12 +412,19 @@ def test_the_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> N
 LORA = ("--model_name_or_path", "base", "--lora_path", "lora", "--output_path", "out")
 
 
-def test_the_lora_script_asks_for_a_fold(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(run, "merge", lambda config, ranks: seen.append(config))
-    assert script(merge_lora_params, *LORA, "--safe_serialization", "True", "--device", "cpu") == 0
-    wanted: dict[str, Any] = {"lora_model_path": "lora", "base_model_path": "base", "output_path": "out", "overwrite": True}
-    assert seen == [paddle_merge.MergeConfig(**wanted)]
+@pytest.mark.parametrize("base", ["paddlenlp", "hf"])
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_lora_script_folds(adapted: State, base: str, safe: bool) -> None:
+    """Pickles are PaddleNLP's, in its layout, whatever the base was."""
+    flags = ("--lora_path", "lora", "--output_path", "out", "--safe_serialization", str(safe), "--device", "cpu")
+    assert script(merge_lora_params, "--model_name_or_path", base, *flags) == 0
+    assert os.path.exists("out/model.safetensors" if safe else "out/model_state.pdparams")
+    if safe:
+        test_lora.close(read(Path("out")), laid_out(adapted, base))
+    else:
+        got = pickle.loads(Path("out/model_state.pdparams").read_bytes())
+        assert isinstance(got.pop("StructuredToParameterName@@"), dict)
+        test_lora.close(got, laid_out(adapted, "paddlenlp"))
 
 
 def test_the_lora_script_refuses_in_a_sentence(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,10 @@ import typer
 
 from ..cli import FIELDS, LISTS, SWITCHES, command, normal_form, read_fields, run, set_up_logging
 from ..config import MergeConfig as OurConfig
+from ..detect import detect
 from ..errors import ConfigError
 from ..parsing import parse_bool
+from ..readers import open_checkpoint
 from .config import MergeConfig
 from .model import MergeModel
 
@@ -71,11 +73,15 @@ def _merge_lora_params(
         problems.append(f"--safe_serialization takes True or False, not {safe_serialization!r}")
     if device.partition(":")[0] not in ("gpu", "npu", "xpu", "cpu"):
         problems.append(f"--device {device!r} must be one of gpu, npu, cpu")
-    fields: dict[str, Any] = {} if safe else {"save_format": "pdparams"}
-    if not fields.keys() <= FIELDS.keys():
-        problems.append("model_state.pdparams can't be written yet: pass --safe_serialization True for safetensors")
     if problems:
         raise ConfigError(problems)
     set_up_logging(False, False)
+    fields: dict[str, Any] = {} if safe else {"save_format": "pdparams", "output_layout": _paddle_layout(model_name_or_path)}
     fields |= {"lora_model_path": lora_path, "base_model_path": model_name_or_path, "output_path": output_path}
     run(OurConfig(**fields, overwrite=True))
+
+
+def _paddle_layout(path: str) -> str | None:
+    """The layout for pickles of a model that Hugging Face's libraries wrote, which PaddleNLP would load and save as its own;
+    None: as it is stored. Raises CheckpointError."""
+    return "paddlenlp" if detect(open_checkpoint(path), "model", {}).layout == "hf" else None
