@@ -94,13 +94,14 @@ def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Seq
     for word, entry in entries.items():
         shapes = [(*shape[:axis], *shape[axis + 1 :]) for shape in (entry.shape, first.shape)]
         if entry.dtype != first.dtype or shapes[0] != shapes[1]:
-            raise MalformedError(f"differs in shape or dtype from {first.name!r}, with which it would be fused")
+            raise MalformedError(f"can't be fused: {entry.name!r} differs in shape or dtype from {first.name!r}")
         end = 0
         for start, stop in ranges[word]:
             parts += _cut(entry, axis, (end, end + stop - start), start)
             end += stop - start
         if end != entry.shape[axis]:
-            raise MalformedError(f"is {list(entry.shape)}, but config.json says {end} along axis {axis}")
+            shown = list(entry.shape)
+            raise MalformedError(f"can't be fused: {entry.name!r} is {shown}, but config.json says {end} along axis {axis}")
     return _made(first, name, (*first.shape[:axis], size, *first.shape[axis + 1 :]), parts)
 
 

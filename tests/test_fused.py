@@ -122,11 +122,11 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match=r"\[4, 6\], so it has no 5..7 along axis 1"):
         select(entry, 1, [(5, 7)], "v")
     halves = {"a": select(entry, 1, [(0, 3)], "a"), "b": select(entry, 1, [(3, 6)], "b")}
-    with pytest.raises(MalformedError, match=r"config\.json says 4 along axis 1"):
+    with pytest.raises(MalformedError, match=r"'a' is \[4, 3\], but config\.json says 4 along axis 1"):
         join(halves, 1, {"a": [(0, 4)], "b": [(4, 7)]}, "w")
     with pytest.raises(MalformedError, match="overlap"):
         join(halves, 1, {"a": [(0, 3)], "b": [(2, 5)]}, "w")
-    with pytest.raises(MalformedError, match="differs in shape or dtype from 'a'"):
+    with pytest.raises(MalformedError, match="'b' differs in shape or dtype from 'a'"):
         join({**halves, "b": select(entry, 0, [(0, 2)], "b")}, 1, {"a": [(0, 3)], "b": [(3, 9)]}, "w")
 
 
