@@ -160,7 +160,7 @@ def models(tmp_path: Path, dtype: str, count: int, size: int = 40_003) -> tuple[
     return paths[0], paths[1:]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64", "float8_e4m3fn"])
 @pytest.mark.parametrize("merge_type", MERGE_TYPES)
 @pytest.mark.parametrize("sparsify", ["none", *SPARSIFIERS])
 def test_pd_gives_nps_bytes(
