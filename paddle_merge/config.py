@@ -22,6 +22,7 @@ from .methods.slerp import Slerp
 from .methods.ties import Ties
 from .methods.trim import Trim
 from .parsing import coerce, nearest, parse_size
+from .readers import hub
 from .recipe import Recipe
 
 # Other names that PaddleNLP's documentation and older versions use for a field.
@@ -50,7 +51,7 @@ class MergeConfig(Fields):
             except ValueError as error:
                 problems.append(f"--{item.name} {error}")
                 continue
-            if "_path" in item.name:
+            if "_path" in item.name or item.name == "config_from":
                 value = (
                     [os.path.expanduser(path) for path in value] if isinstance(value, list) else os.path.expanduser(value)
                 )
@@ -176,6 +177,7 @@ class MergeConfig(Fields):
             layouts=tuple(self.layout or ()),
             output_layout=self.stored_layout,
             strict_layout=self.strict_layout,
+            config_from=self.config_from,
         )
 
     def to_record(self) -> dict[str, Any]:
@@ -185,11 +187,17 @@ class MergeConfig(Fields):
             del record[name]
         sparsifier, merge_type = self.parts
         record.update(
-            model_path_list=[os.path.abspath(path) for path in self.models],
-            base_model_path=os.path.abspath(self.base_model_path) if self.base_model_path else None,
+            model_path_list=[_absolute(path) for path in self.models],
+            base_model_path=_absolute(self.base_model_path) if self.base_model_path else None,
+            config_from=os.path.abspath(self.config_from) if self.config_from else None,
             output_path=os.path.abspath(self.output),
             merge_method=self.method if self.method in METHODS else None,
             merge_type=merge_type,
             sparsify_type=sparsifier,
         )
         return record
+
+
+def _absolute(path: str) -> str:
+    """The same path from any folder; a name on a hub stays one."""
+    return path if hub.is_name(path) else os.path.abspath(path)

@@ -112,8 +112,14 @@ class Fields:
     output_layout: str | None = _flag(
         _OUTPUT, "Layout to store the merged model in, so that it loads there.", choices=LAYOUTS, shown="the first model's"
     )
+    config_from: str | None = _flag(
+        _OUTPUT,
+        "Folder to take config.json and the tokenizer from. The config also helps to detect the layout of models without"
+        " one, such as a PaddleFormers checkpoint-N.",
+        shown="the base model's, else the first model's that has them",
+    )
     copy_file_list: list[str] | None = _flag(
-        _OUTPUT, "More files to copy from the base model's folder (else the first model's), beside config and tokenizer."
+        _OUTPUT, "More files to copy from the folder that config and tokenizer come from, beside them."
     )
     n_process: int = _flag(_RUN, "Worker processes. The result doesn't depend on it.", 1)
     tensor_type: str = _flag(

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .blocks import worker_memory
+from .detect import read_config
+from .donor import Donor, find_donor
 from .dtypes import DType
 from .engine import NUMPY, Engine
 from .errors import CheckpointError
 from .files import PANEL
 from .layout import FORMATS, normalise
+from .quantised import problems as quantised
 from .readers import Checkpoint, TensorEntry, open_checkpoint
 from .recipe import Recipe
 
@@ -79,6 +82,7 @@ class Plan:
 
     recipe: Recipe
     inputs: tuple[Checkpoint, ...]  # as Recipe.sources
+    donor: Donor
     tensors: tuple[TensorPlan, ...]
     shards: tuple[Shard, ...]
     pieces: tuple[Piece, ...]
@@ -87,11 +91,6 @@ class Plan:
     layout: str | None  # of the output, if it is known
     turned: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
     warnings: tuple[str, ...]
-
-    @property
-    def donor(self) -> Checkpoint:
-        """Where config and tokenizer come from: the base model, else the first model."""
-        return self.inputs[-1] if self.recipe.base is not None else self.inputs[0]
 
     @property
     def bytes_in(self) -> int:
@@ -145,6 +144,7 @@ def open_inputs(paths: Sequence[str], prefix: str) -> tuple[Checkpoint, ...]:
     for path in paths:
         try:
             inputs.append(open_checkpoint(path, prefix))
+            problems += quantised(inputs[-1], read_config(inputs[-1].folder))
         except CheckpointError as error:
             problems += error.problems
     if problems:
@@ -160,20 +160,20 @@ def make_plan(
     Raises CheckpointError listing everything that doesn't fit.
     """
     opened = open_inputs(recipe.sources, recipe.prefix)
-    given = recipe.layouts or (None,) * len(opened)
-    inputs, layout, turned = normalise(opened, given, recipe.output_layout, recipe.strict_layout, recipe.prefix)
+    donor = find_donor(opened, recipe.base is not None, recipe.config_from)
+    inputs, layout, turned = normalise(opened, recipe, donor.config)
     if layout is not None and (turned or recipe.output_layout):
         inputs = tuple(dataclasses.replace(checkpoint, format=FORMATS[layout]) for checkpoint in inputs)
     problems = differences(inputs, recipe)
     if problems:
         raise CheckpointError(problems)
 
-    donor = inputs[-1] if recipe.base is not None else inputs[0]
-    tensors, shards = _lay_out(recipe, inputs, donor, shard_bytes)
+    tensors, shards = _lay_out(recipe, inputs, shard_bytes)
     pieces = _cut(tensors, recipe, n_process * ranks)
     return Plan(
         recipe,
         inputs,
+        donor,
         tensors,
         shards,
         pieces,
@@ -215,13 +215,15 @@ def differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
 
 
 def _lay_out(
-    recipe: Recipe, inputs: Sequence[Checkpoint], donor: Checkpoint, shard_bytes: int
+    recipe: Recipe, inputs: Sequence[Checkpoint], shard_bytes: int
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Which tensor goes where: in the donor's order, shards filled up to shard_bytes, wide dtypes first within a shard."""
+    """Which tensor goes where: in the base's order (else the first model's), shards filled up to shard_bytes, wide dtypes
+    first within a shard."""
     models = len(recipe.models)
+    pattern = inputs[-1] if recipe.base is not None else inputs[0]
     groups: list[list[tuple[str, DType, int]]] = [[]]
     filled = 0
-    for name, entry in donor.tensors.items():
+    for name, entry in pattern.tensors.items():
         dtype = recipe.out_dtype if recipe.out_dtype and entry.dtype.is_float else entry.dtype
         nbytes = math.prod(entry.shape) * dtype.itemsize
         if groups[-1] and filled + nbytes > shard_bytes:
@@ -237,10 +239,10 @@ def _lay_out(
         file = f"{recipe.prefix}.safetensors"
         file = file if single else f"{recipe.prefix}-{number + 1:05d}-of-{len(groups):05d}.safetensors"
         group.sort(key=lambda item: -item[1].itemsize)  # so that every tensor is aligned to its own width
-        header: dict[str, object] = {"__metadata__": {"format": donor.format}} if donor.format is not None else {}
+        header: dict[str, object] = {"__metadata__": {"format": pattern.format}} if pattern.format is not None else {}
         end = 0
         for name, dtype, nbytes in group:
-            shape = list(donor.tensors[name].shape)
+            shape = list(pattern.tensors[name].shape)
             header[name] = {"dtype": dtype.tag, "shape": shape, "data_offsets": [end, end + nbytes]}
             end += nbytes
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -278,7 +280,7 @@ def _cut(tensors: Sequence[TensorPlan], recipe: Recipe, workers: int) -> tuple[P
     return tuple(sorted(pieces, key=lambda piece: piece.start - piece.stop))
 
 
-def _warnings(inputs: Sequence[Checkpoint], donor: Checkpoint) -> list[str]:
+def _warnings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]:
     found = []
     formats = {checkpoint.format for checkpoint in inputs}
     if len(formats) > 1:
@@ -291,5 +293,7 @@ def _warnings(inputs: Sequence[Checkpoint], donor: Checkpoint) -> list[str]:
     for path in sorted({checkpoint.path for checkpoint in inputs if real.count(os.path.realpath(checkpoint.path)) > 1}):
         found.append(f"{path} is given more than once")
     if not os.path.isfile(os.path.join(donor.folder, "config.json")):
-        found.append(f"{donor.folder} has no config.json, so the output won't have one either; loaders need it")
+        found.append(
+            "no input has a config.json, so the output won't either; loaders need it: --config_from says where it is"
+        )
     return found

@@ -23,6 +23,7 @@ class Recipe:
     layouts: of each source, as layout.LAYOUTS; None where it is to be detected.
     output_layout: None: the first source's.
     strict_layout: refuse sources of different layouts.
+    config_from: the folder of config.json and the tokenizer; None: the base's, or a model's.
     """
 
     models: tuple[str, ...]
@@ -37,6 +38,7 @@ class Recipe:
     layouts: tuple[str | None, ...] = ()
     output_layout: str | None = None
     strict_layout: bool = False
+    config_from: str | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:

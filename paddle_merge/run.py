@@ -20,6 +20,7 @@ from .errors import CheckpointError, MergeError, OutputError, WorkError
 from .files import Files
 from .plan import Plan, TensorPlan, make_plan, open_inputs
 from .ranks import Ranks
+from .readers import hub
 from .sidecars import CARD, read_sidecars, record
 from .worker import Job, Report, Worker, notice
 from .writer import Output, check_output
@@ -127,13 +128,15 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
     recipe = attempt(config.recipe)
     plan = sidecars = None
     if recipe is None:
-        attempt(open_inputs, paths, config.merge_prefix)
+        here = [path for path in paths if not (hub.is_name(path) and hub.installed())]  # nothing is downloaded for it
+        attempt(open_inputs, here, config.merge_prefix)
     else:
         plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes(), config.engine, ranks)
     if plan is not None:
         sidecars = attempt(read_sidecars, plan, config)
         attempt(_check_equal, plan)
         paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
+    paths += [config.config_from] if config.config_from else []
     nbytes = plan.bytes_out if plan else 0
     problems = check_output(config.output, paths, config.merge_prefix, nbytes, sidecars or (), config.overwrite)
     if problems:
@@ -157,6 +160,7 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     lines = [f"method   {recipe.method}: {_parameters(recipe)}"]
     lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, recipe.models, strict=True)]
     lines.append(f"base     {recipe.base}" if recipe.base else "base     none: the weights themselves are merged")
+    lines += [f"config   {plan.donor.note}"] if plan.donor.note else []
     lines += [f"layout   {sentence}" for sentence in plan.turned]
     lines.append(
         f"tensors  {len(merged)} merged ({parameters / 1e6:,.1f} M parameters, {dtypes})"
