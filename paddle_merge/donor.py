@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,11 +49,11 @@ def _given_config(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any
             f"--config_from {folder}: its config.json has a quantization_config, and merged weights are plain numbers;"
             " remove it there, or give another folder"
         )
-    sizes = {value for value in config.values() if type(value) is int}
+    numbers = set(re.findall(r"\d+", json.dumps(config)))
     for name, entry in inputs[0].tensors.items():
-        if last_word(name) == "embed_tokens" and len(entry.shape) == 2 and sizes and not sizes & {entry.shape[1]}:
+        if last_word(name) == "embed_tokens" and len(entry.shape) == 2 and str(entry.shape[1]) not in numbers:
             raise CheckpointError(
-                f"--config_from {folder}: its config.json is of another model: none of its sizes is {entry.shape[1]}, the"
+                f"--config_from {folder}: its config.json is of another model: it doesn't mention {entry.shape[1]}, the"
                 f" width of tensor {name!r} in {inputs[0].path}"
             )
     return config

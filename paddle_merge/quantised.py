@@ -12,7 +12,7 @@ from .readers import Checkpoint
 _PACKED = re.compile(r"qweight|qzeros|weight_packed|weight_zero_point|quant_weight|SCB|absmax|quant_map|bitsandbytes__\w+")
 # Tensors that are scales where there are also weights of one byte.
 _SCALE = re.compile(
-    r"(.*_)?(weight|input|output|activation|act|quant|[qkv]|proj)_scales?(_2|_offset)?|(.*_)?scale_(inv|weight|input|output)"
+    r"(.*_)?(weight|input|output|activation|act|quant|[qkv]|proj)(_inv)?_scales?(_2|_offset)?|(.*_)?scale_(inv|weight|input|output)"
     r"|scaled_fp8"
 )
 
@@ -27,7 +27,10 @@ def problems(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
     found = []
     for name in checkpoint.tensors:
         stem, _, word = name.rpartition(".")
-        scale = coded and (_SCALE.fullmatch(word) or (word in ("scale", "scales") and f"{stem}.weight" in coded))
+        beside = word in ("scale", "scales") and f"{stem}.weight" in coded
+        scale = coded and (
+            _SCALE.fullmatch(word) or beside or stem in coded
+        )  # "l.weight.scale" says something of "l.weight"
         if scale or _PACKED.fullmatch(word):
             found.append(name)
     if found:

@@ -115,7 +115,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (tmp_path / "none", "no such folder; give a folder that holds config.json"),
         (empty, "has no config.json; give a folder that holds config.json"),
         (odd / "config.json", "no such folder; give"),
-        (odd, "is of another model: none of its sizes is 7, the width of tensor 'model.embed_tokens.weight'"),
+        (odd, "is of another model: it doesn't mention 7, the width of tensor 'model.embed_tokens.weight'"),
         (quantised, "has a quantization_config, and merged weights are plain numbers"),
     ):
         with pytest.raises(CheckpointError) as caught:

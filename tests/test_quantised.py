@@ -52,6 +52,8 @@ def float8(folder: Path, scales: dict[str, np.ndarray]) -> Path:
         "l.scale_weight",
         "scaled_fp8",
         "l.scale",  # beside l.weight
+        "l.weight.scale",
+        "l.weight_inv_scale",
     ],
 )
 def test_float8_with_scales(tmp_path: Path, name: str) -> None:
