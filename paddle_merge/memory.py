@@ -13,7 +13,7 @@ import numpy as np
 from . import checks
 from .blocks import Road
 from .config import MergeConfig
-from .dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, DType
+from .dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
 from .engine import import_paddle
 from .errors import CheckpointError, ConfigError
 from .plan import Piece, TensorPlan, differences
@@ -87,6 +87,8 @@ def _check_kinds(sources: Sequence[Any], config: MergeConfig) -> None:
             )
     if config.tensor_type == "pd" and not import_paddle().in_dynamic_mode():
         raise ConfigError("Paddle is in static mode, where tensors hold no values; call paddle.disable_static() first")
+    if config.tensor_type == "pd" and config.out_dtype in FLOATS and not hasattr(import_paddle(), config.out_dtype):
+        raise ConfigError(f"out_dtype {config.out_dtype}: this version of Paddle has no such tensors; use 3.0 or newer")
 
 
 def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _Paddle) -> list[TensorPlan]:

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from paddle_merge import CheckpointError, MergeConfig, merge, merge_state_dicts
+from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge, merge_state_dicts
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.dtypes import FLOATS
 from paddle_merge.engine import import_paddle
@@ -192,6 +192,16 @@ def test_out_dtype(tmp_path: Path, dtype: str) -> None:
     bits = merge_state_dicts([{"w": x} for x in values], MergeConfig(out_dtype=dtype))["w"]
     assert bits.dtype == np.uint8
     assert (from_bits(bits, dtype) == nearest).all()
+
+
+def test_paddle_tensors_of_float8_need_a_paddle_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2.6 has none."""
+    states = [{"w": paddle.ones([2])}] * 2
+    config = MergeConfig(tensor_type="pd", out_dtype="float8_e5m2")
+    assert str(merge_state_dicts(states, config)["w"].dtype) == "paddle.float8_e5m2"
+    monkeypatch.delattr(paddle, "float8_e5m2")
+    with pytest.raises(ConfigError, match="out_dtype float8_e5m2: this version of Paddle has no such tensors"):
+        merge_state_dicts(states, config)
 
 
 @pytest.mark.usefixtures("each_backend")
