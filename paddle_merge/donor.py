@@ -30,7 +30,7 @@ def find_donor(inputs: Sequence[Checkpoint], based: bool, given: str | None) -> 
     inputs: models in order, then the base if `based`. Raises CheckpointError if what is given doesn't fit.
     """
     if given is not None:
-        return Donor(given, _given_config(inputs, given), f"config.json and the tokenizer are taken from {given}")
+        return Donor(given, _fitting(inputs, given), f"config.json and the tokenizer are taken from {given}")
     ordered = [inputs[-1], *inputs[:-1]] if based else list(inputs)
     own = ordered[0].folder
     folder = next((one.folder for one in ordered if os.path.isfile(os.path.join(one.folder, "config.json"))), own)
@@ -38,8 +38,8 @@ def find_donor(inputs: Sequence[Checkpoint], based: bool, given: str | None) -> 
     return Donor(folder, read_config(folder), note)
 
 
-def _given_config(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any]:
-    """config.json of a folder that isn't an input's, and so may be of another model."""
+def given_config(folder: str) -> Mapping[str, Any]:
+    """config.json of the folder that --config_from names. Raises CheckpointError if there is none that a merge can have."""
     if not os.path.isfile(os.path.join(folder, "config.json")):
         fault = "has no config.json" if os.path.isdir(folder) else "no such folder"
         raise CheckpointError(f"--config_from {folder}: {fault}; give a folder that holds config.json and the tokenizer")
@@ -49,6 +49,12 @@ def _given_config(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any
             f"--config_from {folder}: its config.json has a quantization_config, and merged weights are plain numbers;"
             " remove it there, or give another folder"
         )
+    return config
+
+
+def _fitting(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any]:
+    """The same, if it isn't of another model, as far as can be seen."""
+    config = given_config(folder)
     numbers = set(re.findall(r"\d+", json.dumps(config)))
     for name, entry in inputs[0].tensors.items():
         if last_word(name) == "embed_tokens" and len(entry.shape) == 2 and str(entry.shape[1]) not in numbers:

@@ -140,7 +140,7 @@ class Fields:
         "low_gpu_mem, xpu, npu: how many GiB of a device's memory to take, for tensors of any size. Elsewhere: no effect.",
         0.5,
     )
-    dry_run: bool = _flag(_RUN, "Print the plan and touch nothing.", False)
+    dry_run: bool = _flag(_RUN, "Print the plan and write nothing (models named on a hub are downloaded, though).", False)
     strict: bool = _flag(
         _RUN, "Make errors of the warnings: NaN or Inf in an input, sparsifying without a base model.", False
     )

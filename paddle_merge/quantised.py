@@ -20,18 +20,14 @@ _SCALE = re.compile(
 def problems(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
     """A sentence, if the checkpoint holds codes. config: of its model. 8-bit floats without scales are plain numbers."""
     signs = []
-    if isinstance(says := config.get("quantization_config") or config.get("compression_config"), dict):
-        how = says.get("quant_method") or says.get("weight_quantize_algo") or says.get("quant_type")
-        signs.append("its config.json has a quantization_config" + (f" ({how})" if how else ""))
+    if config.get("quantization_config"):
+        signs.append("its config.json has a quantization_config")
     coded = {name for name, entry in checkpoint.tensors.items() if entry.dtype.itemsize == 1 and entry.dtype.name != "bool"}
     found = []
     for name in checkpoint.tensors:
         stem, _, word = name.rpartition(".")
-        beside = word in ("scale", "scales") and f"{stem}.weight" in coded
-        scale = coded and (
-            _SCALE.fullmatch(word) or beside or stem in coded
-        )  # "l.weight.scale" says something of "l.weight"
-        if scale or _PACKED.fullmatch(word):
+        beside = stem in coded or (word in ("scale", "scales") and f"{stem}.weight" in coded)  # l.weight.scale, l.scale
+        if beside or (coded and _SCALE.fullmatch(word)) or _PACKED.fullmatch(word):
             found.append(name)
     if found:
         signs.append(f"{len(found)} of its tensors hold scales or packed codes, {found[0]!r} for one")

@@ -16,6 +16,7 @@ import numpy as np
 from . import checks
 from .config import MergeConfig
 from .crew import Crew
+from .donor import given_config
 from .errors import CheckpointError, MergeError, OutputError, WorkError
 from .files import Files
 from .plan import Plan, TensorPlan, make_plan, open_inputs
@@ -127,6 +128,8 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
     paths = [*config.models, *([config.base_model_path] if config.base_model_path else [])]
     recipe = attempt(config.recipe)
     plan = sidecars = None
+    if config.config_from:
+        attempt(given_config, config.config_from)
     if recipe is None:
         here = [path for path in paths if not (hub.is_name(path) and hub.installed())]  # nothing is downloaded for it
         attempt(open_inputs, here, config.merge_prefix)
@@ -142,7 +145,7 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
     if problems:
         found.append(OutputError(problems))
     if found:
-        raise type(found[0])([problem for error in found for problem in error.problems])
+        raise type(found[0])(list(dict.fromkeys(problem for error in found for problem in error.problems)))
     assert plan is not None
     assert sidecars is not None
     return plan, sidecars, record(config)

@@ -126,6 +126,16 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_said_together_with_what_else_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        run(tmp_path / "gone", tmp_path / "lost", config_from=str(tmp_path / "none"))
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [
+        f"--config_from {tmp_path}/none",
+        f"{tmp_path}/gone",
+        f"{tmp_path}/lost",
+    ]
+
+
 def test_it_is_no_place_for_the_output(tmp_path: Path) -> None:
     a, given = bare(tmp_path / "a"), companions(tmp_path / "given")
     config = MergeConfig(model_path_list=[str(a), str(a)], config_from=str(given), output_path=str(given), overwrite=True)
