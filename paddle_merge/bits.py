@@ -24,6 +24,21 @@ def jit(loop: Callable[..., Any]) -> Any:
         return njit(nogil=True, error_model="numpy")(loop)
 
 
+def float8_values(fraction: int, bias: int, largest: int, infinity: int) -> np.ndarray:
+    """(256,) float32: what every code of an 8-bit float stands for. fraction: bits of it. bias: of the exponent. largest,
+    infinity: codes, of a finite number and of Inf, or NaN if there is no Inf."""
+    code = np.arange(128)
+    exponent, last = np.divmod(code, 1 << fraction)
+    values = np.ldexp(last + (exponent > 0) * (1 << fraction), np.maximum(exponent, 1) - bias - fraction)
+    values[code > largest] = np.nan
+    if infinity < 0x7F:
+        values[infinity] = np.inf
+    return np.concatenate([values, -values]).astype(np.float32)
+
+
+_E4M3FN, _E5M2 = float8_values(3, 7, 0x7E, 0x7F), float8_values(2, 15, 0x7B, 0x7C)
+
+
 @jit
 def bits_of(value):
     return np.float32(value).view(np.uint32)
@@ -75,6 +90,30 @@ def load_float16(raw, base, out):
 
 
 @jit
+def _load_float8(raw, base, out, values, largest):
+    """values: of all codes. By a table, since float32's own denormals, through which load_float16 goes, are slow, and most
+    weights are small."""
+    bad = uint32(0)
+    for begin in range(0, raw.size, CHUNK):
+        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
+        for i in range(source.size):
+            bad |= uint32((source[i] & uint32(0x7F)) > uint32(largest))
+            row[i] = values[source[i]]
+        _subtract(row, base[begin : begin + CHUNK])
+    return bad != uint32(0)
+
+
+@jit
+def load_float8_e4m3fn(raw, base, out):
+    return _load_float8(raw, base, out, _E4M3FN, 0x7E)
+
+
+@jit
+def load_float8_e5m2(raw, base, out):
+    return _load_float8(raw, base, out, _E5M2, 0x7B)
+
+
+@jit
 def load_float(raw, base, out):
     bad = 0
     for begin in range(0, raw.size, CHUNK):
@@ -88,7 +127,7 @@ def load_float(raw, base, out):
 
 
 # --- numbers to bits, rounding to nearest even -----------------------------------------------------------------------
-# Each returns whether a finite number became infinite, or was not finite to begin with.
+# Each returns whether a finite number became infinite (or NaN), or was not finite to begin with.
 
 
 @jit
@@ -125,6 +164,39 @@ def store_float16(values, raw):
 
 
 @jit
+def _store_float8(values, raw, fraction, bias, largest, infinity, nan):
+    """fraction: bits of it. bias: of the exponent. largest, infinity, nan: codes; what is larger becomes infinity."""
+    bad = uint32(0)
+    dropped = uint32(23 - fraction)
+    lift = uint32(127 - bias)
+    magic = uint32(uint32(127 + 24 - bias - fraction) << uint32(23))  # whose last bit is worth the smallest denormal
+    for i in range(raw.size):
+        bits = bits_of(values[i])
+        sign = uint32(uint32(bits >> uint32(24)) & uint32(0x80))
+        size = uint32(bits & uint32(0x7FFFFFFF))
+        tiny = uint32(bits_of(float_of(size) + float_of(magic)) - magic)
+        odd = uint32(uint32(size >> dropped) & uint32(1))
+        half = uint32(uint32(uint32(1) << uint32(dropped - uint32(1))) - uint32(1))
+        normal = uint32(uint32(size - uint32(lift << uint32(23)) + half + odd) >> dropped)
+        value = tiny if size < uint32(uint32(lift + uint32(1)) << uint32(23)) else normal
+        value = uint32(infinity) if value > uint32(largest) else value
+        value = uint32(nan) if size > uint32(0x7F800000) else value
+        bad |= uint32(value > uint32(largest))
+        raw[i] = np.uint8(sign | value)
+    return bad != uint32(0)
+
+
+@jit
+def store_float8_e4m3fn(values, raw):
+    return _store_float8(values, raw, 3, 7, 0x7E, 0x7F, 0x7F)
+
+
+@jit
+def store_float8_e5m2(values, raw):
+    return _store_float8(values, raw, 2, 15, 0x7B, 0x7C, 0x7E)
+
+
+@jit
 def store_float(values, raw):
     bad = 0
     for i in range(raw.size):
@@ -136,7 +208,7 @@ def store_float(values, raw):
 
 @jit
 def round_to_odd(values, out):
-    """float64 -> float32 such that rounding the result to 16 bits equals rounding the float64 once (Boldo-Melquiond)."""
+    """float64 -> float32 such that rounding the result to 16 or 8 bits is rounding the float64 once (Boldo-Melquiond)."""
     for i in range(values.size):
         value = values[i]
         near = float32(value)

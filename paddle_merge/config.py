@@ -51,7 +51,7 @@ class MergeConfig(Fields):
             except ValueError as error:
                 problems.append(f"--{item.name} {error}")
                 continue
-            if "_path" in item.name:
+            if "_path" in item.name or item.name == "config_from":
                 value = (
                     [os.path.expanduser(path) for path in value] if isinstance(value, list) else os.path.expanduser(value)
                 )
@@ -192,6 +192,7 @@ class MergeConfig(Fields):
             output_layout=self.stored_layout,
             strict_layout=self.strict_layout,
             save_format=self.save_format,
+            config_from=self.config_from,
         )
 
     def to_record(self) -> dict[str, Any]:
@@ -203,7 +204,8 @@ class MergeConfig(Fields):
         record.update(
             model_path_list=None if self.lora_model_path else [absolute(spec) for spec in self.models],
             lora_model_path=os.path.abspath(self.lora_model_path) if self.lora_model_path else None,
-            base_model_path=os.path.abspath(self.base_model_path) if self.base_model_path else None,
+            base_model_path=absolute(self.base_model_path) if self.base_model_path else None,
+            config_from=os.path.abspath(self.config_from) if self.config_from else None,
             output_path=os.path.abspath(self.output),
             merge_method=self.method if self.method in METHODS else None,
             merge_type=merge_type,

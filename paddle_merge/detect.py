@@ -50,7 +50,7 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
     fallback: a config of the same architecture, for a checkpoint without one. said: the layout that the user states. Raises
     CheckpointError if shapes say otherwise.
     """
-    config = read_config(checkpoint) or fallback
+    config = read_config(checkpoint.folder) or fallback
     tied = is_tied(checkpoint, config)
     hf, paddle = _votes(checkpoint, widths(config))
     torch = checkpoint.kind == "bin" or checkpoint.format == "pt"
@@ -89,9 +89,9 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
     return Detected(None, "its Linear weights are all square, or config.json doesn't tell their sizes", tied, config)
 
 
-def read_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """config.json, with what it says of its language model on top."""
-    path = os.path.join(checkpoint.folder, "config.json")
+def read_config(folder: str) -> Mapping[str, Any]:
+    """A folder's config.json, with what it says of its language model on top; empty if there is none."""
+    path = os.path.join(folder, "config.json")
     config = read_json(path) if os.path.isfile(path) else {}
     text = config.get("text_config") if isinstance(config, dict) else None
     return {**config, **text} if isinstance(text, dict) else config if isinstance(config, dict) else {}

@@ -124,8 +124,14 @@ class Fields:
         "safetensors",
         choices=tuple(FORMATS),
     )
+    config_from: str | None = _flag(
+        _OUTPUT,
+        "Folder to take config.json and the tokenizer from. The config also helps to detect the layout of models without"
+        " one, such as a PaddleFormers checkpoint-N.",
+        shown="the base model's, else the first model's that has them",
+    )
     copy_file_list: list[str] | None = _flag(
-        _OUTPUT, "More files to copy from the base model's folder (else the first model's), beside config and tokenizer."
+        _OUTPUT, "More files to copy from the folder that config and tokenizer come from, beside them."
     )
     n_process: int = _flag(_RUN, "Worker processes. The result doesn't depend on it.", 1)
     tensor_type: str = _flag(
@@ -146,7 +152,7 @@ class Fields:
         "low_gpu_mem, xpu, npu: how many GiB of a device's memory to take, for tensors of any size. Elsewhere: no effect.",
         0.5,
     )
-    dry_run: bool = _flag(_RUN, "Print the plan and touch nothing.", False)
+    dry_run: bool = _flag(_RUN, "Print the plan and write nothing (models named on a hub are downloaded, though).", False)
     strict: bool = _flag(
         _RUN, "Make errors of the warnings: NaN or Inf in an input, sparsifying without a base model.", False
     )

@@ -27,11 +27,16 @@ from .readers.pickles import MalformedError
 
 
 def adapt(
-    checkpoints: Sequence[Checkpoint], adapters: Sequence[Sequence[Adapter]], layout: str | None, specs: Sequence[str]
+    checkpoints: Sequence[Checkpoint],
+    adapters: Sequence[Sequence[Adapter]],
+    specs: Sequence[str],
+    layout: str | None,
+    fallback: Mapping[str, Any],
 ) -> tuple[tuple[Checkpoint, ...], list[str]]:
     """Each checkpoint with its adapters folded in, one after the other, and a sentence on each adapter.
 
-    layout: in which the checkpoints' tensors are now; specs: what the user calls each, adapters and all.
+    specs: what the user calls each, adapters and all. layout: in which the checkpoints' tensors are now. fallback: the
+    config of one without its own.
     Raises CheckpointError listing everything that can't be folded.
     """
     problems: list[str] = []
@@ -40,7 +45,7 @@ def adapt(
     for checkpoint, its_adapters, spec in zip(checkpoints, adapters, specs, strict=True):
         for adapter in its_adapters:
             try:
-                fold = _Fold(checkpoint, adapter, layout, read_config(checkpoint))
+                fold = _Fold(checkpoint, adapter, layout, read_config(checkpoint.folder) or fallback)
                 notes.append(fold.run())
                 checkpoint = dataclasses.replace(checkpoint, path=spec, tensors=fold.tensors)
             except CheckpointError as error:
@@ -64,7 +69,7 @@ class _Fold:
 
     def run(self) -> str:
         """Change `tensors`; a sentence on what was done. Raises CheckpointError."""
-        problems = unfit(self._adapter, self._config)
+        problems = unfit(self._adapter)
         modules, others = sort(self._adapter) if not problems else ([], [])
         for name, entry in others:
             try:

@@ -35,8 +35,8 @@ _PEFT = {
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def unfit(adapter: Adapter, base: Mapping[str, Any]) -> list[str]:
-    """Why the adapter can't be folded into a model with the config.json `base`: sentences."""
+def unfit(adapter: Adapter) -> list[str]:
+    """Why the adapter can't be folded into any model: sentences."""
     config, found = adapter.config, []
     for name, why in (_PADDLE if adapter.kind == "paddle" else _PEFT).items():
         if config.get(name):
@@ -53,9 +53,6 @@ def unfit(adapter: Adapter, base: Mapping[str, Any]) -> list[str]:
             )
         if config.get("bias", "none") not in ("none", "all", "lora_only"):
             found.append(f"{adapter.path}: its config says bias {config['bias']!r}, which is not known")
-    quantised = base.get("quantization_config")
-    if quantised:
-        found.append(f"{adapter.path}: can't be folded: config.json of its base has a quantization_config")
     return found
 
 

@@ -13,16 +13,19 @@ import numpy as np
 from . import checks
 from .blocks import Road
 from .config import MergeConfig
-from .dtypes import BFLOAT16, DTYPES, DType
+from .dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
 from .engine import Engine, import_paddle
 from .errors import CheckpointError, ConfigError
-from .plan import Piece, TensorPlan, differences
+from .inputs import differences
+from .plan import Piece, TensorPlan
+from .quantised import problems as quantised
 from .readers import Checkpoint, TensorEntry
 from .recipe import Recipe
 from .worker import Backends, Report, notice
 
 log = logging.getLogger("paddle_merge")
 _DTYPES = {dtype.name: dtype for dtype in DTYPES} | {"uint16": BFLOAT16}
+_FLOAT8 = (FLOAT8_E4M3FN, FLOAT8_E5M2)
 
 
 def merge_state_dicts(
@@ -31,11 +34,12 @@ def merge_state_dicts(
     """Merge state dicts as `config` says; return the merged one, in new memory.
 
     state_dicts: one per model, tensor name -> tensor: NumPy arrays with tensor_type "np", Paddle tensors with "pd". NumPy
-        arrays of uint16 are bfloat16's bits, as in Paddle; ml_dtypes.bfloat16 works too.
+        arrays of uint16 are bfloat16's bits, as in Paddle; ml_dtypes' bfloat16, float8_e4m3fn and float8_e5m2 work too.
     config: the method, its parameters, out_dtype, strict, tensor_type and device. Paths and n_process are not looked at.
     base: the base model's state dict.
     Returns tensors of the same kind, names and shapes, in the first model's order and on its device, with the same values as
-    a merge of the same tensors from files.
+    a merge of the same tensors from files. Where out_dtype is one that NumPy alone lacks, and the first model's isn't
+    ml_dtypes', arrays hold its bits: uint16, or uint8.
     Raises ConfigError and CheckpointError, listing all problems; WorkError for NaN and Inf under config.strict.
     """
     if base is None and config.base_model_path:
@@ -92,13 +96,15 @@ def _check_kinds(sources: Sequence[Any], config: MergeConfig) -> None:
             )
     if config.tensor_type == "pd" and not import_paddle().in_dynamic_mode():
         raise ConfigError("Paddle is in static mode, where tensors hold no values; call paddle.disable_static() first")
+    if config.tensor_type == "pd" and config.out_dtype in FLOATS and not hasattr(import_paddle(), config.out_dtype):
+        raise ConfigError(f"out_dtype {config.out_dtype}: this version of Paddle has no such tensors; use 3.0 or newer")
 
 
 def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _Paddle) -> list[TensorPlan]:
     """What becomes of every tensor. Raises CheckpointError listing everything that doesn't fit."""
     problems: list[str] = []
     inputs = [_headers(source, label, kind, problems) for source, label in zip(sources, recipe.sources, strict=True)]
-    problems = problems or differences(inputs, recipe)
+    problems = problems or [problem for one in inputs for problem in quantised(one, {})] or differences(inputs, recipe)
     if problems:
         raise CheckpointError(problems)
     tensors = []
@@ -164,7 +170,9 @@ class _Numpy:
 
     def join(self, blocks: Sequence[np.ndarray], like: np.ndarray, dtype: DType) -> np.ndarray:
         raw = np.concatenate([np.empty(0, dtype.raw), *blocks])
-        name = dtype.name if dtype != BFLOAT16 else like.dtype if like.dtype.name == "bfloat16" else np.uint16
+        name: Any = dtype.name
+        if dtype in (BFLOAT16, *_FLOAT8):  # NumPy alone has no such numbers
+            name = like.dtype if like.dtype.name == dtype.name else dtype.raw
         return np.asarray(raw.view(name).reshape(like.shape))
 
     def copy(self, value: np.ndarray) -> np.ndarray:
@@ -191,7 +199,8 @@ class _Paddle:
         return _DTYPES[name]
 
     def flat(self, value: Any, dtype: DType) -> Any:
-        return value.detach().flatten()
+        flat = value.detach().flatten()
+        return flat.view("uint8") if dtype in _FLOAT8 else flat
 
     def keep(self, block: Any, like: Any) -> Any:
         return block if block.place._equals(like.place) else block._copy_to(like.place, True)
@@ -199,10 +208,12 @@ class _Paddle:
     def join(self, blocks: Sequence[Any], like: Any, dtype: DType) -> Any:
         import paddle
 
+        name: Any = dtype.name
         if not blocks:
-            name: Any = dtype.name
-            return paddle.to_tensor(np.empty(tuple(like.shape), dtype.raw), place=like.place).astype(name)
-        return (paddle.concat(list(blocks)) if len(blocks) > 1 else blocks[0]).reshape(like.shape)
+            nothing = paddle.to_tensor(np.empty(tuple(like.shape), dtype.raw), place=like.place)
+            return nothing.view(name) if dtype in _FLOAT8 else nothing.astype(name)
+        merged = (paddle.concat(list(blocks)) if len(blocks) > 1 else blocks[0]).reshape(like.shape)
+        return merged.view(name) if dtype in _FLOAT8 else merged
 
     def copy(self, value: Any) -> Any:
         return value.detach().clone() if value.size else self.join([], value, self.dtype(value))

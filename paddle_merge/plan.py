@@ -7,21 +7,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .blocks import worker_memory
+from .donor import Donor, find_donor
 from .dtypes import DType, compute_dtype
 from .engine import NUMPY, Engine
 from .errors import CheckpointError
 from .files import PANEL
 from .frames import Held
 from .frames.formats import FORMATS, shard_name
+from .inputs import differences, open_inputs, warnings
 from .layout import METADATA, normalise
 from .lora import adapt
 from .readers import Checkpoint, TensorEntry
-from .readers.adapters import Adapter, open_model
 from .recipe import Recipe
 
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
@@ -87,6 +87,7 @@ class Plan:
 
     recipe: Recipe
     inputs: tuple[Checkpoint, ...]  # as Recipe.sources
+    donor: Donor
     tensors: tuple[TensorPlan, ...]
     shards: tuple[Shard, ...]
     pieces: tuple[Piece, ...]
@@ -96,11 +97,6 @@ class Plan:
     turned: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
     folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]
-
-    @property
-    def donor(self) -> Checkpoint:
-        """Where config and tokenizer come from: the base model, else the first model."""
-        return self.inputs[-1] if self.recipe.base is not None else self.inputs[0]
 
     @property
     def bytes_in(self) -> int:
@@ -148,23 +144,6 @@ class Plan:
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Sequence[Adapter]]]:
-    """The headers of checkpoints, and of the adapters to fold into each.
-
-    Raises CheckpointError listing what is wrong with any of them.
-    """
-    inputs: list[tuple[Checkpoint, Sequence[Adapter]]] = []
-    problems: list[str] = []
-    for spec in specs:
-        try:
-            inputs.append(open_model(spec, prefix))
-        except CheckpointError as error:
-            problems += error.problems
-    if problems:
-        raise CheckpointError(list(dict.fromkeys(problems)))
-    return inputs
-
-
 def make_plan(
     recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000, engine: Engine = NUMPY, ranks: int = 1
 ) -> Plan:
@@ -173,9 +152,9 @@ def make_plan(
     Raises CheckpointError listing everything that doesn't fit.
     """
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    given = recipe.layouts or (None,) * len(opened)
-    inputs, layout, turned = normalise(opened, given, recipe.output_layout, recipe.strict_layout, recipe.prefix)
-    inputs, folded = adapt(inputs, adapters, layout, recipe.sources)
+    donor = find_donor(opened, recipe.base is not None, recipe.config_from)
+    inputs, layout, turned = normalise(opened, recipe, donor.config)
+    inputs, folded = adapt(inputs, adapters, recipe.sources, layout, donor.config)
     if layout is not None and (turned or recipe.output_layout):
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
     problems = differences(inputs, recipe)
@@ -187,12 +166,12 @@ def make_plan(
     if problems:
         raise CheckpointError(problems)
 
-    donor = inputs[-1] if recipe.base is not None else inputs[0]
-    tensors, shards = _lay_out(recipe, inputs, donor, shard_bytes)
+    tensors, shards = _lay_out(recipe, inputs, shard_bytes)
     pieces = _cut(tensors, recipe, n_process * ranks)
     return Plan(
         recipe,
         inputs,
+        donor,
         tensors,
         shards,
         pieces,
@@ -201,50 +180,23 @@ def make_plan(
         layout,
         tuple(turned),
         tuple(folded),
-        tuple(_warnings(inputs, donor)),
+        tuple(warnings(inputs, donor)),
     )
 
 
-def differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
-    """Every way in which the inputs' tensors don't match: names, shapes, dtypes."""
-    everywhere = {name: None for checkpoint in inputs for name in checkpoint.tensors}
-    if not everywhere:
-        return [f"{inputs[0].path}: holds no tensors"]
-    missing: list[str] = []
-    shapes: list[str] = []
-    dtypes: list[str] = []
-    for name in everywhere:
-        without = [checkpoint.path for checkpoint in inputs if name not in checkpoint.tensors]
-        if without:
-            holders = [checkpoint.path for checkpoint in inputs if name in checkpoint.tensors]
-            missing.append(f"tensor {name!r} is missing in {', '.join(without)} (it is in {', '.join(holders)})")
-            continue
-        entries = [(checkpoint.path, checkpoint.tensors[name]) for checkpoint in inputs]
-        if len({entry.shape for _, entry in entries}) > 1:
-            shown = ", ".join(f"{list(entry.shape)} in {path}" for path, entry in entries)
-            shapes.append(f"tensor {name!r} has different shapes: {shown}")
-        all_float = all(entry.dtype.is_float for _, entry in entries)
-        if len({entry.dtype for _, entry in entries}) > 1 and not (all_float and recipe.out_dtype):
-            shown = ", ".join(f"{entry.dtype.name} in {path}" for path, entry in entries)
-            remedy = "; --out_dtype merges them and says how to store the result" if all_float else ""
-            dtypes.append(f"tensor {name!r} has different dtypes: {shown}{remedy}")
-    problems = []
-    for found in (missing, shapes, dtypes):
-        problems += found
-    return problems
-
-
 def _lay_out(
-    recipe: Recipe, inputs: Sequence[Checkpoint], donor: Checkpoint, shard_bytes: int
+    recipe: Recipe, inputs: Sequence[Checkpoint], shard_bytes: int
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Which tensor goes where: in the donor's order, shards filled up to shard_bytes, wide dtypes first within a shard.
+    """Which tensor goes where: in the base's order (else the first model's), shards filled up to shard_bytes, wide dtypes
+    first within a shard.
 
     Raises CheckpointError listing the tensors that the output's format can't hold.
     """
     models = len(recipe.models)
+    pattern = inputs[-1] if recipe.base is not None else inputs[0]
     groups: list[list[Held]] = [[]]
     filled = 0
-    for name, entry in donor.tensors.items():
+    for name, entry in pattern.tensors.items():
         dtype = recipe.out_dtype if recipe.out_dtype and entry.dtype.is_float else entry.dtype
         nbytes = math.prod(entry.shape) * dtype.itemsize
         if groups[-1] and filled + nbytes > shard_bytes:
@@ -260,7 +212,7 @@ def _lay_out(
     for number, group in enumerate(groups):
         group.sort(key=lambda held: -held.dtype.itemsize)  # so that every tensor is aligned to its own width
         problems += form.problems(group)
-        frame = form.frame(group, donor.format)
+        frame = form.frame(group, pattern.format)
         for held, offset in zip(group, frame.offsets, strict=True):
             entries = [checkpoint.tensors[held.name] for checkpoint in inputs]
             tensors.append(
@@ -292,20 +244,3 @@ def _cut(tensors: Sequence[TensorPlan], recipe: Recipe, workers: int) -> tuple[P
         for start in range(0, tensor.size, step):
             pieces.append(Piece(number, start, min(start + step, tensor.size)))
     return tuple(sorted(pieces, key=lambda piece: piece.start - piece.stop))
-
-
-def _warnings(inputs: Sequence[Checkpoint], donor: Checkpoint) -> list[str]:
-    found = []
-    formats = {checkpoint.format for checkpoint in inputs}
-    if len(formats) > 1:
-        shown = ", ".join(f"{checkpoint.format} in {checkpoint.path}" for checkpoint in inputs)
-        found.append(
-            f"the inputs' metadata formats differ ({shown}): if one stores Linear weights transposed, square ones"
-            " merge wrongly"
-        )
-    real = [os.path.realpath(checkpoint.path) for checkpoint in inputs]
-    for path in sorted({checkpoint.path for checkpoint in inputs if real.count(os.path.realpath(checkpoint.path)) > 1}):
-        found.append(f"{path} is given more than once")
-    if not os.path.isfile(os.path.join(donor.folder, "config.json")):
-        found.append(f"{donor.folder} has no config.json, so the output won't have one either; loaders need it")
-    return found

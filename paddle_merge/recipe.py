@@ -24,6 +24,7 @@ class Recipe:
     output_layout: None: the first source's.
     strict_layout: refuse sources of different layouts.
     save_format: "safetensors" or "pdparams".
+    config_from: the folder of config.json and the tokenizer; None: the base's, or a model's.
     """
 
     models: tuple[str, ...]
@@ -39,6 +40,7 @@ class Recipe:
     output_layout: str | None = None
     strict_layout: bool = False
     save_format: str = "safetensors"
+    config_from: str | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -15,10 +15,12 @@ from . import checks
 from .compare import differing
 from .config import MergeConfig
 from .crew import Crew
+from .donor import given_config
 from .errors import CheckpointError, MergeError, OutputError, WorkError
-from .plan import Plan, make_plan, open_inputs
+from .inputs import open_inputs
+from .plan import Plan, make_plan
 from .ranks import Ranks
-from .readers import adapters
+from .readers import adapters, hub
 from .sidecars import CARD, read_sidecars, record
 from .worker import Job, Report, Worker, notice
 from .writer import Output, check_output
@@ -126,21 +128,26 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
     paths = [path for spec in specs for path in adapters.split(spec)]
     recipe = attempt(config.recipe)
     plan = sidecars = None
+    if config.config_from:
+        attempt(given_config, config.config_from)
     if recipe is None:
-        attempt(open_inputs, specs, config.merge_prefix)
+        # Nothing is downloaded for it.
+        remote = {spec for spec in specs if hub.installed() and any(map(hub.is_name, adapters.split(spec)))}
+        attempt(open_inputs, [spec for spec in specs if spec not in remote], config.merge_prefix)
     else:
         plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes(), config.engine, ranks)
     if plan is not None:
         sidecars = attempt(read_sidecars, plan, config)
         attempt(_check_equal, plan)
         paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
+    paths += [config.config_from] if config.config_from else []
     nbytes = plan.bytes_out if plan else 0
     stored = config.save_format, config.merge_prefix, nbytes
     problems = check_output(config.output, paths, *stored, sidecars or (), config.overwrite)
     if problems:
         found.append(OutputError(problems))
     if found:
-        raise type(found[0])([problem for error in found for problem in error.problems])
+        raise type(found[0])(list(dict.fromkeys(problem for error in found for problem in error.problems)))
     assert plan is not None
     assert sidecars is not None
     return plan, sidecars, record(config)
@@ -161,6 +168,7 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     if not alone:
         lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
     lines += [f"adapter  {sentence}" for sentence in plan.folded]
+    lines += [f"config   {plan.donor.note}"] if plan.donor.note else []
     lines += [f"layout   {sentence}" for sentence in plan.turned]
     lines.append(
         f"tensors  {len(merged)} merged ({parameters / 1e6:,.1f} M parameters, {dtypes})"

@@ -1,5 +1,4 @@
-"""What stands beside the weights: config and tokenizer (from the base model, else the first model), the merge's record,
-and a model card."""
+"""What stands beside the weights: config and tokenizer (from donor.py's folder), the merge's record, and a model card."""
 
 from __future__ import annotations
 
@@ -38,8 +37,9 @@ FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_
 
 
 def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
-    """What to write beside the weights, by name: the model card, and copies from plan.donor (config.json with the new dtype,
-    if there is one). Raises CheckpointError listing the files of copy_file_list that aren't there or may not be copied."""
+    """What to write beside the weights, by name: the model card, and copies from plan.donor.folder (config.json with the new
+    dtype, if there is one). Raises CheckpointError listing the files of copy_file_list that aren't there or may not be
+    copied."""
     folder = plan.donor.folder
     problems = []
     extra = [os.path.normpath(name) for name in config.copy_file_list or ()]
@@ -72,10 +72,17 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
 def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     """config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and Paddle's
     libraries; and where weights were turned, PaddleFormers' mark and what is fused. As it is where it says all that already.
+
+    8-bit floats are only stored: loaders compute in what config.json says, and fail if it says float8.
     """
     dtypes = {tensor.dtype.name for tensor in plan.tensors if tensor.merged}
     wanted = dict(model)
-    if len(dtypes) == 1 and (plan.recipe.out_dtype is not None or {"dtype", "torch_dtype"} & model.keys()):
+    stored_only = any(tensor.merged and tensor.dtype.itemsize == 1 for tensor in plan.tensors)
+    if (
+        len(dtypes) == 1
+        and not stored_only
+        and (plan.recipe.out_dtype is not None or {"dtype", "torch_dtype"} & model.keys())
+    ):
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
     if plan.recipe.output_layout or plan.turned:
         wanted.pop("source", None)

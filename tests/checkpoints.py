@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
-# safetensors' names -> how NumPy holds the bytes; bfloat16 as bits
+# safetensors' names -> how NumPy holds the bytes; bfloat16 and 8-bit floats as bits
 RAW = {
     "bfloat16": "<u2",
     "float16": "<f2",
@@ -20,15 +21,20 @@ RAW = {
     "uint8": "|u1",
     "bool": "|b1",
     "uint16": "<u2",
+    "float8_e4m3fn": "|u1",
+    "float8_e5m2": "|u1",
 }
+FLOAT8 = {"float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2}
 TAGS = {
     "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "I32": "int32",
-    "U8": "uint8", "BOOL": "bool", "U16": "uint16",
+    "U8": "uint8", "BOOL": "bool", "U16": "uint16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
 
 
 def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
     """values -> what is stored: rounded to nearest even. For bfloat16, by the definition, in float64."""
+    if dtype in FLOAT8:
+        return np.asarray(values, np.float32).astype(FLOAT8[dtype]).view(np.uint8)
     if dtype != "bfloat16":
         with np.errstate(over="ignore"):
             return np.asarray(values).astype(RAW[dtype])
@@ -49,6 +55,8 @@ def from_bits(raw: np.ndarray, dtype: str) -> np.ndarray:
     """Stored elements -> float64 (integers and booleans as they are)."""
     if dtype == "bfloat16":
         return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    if dtype in FLOAT8:
+        return raw.view(FLOAT8[dtype]).astype(np.float64)
     return raw.astype(np.float64) if dtype.startswith("float") else raw
 
 

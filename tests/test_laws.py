@@ -47,7 +47,7 @@ def models_for(method: str, make: Any) -> list[dict[str, np.ndarray]]:
     return [make(number) for number in range(2 if method == "slerp" else 3)]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64", "float8_e5m2"])
 @pytest.mark.parametrize("method", METHODS)
 def test_models_equal_to_the_base_give_the_base(tmp_path: Path, method: str, dtype: str) -> None:
     base = tensors(0, dtype)

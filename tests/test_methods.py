@@ -103,8 +103,8 @@ PAIRS = [(s, m) for s in ("none", *SPARSIFIERS) for m in MERGE_TYPES]
 
 def ulp(values: np.ndarray, dtype: str) -> np.ndarray:
     """The spacing of `dtype` at these magnitudes."""
-    bits = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}[dtype]
-    smallest = {"bfloat16": -126, "float16": -14, "float32": -126, "float64": -1022}[dtype]
+    bits = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52, "float8_e4m3fn": 3}[dtype]
+    smallest = {"bfloat16": -126, "float16": -14, "float32": -126, "float64": -1022, "float8_e4m3fn": -6}[dtype]
     exponent = np.frexp(np.abs(values))[1] - 1
     return np.ldexp(1.0, np.maximum(exponent, smallest) - bits)
 
@@ -163,7 +163,7 @@ def check(
 
 
 @pytest.mark.usefixtures("each_backend")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64", "float8_e4m3fn"])
 @pytest.mark.parametrize(("sparsify", "merge_type"), PAIRS)
 @pytest.mark.parametrize("with_base", [True, False])
 def test_every_pair_agrees_with_the_oracle(

@@ -15,7 +15,7 @@ import pytest
 
 from paddle_merge import ConfigError, MergeConfig, engine, merge
 from paddle_merge.backends.np_backend import NumpyBackend
-from paddle_merge.dtypes import BFLOAT16, FLOAT16, FLOAT32
+from paddle_merge.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOATS
 from paddle_merge.engine import Engine, import_paddle
 from paddle_merge.masks import hash_block
 from paddle_merge.methods import MERGE_TYPES, SPARSIFIERS
@@ -160,7 +160,7 @@ def models(tmp_path: Path, dtype: str, count: int, size: int = 40_003) -> tuple[
     return paths[0], paths[1:]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64", "float8_e4m3fn"])
 @pytest.mark.parametrize("merge_type", MERGE_TYPES)
 @pytest.mark.parametrize("sparsify", ["none", *SPARSIFIERS])
 def test_pd_gives_nps_bytes(
@@ -370,7 +370,7 @@ def test_too_many_workers_for_the_budget(monkeypatch: pytest.MonkeyPatch) -> Non
 class TestOnGpu:
     pytestmark = needs_gpu
 
-    @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64", "float8_e4m3fn"])
     @pytest.mark.parametrize("merge_type", MERGE_TYPES)
     @pytest.mark.parametrize("sparsify", ["none", *SPARSIFIERS])
     def test_within_an_ulp_of_np(
@@ -387,10 +387,27 @@ class TestOnGpu:
             merge(config)
             results.append(read(out))
         for name, values in results[0].items():
-            bits = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}[dtype]
-            ulp = np.ldexp(1.0, np.frexp(np.abs(values))[1] - 1 - bits)
+            bits = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52, "float8_e4m3fn": 3}[dtype]
+            smallest = -6 if dtype == "float8_e4m3fn" else -1022
+            ulp = np.ldexp(1.0, np.maximum(np.frexp(np.abs(values))[1] - 1, smallest) - bits)
             assert (np.abs(results[1][name] - values) <= ulp).all()
             assert (results[1][name] == results[2][name]).all()
+
+    @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+    def test_every_float8(self, dtype: str) -> None:
+        """In, and out again with what lies around them; as on the CPU."""
+        codes, there = np.arange(256, dtype=np.uint8), PaddleBackend("float32", "gpu:0", 1 << 30)
+        (expected,), _, _ = NumpyBackend("float32").load([codes], [FLOATS[dtype]], False)
+        numbers = np.unique(expected[np.isfinite(expected)])
+        points = np.concatenate([numbers, (numbers[1:] + numbers[:-1]) / 2, np.float32([1e-40, 464, 465, 61440, 1e30])])
+        values = np.concatenate([points, np.nextafter(points, np.float32(1e38)), np.nextafter(points, np.float32(-1e38))])
+        with there.at_work():
+            (got,), _, _ = there.load([codes], [FLOATS[dtype]], False)
+            stored, bad = there.store(there.constant(values), FLOATS[dtype])
+            raw = there.fetch(stored)()
+        np.testing.assert_array_equal(got.numpy(), expected)
+        assert bool(bad)
+        assert (raw == NumpyBackend("float32").store(values, FLOATS[dtype])[0]).all()
 
     def test_hashes(self) -> None:
         backend = PaddleBackend("float32", "gpu:0", 1 << 30)

@@ -80,6 +80,64 @@ def test_joined(tmp_path: Path, split: int, stages: int) -> None:
         assert all(np.array_equal(found[name], x) for name, x in expected.items())
 
 
+def as_safetensors(folder: Path, shards: int) -> Path:
+    """The same ranks as PaddleNLP writes them with safe_serialization: a file each, or an index and shards each."""
+    for file in sorted(folder.glob("model_state.*.pdparams")):
+        rank = file.name.split(".")[1]
+        checkpoints.write(folder / rank, pickle.loads(file.read_bytes()), shards=shards, prefix=f"model.{rank}")
+        for made in (folder / rank).glob("model*"):
+            name = made.name.replace(f"model.{rank}.safetensors.index", f"model.safetensors.index.{rank}")
+            made.rename(folder / name)
+        (folder / rank / "config.json").unlink()
+        (folder / rank).rmdir()
+        file.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize(("split", "stages"), [(2, 1), (1, 2), (2, 2)])
+def test_safetensors_of_ranks(tmp_path: Path, split: int, stages: int, shards: int) -> None:
+    x = values()
+    a = as_safetensors(write(tmp_path / "a", x, split, stages), shards)
+    assert len(list(a.glob("*.safetensors"))) == split * stages * shards
+    assert len(list(a.glob("*.json"))) == 1 + split * stages * (shards > 1)
+    found = checkpoints.read(run(a, write(tmp_path / "b", x, split, stages), out=tmp_path / "out"))
+    assert found.keys() == x.keys()
+    assert all((found[name] == value).all() for name, value in x.items())
+
+
+def test_some_ranks_in_shards(tmp_path: Path) -> None:
+    """And an index of Paddle's own files."""
+    x = values()
+    a = write(tmp_path / "a", x, 2, 1)
+    content = pickle.loads((a / "model_state.tp01.pdparams").read_bytes())
+    weight_map = {}
+    for number, names in enumerate((list(content)[:4], list(content)[4:]), 1):
+        shard = f"model_state.tp01-{number:05d}-of-00002.pdparams"
+        (a / shard).write_bytes(pickle.dumps({name: content[name] for name in names}, protocol=4))
+        weight_map.update(dict.fromkeys(names, shard))
+    index = a / "model_state.pdparams.index.tp01.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert "has both model_state.tp01.pdparams and model_state.pdparams.index.tp01.json" in sentence(a)
+    (a / "model_state.tp01.pdparams").unlink()
+    found = checkpoints.read(run(a, a, out=tmp_path / "out"))
+    assert all((found[name] == value).all() for name, value in x.items())
+    (a / "model_state.tp01-00002-of-00002.pdparams").unlink()
+    assert "index.tp01.json: names shards that are not there: model_state.tp01-00002-of-00002.pdparams" in sentence(a)
+    index.unlink()
+    (a / "model_state.pdparams.index.tp02.json").write_text("{}")
+    assert "has files of 2 ranks, but none of tp01_pp00" in sentence(a)
+
+
+def test_a_whole_model_beats_ranks(tmp_path: Path) -> None:
+    """As in PaddleNLP: the files of ranks may be an older save."""
+    x, old = values(), values()
+    a = as_safetensors(write(tmp_path / "a", old, 2, 1), 3)
+    checkpoints.write(a, x, config=CONFIG)
+    found = checkpoints.read(run(a, a, out=tmp_path / "out"))
+    assert all((found[name] == value).all() for name, value in x.items())
+
+
 def sentence(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(str(folder))

@@ -181,13 +181,30 @@ def test_what_is_refused(tmp_path: Path, code: bytes, words: str) -> None:
     assert str(tmp_path / MODEL) in sentence
 
 
-def test_float8_is_named(tmp_path: Path) -> None:
-    kind = b"\x89" + word("collections", "OrderedDict") + b")R" + word("torch", "float8_e4m3fn")
+def write_newer(folder: Path, dtype: str, data: bytes) -> Path:
+    """A tensor (6, 4), stored transposed, of a dtype that has no storage class, as torch 2.13 writes it."""
+    folder.mkdir()
+    kind = b"\x89" + word("collections", "OrderedDict") + b")R" + word("torch", dtype)
     where = storage(word("torch.storage", "UntypedStorage"), "0", 24)
-    call = b"(" + where + b"K\x00" + numbers([24]) + numbers([1]) + kind + b"tR"
-    write_zip(tmp_path / MODEL, pickled({"w": word("torch._utils", "_rebuild_tensor_v3") + call}), {"0": ONES.tobytes()})
-    with pytest.raises(CheckpointError, match="tensor 'w' has dtype float8_e4m3fn"):
-        open_checkpoint(str(tmp_path))
+    call = b"(" + where + b"K\x00" + numbers([6, 4]) + numbers([1, 6]) + kind + b"tR"
+    write_zip(folder / MODEL, pickled({"w": word("torch._utils", "_rebuild_tensor_v3") + call}), {"0": data})
+    return folder
+
+
+@pytest.mark.parametrize("dtype", checkpoints.FLOAT8)
+def test_float8(tmp_path: Path, dtype: str) -> None:
+    x = RANDOM.normal(size=(4, 6))
+    a = write_newer(tmp_path / "a", dtype, checkpoints.to_bits(x, dtype).tobytes())
+    out = run(a, a, out=tmp_path / "out")
+    assert checkpoints.dtypes(out) == {"w": dtype}
+    rounded = checkpoints.from_bits(checkpoints.to_bits(x, dtype), dtype)
+    assert (checkpoints.read(out)["w"] == rounded.T).all()
+
+
+def test_float8_of_other_kinds_is_named(tmp_path: Path) -> None:
+    write_newer(tmp_path / "a", "float8_e4m3fnuz", ONES.tobytes())
+    with pytest.raises(CheckpointError, match="tensor 'w' has dtype float8_e4m3fnuz"):
+        open_checkpoint(str(tmp_path / "a"))
 
 
 def test_zips_that_are_not_torchs(tmp_path: Path) -> None:

@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import bits, blocks, kernels
-from ..dtypes import BFLOAT16, FLOAT16, DType
+from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
 from ..files import Scratch
 from ..masks import Key, hash_block
 
 if TYPE_CHECKING:
     from ..select import Bracket
 
-_LOAD = {BFLOAT16: bits.load_bfloat16, FLOAT16: bits.load_float16}
-_STORE = {BFLOAT16: bits.store_bfloat16, FLOAT16: bits.store_float16}
+_LOAD = {
+    BFLOAT16: bits.load_bfloat16,
+    FLOAT16: bits.load_float16,
+    FLOAT8_E4M3FN: bits.load_float8_e4m3fn,
+    FLOAT8_E5M2: bits.load_float8_e5m2,
+}
+_STORE = {
+    BFLOAT16: bits.store_bfloat16,
+    FLOAT16: bits.store_float16,
+    FLOAT8_E4M3FN: bits.store_float8_e4m3fn,
+    FLOAT8_E5M2: bits.store_float8_e5m2,
+}
 
 
 def widen(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:
@@ -96,7 +106,7 @@ class NumpyBackend:
         return raw, bool(_STORE.get(dtype, bits.store_float)(values, raw))
 
     def fetch(self, values: np.ndarray) -> Callable[[], np.ndarray]:
-        """Begin to bring values to the host's memory; the call that ends it gives them in NumPy, 16-bit floats as bits."""
+        """Begin to bring values to the host's memory; the call that ends it gives them in NumPy, narrow floats as bits."""
         return lambda: values
 
     def add_scaled(self, base: np.ndarray, x: np.ndarray, scale: float) -> np.ndarray:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import paddle
 
-from ..dtypes import BFLOAT16, FLOAT16, DType
+from ..bits import float8_values
+from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
 from ..masks import Key
 from . import pd_words as xp
 
@@ -27,6 +28,9 @@ LARGEST = 1 << 26  # elements of a block: larger ones copy no faster, and the ho
 TABLES = 5 << 20  # bytes per model that magprune's tables and counters take
 _TOP_BIT = np.uint32(0x80000000)
 _FRACTION = {BFLOAT16: 16, FLOAT16: 13}  # bits of a float32 that rounding drops
+# Bits of the fraction, bias of the exponent, codes of the largest number, of what is larger, of NaN (as in bits.py).
+# They are uint8 here: Paddle has few operations for them, and older versions none.
+_FLOAT8 = {FLOAT8_E4M3FN: (3, 7, 0x7E, 0x7F, 0x7F), FLOAT8_E5M2: (2, 15, 0x7B, 0x7C, 0x7E)}
 
 
 class PaddleBackend:
@@ -91,7 +95,7 @@ class PaddleBackend:
         based: whether the last source is the base.
         """
         self._pinned = [self._pinned[1], []]
-        rows = [self._put(raw, dtype).astype(self._compute) for raw, dtype in zip(raws, dtypes, strict=True)]
+        rows = [self._widened(self._put(raw, dtype), dtype) for raw, dtype in zip(raws, dtypes, strict=True)]
         bad = [~paddle.isfinite(row).all() for row in rows]
         if not based:
             return rows, None, bad
@@ -108,8 +112,18 @@ class PaddleBackend:
         self._pinned[1].append(pinned)
         return pinned.cuda(self._place.get_device_id(), False)
 
+    def _widened(self, stored: Any, dtype: DType) -> Any:
+        """Stored elements in compute dtype."""
+        if dtype in _FLOAT8:
+            stored = paddle.gather(self.constant(float8_values(*_FLOAT8[dtype][:4])), stored.astype("int32"))
+        return stored.astype(self._compute)
+
     def store(self, values: Any, dtype: DType) -> tuple[Any, Any]:
-        """values (n,) -> (elements (n,) in their storage dtype, whether any is not finite), rounded once to nearest even."""
+        """values (n,) -> (elements (n,) in their storage dtype, 8-bit floats as uint8; whether any is not finite), rounded
+        once to nearest even."""
+        if dtype in _FLOAT8:
+            codes = _to_float8(_to_odd(values) if self._compute == "float64" else values, dtype)
+            return codes.astype("uint8"), ((codes & xp.full(0x7F)) > xp.full(_FLOAT8[dtype][2])).any()
         if dtype in _FRACTION:
             values = _rounded(_to_odd(values) if self._compute == "float64" else values, dtype)
         stored = values.astype(dtype.name)
@@ -117,7 +131,7 @@ class PaddleBackend:
         return stored, ~finite
 
     def fetch(self, values: Any) -> Callable[[], np.ndarray]:
-        """Begin to bring values to the host's memory; the call that ends it gives them in NumPy, 16-bit floats as bits."""
+        """Begin to bring values to the host's memory; the call that ends it gives them in NumPy, narrow floats as bits."""
         if not self._cuda:
             return lambda: _raw(values.numpy())
         pinned = values.pin_memory(False)
@@ -234,7 +248,7 @@ def _add_up(start: float, terms: Any) -> float:
 
 
 def _to_odd(values: Any) -> Any:
-    """float64 -> float32 such that rounding the result to 16 bits equals rounding the float64 once (bits.round_to_odd)."""
+    """float64 -> float32 such that rounding the result to 16 or 8 bits is rounding the float64 once (bits.round_to_odd)."""
     near = values.astype("float32")
     back = near.astype("float64")
     inexact = paddle.logical_and(paddle.logical_or(back < values, back > values), paddle.isfinite(near))
@@ -258,3 +272,19 @@ def _rounded(values: Any, dtype: DType) -> Any:
         result = paddle.where(size >= 65520.0, paddle.full([1], float("inf"), "float32"), result)
     result = paddle.where(paddle.isnan(values), paddle.full([1], float("nan"), "float32"), result)
     return (result.view("int32") | (bits & xp.full(int(_TOP_BIT)))).view("float32")  # of zeros too
+
+
+def _to_float8(values: Any, dtype: DType) -> Any:
+    """float32 -> int32 codes of an 8-bit float, to nearest even: bits._store_float8, an operation at a time."""
+    fraction, bias, largest, infinity, nan = _FLOAT8[dtype]
+    dropped, lift = 23 - fraction, 127 - bias
+    bits = values.view("int32")
+    size = bits & xp.full(0x7FFFFFFF)
+    magic = paddle.full([1], 2.0 ** (24 - bias - fraction), "float32")
+    tiny = (paddle.abs(values) + magic).view("int32") - magic.view("int32")
+    odd = xp.right_shift(size, dropped) & xp.full(1)
+    normal = xp.right_shift(size - xp.full(lift << 23) + xp.full((1 << dropped - 1) - 1) + odd, dropped)
+    codes = paddle.where(size < xp.full(lift + 1 << 23), tiny, normal)
+    codes = paddle.where(codes > xp.full(largest), xp.full(infinity), codes)
+    codes = paddle.where(size > xp.full(0x7F800000), xp.full(nan), codes)
+    return codes | (xp.right_shift(bits, 24) & xp.full(0x80))

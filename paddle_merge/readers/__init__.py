@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -166,15 +166,15 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def open_checkpoint(path: str, prefix: str = "model") -> Checkpoint:
-    """Read the headers of the checkpoint at `path`: a folder, or one file of any format.
+    """Read the headers of the checkpoint at `path`: a folder, one file of any format, or the name of a model on a hub.
 
     prefix: which weights of the folder, "model" or "master_weights"; see find.open_folder.
     Raises CheckpointError listing everything wrong with it.
     """
-    from . import find
+    from . import find, hub
 
+    if hub.is_name(path):
+        return replace(find.open_folder(hub.fetch(path), prefix), path=path)
     if not os.path.exists(path):
-        raise CheckpointError(
-            f"{path}: no such file or folder (names of models on a hub are not resolved yet; give a local path)"
-        )
+        raise CheckpointError(f"{path}: no such file or folder")
     return find.open_file(path) if os.path.isfile(path) else find.open_folder(path, prefix)

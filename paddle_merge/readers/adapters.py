@@ -68,8 +68,10 @@ def split(spec: str) -> list[str]:
 
 
 def absolute(spec: str) -> str:
-    """The same words, paths made absolute."""
-    return "+".join(map(os.path.abspath, split(spec)))
+    """The same words, paths made absolute; a name on a hub stays one."""
+    from . import hub
+
+    return "+".join(part if hub.is_name(part) else os.path.abspath(part) for part in split(spec))
 
 
 def open_adapter(path: str) -> Adapter:

@@ -17,7 +17,8 @@ from .pickles import Bytes, MalformedError, Standin, Text
 T = TypeVar("T")
 MAX_DIMS = 64
 # NumPy's codes. Paddle has no bfloat16 in NumPy and writes its bits as uint16; nobody has weights of uint16.
-_CODES = {np.dtype(dtype.raw).str[1:]: dtype for dtype in DTYPES} | {"f2": FLOAT16, "u2": BFLOAT16}
+_CODES = {np.dtype(dtype.raw).str[1:]: dtype for dtype in DTYPES if dtype.name == np.dtype(dtype.raw).name}
+_CODES |= {"f2": FLOAT16, "u2": BFLOAT16}
 
 
 class NumpyType(Standin):

@@ -11,7 +11,7 @@ from . import Checkpoint, read_json
 
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 ADAPTER = "adapter"  # the prefix of a LoRA adapter's weights, whatever their files are called
-_ENDINGS = (".safetensors", ".pdparams", ".bin", ".distcp")
+ENDINGS = (".safetensors", ".pdparams", ".bin", ".distcp")
 
 
 def singles(prefix: str) -> list[str]:
@@ -37,27 +37,35 @@ def open_folder(path: str, prefix: str) -> Checkpoint:
 
     for name in singles(prefix):
         single = os.path.join(path, name)
-        index = f"{single}.index.json"
-        if os.path.isfile(index):
-            weight_map = _read_weight_map(index)
-            shards = sorted(set(weight_map.values()))
-            if os.path.isfile(single) and shards != [name]:
-                raise CheckpointError(
-                    f"{path}: has both {name} and {os.path.basename(index)}, and loaders disagree about which counts; remove"
-                    " the stale one"
-                )
-            missing = [shard for shard in shards if not os.path.isfile(os.path.join(path, shard))]
-            if missing:
-                raise CheckpointError(f"{index}: names shards that are not there: {', '.join(missing)}")
-            return _open_files(path, path, [os.path.join(path, shard) for shard in shards], weight_map)
+        if os.path.isfile(f"{single}.index.json"):
+            return open_index(path, f"{single}.index.json", single)
         if os.path.isfile(single):
             return _open_files(path, path, [single], None)
     for name in singles(prefix):
-        if files := parallel.rank_files(path, name):
-            return parallel.open_ranks(path, files, open_file)
+        files, indexes = parallel.rank_files(path, name), parallel.rank_files(path, f"{name}.index.json")
+        if files or indexes:
+            return parallel.open_ranks(path, files, indexes)
     if (folder := flex.metadata_folder(path, prefix)) is not None:
         return flex.open_folder(path, folder)
     raise CheckpointError(_nothing_here(path, prefix))
+
+
+def open_index(path: str, index: str, single: str | None) -> Checkpoint:
+    """The checkpoint in the shards, in the folder `path`, that an index names.
+
+    single: the file that it would be without an index, which must not be there too. Raises CheckpointError.
+    """
+    weight_map = read_weight_map(index)
+    shards = sorted(set(weight_map.values()))
+    if single is not None and os.path.isfile(single) and shards != [os.path.basename(single)]:
+        raise CheckpointError(
+            f"{path}: has both {os.path.basename(single)} and {os.path.basename(index)}, and loaders disagree about which"
+            " counts; remove the stale one"
+        )
+    missing = [shard for shard in shards if not os.path.isfile(os.path.join(path, shard))]
+    if missing:
+        raise CheckpointError(f"{index}: names shards that are not there: {', '.join(missing)}")
+    return _open_files(path, path, [os.path.join(path, shard) for shard in shards], weight_map)
 
 
 def open_file(path: str) -> Checkpoint:
@@ -101,7 +109,8 @@ def sniff(file: str) -> str:
     )
 
 
-def _read_weight_map(index: str) -> dict[str, str]:
+def read_weight_map(index: str) -> dict[str, str]:
+    """Tensor name -> shard name. Raises CheckpointError."""
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
@@ -126,7 +135,7 @@ def misplaced(path: str, files: Mapping[str, str], weight_map: Mapping[str, str]
 
 def _nothing_here(path: str, prefix: str) -> str:
     wanted = f"{path}: has no {', '.join(singles(prefix))}, and no index of one"
-    for ending in _ENDINGS:
+    for ending in ENDINGS:
         found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{ending}")))
         if found:
             name = os.path.basename(found[0])

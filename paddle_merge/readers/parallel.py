@@ -1,4 +1,5 @@
-"""Models that tensor- and pipeline-parallel training saved one file per rank, as model_state.tp00_pp01.pdparams.
+"""Models that tensor- and pipeline-parallel training saved one file per rank, as model_state.tp00_pp01.pdparams, or an index
+and shards per rank, as model.safetensors.index.tp00_pp01.json.
 
 Stages of a pipeline hold different layers, and are put side by side. Tensor-parallel ranks hold a piece of some weights and
 all of others, and the files don't say which is which: a weight is joined where config.json says how large the whole one is,
@@ -11,11 +12,12 @@ import dataclasses
 import glob
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError, WorkError
 from . import Checkpoint, TensorEntry, read_json
+from .find import open_file, open_index
 from .parts import as_boxes, assemble
 from .pickles import MalformedError
 
@@ -24,7 +26,7 @@ Rank = tuple[int, int]  # tensor-parallel, pipeline
 
 
 def rank_files(path: str, single: str) -> dict[Rank, str]:
-    """The files of a folder that are `single` in pieces, by rank."""
+    """The files of a folder that are `single` in pieces, or the index of one, by rank."""
     stem, ending = os.path.splitext(single)
     found = {}
     for file in glob.glob(os.path.join(glob.escape(path), f"{stem}.*{ending}")):
@@ -35,18 +37,22 @@ def rank_files(path: str, single: str) -> dict[Rank, str]:
     return found
 
 
-def open_ranks(path: str, files: Mapping[Rank, str], open_file: Callable[[str], Checkpoint]) -> Checkpoint:
-    """The whole model. Raises CheckpointError listing all that is wrong."""
-    split, stages = (1 + max(rank[axis] for rank in files) for axis in (0, 1))
-    missing = [(tp, pp) for pp in range(stages) for tp in range(split) if (tp, pp) not in files]
+def open_ranks(path: str, files: Mapping[Rank, str], indexes: Mapping[Rank, str]) -> Checkpoint:
+    """The whole model. files, indexes: of each rank one of them. Raises CheckpointError listing all that is wrong."""
+    ranks = sorted({*files, *indexes})
+    split, stages = (1 + max(rank[axis] for rank in ranks) for axis in (0, 1))
+    missing = [(tp, pp) for pp in range(stages) for tp in range(split) if (tp, pp) not in ranks]
     if missing:
         shown = ", ".join(f"tp{tp:02d}_pp{pp:02d}" for tp, pp in missing[:8])
-        raise CheckpointError(f"{path}: has files of {len(files)} ranks, but none of {shown}; all ranks' files are needed")
+        raise CheckpointError(f"{path}: has files of {len(ranks)} ranks, but none of {shown}; all ranks' files are needed")
     opened: dict[Rank, Checkpoint] = {}
     problems: list[str] = []
-    for rank, file in sorted(files.items()):
+    for rank in ranks:
         try:
-            opened[rank] = open_file(file)
+            if rank in indexes:
+                opened[rank] = open_index(path, indexes[rank], files.get(rank))
+            else:
+                opened[rank] = open_file(files[rank])
         except CheckpointError as error:
             problems += error.problems
     if problems:
@@ -56,14 +62,14 @@ def open_ranks(path: str, files: Mapping[Rank, str], open_file: Callable[[str], 
     sizes = read_json(config) if split > 1 and os.path.isfile(config) else {}
     tensors: dict[str, TensorEntry] = {}
     for stage in range(stages):
-        ranks = [opened[number, stage].tensors for number in range(split)]
-        for name in dict.fromkeys(name for rank in ranks for name in rank):
+        held = [opened[number, stage].tensors for number in range(split)]
+        for name in dict.fromkeys(name for one in held for name in one):
             try:
                 if name in tensors:
                     raise MalformedError(f"is in several stages of the pipeline; {_REMEDY}")
-                if any(name not in rank for rank in ranks):
+                if any(name not in one for one in held):
                     raise MalformedError(f"is missing in some tensor-parallel ranks; {_REMEDY}")
-                tensors[name] = _join(name, [rank[name] for rank in ranks], sizes if isinstance(sizes, dict) else {})
+                tensors[name] = _join(name, [one[name] for one in held], sizes if isinstance(sizes, dict) else {})
             except MalformedError as error:
                 problems.append(f"{path}: tensor {name!r} {error}")
     if problems:

@@ -39,9 +39,7 @@ _NEWER = [
     "uint16",
     "uint32",
     "uint64",
-    "float8_e4m3fn",
     "float8_e4m3fnuz",
-    "float8_e5m2",
     "float8_e5m2fnuz",
     "float8_e8m0fnu",
 ]

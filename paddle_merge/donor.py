@@ -1,0 +1,65 @@
+"""Where the output's config.json and tokenizer come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .detect import last_word, read_config
+from .errors import CheckpointError
+from .readers import Checkpoint
+
+
+@dataclass(frozen=True)
+class Donor:
+    """folder: where they are. config: what config.json says, for inputs that have none, too; empty if there is none.
+    note: for people, if they aren't the base model's (else the first model's) own."""
+
+    folder: str
+    config: Mapping[str, Any]
+    note: str = ""
+
+
+def find_donor(inputs: Sequence[Checkpoint], based: bool, given: str | None) -> Donor:
+    """`given`, if any; else of the base model and then the models the first that has a config.json.
+
+    inputs: models in order, then the base if `based`. Raises CheckpointError if what is given doesn't fit.
+    """
+    if given is not None:
+        return Donor(given, _fitting(inputs, given), f"config.json and the tokenizer are taken from {given}")
+    ordered = [inputs[-1], *inputs[:-1]] if based else list(inputs)
+    own = ordered[0].folder
+    folder = next((one.folder for one in ordered if os.path.isfile(os.path.join(one.folder, "config.json"))), own)
+    note = f"{own} has no config.json, so it and the tokenizer are taken from {folder}" if folder != own else ""
+    return Donor(folder, read_config(folder), note)
+
+
+def given_config(folder: str) -> Mapping[str, Any]:
+    """config.json of the folder that --config_from names. Raises CheckpointError if there is none that a merge can have."""
+    if not os.path.isfile(os.path.join(folder, "config.json")):
+        fault = "has no config.json" if os.path.isdir(folder) else "no such folder"
+        raise CheckpointError(f"--config_from {folder}: {fault}; give a folder that holds config.json and the tokenizer")
+    config = read_config(folder)
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"--config_from {folder}: its config.json has a quantization_config, and merged weights are plain numbers;"
+            " remove it there, or give another folder"
+        )
+    return config
+
+
+def _fitting(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any]:
+    """The same, if it isn't of another model, as far as can be seen."""
+    config = given_config(folder)
+    numbers = set(re.findall(r"\d+", json.dumps(config)))
+    for name, entry in inputs[0].tensors.items():
+        if last_word(name) == "embed_tokens" and len(entry.shape) == 2 and str(entry.shape[1]) not in numbers:
+            raise CheckpointError(
+                f"--config_from {folder}: its config.json is of another model: it doesn't mention {entry.shape[1]}, the"
+                f" width of tensor {name!r} in {inputs[0].path}"
+            )
+    return config

@@ -1,0 +1,81 @@
+"""The inputs of a merge: opened together, and compared by their headers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from .detect import read_config
+from .donor import Donor
+from .errors import CheckpointError
+from .quantised import problems as quantised
+from .readers import Checkpoint
+from .readers.adapters import Adapter, open_model
+from .recipe import Recipe
+
+
+def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Sequence[Adapter]]]:
+    """The headers of checkpoints, and of the adapters to fold into each.
+
+    Raises CheckpointError listing what is wrong with any of them.
+    """
+    inputs: list[tuple[Checkpoint, Sequence[Adapter]]] = []
+    problems: list[str] = []
+    for spec in specs:
+        try:
+            inputs.append(open_model(spec, prefix))
+            problems += quantised(inputs[-1][0], read_config(inputs[-1][0].folder))
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(list(dict.fromkeys(problems)))
+    return inputs
+
+
+def differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
+    """Every way in which the inputs' tensors don't match: names, shapes, dtypes."""
+    everywhere = {name: None for checkpoint in inputs for name in checkpoint.tensors}
+    if not everywhere:
+        return [f"{inputs[0].path}: holds no tensors"]
+    missing: list[str] = []
+    shapes: list[str] = []
+    dtypes: list[str] = []
+    for name in everywhere:
+        without = [checkpoint.path for checkpoint in inputs if name not in checkpoint.tensors]
+        if without:
+            holders = [checkpoint.path for checkpoint in inputs if name in checkpoint.tensors]
+            missing.append(f"tensor {name!r} is missing in {', '.join(without)} (it is in {', '.join(holders)})")
+            continue
+        entries = [(checkpoint.path, checkpoint.tensors[name]) for checkpoint in inputs]
+        if len({entry.shape for _, entry in entries}) > 1:
+            shown = ", ".join(f"{list(entry.shape)} in {path}" for path, entry in entries)
+            shapes.append(f"tensor {name!r} has different shapes: {shown}")
+        all_float = all(entry.dtype.is_float for _, entry in entries)
+        if len({entry.dtype for _, entry in entries}) > 1 and not (all_float and recipe.out_dtype):
+            shown = ", ".join(f"{entry.dtype.name} in {path}" for path, entry in entries)
+            remedy = "; --out_dtype merges them and says how to store the result" if all_float else ""
+            dtypes.append(f"tensor {name!r} has different dtypes: {shown}{remedy}")
+    problems = []
+    for found in (missing, shapes, dtypes):
+        problems += found
+    return problems
+
+
+def warnings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]:
+    """What is allowed but likely not meant."""
+    found = []
+    formats = {checkpoint.format for checkpoint in inputs}
+    if len(formats) > 1:
+        shown = ", ".join(f"{checkpoint.format} in {checkpoint.path}" for checkpoint in inputs)
+        found.append(
+            f"the inputs' metadata formats differ ({shown}): if one stores Linear weights transposed, square ones"
+            " merge wrongly"
+        )
+    real = [os.path.realpath(checkpoint.path) for checkpoint in inputs]
+    for path in sorted({checkpoint.path for checkpoint in inputs if real.count(os.path.realpath(checkpoint.path)) > 1}):
+        found.append(f"{path} is given more than once")
+    if not os.path.isfile(os.path.join(donor.folder, "config.json")):
+        found.append(
+            "no input has a config.json, so the output won't either; loaders need it: --config_from says where it is"
+        )
+    return found
