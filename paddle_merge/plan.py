@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .blocks import worker_memory
+from .detect import read_config
 from .dtypes import DType
 from .engine import NUMPY, Engine
 from .errors import CheckpointError
@@ -30,7 +31,8 @@ class TensorPlan:
 
     sources: one per model; base: the base model's, or None. They have the same shape, and the same dtype unless an output
     dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
-    dtype: of the output. shard, offset: where its first byte goes.
+    dtype: of the output. shard, offset: where its first byte goes. masked_as: the first tensor that
+    has the same bytes in every input, mostly itself; random masks must be the same then, so that a tied lm_head stays the embedding.
     """
 
     name: str
@@ -41,6 +43,7 @@ class TensorPlan:
     dtype: DType
     shard: int
     offset: int
+    masked_as: str = ""
 
     @property
     def size(self) -> int:
@@ -232,6 +235,7 @@ def _lay_out(
 
     tensors: list[TensorPlan] = []
     shards: list[Shard] = []
+    first: dict[tuple[object, ...], str] = {}  # the bytes of a tensor in every input -> its name
     for number, group in enumerate(groups):
         single = len(groups) == 1
         file = f"{recipe.prefix}.safetensors"
@@ -249,6 +253,7 @@ def _lay_out(
         offset = len(head)
         for name, dtype, nbytes in group:
             entries = [checkpoint.tensors[name] for checkpoint in inputs]
+            places = tuple((entry.file, entry.offset, entry.parts, entry.shape) for entry in entries)
             tensors.append(
                 TensorPlan(
                     name=name,
@@ -259,6 +264,7 @@ def _lay_out(
                     dtype=dtype,
                     shard=number,
                     offset=offset,
+                    masked_as=first.setdefault(places, name),
                 )
             )
             offset += nbytes
@@ -292,4 +298,9 @@ def _warnings(inputs: Sequence[Checkpoint], donor: Checkpoint) -> list[str]:
         found.append(f"{path} is given more than once")
     if not os.path.isfile(os.path.join(donor.folder, "config.json")):
         found.append(f"{donor.folder} has no config.json, so the output won't have one either; loaders need it")
+    elif "model_type" in (config := read_config(donor)) and not config.get("architectures"):
+        found.append(
+            f"{donor.folder}/config.json names no architectures, so neither will the output's; PaddleNLP and PaddleFormers"
+            " need them to load it"
+        )
     return found

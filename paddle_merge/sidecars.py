@@ -6,6 +6,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from . import __version__
@@ -68,16 +69,31 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
 
 def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     """config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and Paddle's
-    libraries, and PaddleFormers' mark where the layout is its own. As it is where it says all that already."""
+    libraries, rotary embeddings likewise, and PaddleFormers' mark where the layout is its own. As it is where it says all
+    that already."""
     dtypes = {tensor.dtype.name for tensor in plan.tensors if tensor.merged}
     wanted = dict(model)
-    if len(dtypes) == 1 and (plan.recipe.out_dtype is not None or {"dtype", "torch_dtype"} & model.keys()):
+    if len(dtypes) == 1 and (plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()):
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
+    wanted.update(_older_rope(model))
     if plan.recipe.output_layout or plan.turned:
         wanted.pop("source", None)
         if plan.layout == "paddleformers":
             wanted["source"] = "paddle"
     return content if wanted == model else _json(wanted)
+
+
+def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What rope_parameters, which transformers 5 writes, says in the words that PaddleNLP and transformers 4 read: without
+    them they take their defaults, and compute something else without a word."""
+    parameters = model.get("rope_parameters")
+    if not isinstance(parameters, dict) or "rope_theta" not in parameters:  # none, or some for each type of layer
+        return {}
+    scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    missing = {"rope_theta": parameters["rope_theta"]}
+    if scaling.get("rope_type", "default") != "default":
+        missing["rope_scaling"] = scaling
+    return {name: value for name, value in missing.items() if model.get(name) is None}
 
 
 def record(config: MergeConfig) -> bytes:
