@@ -31,8 +31,8 @@ class TensorPlan:
 
     sources: one per model; base: the base model's, or None. They have the same shape, and the same dtype unless an output
     dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
-    dtype: of the output. shard, offset: where its first byte goes. masked_as: the first tensor that
-    has the same bytes in every input, mostly itself; random masks must be the same then, so that a tied lm_head stays the embedding.
+    dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; mostly its own,
+    but a tied lm_head, which is the same bytes in every input, must stay the embedding.
     """
 
     name: str
@@ -165,7 +165,7 @@ def make_plan(
     opened = open_inputs(recipe.sources, recipe.prefix)
     given = recipe.layouts or (None,) * len(opened)
     inputs, layout, turned = normalise(opened, given, recipe.output_layout, recipe.strict_layout, recipe.prefix)
-    if layout is not None and (turned or recipe.output_layout):
+    if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=FORMATS[layout]) for checkpoint in inputs)
     problems = differences(inputs, recipe)
     if problems:

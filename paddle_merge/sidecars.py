@@ -76,7 +76,7 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     if len(dtypes) == 1 and (plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()):
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
     wanted.update(_older_rope(model))
-    if plan.recipe.output_layout or plan.turned:
+    if plan.layout is not None:
         wanted.pop("source", None)
         if plan.layout == "paddleformers":
             wanted["source"] = "paddle"

@@ -32,26 +32,37 @@ from .checkpoints import from_bits, read, to_bits
 LIBRARIES = ("transformers", "paddlenlp", "paddleformers")
 VARIABLES = {library: f"PADDLE_MERGE_{library.upper()}_PYTHON" for library in LIBRARIES}
 ABSENT = [variable for variable in VARIABLES.values() if not os.environ.get(variable)]
-pytestmark = pytest.mark.skipif(bool(ABSENT), reason=f"no interpreter is named by {', '.join(ABSENT)}")
+pytestmark = [
+    pytest.mark.loaders,
+    pytest.mark.skipif(bool(ABSENT), reason=f"no interpreter is named by {', '.join(ABSENT)}"),
+]
 
 SCRIPTS = Path(__file__).parent / "loaders"
 HIDDEN, INTER, HEADS, KV, VOCAB, LAYERS = 16, 24, 4, 2, 40, 2
 MODELS = tuple(itertools.product(("llama", "qwen2"), ("untied", "tied")))
 DTYPES = ("float32", "bfloat16")
-# What each library writes; `save` in its script says what the kinds are.
+# What each library writes, and in which layout; `save` in its script says how.
 KINDS = {
-    "transformers": ("safetensors", "shards", "bin"),
-    "paddlenlp": ("safetensors", "shards", "pdparams"),
-    "paddleformers": ("hf", "unified", "paddle", "pdparams", "checkpoint"),
+    "transformers_safetensors": "hf",
+    "transformers_shards": "hf",
+    "transformers_bin": "hf",
+    "paddlenlp_safetensors": "paddlenlp",
+    "paddlenlp_shards": "paddlenlp",
+    "paddlenlp_pdparams": "paddlenlp",
+    "paddleformers_hf": "hf",
+    "paddleformers_unified": "hf",
+    "paddleformers_paddle": "paddleformers",
+    "paddleformers_pdparams": "paddleformers",
+    "paddleformers_checkpoint": "paddleformers",
 }
-EVERY_KIND = [f"{library}_{kind}" for library in LIBRARIES for kind in KINDS[library]]
-PAIRS = [
-    *((kind, kind) for kind in EVERY_KIND),
+SOURCES = [
+    *((kind, kind) for kind in KINDS),
     ("transformers_bin", "paddlenlp_pdparams"),
     ("paddlenlp_safetensors", "transformers_shards"),
     ("paddleformers_hf", "paddlenlp_shards"),
     ("transformers_safetensors", "paddleformers_checkpoint"),
     ("paddleformers_paddle", "transformers_bin"),
+    ("transformers_bin", "paddlenlp_pdparams", "paddleformers_checkpoint", "transformers_shards"),
 ]
 # Which libraries load a layout, and with which options of from_pretrained.
 LOADS: dict[str, dict[str, dict[str, object]]] = {
@@ -64,24 +75,30 @@ State = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Case:
-    """One merge."""
+    """One merge: of models of these kinds, in turn model a and model b."""
 
     model_type: str
     ties: str
     dtype: str
-    pair: tuple[str, str]
-    layout: str
+    kinds: tuple[str, ...]
+    output_layout: str | None
     shards: str
+
+    def __str__(self) -> str:
+        return f"{self.model}-{'+'.join(self.kinds)}-{self.output_layout}-{self.shards}"
 
     @property
     def model(self) -> str:
         return f"{self.model_type}-{self.ties}-{self.dtype}"
 
-    def __str__(self) -> str:
-        return f"{self.model}-{'+'.join(self.pair)}-{self.layout}-{self.shards}"
+    @property
+    def layout(self) -> str:
+        """That of the output: the one asked for, else the first model's."""
+        return self.output_layout or KINDS[self.kinds[0]]
 
     @property
     def loads(self) -> dict[str, dict[str, object]]:
+        """Library -> options."""
         loads = LOADS[self.layout].items()
         return {library: options for library, options in loads if computes(library, self.model_type)}
 
@@ -91,19 +108,40 @@ def computes(library: str, model_type: str) -> bool:
 
 
 CASES = [
-    Case(model_type, ties, dtype, pair, layout, shards)
+    Case(model_type, ties, dtype, kinds, layout, shards)
     for model_type, ties in MODELS
     for dtype in DTYPES
-    for pair in PAIRS
-    if all(computes(kind.partition("_")[0], model_type) for kind in pair)
-    for layout in LAYOUTS
-    for shards in ("single", "sharded")
+    for kinds in SOURCES
+    if all(computes(kind.partition("_")[0], model_type) for kind in kinds)
+    for layout in (*LAYOUTS, None)
+    for shards in ("single", "sharded")[: 2 if layout else 1]
+]
+
+
+THEIRS, PADDLES = (
+    Case("qwen2", "untied", "float32", (f"{library}_safetensors",) * 2, layout, "single")
+    for library, layout in (("transformers", "hf"), ("paddlenlp", "paddlenlp"))
+)
+TOKENIZERS: list[tuple[str, Case, dict[str, object]]] = [
+    ("transformers", THEIRS, {}),
+    ("paddlenlp", THEIRS, {"use_fast": True}),  # its other one can't read tokenizer.json
+    ("paddleformers", THEIRS, {}),
+    ("paddlenlp", PADDLES, {}),
+    ("paddleformers", PADDLES, {}),
 ]
 
 
 def config(model_type: str, ties: str) -> dict[str, object]:
     """None of the numbers is a library's default, so that one which doesn't arrive changes logits."""
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
     return {
+        **({"rope_scaling": llama3} if (model_type, ties) == ("llama", "tied") else {}),
         "model_type": model_type,
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
@@ -179,7 +217,7 @@ def work(folder: Path, jobs: dict[str, dict[str, list[Any]]]) -> dict[str, tuple
 
 @dataclass
 class Shown:
-    """folder: of the merges, by name. averages: model -> weights. references: library -> model -> logits; loaded: library ->
+    """folder: of the merges, by case. averages: model -> weights. references: library -> model -> logits; loaded: library ->
     case -> what loading it says and the logits."""
 
     folder: Path
@@ -206,26 +244,33 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
                 if not computes(library, model_type):
                     continue
                 jobs[library]["reference"].append({"name": f"{model}-{letter}", **same})
-                for kind in KINDS[library] if letter != "average" else ():
-                    source = str(folder / f"{model}-{library}_{kind}-{letter}")
-                    jobs[library]["save"].append({"folder": source, "dtype": dtype, "kind": kind, **same})
-    import time; t = time.time()
+                for kind in KINDS if letter != "average" else ():
+                    if kind.startswith(library):
+                        source = str(folder / f"{model}-{kind}-{letter}")
+                        jobs[library]["save"].append({"folder": source, "dtype": dtype, "kind": kind, **same})
+    # By hand: "ab c" is "ab" and " c", which these merges make.
+    words = ("a", "b", "c", "\u0120", "ab", "\u0120c", "<|endoftext|>")
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n\u0120 c\n")
+    files = {"vocab": str(folder / "vocab.json"), "merges": str(folder / "merges.txt")}
+    for library in ("transformers", "paddlenlp"):
+        source = str(folder / f"qwen2-untied-float32-{library}_safetensors-a")
+        jobs[library]["save_tokenizer"] = [{"folder": source, **files}]
     references = {library: logits for library, (_, logits) in work(folder / "saving", jobs).items()}
 
-    print("saved", time.time() - t); t = time.time()
-    jobs = {library: {"load": []} for library in LIBRARIES}
+    jobs = {library: {"load": [], "tokenize": []} for library in LIBRARIES}
     for case in CASES:
-        sources = [str(folder / f"{case.model}-{kind}-{letter}") for kind, letter in zip(case.pair, "ab", strict=True)]
+        letters = itertools.cycle("ab")
+        sources = [str(folder / f"{case.model}-{kind}-{letter}") for kind, letter in zip(case.kinds, letters, strict=False)]
         size = "8KB" if case.shards == "sharded" else "5GB"
-        out = str(folder / "merged" / str(case))
-        merge(MergeConfig(model_path_list=sources, output_path=out, output_layout=case.layout, max_shard_size=size))
+        out = str(folder / str(case))
+        merge(MergeConfig(model_path_list=sources, output_path=out, output_layout=case.output_layout, max_shard_size=size))
         for library, options in case.loads.items():
             entry = {"name": str(case), "folder": out, "model_type": case.model_type, "options": options}
             jobs[library]["load"].append(entry)
-    print("merged", time.time() - t); t = time.time()
-    w = work(folder / "loading", jobs)
-    print("loaded", time.time() - t)
-    return Shown(folder / "merged", averages, references, w)
+    for library, case, options in TOKENIZERS:
+        jobs[library]["tokenize"].append({"name": f"tokenizer of {case}", "folder": str(folder / str(case)), **options})
+    return Shown(folder, averages, references, work(folder / "loading", jobs))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -239,10 +284,26 @@ def test_merged_models_load(shown: Shown, case: Case) -> None:
         np.testing.assert_array_equal(stored[name], value, err_msg=name)
     for library in case.loads:
         answers, logits = shown.loaded[library]
-        assert answers[str(case)] == "", library
+        told = answers[str(case)].partition(", ")
+        assert told[0] == case.dtype, library
+        if library != "paddleformers" and not case.kinds[0].startswith("paddleformers"):  # its Llama has none to save
+            assert told[2] == "num_beams 3", library
         np.testing.assert_allclose(
             logits[str(case)], shown.references[library][f"{case.model}-average"], rtol=0, atol=1e-4, err_msg=library
         )
+
+
+@pytest.mark.parametrize(("library", "case", "options"), TOKENIZERS, ids=str)
+def test_tokenizers_come_along(shown: Shown, library: str, case: Case, options: dict[str, object]) -> None:
+    answers, _ = shown.loaded[library]
+    assert answers[f"tokenizer of {case}"] == "[4, 5]"
+
+
+def test_paddleformers_has_no_qwen2_to_try() -> None:
+    """When this fails, `computes` can say True."""
+    code = "from paddleformers.transformers import Qwen2ForCausalLM"
+    done = subprocess.run([os.environ[VARIABLES["paddleformers"]], "-c", code], capture_output=True, text=True)
+    assert "paddlefleet is required" in done.stderr
 
 
 def test_libraries_agree_and_logits_tell_models_apart(shown: Shown) -> None:

@@ -1,8 +1,14 @@
 """What the three libraries' scripts share: they run under the library's own interpreter, with NumPy and nothing of ours.
 
-A job is a JSON file: {"save": [...], "reference": [...], "load": [...]}, lists of keyword arguments of the script's functions
-of these names. `save` writes a model as the library writes it. `reference` sets weights into the library's own model, `load`
-opens a folder; both return logits. Answers go to answers.json (a sentence about each load) and logits.npz, by name.
+A job is a JSON file: the name of a script's function -> a list of keyword arguments, for each of which it is called:
+
+    save            writes a model with given weights as the library writes it
+    save_tokenizer  and a tokenizer
+    reference       sets weights into the library's own model: logits
+    load            opens a folder: logits, and what it says of itself
+    tokenize        opens a folder's tokenizer: token ids
+
+Arrays go to logits.npz beside the job, sentences to answers.json, by the argument `name`.
 """
 
 from __future__ import annotations
@@ -14,12 +20,13 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 TOKENS = np.array([[1, 5, 9, 2, 33, 17, 4, 8]])
+TEXT = "ab c"
 
 
 def read_state(path: str) -> dict[str, np.ndarray]:
@@ -28,27 +35,32 @@ def read_state(path: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def work(save: Callable[..., None], reference: Callable[..., np.ndarray], load: Callable[..., tuple[np.ndarray, str]]) -> None:
-    """Do the job whose path is the first argument; answers go beside it."""
+def work(script: ModuleType) -> None:
+    """Do the job whose path is the first argument."""
+    gc.freeze()  # some loaders collect garbage each time, which takes longer than the rest
     folder = os.path.dirname(sys.argv[1])
     with open(sys.argv[1]) as file:
         job = json.load(file)
     logits: dict[str, np.ndarray] = {}
     answers: dict[str, str] = {}
     for entry in job.get("save", ()):
-        save(**entry)
+        script.save(**entry)
+    for entry in job.get("save_tokenizer", ()):
+        script.save_tokenizer(**entry)
     for entry in job.get("reference", ()):
         name = entry.pop("name")
-        logits[name] = reference(**entry)
-    gc.freeze()  # some loaders collect garbage each time, which takes longer than the rest
+        logits[name] = script.reference(**entry)
     for entry in job.get("load", ()):
         name, opened = entry.pop("name"), entry.pop("folder")
         with tempfile.TemporaryDirectory() as own:  # loaders leave files in the folders that they open
             copy = shutil.copytree(opened, os.path.join(own, "model"))
             try:
-                logits[name], answers[name] = load(folder=copy, **entry)
+                logits[name], answers[name] = script.load(folder=copy, **entry)
             except Exception:
                 answers[name] = traceback.format_exc()
+    for entry in job.get("tokenize", ()):
+        name = entry.pop("name")
+        answers[name] = str(script.tokenize(**entry)(TEXT)["input_ids"])
     np.savez(os.path.join(folder, "logits.npz"), **logits)
     with open(os.path.join(folder, "answers.json"), "w") as file:
         json.dump(answers, file)

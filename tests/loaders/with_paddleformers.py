@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import numpy as np
 import paddle
 from job import TOKENS, paddle_state, read_state, work
-from paddleformers.transformers import LlamaConfig, LlamaForCausalLM
+from paddleformers.transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from paddleformers.utils.log import logger
 
 KINDS = {
-    "hf": {},
-    "unified": {"save_checkpoint_format": "unified_checkpoint"},
-    "paddle": {"save_checkpoint_format": "unified_checkpoint", "save_to_hf": False, "safe_serialization": True},
-    "pdparams": {"save_checkpoint_format": "unified_checkpoint", "save_to_hf": False},
+    "paddleformers_hf": {},
+    "paddleformers_unified": {"save_checkpoint_format": "unified_checkpoint"},
+    "paddleformers_paddle": {
+        "save_checkpoint_format": "unified_checkpoint",
+        "save_to_hf": False,
+        "safe_serialization": True,
+    },
+    "paddleformers_pdparams": {"save_checkpoint_format": "unified_checkpoint", "save_to_hf": False},
 }
 
 
@@ -37,7 +42,7 @@ def build(state: str, config: dict[str, object], dtype: str):
 
 def save(folder: str, state: str, config: dict[str, object], dtype: str, kind: str) -> None:
     model = build(state, config, dtype)
-    if kind == "checkpoint":  # as its Trainer saves one, with the config that it lacks
+    if kind == "paddleformers_checkpoint":  # as its Trainer saves one, with the config that it lacks
         paddle.distributed.save_state_dict(model.sharded_state_dict(), os.path.join(folder, "model_state"))
         model.config.architectures = ["LlamaForCausalLM"]
         model.config.save_pretrained(folder)
@@ -59,10 +64,15 @@ def reference(state: str, config: dict[str, object]) -> np.ndarray:
 def load(folder: str, model_type: str, options: dict[str, object]) -> tuple[np.ndarray, str]:
     config = LlamaConfig.from_pretrained(folder)
     config.fuse_rms_norm = False
+    own = LlamaForCausalLM.from_pretrained(folder, config=config, **options).lm_head.weight.dtype
     model = LlamaForCausalLM.from_pretrained(folder, config=config, dtype="float32", **options)
-    return answer(model), ""
+    return answer(model), str(own).removeprefix("paddle.")
+
+
+def tokenize(folder: str, **options: object):
+    return AutoTokenizer.from_pretrained(folder, **options)
 
 
 if __name__ == "__main__":
     logger.set_level("ERROR")
-    work(save, reference, load)
+    work(sys.modules[__name__])

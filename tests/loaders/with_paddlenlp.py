@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import paddle
 from job import TOKENS, paddle_state, read_state, work
-from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from paddlenlp.transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
 from paddlenlp.utils.log import logger
 
 CLASSES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
@@ -31,8 +40,9 @@ def build(state: str, config: dict[str, object], dtype: str):
 
 def save(folder: str, state: str, config: dict[str, object], dtype: str, kind: str) -> None:
     model = build(state, config, dtype)
-    shard = {"max_shard_size": "8KB"} if kind == "shards" else {}
-    model.save_pretrained(folder, safe_serialization=kind != "pdparams", **shard)
+    shard = {"max_shard_size": "8KB"} if kind == "paddlenlp_shards" else {}
+    model.generation_config.num_beams = 3
+    model.save_pretrained(folder, safe_serialization=kind != "paddlenlp_pdparams", **shard)
 
 
 def answer(model) -> np.ndarray:
@@ -48,10 +58,19 @@ def reference(state: str, config: dict[str, object]) -> np.ndarray:
 
 def load(folder: str, model_type: str, options: dict[str, object]) -> tuple[np.ndarray, str]:
     _, model_class = CLASSES[model_type]
+    own = model_class.from_pretrained(folder, **options)
     model = model_class.from_pretrained(folder, dtype="float32", **options)
-    return answer(model), ""
+    return answer(model), f"{own.lm_head.weight.dtype}, num_beams {own.generation_config.num_beams}".removeprefix("paddle.")
+
+
+def save_tokenizer(folder: str, vocab: str, merges: str) -> None:
+    Qwen2Tokenizer(vocab_file=vocab, merges_file=merges).save_pretrained(folder)
+
+
+def tokenize(folder: str, **options: object):
+    return AutoTokenizer.from_pretrained(folder, **options)
 
 
 if __name__ == "__main__":
     logger.set_level("ERROR")
-    work(save, reference, load)
+    work(sys.modules[__name__])

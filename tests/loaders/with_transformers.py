@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+
 import numpy as np
 import torch
 from job import TOKENS, read_state, work
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 from transformers.utils import logging
 
 
@@ -21,11 +25,10 @@ def build(state: str, config: dict[str, object], dtype: str):
 
 def save(folder: str, state: str, config: dict[str, object], dtype: str, kind: str) -> None:
     model = build(state, config, dtype)
-    shard = {"max_shard_size": "8KB"} if kind == "shards" else {}
+    shard = {"max_shard_size": "8KB"} if kind == "transformers_shards" else {}
+    model.generation_config.num_beams = 3
     model.save_pretrained(folder, **shard)
-    if kind == "bin":  # what transformers before 5 wrote
-        import os
-
+    if kind == "transformers_bin":  # what transformers before 5 wrote
         os.unlink(f"{folder}/model.safetensors")
         torch.save(model.state_dict(), f"{folder}/pytorch_model.bin")
 
@@ -40,12 +43,25 @@ def reference(state: str, config: dict[str, object]) -> np.ndarray:
 
 
 def load(folder: str, model_type: str, options: dict[str, object]) -> tuple[np.ndarray, str]:
+    own = AutoModelForCausalLM.from_pretrained(folder, **options)
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     wrong = {name: sorted(map(str, value)) for name, value in info.items() if value}
-    return answer(model), str(wrong or "")
+    return answer(model), str(wrong or f"{own.dtype}, num_beams {own.generation_config.num_beams}").removeprefix("torch.")
+
+
+def save_tokenizer(folder: str, vocab: str, merges: str) -> None:
+    with open(vocab) as file:
+        words = json.load(file)
+    with open(merges) as file:
+        pairs = [tuple(line.split()) for line in file.read().splitlines()[1:]]
+    Qwen2Tokenizer(vocab=words, merges=pairs).save_pretrained(folder)
+
+
+def tokenize(folder: str, **options: object):
+    return AutoTokenizer.from_pretrained(folder, **options)
 
 
 if __name__ == "__main__":
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    work(save, reference, load)
+    work(sys.modules[__name__])
