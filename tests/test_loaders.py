@@ -104,6 +104,7 @@ class Case:
 
 
 def computes(library: str, model_type: str) -> bool:
+    """Whether the library has this model here."""
     return library != "paddleformers" or model_type == "llama"
 
 
@@ -113,21 +114,18 @@ CASES = [
     for dtype in DTYPES
     for kinds in SOURCES
     if all(computes(kind.partition("_")[0], model_type) for kind in kinds)
-    for layout in (*LAYOUTS, None)
-    for shards in ("single", "sharded")[: 2 if layout else 1]
+    for layout, shards in (*itertools.product(LAYOUTS, ("single", "sharded")), (None, "single"))
 ]
-
-
-THEIRS, PADDLES = (
+FROM_TRANSFORMERS, FROM_PADDLENLP = (
     Case("qwen2", "untied", "float32", (f"{library}_safetensors",) * 2, layout, "single")
     for library, layout in (("transformers", "hf"), ("paddlenlp", "paddlenlp"))
 )
 TOKENIZERS: list[tuple[str, Case, dict[str, object]]] = [
-    ("transformers", THEIRS, {}),
-    ("paddlenlp", THEIRS, {"use_fast": True}),  # its other one can't read tokenizer.json
-    ("paddleformers", THEIRS, {}),
-    ("paddlenlp", PADDLES, {}),
-    ("paddleformers", PADDLES, {}),
+    ("transformers", FROM_TRANSFORMERS, {}),
+    ("paddlenlp", FROM_TRANSFORMERS, {"use_fast": True}),  # its other one can't read tokenizer.json
+    ("paddleformers", FROM_TRANSFORMERS, {}),
+    ("paddlenlp", FROM_PADDLENLP, {}),
+    ("paddleformers", FROM_PADDLENLP, {}),
 ]
 
 

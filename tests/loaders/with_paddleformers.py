@@ -24,7 +24,7 @@ KINDS = {
 
 
 def build(state: str, config: dict[str, object], dtype: str):
-    """The library's own model with these weights."""
+    """The library's own model with the weights of a file."""
     paddle.set_default_dtype(dtype)
     settings = LlamaConfig(**config, dtype=dtype)
     settings.fuse_rms_norm = False  # the fused kernel is a GPU's
@@ -62,10 +62,12 @@ def reference(state: str, config: dict[str, object]) -> np.ndarray:
 
 
 def load(folder: str, model_type: str, options: dict[str, object]) -> tuple[np.ndarray, str]:
+    """Logits in float32, and what it is if nothing but `options` is said."""
     config = LlamaConfig.from_pretrained(folder)
     config.fuse_rms_norm = False
+    model = LlamaForCausalLM.from_pretrained(folder, config=config, dtype="float32", **options)  # no bfloat16 on the CPU
+    config = LlamaConfig.from_pretrained(folder)
     own = LlamaForCausalLM.from_pretrained(folder, config=config, **options).lm_head.weight.dtype
-    model = LlamaForCausalLM.from_pretrained(folder, config=config, dtype="float32", **options)
     return answer(model), str(own).removeprefix("paddle.")
 
 

@@ -21,7 +21,7 @@ CLASSES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen
 
 
 def build(state: str, config: dict[str, object], dtype: str):
-    """The library's own model with these weights."""
+    """The library's own model with the weights of a file."""
     configured, model_class = CLASSES[config["model_type"]]
     paddle.set_default_dtype(dtype)
     model = model_class(configured(**config, dtype=dtype))
@@ -57,9 +57,10 @@ def reference(state: str, config: dict[str, object]) -> np.ndarray:
 
 
 def load(folder: str, model_type: str, options: dict[str, object]) -> tuple[np.ndarray, str]:
+    """Logits in float32, and what it is if nothing but `options` is said."""
     _, model_class = CLASSES[model_type]
+    model = model_class.from_pretrained(folder, dtype="float32", **options)  # the CPU multiplies no bfloat16
     own = model_class.from_pretrained(folder, **options)
-    model = model_class.from_pretrained(folder, dtype="float32", **options)
     return answer(model), f"{own.lm_head.weight.dtype}, num_beams {own.generation_config.num_beams}".removeprefix("paddle.")
 
 

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 
 def build(state: str, config: dict[str, object], dtype: str):
-    """The library's own model with these weights."""
+    """The library's own model with the weights of a file."""
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=getattr(torch, dtype))
     weights = {name: torch.from_numpy(value).to(getattr(torch, dtype)) for name, value in read_state(state).items()}
     if config["tie_word_embeddings"]:
@@ -43,8 +43,9 @@ def reference(state: str, config: dict[str, object]) -> np.ndarray:
 
 
 def load(folder: str, model_type: str, options: dict[str, object]) -> tuple[np.ndarray, str]:
-    own = AutoModelForCausalLM.from_pretrained(folder, **options)
+    """Logits in float32, and what it is if nothing but `options` is said."""
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+    own = AutoModelForCausalLM.from_pretrained(folder, **options)
     wrong = {name: sorted(map(str, value)) for name, value in info.items() if value}
     return answer(model), str(wrong or f"{own.dtype}, num_beams {own.generation_config.num_beams}").removeprefix("torch.")
 
