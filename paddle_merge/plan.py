@@ -31,8 +31,8 @@ class TensorPlan:
 
     sources: one per model; base: the base model's, or None. They have the same shape, and the same dtype unless an output
     dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
-    dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; mostly its own,
-    but a tied lm_head, which is the same bytes in every input, must stay the embedding.
+    dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; a tied lm_head,
+    the same bytes in every input, must stay the embedding.
     """
 
     name: str
@@ -211,10 +211,7 @@ def differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
             shown = ", ".join(f"{entry.dtype.name} in {path}" for path, entry in entries)
             remedy = "; --out_dtype merges them and says how to store the result" if all_float else ""
             dtypes.append(f"tensor {name!r} has different dtypes: {shown}{remedy}")
-    problems = []
-    for found in (missing, shapes, dtypes):
-        problems += found
-    return problems
+    return [*missing, *shapes, *dtypes]
 
 
 def _lay_out(
@@ -299,8 +296,5 @@ def _warnings(inputs: Sequence[Checkpoint], donor: Checkpoint) -> list[str]:
     if not os.path.isfile(os.path.join(donor.folder, "config.json")):
         found.append(f"{donor.folder} has no config.json, so the output won't have one either; loaders need it")
     elif "model_type" in (config := read_config(donor)) and not config.get("architectures"):
-        found.append(
-            f"{donor.folder}/config.json names no architectures, so neither will the output's; PaddleNLP and PaddleFormers"
-            " need them to load it"
-        )
+        found.append(f"{donor.folder}/config.json names no architectures, which PaddleNLP and PaddleFormers need to load it")
     return found
