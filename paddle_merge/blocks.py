@@ -114,7 +114,7 @@ class Road:
         backend: NumpyBackend,
         progress: Callable[[int], None],
     ):
-        self.name, self.size = tensor.name, tensor.size
+        self.name, self.size = tensor.masked_as or tensor.name, tensor.size
         self.models, self.seed = len(tensor.sources), recipe.seed
         self.narrow = all(entry.dtype.itemsize < 8 for entry in tensor.inputs)
         self._tensor, self._piece, self._recipe = tensor, piece, recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -35,6 +36,8 @@ def differing(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
 
 def equal(one: TensorEntry, other: TensorEntry) -> bool:
     """Whether two tensors are the same to the byte. Raises WorkError."""
+    if dataclasses.replace(one, name="") == dataclasses.replace(other, name=""):  # the very same bytes
+        return True
     return (one.shape, one.dtype) == (other.shape, other.dtype) and not differing([one, other])
 
 

@@ -24,7 +24,7 @@ from .readers.pickles import MalformedError
 from .recipe import Recipe
 
 METADATA = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # what loaders want as safetensors' `format`
-STEP = 1 << 20  # elements
+HEAD = "lm_head.weight"
 
 
 def normalise(
@@ -48,6 +48,8 @@ def normalise(
     shown = [f"{checkpoint.path}: {one.layout or 'unknown'} ({one.evidence})" for checkpoint, one in pairs]
     if all(one.layout == goal for one in found):
         problems += _mixed_files(inputs) if goal is None else []
+        if any(HEAD in checkpoint.tensors for checkpoint in inputs) and goal is not None and not problems:
+            inputs, problems = _tie(pairs, goal)
         if problems:
             raise CheckpointError(problems)
         return (tuple(inputs), None, []) if goal is None else _fused_alike(inputs, found, goal, [])
@@ -65,6 +67,8 @@ def normalise(
             turned.append(_turn(checkpoint, one, str(goal)))
         except CheckpointError as error:
             problems += error.problems
+    if not problems:
+        turned, problems = _tie(list(zip(turned, found, strict=True)), str(goal))
     if problems:
         raise CheckpointError(problems)
     notes = [f"{text}, read as {goal}" for text, one in zip(shown, found, strict=True) if one.layout != goal]
@@ -130,7 +134,7 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
         fused = kept(word, found.layout, goal, found.config) if word in PIECES else None
         if fused:
             new = new.replace(f".{word}.", f".{fused}.")
-        if name == "lm_head.weight":
+        if name == HEAD:
             stored = _head_is_turned(checkpoint, found)
             flip = stored != (goal == "paddlenlp" and not found.tied)
             if stored != (found.layout == "paddlenlp" and not found.tied):
@@ -151,23 +155,36 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
             why = str(error)
         if why:
             problems.append(f"{checkpoint.path}: tensor {name!r} {why}")
-    embedding = next(
-        (entry for name, entry in tensors.items() if last_word(name) in EMBEDDINGS and len(entry.shape) == 2), None
-    )
-    if found.tied and embedding is not None and not problems:
-        head = tensors.pop("lm_head.weight", None)
-        if head is not None and goal == "hf" and not equal(head, embedding):
-            problems.append(f"{checkpoint.path}: config.json ties lm_head to the embedding, but their values differ")
-        if goal != "hf":
-            tensors["lm_head.weight"] = head or dataclasses.replace(embedding, name="lm_head.weight")
     if problems:
         raise CheckpointError(problems)
     return dataclasses.replace(checkpoint, tensors=tensors)
 
 
+def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str) -> tuple[list[Checkpoint], list[str]]:
+    """The checkpoints, tied ones with lm_head as `goal` stores it: Hugging Face's does without; in Paddle's it is the very
+    bytes of the embedding, so that whatever is done to one is done to both. And why that can't be."""
+    result: list[Checkpoint] = []
+    problems: list[str] = []
+    for checkpoint, one in pairs:
+        tensors = dict(checkpoint.tensors)
+        matrices = (entry for name, entry in tensors.items() if last_word(name) in EMBEDDINGS and len(entry.shape) == 2)
+        embedding = next(matrices, None)
+        if one.tied and embedding is not None:
+            head = tensors.pop(HEAD, None)
+            if head is not None and not equal(head, embedding):
+                problems.append(
+                    f"{checkpoint.path}: config.json ties lm_head to the embedding, but their values differ; if lm_head is"
+                    ' meant, set "tie_word_embeddings" to false there'
+                )
+            if goal != "hf":
+                tensors[HEAD] = dataclasses.replace(embedding, name=HEAD)
+        result.append(dataclasses.replace(checkpoint, tensors=tensors))
+    return result, problems
+
+
 def _head_is_turned(checkpoint: Checkpoint, found: Detected) -> bool:
     """Whether lm_head is [h, V]; by its shape, if that tells."""
-    head = checkpoint.tensors["lm_head.weight"].shape
+    head = checkpoint.tensors[HEAD].shape
     vocabulary = {entry.shape for name, entry in checkpoint.tensors.items() if last_word(name) in EMBEDDINGS}
     if len(set(head)) == 2 and len(vocabulary) == 1 and sorted(head) == sorted(next(iter(vocabulary))):
         return head not in vocabulary

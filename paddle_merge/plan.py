@@ -33,7 +33,8 @@ class TensorPlan:
 
     sources: one per model; base: the base model's, or None. They have the same shape, and the same dtype unless an output
     dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
-    dtype: of the output. shard, offset: where its first byte goes.
+    dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; a tied lm_head,
+    the same bytes in every input, must stay the embedding.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TensorPlan:
     dtype: DType
     shard: int
     offset: int
+    masked_as: str = ""
 
     @property
     def size(self) -> int:
@@ -155,7 +157,7 @@ def make_plan(
     donor = find_donor(opened, recipe.base is not None, recipe.config_from)
     inputs, layout, turned = normalise(opened, recipe, donor.config)
     inputs, folded = adapt(inputs, adapters, recipe.sources, layout, donor.config)
-    if layout is not None and (turned or recipe.output_layout):
+    if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
     problems = differences(inputs, recipe)
     if recipe.save_format == "pdparams" and layout == "hf":
@@ -208,6 +210,7 @@ def _lay_out(
     tensors: list[TensorPlan] = []
     shards: list[Shard] = []
     problems: list[str] = []
+    first: dict[tuple[TensorEntry, ...], str] = {}  # what a tensor is made of in every input -> its name
     form = FORMATS[recipe.save_format]
     for number, group in enumerate(groups):
         group.sort(key=lambda held: -held.dtype.itemsize)  # so that every tensor is aligned to its own width
@@ -215,6 +218,7 @@ def _lay_out(
         frame = form.frame(group, pattern.format)
         for held, offset in zip(group, frame.offsets, strict=True):
             entries = [checkpoint.tensors[held.name] for checkpoint in inputs]
+            made_of = tuple(dataclasses.replace(entry, name="") for entry in entries)
             tensors.append(
                 TensorPlan(
                     name=held.name,
@@ -225,6 +229,7 @@ def _lay_out(
                     dtype=held.dtype,
                     shard=number,
                     offset=offset,
+                    masked_as=first.setdefault(made_of, held.name),
                 )
             )
         name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))

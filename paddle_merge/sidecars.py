@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from . import __version__
@@ -71,20 +72,19 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
 
 def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     """config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and Paddle's
-    libraries; and where weights were turned, PaddleFormers' mark and what is fused. As it is where it says all that already.
+    libraries, rotary embeddings likewise; and, where the layout is known, PaddleFormers' mark and what is fused. As it is
+    where it says all that already.
 
     8-bit floats are only stored: loaders compute in what config.json says, and fail if it says float8.
     """
     dtypes = {tensor.dtype.name for tensor in plan.tensors if tensor.merged}
     wanted = dict(model)
     stored_only = any(tensor.merged and tensor.dtype.itemsize == 1 for tensor in plan.tensors)
-    if (
-        len(dtypes) == 1
-        and not stored_only
-        and (plan.recipe.out_dtype is not None or {"dtype", "torch_dtype"} & model.keys())
-    ):
+    told = plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()
+    if len(dtypes) == 1 and not stored_only and told:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
-    if plan.recipe.output_layout or plan.turned:
+    wanted.update(_older_rope(model))
+    if plan.layout is not None:
         wanted.pop("source", None)
         if plan.layout == "paddleformers":
             wanted["source"] = "paddle"
@@ -93,6 +93,19 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
             if flag in wanted or (plan.layout == "paddlenlp" and words & layers):
                 wanted[flag] = bool(words & layers)
     return content if wanted == model else _json(wanted)
+
+
+def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What rope_parameters, which transformers 5 writes, says in the words that PaddleNLP and transformers 4 read: without
+    them they take their defaults, and compute something else without a word."""
+    parameters = model.get("rope_parameters")
+    if not isinstance(parameters, dict) or "rope_theta" not in parameters:  # none, or some for each type of layer
+        return {}
+    scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    missing = {"rope_theta": parameters["rope_theta"]}
+    if scaling.get("rope_type", "default") != "default":
+        missing["rope_scaling"] = scaling
+    return {name: value for name, value in missing.items() if model.get(name) is None}
 
 
 def record(config: MergeConfig) -> bytes:

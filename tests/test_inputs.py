@@ -596,6 +596,50 @@ def test_out_dtype_converts_and_config_follows(tmp_path: Path, dtype: str) -> No
     assert config == {"architectures": ["Tiny"], "hidden_size": 4, "dtype": dtype, "torch_dtype": dtype}
 
 
+def test_config_names_the_dtype_even_if_it_did_not(tmp_path: Path) -> None:
+    """PaddleNLP writes none for float32, and Paddle's libraries load as float32 where it is missing."""
+    a = checkpoints.write(tmp_path / "a", {"w": RANDOM.normal(size=9)}, "bfloat16")
+    (a / "config.json").write_text(json.dumps({"architectures": ["Tiny"], "model_type": "tiny"}))
+    config = json.loads((run(a, a, out=tmp_path / "o") / "config.json").read_text())
+    assert config == {"architectures": ["Tiny"], "model_type": "tiny", "dtype": "bfloat16", "torch_dtype": "bfloat16"}
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("before", "added"),
+    [
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, {"rope_theta": 5e5}),
+        ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}, {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
+        (
+            {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}, "rope_scaling": None},
+            {"rope_theta": 5e5, "rope_scaling": LLAMA3},
+        ),
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "rope_theta": 5e5, "rope_scaling": None}, {}),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "default"}}}, {}),
+        ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, {}),
+    ],
+)
+def test_rotary_embeddings_in_the_words_of_all_libraries(
+    tmp_path: Path, pair: tuple[Path, Path], before: dict[str, object], added: dict[str, object]
+) -> None:
+    """transformers 5 writes rope_parameters; PaddleNLP and transformers 4 don't know them and take their defaults."""
+    (pair[0] / "config.json").write_text(json.dumps(before))
+    assert json.loads((run(*pair, out=tmp_path / "o") / "config.json").read_text()) == {**before, **added}
+
+
+def test_a_config_without_architectures(tmp_path: Path, pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    (pair[0] / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    run(*pair, out=tmp_path / "o")
+    (warning,) = [record.getMessage() for record in caplog.records if "architectures" in record.getMessage()]
+    assert warning.startswith(f"{pair[0]}/config.json names no architectures")
+    caplog.clear()
+    (pair[0] / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["L"]}))
+    run(*pair, out=tmp_path / "p")
+    assert not caplog.records
+
+
 def test_without_out_dtype_config_is_copied_to_the_byte(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     (pair[0] / "config.json").write_bytes(b'{"a":   1,\r\n "b": "\xc3\xa9"}')
     out = run(*pair, out=tmp_path / "o")

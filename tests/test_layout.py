@@ -287,6 +287,60 @@ def test_a_tied_models_lm_head_comes_back_for_paddle(tmp_path: Path) -> None:
     assert_same(read(tmp_path / "o"), expected)
 
 
+def test_a_tied_lm_head_may_be_stored_or_not(tmp_path: Path) -> None:
+    """PaddleFormers and torch.save store it in Hugging Face's layout too, transformers' safetensors leave it out."""
+    tied = {**CONFIG, "tie_word_embeddings": True}
+    a, b = llama(0, tied=True), llama(1, tied=True)
+    with_head = {**b, "lm_head.weight": b["model.embed_tokens.weight"]}
+    paths = [stored(tmp_path / "a", a, "hf", tied), stored(tmp_path / "b", with_head, "hf", tied)]
+    for number, order in enumerate((paths, paths[::-1], [paths[1], paths[1]])):
+        merge(MergeConfig(model_path_list=order, output_path=str(tmp_path / f"o{number}")))
+        assert_same(read(tmp_path / f"o{number}"), means(b, b) if number == 2 else means(a, b))
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "della", "ties", "slerp"])
+@pytest.mark.parametrize("layout", ["paddlenlp", "paddleformers"])
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_a_tied_lm_head_stays_the_embedding(tmp_path: Path, source: str, layout: str, method: str) -> None:
+    """Random masks go by the tensor's name; those of the two must still be the same."""
+    tied = {**CONFIG, "tie_word_embeddings": True}
+    paths = []
+    for number in range(3):
+        model = llama(number, tied=True)
+        if source != "hf":  # a copy of its own in the file
+            model["lm_head.weight"] = model["model.embed_tokens.weight"]
+            model = {
+                **laid_out({**model, "lm_head.weight": np.zeros((1, 1))}, source),
+                "lm_head.weight": model["lm_head.weight"],
+            }
+        extra = {"source": "paddle"} if source == "paddleformers" else {}
+        paths.append(str(write(tmp_path / str(number), model, "bfloat16", config={**tied, **extra}, format=None)))
+    merge(
+        MergeConfig(
+            model_path_list=paths[:2],
+            base_model_path=None if method == "slerp" else paths[2],
+            output_path=str(tmp_path / "o"),
+            output_layout=layout,
+            merge_method=method,
+        )
+    )
+    out = read(tmp_path / "o")
+    embedding = out["llama.embed_tokens.weight" if layout == "paddlenlp" else "model.embed_tokens.weight"]
+    assert out["lm_head.weight"].shape == (VOCAB, HIDDEN)
+    assert (out["lm_head.weight"] == embedding).all()
+
+
+def test_a_known_layout_says_so_whatever_the_inputs_said(tmp_path: Path) -> None:
+    """PaddleFormers writes no metadata format, which transformers 4 doesn't load; a config may come from elsewhere."""
+    for layout, source, format in (("hf", "paddle", "pt"), ("paddleformers", None, "np")):
+        config = {**CONFIG, **({"source": source} if source else {})}
+        path = str(write(tmp_path / layout, laid_out(llama(0), layout), "bfloat16", config=config, format=None))
+        out = tmp_path / f"{layout}-out"
+        merge(MergeConfig(model_path_list=[path, path], output_path=str(out)))
+        assert open_checkpoint(str(out)).format == format
+        assert json.loads((out / "config.json").read_text()).get("source") == ("paddle" if layout != "hf" else None)
+
+
 def test_tied_and_untied_of_one_layout(tmp_path: Path) -> None:
     a = stored(tmp_path / "a", llama(0), "hf", {**CONFIG, "tie_word_embeddings": True})
     b = stored(tmp_path / "b", llama(1), "hf")
