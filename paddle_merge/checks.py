@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import engine
 from .methods import METHODS
@@ -17,15 +17,7 @@ LARGEST = 1e30  # so that what is computed with it stays within float32
 
 def problems(config: MergeConfig) -> list[str]:
     """Why `config` can't be carried out, as far as no file needs to be looked at."""
-    found: list[str] = []
-    for item in dataclasses.fields(config):
-        value, choices = getattr(config, item.name), item.metadata.get("choices")
-        for word in value if isinstance(value, list) else [value]:
-            if choices and word is not None and word not in choices:
-                found.append(f"--{item.name} {word!r} must be one of {', '.join(choices)}{nearest(str(word), choices)}")
-        numbers = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(number, float) and not abs(number) < LARGEST for number in numbers):
-            found.append(f"--{item.name} must be finite and smaller than {LARGEST:g}")
+    found = of_fields(config)
     if len(config.models) < 2:
         found.append("give at least two models: --model_path_list a b")
     if config.merge_method in METHODS:
@@ -58,6 +50,20 @@ def problems(config: MergeConfig) -> list[str]:
     if config.strict:
         found += _without_base(config)
     return found + _not_there_yet(config)
+
+
+def of_fields(config: Any) -> list[str]:
+    """What is wrong with single fields of a dataclass of flags: words that aren't choices, numbers that are none."""
+    found: list[str] = []
+    for item in dataclasses.fields(config):
+        value, choices = getattr(config, item.name), item.metadata.get("choices")
+        for word in value if isinstance(value, list) else [value]:
+            if choices and word is not None and word not in choices:
+                found.append(f"--{item.name} {word!r} must be one of {', '.join(choices)}{nearest(str(word), choices)}")
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, float) and not abs(number) < LARGEST for number in numbers):
+            found.append(f"--{item.name} must be finite and smaller than {LARGEST:g}")
+    return found
 
 
 def _device(config: MergeConfig) -> list[str]:

@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -23,8 +24,8 @@ from .errors import ConfigError, MergeError
 from .parsing import nearest, parse_bool
 
 FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
-LISTS = {name for name, item in FIELDS.items() if str(item.type).startswith("list[")}
-BOOLS = {name for name, item in FIELDS.items() if item.type == "bool"}
+# First words that don't merge -> the module of this package whose `main` takes the rest of the command line.
+SUBCOMMANDS = {"demo": "demo", "extract-lora": "extract_cli"}
 # What a flag overrides in a config file besides the field of its own name.
 OVERRIDES = {
     "model_path_list": ["model_path_str"],
@@ -41,7 +42,8 @@ a record that repeats the merge, appears in the output folder, or nothing does. 
 a few. They can also stand in a JSON or YAML file given first; flags after it override it. Lists are written with spaces,
 booleans as `--flag`, `--flag False` or `--no_flag`.
 
-`python -m paddle_merge demo` shows what merging does, on models it trains itself in about a minute.
+`python -m paddle_merge demo` shows what merging does, on models it trains itself in about a minute;
+`python -m paddle_merge extract-lora` makes a LoRA adapter of a fine-tuned model; --help after either tells more.
 """
 
 EXAMPLES = {
@@ -64,12 +66,19 @@ def examples() -> str:
     return "\n\n".join(lines)
 
 
-def normal_form(argv: Sequence[str]) -> list[str]:
+def normal_form(
+    argv: Sequence[str],
+    fields: Mapping[str, dataclasses.Field[Any]] = FIELDS,
+    aliases: Mapping[str, str] = ALIASES,
+    first_word: str = "; paths follow --model_path_list",
+) -> list[str]:
     """argv in the one spelling that Typer reads. Raises ConfigError listing every flag it doesn't know.
 
     `--model-path-list a b` -> `--model_path_list=a --model_path_list=b`; `--normalize False` -> `--no_normalize`; a flag
-    given twice: the last one counts.
+    given twice: the last one counts. first_word: what to say of a second word that no flag stands before.
     """
+    lists = {name for name, item in fields.items() if _is_list(item)}
+    bools = {name for name, item in fields.items() if item.type == "bool"}
     first = [argv[0]] if argv and not argv[0].startswith("-") else []
     groups: list[tuple[str, list[str]]] = []
     problems: list[str] = []
@@ -82,25 +91,25 @@ def normal_form(argv: Sequence[str]) -> list[str]:
         elif groups:
             groups[-1][1].append(word)
         else:
-            problems.append(f"unexpected {word!r}; paths follow --model_path_list")
+            problems.append(f"unexpected {word!r}{first_word}")
 
     chosen: dict[str, list[str]] = {}
     for flag, values in groups:
-        name, negated = ALIASES.get(flag, flag), False
-        if name not in FIELDS and name.startswith("no_"):
-            name, negated = ALIASES.get(name[3:], name[3:]), True
+        name, negated = aliases.get(flag, flag), False
+        if name not in fields and name.startswith("no_"):
+            name, negated = aliases.get(name[3:], name[3:]), True
         if flag in SWITCHES:
             chosen[flag] = [f"--{flag}"]
             if values:
                 problems.append(f"--{flag} takes no value, so {values[0]!r} doesn't belong there")
-        elif name not in FIELDS or (negated and name not in BOOLS):
-            problems.append(f"unknown flag --{flag}{nearest(flag, [*FIELDS, *SWITCHES, *ALIASES])}")
-        elif name in BOOLS:
+        elif name not in fields or (negated and name not in bools):
+            problems.append(f"unknown flag --{flag}{nearest(flag, [*fields, *SWITCHES, *aliases])}")
+        elif name in bools:
             on = True if not values else parse_bool(values[0])
             if on is None or len(values) > 1 or (negated and values):
                 problems.append(f"--{flag} takes True or False, not {' '.join(values)!r}")
             chosen[name] = [f"--{name}={on and not negated}"]
-        elif name in LISTS:
+        elif name in lists:
             if not values:
                 problems.append(f"--{flag} needs at least one value")
             chosen[name] = [f"--{name}={value}" for value in values]
@@ -113,8 +122,12 @@ def normal_form(argv: Sequence[str]) -> list[str]:
     return first + [word for words in chosen.values() for word in words]
 
 
+def _is_list(item: dataclasses.Field[Any]) -> bool:
+    return str(item.type).startswith("list[")
+
+
 def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) -> None:
-    _set_up_logging(verbose, quiet)
+    set_up_logging(verbose, quiet)
     given = {name: value for name, value in flags.items() if value not in (None, [], "None")}
     fields = MergeConfig.known_fields(MergeConfig.from_file(config), config) if config else {}
     for flag, overridden in OVERRIDES.items():
@@ -132,7 +145,7 @@ def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) 
         raise typer.Exit(130) from None
 
 
-def _set_up_logging(verbose: bool, quiet: bool) -> None:
+def set_up_logging(verbose: bool, quiet: bool) -> None:
     class Format(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
             text = super().format(record)
@@ -160,29 +173,36 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
         help=text,
         rich_help_panel=meta["group"],
         show_default=False,
-        metavar=f"{metavar} ..." if item.name in LISTS else metavar,
+        metavar=f"{metavar} ..." if _is_list(item) else metavar,
     )
-    kind = list[str] if item.name in LISTS else str  # MergeConfig brings them to their types
+    kind = list[str] if _is_list(item) else str  # MergeConfig brings them to their types
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
 
 
-def build_app() -> typer.Typer:
-    """The merge command, with one option per field of MergeConfig."""
+def build_app(
+    fields: Mapping[str, dataclasses.Field[Any]] = FIELDS,
+    run: Callable[[str | None, bool, bool, dict[str, Any]], None] = _run,
+    argument: tuple[str, str] = ("CONFIG", "JSON or YAML file with the flags' names as fields (PaddleNLP's, for one)."),
+    help: str = HELP,
+    epilog: str | None = None,
+) -> typer.Typer:
+    """A command with one option per field, by default the merge's.
+
+    run: called with the first word, --verbose, --quiet and the flags. argument: what the first word is, and its help.
+    """
 
     def command(
-        config: str | None = None, version: bool = False, verbose: bool = False, quiet: bool = False, **flags: Any
+        first: str | None = None, version: bool = False, verbose: bool = False, quiet: bool = False, **flags: Any
     ) -> None:
         if version:
             typer.echo(f"paddle_merge {__version__}")
         else:
-            _run(config, verbose, quiet, flags)
+            run(first, verbose, quiet, flags)
 
     extra: dict[str, Any] = {
-        "config": typer.Argument(
-            help="JSON or YAML file with the flags' names as fields (PaddleNLP's, for one).", show_default=False
-        ),
+        "first": typer.Argument(metavar=argument[0], help=argument[1], show_default=False),
         "version": typer.Option("--version", help="Print the version.", rich_help_panel="Running"),
         "verbose": typer.Option("--verbose", "-v", help="Say more.", rich_help_panel="Running"),
         "quiet": typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel="Running"),
@@ -191,17 +211,17 @@ def build_app() -> typer.Typer:
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=None if name == "config" else False,
+            default=None if name == "first" else False,
             annotation=Annotated[kind, extra[name]],
         )
-        for name, kind in (("config", str | None), ("version", bool), ("verbose", bool), ("quiet", bool))
+        for name, kind in (("first", str | None), ("version", bool), ("verbose", bool), ("quiet", bool))
     ]
-    parameters[1:1] = [_option(item) for item in FIELDS.values()]
+    parameters[1:1] = [_option(item) for item in fields.values()]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    unwrapped = "\n\n".join(" ".join(paragraph.split()) for paragraph in HELP.split("\n\n"))
-    app.command(help=unwrapped, epilog=examples(), context_settings={"help_option_names": ["--help", "-h"]})(command)
+    unwrapped = "\n\n".join(" ".join(paragraph.split()) for paragraph in help.split("\n\n"))
+    app.command(help=unwrapped, epilog=epilog, context_settings={"help_option_names": ["--help", "-h"]})(command)
     return app
 
 
@@ -212,11 +232,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        if argv[:1] == ["demo"]:
-            from .demo import app
-
-            app(argv[1:], prog_name="python -m paddle_merge demo")
-        build_app()(normal_form(argv) or ["--help"], prog_name="python -m paddle_merge")
+        if argv and argv[0].replace("_", "-") in SUBCOMMANDS:
+            import_module(f".{SUBCOMMANDS[argv[0].replace('_', '-')]}", __package__).main(argv[1:])
+        build_app(epilog=examples())(normal_form(argv) or ["--help"], prog_name="python -m paddle_merge")
     except MergeError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)

@@ -89,6 +89,11 @@ class Plan:
     warnings: tuple[str, ...]
 
     @property
+    def prefix(self) -> str:
+        """What the output's files are called after."""
+        return self.recipe.prefix
+
+    @property
     def donor(self) -> Checkpoint:
         """Where config and tokenizer come from: the base model, else the first model."""
         return self.inputs[-1] if self.recipe.base is not None else self.inputs[0]
@@ -164,7 +169,7 @@ def make_plan(
     inputs, layout, turned = normalise(opened, given, recipe.output_layout, recipe.strict_layout, recipe.prefix)
     if layout is not None and (turned or recipe.output_layout):
         inputs = tuple(dataclasses.replace(checkpoint, format=FORMATS[layout]) for checkpoint in inputs)
-    problems = differences(inputs, recipe)
+    problems = differences(inputs, recipe.out_dtype)
     if problems:
         raise CheckpointError(problems)
 
@@ -185,8 +190,8 @@ def make_plan(
     )
 
 
-def differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
-    """Every way in which the inputs' tensors don't match: names, shapes, dtypes."""
+def differences(inputs: Sequence[Checkpoint], out_dtype: DType | None) -> list[str]:
+    """Every way in which the inputs' tensors don't match: names, shapes, dtypes (of numbers, if no out_dtype is given)."""
     everywhere = {name: None for checkpoint in inputs for name in checkpoint.tensors}
     if not everywhere:
         return [f"{inputs[0].path}: holds no tensors"]
@@ -204,7 +209,7 @@ def differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
             shown = ", ".join(f"{list(entry.shape)} in {path}" for path, entry in entries)
             shapes.append(f"tensor {name!r} has different shapes: {shown}")
         all_float = all(entry.dtype.is_float for _, entry in entries)
-        if len({entry.dtype for _, entry in entries}) > 1 and not (all_float and recipe.out_dtype):
+        if len({entry.dtype for _, entry in entries}) > 1 and not (all_float and out_dtype):
             shown = ", ".join(f"{entry.dtype.name} in {path}" for path, entry in entries)
             remedy = "; --out_dtype merges them and says how to store the result" if all_float else ""
             dtypes.append(f"tensor {name!r} has different dtypes: {shown}{remedy}")

@@ -30,6 +30,7 @@ COPIED = (
 )
 CARD = "README.md"
 RECORD = "merge_config.json"
+ADAPTERS = ("adapter_config.json", "lora_config.json", "extract_report.json")  # beside an adapter's weights
 # Endings of what loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")
 
@@ -77,12 +78,12 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
         wanted.pop("source", None)
         if plan.layout == "paddleformers":
             wanted["source"] = "paddle"
-    return content if wanted == model else _json(wanted)
+    return content if wanted == model else json_bytes(wanted)
 
 
 def record(config: MergeConfig) -> bytes:
     """merge_config.json: `python -m paddle_merge merge_config.json --output_path elsewhere` repeats the merge."""
-    return _json({"paddle_merge_version": __version__, **config.to_record()})
+    return json_bytes({"paddle_merge_version": __version__, **config.to_record()})
 
 
 def model_card(plan: Plan, config: MergeConfig) -> str:
@@ -127,5 +128,5 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
     )
 
 
-def _json(content: Any) -> bytes:
+def json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
