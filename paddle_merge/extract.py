@@ -21,7 +21,7 @@ from .adapter_files import LAYOUTS, PREFIXES, Adapter, Factors, make_adapter, wh
 from .backends.np_backend import NumpyBackend
 from .changes import BLOCK, Change, find_changes, read_change
 from .detect import EMBEDDINGS, LINEARS, detect, is_linear, last_word
-from .dtypes import FLOATS
+from .dtypes import FLOAT32, FLOATS, DType
 from .errors import CheckpointError, MergeError, OutputError
 from .extract_config import ExtractConfig
 from .extract_report import REPORT, SHOWN, announce, describe, report, summarise
@@ -39,11 +39,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Inputs:
-    """The two checkpoints in the adapter's layout, and the format that goes with it. tied: lm_head is the embedding."""
+    """The two checkpoints in the adapter's layout, and the format that goes with it.
+
+    dtype: of the factors. tied: lm_head is the embedding.
+    """
 
     finetuned: Checkpoint
     base: Checkpoint
     format: str
+    dtype: DType
     tied: bool
 
 
@@ -60,14 +64,14 @@ def extract_lora(config: ExtractConfig, progress: bool | None = None) -> dict[st
     try:
         linear, rest = _changes(inputs, files)
         tensors = len(inputs.base.tensors)
-        announce(config, inputs.format, tensors, linear, rest)
+        announce(config, inputs.format, inputs.dtype, tensors, linear, rest)
         factors, kept = {}, []
         for change in _watched(linear, progress):
-            factors[change.name], row = _factorise(change, config, files)
+            factors[change.name], row = _factorise(change, config, inputs.dtype, files)
             kept.append(row)
         whole = {} if config.only_linear else _whole(inputs, rest, factors)
         adapter = make_adapter(inputs.format, factors, whole, inputs.base.tensors, config.base_model_path)
-        said = report(config, inputs.format, tensors, kept, rest)
+        said = report(config, inputs.format, inputs.dtype, tensors, kept, rest)
         _write(config, adapter, said, files)
     finally:
         files.close()
@@ -97,7 +101,7 @@ def _open(config: ExtractConfig) -> Inputs:
     if inputs is not None:
         shapes = [entry.shape for name, entry in inputs.base.tensors.items() if _factored(entry)]
         size = sum(sum(shape) * config.most(shape) for shape in shapes)
-        nbytes = 0 if config.energy is not None else size * FLOATS[config.out_dtype].itemsize
+        nbytes = 0 if config.energy is not None else size * inputs.dtype.itemsize
         entries = [*inputs.base.tensors.values(), *inputs.finetuned.tensors.values()]
         files = sorted({file for entry in entries for file in entry.files})
     prefix = PREFIXES[inputs.format] if inputs is not None else "adapter_model"
@@ -126,7 +130,7 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
             f"{base.path} is in Hugging Face's layout, which both of Paddle's libraries read; say --format paddlenlp or"
             " --format paddleformers"
         )
-    problems = differences(pair, FLOATS[config.out_dtype])
+    problems = differences(pair, FLOAT32)
     if problems:
         raise CheckpointError(problems)
     for sentence in turned:
@@ -141,7 +145,10 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
             finetuned.tensors[mixed[0]].dtype.name,
         )
     format = next(name for name, other in LAYOUTS.items() if other == layout)
-    return Inputs(finetuned, base, format, detect(opened[1], "model", {}, base_layout).tied)
+    dtypes = [entry.dtype for entry in base.tensors.values() if _factored(entry)]
+    dtype = FLOAT32 if format == "peft" or not dtypes else dtypes[0]
+    dtype = FLOATS[config.out_dtype] if config.out_dtype else dtype
+    return Inputs(finetuned, base, format, dtype, detect(opened[1], "model", {}, base_layout).tied)
 
 
 def _factored(entry: TensorEntry) -> bool:
@@ -170,9 +177,9 @@ def _changes(inputs: Inputs, files: Files) -> tuple[list[Change], list[Change]]:
 # --- factors -------------------------------------------------------------------------------------------------------------
 
 
-def _factorise(change: Change, config: ExtractConfig, files: Files) -> tuple[Factors, dict[str, Any]]:
+def _factorise(change: Change, config: ExtractConfig, dtype: DType, files: Files) -> tuple[Factors, dict[str, Any]]:
     """The factors, and what they keep, measured on them as they are stored. Raises CheckpointError."""
-    shape, dtype, backend = change.shape, FLOATS[config.out_dtype], NumpyBackend("float64")
+    shape, backend = change.shape, NumpyBackend("float64")
     delta = read_change(change, files)
     found = low_rank(delta, config.most(shape), config.energy)
     stored, numbers = [], []

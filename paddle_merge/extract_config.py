@@ -53,7 +53,12 @@ class ExtractConfig:
         choices=(*LAYOUTS, "paddle"),
         shown="the one in whose layout the base model is",
     )
-    out_dtype: str = _flag(_OUTPUT, "What the factors are stored as.", "float32", choices=tuple(FLOATS))
+    out_dtype: str | None = _flag(
+        _OUTPUT,
+        "What the factors are stored as.",
+        choices=tuple(FLOATS),
+        shown="float32 for peft; for the others the base model's, which their layers need",
+    )
     overwrite: bool = _flag(_OUTPUT, "Replace an adapter in the output folder.", False)
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from . import __version__
 from .adapter_files import Adapter
 from .changes import Change
-from .dtypes import FLOATS
+from .dtypes import DType
 from .extract_config import RANK, ExtractConfig
 
 log = logging.getLogger("paddle_merge")
@@ -22,14 +22,16 @@ INTERPRETER = 180 << 20  # bytes of Python with NumPy and Numba, measured
 SHOWN = 5  # tensors that the summary names
 
 
-def announce(config: ExtractConfig, format: str, tensors: int, linear: Sequence[Change], rest: Sequence[Change]) -> None:
+def announce(
+    config: ExtractConfig, format: str, dtype: DType, tensors: int, linear: Sequence[Change], rest: Sequence[Change]
+) -> None:
     """Say what will be done with these of so many tensors, and how much memory that takes."""
     largest = max(8 * (math.prod(change.shape) + 4 * min(change.shape) ** 2) for change in linear)
-    held = sum(sum(change.shape) * config.most(change.shape) for change in linear) * FLOATS[config.out_dtype].itemsize
+    held = sum(sum(change.shape) * config.most(change.shape) for change in linear) * dtype.itemsize
     rank = str(config.rank or RANK)
     if config.energy is not None:
-        rank = f"as keeps {config.energy:g} of the sum of squares{f', at most {config.rank}' if config.rank else ''}"
-    log.info("adapter  for %s: rank %s; factors in %s", format, rank, config.out_dtype)
+        rank = f"as keeps {config.energy} of the sum of squares{f', at most {config.rank}' if config.rank else ''}"
+    log.info("adapter  for %s: rank %s; factors in %s", format, rank, dtype.name)
     log.info("tensors  %d of %d changed; %d get factors", len(linear) + len(rest), tensors, len(linear))
     names = ", ".join(change.name for change in rest)
     if rest and config.only_linear:
@@ -41,11 +43,16 @@ def announce(config: ExtractConfig, format: str, tensors: int, linear: Sequence[
 
 
 def report(
-    config: ExtractConfig, format: str, tensors: int, factors: Sequence[Mapping[str, Any]], rest: Sequence[Change]
+    config: ExtractConfig,
+    format: str,
+    dtype: DType,
+    tensors: int,
+    factors: Sequence[Mapping[str, Any]],
+    rest: Sequence[Change],
 ) -> dict[str, Any]:
     """extract_report.json: what was asked, and what became of every tensor that changed.
 
-    factors: a row of measure() per matrix; rest: what else changed, of so many tensors.
+    factors: a row per matrix, see extract.py; rest: what else changed, of so many tensors.
     """
     lost = sum(row["lost_norm"] ** 2 for row in factors)
     of_factors = sum(row["change_norm"] ** 2 for row in factors)
@@ -56,6 +63,7 @@ def report(
         "numpy_version": np.__version__,
         **dataclasses.asdict(config),
         "format": format,
+        "out_dtype": dtype.name,
         "kept": 1 - (lost + (of_rest if config.only_linear else 0.0)) / (of_factors + of_rest),
         "kept_by_factors": 1 - lost / of_factors,
         "unchanged_tensors": tensors - len(factors) - len(rest),
