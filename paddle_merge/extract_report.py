@@ -15,6 +15,7 @@ from .adapter_files import Adapter
 from .changes import Change
 from .dtypes import DType
 from .extract_config import RANK, ExtractConfig
+from .low_rank import SPREAD
 
 log = logging.getLogger("paddle_merge")
 REPORT = "extract_report.json"
@@ -26,7 +27,7 @@ def announce(
     config: ExtractConfig, format: str, dtype: DType, tensors: int, linear: Sequence[Change], rest: Sequence[Change]
 ) -> None:
     """Say what will be done with these of so many tensors, and how much memory that takes."""
-    largest = max(8 * (math.prod(change.shape) + 4 * min(change.shape) ** 2) for change in linear)
+    largest = max(_working_memory(change.shape, config.most(change.shape)) for change in linear)
     held = sum(sum(change.shape) * config.most(change.shape) for change in linear) * dtype.itemsize
     rank = str(config.rank or RANK)
     if config.energy is not None:
@@ -40,6 +41,13 @@ def announce(
         log.info("whole    %s", names)
     memory = (INTERPRETER + largest + held) / 1e6
     log.info("memory   at most about %.0f MB: the largest matrix a few times, and all factors", memory)
+
+
+def _working_memory(shape: tuple[int, ...], rank: int) -> int:
+    """An upper estimate of the bytes that one matrix takes: itself, a Krylov basis twice, the Gram matrix and its
+    eigenvectors, the factors and what they are made of."""
+    basis = sum(shape) * min(shape) // SPREAD
+    return 8 * (math.prod(shape) + 2 * basis + 4 * min(shape) ** 2 + 4 * sum(shape) * rank)
 
 
 def report(
