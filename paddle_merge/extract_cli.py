@@ -20,8 +20,8 @@ else changed (embeddings, norms, biases, lm_head) is stored whole. Loaded beside
 adapter gives the fine-tuned model, but for what the factors don't keep: extract_report.json says how much that is, for
 each tensor, measured.
 
-Fine-tuning with LoRA of rank 8 comes back whole with `--rank 8`; how well full fine-tuning fits into a rank depends on the
-model, and `--energy 0.95` finds the ranks that keep that share of each change.
+What LoRA of rank 8 changed comes back with `--rank 8`, up to the rounding of the weights it was folded into; how well full
+fine-tuning fits into a rank depends on the model, and `--energy 0.95` finds the ranks that keep that share of each change.
 """
 EPILOG = """[bold]Examples[/bold] (after python -m paddle_merge):
 
