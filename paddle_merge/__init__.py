@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import MergeConfig
     from .errors import CheckpointError, ConfigError, MergeError, OutputError, WorkError
+    from .extract.config import ExtractConfig
+    from .extract.run import extract_lora
     from .memory import merge_state_dicts
     from .run import merge
 
@@ -18,15 +20,23 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "ExtractConfig",
     "MergeConfig",
     "MergeError",
     "OutputError",
     "WorkError",
+    "extract_lora",
     "merge",
     "merge_state_dicts",
 ]
 
-_HOMES = {"MergeConfig": "config", "merge": "run", "merge_state_dicts": "memory"}
+_HOMES = {
+    "ExtractConfig": "extract.config",
+    "MergeConfig": "config",
+    "extract_lora": "extract.run",
+    "merge": "run",
+    "merge_state_dicts": "memory",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import engine
 from .methods import METHODS
@@ -17,16 +17,7 @@ LARGEST = 1e30  # so that what is computed with it stays within float32
 
 def problems(config: MergeConfig) -> list[str]:
     """Why `config` can't be carried out, as far as no file needs to be looked at."""
-    found: list[str] = []
-    for item in dataclasses.fields(config):
-        value, choices = getattr(config, item.name), item.metadata.get("choices")
-        for word in value if isinstance(value, list) else [value]:
-            if choices and word is not None and word not in choices:
-                found.append(f"--{item.name} {word!r} must be one of {', '.join(choices)}{nearest(str(word), choices)}")
-        numbers = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(number, float) and not abs(number) < LARGEST for number in numbers):
-            found.append(f"--{item.name} must be finite and smaller than {LARGEST:g}")
-    found += _models(config)
+    found = of_fields(config) + _models(config)
     if config.merge_method in METHODS:
         sparsifier, merge_type = METHODS[config.merge_method]
         if config.merge_type not in (None, merge_type) or config.sparsify_type not in (None, sparsifier or "none"):
@@ -77,6 +68,20 @@ def _models(config: MergeConfig) -> list[str]:
             "--lora_model_path folds the adapter as it was trained; to sparsify or weaken it, write --model_path_list"
             " BASE+ADAPTER --base_model_path BASE with a method or --scale"
         )
+    return found
+
+
+def of_fields(config: Any) -> list[str]:
+    """What is wrong with single fields of a dataclass of flags: words that aren't choices, numbers that are none."""
+    found: list[str] = []
+    for item in dataclasses.fields(config):
+        value, choices = getattr(config, item.name), item.metadata.get("choices")
+        for word in value if isinstance(value, list) else [value]:
+            if choices and word is not None and word not in choices:
+                found.append(f"--{item.name} {word!r} must be one of {', '.join(choices)}{nearest(str(word), choices)}")
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, float) and not abs(number) < LARGEST for number in numbers):
+            found.append(f"--{item.name} must be finite and smaller than {LARGEST:g}")
     return found
 
 

@@ -1,31 +1,26 @@
-"""The command line: flags -> MergeConfig -> merge. Computes nothing.
-
-The flags are MergeConfig's fields. PaddleNLP's spellings are brought to the one that Typer reads first (`normal_form`):
-lists as `--weight_list 0.3 -0.7`, booleans as `--normalize False`, dashes or underscores.
-"""
+"""The command line: flags -> MergeConfig -> merge. Computes nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import logging
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 import typer
 
-from . import __version__
 from .config import ALIASES, MergeConfig
-from .errors import ConfigError, MergeError
-from .parsing import nearest, parse_bool
+from .errors import MergeError
+from .flags import build_app, normal_form
 
 FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
-LISTS = {name for name, item in FIELDS.items() if str(item.type).startswith("list[")}
-BOOLS = {name for name, item in FIELDS.items() if item.type == "bool"}
+# First words that don't merge -> the module of this package whose `main` takes the rest of the command line.
+SUBCOMMANDS = {"demo": "demo", "extract-lora": "extract.cli"}
 # What a flag overrides in a config file besides the field of its own name.
 OVERRIDES = {
     "model_path_list": ["model_path_str"],
@@ -33,7 +28,7 @@ OVERRIDES = {
     "merge_type": ["merge_method"],
     "sparsify_type": ["merge_method"],
 }
-SWITCHES = {"help", "version", "verbose", "quiet"}
+SECOND_WORD = "; paths follow --model_path_list"
 
 HELP = """Merge model checkpoints into one.
 
@@ -42,7 +37,8 @@ a record that repeats the merge, appears in the output folder, or nothing does. 
 a few. They can also stand in a JSON or YAML file given first; flags after it override it. Lists are written with spaces,
 booleans as `--flag`, `--flag False` or `--no_flag`.
 
-`python -m paddle_merge demo` shows what merging does, on models it trains itself in about a minute.
+`python -m paddle_merge demo` shows what merging does, on models it trains itself in about a minute;
+`python -m paddle_merge extract-lora` makes a LoRA adapter of a fine-tuned model; --help after either tells more.
 """
 
 EXAMPLES = {
@@ -63,62 +59,6 @@ def examples() -> str:
         lines.append(f"[cyan]{method}[/cyan]: {when}")
         lines.append(f"--merge_method {method} {flags} --output_path out")
     return "\n\n".join(lines)
-
-
-def normal_form(argv: Sequence[str], abbreviated: Collection[str] = ()) -> list[str]:
-    """argv in the one spelling that Typer reads. Raises ConfigError listing every flag it doesn't know.
-
-    `--model-path-list a b` -> `--model_path_list=a --model_path_list=b`; `--normalize False` -> `--no_normalize`; a flag
-    given twice: the last one counts. abbreviated: flags for which a beginning that no other of them has is enough.
-    """
-    first = [argv[0]] if argv and not argv[0].startswith("-") else []
-    groups: list[tuple[str, list[str]]] = []
-    problems: list[str] = []
-    for word in argv[len(first) :]:
-        if word.startswith("--") and len(word) > 2:
-            flag, equals, value = word[2:].partition("=")
-            groups.append((flag.replace("-", "_"), [value] if equals else []))
-        elif word in ("-h", "-v", "-q"):
-            groups.append(({"-h": "help", "-v": "verbose", "-q": "quiet"}[word], []))
-        elif groups:
-            groups[-1][1].append(word)
-        else:
-            problems.append(f"unexpected {word!r}; paths follow --model_path_list")
-
-    chosen: dict[str, list[str]] = {}
-    for flag, values in groups:
-        name, negated = _spelled_out(flag, abbreviated), False
-        if name not in FIELDS and name.startswith("no_"):
-            name, negated = _spelled_out(name[3:], abbreviated), True
-        if flag in SWITCHES:
-            chosen[flag] = [f"--{flag}"]
-            if values:
-                problems.append(f"--{flag} takes no value, so {values[0]!r} doesn't belong there")
-        elif name not in FIELDS or (negated and name not in BOOLS):
-            problems.append(f"unknown flag --{flag}{nearest(flag, [*FIELDS, *SWITCHES, *ALIASES])}")
-        elif name in BOOLS:
-            on = True if not values else parse_bool(values[0])
-            if on is None or len(values) > 1 or (negated and values):
-                problems.append(f"--{flag} takes True or False, not {' '.join(values)!r}")
-            chosen[name] = [f"--{name}={on and not negated}"]
-        elif name in LISTS:
-            if not values:
-                problems.append(f"--{flag} needs at least one value")
-            chosen[name] = [f"--{name}={value}" for value in values]
-        elif len(values) != 1:
-            problems.append(f"--{flag} takes one value, not {len(values)}{': ' if values else ''}{' '.join(values)}")
-        else:
-            chosen[name] = [f"--{name}={values[0]}"]
-    if problems:
-        raise ConfigError(problems)
-    return first + [word for words in chosen.values() for word in words]
-
-
-def _spelled_out(flag: str, abbreviated: Collection[str]) -> str:
-    """The name a flag stands for; the flag if there is none."""
-    name = ALIASES.get(flag, flag)
-    begin_so = [other for other in abbreviated if other.startswith(name)]
-    return begin_so[0] if name not in FIELDS and len(begin_so) == 1 else name
 
 
 def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,74 +103,15 @@ def set_up_logging(verbose: bool, quiet: bool) -> None:
     logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
 
 
-def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
-    """One field as a parameter of the command. Its default is None, so that only what is given overrides a config file."""
-    meta = item.metadata
-    default = item.default if item.default is not dataclasses.MISSING else None
-    shown = meta.get("shown", default)
-    text = meta["help"] + (f" One of: {', '.join(meta['choices'])}." if meta.get("choices") else "")
-    if shown is not None:
-        text += f" [dim]\\[default: {shown}][/dim]"
-    metavar = str(item.type).removesuffix(" | None").removeprefix("list[").removesuffix("]")
-    option = typer.Option(
-        f"--{item.name}",
-        help=text,
-        rich_help_panel=meta["group"],
-        show_default=False,
-        metavar=f"{metavar} ..." if item.name in LISTS else metavar,
-    )
-    kind = list[str] if item.name in LISTS else str  # MergeConfig brings them to their types
-    return inspect.Parameter(
-        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
-
-
-def build_app() -> typer.Typer:
-    """The merge command, with one option per field of MergeConfig."""
-
-    def command(
-        config: str | None = None, version: bool = False, verbose: bool = False, quiet: bool = False, **flags: Any
-    ) -> None:
-        if version:
-            typer.echo(f"paddle_merge {__version__}")
-        else:
-            _run(config, verbose, quiet, flags)
-
-    extra: dict[str, Any] = {
-        "config": typer.Argument(
-            help="JSON or YAML file with the flags' names as fields (PaddleNLP's, for one).", show_default=False
-        ),
-        "version": typer.Option("--version", help="Print the version.", rich_help_panel="Running"),
-        "verbose": typer.Option("--verbose", "-v", help="Say more.", rich_help_panel="Running"),
-        "quiet": typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel="Running"),
-    }
-    parameters = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None if name == "config" else False,
-            annotation=Annotated[kind, extra[name]],
-        )
-        for name, kind in (("config", str | None), ("version", bool), ("verbose", bool), ("quiet", bool))
-    ]
-    parameters[1:1] = [_option(item) for item in FIELDS.values()]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    unwrapped = "\n\n".join(" ".join(paragraph.split()) for paragraph in HELP.split("\n\n"))
-    app.command(help=unwrapped, epilog=examples(), context_settings={"help_option_names": ["--help", "-h"]})(command)
-    return app
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m paddle_merge` and of `paddle-merge`. Exits 0, 1 (refused or failed), 2 (usage), 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
     with command():
-        if argv[:1] == ["demo"]:
-            from .demo import app
-
-            app(argv[1:], prog_name="python -m paddle_merge demo")
-        build_app()(normal_form(argv) or ["--help"], prog_name="python -m paddle_merge")
+        if argv and argv[0].replace("_", "-") in SUBCOMMANDS:
+            import_module(f".{SUBCOMMANDS[argv[0].replace('_', '-')]}", __package__).main(argv[1:])
+        argument = "CONFIG", "JSON or YAML file with the flags' names as fields (PaddleNLP's, for one)."
+        app = build_app(FIELDS, _run, argument, HELP, examples())
+        app(normal_form(argv, FIELDS, ALIASES, SECOND_WORD) or ["--help"], prog_name="python -m paddle_merge")
 
 
 @contextlib.contextmanager

@@ -35,10 +35,11 @@ def differing(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
 
 
 def equal(one: TensorEntry, other: TensorEntry) -> bool:
-    """Whether two tensors are the same to the byte. Raises WorkError."""
+    """Whether two tensors are surely the same to the byte. Raises WorkError."""
     if dataclasses.replace(one, name="") == dataclasses.replace(other, name=""):  # the very same bytes
         return True
-    return (one.shape, one.dtype) == (other.shape, other.dtype) and not differing([one, other])
+    alike = (one.shape, one.dtype) == (other.shape, other.dtype) and one.adapted is other.adapted is None
+    return alike and not differing([one, other])
 
 
 def is_zero(entry: TensorEntry) -> bool:

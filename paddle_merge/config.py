@@ -35,31 +35,34 @@ ALIASES = {
 RECORD_KEYS = ("paddle_merge_version",)
 
 
+def to_types(config: Any) -> None:
+    """Bring every field of a dataclass of flags to its type, `~` in paths to the home folder. Raises ConfigError."""
+    problems = []
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if value is None:
+            continue
+        try:
+            value = coerce(value, str(item.type))
+        except ValueError as error:
+            problems.append(f"--{item.name} {error}")
+            continue
+        if "_path" in item.name or item.name == "config_from":
+            value = [os.path.expanduser(path) for path in value] if isinstance(value, list) else os.path.expanduser(value)
+            if "\0" in "".join(value):
+                problems.append(f"--{item.name} {value!r} holds a NUL character")
+        setattr(config, item.name, value)
+    if problems:
+        raise ConfigError(problems)
+
+
 @dataclass
 class MergeConfig(Fields):
     """Everything a merge can be told, with PaddleNLP's names and defaults (fields.py). `recipe()` checks it."""
 
     def __post_init__(self) -> None:
-        """Bring every field to its type, `~` in paths to the home folder. Raises ConfigError."""
-        problems = []
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if value is None:
-                continue
-            try:
-                value = coerce(value, str(item.type))
-            except ValueError as error:
-                problems.append(f"--{item.name} {error}")
-                continue
-            if "_path" in item.name or item.name == "config_from":
-                value = (
-                    [os.path.expanduser(path) for path in value] if isinstance(value, list) else os.path.expanduser(value)
-                )
-                if "\0" in "".join(value):
-                    problems.append(f"--{item.name} {value!r} holds a NUL character")
-            setattr(self, item.name, value)
-        if problems:
-            raise ConfigError(problems)
+        """Raises ConfigError."""
+        to_types(self)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "the config") -> MergeConfig:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from .detect import read_config
 from .donor import Donor
+from .dtypes import DType
 from .errors import CheckpointError
 from .quantised import problems as quantised
 from .readers import Checkpoint
 from .readers.adapters import Adapter, open_model
-from .recipe import Recipe
 
 
 def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Sequence[Adapter]]]:
@@ -32,8 +32,8 @@ def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Seq
     return inputs
 
 
-def differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
-    """Every way in which the inputs' tensors don't match: names, shapes, dtypes."""
+def differences(inputs: Sequence[Checkpoint], out_dtype: DType | None) -> list[str]:
+    """Every way in which the inputs' tensors don't match: names, shapes, dtypes (of numbers, if no out_dtype is given)."""
     everywhere = {name: None for checkpoint in inputs for name in checkpoint.tensors}
     if not everywhere:
         return [f"{inputs[0].path}: holds no tensors"]
@@ -51,7 +51,7 @@ def differences(inputs: Sequence[Checkpoint], recipe: Recipe) -> list[str]:
             shown = ", ".join(f"{list(entry.shape)} in {path}" for path, entry in entries)
             shapes.append(f"tensor {name!r} has different shapes: {shown}")
         all_float = all(entry.dtype.is_float for _, entry in entries)
-        if len({entry.dtype for _, entry in entries}) > 1 and not (all_float and recipe.out_dtype):
+        if len({entry.dtype for _, entry in entries}) > 1 and not (all_float and out_dtype):
             shown = ", ".join(f"{entry.dtype.name} in {path}" for path, entry in entries)
             remedy = "; --out_dtype merges them and says how to store the result" if all_float else ""
             dtypes.append(f"tensor {name!r} has different dtypes: {shown}{remedy}")

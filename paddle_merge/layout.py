@@ -21,25 +21,31 @@ from .fused import PIECES, apart, kept, refit
 from .readers import Checkpoint, TensorEntry
 from .readers.parts import as_boxes
 from .readers.pickles import MalformedError
-from .recipe import Recipe
 
 METADATA = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # what loaders want as safetensors' `format`
 HEAD = "lm_head.weight"
 
 
 def normalise(
-    inputs: Sequence[Checkpoint], recipe: Recipe, fallback: Mapping[str, Any]
+    inputs: Sequence[Checkpoint],
+    given: Sequence[str | None],
+    target: str | None,
+    strict: bool,
+    prefix: str,
+    fallback: Mapping[str, Any],
 ) -> tuple[tuple[Checkpoint, ...], str | None, list[str]]:
-    """All inputs in one layout: the recipe's, else the first one's. fallback: a config of the same architecture, for inputs
+    """All inputs in one layout: `target`, else the first one's.
+
+    given: layouts that the user states, one per input, or none. fallback: a config of the same architecture, for inputs
     without one.
 
     Returns the inputs, their layout (None if it can't be told, but is the same as far as can be told), and a sentence on
     each that was turned. Raises CheckpointError listing what can't be told or turned.
     """
-    given = recipe.layouts or (None,) * len(inputs)
-    found = [detect(checkpoint, recipe.prefix, fallback, said) for checkpoint, said in zip(inputs, given, strict=True)]
+    given = given or (None,) * len(inputs)
+    found = [detect(checkpoint, prefix, fallback, said) for checkpoint, said in zip(inputs, given, strict=True)]
     found = alike(inputs, found)
-    goal = recipe.output_layout or found[0].layout
+    goal = target or found[0].layout
     pairs = list(zip(inputs, found, strict=True))
     problems = []
     if len({one.tied for one in found}) > 1 and all(one.layout for one in found):
@@ -53,7 +59,7 @@ def normalise(
         if problems:
             raise CheckpointError(problems)
         return (tuple(inputs), None, []) if goal is None else _fused_alike(inputs, found, goal, [])
-    if recipe.strict_layout and len({one.layout for one in found}) > 1:
+    if strict and len({one.layout for one in found}) > 1:
         raise CheckpointError(f"--strict_layout: the inputs' layouts differ: {'; '.join(shown)}")
     problems += [
         f"{checkpoint.path}: can't tell its layout ({one.evidence}), and it may have to be turned to {goal or 'the others'};"

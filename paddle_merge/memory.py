@@ -104,7 +104,8 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
     """What becomes of every tensor. Raises CheckpointError listing everything that doesn't fit."""
     problems: list[str] = []
     inputs = [_headers(source, label, kind, problems) for source, label in zip(sources, recipe.sources, strict=True)]
-    problems = problems or [problem for one in inputs for problem in quantised(one, {})] or differences(inputs, recipe)
+    problems = problems or [problem for one in inputs for problem in quantised(one, {})]
+    problems = problems or differences(inputs, recipe.out_dtype)
     if problems:
         raise CheckpointError(problems)
     tensors = []

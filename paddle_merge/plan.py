@@ -101,6 +101,15 @@ class Plan:
     warnings: tuple[str, ...]
 
     @property
+    def prefix(self) -> str:
+        """What the output's files are called after."""
+        return self.recipe.prefix
+
+    @property
+    def save_format(self) -> str:
+        return self.recipe.save_format
+
+    @property
     def bytes_in(self) -> int:
         return sum(entry.nbytes for tensor in self.tensors for entry in tensor.inputs)
 
@@ -155,11 +164,13 @@ def make_plan(
     """
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
     donor = find_donor(opened, recipe.base is not None, recipe.config_from)
-    inputs, layout, turned = normalise(opened, recipe, donor.config)
+    inputs, layout, turned = normalise(
+        opened, recipe.layouts, recipe.output_layout, recipe.strict_layout, recipe.prefix, donor.config
+    )
     inputs, folded = adapt(inputs, adapters, recipe.sources, layout, donor.config)
     if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
-    problems = differences(inputs, recipe)
+    problems = differences(inputs, recipe.out_dtype)
     if recipe.save_format == "pdparams" and layout == "hf":
         problems.append(
             "--save_format pdparams is for Paddle, and the merged model would be in Hugging Face's layout: pass"

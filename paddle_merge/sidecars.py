@@ -31,6 +31,7 @@ COPIED = (
 )
 CARD = "README.md"
 RECORD = "merge_config.json"
+ADAPTERS = ("adapter_config.json", "lora_config.json", "extract_report.json")  # beside an adapter's weights
 # Endings of what loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")
 # What PaddleNLP's config.json says about layers that the weights have fused.
@@ -92,7 +93,7 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
         for flag, layers in FUSED_FLAGS.items():
             if flag in wanted or (plan.layout == "paddlenlp" and words & layers):
                 wanted[flag] = bool(words & layers)
-    return content if wanted == model else _json(wanted)
+    return content if wanted == model else json_bytes(wanted)
 
 
 def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def record(config: MergeConfig) -> bytes:
     """merge_config.json: `python -m paddle_merge merge_config.json --output_path elsewhere` repeats the merge."""
-    return _json({"paddle_merge_version": __version__, **config.to_record()})
+    return json_bytes({"paddle_merge_version": __version__, **config.to_record()})
 
 
 def model_card(plan: Plan, config: MergeConfig) -> str:
@@ -155,5 +156,5 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
     )
 
 
-def _json(content: Any) -> bytes:
+def json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()

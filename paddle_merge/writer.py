@@ -16,17 +16,36 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from .errors import OutputError
 from .frames.formats import FORMATS, index_name, is_weights
-from .plan import Plan
-from .sidecars import CARD, COPIED, RECORD, WEIGHTS
+from .plan import Shard
+from .sidecars import ADAPTERS, CARD, COPIED, RECORD, WEIGHTS
 
 log = logging.getLogger("paddle_merge")
 PARTIAL = ".partial"  # not whole yet
 REPLACED = ".replaced"  # an earlier merge's, until the new one stands
 SEEN_SECONDS = 60.0
 MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
+
+
+class Contents(Protocol):
+    """The weights of an output: a Plan's, or an adapter's."""
+
+    @property
+    def prefix(self) -> str:
+        """What the files are called after."""
+
+    @property
+    def save_format(self) -> str:
+        """A key of frames.formats.FORMATS."""
+
+    @property
+    def shards(self) -> tuple[Shard, ...]: ...
+
+    def index(self) -> bytes | None:
+        """The content of the index file, None for no index."""
 
 
 def check_output(
@@ -98,10 +117,13 @@ def uninterrupted(redeliver: bool = True) -> Iterator[None]:
 
 
 class Output:
-    """The files of one merge on their way to `folder`. Use `create`, then `finish` or `abandon`."""
+    """The files of one merge on their way to `folder`. Use `create`, then `finish` or `abandon`.
 
-    def __init__(self, folder: str, plan: Plan):
-        self.folder, self._plan = os.path.abspath(folder), plan
+    record: the name of the file that is written last.
+    """
+
+    def __init__(self, folder: str, plan: Contents, record: str = RECORD):
+        self.folder, self._plan, self._record = os.path.abspath(folder), plan, record
         self._created_folders: list[str] = []
         self._written: list[str] = []  # everything that must go if the merge fails
         self._set_aside: list[str] = []  # an earlier merge's files, which then come back
@@ -117,7 +139,7 @@ class Output:
             self._make_folder(self.folder)
             self._take_lock()
             for name in os.listdir(self.folder):
-                if _left_behind(name, self._plan.recipe.prefix):
+                if _left_behind(name, self._plan.prefix):
                     os.unlink(self._path(name))
             for shard, path in zip(self._plan.shards, self.partial_paths, strict=True):
                 self._written.append(path)
@@ -151,19 +173,19 @@ class Output:
 
     def finish(self, sidecars: Mapping[str, bytes], record: bytes) -> None:
         """Put everything at its final name. sidecars: contents of config, tokenizer and other files, by name; record: of
-        merge_config.json. Raises OutputError; `abandon` then removes what was done."""
+        the file that is written last. Raises OutputError; `abandon` then removes what was done."""
         index = self._plan.index()
-        index_file = index_name(self._plan.recipe.save_format, self._plan.recipe.prefix)
+        index_file = index_name(self._plan.save_format, self._plan.prefix)
         try:
             self.sync()
             for name, content in sidecars.items():
                 self._write(name + PARTIAL, content)
             if index is not None:
                 self._write(index_file + PARTIAL, index)
-            self._write(RECORD + PARTIAL, record)
+            self._write(self._record + PARTIAL, record)
 
             names = [*sidecars, *(shard.name for shard in self._plan.shards)]
-            names += [*([index_file] if index is not None else []), RECORD]
+            names += [*([index_file] if index is not None else []), self._record]
             with uninterrupted(redeliver=False):
                 self._rename(names)
         except OSError as error:
@@ -173,9 +195,9 @@ class Output:
     def _rename(self, names: Sequence[str]) -> None:
         """Everything to its final name, in this order; what an earlier merge left goes aside, and away once this one stands.
         Raises OSError."""
-        recipe = self._plan.recipe
-        for name in sorted({*os.listdir(self.folder), *names}, key=lambda name: name != RECORD):
-            if (name in names or is_weights(name, recipe.save_format, recipe.prefix)) and os.path.lexists(self._path(name)):
+        plan = self._plan
+        for name in sorted({*os.listdir(self.folder), *names}, key=lambda name: name != self._record):
+            if (name in names or is_weights(name, plan.save_format, plan.prefix)) and os.path.lexists(self._path(name)):
                 self._set_aside.append(self._path(name))
                 os.replace(self._path(name), self._path(name) + REPLACED)
         for name in names:
@@ -257,12 +279,8 @@ class Output:
 def _left_behind(name: str, prefix: str) -> bool:
     """Whether this is what a merge that was killed leaves."""
     whole = name.removesuffix(PARTIAL)
-    ours = (
-        any(is_weights(whole, save_format, prefix) for save_format in FORMATS)
-        or whole in (CARD, RECORD)
-        or any(fnmatch.fnmatch(whole, usual) for usual in COPIED)
-    )
-    return name.endswith(PARTIAL) and ours
+    ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, *ADAPTERS)
+    return name.endswith(PARTIAL) and (ours or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
 
 
 def _sync(path: str) -> None:

@@ -11,7 +11,7 @@ import os
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -35,6 +35,11 @@ def demo(
 ) -> None:
     """Train a few small networks with Paddle, merge them by every method, and show what merging did."""
     run(folder, seed, quick)
+
+
+def main(argv: Sequence[str]) -> None:
+    """python -m paddle_merge demo *argv."""
+    app(list(argv), prog_name="python -m paddle_merge demo")
 
 
 def run(folder: str, seed: int = 0, quick: bool = False) -> dict[str, dict[str, float]]:

@@ -1,0 +1,97 @@
+"""What differs between two checkpoints of one layout, tensor by tensor, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..backends.np_backend import NumpyBackend
+from ..errors import CheckpointError
+from ..files import Files
+from ..readers import TensorEntry
+
+BLOCK = 1 << 16  # elements read at a time
+
+
+@dataclass(frozen=True)
+class Change:
+    """A tensor of numbers that differs. squares: of its change, summed up."""
+
+    finetuned: TensorEntry
+    base: TensorEntry
+    squares: float
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def norm(self) -> float:
+        return math.sqrt(self.squares)
+
+
+def find_changes(finetuned: Mapping[str, TensorEntry], base: Mapping[str, TensorEntry], files: Files) -> list[Change]:
+    """The tensors that differ, in the base's order. Both hold the same names and shapes.
+
+    Raises CheckpointError listing NaN and Inf where something differs, and integers or booleans that do.
+    """
+    problems, found = [], []
+    for name, entry in base.items():
+        other = finetuned[name]
+        squares, finite, equal = 0.0, True, True
+        for raws in _raw_blocks(other, entry, files):
+            if _same(raws, other, entry):
+                continue
+            equal = False
+            if entry.dtype.is_float:
+                change, bad = _subtract(raws, other, entry)
+                squares += float(change @ change)
+                finite &= not bad
+        if not equal and not entry.dtype.is_float:
+            problems.append(f"tensor {name!r} is {entry.dtype.name} and differs, which no adapter can say")
+        elif not finite:
+            problems.append(f"tensor {name!r} differs and holds NaN or Inf in {other.file} or {entry.file}")
+        elif squares:
+            found.append(Change(other, entry, squares))
+    if problems:
+        raise CheckpointError(problems)
+    return found
+
+
+def read_change(change: Change, files: Files) -> np.ndarray:
+    """Fine-tuned minus base, float64, of the tensor's shape; exact where both are stored in 16 bits."""
+    delta = np.zeros(math.prod(change.shape))
+    start = 0
+    for raws in _raw_blocks(change.finetuned, change.base, files):
+        if not _same(raws, change.finetuned, change.base):
+            delta[start : start + len(raws[0])] = _subtract(raws, change.finetuned, change.base)[0]
+        start += len(raws[0])
+    return delta.reshape(change.shape)
+
+
+def _raw_blocks(one: TensorEntry, other: TensorEntry, files: Files) -> Iterator[list[np.ndarray]]:
+    """The elements of both as they are stored, block by block."""
+    size = math.prod(one.shape)
+    for start in range(0, size, BLOCK):
+        raws = []
+        for entry in (one, other):
+            raws.append(np.empty(min(BLOCK, size - start), entry.dtype.raw))
+            files.read(entry, start, raws[-1])
+        yield raws
+
+
+def _same(raws: list[np.ndarray], one: TensorEntry, other: TensorEntry) -> bool:
+    return one.dtype == other.dtype and raws[0].tobytes() == raws[1].tobytes()
+
+
+def _subtract(raws: list[np.ndarray], one: TensorEntry, other: TensorEntry) -> tuple[np.ndarray, bool]:
+    """(one - other [n] float64, whether there is a NaN or Inf in either)."""
+    x, _, bad = NumpyBackend("float64").load(raws, [one.dtype, other.dtype], based=True)
+    return x[0], any(bad)
