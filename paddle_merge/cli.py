@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -28,7 +28,6 @@ OVERRIDES = {
     "merge_type": ["merge_method"],
     "sparsify_type": ["merge_method"],
 }
-SECOND_WORD = "; paths follow --model_path_list"
 
 HELP = """Merge model checkpoints into one.
 
@@ -59,6 +58,11 @@ def examples() -> str:
         lines.append(f"[cyan]{method}[/cyan]: {when}")
         lines.append(f"--merge_method {method} {flags} --output_path out")
     return "\n\n".join(lines)
+
+
+def merge_words(argv: Sequence[str], abbreviated: Collection[str] = ()) -> list[str]:
+    """A merge's command line as flags.normal_form puts it. Raises ConfigError."""
+    return normal_form(argv, FIELDS, ALIASES, "; paths follow --model_path_list", abbreviated)
 
 
 def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             import_module(f".{SUBCOMMANDS[argv[0].replace('_', '-')]}", __package__).main(argv[1:])
         argument = "CONFIG", "JSON or YAML file with the flags' names as fields (PaddleNLP's, for one)."
         app = build_app(FIELDS, _run, argument, HELP, examples())
-        app(normal_form(argv, FIELDS, ALIASES, SECOND_WORD) or ["--help"], prog_name="python -m paddle_merge")
+        app(merge_words(argv) or ["--help"], prog_name="python -m paddle_merge")
 
 
 @contextlib.contextmanager

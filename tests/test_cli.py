@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_merge.cli import main, normal_form
+from paddle_merge.cli import main, merge_words
 from paddle_merge.config import MergeConfig
 from paddle_merge.errors import ConfigError
 from paddle_merge.methods import METHODS
@@ -100,13 +100,13 @@ def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
     ],
 )
 def test_every_spelling_becomes_the_one_that_typer_reads(argv: list[str], expected: list[str]) -> None:
-    assert normal_form(argv) == expected
+    assert merge_words(argv) == expected
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_a_flag_with_underscores_and_dashes(name: str) -> None:
     values = ["--dashes-stay"[2:]] if dataclasses.fields(MergeConfig)[FIELDS.index(name)].type != "bool" else []
-    assert normal_form([f"--{name}", *values]) == normal_form([f"--{name.replace('_', '-')}", *values])
+    assert merge_words([f"--{name}", *values]) == merge_words([f"--{name.replace('_', '-')}", *values])
 
 
 @pytest.mark.parametrize(

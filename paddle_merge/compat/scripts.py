@@ -10,12 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..cli import FIELDS, SECOND_WORD, command, read_fields, run, set_up_logging
-from ..config import ALIASES
+from ..cli import FIELDS, command, merge_words, read_fields, run, set_up_logging
 from ..config import MergeConfig as OurConfig
 from ..detect import detect
 from ..errors import ConfigError
-from ..flags import SWITCHES, is_list, normal_form
+from ..flags import SWITCHES, is_list
 from ..parsing import parse_bool
 from ..readers import open_checkpoint
 from .config import MergeConfig
@@ -31,12 +30,12 @@ def mergekit(argv: Sequence[str] | None = None) -> None:
     unique beginnings are enough. An earlier merge in output_path is replaced.
     """
     with command():
-        words = normal_form(list(sys.argv[1:] if argv is None else argv), FIELDS, ALIASES, SECOND_WORD, NAMES)
+        words = merge_words(list(sys.argv[1:] if argv is None else argv), NAMES)
         config = words.pop(0) if words and not words[0].startswith("--") else None
         flags: dict[str, Any] = {}
         for word in words:
             name, _, value = word.removeprefix("--").partition("=")
-            flags[name] = [*flags.get(name, []), value] if is_list(FIELDS[name]) else value
+            flags[name] = [*flags.get(name, []), value] if name in FIELDS and is_list(FIELDS[name]) else value
         if "help" in flags or not (config or flags):
             flags_help = [f"--{name}: {FIELDS[name].metadata['help']}" for name in NAMES]
             print("\n".join([inspect.cleandoc(str(mergekit.__doc__)), "", *flags_help]))
