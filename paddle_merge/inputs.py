@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .detect import read_config
 from .donor import Donor
@@ -12,6 +13,21 @@ from .errors import CheckpointError
 from .quantised import problems as quantised
 from .readers import Checkpoint
 from .readers.adapters import Adapter, open_model
+
+
+# What config.json says of how weights are used, and shapes don't.
+SETTINGS = (
+    "model_type",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "rope_theta",
+    "partial_rotary_factor",
+    "sliding_window",
+)
 
 
 def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Sequence[Adapter]]]:
@@ -78,4 +94,28 @@ def warnings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]:
         found.append(
             "no input has a config.json, so the output won't either; loaders need it: --config_from says where it is"
         )
+    elif "model_type" in donor.config and not donor.config.get("architectures"):
+        found.append(f"{donor.folder}/config.json names no architectures, which PaddleNLP and PaddleFormers need to load it")
+    return found + _different_settings(inputs, donor)
+
+
+def _different_settings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]:
+    """Where an input's config.json has its weights used otherwise than the output's will."""
+    found = []
+    for checkpoint in inputs:
+        config = read_config(checkpoint.folder)
+        pairs = [(name, _setting(config, name), _setting(donor.config, name)) for name in SETTINGS]
+        differing = [
+            f"{name} {its} (not {other})" for name, its, other in pairs if None not in (its, other) and its != other
+        ]
+        if differing:
+            found.append(
+                f"{checkpoint.path} was trained with {', '.join(differing)}: the output takes config.json from {donor.folder}"
+            )
     return found
+
+
+def _setting(config: Mapping[str, Any], name: str) -> Any:
+    rope = config.get("rope_parameters")  # where transformers 5 writes them
+    value = config.get(name)
+    return rope.get(name) if value is None and isinstance(rope, dict) else value

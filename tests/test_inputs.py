@@ -640,6 +640,21 @@ def test_a_config_without_architectures(tmp_path: Path, pair: tuple[Path, Path],
     assert not caplog.records
 
 
+def test_configs_that_use_weights_otherwise(
+    tmp_path: Path, pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where transformers 5 keeps rope_theta counts too; what one config leaves out is not compared."""
+    one = {"rope_theta": 1e6, "num_attention_heads": 8, "rms_norm_eps": 1e-6, "sliding_window": 4}
+    other = {"rope_parameters": {"rope_theta": 1e4}, "num_attention_heads": 8, "rms_norm_eps": 1e-5}
+    for path, config in zip(pair, (one, other), strict=True):
+        (path / "config.json").write_text(json.dumps(config))
+    run(*pair, out=tmp_path / "o")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{pair[1]} was trained with rms_norm_eps 1e-05 (not 1e-06), rope_theta 10000.0 (not 1000000.0):"
+        f" the output takes config.json from {pair[0]}"
+    ]
+
+
 def test_without_out_dtype_config_is_copied_to_the_byte(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     (pair[0] / "config.json").write_bytes(b'{"a":   1,\r\n "b": "\xc3\xa9"}')
     out = run(*pair, out=tmp_path / "o")
