@@ -14,7 +14,6 @@ from .quantised import problems as quantised
 from .readers import Checkpoint
 from .readers.adapters import Adapter, open_model
 
-
 # What config.json says of how weights are used, and shapes don't.
 SETTINGS = (
     "model_type",
@@ -110,7 +109,7 @@ def _different_settings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]
         ]
         if differing:
             found.append(
-                f"{checkpoint.path} was trained with {', '.join(differing)}: the output takes config.json from {donor.folder}"
+                f"{checkpoint.path} was trained with {', '.join(differing)}: the output gets config.json from {donor.folder}"
             )
     return found
 

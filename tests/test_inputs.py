@@ -651,7 +651,7 @@ def test_configs_that_use_weights_otherwise(
     run(*pair, out=tmp_path / "o")
     assert [record.getMessage() for record in caplog.records] == [
         f"{pair[1]} was trained with rms_norm_eps 1e-05 (not 1e-06), rope_theta 10000.0 (not 1000000.0):"
-        f" the output takes config.json from {pair[0]}"
+        f" the output gets config.json from {pair[0]}"
     ]
 
 
