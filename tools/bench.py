@@ -38,7 +38,8 @@ MODELS = {
     "1b": (896, 4864, 48, 128, 303_872),  # 0.5b twice
     "2gb-tensor": (1024, 1024, 1, 128, 1_048_576),  # an embedding of 2.1 GB in bfloat16
 }
-METHODS = ("linear", "slerp", "dare_linear", "dare_ties", "ties", "della_linear", "della")
+METHODS = ("linear", "slerp", "dare_linear", "dare_ties", "ties", "della_linear", "della", "fold")
+RANK = 32  # of the adapter that fold folds into the base
 FLOOR = """
 import os, sys, threading
 inputs, out, size, part, parts = sys.argv[1].split(','), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
@@ -148,6 +149,33 @@ def make_checkpoints(folder: Path, model: str) -> list[Path]:
     return paths
 
 
+def make_adapter(folder: Path, model: str) -> Path:
+    """A LoRA adapter of all Linear layers, as PaddleFormers saves it, in bfloat16. Kept if already there."""
+    path, name = folder / model / f"lora{RANK}", "peft_model-00001-of-00001.safetensors"
+    if (path / "lora_config.json").exists():
+        return path
+    path.mkdir(exist_ok=True)
+    header: dict[str, object] = {"__metadata__": {"format": "np"}}
+    end = 0
+    for weight, shape in shapes(model).items():
+        if len(shape) == 2 and "_proj." in weight:
+            for factor, sides in (("lora_A", [shape[1], RANK]), ("lora_B", [RANK, shape[0]])):
+                size = 2 * sides[0] * sides[1]
+                key = weight.replace("weight", factor)
+                header[key] = {"dtype": "BF16", "shape": sides, "data_offsets": [end, end + size]}
+                end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    values = np.random.default_rng(0).standard_normal(end // 2, dtype=np.float32) * np.float32(0.01)
+    content = struct.pack("<Q", len(text)) + text + (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    (path / name).write_bytes(content)
+    index = {"metadata": {"total_size": end}, "weight_map": {key: name for key in header if key != "__metadata__"}}
+    (path / "peft_model.safetensors.index.json").write_text(json.dumps(index))
+    config = {"r": RANK, "lora_alpha": 2 * RANK, "target_modules": [".*_proj"]}
+    (path / "lora_config.json").write_text(json.dumps(config))
+    return path
+
+
 def seconds(command: list[str], **kwargs: object) -> float:
     """Wall time of a command that must succeed."""
     start = time.perf_counter()
@@ -186,12 +214,14 @@ def merge_command(
     method: str, paths: list[Path], out: Path, n_process: int, tensor_type: str, device: str
 ) -> tuple[list[str], list[Path]]:
     """Our command, and the checkpoints it reads."""
-    base, *models = paths
+    base, *models, adapter = paths
+    command = [sys.executable, "-m", "paddle_merge", "--output_path", str(out), "--n_process", str(n_process), "--quiet"]
+    command += ["--max_shard_size", "100GB", "--tensor_type", tensor_type, "--device", device]
+    if method == "fold":
+        return [*command, "--lora_model_path", str(adapter), "--base_model_path", str(base)], [base]
     models = models[:2] if method == "slerp" else models
     inputs = models if method == "slerp" else [*models, base]
-    command = [sys.executable, "-m", "paddle_merge", "--merge_method", method, "--model_path_list", *map(str, models)]
-    command += ["--output_path", str(out), "--n_process", str(n_process), "--quiet", "--max_shard_size", "100GB"]
-    command += ["--tensor_type", tensor_type, "--device", device]
+    command += ["--merge_method", method, "--model_path_list", *map(str, models)]
     if method != "slerp":
         command += ["--base_model_path", str(base)]
     return command, inputs
@@ -261,7 +291,7 @@ def main(
 ) -> None:
     """Time every method against the floor, and against peers."""
     root = Path(folder or Path(tempfile.gettempdir()) / "paddle_merge_bench")
-    paths = make_checkpoints(root, model)
+    paths = [*make_checkpoints(root, model), make_adapter(root, model)]
     out = root / "out"
     named = dict(peer.split("=", 1) for peer in peers or [])
     where = "the CPU" if tensor_type == "np" else device
@@ -298,6 +328,9 @@ def main(
             row += f" {share:.0%} | {device_memory(command):.0f} |"
             shutil.rmtree(out)
         for peer, python in named.items():
+            if method == "fold":  # PaddleFormers wants a package for Qwen2 that isn't on PyPI, PaddleNLP its own layout
+                row += " | |"
+                continue
             taken = seconds(peer_command(peer, python, method, inputs, out, n_process, tensor_type), cwd=root)
             shutil.rmtree(out, ignore_errors=True)
             row += f" {taken:.1f} | {taken / statistics.median(merges):.1f} |"
