@@ -11,7 +11,10 @@ The first two are ValueErrors too: what PaddleNLP's mergekit raises, and what it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class MergeError(Exception):
@@ -36,3 +39,24 @@ class OutputError(MergeError):
 
 class WorkError(MergeError):
     """The merge started and could not be finished."""
+
+
+class Attempts:
+    """Calls whose errors are collected, to be raised together."""
+
+    def __init__(self) -> None:
+        self.errors: list[MergeError] = []
+
+    def __call__(self, step: Callable[..., T], *args: Any) -> T | None:
+        """What the step returns; None if it raises a MergeError."""
+        try:
+            return step(*args)
+        except MergeError as error:
+            self.errors.append(error)
+            return None
+
+    def finish(self) -> None:
+        """Raises a MergeError of the first one's kind with the problems of all, each once."""
+        if self.errors:
+            problems = [problem for error in self.errors for problem in error.problems]
+            raise type(self.errors[0])(list(dict.fromkeys(problems)))

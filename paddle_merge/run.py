@@ -9,14 +9,14 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from . import checks
 from .compare import differing
 from .config import MergeConfig
 from .crew import Crew
 from .donor import given_config
-from .errors import CheckpointError, MergeError, OutputError, WorkError
+from .errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from .inputs import open_inputs
 from .plan import Plan, make_plan
 from .ranks import Ranks
@@ -26,7 +26,6 @@ from .worker import Job, Report, Worker, notice
 from .writer import Output, check_output
 
 log = logging.getLogger("paddle_merge")
-T = TypeVar("T")
 
 
 def merge(config: MergeConfig, progress: bool | None = None, ranks: Ranks | None = None) -> str:
@@ -115,15 +114,7 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
 
     Raises MergeError with the problems of flags, inputs and output together; of its kinds, the first met.
     """
-    found: list[MergeError] = []
-
-    def attempt(step: Callable[..., T], *args: Any) -> T | None:
-        try:
-            return step(*args)
-        except MergeError as error:
-            found.append(error)
-            return None
-
+    attempt = Attempts()
     specs = config.sources
     paths = [path for spec in specs for path in adapters.split(spec)]
     recipe = attempt(config.recipe)
@@ -145,9 +136,8 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
     stored = config.save_format, config.merge_prefix, nbytes
     problems = check_output(config.output, paths, *stored, sidecars or (), config.overwrite)
     if problems:
-        found.append(OutputError(problems))
-    if found:
-        raise type(found[0])(list(dict.fromkeys(problem for error in found for problem in error.problems)))
+        attempt.errors.append(OutputError(problems))
+    attempt.finish()
     assert plan is not None
     assert sidecars is not None
     return plan, sidecars, record(config)

@@ -11,16 +11,16 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from ..backends.np_backend import NumpyBackend
 from ..detect import EMBEDDINGS, LINEARS, detect, is_linear, last_word, read_config
 from ..dtypes import FLOAT32, FLOATS, DType
-from ..errors import CheckpointError, MergeError, OutputError
+from ..errors import Attempts, CheckpointError, OutputError
 from ..files import Files
 from ..inputs import differences, open_inputs
 from ..layout import normalise
@@ -34,7 +34,6 @@ from .low_rank import low_rank
 from .report import REPORT, SHOWN, announce, describe, report, summarise
 
 log = logging.getLogger("paddle_merge")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,22 +83,14 @@ def extract_lora(config: ExtractConfig, progress: bool | None = None) -> dict[st
 
 def _open(config: ExtractConfig) -> Inputs:
     """Raises MergeError with the problems of flags, inputs and output together; of its kinds, the first met."""
-    found: list[MergeError] = []
-
-    def attempt(step: Callable[..., T], *args: Any) -> T | None:
-        try:
-            return step(*args)
-        except MergeError as error:
-            found.append(error)
-            return None
-
+    attempt = Attempts()
     attempt(config.check)
     paths = [path for path in (config.finetuned_path, config.base_model_path) if path]
     pairs = attempt(open_inputs, paths, "model")
     if pairs and any(adapters for _, adapters in pairs):
-        found.append(CheckpointError("extract-lora takes models without adapters; fold them first"))
+        attempt.errors.append(CheckpointError("extract-lora takes models without adapters; fold them first"))
     opened = [checkpoint for checkpoint, _ in pairs or ()]
-    inputs = attempt(_in_one_layout, config, opened) if opened and not found else None
+    inputs = attempt(_in_one_layout, config, opened) if opened and not attempt.errors else None
     nbytes, files = 0, []
     if inputs is not None:
         shapes = [entry.shape for name, entry in inputs.base.tensors.items() if _factored(entry)]
@@ -110,9 +101,8 @@ def _open(config: ExtractConfig) -> Inputs:
     prefix = PREFIXES[inputs.format] if inputs is not None else "adapter_model"
     problems = check_output(config.output_path, [*paths, *files], "safetensors", prefix, nbytes, [REPORT], config.overwrite)
     if problems:
-        found.append(OutputError(problems))
-    if found:
-        raise type(found[0])([problem for error in found for problem in error.problems])
+        attempt.errors.append(OutputError(problems))
+    attempt.finish()
     assert inputs is not None
     return inputs
 
