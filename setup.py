@@ -31,6 +31,7 @@ setup(
         "numba>=0.60",  # the loops that run over every element
         "typer>=0.12",  # the command line
         "tqdm",  # the progress bar
+        "xxhash>=3",  # checksums of what is written, at the speed of memory
         "pyyaml",  # config files in YAML
     ],
     extras_require={

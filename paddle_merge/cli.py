@@ -89,7 +89,7 @@ def run(config: MergeConfig) -> None:
     try:
         merge(config, ranks=Ranks.from_environment())
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: no checkpoint was written", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -131,7 +131,7 @@ def command() -> Iterator[None]:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: no checkpoint was written", file=sys.stderr)
         sys.exit(130)
 
 

@@ -201,7 +201,7 @@ class MergeConfig(Fields):
     def to_record(self) -> dict[str, Any]:
         """The fields that, read back from any folder, repeat this merge: paths made absolute, the method resolved."""
         record = dataclasses.asdict(self)
-        for name in ("model_path_str", "overwrite", "dry_run"):
+        for name in ("model_path_str", "overwrite", "resume", "dry_run"):
             del record[name]
         sparsifier, merge_type = self.parts
         record.update(

@@ -101,6 +101,11 @@ class Fields:
     seed: int = _flag(_TUNE, "dare, magprune: the same seed gives the same masks, for any number of workers.", 0)
     output_path: str | None = _flag(_OUTPUT, "Folder to write to.", shown="./merged-<method>")
     overwrite: bool = _flag(_OUTPUT, "Replace the weights of an earlier merge in that folder.", False)
+    resume: bool = _flag(
+        _OUTPUT,
+        "Go on with a merge into that folder that was stopped, given the same flags and inputs; if there is none, begin.",
+        False,
+    )
     max_shard_size: str = _flag(
         _OUTPUT, "Split the output into files of at most this size; it is one file if it fits.", "5GB"
     )

@@ -119,6 +119,15 @@ class Files:
             os.close(self._open.popitem()[1])
 
 
+def fsync(path: str) -> None:
+    """Wait until what was written to a file, or the names in a folder, are on the disk. Raises OSError."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 class Scratch:
     """Memory that is used again from tensor to tensor, one buffer per purpose, each as large as was ever needed."""
 

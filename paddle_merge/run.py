@@ -8,16 +8,18 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from . import checks
+from . import journal as journals
 from .compare import differing
 from .config import MergeConfig
 from .crew import Crew
 from .donor import given_config
 from .errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from .inputs import open_inputs
+from .journal import Journal, remaining, whole
 from .plan import Plan, make_plan
 from .ranks import Ranks
 from .readers import adapters, hub
@@ -65,12 +67,16 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
         return
 
     output = Output(config.output, plan)
+    journal = Journal(output.folder, ranks.number, plan, output.partial_paths)
     try:
-        if leads:
-            output.create()
-        ranks.gather(None)
+        done = _begin(config, plan, output, journal, ranks)
         output.wait_until_seen()
-        reports = _work(plan, Job(plan.recipe, output.partial_paths, plan.engine), progress, ranks)
+        left = dataclasses.replace(plan, pieces=remaining(plan, done))
+        reports = done if leads else []
+        for report in _work(left, Job(plan.recipe, output.partial_paths, plan.engine), progress, ranks):
+            journal.add(report)
+            reports.append(report)
+        journal.close(stopped=False)
         if not leads:
             output.sync()
         everything = ranks.gather([dataclasses.asdict(report) for report in reports])
@@ -79,7 +85,11 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
             notice(reports, plan.tensors, plan.recipe.sources, config.strict)
             output.finish(sidecars, merge_record)
     except BaseException:
-        output.abandon()
+        journal.close(stopped=True)
+        keep = leads and journals.read(output.folder) is not None
+        output.abandon(keep)
+        if keep:
+            log.warning("what is done is kept in %s: the same command with --resume goes on from there", config.output)
         raise
     if not leads:
         ranks.gather(None)
@@ -92,6 +102,25 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
     device_memory = max((report.device_memory for report in reports), default=0)
     if device_memory:
         log.info("device memory: at most %.0f MB per worker", device_memory / 1e6)
+
+
+def _begin(config: MergeConfig, plan: Plan, output: Output, journal: Journal, ranks: Ranks) -> list[Report]:
+    """Make the output's files and this rank's journal; the pieces that a merge that was stopped has done."""
+    leads, done = ranks.number == 0, []
+    header = journals.describe(config, plan)
+    if leads:
+        stopped = journals.read(output.folder) if config.resume else None
+        output.create(resume=stopped is not None)
+        if stopped is not None:
+            done = whole(stopped.reports, plan, output.partial_paths)
+            share = sum(report.stop - report.start for report in done) / sum(tensor.size for tensor in plan.tensors)
+            log.info("resume   %.0f %% of the output is there, and whole", 100 * share)
+        journal.start(header, done)
+        output.drop_journals(but=0)
+    done = [Report(**report) for report in ranks.gather([dataclasses.asdict(report) for report in done])[0]]
+    if not leads:
+        journal.start(header, [])
+    return done
 
 
 def _agree(plan: Plan, ranks: Ranks) -> None:
@@ -137,10 +166,29 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
     problems = check_output(config.output, paths, *stored, sidecars or (), config.overwrite)
     if problems:
         attempt.errors.append(OutputError(problems))
+    attempt(_may_go_on, config, plan)
     attempt.finish()
     assert plan is not None
     assert sidecars is not None
     return plan, sidecars, record(config)
+
+
+def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
+    """Raises OutputError if a merge into the folder was stopped, and isn't dealt with."""
+    stopped = journals.read(config.output)
+    if stopped is None:
+        return
+    if not config.resume and not config.overwrite:
+        raise OutputError(
+            f"--output_path {config.output} holds a merge that was stopped; --resume goes on with it, --overwrite begins"
+            " again"
+        )
+    changed = journals.changes(stopped.header, journals.describe(config, plan)) if config.resume and plan else []
+    if changed:
+        raise OutputError(
+            f"--resume can't go on with the merge in {config.output}: {'; '.join(changed)}; --overwrite without --resume"
+            " begins again"
+        )
 
 
 def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
@@ -206,7 +254,7 @@ def _check_equal(plan: Plan) -> None:
 # --- workers ---------------------------------------------------------------------------------------------------------
 
 
-def _work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks) -> list[Report]:
+def _work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks) -> Iterator[Report]:
     """Merge this rank's share."""
     from tqdm import tqdm
 
@@ -216,14 +264,16 @@ def _work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks) -> list[Rep
     total = sum(plan.traffic(piece) for piece in pieces)
     with tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=disable) as bar:
         if plan.n_process == ranks.count == 1 and job.engine.tensor_type == "np":
-            return _work_here(plan, job, bar.update)
+            yield from _work_here(plan, job, bar.update)
+            return
         with Crew(plan, pieces, job) as crew:
-            return list(crew.work(bar.update, ranks))
+            yield from crew.work(bar.update, ranks)
 
 
-def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> list[Report]:
+def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> Iterator[Report]:
     worker = Worker(job, progress)
     try:
-        return [worker.merge(plan.tensors[piece.tensor], piece) for piece in plan.pieces]
+        for piece in plan.pieces:
+            yield worker.merge(plan.tensors[piece.tensor], piece)
     finally:
         worker.close()

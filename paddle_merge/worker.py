@@ -7,6 +7,7 @@ script. It talks over one pipe: the job comes in, then piece numbers; progress, 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from .blocks import FileSource, Road
 from .engine import NUMPY, Engine
@@ -44,12 +46,16 @@ class Job:
 @dataclass(frozen=True)
 class Report:
     """What was noticed in one piece of a tensor: the inputs (index into Recipe.sources) that hold NaN or Inf; numbers too
-    large for the output's dtype; the most bytes of device memory that the worker has taken so far."""
+    large for the output's dtype; the most bytes of device memory that the worker has taken so far. The piece, elements
+    start..stop, and the XXH3 (128 bits) of its bytes as they were written."""
 
     tensor: str
     not_finite: tuple[int, ...] = ()
     overflowed: bool = False
     device_memory: int = 0
+    start: int = 0
+    stop: int = 0
+    checksum: str = ""
 
 
 class Backends:
@@ -74,11 +80,12 @@ class Worker:
 
     def merge(self, tensor: TensorPlan, piece: Piece) -> Report:
         """Raises WorkError, naming the tensor, whatever goes wrong."""
-        path, itemsize = self._paths[tensor.shard], tensor.dtype.itemsize
+        path, itemsize, checksum = self._paths[tensor.shard], tensor.dtype.itemsize, xxhash.xxh3_128()
 
         def write(raw: np.ndarray, start: int) -> None:
             try:
                 self._shards.write(path, tensor.offset + start * itemsize, raw)
+                checksum.update(raw.view(np.uint8).data)
             except OSError as error:
                 raise WorkError(
                     f"tensor {tensor.name!r}: can't write to {os.path.basename(path)} ({error.strerror})"
@@ -95,7 +102,7 @@ class Worker:
             ) from None
         except Exception as error:  # nothing is swallowed: it fails the merge, with the tensor's name
             raise WorkError(f"tensor {tensor.name!r}: {type(error).__name__}: {error}") from error
-        return report
+        return dataclasses.replace(report, start=piece.start, stop=piece.stop, checksum=checksum.hexdigest())
 
     def close(self) -> None:
         self._files.close()

@@ -19,7 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from .errors import OutputError
+from .files import fsync
 from .frames.formats import FORMATS, index_name, is_weights
+from .journal import is_journal, name_of
 from .plan import Shard
 from .sidecars import ADAPTERS, CARD, COPIED, RECORD, WEIGHTS
 
@@ -87,6 +89,8 @@ def check_output(
     if not os.access(parent, os.W_OK):
         problems.append(f"--output_path {folder}: no permission to write in {parent}")
     free = shutil.disk_usage(parent).free
+    left = [os.path.join(folder, name) for name in (os.listdir(folder) if os.path.isdir(folder) else ())]
+    free += sum(os.stat(path).st_blocks * 512 for path in left if _left_behind(os.path.basename(path), prefix))
     needed = nbytes + MARGIN  # beside an earlier merge, which is replaced only when this one is whole
     if free < needed:
         problems.append(
@@ -133,23 +137,34 @@ class Output:
     def partial_paths(self) -> tuple[str, ...]:
         return tuple(self._path(shard.name + PARTIAL) for shard in self._plan.shards)
 
-    def create(self) -> None:
-        """Make the folder and the pre-sized shards, what stands around tensors written. Raises OutputError."""
+    def create(self, resume: bool = False) -> None:
+        """Make the folder and the pre-sized shards, what stands around tensors written. Raises OutputError.
+
+        resume: keep what a merge of the same plan that was stopped has written to its shards, and its journals.
+        """
         try:
             self._make_folder(self.folder)
             self._take_lock()
             for name in os.listdir(self.folder):
-                if _left_behind(name, self._plan.prefix):
+                kept = resume and (is_journal(name) or self._path(name) in self.partial_paths)
+                if _left_behind(name, self._plan.prefix) and not kept:
                     os.unlink(self._path(name))
             for shard, path in zip(self._plan.shards, self.partial_paths, strict=True):
                 self._written.append(path)
-                with open(path, "wb") as file:
+                with open(path, "r+b" if os.path.exists(path) else "wb") as file:
                     for offset, content in shard.frame:
                         file.seek(offset)
                         file.write(content)
                     file.truncate(shard.nbytes)
+            fsync(self.folder)
         except OSError as error:
             raise self._failure(error) from None
+
+    def drop_journals(self, but: int | None = None) -> None:
+        """Remove the journals of all ranks, or of all others. Raises OSError."""
+        for name in os.listdir(self.folder):
+            if is_journal(name) and (but is None or name != name_of(but)):
+                os.unlink(self._path(name))
 
     def wait_until_seen(self) -> None:
         """Until the shards that rank 0 created are seen here: a network file system may take a while. Raises OutputError."""
@@ -167,7 +182,7 @@ class Output:
         """Make sure that what this machine wrote to the shards is on the disk. Raises OutputError."""
         try:
             for path in self.partial_paths:
-                _sync(path)
+                fsync(path)
         except OSError as error:
             raise self._failure(error) from None
 
@@ -203,21 +218,33 @@ class Output:
         for name in names:
             self._written.append(self._path(name))
             os.replace(self._path(name + PARTIAL), self._path(name))
-        _sync(self.folder)
+        fsync(self.folder)
         # From here on the merge stands, and there is nothing that `abandon` could undo.
         replaced, self._set_aside, self._written = self._set_aside, [], []
+        with contextlib.suppress(OSError):
+            self.drop_journals()
         for path in replaced:
             with contextlib.suppress(OSError):
                 os.unlink(path + REPLACED)
 
-    def abandon(self) -> None:
-        """Bring an earlier merge back, remove everything written, and the folders that were made here. Signals wait."""
+    def abandon(self, keep: bool = False) -> None:
+        """Bring an earlier merge back, remove everything written, and the folders that were made here. Signals wait.
+
+        keep: leave the unfinished shards and their journals, for a merge that goes on.
+        """
         with uninterrupted():
+            for partial in self.partial_paths if keep else ():
+                path = partial.removesuffix(PARTIAL)
+                if path in self._written and not os.path.lexists(partial):
+                    os.replace(path, partial)
             restored = {path for path in self._set_aside if self._restore(path)}
             for path in reversed(self._written):
-                if path not in restored:
+                if path not in restored and not (keep and path in self.partial_paths):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(path)
+            if self._lock is not None and not keep:
+                with contextlib.suppress(OSError):
+                    self.drop_journals()
             for folder in reversed(self._created_folders):
                 with contextlib.suppress(OSError):  # something else is in it by now: leave it
                     os.rmdir(folder)
@@ -280,15 +307,7 @@ def _left_behind(name: str, prefix: str) -> bool:
     """Whether this is what a merge that was killed leaves."""
     whole = name.removesuffix(PARTIAL)
     ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, *ADAPTERS)
-    return name.endswith(PARTIAL) and (ours or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
-
-
-def _sync(path: str) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    return name.endswith(PARTIAL) and (ours or is_journal(name) or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
 
 
 def _existing_parent(folder: str) -> str:

@@ -145,7 +145,7 @@ def test_an_interrupted_merge_leaves_nothing(tmp_path: Path, long: Path, number:
         process.send_signal(number)
         code, said = end(process)
         assert code == 130
-        assert said.splitlines()[-1] == "interrupted: nothing was written"
+        assert said.splitlines()[-1] == "interrupted: no checkpoint was written"
         assert gone(crew, 5)
     assert list(tmp_path.iterdir()) == []
 
