@@ -25,6 +25,7 @@ from paddle_merge.plan import Piece
 from paddle_merge.worker import Report, Worker
 
 from . import checkpoints
+from .test_ranks import free_ports
 
 ROOT = Path(__file__).parents[1]
 # Every piece is noted at once; pieces are small, and cut anywhere.
@@ -169,6 +170,46 @@ def test_a_merge_that_is_asked_to_stop_says_how_to_go_on(
     assert "holds a merge that was stopped; --resume goes on with it, --overwrite begins again" in said
     run(*flags(models, out, "della", "--resume"))
     assert weights(out) == whole["della"]
+
+
+def in_ranks(count: int, argv: list[str], kill_after: int | None, out: Path) -> list[int]:
+    """Exit codes of so many ranks that merge together; one of them is killed once so many pieces are noted."""
+    ends = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    shared = {**os.environ, "PYTHONPATH": str(ROOT), "PADDLE_TRAINERS_NUM": str(count)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", EAGER, *argv],
+            env=shared
+            | {"PADDLE_TRAINER_ID": str(k), "PADDLE_CURRENT_ENDPOINT": ends[k], "PADDLE_TRAINER_ENDPOINTS": ",".join(ends)},
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for k in range(count)
+    ]
+    if kill_after is not None:
+        limit = time.monotonic() + 60
+        while noted(out) < kill_after and any(rank.poll() is None for rank in ranks) and time.monotonic() < limit:
+            time.sleep(0.001)
+        ranks[kill_after % count].kill()
+    return [rank.wait(timeout=120) for rank in ranks]
+
+
+@pytest.mark.parametrize("victim", range(3))
+def test_several_ranks_go_on_with_what_all_of_them_did(tmp_path: Path, models: list[str], whole: Whole, victim: int) -> None:
+    """Whoever is killed, and whatever the number of ranks that go on."""
+    out = tmp_path / "out"
+    argv = flags(models, out, "linear", "--resume")
+    for attempt in range(5):
+        codes = in_ranks(3, argv, 3 * (attempt + 1) + victim, out)
+        if any(codes):
+            break
+        shutil.rmtree(out)  # they were faster
+    assert any(codes)
+    assert not (out / "merge_config.json").exists()
+    assert only_leftovers(out)
+    assert in_ranks(victim + 1, argv, None, out) == [0] * (victim + 1)
+    assert weights(out) == whole["linear"]
+    assert not list(out.glob("*.partial"))
 
 
 def stopped(out: Path, models: list[str], monkeypatch: pytest.MonkeyPatch, pieces: int = 5, **fields: Any) -> MergeConfig:
