@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import engine
 from .methods import METHODS
-from .parsing import nearest
+from .parsing import nearest, parse_size
 
 if TYPE_CHECKING:
     from .config import MergeConfig
@@ -40,10 +40,11 @@ def problems(config: MergeConfig) -> list[str]:
         found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
     if config.n_process < 1:
         found.append(f"--n_process {config.n_process} must be at least 1")
-    try:
-        config.shard_bytes()
-    except ValueError as error:
-        found.append(f"--max_shard_size {error}")
+    for name, size in (("max_shard_size", config.max_shard_size), ("max_memory", config.max_memory)):
+        try:
+            parse_size(size or "1GB")
+        except ValueError as error:
+            found.append(f"--{name} {error}")
     found += _device(config)
     if config.strict:
         found += _without_base(config)

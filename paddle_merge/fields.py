@@ -139,6 +139,12 @@ class Fields:
         _OUTPUT, "More files to copy from the folder that config and tokenizer come from, beside them."
     )
     n_process: int = _flag(_RUN, "Worker processes. The result doesn't depend on it.", 1)
+    max_memory: str | None = _flag(
+        _RUN,
+        "A ceiling for all processes together, such as 2GB: only as many workers start as stay within it, and a merge that"
+        " can't stay within it says what it needs.",
+        shown="none",
+    )
     tensor_type: str = _flag(
         _RUN,
         "What computes. np: NumPy, on the CPU. pd: Paddle, on `--device`; on the CPU the same result, but slower.",

@@ -31,7 +31,9 @@ from .worker import Report
 SECONDS = 10.0  # between two visits to the disk; a merge that is stopped before the first leaves nothing
 BLOCK = 1 << 20
 # Fields that change neither what the output's bytes are nor where they go.
-IRRELEVANT = {"n_process", "max_tensor_mem", "split_pieces", "strict", "strict_layout", "output_path", "copy_file_list"}
+IRRELEVANT = frozenset(
+    ["n_process", "max_memory", "max_tensor_mem", "split_pieces", "strict", "strict_layout", "output_path", "copy_file_list"]
+)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from .blocks import worker_memory
 from .donor import Donor, find_donor
 from .dtypes import DType, compute_dtype
 from .engine import NUMPY, Engine
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .files import PANEL
 from .frames import Held
 from .frames.formats import FORMATS, shard_name
@@ -127,6 +127,17 @@ class Plan:
         factors = max((sum(entry.factor_bytes for entry in tensor.inputs) for tensor in self.tensors), default=0)
         worker = worker_memory(models, self.recipe, self.engine, alone) + panels + factors
         return worker * self.n_process + (0 if alone else 60 << 20) + headers
+
+    def within(self, limit: int) -> Plan:
+        """The same with as many workers, of those there are, as stay within so many bytes of memory. Raises ConfigError."""
+        plans = [dataclasses.replace(self, n_process=count) for count in range(self.n_process, 0, -1)]
+        for plan in plans:
+            if plan.memory <= limit:
+                return plan
+        raise ConfigError(
+            f"--max_memory {limit / 1e6:.0f} MB is too little: with one worker, this merge needs about"
+            f" {plans[-1].memory / 1e6:.0f} MB"
+        )
 
     def share(self, rank: int, ranks: int) -> tuple[Piece, ...]:
         """The pieces that one of several ranks merges: largest first, each to the rank with the least to do so far."""

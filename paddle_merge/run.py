@@ -20,6 +20,7 @@ from .donor import given_config
 from .errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from .inputs import open_inputs
 from .journal import Journal, remaining, whole
+from .parsing import parse_size
 from .plan import Plan, make_plan
 from .ranks import Ranks
 from .readers import adapters, hub
@@ -156,6 +157,8 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
         attempt(open_inputs, [spec for spec in specs if spec not in remote], config.merge_prefix)
     else:
         plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes(), config.engine, ranks)
+        if plan is not None and config.max_memory:
+            plan = attempt(plan.within, parse_size(config.max_memory))
     if plan is not None:
         sidecars = attempt(read_sidecars, plan, config)
         attempt(_check_equal, plan)
@@ -221,7 +224,8 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     if plan.engine.tensor_type == "pd":
         budget = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""
         lines.append(f"engine   Paddle on {plan.engine.device}{budget}")
-    lines.append(f"workers  {plan.n_process}, together at most about {plan.memory / 1e6:.0f} MB of memory")
+    fewer = f" of {config.n_process}, for --max_memory" if config.max_memory and plan.n_process < config.n_process else ""
+    lines.append(f"workers  {plan.n_process}{fewer}, together at most about {plan.memory / 1e6:.0f} MB of memory")
     return "\n".join(lines)
 
 

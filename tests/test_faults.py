@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 
-from paddle_merge import MergeConfig, OutputError, WorkError, merge
+from paddle_merge import ConfigError, MergeConfig, OutputError, WorkError, merge
 from tests import checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -605,3 +605,30 @@ def test_an_unforeseen_error_names_the_tensor(
     with pytest.raises(WorkError, match=r"^tensor '[vw]': KeyError: 'surprise'$"):
         run(*pair, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_ceiling_on_memory_is_kept_by_fewer_workers(tmp_path: Path, long: Path) -> None:
+    """What all processes hold, as the system counts it, shared pages counted once for each."""
+    out, limit = tmp_path / "out", 900_000_000
+    with started(*long_merge(long, out, 16), "--max_memory", "900MB") as process:
+        peak, root = 0, psutil.Process(process.pid)
+        while process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                peak = max(peak, sum(one.memory_info().rss for one in [root, *root.children(recursive=True)]))
+            time.sleep(0.01)
+        code, said = end(process)
+    assert code == 0
+    (workers,) = [int(found[1]) for found in re.finditer(r"workers  (\d+) of 16, for --max_memory", said)]
+    assert 1 < workers < 16
+    assert 100_000_000 < peak < limit
+
+
+def test_too_low_a_ceiling_says_what_it_takes(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--max_memory 50 MB is too little: with one worker, .* 1\d\d MB$"):
+        run(*pair, out=tmp_path / "out", max_memory="50MB")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=r"--max_memory 'much' must be a size"):
+        run(*pair, out=tmp_path / "out", max_memory="much")
