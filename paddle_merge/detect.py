@@ -105,6 +105,13 @@ def is_tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
     return str(config.get("model_type")).startswith(TIED_BY_DEFAULT) or "lm_head.weight" not in checkpoint.tensors
 
 
+def has_language_head(config: Mapping[str, Any]) -> bool:
+    """Whether the model predicts words, with its embedding if that is tied; yes if config.json doesn't say what it is."""
+    names = config.get("architectures")
+    words = ("CausalLM", "LMHead", "MaskedLM", "ConditionalGeneration")
+    return not isinstance(names, list) or not names or any(word in str(name) for name in names for word in words)
+
+
 def alike(inputs: Sequence[Checkpoint], found: Sequence[Detected]) -> list[Detected]:
     """Where a layout can't be told, but all names and shapes are those of one that can, non-square Linear ones among them,
     it is the same."""

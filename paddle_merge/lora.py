@@ -17,7 +17,7 @@ from typing import Any
 
 from . import fused
 from .compare import equal, is_zero
-from .detect import EMBEDDINGS, is_tied, last_word, read_config
+from .detect import EMBEDDINGS, has_language_head, is_tied, last_word, read_config
 from .errors import CheckpointError
 from .layout import transposed
 from .lora_config import scaling, unfit
@@ -71,6 +71,7 @@ class _Fold:
         """Change `tensors`; a sentence on what was done. Raises CheckpointError."""
         problems = unfit(self._adapter)
         modules, others = sort(self._adapter) if not problems else ([], [])
+        problems += self._untying(modules, others) if self._tied else []
         for name, entry in others:
             try:
                 self._replace(name, entry)
@@ -147,6 +148,28 @@ class _Fold:
         return ways[0] if expected is None else expected
 
     # --- tensors that replace others
+
+    def _untying(self, modules: Sequence[Module], others: list[tuple[str, TensorEntry]]) -> list[str]:
+        """What PEFT, which trains the embedding and lm_head apart, has changed in the one alone: a model that isn't tied.
+
+        Takes lm_head out of `others` where it is the adapter's embedding over again.
+        """
+        heads = [item for item in others if last_word(item[0]) == "lm_head"]
+        whole = [item for item in others if last_word(item[0]) in EMBEDDINGS]
+        changed = [module.name for module in modules if "embedding A" in module.tensors]
+        if heads and whole and all(equal(entry, whole[0][1]) for _, entry in (*heads, *whole)):
+            others[:] = [item for item in others if item not in heads]
+        else:
+            for name, entry in whole:
+                target = self._find(name)
+                changed += [name] if target is not None and not equal(entry, self.tensors[target]) else []
+        if not changed or self._adapter.kind != "peft" or not has_language_head(self._config):
+            return []
+        return [
+            f"{self._adapter.path}: changes {' and '.join(map(repr, changed))} apart from lm_head, which"
+            f" {self._checkpoint.path} ties to it, so what was trained is no tied model. Give a base that isn't one: with"
+            " tie_word_embeddings false in its config.json, and lm_head.weight beside the embedding"
+        ]
 
     def _replace(self, name: str, entry: TensorEntry) -> None:
         """Raises MalformedError."""

@@ -193,13 +193,19 @@ def laid_out(state: State, layout: str, model_type: str, ties: str) -> State:
     return result
 
 
-def work(folder: Path, jobs: dict[str, dict[str, list[Any]]]) -> dict[str, tuple[dict[str, str], dict[str, np.ndarray]]]:
-    """Let the libraries do their jobs, at the same time; library -> its answers and logits, by name."""
+def work(
+    folder: Path, jobs: dict[str, dict[str, list[Any]]], scripts: str = "with"
+) -> dict[str, tuple[dict[str, str], dict[str, np.ndarray]]]:
+    """Let the libraries do their jobs, at the same time; library -> its answers and logits, by name.
+
+    scripts: what the names of the scripts that do them begin with.
+    """
     running = []
     for library, job in jobs.items():
         (folder / library).mkdir(parents=True)
         (folder / library / "job.json").write_text(json.dumps(job))
-        command = [os.environ[VARIABLES[library]], str(SCRIPTS / f"with_{library}.py"), str(folder / library / "job.json")]
+        script = str(SCRIPTS / f"{scripts}_{library}.py")
+        command = [os.environ[VARIABLES[library]], script, str(folder / library / "job.json")]
         with open(folder / library / "log", "w") as log:
             environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
             running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))

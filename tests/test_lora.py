@@ -28,6 +28,7 @@ TARGETS = {  # (in, out)
     f"{LAYER}mlp.down_proj": (INTER, HIDDEN),
     "lm_head": (HIDDEN, VOCAB),
 }
+TIED = CONFIG | {"tie_word_embeddings": True}
 Factors = dict[str, tuple[np.ndarray, np.ndarray]]  # module -> A [in, r], B [r, out]
 
 
@@ -256,19 +257,56 @@ def test_fused_adapters_onto_split_weights(tmp_path: Path, layout: str) -> None:
 
 
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
-    """PaddleNLP stores the head of a tied model too: what changes the embedding changes it."""
+    """PaddleNLP stores the head of a tied model too: what changes the embedding changes it. An adapter may hold both."""
+    base, new = llama(0, tied=True), llama(1)["model.embed_tokens.weight"]
+    path = stored(tmp_path / "base", base, "hf", TIED, "float64")
+    whole = {"model.embed_tokens.weight": new}
+    both = {**whole, "lm_head.weight": new}
+    other = in_paddle({LAYER + "mlp.down_proj": factors(1)[LAYER + "mlp.down_proj"]})
+    adapters = [
+        paddle(tmp_path / "one", whole | other, trainable_modules=[".*"]),
+        paddle(tmp_path / "both", both | other, trainable_modules=[".*"]),
+        peft(tmp_path / "peft", both, modules_to_save=["embed_tokens", "lm_head"]),
+    ]
+    for adapter in adapters:
+        got = fold(tmp_path, path, adapter)
+        assert got.keys() == base.keys()
+        np.testing.assert_array_equal(got["model.embed_tokens.weight"], new)
+        got = fold(tmp_path, path, adapter, output_layout="paddlenlp")
+        np.testing.assert_array_equal(got["llama.embed_tokens.weight"], new)
+        np.testing.assert_array_equal(got["lm_head.weight"], new)
+
+
+def test_an_embedding_that_peft_trained_apart_from_its_head(tmp_path: Path) -> None:
+    """PEFT leaves the head what it was while it trains, and PEFT's own folding then changes it or unties the two."""
     base, random = llama(0, tied=True), np.random.default_rng(3)
     a, b = random.standard_normal((R, VOCAB)), random.standard_normal((HIDDEN, R))
-    tensors = {"model.embed_tokens.lora_embedding_A": a, "model.embed_tokens.lora_embedding_B": b}
-    tied = CONFIG | {"tie_word_embeddings": True}
-    path = stored(tmp_path / "base", base, "hf", tied, "float64")
-    adapter = peft(tmp_path / "ad", tensors)
-    expected = base | {"model.embed_tokens.weight": base["model.embed_tokens.weight"] + 2.0 * (b @ a).T}
-    close(fold(tmp_path, path, adapter), expected)
-    got = fold(tmp_path, path, adapter, output_layout="paddlenlp")
-    assert (got["lm_head.weight"] == got["llama.embed_tokens.weight"]).all()
+    old, new = base["model.embed_tokens.weight"], llama(1)["model.embed_tokens.weight"]
+    embedding = {"model.embed_tokens.lora_embedding_A": a, "model.embed_tokens.lora_embedding_B": b}
+    saved = {"model.embed_tokens.base_layer.weight": old, "lm_head.weight": old}  # with save_embedding_layers
+    adapters = {
+        "factors": embedding,
+        "saved": embedding | saved,
+        "whole": {"model.embed_tokens.weight": new},
+        "two": {"model.embed_tokens.weight": new, "lm_head.weight": new + 1},
+        "head": {"model.embed_tokens.weight": old, "lm_head.weight": new},
+    }
+    path = stored(tmp_path / "base", base, "hf", TIED, "float64")
+    for name, tensors in adapters.items():
+        words = "ties lm_head to the embedding" if name == "head" else "apart from lm_head, which .* ties to it"
+        with pytest.raises(CheckpointError, match=words):
+            fold(tmp_path, path, peft(tmp_path / name, tensors))
     with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
-        fold(tmp_path, path, peft(tmp_path / "head", in_peft({"lm_head": factors(1)["lm_head"]})))
+        fold(tmp_path, path, peft(tmp_path / "lora", in_peft({"lm_head": factors(1)["lm_head"]})))
+
+    unchanged = in_peft({LAYER + "mlp.down_proj": factors(1)[LAYER + "mlp.down_proj"]}) | saved
+    expected = folded(base, {LAYER + "mlp.down_proj": factors(1)[LAYER + "mlp.down_proj"]})
+    close(fold(tmp_path, path, peft(tmp_path / "unchanged", unchanged)), expected)
+    changed = base | {"model.embed_tokens.weight": old + 2.0 * (b @ a).T}
+    untied = stored(tmp_path / "untied", base | {"lm_head.weight": old}, "hf", CONFIG, "float64")
+    close(fold(tmp_path, untied, str(tmp_path / "factors")), changed | {"lm_head.weight": old})
+    headless = stored(tmp_path / "headless", base, "hf", TIED | {"architectures": ["LlamaModel"]}, "float64")
+    close(fold(tmp_path, headless, str(tmp_path / "factors")), changed)
 
 
 # --- merging adapters --------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ A job is a JSON file: the name of a script's function -> a list of keyword argum
     reference       sets weights into the library's own model: logits
     load            opens a folder: logits, and what it says of itself
     tokenize        opens a folder's tokenizer: token ids
+    adapt           writes a random model, adapters on it, and what the library makes of the two
+    fold            opens a model and an adapter; writes what the library makes of the two
 
 Arrays go to logits.npz beside the job, sentences to answers.json, by the argument `name`.
 """
@@ -24,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 TOKENS = np.array([[1, 5, 9, 2, 33, 17, 4, 8]])
 TEXT = "ab c"
@@ -61,6 +64,10 @@ def work(script: ModuleType) -> None:
     for entry in job.get("tokenize", ()):
         name = entry.pop("name")
         answers[name] = str(script.tokenize(**entry)(TEXT)["input_ids"])
+    for entry in job.get("adapt", ()):
+        script.adapt(**entry)
+    for entry in job.get("fold", ()):
+        script.fold(**entry)
     np.savez(os.path.join(folder, "logits.npz"), **logits)
     with open(os.path.join(folder, "answers.json"), "w") as file:
         json.dump(answers, file)
@@ -73,3 +80,10 @@ def paddle_state(state: dict[str, Any], prefix: str) -> dict[str, Any]:
         new = prefix + name.removeprefix("model.") if name.startswith("model.") else name
         turned[new] = np.ascontiguousarray(value.T) if name.endswith("_proj.weight") else value
     return turned
+
+
+def write_weights(folder: str, state: dict[str, Any]) -> None:
+    """What a Paddle model computes with, under its own names, without its adapter."""
+    os.makedirs(folder)
+    arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in state.items() if "lora_" not in name}
+    save_file(arrays, os.path.join(folder, "model.safetensors"))

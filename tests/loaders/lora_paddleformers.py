@@ -1,0 +1,63 @@
+"""PaddleFormers' part, of adapters: see job.py."""
+
+from __future__ import annotations
+
+import sys
+
+import paddle
+from job import work, write_weights
+from paddleformers.peft import LoRAConfig, LoRAModel
+from paddleformers.transformers import LlamaConfig, LlamaForCausalLM
+from paddleformers.utils.log import logger
+
+IN_PADDLE = {"save_checkpoint_format": "unified_checkpoint", "save_to_hf": False, "safe_serialization": True}
+
+
+def move(model, amount: float) -> None:
+    """Change all that is trained."""
+    for parameter in model.parameters():
+        if not parameter.stop_gradient:
+            parameter.set_value(parameter + amount * paddle.randn(parameter.shape))
+
+
+def adapt(folder: str, config: dict[str, object], adapters: dict[str, dict[str, object]]) -> None:
+    """Into `folder`: base as the library saves it by default, base-hf and base-paddle as it can, tuned (all of it), and each
+    adapter, with the model that it makes in NAME-folded; NAME-pdparams is the adapter in the other format."""
+    paddle.seed(0)
+    settings = LlamaConfig(**config)
+    settings.fuse_rms_norm = False  # the fused kernel is a GPU's
+    model = LlamaForCausalLM(settings)
+    move(model, 0.4)
+    model.save_pretrained(f"{folder}/base")
+    model.save_pretrained(f"{folder}/base-hf", save_to_hf=True)
+    model.save_pretrained(f"{folder}/base-paddle", **IN_PADDLE)
+    weights = model.state_dict()
+    write_weights(f"{folder}/base-weights", weights)
+    for name, lora in adapters.items():
+        own = LlamaForCausalLM(settings)
+        own.set_state_dict(weights)
+        adapted = LoRAModel(own, LoRAConfig(**lora))
+        adapted.mark_only_lora_as_trainable()
+        move(adapted, 0.05)
+        adapted.save_pretrained(f"{folder}/{name}")
+        adapted.save_pretrained(f"{folder}/{name}-pdparams", save_checkpoint_format="")
+        fold_into(adapted, f"{folder}/{name}-folded")
+    move(model, 0.05)
+    model.save_pretrained(f"{folder}/tuned")
+
+
+def fold(base: str, adapter: str, folder: str, options: dict[str, object]) -> None:
+    settings = LlamaConfig.from_pretrained(base)
+    settings.fuse_rms_norm = False
+    model = LlamaForCausalLM.from_pretrained(base, config=settings, **options)
+    fold_into(LoRAModel.from_pretrained(model, adapter), folder)
+
+
+def fold_into(adapted, folder: str) -> None:
+    adapted.merge()
+    write_weights(folder, adapted.model.state_dict())
+
+
+if __name__ == "__main__":
+    logger.set_level("ERROR")
+    work(sys.modules[__name__])
