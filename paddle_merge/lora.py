@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from .compare import equal, is_zero
 from .detect import EMBEDDINGS, is_tied, last_word, read_config
 from .errors import CheckpointError
 from .layout import transposed
-from .lora_config import scaling, unfit
+from .lora_config import check_tensors, scaling, unfit
 from .readers import Adapted, Checkpoint, Lengths, LowRank, TensorEntry
 from .readers.adapters import Adapter, Module, sort
 from .readers.pickles import MalformedError
@@ -62,10 +63,13 @@ class _Fold:
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
         self.tensors = dict(checkpoint.tensors)
         self._checkpoint, self._adapter, self._layout, self._config = checkpoint, adapter, layout, config
-        self._names = {_stem(name, config): name for name in self.tensors}
+        stems = {name: _stem(name, config) for name in self.tensors}
+        twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
+        self._names = {stem: name for name, stem in stems.items() if stem not in twice}
         self._tied = is_tied(checkpoint, config)
         self._changes: list[LowRank | Lengths] = []
         self._replaced: list[tuple[TensorEntry, TensorEntry]] = []
+        self._taken: dict[tuple[str, bool], str] = {}  # (tensor, whether it is replaced) -> what of the adapter it is for
 
     def run(self) -> str:
         """Change `tensors`; a sentence on what was done. Raises CheckpointError."""
@@ -165,6 +169,7 @@ class _Fold:
             raise MalformedError(f"is {list(entry.shape)}, but {target!r}, which it should replace, is {list(old.shape)}")
         if not (entry.dtype.is_float and old.dtype.is_float):
             raise MalformedError(f"is {entry.dtype.name}, which can't replace {target!r}, {old.dtype.name}")
+        self._take(target, entry.name, replaces=True)
         self._replaced.append((old, entry))
         self._put(target, dataclasses.replace(entry, name=target), ())
 
@@ -181,6 +186,12 @@ class _Fold:
         word = last_word(name)
         words = [fused_word for fused_word, pieces in fused.PIECES.items() if word in pieces]
         return next((found for whole in words if (found := self._find(name.replace(word, whole)))), None)
+
+    def _take(self, target: str, name: str, replaces: bool = False) -> None:
+        """Raises MalformedError if the adapter replaces, or changes, this tensor twice, under different names."""
+        other = self._taken.setdefault((target, replaces), name)
+        if other != name:
+            raise MalformedError(f"and {other!r} are both for {target!r}")
 
     def _put(self, target: str, stored: TensorEntry, changes: tuple[LowRank | Lengths, ...]) -> None:
         """Put a tensor, and what is tied to it, in the place of the checkpoint's."""
@@ -203,18 +214,14 @@ class _Fold:
 
     def _fold(self, module: Module) -> None:
         """Raises MalformedError."""
-        held = module.tensors
-        for one, other in (("A", "B"), ("embedding A", "embedding B")):
-            if (one in held) != (other in held):
-                raise MalformedError(f"has no lora_{other if one in held else one} beside it, so it can't be folded")
-        if "embedding A" in held:
+        check_tensors(self._adapter, module)
+        if "embedding A" in module.tensors:
             update = self._embedding(module)
             target = self._target(f"{module.name}.weight")
+            self._take(target, module.name)
             self._change(target, [update, *self._lengths(module, target, 1)])
-        elif "A" in held:
-            self._linear(module)
         else:
-            raise MalformedError("comes without lora_A and lora_B")
+            self._linear(module)
 
     def _target(self, name: str) -> str:
         target = self._find(name)
@@ -227,6 +234,8 @@ class _Fold:
     def _embedding(self, module: Module) -> LowRank:
         """W [V, h] + (B [h, r] @ A [r, V]).T * s."""
         a, b = _matrices(module.tensors["embedding A"], module.tensors["embedding B"])
+        if a.shape[0] != b.shape[1]:
+            raise MalformedError(f"has the ranks {a.shape[0]} and {b.shape[1]}, which don't go together")
         target = self._target(f"{module.name}.weight")
         if self.tensors[target].shape != (a.shape[1], b.shape[0]):
             shape = list(self.tensors[target].shape)
@@ -251,6 +260,7 @@ class _Fold:
         swap = bool(self._adapter.config.get("fan_in_fan_out")) and self._adapter.kind == "peft"
         for name, columns in pieces.items():
             target = self._target(name)
+            self._take(target, module.name)
             turned = self._is_turned(target, (a.shape[0], columns.shape[1]), swap)
             if turned:
                 update = LowRank(a, columns, scale, middle)
@@ -285,8 +295,6 @@ class _Fold:
     def _lengths(self, module: Module, target: str, axis: int) -> list[Lengths]:
         """DoRA's, of every output. Raises MalformedError."""
         if "lengths" not in module.tensors:
-            if self._adapter.config.get("use_dora"):
-                raise MalformedError("comes without the lora_magnitude_vector that DoRA needs")
             return []
         lengths, shape = module.tensors["lengths"], self.tensors[target].shape
         if math.prod(lengths.shape) != shape[axis]:
