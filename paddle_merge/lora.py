@@ -22,6 +22,7 @@ from .detect import EMBEDDINGS, is_tied, last_word, read_config
 from .errors import CheckpointError
 from .layout import transposed
 from .lora_config import check_tensors, scaling, unfit
+from .lora_tied import without_head
 from .readers import Adapted, Checkpoint, Lengths, LowRank, TensorEntry
 from .readers.adapters import Adapter, Module, sort
 from .readers.pickles import MalformedError
@@ -33,8 +34,9 @@ def adapt(
     specs: Sequence[str],
     layout: str | None,
     fallback: Mapping[str, Any],
-) -> tuple[tuple[Checkpoint, ...], list[str]]:
-    """Each checkpoint with its adapters folded in, one after the other, and a sentence on each adapter.
+) -> tuple[tuple[Checkpoint, ...], list[str], list[str]]:
+    """Each checkpoint with its adapters folded in, one after the other; a sentence on each adapter; and sentences on what
+    doesn't become what was trained.
 
     specs: what the user calls each, adapters and all. layout: in which the checkpoints' tensors are now. fallback: the
     config of one without its own.
@@ -42,23 +44,25 @@ def adapt(
     """
     problems: list[str] = []
     notes: list[str] = []
+    warnings: list[str] = []
     result = []
     for checkpoint, its_adapters, spec in zip(checkpoints, adapters, specs, strict=True):
         for adapter in its_adapters:
             try:
                 fold = _Fold(checkpoint, adapter, layout, read_config(checkpoint.folder) or fallback)
                 notes.append(fold.run())
+                warnings += fold.warnings
                 checkpoint = dataclasses.replace(checkpoint, path=spec, tensors=fold.tensors)
             except CheckpointError as error:
                 problems += error.problems
         result.append(checkpoint)
     if problems:
         raise CheckpointError(problems)
-    return tuple(result), notes
+    return tuple(result), notes, list(dict.fromkeys(warnings))
 
 
 class _Fold:
-    """One adapter being folded. tensors: the checkpoint's, so far."""
+    """One adapter being folded. tensors: the checkpoint's, so far. warnings: sentences for the user, once it has run."""
 
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
         self.tensors = dict(checkpoint.tensors)
@@ -67,6 +71,7 @@ class _Fold:
         twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
         self._names = {stem: name for name, stem in stems.items() if stem not in twice}
         self._tied = is_tied(checkpoint, config)
+        self.warnings: list[str] = []
         self._changes: list[LowRank | Lengths] = []
         self._replaced: list[tuple[TensorEntry, TensorEntry]] = []
         self._taken: dict[tuple[str, bool], str] = {}  # (tensor, whether it is replaced) -> what of the adapter it is for
@@ -75,6 +80,8 @@ class _Fold:
         """Change `tensors`; a sentence on what was done. Raises CheckpointError."""
         problems = unfit(self._adapter)
         modules, others = sort(self._adapter) if not problems else ([], [])
+        if self._tied:
+            modules, others, self.warnings = without_head(self._adapter, modules, others)
         for name, entry in others:
             try:
                 self._replace(name, entry)

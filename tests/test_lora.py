@@ -271,6 +271,33 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
         fold(tmp_path, path, peft(tmp_path / "head", in_peft({"lm_head": factors(1)["lm_head"]})))
 
 
+@pytest.mark.parametrize("output", LAYOUTS)
+def test_adapters_that_tie_lm_head_themselves(tmp_path: Path, caplog: pytest.LogCaptureFixture, output: str) -> None:
+    """PEFT's ensure_weight_tying: lm_head's A is the embedding's B turned, its B the embedding's A. Folded once."""
+    base, random = llama(0, tied=True), np.random.default_rng(3)
+    a, b, whole = (random.standard_normal(shape) for shape in ((R, VOCAB), (HIDDEN, R), (VOCAB, HIDDEN)))
+    words = "model.embed_tokens"
+    alone = {f"{words}.lora_embedding_A": a, f"{words}.lora_embedding_B": b, f"{words}.base_layer.weight": whole}
+    head = {"lm_head.lora_A.weight": b.T, "lm_head.lora_B.weight": a.T, "lm_head.base_layer.weight": whole}
+    path = stored(tmp_path / "base", base, "hf", CONFIG | {"tie_word_embeddings": True}, "float64")
+    expected = base | {f"{words}.weight": whole + 2.0 * (b @ a).T}
+    if output != "hf":
+        expected |= {"lm_head.weight": expected[f"{words}.weight"]}
+    got = fold(tmp_path, path, peft(tmp_path / "tied", alone | head, ensure_weight_tying=True), output_layout=output)
+    close({name.replace("llama.", "model."): value for name, value in got.items() if "layers" not in name},
+          {name: value for name, value in expected.items() if "layers" not in name})  # fmt: skip
+    assert "PEFT trained the embedding alone" not in caplog.text
+    fold(tmp_path, path, peft(tmp_path / "alone", alone))
+    assert "PEFT trained the embedding alone" in caplog.text
+    unlike = [{**head, "lm_head.lora_B.weight": 2 * a.T}, {**head, "lm_head.base_layer.weight": 2 * whole}]
+    unlike.append({"lm_head.base_layer.weight": whole})
+    for number, other in enumerate(unlike):
+        with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
+            fold(tmp_path, path, peft(tmp_path / str(number), alone | other))
+    with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
+        fold(tmp_path, path, peft(tmp_path / "scaled", alone | head, alpha_pattern={"lm_head": 3}))
+
+
 # --- merging adapters --------------------------------------------------------------------------------------------------
 
 
