@@ -18,7 +18,7 @@ from typing import Any
 
 from . import fused
 from .compare import equal, is_zero
-from .detect import EMBEDDINGS, is_tied, last_word, read_config
+from .detect import EMBEDDINGS, is_linear, is_tied, last_word, read_config
 from .errors import CheckpointError
 from .layout import transposed
 from .lora_config import check_tensors, scaling, unfit
@@ -99,6 +99,11 @@ class _Fold:
             )
         if problems:
             raise CheckpointError(problems)
+        if lost := [new.name for old, new in self._replaced if old.adapted is not None]:
+            self.warnings.append(
+                f"{self._adapter.path}: replaces {len(lost)} tensors that an adapter before it changed, {lost[0]!r} for one:"
+                " that change is lost"
+            )
         return f"{self._adapter.path}: {', '.join(self._account())}"
 
     def _account(self) -> Iterator[str]:
@@ -167,10 +172,12 @@ class _Fold:
         old = self.tensors[target]
         if len(old.shape) == 2 == len(entry.shape) and last_word(target) not in EMBEDDINGS:
             turned = self._stored_turned(target)
-            square = entry.shape == entry.shape[::-1]
-            if square and turned is None:
-                raise MalformedError(f"is square, so it can't be told how {target!r} is stored; say it with --layout")
-            flip = turned != (self._adapter.kind == "paddle") if square else entry.shape != old.shape
+            flip = turned != (self._adapter.kind == "paddle")
+            if turned is None or (flip and not is_linear(target)):  # only shapes can tell
+                if entry.shape == entry.shape[::-1]:
+                    remedy = "say it with --layout" if turned is None else "give a base of the adapter's own layout"
+                    raise MalformedError(f"is square, so it can't be told how {target!r} is stored; {remedy}")
+                flip = entry.shape != old.shape
             entry = transposed(entry, target) if flip else entry
         if entry.shape != old.shape:
             raise MalformedError(f"is {list(entry.shape)}, but {target!r}, which it should replace, is {list(old.shape)}")

@@ -324,6 +324,16 @@ def test_several_adapters_on_one_base_add_up(tmp_path: Path) -> None:
     close(read(tmp_path / "out"), folded(folded(base, one), two))
 
 
+def test_a_second_adapter_that_replaces_what_the_first_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Right if it was trained on top of the first, and lost work if not: that can't be seen, so it is said."""
+    base, pairs, whole = llama(0), factors(1), np.ones((HEADS * WIDTH, HIDDEN))
+    path = stored(tmp_path / "base", base, "hf", dtype="float64")
+    one, two = peft(tmp_path / "a", in_peft(pairs)), peft(tmp_path / "b", {f"{QUERY}.weight": whole})
+    merge(MergeConfig(model_path_list=[f"{path}+{one}+{two}"], output_path=str(tmp_path / "out")))
+    close(read(tmp_path / "out"), folded(base, pairs) | {f"{QUERY}.weight": whole})
+    assert f"{two}: replaces 1 tensors that an adapter before it changed, 'base_model.model.{QUERY}.weight'" in caplog.text
+
+
 def test_half_an_adapter(tmp_path: Path) -> None:
     base, pairs = llama(0), factors(1)
     path = stored(tmp_path / "base", base, "hf", dtype="float64")
@@ -472,6 +482,23 @@ def test_mixers_that_are_no_floats_or_not_spoken_of(tmp_path: Path) -> None:
     assert "comes with a lora_AB, but its config says lora_use_mixer None" in refusal(
         tmp_path, paddle(tmp_path / "b", tensors)
     )
+
+
+@pytest.mark.parametrize("layout", ["hf", "paddlenlp"])
+def test_whole_tensors_are_turned_only_where_layouts_differ(tmp_path: Path, layout: str) -> None:
+    """One of the same layout whose shape only fits turned is of another model; what isn't a Linear may not turn at all."""
+    base = llama(0) | {f"{LAYER}self_attn.bias_table.weight": np.ones((4, 4))}
+    path = stored(tmp_path / "base", base, layout, dtype="float64")
+    wrong = {f"{LAYER}mlp.up_proj.weight": np.ones((HIDDEN, INTER))}
+    with pytest.raises(CheckpointError, match=r"which it should replace, is \["):
+        fold(tmp_path, path, peft(tmp_path / "wrong", wrong))
+    table = {f"{LAYER}self_attn.bias_table.weight": np.arange(16.0).reshape(4, 4)}
+    adapter = peft(tmp_path / "table", table)
+    if layout == "hf":
+        close(fold(tmp_path, path, adapter), base | table)
+    else:
+        with pytest.raises(CheckpointError, match="is square, so it can't be told how .*; give a base of the adapter's own"):
+            fold(tmp_path, path, adapter)
 
 
 def test_names_that_two_stacks_share(tmp_path: Path) -> None:
