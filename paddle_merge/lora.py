@@ -79,6 +79,8 @@ class _Fold:
     def run(self) -> str:
         """Change `tensors`; a sentence on what was done. Raises CheckpointError."""
         problems = unfit(self._adapter)
+        if not self._adapter.tensors:
+            problems.append(f"{self._adapter.path}: holds no tensors")
         modules, others = sort(self._adapter) if not problems else ([], [])
         if self._tied:
             modules, others, self.warnings = without_head(self._adapter, modules, others)
