@@ -22,7 +22,7 @@ from .detect import EMBEDDINGS, is_linear, is_tied, last_word, read_config
 from .errors import CheckpointError
 from .layout import transposed
 from .lora_config import check_tensors, scaling, unfit
-from .lora_tied import without_head
+from .lora_tied import Sharers, without_head
 from .readers import Adapted, Checkpoint, Lengths, LowRank, TensorEntry
 from .readers.adapters import Adapter, Module, sort
 from .readers.pickles import MalformedError
@@ -71,6 +71,7 @@ class _Fold:
         twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
         self._names = {stem: name for name, stem in stems.items() if stem not in twice}
         self._tied = is_tied(checkpoint, config)
+        self._sharers = Sharers(checkpoint, config)
         self.warnings: list[str] = []
         self._changes: list[LowRank | Lengths] = []
         self._replaced: list[tuple[TensorEntry, TensorEntry]] = []
@@ -214,6 +215,11 @@ class _Fold:
         names = [target]
         if self._tied and last_word(target) in EMBEDDINGS and "lm_head.weight" in self.tensors:
             names.append("lm_head.weight")
+        if others := [name for name in self._sharers.of(target) if name not in names]:
+            raise MalformedError(
+                f"is for {target!r}, which {others[0]!r} seems to be tied to: both hold the same; say in config.json whether"
+                " tie_word_embeddings is true or false, or save the model as safetensors, which hold no tensor twice"
+            )
         for name in names:
             old = self.tensors[name]
             if old.shape != stored.shape:

@@ -1,17 +1,20 @@
-"""PEFT's adapters of models that tie lm_head to the embedding. PEFT trains the two apart, and an adapter of the embedding
-leaves lm_head what it was; one that was told to tie them (ensure_weight_tying) holds the same for both.
+"""Adapters of models that tie lm_head to the embedding, or other tensors to one another.
+
+PEFT trains the two apart, and an adapter of the embedding leaves lm_head what it was; one that was told to tie them
+(ensure_weight_tying) holds the same for both.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .compare import equal
 from .detect import EMBEDDINGS, last_word
 from .layout import HEAD, transposed
 from .lora_config import scaling
-from .readers import TensorEntry
+from .readers import Checkpoint, TensorEntry
 from .readers.adapters import Adapter, Module
 from .readers.pickles import MalformedError
 
@@ -42,6 +45,30 @@ def without_head(
     if not same:
         return list(modules), list(others), []
     return [one for one in modules if one is not head_factors], [one for one in others if one[0] != HEAD], []
+
+
+class Sharers:
+    """Which tensors of a checkpoint are one, whatever is said of lm_head."""
+
+    def __init__(self, checkpoint: Checkpoint, config: Mapping[str, Any]):
+        self._tensors, self._silent = checkpoint.tensors, not isinstance(config.get("tie_word_embeddings"), bool)
+        self._names: dict[Any, list[str]] = {}
+        for name, entry in self._tensors.items():
+            self._names.setdefault(_place(entry), []).append(name)
+
+    def of(self, target: str) -> list[str]:
+        """The others that lie in the very bytes of this one, as tied ones do in torch's files; lm_head and the embedding, if
+        they hold the same and config.json doesn't say whether they are tied. Raises WorkError."""
+        entry, head = self._tensors[target], self._tensors.get(HEAD)
+        found = [name for name in self._names[_place(entry)] if name != target and entry.nbytes]
+        if self._silent and head is not None and (target == HEAD or last_word(target) in EMBEDDINGS):
+            words = [name for name in self._tensors if last_word(name) in EMBEDDINGS and target in (name, HEAD)]
+            found += [HEAD if name == target else name for name in words if equal(self._tensors[name], head)]
+        return found
+
+
+def _place(entry: TensorEntry) -> tuple[str, int, tuple[int, ...]]:
+    return entry.file, entry.offset, entry.shape
 
 
 def _are_alike(adapter: Adapter, embedding: Module, head: Module) -> bool:

@@ -298,6 +298,33 @@ def test_adapters_that_tie_lm_head_themselves(tmp_path: Path, caplog: pytest.Log
         fold(tmp_path, path, peft(tmp_path / "scaled", alone | head, alpha_pattern={"lm_head": 3}))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("target", ["model.embed_tokens", "lm_head"])
+def test_tensors_that_may_be_tied(tmp_path: Path, model_type: str, target: str) -> None:
+    """config.json doesn't say, and lm_head holds what the embedding holds: changed apart, loaders would tie them again."""
+    base = llama(0)
+    base["lm_head.weight"] = base["model.embed_tokens.weight"]
+    config = {name: value for name, value in CONFIG.items() if name != "tie_word_embeddings"}
+    path = str(write(tmp_path / "base", base, "float64", config={**config, "model_type": model_type}, format="pt"))
+    whole = {f"{target}.weight": np.ones((VOCAB, HIDDEN))}
+    with pytest.raises(CheckpointError, match="seems to be tied to: both hold the same; say in"):
+        fold(tmp_path, path, peft(tmp_path / "ad", whole))
+    (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))
+    close(fold(tmp_path, path, str(tmp_path / "ad")), base | whole)
+
+
+def test_tensors_that_share_their_bytes(tmp_path: Path) -> None:
+    """As T5's in torch's files: one embedding under several names, of which PEFT adapts one."""
+    words = np.ones((8, 4))
+    (tmp_path / "base").mkdir()
+    tensors = {"shared.weight": words, "encoder.embed_tokens.weight": words, "x.weight": np.ones((3, 4))}
+    (tmp_path / "base" / "model_state.pdparams").write_bytes(pickle.dumps(tensors, protocol=4))
+    adapter = peft(tmp_path / "ad", {"shared.lora_embedding_A": np.ones((R, 8)), "shared.lora_embedding_B": np.ones((4, R))})
+    with pytest.raises(CheckpointError, match=r"'shared\.weight', which 'encoder.embed_tokens.weight' seems"):
+        fold(tmp_path, str(tmp_path / "base"), adapter)
+    fold(tmp_path, str(tmp_path / "base"), peft(tmp_path / "x", {"x.weight": np.zeros((3, 4))}))
+
+
 # --- merging adapters --------------------------------------------------------------------------------------------------
 
 
