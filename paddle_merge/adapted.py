@@ -56,7 +56,7 @@ class AdaptedTensor:
             self.read(start, part)
             kernels.add_squares(part, start, self._columns, axis, squares)
         factors = np.zeros_like(squares)
-        np.divide(lengths, np.sqrt(squares), out=factors, where=squares > 0)
+        np.divide(lengths, np.sqrt(squares), out=factors, where=squares != 0)  # NaN stays NaN
         return factors
 
 

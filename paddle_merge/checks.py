@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import engine
 from .methods import METHODS
 from .parsing import nearest, parse_size
+from .readers.adapters import split
 
 if TYPE_CHECKING:
     from .config import MergeConfig
@@ -52,10 +53,18 @@ def problems(config: MergeConfig) -> list[str]:
 
 
 def _models(config: MergeConfig) -> list[str]:
+    plain = config.parts == (None, "linear") and config.scale == 1.0 and config.weight_list in (None, [1.0])
     if not config.lora_model_path:
-        if len(config.models) >= 2 or (config.models and (config.base_model_path or "+" in config.models[0])):
+        if len(config.models) >= 2 or (config.models and config.base_model_path):
             return []
-        return ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
+        if not config.models or len(split(config.models[0])) == 1:
+            return ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
+        if plain:
+            return []
+        return [
+            f"{config.models[0]}, alone, is folded as the adapter was trained; to sparsify or weaken it, give"
+            " --base_model_path too"
+        ]
     found = []
     if not config.base_model_path:
         found.append("--lora_model_path needs --base_model_path, the model that the adapter was trained on")
@@ -64,7 +73,7 @@ def _models(config: MergeConfig) -> list[str]:
             "--lora_model_path folds one adapter into its base; to merge it with other models, write --model_path_list"
             " BASE+ADAPTER OTHER"
         )
-    if config.parts != (None, "linear") or config.scale != 1.0 or config.weight_list not in (None, [1.0]):
+    if not plain:
         found.append(
             "--lora_model_path folds the adapter as it was trained; to sparsify or weaken it, write --model_path_list"
             " BASE+ADAPTER --base_model_path BASE with a method or --scale"

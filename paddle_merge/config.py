@@ -206,7 +206,7 @@ class MergeConfig(Fields):
         sparsifier, merge_type = self.parts
         record.update(
             model_path_list=None if self.lora_model_path else [absolute(spec) for spec in self.models],
-            lora_model_path=os.path.abspath(self.lora_model_path) if self.lora_model_path else None,
+            lora_model_path=absolute(self.lora_model_path) if self.lora_model_path else None,
             base_model_path=absolute(self.base_model_path) if self.base_model_path else None,
             config_from=os.path.abspath(self.config_from) if self.config_from else None,
             output_path=os.path.abspath(self.output),

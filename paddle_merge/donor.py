@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .detect import last_word, read_config
+from .detect import is_tied, last_word, read_config
 from .errors import CheckpointError
 from .readers import Checkpoint
 
@@ -57,9 +57,20 @@ def _fitting(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any]:
     config = given_config(folder)
     numbers = set(re.findall(r"\d+", json.dumps(config)))
     for name, entry in inputs[0].tensors.items():
-        if last_word(name) == "embed_tokens" and len(entry.shape) == 2 and str(entry.shape[1]) not in numbers:
+        missing = [size for size in reversed(entry.shape) if str(size) not in numbers]
+        if last_word(name) == "embed_tokens" and len(entry.shape) == 2 and missing:
+            what = "width" if missing[0] == entry.shape[1] else "number of rows"
             raise CheckpointError(
-                f"--config_from {folder}: its config.json is of another model: it doesn't mention {entry.shape[1]}, the"
-                f" width of tensor {name!r} in {inputs[0].path}"
+                f"--config_from {folder}: its config.json is of another model: it doesn't mention {missing[0]}, the"
+                f" {what} of tensor {name!r} in {inputs[0].path}"
+            )
+    for checkpoint in inputs:
+        own = read_config(checkpoint.folder).get("tie_word_embeddings")
+        ties = is_tied(checkpoint, config)
+        if isinstance(own, bool) and own != ties:
+            says, does = ("does", "does not") if ties else ("does not", "does")
+            raise CheckpointError(
+                f"--config_from {folder}: its config.json is of another model: it {says} tie lm_head to the embedding, which"
+                f" {checkpoint.path} {does}"
             )
     return config

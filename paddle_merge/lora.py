@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from . import fused
 from .compare import equal, is_zero
-from .detect import EMBEDDINGS, has_language_head, is_tied, last_word, read_config
+from .detect import EMBEDDINGS, has_language_head, is_linear, is_tied, last_word, read_config
 from .errors import CheckpointError
 from .layout import transposed
-from .lora_config import scaling, unfit
+from .lora_config import check_tensors, scaling, unfit
+from .lora_tied import Sharers, without_head
 from .readers import Adapted, Checkpoint, Lengths, LowRank, TensorEntry
 from .readers.adapters import Adapter, Module, sort
 from .readers.pickles import MalformedError
@@ -32,8 +34,9 @@ def adapt(
     specs: Sequence[str],
     layout: str | None,
     fallback: Mapping[str, Any],
-) -> tuple[tuple[Checkpoint, ...], list[str]]:
-    """Each checkpoint with its adapters folded in, one after the other, and a sentence on each adapter.
+) -> tuple[tuple[Checkpoint, ...], list[str], list[str]]:
+    """Each checkpoint with its adapters folded in, one after the other; a sentence on each adapter; and sentences on what
+    doesn't become what was trained.
 
     specs: what the user calls each, adapters and all. layout: in which the checkpoints' tensors are now. fallback: the
     config of one without its own.
@@ -41,37 +44,48 @@ def adapt(
     """
     problems: list[str] = []
     notes: list[str] = []
+    warnings: list[str] = []
     result = []
     for checkpoint, its_adapters, spec in zip(checkpoints, adapters, specs, strict=True):
         for adapter in its_adapters:
             try:
                 fold = _Fold(checkpoint, adapter, layout, read_config(checkpoint.folder) or fallback)
                 notes.append(fold.run())
+                warnings += fold.warnings
                 checkpoint = dataclasses.replace(checkpoint, path=spec, tensors=fold.tensors)
             except CheckpointError as error:
                 problems += error.problems
         result.append(checkpoint)
     if problems:
         raise CheckpointError(problems)
-    return tuple(result), notes
+    return tuple(result), notes, list(dict.fromkeys(warnings))
 
 
 class _Fold:
-    """One adapter being folded. tensors: the checkpoint's, so far."""
+    """One adapter being folded. tensors: the checkpoint's, so far. warnings: sentences for the user, once it has run."""
 
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
         self.tensors = dict(checkpoint.tensors)
         self._checkpoint, self._adapter, self._layout, self._config = checkpoint, adapter, layout, config
-        self._names = {_stem(name, config): name for name in self.tensors}
+        stems = {name: _stem(name, config) for name in self.tensors}
+        twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
+        self._names = {stem: name for name, stem in stems.items() if stem not in twice}
         self._tied = is_tied(checkpoint, config)
+        self._sharers = Sharers(checkpoint, config)
+        self.warnings: list[str] = []
         self._changes: list[LowRank | Lengths] = []
         self._replaced: list[tuple[TensorEntry, TensorEntry]] = []
+        self._taken: dict[tuple[str, bool], str] = {}  # (tensor, whether it is replaced) -> what of the adapter it is for
 
     def run(self) -> str:
         """Change `tensors`; a sentence on what was done. Raises CheckpointError."""
         problems = unfit(self._adapter)
+        if not self._adapter.tensors:
+            problems.append(f"{self._adapter.path}: holds no tensors")
         modules, others = sort(self._adapter) if not problems else ([], [])
-        problems += self._untying(modules, others) if self._tied else []
+        if self._tied:
+            modules, others, apart = without_head(self._adapter, modules, others)
+            problems += self._untying(apart)
         for name, entry in others:
             try:
                 self._replace(name, entry)
@@ -89,6 +103,11 @@ class _Fold:
             )
         if problems:
             raise CheckpointError(problems)
+        if lost := [new.name for old, new in self._replaced if old.adapted is not None]:
+            self.warnings.append(
+                f"{self._adapter.path}: replaces {len(lost)} tensors that an adapter before it changed, {lost[0]!r} for one:"
+                " that change is lost"
+            )
         return f"{self._adapter.path}: {', '.join(self._account())}"
 
     def _account(self) -> Iterator[str]:
@@ -149,21 +168,15 @@ class _Fold:
 
     # --- tensors that replace others
 
-    def _untying(self, modules: Sequence[Module], others: list[tuple[str, TensorEntry]]) -> list[str]:
-        """What PEFT, which trains the embedding and lm_head apart, has changed in the one alone: a model that isn't tied.
-
-        Takes lm_head out of `others` where it is the adapter's embedding over again.
-        """
-        heads = [item for item in others if last_word(item[0]) == "lm_head"]
-        whole = [item for item in others if last_word(item[0]) in EMBEDDINGS]
-        changed = [module.name for module in modules if "embedding A" in module.tensors]
-        if heads and whole and all(equal(entry, whole[0][1]) for _, entry in (*heads, *whole)):
-            others[:] = [item for item in others if item not in heads]
-        else:
-            for name, entry in whole:
-                target = self._find(name)
-                changed += [name] if target is not None and not equal(entry, self.tensors[target]) else []
-        if not changed or self._adapter.kind != "peft" or not has_language_head(self._config):
+    def _untying(self, apart: Sequence[tuple[str, TensorEntry | None]]) -> list[str]:
+        """Why the embedding can't be changed in a model that ties lm_head to it. apart: what changes it alone, by name; with
+        the values, if it is whole, which may be those it has."""
+        changed = []
+        for name, entry in apart:
+            target = self._find(name)
+            if entry is None or (target is not None and not equal(entry, self.tensors[target])):
+                changed.append(name)
+        if not changed or not has_language_head(self._config):
             return []
         return [
             f"{self._adapter.path}: changes {' and '.join(map(repr, changed))} apart from lm_head, which"
@@ -179,15 +192,18 @@ class _Fold:
         old = self.tensors[target]
         if len(old.shape) == 2 == len(entry.shape) and last_word(target) not in EMBEDDINGS:
             turned = self._stored_turned(target)
-            square = entry.shape == entry.shape[::-1]
-            if square and turned is None:
-                raise MalformedError(f"is square, so it can't be told how {target!r} is stored; say it with --layout")
-            flip = turned != (self._adapter.kind == "paddle") if square else entry.shape != old.shape
+            flip = turned != (self._adapter.kind == "paddle")
+            if turned is None or (flip and not is_linear(target)):  # only shapes can tell
+                if entry.shape == entry.shape[::-1]:
+                    remedy = "say it with --layout" if turned is None else "give a base of the adapter's own layout"
+                    raise MalformedError(f"is square, so it can't be told how {target!r} is stored; {remedy}")
+                flip = entry.shape != old.shape
             entry = transposed(entry, target) if flip else entry
         if entry.shape != old.shape:
             raise MalformedError(f"is {list(entry.shape)}, but {target!r}, which it should replace, is {list(old.shape)}")
         if not (entry.dtype.is_float and old.dtype.is_float):
             raise MalformedError(f"is {entry.dtype.name}, which can't replace {target!r}, {old.dtype.name}")
+        self._take(target, entry.name, replaces=True)
         self._replaced.append((old, entry))
         self._put(target, dataclasses.replace(entry, name=target), ())
 
@@ -205,11 +221,22 @@ class _Fold:
         words = [fused_word for fused_word, pieces in fused.PIECES.items() if word in pieces]
         return next((found for whole in words if (found := self._find(name.replace(word, whole)))), None)
 
+    def _take(self, target: str, name: str, replaces: bool = False) -> None:
+        """Raises MalformedError if the adapter replaces, or changes, this tensor twice, under different names."""
+        other = self._taken.setdefault((target, replaces), name)
+        if other != name:
+            raise MalformedError(f"and {other!r} are both for {target!r}")
+
     def _put(self, target: str, stored: TensorEntry, changes: tuple[LowRank | Lengths, ...]) -> None:
         """Put a tensor, and what is tied to it, in the place of the checkpoint's."""
         names = [target]
         if self._tied and last_word(target) in EMBEDDINGS and "lm_head.weight" in self.tensors:
             names.append("lm_head.weight")
+        if others := [name for name in self._sharers.of(target) if name not in names]:
+            raise MalformedError(
+                f"is for {target!r}, which {others[0]!r} seems to be tied to: both hold the same; say in config.json whether"
+                " tie_word_embeddings is true or false, or save the model as safetensors, which hold no tensor twice"
+            )
         for name in names:
             old = self.tensors[name]
             if old.shape != stored.shape:
@@ -226,18 +253,14 @@ class _Fold:
 
     def _fold(self, module: Module) -> None:
         """Raises MalformedError."""
-        held = module.tensors
-        for one, other in (("A", "B"), ("embedding A", "embedding B")):
-            if (one in held) != (other in held):
-                raise MalformedError(f"has no lora_{other if one in held else one} beside it, so it can't be folded")
-        if "embedding A" in held:
+        check_tensors(self._adapter, module)
+        if "embedding A" in module.tensors:
             update = self._embedding(module)
             target = self._target(f"{module.name}.weight")
+            self._take(target, module.name)
             self._change(target, [update, *self._lengths(module, target, 1)])
-        elif "A" in held:
-            self._linear(module)
         else:
-            raise MalformedError("comes without lora_A and lora_B")
+            self._linear(module)
 
     def _target(self, name: str) -> str:
         target = self._find(name)
@@ -250,6 +273,8 @@ class _Fold:
     def _embedding(self, module: Module) -> LowRank:
         """W [V, h] + (B [h, r] @ A [r, V]).T * s."""
         a, b = _matrices(module.tensors["embedding A"], module.tensors["embedding B"])
+        if a.shape[0] != b.shape[1]:
+            raise MalformedError(f"has the ranks {a.shape[0]} and {b.shape[1]}, which don't go together")
         target = self._target(f"{module.name}.weight")
         if self.tensors[target].shape != (a.shape[1], b.shape[0]):
             shape = list(self.tensors[target].shape)
@@ -274,6 +299,7 @@ class _Fold:
         swap = bool(self._adapter.config.get("fan_in_fan_out")) and self._adapter.kind == "peft"
         for name, columns in pieces.items():
             target = self._target(name)
+            self._take(target, module.name)
             turned = self._is_turned(target, (a.shape[0], columns.shape[1]), swap)
             if turned:
                 update = LowRank(a, columns, scale, middle)
@@ -308,8 +334,6 @@ class _Fold:
     def _lengths(self, module: Module, target: str, axis: int) -> list[Lengths]:
         """DoRA's, of every output. Raises MalformedError."""
         if "lengths" not in module.tensors:
-            if self._adapter.config.get("use_dora"):
-                raise MalformedError("comes without the lora_magnitude_vector that DoRA needs")
             return []
         lengths, shape = module.tensors["lengths"], self.tensors[target].shape
         if math.prod(lengths.shape) != shape[axis]:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .readers.adapters import Adapter
+from .checks import LARGEST
+from .readers.adapters import Adapter, Module
 from .readers.pickles import MalformedError
 
 # Fields of lora_config.json and adapter_config.json that, where they are set, make it another thing than W + s B A.
@@ -31,8 +32,21 @@ _PEFT = {
     "velora_config": "VeLoRA is not known here",
     "megatron_config": "Megatron's adapters are split among ranks",
 }
+# What the fields that are read here hold where they are given; a "false" in quotes would count as true.
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict,)),
+    **dict.fromkeys(("use_rslora", "rslora", "use_dora", "lora_bias", "fan_in_fan_out", "loraga"), (bool,)),
+    "lora_use_mixer": (bool,),
+    "scaling": (int, float),
+}
 # Ways to begin that take something out of the base model; PEFT converts such adapters on request, and then says True here.
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Fields that go with a tensor of every module: what it is, and is called.
+_TENSORS = {
+    "use_dora": ("lengths", "lora_magnitude_vector"),
+    "lora_bias": ("bias", "lora_B.bias"),
+    "lora_use_mixer": ("AB", "lora_AB"),
+}
 
 
 def unfit(adapter: Adapter) -> list[str]:
@@ -41,6 +55,9 @@ def unfit(adapter: Adapter) -> list[str]:
     for name, why in (_PADDLE if adapter.kind == "paddle" else _PEFT).items():
         if config.get(name):
             found.append(f"{adapter.path}: can't be folded: its config says {name}, and {why}")
+    for name, types in _TYPES.items():
+        if config.get(name) is not None and type(config[name]) not in types:
+            found.append(f"{adapter.path}: its config says {name} {config[name]!r}, which is of a wrong type")
     if adapter.kind == "peft":
         kind = config.get("peft_type")
         if kind != "LORA":
@@ -56,13 +73,32 @@ def unfit(adapter: Adapter) -> list[str]:
     return found
 
 
+def check_tensors(adapter: Adapter, module: Module) -> None:
+    """Raises MalformedError unless these are the tensors of one layer, all that the config says, and floats."""
+    held = module.tensors
+    for one, other in (("A", "B"), ("embedding A", "embedding B")):
+        if (one in held) != (other in held):
+            raise MalformedError(f"has no lora_{other if one in held else one} beside it, so it can't be folded")
+    if not {"A", "embedding A"} & held.keys():
+        raise MalformedError("comes without lora_A and lora_B")
+    known = ("embedding A", "embedding B", "lengths") if "embedding A" in held else ("A", "AB", "B", "bias", "lengths")
+    if more := [entry.name for role, entry in held.items() if role not in known]:
+        raise MalformedError(f"has more tensors than one layer's: {', '.join(map(repr, more))}")
+    if others := [f"{entry.name!r} is {entry.dtype.name}" for entry in held.values() if not entry.dtype.is_float]:
+        raise MalformedError(f"can't be folded: {', '.join(others)}")
+    for name, (role, called) in _TENSORS.items():
+        if role in known and bool(adapter.config.get(name)) != (role in held):
+            fault = "comes with a" if role in held else "comes without the"
+            raise MalformedError(f"{fault} {called}, but its config says {name} {adapter.config.get(name)}")
+
+
 def scaling(adapter: Adapter, module: str, rank: int) -> float:
     """s of W + s B A for one module, whose factors have this rank. Raises MalformedError if the config contradicts that."""
     config = adapter.config
     r = _of(config, "rank_pattern", module) or config.get("r")
     alpha = _of(config, "alpha_pattern", module)
     alpha = config.get("lora_alpha") if alpha is None else alpha
-    if type(r) is not int or r < 1 or type(alpha) not in (int, float) or not math.isfinite(alpha):  # type: ignore[arg-type]
+    if type(r) is not int or r < 1 or type(alpha) not in (int, float) or not abs(alpha) < LARGEST:  # type: ignore[arg-type]
         raise MalformedError(f"can't be scaled: the adapter's config has r {r!r} and lora_alpha {alpha!r}")
     wide = adapter.kind == "paddle" and config.get("loraga")  # saved as [A | A0] and [B; -B0]
     if rank not in ((r, 2 * r) if wide else (r,)):
@@ -70,8 +106,8 @@ def scaling(adapter: Adapter, module: str, rank: int) -> float:
     root = config.get("use_rslora" if adapter.kind == "peft" else "rslora")
     scale = float(alpha) / (math.sqrt(r) if root else r)  # type: ignore[arg-type]
     told = config.get("scaling") if adapter.kind == "paddle" else None
-    if type(told) in (int, float) and not math.isclose(told, scale, rel_tol=1e-6):  # type: ignore[arg-type]
-        raise MalformedError(f"would be scaled by {scale:g}, but the adapter's config says scaling {told:g}")
+    if told is not None and not (abs(told) < LARGEST and math.isclose(told, scale, rel_tol=1e-6)):
+        raise MalformedError(f"would be scaled by {scale:g}, but the adapter's config says scaling {told}")
     return scale
 
 

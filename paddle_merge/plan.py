@@ -178,7 +178,7 @@ def make_plan(
     inputs, layout, turned = normalise(
         opened, recipe.layouts, recipe.output_layout, recipe.strict_layout, recipe.prefix, donor.config
     )
-    inputs, folded = adapt(inputs, adapters, recipe.sources, layout, donor.config)
+    inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, donor.config)
     if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
     problems = differences(inputs, recipe.out_dtype)
@@ -204,7 +204,7 @@ def make_plan(
         layout,
         tuple(turned),
         tuple(folded),
-        tuple(warnings(inputs, donor)),
+        (*worries, *warnings(inputs, donor)),
     )
 
 

@@ -126,6 +126,21 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_config_of_another_vocabulary_or_that_ties_otherwise(tmp_path: Path) -> None:
+    """Where lm_head stands in the weights, a config that ties it makes loaders put the embedding in its place."""
+    base = write(tmp_path / "base", llama(0), config=CONFIG, format="pt")
+    tied = write(tmp_path / "tied", llama(0, tied=True), config={**CONFIG, "tie_word_embeddings": True}, format="pt")
+    for model, number, extra, words in (
+        (base, 0, {"vocab_size": 41}, "it doesn't mention 40, the number of rows of tensor 'model.embed_tokens.weight'"),
+        (base, 1, {"tie_word_embeddings": True}, f"it does tie lm_head to the embedding, which {base} does not"),
+        (tied, 2, {}, f"it does not tie lm_head to the embedding, which {tied} does"),
+    ):
+        given = companions(tmp_path / f"given{number}", **extra)
+        with pytest.raises(CheckpointError, match=words):
+            run(model, model, config_from=str(given))
+    run(tied, tied, config_from=str(companions(tmp_path / "fits", tie_word_embeddings=True)))
+
+
 def test_said_together_with_what_else_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         run(tmp_path / "gone", tmp_path / "lost", config_from=str(tmp_path / "none"))

@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddle_merge import CheckpointError, ConfigError, ExtractConfig, MergeError, OutputError, extract_lora
+from paddle_merge import (
+    CheckpointError,
+    ConfigError,
+    ExtractConfig,
+    MergeConfig,
+    MergeError,
+    OutputError,
+    extract_lora,
+    merge,
+)
 from paddle_merge.cli import main
 from paddle_merge.extract.low_rank import _krylov, low_rank
 
@@ -233,6 +242,9 @@ def test_tied_models(tmp_path: Path, format: str) -> None:
     embedding = next(value for name, value in got.items() if "embed_tokens" in name)
     np.testing.assert_array_equal(got["lm_head.weight"], embedding)
     np.testing.assert_array_equal(embedding, fine["model.embed_tokens.weight"])
+    paths = {"lora_model_path": str(tmp_path / "out"), "base_model_path": str(tmp_path / "base")}
+    merge(MergeConfig(**paths, output_path=str(tmp_path / "again")))
+    np.testing.assert_array_equal(read(tmp_path / "again")["model.embed_tokens.weight"], embedding)
 
 
 def test_only_linear_leaves_the_rest_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -293,7 +293,8 @@ def test_an_embedding_that_peft_trained_apart_from_its_head(tmp_path: Path) -> N
     }
     path = stored(tmp_path / "base", base, "hf", TIED, "float64")
     for name, tensors in adapters.items():
-        words = "ties lm_head to the embedding" if name == "head" else "apart from lm_head, which .* ties to it"
+        alone = name in ("factors", "whole")
+        words = "apart from lm_head, which .* ties to it" if alone else "ties lm_head to the embedding"
         with pytest.raises(CheckpointError, match=words):
             fold(tmp_path, path, peft(tmp_path / name, tensors))
     with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
@@ -307,6 +308,59 @@ def test_an_embedding_that_peft_trained_apart_from_its_head(tmp_path: Path) -> N
     close(fold(tmp_path, untied, str(tmp_path / "factors")), changed | {"lm_head.weight": old})
     headless = stored(tmp_path / "headless", base, "hf", TIED | {"architectures": ["LlamaModel"]}, "float64")
     close(fold(tmp_path, headless, str(tmp_path / "factors")), changed)
+
+
+@pytest.mark.parametrize("output", LAYOUTS)
+def test_adapters_that_tie_lm_head_themselves(tmp_path: Path, output: str) -> None:
+    """PEFT's ensure_weight_tying: lm_head's A is the embedding's B turned, its B the embedding's A. Folded once."""
+    base, random = llama(0, tied=True), np.random.default_rng(3)
+    a, b, whole = (random.standard_normal(shape) for shape in ((R, VOCAB), (HIDDEN, R), (VOCAB, HIDDEN)))
+    words = "model.embed_tokens"
+    alone = {f"{words}.lora_embedding_A": a, f"{words}.lora_embedding_B": b, f"{words}.base_layer.weight": whole}
+    head = {"lm_head.lora_A.weight": b.T, "lm_head.lora_B.weight": a.T, "lm_head.base_layer.weight": whole}
+    path = stored(tmp_path / "base", base, "hf", CONFIG | {"tie_word_embeddings": True}, "float64")
+    expected = base | {f"{words}.weight": whole + 2.0 * (b @ a).T}
+    if output != "hf":
+        expected |= {"lm_head.weight": expected[f"{words}.weight"]}
+    got = fold(tmp_path, path, peft(tmp_path / "tied", alone | head, ensure_weight_tying=True), output_layout=output)
+    close({name.replace("llama.", "model."): value for name, value in got.items() if "layers" not in name},
+          {name: value for name, value in expected.items() if "layers" not in name})  # fmt: skip
+    with pytest.raises(CheckpointError, match="apart from lm_head"):
+        fold(tmp_path, path, peft(tmp_path / "alone", alone))
+    unlike = [{**head, "lm_head.lora_B.weight": 2 * a.T}, {**head, "lm_head.base_layer.weight": 2 * whole}]
+    unlike.append({"lm_head.base_layer.weight": whole})
+    for number, other in enumerate(unlike):
+        with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
+            fold(tmp_path, path, peft(tmp_path / str(number), alone | other))
+    with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
+        fold(tmp_path, path, peft(tmp_path / "scaled", alone | head, alpha_pattern={"lm_head": 3}))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("target", ["model.embed_tokens", "lm_head"])
+def test_tensors_that_may_be_tied(tmp_path: Path, model_type: str, target: str) -> None:
+    """config.json doesn't say, and lm_head holds what the embedding holds: changed apart, loaders would tie them again."""
+    base = llama(0)
+    base["lm_head.weight"] = base["model.embed_tokens.weight"]
+    config = {name: value for name, value in CONFIG.items() if name != "tie_word_embeddings"}
+    path = str(write(tmp_path / "base", base, "float64", config={**config, "model_type": model_type}, format="pt"))
+    whole = {f"{target}.weight": np.ones((VOCAB, HIDDEN))}
+    with pytest.raises(CheckpointError, match="seems to be tied to: both hold the same; say in"):
+        fold(tmp_path, path, peft(tmp_path / "ad", whole))
+    (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))
+    close(fold(tmp_path, path, str(tmp_path / "ad")), base | whole)
+
+
+def test_tensors_that_share_their_bytes(tmp_path: Path) -> None:
+    """As T5's in torch's files: one embedding under several names, of which PEFT adapts one."""
+    words = np.ones((8, 4))
+    (tmp_path / "base").mkdir()
+    tensors = {"shared.weight": words, "encoder.embed_tokens.weight": words, "x.weight": np.ones((3, 4))}
+    (tmp_path / "base" / "model_state.pdparams").write_bytes(pickle.dumps(tensors, protocol=4))
+    adapter = peft(tmp_path / "ad", {"shared.lora_embedding_A": np.ones((R, 8)), "shared.lora_embedding_B": np.ones((4, R))})
+    with pytest.raises(CheckpointError, match=r"'shared\.weight', which 'encoder.embed_tokens.weight' seems"):
+        fold(tmp_path, str(tmp_path / "base"), adapter)
+    fold(tmp_path, str(tmp_path / "base"), peft(tmp_path / "x", {"x.weight": np.zeros((3, 4))}))
 
 
 # --- merging adapters --------------------------------------------------------------------------------------------------
@@ -333,6 +387,16 @@ def test_several_adapters_on_one_base_add_up(tmp_path: Path) -> None:
     spec = f"{path}+{peft(tmp_path / 'a', in_peft(one))}+{paddle(tmp_path / 'b', in_paddle(two))}"
     merge(MergeConfig(model_path_list=[spec], output_path=str(tmp_path / "out")))
     close(read(tmp_path / "out"), folded(folded(base, one), two))
+
+
+def test_a_second_adapter_that_replaces_what_the_first_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Right if it was trained on top of the first, and lost work if not: that can't be seen, so it is said."""
+    base, pairs, whole = llama(0), factors(1), np.ones((HEADS * WIDTH, HIDDEN))
+    path = stored(tmp_path / "base", base, "hf", dtype="float64")
+    one, two = peft(tmp_path / "a", in_peft(pairs)), peft(tmp_path / "b", {f"{QUERY}.weight": whole})
+    merge(MergeConfig(model_path_list=[f"{path}+{one}+{two}"], output_path=str(tmp_path / "out")))
+    close(read(tmp_path / "out"), folded(base, pairs) | {f"{QUERY}.weight": whole})
+    assert f"{two}: replaces 1 tensors that an adapter before it changed, 'base_model.model.{QUERY}.weight'" in caplog.text
 
 
 def test_half_an_adapter(tmp_path: Path) -> None:
@@ -426,8 +490,18 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
         ("peft", {"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ("peft", {"alora_invocation_tokens": [5]}, "aLoRA"),
         ("peft", {"rank_pattern": {"q_(": 4}}, "rank_pattern has 'q_('"),
-        ("peft", {"use_dora": True}, "lora_magnitude_vector that DoRA needs"),
+        ("peft", {"use_dora": True}, "comes without the lora_magnitude_vector, but its config says use_dora True"),
         ("peft", {"lora_alpha": 0}, "changes nothing"),
+        ("peft", {"lora_alpha": 1e300}, "lora_alpha 1e+300"),
+        ("peft", {"lora_alpha": 10**400}, "lora_alpha 1000"),
+        ("peft", {"rank_pattern": ["q_proj"]}, "rank_pattern ['q_proj'], which is of a wrong type"),
+        ("paddle", {"alpha_pattern": "q_proj"}, "alpha_pattern 'q_proj', which is of a wrong type"),
+        ("peft", {"use_rslora": "false"}, "use_rslora 'false', which is of a wrong type"),
+        ("paddle", {"rslora": 0}, "rslora 0, which is of a wrong type"),
+        ("paddle", {"scaling": "3"}, "scaling '3', which is of a wrong type"),
+        ("paddle", {"scaling": 10**400}, "config says scaling 1000"),
+        ("paddle", {"lora_use_mixer": True}, "comes without the lora_AB, but its config says lora_use_mixer True"),
+        ("peft", {"lora_bias": True}, "comes without the lora_B.bias, but its config says lora_bias True"),
     ],
 )
 def test_adapters_that_cannot_be_folded(tmp_path: Path, kind: str, config: dict[str, Any], words: str) -> None:
@@ -435,9 +509,96 @@ def test_adapters_that_cannot_be_folded(tmp_path: Path, kind: str, config: dict[
     assert words in refusal(tmp_path, make(tmp_path / "ad", tensors(factors(1)), **config))
 
 
+EMBEDDING = {
+    "model.embed_tokens.lora_embedding_A": np.ones((R, VOCAB)),
+    "model.embed_tokens.lora_embedding_B": np.ones((HIDDEN, R)),
+}
+QUERY = f"{LAYER}self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (EMBEDDING | {"model.embed_tokens.lora_embedding_B": np.ones((HIDDEN, 1))}, "has the ranks 3 and 1"),
+        (EMBEDDING | {"model.embed_tokens.lora_B.bias": np.ones(HIDDEN)}, "has more tensors than one layer's: 'base_model"),
+        (EMBEDDING | {"model.embed_tokens.lora_magnitude_vector": np.ones(HIDDEN)}, "with a lora_magnitude_vector, but"),
+        ({f"{QUERY}.lora_A.default.weight": np.ones((R, HIDDEN))}, "lora_A.default.weight' (its tensors"),
+        ({f"{QUERY}.lora_B.bias": np.ones(HEADS * WIDTH)}, "comes with a lora_B.bias, but its config says lora_bias None"),
+        (
+            {f"{QUERY[6:]}.lora_{factor}.weight": np.ones(shape) for factor, shape in {"A": (R, 16), "B": (16, R)}.items()},
+            f"and {QUERY!r} are both for '{QUERY}.weight'",
+        ),
+        (
+            {"model.norm.weight": np.ones(HIDDEN), "model.norm.modules_to_save.weight": np.ones(HIDDEN)},
+            "are both for 'model.norm.weight'",
+        ),
+    ],
+)
+def test_no_tensor_takes_the_place_of_another(tmp_path: Path, tensors: State, words: str) -> None:
+    """What one merge can't use all of; factors of different ranks would be read past their ends."""
+    both = in_peft({QUERY: factors(1)[QUERY]}) | tensors
+    assert words in refusal(tmp_path, peft(tmp_path / "ad", both))
+
+
+def test_mixers_that_are_no_floats_or_not_spoken_of(tmp_path: Path) -> None:
+    tensors = in_paddle({QUERY: factors(1)[QUERY]}) | {f"{QUERY}.lora_AB": np.ones((R, R), np.int64)}
+    assert "lora_AB' is int64" in refusal(tmp_path, paddle(tmp_path / "ad", tensors, lora_use_mixer=True))
+    tensors[f"{QUERY}.lora_AB"] = np.ones((R, R))
+    assert "comes with a lora_AB, but its config says lora_use_mixer None" in refusal(
+        tmp_path, paddle(tmp_path / "b", tensors)
+    )
+
+
+@pytest.mark.parametrize("layout", ["hf", "paddlenlp"])
+def test_whole_tensors_are_turned_only_where_layouts_differ(tmp_path: Path, layout: str) -> None:
+    """One of the same layout whose shape only fits turned is of another model; what isn't a Linear may not turn at all."""
+    base = llama(0) | {f"{LAYER}self_attn.bias_table.weight": np.ones((4, 4))}
+    path = stored(tmp_path / "base", base, layout, dtype="float64")
+    wrong = {f"{LAYER}mlp.up_proj.weight": np.ones((HIDDEN, INTER))}
+    with pytest.raises(CheckpointError, match=r"which it should replace, is \["):
+        fold(tmp_path, path, peft(tmp_path / "wrong", wrong))
+    table = {f"{LAYER}self_attn.bias_table.weight": np.arange(16.0).reshape(4, 4)}
+    adapter = peft(tmp_path / "table", table)
+    if layout == "hf":
+        close(fold(tmp_path, path, adapter), base | table)
+    else:
+        with pytest.raises(CheckpointError, match=r"is square, so it can't be told how .*; give a base of the"):
+            fold(tmp_path, path, adapter)
+
+
+def test_names_that_two_stacks_share(tmp_path: Path) -> None:
+    """A name without prefix that the base has as it is, and one of PaddleNLP's that could be either."""
+    base = {"model.layers.0.fc1.weight": np.zeros((8, 4)), "layers.0.fc1.weight": np.zeros((8, 4))}
+    path = str(write(tmp_path / "base", base, "float32", format="pt", config={"model_type": "llama"}))
+    pair = {"lora_A.weight": np.ones((R, 4)), "lora_B.weight": np.ones((8, R))}
+    adapter = peft(tmp_path / "a", {f"layers.0.fc1.{name}": value for name, value in pair.items()})
+    got = fold(tmp_path, path, adapter)
+    assert (got["layers.0.fc1.weight"] == 2.0 * R).all()
+    assert not got["model.layers.0.fc1.weight"].any()
+    adapter = peft(tmp_path / "b", {f"llama.layers.0.fc1.{name}": value for name, value in pair.items()})
+    with pytest.raises(CheckpointError, match=r"which .*base doesn't have"):
+        fold(tmp_path, path, adapter)
+
+
+def test_a_nan_spoils_all_of_its_row_of_a_dora(tmp_path: Path) -> None:
+    w = np.ones((2, 3))
+    w[0, 0] = np.nan
+    path = str(write(tmp_path / "base", {"fc.weight": w}, "float32", format="pt"))
+    tensors = {
+        "fc.lora_A.weight": np.ones((R, 3)),
+        "fc.lora_B.weight": np.ones((2, R)),
+        "fc.lora_magnitude_vector": np.ones(2),
+    }
+    got = fold(tmp_path, path, peft(tmp_path / "ad", tensors, use_dora=True))["fc.weight"]
+    assert np.isnan(got[0]).all()
+    assert np.isfinite(got[1]).all()
+
+
 def test_an_adapter_that_was_never_trained_changes_nothing(tmp_path: Path) -> None:
     pairs = {name: (a, np.zeros_like(b)) for name, (a, b) in factors(1).items()}
     assert "every lora_B is zero" in refusal(tmp_path, paddle(tmp_path / "ad", in_paddle(pairs)))
+    with pytest.raises(CheckpointError, match=r"empty: holds no tensors$"):
+        fold(tmp_path, str(tmp_path / "base"), peft(tmp_path / "empty", {}))
 
 
 def test_quantised_bases(tmp_path: Path) -> None:
@@ -493,6 +654,8 @@ def test_folders_that_hold_no_adapter(tmp_path: Path) -> None:
         ({"lora_model_path": "a", "base_model_path": "b", "scale": 0.5}, "folds the adapter as it was trained"),
         ({"lora_model_path": "a", "base_model_path": "b", "merge_method": "ties"}, "folds the adapter as it was trained"),
         ({"model_path_list": ["a"]}, "give at least two models"),
+        ({"model_path_list": ["a+b"], "merge_method": "dare_ties"}, "alone, is folded as the adapter was trained"),
+        ({"model_path_list": ["a+b"], "weight_list": [0.5], "normalize": False}, "alone, is folded as the adapter was"),
     ],
 )
 def test_flags_that_contradict(fields: dict[str, Any], words: str) -> None:
@@ -508,6 +671,29 @@ def test_a_path_may_hold_a_plus(tmp_path: Path) -> None:
     assert split(f"{tmp_path}/llama+code") == [f"{tmp_path}/llama+code"]
 
 
+def test_a_folder_called_as_base_and_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier merge's, say: it was copied in silence, the adapter left out."""
+    stored(tmp_path / "base", llama(0), "hf", dtype="float64")
+    stored(tmp_path / "base+lora", llama(1), "hf", dtype="float64")
+    peft(tmp_path / "lora", in_peft(factors(1)))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"base with the adapter lora; rename one of them, or write base/\+lora"):
+        fold(tmp_path, "base", "lora")
+    close(fold(tmp_path, "base/", "lora"), folded(llama(0), factors(1)))
+    with pytest.raises(ConfigError, match="give at least two models"):
+        MergeConfig(model_path_list=["base+lora"]).recipe()
+    (tmp_path / "lora" / "adapter_config.json").unlink()  # no adapter any more, so there is one way to read it
+    merge(MergeConfig(model_path_list=["base+lora", "base"], output_path="out", overwrite=True))
+
+
+@pytest.mark.parametrize("spec", ["base+", "+base", "base++base"])
+def test_a_plus_with_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+    stored(tmp_path / "base", llama(0), "hf")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"on one side of it there is nothing"):
+        merge(MergeConfig(model_path_list=[spec, "base"]))
+
+
 def test_from_the_command_line_and_again_from_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -521,6 +707,7 @@ def test_from_the_command_line_and_again_from_its_record(
             main(argv)
         assert left.value.code == 0
 
+    run("--lora_model_path", "math+code", "--base_model_path", "base", "--output_path", "three")
     run("--lora_model_path", "math", "--base_model_path", "base", "--output_path", "one")
     assert "adapter  math: 4 updates of rank 3, scale 2" in capfd.readouterr().err
     models = ["--model_path_list", "base+math", "base+code", "--base_model_path", "base"]
@@ -528,7 +715,7 @@ def test_from_the_command_line_and_again_from_its_record(
     assert "model    1        x base+math" in capfd.readouterr().err
     assert "`ties` on task vectors" in (tmp_path / "two" / "README.md").read_text()
     monkeypatch.chdir("/")
-    for name in ("one", "two"):
+    for name in ("one", "two", "three"):
         run(str(tmp_path / name / "merge_config.json"), "--output_path", str(tmp_path / "again"), "--overwrite")
         assert (tmp_path / name / "model.safetensors").read_bytes() == (
             tmp_path / "again" / "model.safetensors"

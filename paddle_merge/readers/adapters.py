@@ -45,7 +45,7 @@ _ENDINGS = {
 
 @dataclass
 class Module:
-    """An adapter's tensors for one module, by what they are: "A", "B", "AB" ..."""
+    """An adapter's tensors for one module, by what they are: "A", "B", "AB" ...; by no such word, if there are several."""
 
     name: str
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
@@ -103,6 +103,13 @@ def open_model(spec: str, prefix: str) -> tuple[Checkpoint, Sequence[Adapter]]:
     from . import open_checkpoint
 
     base, *paths = split(spec)
+    if not all((base, *paths)):
+        raise CheckpointError(f"{spec}: + stands between a model and its adapters, and on one side of it there is nothing")
+    if other := _other_reading(spec):
+        raise CheckpointError(
+            f"{spec}: may be the folder of this name, or {' with the adapter '.join(other)}; rename one of them, or write"
+            f" {other[0]}{os.sep}+{'+'.join(other[1:])}"
+        )
     problems: list[str] = []
     adapters = []
     checkpoint = None
@@ -122,6 +129,17 @@ def open_model(spec: str, prefix: str) -> tuple[Checkpoint, Sequence[Adapter]]:
     return checkpoint, adapters
 
 
+def _other_reading(spec: str) -> list[str]:
+    """The model and its adapters that these words name too, besides a path that holds a +, such as an earlier merge's; none,
+    if there is but one way to read them."""
+    words = spec.split("+")
+    for end in range(1, len(words)):
+        model, *paths = split("+".join(words[:end])) + split("+".join(words[end:]))
+        if [model, *paths] != split(spec) and os.path.exists(model) and all(map(kind_of, paths)):
+            return [model, *paths]
+    return []
+
+
 def sort(adapter: Adapter) -> tuple[list[Module], list[tuple[str, TensorEntry]]]:
     """The adapter's tensors by module; and those that replace others, under these names."""
     modules: dict[str, Module] = {}
@@ -130,7 +148,8 @@ def sort(adapter: Adapter) -> tuple[list[Module], list[tuple[str, TensorEntry]]]
         plain = name.removeprefix("base_model.model.") if adapter.kind == "peft" else name
         for ending, role in _ENDINGS[adapter.kind].items():
             if found := re.fullmatch(rf"(.+){ending}", plain):
-                modules.setdefault(found[1], Module(found[1])).tensors[role] = entry
+                tensors = modules.setdefault(found[1], Module(found[1])).tensors
+                tensors[role if role not in tensors else f"{role} again: {name}"] = entry
                 break
         else:
             if adapter.kind == "peft":
