@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddle_merge import CheckpointError, ConfigError, ExtractConfig, MergeError, OutputError, extract_lora
+from paddle_merge import (
+    CheckpointError,
+    ConfigError,
+    ExtractConfig,
+    MergeConfig,
+    MergeError,
+    OutputError,
+    extract_lora,
+    merge,
+)
 from paddle_merge.cli import main
 from paddle_merge.extract.low_rank import _krylov, low_rank
 
@@ -233,6 +242,21 @@ def test_tied_models(tmp_path: Path, format: str) -> None:
     embedding = next(value for name, value in got.items() if "embed_tokens" in name)
     np.testing.assert_array_equal(got["lm_head.weight"], embedding)
     np.testing.assert_array_equal(embedding, fine["model.embed_tokens.weight"])
+    base_path, out = str(tmp_path / "base"), str(tmp_path / "whole")
+    merge(MergeConfig(lora_model_path=str(tmp_path / "out"), base_model_path=base_path, output_path=out))
+    np.testing.assert_array_equal(read(Path(out))["model.embed_tokens.weight"], embedding)
+
+
+@pytest.mark.parametrize("format", LAYOUT)
+def test_a_tied_lm_head_counts_once(tmp_path: Path, format: str) -> None:
+    """What is left out of a tied model is the same share of the change, whether or not the layout stores lm_head."""
+    base = llama(0, tied=True)
+    fine = tuned(base, 2)
+    fields = pair(tmp_path, base, fine, config={**CONFIG, "tie_word_embeddings": True})
+    report = extract_lora(ExtractConfig(**fields, rank=2, format=format, only_linear=True))
+    squares = {name: ((fine[name] - base[name].astype(np.float32)) ** 2).sum() for name in base}
+    of_factors = sum(value for name, value in squares.items() if is_linear(name))
+    assert report["kept"] == pytest.approx(of_factors / sum(squares.values()), abs=1e-6)
 
 
 def test_only_linear_leaves_the_rest_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
