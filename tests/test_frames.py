@@ -201,6 +201,19 @@ def test_paddles_layout_is_for_paddles_files(tmp_path: Path) -> None:
         assert (from_bits(found[name], "bfloat16") == from_bits(to_bits(value, "bfloat16"), "bfloat16")).all()
 
 
+def test_torchs_files_of_unknown_models_may_be_turned(tmp_path: Path) -> None:
+    """Paddle would load a square [out, in] matrix without a word."""
+    values = {"blocks.0.proj.weight": np.arange(64.0).reshape(8, 8), "blocks.0.proj.bias": np.ones(8)}
+    path = str(write(tmp_path / "a", values, "float32", format="pt"))
+    config = MergeConfig(model_path_list=[path, path], output_path=str(tmp_path / "out"), save_format="pdparams")
+    with pytest.raises(CheckpointError, match=r"is torch's, which may store 'blocks.0.proj.weight' turned; say how"):
+        merge(config)
+    config.layout = ["paddleformers"] * 2
+    merge(config)
+    with open(tmp_path / "out" / "model_state.pdparams", "rb") as file:
+        assert (pickle.load(file)["blocks.0.proj.weight"] == values["blocks.0.proj.weight"]).all()
+
+
 def test_integers_that_paddle_has_not(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.mkdir()

@@ -619,6 +619,14 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embedding
         ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "rope_theta": 5e5, "rope_scaling": None}, {}),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "default"}}}, {}),
         ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, {}),
+        (
+            {"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5, **LLAMA3}},
+            {"rope_theta": 5e5, "partial_rotary_factor": 0.5, "rope_scaling": LLAMA3},
+        ),
+        (
+            {"text_config": {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}},
+            {"text_config": {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "rope_theta": 5e5}},
+        ),
     ],
 )
 def test_rotary_embeddings_in_the_words_of_all_libraries(
