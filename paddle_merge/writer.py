@@ -205,10 +205,13 @@ class Output:
             os.replace(self._path(name + PARTIAL), self._path(name))
         _sync(self.folder)
         # From here on the merge stands, and there is nothing that `abandon` could undo.
-        replaced, self._set_aside, self._written = self._set_aside, [], []
+        replaced = {path + REPLACED for path in self._set_aside}
+        self._set_aside, self._written = [], []
+        # A merge that was killed here left an earlier one's files, which had no other copy until now.
+        replaced |= {self._path(name) for name in os.listdir(self.folder) if _left_behind(name, plan.prefix, REPLACED)}
         for path in replaced:
             with contextlib.suppress(OSError):
-                os.unlink(path + REPLACED)
+                os.unlink(path)
 
     def abandon(self) -> None:
         """Bring an earlier merge back, remove everything written, and the folders that were made here. Signals wait."""
@@ -276,11 +279,11 @@ class Output:
             os.fsync(file.fileno())
 
 
-def _left_behind(name: str, prefix: str) -> bool:
+def _left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
     """Whether this is what a merge that was killed leaves."""
-    whole = name.removesuffix(PARTIAL)
+    whole = name.removesuffix(ending)
     ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, *ADAPTERS)
-    return name.endswith(PARTIAL) and (ours or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
+    return name.endswith(ending) and (ours or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
 
 
 def _sync(path: str) -> None:

@@ -383,6 +383,15 @@ def test_types_on_the_command_line_are_meant(models: Path) -> None:
     assert read(models / "out")["w"].tolist() == [1.625, -3.125, 0.5, 2.75]
 
 
+@pytest.mark.parametrize("method", [{}, {"merge_method": None}])
+def test_types_in_a_file_are_meant(models: Path, method: dict[str, None]) -> None:
+    fields = {"merge_type": "ties", "sparsify_type": "trim", "reserve_p": 0.5, "weight_list": [3, 1], **method}
+    paths = {"model_path_list": ["a", "b"], "base_model_path": "base", "output_path": "out"}
+    Path("types.json").write_text(json.dumps(fields | paths))
+    assert script(mergekit, "types.json") == 0
+    assert read(models / "out")["w"].tolist() == [1.625, -3.125, 0.5, 2.75]
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [

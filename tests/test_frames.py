@@ -266,6 +266,21 @@ def test_what_a_killed_merge_left_goes(tmp_path: Path) -> None:
     assert not list(out.glob("*.partial"))
 
 
+def test_what_a_killed_merge_set_aside_goes_when_a_merge_stands(tmp_path: Path) -> None:
+    """Until then it is the only copy of an earlier merge."""
+    out = tmp_path / "out"
+    out.mkdir()
+    left = [out / name for name in ("model.safetensors.replaced", "merge_config.json.replaced")]
+    for path in left:
+        path.write_bytes(b"whole")
+    (out / "mine.replaced").touch()
+    with pytest.raises(OutputError, match="is not empty; pass --overwrite"):
+        merged(tmp_path, "out", "float32", save_format="pdparams")
+    assert all(path.exists() for path in left)
+    merged(tmp_path, "out", "float32", save_format="pdparams", overwrite=True)
+    assert [path.name for path in out.glob("*.replaced")] == ["mine.replaced"]
+
+
 def test_a_format_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model_state.pdparams").touch()

@@ -43,8 +43,6 @@ def mergekit(argv: Sequence[str] | None = None) -> None:
         set_up_logging("verbose" in flags, "quiet" in flags)
         given = {name: value for name, value in flags.items() if name not in SWITCHES and value != "None"}
         fields = read_fields(config, given)
-        if {"merge_type", "sparsify_type"} & given.keys() and "merge_method" not in given:
-            fields["merge_method"] = None  # PaddleNLP's script would merge linearly, whatever they say
         MergeModel(MergeConfig(**MergeConfig.known_fields(fields, config or "the command"))).merge_model()
 
 
