@@ -310,6 +310,16 @@ def test_nothing_changed(tmp_path: Path) -> None:
     assert problem.endswith("hold the same weights: there is nothing to extract")
 
 
+@pytest.mark.parametrize(("size", "word"), [(1e200, "much"), (1e-200, "little")])
+def test_changes_beyond_float64(tmp_path: Path, size: float, word: str) -> None:
+    base = {name: np.zeros_like(value) for name, value in llama(0).items()}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    fine = base | {name: np.full(base[name].shape, size)}
+    paths = [stored(tmp_path / key, model, "hf", dtype="float64") for key, model in (("ft", fine), ("base", base))]
+    with pytest.raises(CheckpointError, match=rf"{name}' changes by so {word} that float64 can't hold its square"):
+        extract_lora(ExtractConfig(*paths, output_path=str(tmp_path / "out")))
+
+
 def test_nothing_to_factor(tmp_path: Path) -> None:
     base = llama(0)
     fine = {**base, "model.norm.weight": base["model.norm.weight"] + 1}

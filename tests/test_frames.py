@@ -225,6 +225,16 @@ def test_integers_that_paddle_has_not(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_that_safetensors_has_taken(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model_state.pdparams").write_bytes(pickle.dumps({"__metadata__": np.ones(3, "f4")}, protocol=4))
+    config = MergeConfig(model_path_list=[str(tmp_path / "a")] * 2, output_path=str(tmp_path / "out"))
+    with pytest.raises(CheckpointError, match="'__metadata__' is called as safetensors calls what isn't one"):
+        merge(config)
+    config.save_format = "pdparams"
+    merge(config)
+
+
 # --- the output folder ---
 
 
