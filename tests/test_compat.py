@@ -436,6 +436,15 @@ def test_the_lora_script_folds(adapted: State, base: str, safe: bool) -> None:
         test_lora.close(got, laid_out(adapted, "paddlenlp"))
 
 
+@pytest.mark.usefixtures("adapted")
+def test_the_lora_script_takes_beginnings_and_writes_one_pickle() -> None:
+    """As argparse does, and as PaddleNLP's script does: it saves pickles of up to 100 GB."""
+    words = ("--model", "hf", "--lora=lora", "--output", "out", "--safe", "no", "--dev", "cpu")
+    assert script(merge_lora_params, *words) == 0
+    assert Path("out/model_state.pdparams").exists()
+    assert json.loads(Path("out/merge_config.json").read_text())["max_shard_size"] == "100GB"
+
+
 def test_the_lora_script_refuses_in_a_sentence(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert script(merge_lora_params, *LORA, "--safe_serialization", "perhaps", "--device", "toaster") == 1
     error = capsys.readouterr().err
