@@ -54,7 +54,7 @@ def normalise(
     shown = [f"{checkpoint.path}: {one.layout or 'unknown'} ({one.evidence})" for checkpoint, one in pairs]
     if all(one.layout == goal for one in found):
         problems += _mixed_files(inputs) if goal is None else []
-        if any(HEAD in checkpoint.tensors for checkpoint in inputs) and goal is not None and not problems:
+        if any(HEAD in checkpoint.tensors for checkpoint in inputs) and not problems:
             inputs, problems = _tie(pairs, goal)
         if problems:
             raise CheckpointError(problems)
@@ -166,16 +166,20 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
     return dataclasses.replace(checkpoint, tensors=tensors)
 
 
-def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str) -> tuple[list[Checkpoint], list[str]]:
+def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tuple[list[Checkpoint], list[str]]:
     """The checkpoints, tied ones with lm_head as `goal` stores it: Hugging Face's does without; in Paddle's it is the very
-    bytes of the embedding, so that whatever is done to one is done to both. And why that can't be."""
+    bytes of the embedding, so that whatever is done to one is done to both; so it is in no known layout, where lm_head is
+    the embedding's equal. And why that can't be."""
     result: list[Checkpoint] = []
     problems: list[str] = []
     for checkpoint, one in pairs:
         tensors = dict(checkpoint.tensors)
         matrices = (entry for name, entry in tensors.items() if last_word(name) in EMBEDDINGS and len(entry.shape) == 2)
         embedding = next(matrices, None)
-        if one.tied and embedding is not None:
+        if goal is None and one.tied and embedding is not None:
+            if HEAD in tensors and equal(tensors[HEAD], embedding):
+                tensors[HEAD] = dataclasses.replace(embedding, name=HEAD)
+        elif one.tied and embedding is not None:
             head = tensors.pop(HEAD, None)
             if head is not None and not equal(head, embedding):
                 problems.append(

@@ -186,7 +186,13 @@ class _Fold:
 
     def _replace(self, name: str, entry: TensorEntry) -> None:
         """Raises MalformedError."""
+        module, _, kind = name.rpartition(".")
         target = self._find(name)
+        if target is None and last_word(name) in fused.PIECES:
+            axis = len(entry.shape) - 1 if self._adapter.kind == "paddle" else 0
+            for piece, part in self._split(module, entry, axis, kind).items():
+                self._replace(piece, part)
+            return
         if target is None or (self._tied and target == "lm_head.weight"):
             raise MalformedError(self._nowhere(name))
         old = self.tensors[target]
@@ -295,7 +301,7 @@ class _Fold:
         scale = scaling(self._adapter, module.name, a.shape[1])
         pieces = {f"{module.name}.weight": b}
         if self._find(f"{module.name}.weight") is None and last_word(f"{module.name}.") in fused.PIECES:
-            pieces = self._split(module.name, b)
+            pieces = self._split(module.name, b, 1, "weight")
         swap = bool(self._adapter.config.get("fan_in_fan_out")) and self._adapter.kind == "peft"
         for name, columns in pieces.items():
             target = self._target(name)
@@ -310,18 +316,21 @@ class _Fold:
         if "bias" in module.tensors:
             self._bias(module, scale)
 
-    def _split(self, name: str, b: TensorEntry) -> dict[str, TensorEntry]:
-        """Where the outputs of a fused layer, the columns of b, go in a model that has them apart."""
+    def _split(self, name: str, entry: TensorEntry, axis: int, kind: str) -> dict[str, TensorEntry]:
+        """Where the outputs of a fused layer, which lie along `axis`, go in a model that has them apart.
+
+        kind: "weight" or "bias". Raises MalformedError.
+        """
         word = last_word(f"{name}.")
         layouts = ("paddlenlp", "paddleformers") if self._adapter.kind == "paddle" else ("hf",)
         slices = next((found for layout in layouts if (found := fused.slices(word, layout, self._config))), None)
         if slices is None:
-            raise MalformedError(f"{self._nowhere(f'{name}.weight')} Nor is it certain how {word} is fused")
+            raise MalformedError(f"{self._nowhere(f'{name}.{kind}')} Nor is it certain how {word} is fused")
         total = sum(stop - first for ranges in slices.values() for first, stop in ranges)
-        if total != b.shape[1]:
-            raise MalformedError(f"has {b.shape[1]} outputs, but config.json says that {word} has {total}")
+        if total != entry.shape[axis]:
+            raise MalformedError(f"has {entry.shape[axis]} outputs, but config.json says that {word} has {total}")
         parent = name.removesuffix(word)
-        return {f"{parent}{piece}.weight": fused.select(b, 1, ranges, b.name) for piece, ranges in slices.items()}
+        return {f"{parent}{piece}.{kind}": fused.select(entry, axis, cut, entry.name) for piece, cut in slices.items()}
 
     def _bias(self, module: Module, scale: float) -> None:
         bias, target = module.tensors["bias"], self._find(f"{module.name}.bias")

@@ -26,7 +26,7 @@ def without_head(
     adapter: Adapter, modules: Sequence[Module], others: Others
 ) -> tuple[list[Module], list[tuple[str, TensorEntry]], Apart]:
     """What readers.adapters.sort gave, less what is for lm_head, if that is the same as what is for the embedding; and what
-    PEFT trained of the embedding apart from lm_head, which a tied model can't hold: names, with whole tensors beside them."""
+    PEFT trained of the embedding apart from lm_head, which a tied model can't hold: names, and whole tensors."""
     factors = next((module for module in modules if last_word(f"{module.name}.") in EMBEDDINGS), None)
     whole = next((entry for name, entry in others if last_word(name) in EMBEDDINGS), None)
     head_factors = next((module for module in modules if f"{module.name}.weight" == HEAD), None)

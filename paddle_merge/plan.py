@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .blocks import worker_memory
+from .detect import LAYOUTS
 from .donor import Donor, find_donor
 from .dtypes import DType, compute_dtype
 from .engine import NUMPY, Engine
@@ -182,11 +183,8 @@ def make_plan(
     if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
     problems = differences(inputs, recipe.out_dtype)
-    if recipe.save_format == "pdparams" and layout == "hf":
-        problems.append(
-            "--save_format pdparams is for Paddle, and the merged model would be in Hugging Face's layout: pass"
-            " --output_layout paddlenlp or paddleformers too"
-        )
+    if recipe.save_format == "pdparams":
+        problems += _not_paddles(inputs, layout)
     if problems:
         raise CheckpointError(problems)
 
@@ -206,6 +204,25 @@ def make_plan(
         tuple(folded),
         (*worries, *warnings(inputs, donor)),
     )
+
+
+def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
+    """Why the merged model is none for Paddle's files, which hold matrices [in, out]."""
+    if layout == "hf":
+        return [
+            "--save_format pdparams is for Paddle, and the merged model would be in Hugging Face's layout: pass"
+            " --output_layout paddlenlp or paddleformers too"
+        ]
+    torch = [checkpoint for checkpoint in inputs if checkpoint.kind == "bin" or checkpoint.format == "pt"]
+    if layout is not None or not torch:
+        return []
+    matrices = [name for name, entry in torch[0].tensors.items() if len(entry.shape) == 2 and min(entry.shape) > 1]
+    return [
+        f"--save_format pdparams is for Paddle, and {torch[0].path} is torch's, which may store {name!r} turned; say how"
+        f" with --layout, one of {', '.join(LAYOUTS)} for each model and then the base, and pass --output_layout"
+        " paddlenlp or paddleformers too"
+        for name in matrices[:1]
+    ]
 
 
 def _lay_out(

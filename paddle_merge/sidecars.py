@@ -85,6 +85,8 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     if len(dtypes) == 1 and not stored_only and told:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
     wanted.update(_older_rope(model))
+    if isinstance(text := model.get("text_config"), dict):
+        wanted["text_config"] = {**text, **_older_rope(text)}
     if plan.layout is not None:
         wanted.pop("source", None)
         if plan.layout == "paddleformers":
@@ -102,8 +104,8 @@ def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
     parameters = model.get("rope_parameters")
     if not isinstance(parameters, dict) or "rope_theta" not in parameters:  # none, or some for each type of layer
         return {}
-    scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
-    missing = {"rope_theta": parameters["rope_theta"]}
+    missing = {name: parameters[name] for name in ("rope_theta", "partial_rotary_factor") if name in parameters}
+    scaling = {name: value for name, value in parameters.items() if name not in missing}
     if scaling.get("rope_type", "default") != "default":
         missing["rope_scaling"] = scaling
     return {name: value for name, value in missing.items() if model.get(name) is None}

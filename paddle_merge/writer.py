@@ -220,12 +220,15 @@ class Output:
             os.replace(self._path(name + PARTIAL), self._path(name))
         fsync(self.folder)
         # From here on the merge stands, and there is nothing that `abandon` could undo.
-        replaced, self._set_aside, self._written = self._set_aside, [], []
+        replaced = {path + REPLACED for path in self._set_aside}
+        self._set_aside, self._written = [], []
+        # A merge that was killed here left an earlier one's files, which had no other copy until now.
+        replaced |= {self._path(name) for name in os.listdir(self.folder) if _left_behind(name, plan.prefix, REPLACED)}
         with contextlib.suppress(OSError):
             self.drop_journals()
         for path in replaced:
             with contextlib.suppress(OSError):
-                os.unlink(path + REPLACED)
+                os.unlink(path)
 
     def abandon(self, keep: bool = False) -> None:
         """Bring an earlier merge back, remove everything written, and the folders that were made here. Signals wait.
@@ -303,11 +306,11 @@ class Output:
             os.fsync(file.fileno())
 
 
-def _left_behind(name: str, prefix: str) -> bool:
+def _left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
     """Whether this is what a merge that was killed leaves."""
-    whole = name.removesuffix(PARTIAL)
+    whole = name.removesuffix(ending)
     ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, *ADAPTERS)
-    return name.endswith(PARTIAL) and (ours or is_journal(name) or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
+    return name.endswith(ending) and (ours or is_journal(name) or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
 
 
 def _existing_parent(folder: str) -> str:

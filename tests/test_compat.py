@@ -383,6 +383,15 @@ def test_types_on_the_command_line_are_meant(models: Path) -> None:
     assert read(models / "out")["w"].tolist() == [1.625, -3.125, 0.5, 2.75]
 
 
+@pytest.mark.parametrize("method", [{}, {"merge_method": None}])
+def test_types_in_a_file_are_meant(models: Path, method: dict[str, None]) -> None:
+    fields = {"merge_type": "ties", "sparsify_type": "trim", "reserve_p": 0.5, "weight_list": [3, 1], **method}
+    paths = {"model_path_list": ["a", "b"], "base_model_path": "base", "output_path": "out"}
+    Path("types.json").write_text(json.dumps(fields | paths))
+    assert script(mergekit, "types.json") == 0
+    assert read(models / "out")["w"].tolist() == [1.625, -3.125, 0.5, 2.75]
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
@@ -425,6 +434,15 @@ def test_the_lora_script_folds(adapted: State, base: str, safe: bool) -> None:
         got = pickle.loads(Path("out/model_state.pdparams").read_bytes())
         assert isinstance(got.pop("StructuredToParameterName@@"), dict)
         test_lora.close(got, laid_out(adapted, "paddlenlp"))
+
+
+@pytest.mark.usefixtures("adapted")
+def test_the_lora_script_takes_beginnings_and_writes_one_pickle() -> None:
+    """As argparse does, and as PaddleNLP's script does: it saves pickles of up to 100 GB."""
+    words = ("--model", "hf", "--lora=lora", "--output", "out", "--safe", "no", "--dev", "cpu")
+    assert script(merge_lora_params, *words) == 0
+    assert Path("out/model_state.pdparams").exists()
+    assert json.loads(Path("out/merge_config.json").read_text())["max_shard_size"] == "100GB"
 
 
 def test_the_lora_script_refuses_in_a_sentence(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -242,9 +242,21 @@ def test_tied_models(tmp_path: Path, format: str) -> None:
     embedding = next(value for name, value in got.items() if "embed_tokens" in name)
     np.testing.assert_array_equal(got["lm_head.weight"], embedding)
     np.testing.assert_array_equal(embedding, fine["model.embed_tokens.weight"])
-    paths = {"lora_model_path": str(tmp_path / "out"), "base_model_path": str(tmp_path / "base")}
-    merge(MergeConfig(**paths, output_path=str(tmp_path / "again")))
-    np.testing.assert_array_equal(read(tmp_path / "again")["model.embed_tokens.weight"], embedding)
+    base_path, out = str(tmp_path / "base"), str(tmp_path / "whole")
+    merge(MergeConfig(lora_model_path=str(tmp_path / "out"), base_model_path=base_path, output_path=out))
+    np.testing.assert_array_equal(read(Path(out))["model.embed_tokens.weight"], embedding)
+
+
+@pytest.mark.parametrize("format", LAYOUT)
+def test_a_tied_lm_head_counts_once(tmp_path: Path, format: str) -> None:
+    """What is left out of a tied model is the same share of the change, whether or not the layout stores lm_head."""
+    base = llama(0, tied=True)
+    fine = tuned(base, 2)
+    fields = pair(tmp_path, base, fine, config={**CONFIG, "tie_word_embeddings": True})
+    report = extract_lora(ExtractConfig(**fields, rank=2, format=format, only_linear=True))
+    squares = {name: ((fine[name] - base[name].astype(np.float32)) ** 2).sum() for name in base}
+    of_factors = sum(value for name, value in squares.items() if is_linear(name))
+    assert report["kept"] == pytest.approx(of_factors / sum(squares.values()), abs=1e-6)
 
 
 def test_only_linear_leaves_the_rest_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -296,6 +308,16 @@ def test_nothing_changed(tmp_path: Path) -> None:
     files = pair(tmp_path, llama(0), llama(0))
     (problem,) = refused(files)
     assert problem.endswith("hold the same weights: there is nothing to extract")
+
+
+@pytest.mark.parametrize(("size", "word"), [(1e200, "much"), (1e-200, "little")])
+def test_changes_beyond_float64(tmp_path: Path, size: float, word: str) -> None:
+    base = {name: np.zeros_like(value) for name, value in llama(0).items()}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    fine = base | {name: np.full(base[name].shape, size)}
+    paths = [stored(tmp_path / key, model, "hf", dtype="float64") for key, model in (("ft", fine), ("base", base))]
+    with pytest.raises(CheckpointError, match=rf"{name}' changes by so {word} that float64 can't hold its square"):
+        extract_lora(ExtractConfig(*paths, output_path=str(tmp_path / "out")))
 
 
 def test_nothing_to_factor(tmp_path: Path) -> None:

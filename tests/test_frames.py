@@ -201,6 +201,19 @@ def test_paddles_layout_is_for_paddles_files(tmp_path: Path) -> None:
         assert (from_bits(found[name], "bfloat16") == from_bits(to_bits(value, "bfloat16"), "bfloat16")).all()
 
 
+def test_torchs_files_of_unknown_models_may_be_turned(tmp_path: Path) -> None:
+    """Paddle would load a square [out, in] matrix without a word."""
+    values = {"blocks.0.proj.weight": np.arange(64.0).reshape(8, 8), "blocks.0.proj.bias": np.ones(8)}
+    path = str(write(tmp_path / "a", values, "float32", format="pt"))
+    config = MergeConfig(model_path_list=[path, path], output_path=str(tmp_path / "out"), save_format="pdparams")
+    with pytest.raises(CheckpointError, match=r"is torch's, which may store 'blocks.0.proj.weight' turned; say how"):
+        merge(config)
+    config.layout = ["paddleformers"] * 2
+    merge(config)
+    with open(tmp_path / "out" / "model_state.pdparams", "rb") as file:
+        assert (pickle.load(file)["blocks.0.proj.weight"] == values["blocks.0.proj.weight"]).all()
+
+
 def test_integers_that_paddle_has_not(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.mkdir()
@@ -210,6 +223,16 @@ def test_integers_that_paddle_has_not(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="tensor 'ids' is uint32, which Paddle has no tensors of"):
         merge(config)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_safetensors_has_taken(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model_state.pdparams").write_bytes(pickle.dumps({"__metadata__": np.ones(3, "f4")}, protocol=4))
+    config = MergeConfig(model_path_list=[str(tmp_path / "a")] * 2, output_path=str(tmp_path / "out"))
+    with pytest.raises(CheckpointError, match="'__metadata__' is called as safetensors calls what isn't one"):
+        merge(config)
+    config.save_format = "pdparams"
+    merge(config)
 
 
 # --- the output folder ---
@@ -251,6 +274,21 @@ def test_what_a_killed_merge_left_goes(tmp_path: Path) -> None:
         (out / name).write_bytes(b"half")
     merged(tmp_path, "out", "float32", save_format="pdparams")
     assert not list(out.glob("*.partial"))
+
+
+def test_what_a_killed_merge_set_aside_goes_when_a_merge_stands(tmp_path: Path) -> None:
+    """Until then it is the only copy of an earlier merge."""
+    out = tmp_path / "out"
+    out.mkdir()
+    left = [out / name for name in ("model.safetensors.replaced", "merge_config.json.replaced")]
+    for path in left:
+        path.write_bytes(b"whole")
+    (out / "mine.replaced").touch()
+    with pytest.raises(OutputError, match="is not empty; pass --overwrite"):
+        merged(tmp_path, "out", "float32", save_format="pdparams")
+    assert all(path.exists() for path in left)
+    merged(tmp_path, "out", "float32", save_format="pdparams", overwrite=True)
+    assert [path.name for path in out.glob("*.replaced")] == ["mine.replaced"]
 
 
 def test_a_format_that_is_none(tmp_path: Path) -> None:

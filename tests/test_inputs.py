@@ -619,6 +619,14 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embedding
         ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "rope_theta": 5e5, "rope_scaling": None}, {}),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "default"}}}, {}),
         ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, {}),
+        (
+            {"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5, **LLAMA3}},
+            {"rope_theta": 5e5, "partial_rotary_factor": 0.5, "rope_scaling": LLAMA3},
+        ),
+        (
+            {"text_config": {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}},
+            {"text_config": {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "rope_theta": 5e5}},
+        ),
     ],
 )
 def test_rotary_embeddings_in_the_words_of_all_libraries(
@@ -828,5 +836,5 @@ def test_a_model_given_twice_counts_twice(tmp_path: Path, pair: tuple[Path, Path
 def test_every_field_of_the_config_is_recorded_or_left_out_on_purpose(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     record = json.loads((run(*pair, out=tmp_path / "o") / "merge_config.json").read_text())
     fields = {item.name for item in dataclasses.fields(MergeConfig)}
-    assert fields - record.keys() == {"model_path_str", "overwrite", "dry_run"}
+    assert fields - record.keys() == {"model_path_str", "overwrite", "resume", "dry_run"}
     assert record.keys() - fields == {"paddle_merge_version"}

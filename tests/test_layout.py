@@ -330,6 +330,23 @@ def test_a_tied_lm_head_stays_the_embedding(tmp_path: Path, source: str, layout:
     assert (out["lm_head.weight"] == embedding).all()
 
 
+@pytest.mark.parametrize("names", ["model", "transformer"])
+def test_a_tied_lm_head_stays_the_embedding_in_no_known_layout(tmp_path: Path, names: str) -> None:
+    """Masks are drawn by name; a loader ties the two, so that lm_head would undo the embedding, or the other way round."""
+    paths = []
+    for number in range(3):
+        embedding = np.random.default_rng(number).normal(size=(VOCAB, HIDDEN))
+        square = np.random.default_rng(9).normal(size=(HIDDEN, HIDDEN))
+        model = {f"{names}.wte.weight": embedding, f"{names}.layers.0.q_proj.weight": square, "lm_head.weight": embedding}
+        config = {"tie_word_embeddings": True}
+        paths.append(str(write(tmp_path / str(number), model, "float32", config=config, format=None)))
+    recipe = {"model_path_list": paths[:2], "base_model_path": paths[2], "merge_method": "dare_ties"}
+    merge(MergeConfig(**recipe, output_path=str(tmp_path / "o")))
+    out = read(tmp_path / "o")
+    assert (out["lm_head.weight"] == out[f"{names}.wte.weight"]).all()
+    assert (out["lm_head.weight"] != 0).any()
+
+
 def test_a_known_layout_says_so_whatever_the_inputs_said(tmp_path: Path) -> None:
     """PaddleFormers writes no metadata format, which transformers 4 doesn't load; a config may come from elsewhere."""
     for layout, source, format in (("hf", "paddle", "pt"), ("paddleformers", None, "np")):

@@ -363,6 +363,37 @@ def test_tensors_that_share_their_bytes(tmp_path: Path) -> None:
     fold(tmp_path, str(tmp_path / "base"), peft(tmp_path / "x", {"x.weight": np.zeros((3, 4))}))
 
 
+def test_a_tied_lm_head_that_is_the_adapters_embedding_is_used_with_it(tmp_path: Path) -> None:
+    """PEFT replaces the embedding and leaves the head what it was, so that adapters bring both; extract-lora's do."""
+    base, embedding = llama(0, tied=True), np.random.default_rng(3).standard_normal((VOCAB, HIDDEN))
+    path = stored(tmp_path / "base", base, "hf", CONFIG | {"tie_word_embeddings": True}, "float64")
+    tensors = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding}
+    adapter = peft(tmp_path / "ad", tensors, modules_to_save=["embed_tokens", "lm_head"])
+    close(fold(tmp_path, path, adapter), base | {"model.embed_tokens.weight": embedding})
+    got = fold(tmp_path, path, adapter, output_layout="paddlenlp")
+    assert (got["lm_head.weight"] == embedding).all()
+    with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
+        fold(tmp_path, path, peft(tmp_path / "other", tensors | {"lm_head.weight": embedding + 1}))
+
+
+@pytest.mark.parametrize("kind", ["paddle", "peft"])
+def test_whole_fused_tensors_onto_split_ones(tmp_path: Path, kind: str) -> None:
+    """Biases that were trained, or whole modules; gate_up_proj is [gate | up] along the outputs, [out, in] in PEFT."""
+    config = CONFIG | {"model_type": "phi3"} if kind == "peft" else CONFIG
+    base, word = llama(0), "gate_up_proj" if kind == "peft" else "gate_up_fused_proj"
+    biases = {f"{LAYER}mlp.{name}.bias": np.zeros(INTER) for name in ("gate_proj", "up_proj")}
+    path = stored(tmp_path / "base", base | biases, "hf", config, "float64")
+    weight, bias = np.random.default_rng(3).standard_normal((2 * INTER, HIDDEN)), np.arange(2.0 * INTER)
+    tensors = {f"{LAYER}mlp.{word}.weight": weight if kind == "peft" else weight.T.copy(), f"{LAYER}mlp.{word}.bias": bias}
+    adapter = peft(tmp_path / "ad", tensors) if kind == "peft" else paddle(tmp_path / "ad", tensors)
+    expected = base | {
+        f"{LAYER}mlp.{name}.{what}": value[half]
+        for name, half in (("gate_proj", slice(INTER)), ("up_proj", slice(INTER, None)))
+        for what, value in (("weight", weight), ("bias", bias))
+    }
+    close(fold(tmp_path, path, adapter), expected)
+
+
 # --- merging adapters --------------------------------------------------------------------------------------------------
 
 

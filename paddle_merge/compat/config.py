@@ -143,8 +143,8 @@ class MergeConfig:
 
     @classmethod
     def known_fields(cls, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The given values that are fields of this class. Raises ConfigError for those that would change the merge and are
-        none: fields of paddle_merge.MergeConfig with another value than its default."""
+        """The given values that are fields of this class; types without a method decide. Raises ConfigError for those that
+        would change the merge and are none: fields of paddle_merge.MergeConfig with another value than its default."""
         names = {item.name for item in dataclasses.fields(cls)}
         defaults = OurConfig()
         foreign = [
@@ -154,7 +154,9 @@ class MergeConfig:
         ]
         if foreign:
             raise ConfigError(foreign)
-        return {name: value for name, value in values.items() if name in names}
+        types = [values[name] for name in ("merge_type", "sparsify_type") if values.get(name) not in (None, "None")]
+        decided = {"merge_method": None} if types else {}  # else the default would win over them
+        return decided | {name: value for name, value in values.items() if name in names}
 
     # --- in our own words
 

@@ -43,8 +43,6 @@ def mergekit(argv: Sequence[str] | None = None) -> None:
         set_up_logging("verbose" in flags, "quiet" in flags)
         given = {name: value for name, value in flags.items() if name not in SWITCHES and value != "None"}
         fields = read_fields(config, given)
-        if {"merge_type", "sparsify_type"} & given.keys() and "merge_method" not in given:
-            fields["merge_method"] = None  # PaddleNLP's script would merge linearly, whatever they say
         MergeModel(MergeConfig(**MergeConfig.known_fields(fields, config or "the command"))).merge_model()
 
 
@@ -53,7 +51,15 @@ def merge_lora_params(argv: Sequence[str] | None = None) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(_merge_lora_params)
     with command():
-        app(list(sys.argv[1:] if argv is None else argv), prog_name="merge_lora_params.py")
+        words = [_spelled_out(word) for word in (sys.argv[1:] if argv is None else argv)]
+        app(words, prog_name="merge_lora_params.py")
+
+
+def _spelled_out(word: str) -> str:
+    """A flag of the script's of which only a beginning is given that no other has, as argparse takes it."""
+    flag, equals, value = word.partition("=")
+    names = [f"--{name}" for name in inspect.signature(_merge_lora_params).parameters if f"--{name}".startswith(flag)]
+    return f"{names[0]}{equals}{value}" if len(flag) > 2 and len(names) == 1 else word
 
 
 def _merge_lora_params(
@@ -77,7 +83,10 @@ def _merge_lora_params(
     if problems:
         raise ConfigError(problems)
     set_up_logging(False, False)
-    fields: dict[str, Any] = {} if safe else {"save_format": "pdparams", "output_layout": _paddle_layout(model_name_or_path)}
+    fields: dict[str, Any] = {}
+    if not safe:  # one file, which pipelines look for
+        layout = _paddle_layout(model_name_or_path)
+        fields |= {"save_format": "pdparams", "output_layout": layout, "max_shard_size": "100GB"}
     fields |= {"lora_model_path": lora_path, "base_model_path": model_name_or_path, "output_path": output_path}
     run(OurConfig(**fields, overwrite=True))
 

@@ -40,25 +40,32 @@ class Change:
 def find_changes(finetuned: Mapping[str, TensorEntry], base: Mapping[str, TensorEntry], files: Files) -> list[Change]:
     """The tensors that differ, in the base's order. Both hold the same names and shapes.
 
-    Raises CheckpointError listing NaN and Inf where something differs, and integers or booleans that do.
+    Raises CheckpointError listing NaN and Inf where something differs, integers or booleans that do, and what changes by
+    more or less than can be squared in float64.
     """
     problems, found = [], []
     for name, entry in base.items():
         other = finetuned[name]
-        squares, finite, equal = 0.0, True, True
+        squares, finite, equal, moved = 0.0, True, True, False
         for raws in _raw_blocks(other, entry, files):
             if _same(raws, other, entry):
                 continue
             equal = False
             if entry.dtype.is_float:
                 change, bad = _subtract(raws, other, entry)
-                squares += float(change @ change)
+                moved |= bool(change.any())
                 finite &= not bad
+                with np.errstate(over="ignore", invalid="ignore"):
+                    squares += float(change @ change)
         if not equal and not entry.dtype.is_float:
             problems.append(f"tensor {name!r} is {entry.dtype.name} and differs, which no adapter can say")
         elif not finite:
             problems.append(f"tensor {name!r} differs and holds NaN or Inf in {other.file} or {entry.file}")
-        elif squares:
+        elif moved and not 0 < squares < math.inf:
+            problems.append(
+                f"tensor {name!r} changes by so {'much' if squares else 'little'} that float64 can't hold its square"
+            )
+        elif moved:
             found.append(Change(other, entry, squares))
     if problems:
         raise CheckpointError(problems)

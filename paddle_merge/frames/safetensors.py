@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from . import Frame, Held
 
+METADATA = "__metadata__"
+
 
 def frame(tensors: Sequence[Held], format: str | None) -> Frame:
-    header: dict[str, object] = {"__metadata__": {"format": format}} if format is not None else {}
+    header: dict[str, object] = {METADATA: {"format": format}} if format is not None else {}
     ends = [0]
     for name, dtype, shape, nbytes in tensors:
         header[name] = {"dtype": dtype.tag, "shape": list(shape), "data_offsets": [ends[-1], ends[-1] + nbytes]}
@@ -23,5 +25,8 @@ def frame(tensors: Sequence[Held], format: str | None) -> Frame:
 
 
 def problems(tensors: Sequence[Held]) -> list[str]:
-    """It holds whatever can be merged."""
-    return []
+    return [
+        f"tensor {tensor.name!r} is called as safetensors calls what isn't one; pass --save_format pdparams, or rename it"
+        for tensor in tensors
+        if tensor.name == METADATA
+    ]
