@@ -76,7 +76,7 @@ class FileSource:
         """What gives the tensor's elements from an index on, and their dtype."""
         if entry.adapted is None:
             return entry.dtype, functools.partial(files.read, entry)
-        from .adapted import AdaptedTensor  # and with it Numba
+        from .lora.adapted import AdaptedTensor  # and with it Numba
 
         adapted = AdaptedTensor(entry.adapted, compute, files)
         return adapted.dtype, adapted.read

@@ -21,7 +21,7 @@ from .frames import Held
 from .frames.formats import FORMATS, shard_name
 from .inputs import differences, open_inputs, warnings
 from .layout import METADATA, normalise
-from .lora import adapt
+from .lora.fold import adapt
 from .readers import Checkpoint, TensorEntry
 from .recipe import Recipe
 

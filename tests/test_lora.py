@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_merge import CheckpointError, ConfigError, MergeConfig, adapted, merge, plan
+from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge, plan
 from paddle_merge.cli import main
 from paddle_merge.detect import LAYOUTS
+from paddle_merge.lora import adapted
 from paddle_merge.readers.adapters import split
 
 from .checkpoints import from_bits, read, to_bits, write

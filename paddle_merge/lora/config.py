@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .checks import LARGEST
-from .readers.adapters import Adapter, Module
-from .readers.pickles import MalformedError
+from ..checks import LARGEST
+from ..readers.adapters import Adapter, Module
+from ..readers.pickles import MalformedError
 
 # Fields of lora_config.json and adapter_config.json that, where they are set, make it another thing than W + s B A.
 _PADDLE = {

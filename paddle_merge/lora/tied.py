@@ -10,13 +10,13 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .compare import equal
-from .detect import EMBEDDINGS, last_word
-from .layout import HEAD, transposed
-from .lora_config import scaling
-from .readers import Checkpoint, TensorEntry
-from .readers.adapters import Adapter, Module
-from .readers.pickles import MalformedError
+from ..compare import equal
+from ..detect import EMBEDDINGS, last_word
+from ..layout import HEAD, transposed
+from ..readers import Checkpoint, TensorEntry
+from ..readers.adapters import Adapter, Module
+from ..readers.pickles import MalformedError
+from .config import scaling
 
 Others = Sequence[tuple[str, TensorEntry]]
 Apart = list[tuple[str, TensorEntry | None]]

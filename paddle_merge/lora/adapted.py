@@ -8,11 +8,11 @@ import math
 
 import numpy as np
 
-from . import kernels
-from .backends.np_backend import widen
-from .dtypes import FLOAT32, FLOAT64, DType
-from .files import Files
-from .readers import Adapted, LowRank, TensorEntry
+from .. import kernels
+from ..backends.np_backend import widen
+from ..dtypes import FLOAT32, FLOAT64, DType
+from ..files import Files
+from ..readers import Adapted, LowRank, TensorEntry
 
 STEP = 1 << 16  # elements at a time; every element comes out the same for any other number
 

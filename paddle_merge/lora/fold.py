@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from . import fused
-from .compare import equal, is_zero
-from .detect import EMBEDDINGS, has_language_head, is_linear, is_tied, last_word, read_config
-from .errors import CheckpointError
-from .layout import transposed
-from .lora_config import check_tensors, scaling, unfit
-from .lora_tied import Sharers, without_head
-from .readers import Adapted, Checkpoint, Lengths, LowRank, TensorEntry
-from .readers.adapters import Adapter, Module, sort
-from .readers.pickles import MalformedError
+from .. import fused
+from ..compare import equal, is_zero
+from ..detect import EMBEDDINGS, has_language_head, is_linear, last_word, read_config
+from ..errors import CheckpointError
+from ..layout import transposed
+from ..readers import Adapted, Checkpoint, Lengths, LowRank, TensorEntry
+from ..readers.adapters import Adapter, Module, sort
+from ..readers.pickles import MalformedError
+from .config import check_tensors, scaling, unfit
+from .targets import Targets
+from .tied import Sharers, without_head
 
 
 def adapt(
@@ -66,11 +66,8 @@ class _Fold:
 
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
         self.tensors = dict(checkpoint.tensors)
-        self._checkpoint, self._adapter, self._layout, self._config = checkpoint, adapter, layout, config
-        stems = {name: _stem(name, config) for name in self.tensors}
-        twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
-        self._names = {stem: name for name, stem in stems.items() if stem not in twice}
-        self._tied = is_tied(checkpoint, config)
+        self._checkpoint, self._adapter, self._config = checkpoint, adapter, config
+        self._targets = Targets(checkpoint, adapter, layout, config)
         self._sharers = Sharers(checkpoint, config)
         self.warnings: list[str] = []
         self._changes: list[LowRank | Lengths] = []
@@ -83,7 +80,7 @@ class _Fold:
         if not self._adapter.tensors:
             problems.append(f"{self._adapter.path}: holds no tensors")
         modules, others = sort(self._adapter) if not problems else ([], [])
-        if self._tied:
+        if self._targets.tied:
             modules, others, apart = without_head(self._adapter, modules, others)
             problems += self._untying(apart)
         for name, entry in others:
@@ -129,43 +126,6 @@ class _Fold:
                 return True
         return any(not equal(new, old) for old, new in self._replaced)
 
-    # --- finding the tensor
-
-    def _find(self, name: str) -> str | None:
-        """What the checkpoint calls this tensor, in whatever layout either is."""
-        return name if name in self.tensors else self._names.get(_stem(name, self._config))
-
-    def _stored_turned(self, name: str, fan_in_fan_out: bool = False) -> bool | None:
-        """Whether the checkpoint stores this weight [in, out], not [out, in]; None if only shapes can tell."""
-        checkpoint, word = self._checkpoint, last_word(name)
-        if word in EMBEDDINGS or word == "lm_head":
-            return None
-        layout = self._layout
-        if layout is None and self._adapter.kind == "peft" and (checkpoint.kind == "bin" or checkpoint.format == "pt"):
-            layout = "hf"  # both are torch's
-        if layout is None and self._adapter.kind == "paddle" and checkpoint.kind in ("pdparams", "flex"):
-            layout = "paddleformers"  # both are Paddle's
-        if layout is None:
-            return None
-        return (layout != "hf") != fan_in_fan_out
-
-    def _is_turned(self, name: str, shape: tuple[int, int], fan_in_fan_out: bool = False) -> bool:
-        """Whether the checkpoint stores this weight as [in, out]. shape: (in, out), as the adapter says.
-
-        Raises MalformedError where that can't be told, or shapes contradict it.
-        """
-        held, expected = self.tensors[name].shape, self._stored_turned(name, fan_in_fan_out)
-        ways = [turned for turned in (True, False) if held == (shape if turned else shape[::-1])]
-        if not ways or (expected is not None and expected not in ways):
-            raise MalformedError(
-                f"is for a weight of {shape[0]} inputs and {shape[1]} outputs, but {name!r} is {list(held)}"
-            )
-        if expected is None and len(ways) == 2:
-            raise MalformedError(
-                f"may or may not have to be turned for {name!r}, which is square; say its layout with --layout"
-            )
-        return ways[0] if expected is None else expected
-
     # --- tensors that replace others
 
     def _untying(self, apart: Sequence[tuple[str, TensorEntry | None]]) -> list[str]:
@@ -173,7 +133,7 @@ class _Fold:
         the values, if it is whole, which may be those it has."""
         changed = []
         for name, entry in apart:
-            target = self._find(name)
+            target = self._targets.find(name)
             if entry is None or (target is not None and not equal(entry, self.tensors[target])):
                 changed.append(name)
         if not changed or not has_language_head(self._config):
@@ -187,17 +147,17 @@ class _Fold:
     def _replace(self, name: str, entry: TensorEntry) -> None:
         """Raises MalformedError."""
         module, _, kind = name.rpartition(".")
-        target = self._find(name)
+        target = self._targets.find(name)
         if target is None and last_word(name) in fused.PIECES:
             axis = len(entry.shape) - 1 if self._adapter.kind == "paddle" else 0
-            for piece, part in self._split(module, entry, axis, kind).items():
+            for piece, part in self._targets.split(module, entry, axis, kind).items():
                 self._replace(piece, part)
             return
-        if target is None or (self._tied and target == "lm_head.weight"):
-            raise MalformedError(self._nowhere(name))
+        if target is None or (self._targets.tied and target == "lm_head.weight"):
+            raise MalformedError(self._targets.nowhere(name))
         old = self.tensors[target]
         if len(old.shape) == 2 == len(entry.shape) and last_word(target) not in EMBEDDINGS:
-            turned = self._stored_turned(target)
+            turned = self._targets.stored_turned(target)
             flip = turned != (self._adapter.kind == "paddle")
             if turned is None or (flip and not is_linear(target)):  # only shapes can tell
                 if entry.shape == entry.shape[::-1]:
@@ -213,20 +173,6 @@ class _Fold:
         self._replaced.append((old, entry))
         self._put(target, dataclasses.replace(entry, name=target), ())
 
-    def _nowhere(self, name: str) -> str:
-        if self._tied and name.endswith("lm_head.weight"):
-            return "can't be folded: the model ties lm_head to the embedding"
-        parent = self._find_fused(name)
-        if parent:
-            return f"is for {name!r}, which {self._checkpoint.path} has fused in {parent!r}; fold it with --output_layout hf"
-        return f"is for {name!r}, which {self._checkpoint.path} doesn't have; was it trained on another model?"
-
-    def _find_fused(self, name: str) -> str | None:
-        """The fused weight that holds this one."""
-        word = last_word(name)
-        words = [fused_word for fused_word, pieces in fused.PIECES.items() if word in pieces]
-        return next((found for whole in words if (found := self._find(name.replace(word, whole)))), None)
-
     def _take(self, target: str, name: str, replaces: bool = False) -> None:
         """Raises MalformedError if the adapter replaces, or changes, this tensor twice, under different names."""
         other = self._taken.setdefault((target, replaces), name)
@@ -236,7 +182,7 @@ class _Fold:
     def _put(self, target: str, stored: TensorEntry, changes: tuple[LowRank | Lengths, ...]) -> None:
         """Put a tensor, and what is tied to it, in the place of the checkpoint's."""
         names = [target]
-        if self._tied and last_word(target) in EMBEDDINGS and "lm_head.weight" in self.tensors:
+        if self._targets.tied and last_word(target) in EMBEDDINGS and "lm_head.weight" in self.tensors:
             names.append("lm_head.weight")
         if others := [name for name in self._sharers.of(target) if name not in names]:
             raise MalformedError(
@@ -269,9 +215,9 @@ class _Fold:
             self._linear(module)
 
     def _target(self, name: str) -> str:
-        target = self._find(name)
-        if target is None or (self._tied and target == "lm_head.weight"):
-            raise MalformedError(self._nowhere(name))
+        target = self._targets.find(name)
+        if target is None or (self._targets.tied and target == "lm_head.weight"):
+            raise MalformedError(self._targets.nowhere(name))
         if not self.tensors[target].dtype.is_float:
             raise MalformedError(f"is for {target!r}, which is {self.tensors[target].dtype.name} and can't be added to")
         return target
@@ -300,13 +246,13 @@ class _Fold:
             raise MalformedError(f"has rank {a.shape[1]}, but the mixer between them is {list(middle.shape)}")
         scale = scaling(self._adapter, module.name, a.shape[1])
         pieces = {f"{module.name}.weight": b}
-        if self._find(f"{module.name}.weight") is None and last_word(f"{module.name}.") in fused.PIECES:
-            pieces = self._split(module.name, b, 1, "weight")
+        if self._targets.find(f"{module.name}.weight") is None and last_word(f"{module.name}.") in fused.PIECES:
+            pieces = self._targets.split(module.name, b, 1, "weight")
         swap = bool(self._adapter.config.get("fan_in_fan_out")) and self._adapter.kind == "peft"
         for name, columns in pieces.items():
             target = self._target(name)
             self._take(target, module.name)
-            turned = self._is_turned(target, (a.shape[0], columns.shape[1]), swap)
+            turned = self._targets.is_turned(target, (a.shape[0], columns.shape[1]), swap)
             if turned:
                 update = LowRank(a, columns, scale, middle)
             else:
@@ -316,24 +262,8 @@ class _Fold:
         if "bias" in module.tensors:
             self._bias(module, scale)
 
-    def _split(self, name: str, entry: TensorEntry, axis: int, kind: str) -> dict[str, TensorEntry]:
-        """Where the outputs of a fused layer, which lie along `axis`, go in a model that has them apart.
-
-        kind: "weight" or "bias". Raises MalformedError.
-        """
-        word = last_word(f"{name}.")
-        layouts = ("paddlenlp", "paddleformers") if self._adapter.kind == "paddle" else ("hf",)
-        slices = next((found for layout in layouts if (found := fused.slices(word, layout, self._config))), None)
-        if slices is None:
-            raise MalformedError(f"{self._nowhere(f'{name}.{kind}')} Nor is it certain how {word} is fused")
-        total = sum(stop - first for ranges in slices.values() for first, stop in ranges)
-        if total != entry.shape[axis]:
-            raise MalformedError(f"has {entry.shape[axis]} outputs, but config.json says that {word} has {total}")
-        parent = name.removesuffix(word)
-        return {f"{parent}{piece}.{kind}": fused.select(entry, axis, cut, entry.name) for piece, cut in slices.items()}
-
     def _bias(self, module: Module, scale: float) -> None:
-        bias, target = module.tensors["bias"], self._find(f"{module.name}.bias")
+        bias, target = module.tensors["bias"], self._targets.find(f"{module.name}.bias")
         if target is None:
             raise MalformedError(f"has a bias, but {self._checkpoint.path} has no {module.name}.bias to add it to")
         if self.tensors[target].shape != bias.shape:
@@ -357,13 +287,6 @@ class _Fold:
 
 
 # --- small questions ---------------------------------------------------------------------------------------------------
-
-
-def _stem(name: str, config: Mapping[str, Any]) -> str:
-    """A tensor's name without what the library that stored it calls the model: "layers.0.mlp.up_proj.weight"."""
-    family = str(config.get("model_type", "")).replace("-", "_")
-    first, dot, rest = name.partition(".")
-    return rest if dot and first in ("model", family) else name
 
 
 def _matrices(*entries: TensorEntry) -> tuple[TensorEntry, ...]:
