@@ -14,7 +14,10 @@ _BASES = ("base_model_name_or_path", "base_model_name")  # PEFT's word, PaddleNL
 
 
 def describe_adapter(adapter: Adapter) -> dict[str, Any]:
-    """JSON: see the README. problems: why it couldn't be folded into any model."""
+    """What `inspect --json` says of it, but for what it says of all files.
+
+    ranks, scales, targets: how many modules have each. problems: why it couldn't be folded into any model.
+    """
     modules, others = sort(adapter)
     ranks: Counter[int] = Counter()
     scales: Counter[float] = Counter()

@@ -62,7 +62,7 @@ def _adapter(path: str) -> dict[str, Any]:
 
 
 def _describe(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
-    """JSON: see the README."""
+    """What `inspect --json` says of a checkpoint without adapters."""
     detected = detect(checkpoint, prefix, {})
     config = read_config(checkpoint.folder)
     tensors = checkpoint.tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -21,7 +20,7 @@ from ..quantised import signs
 from ..readers import Checkpoint
 from ..readers.adapters import open_model
 from .headers import in_one_layout
-from .measure import Measurer, Pair, Sums
+from .measure import Pair, Sums, measure
 from .names import layer_of, word_of
 
 log = logging.getLogger("paddle_merge")
@@ -62,7 +61,7 @@ def open_models(specs: tuple[str, str], layouts: tuple[str | None, str | None], 
 
 
 def compare(models: Models, n_process: int, progress: bool | None = None) -> dict[str, Any]:
-    """The report, as JSON has it; see the README. progress: whether to show a progress bar; None: if standard error is a
+    """The report, as `diff --json` prints it. progress: whether to show a progress bar; None: if standard error is a
     terminal. Raises WorkError."""
     a, b = models.a.tensors, models.b.tensors
     both = [name for name in a if name in b]
@@ -122,7 +121,7 @@ def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> li
     for number, _, _ in pieces:
         places.append(len(found[number]))
         found[number].append(None)
-    local, made, lock, stopped = threading.local(), list[Measurer](), threading.Lock(), threading.Event()
+    lock, stopped = threading.Lock(), threading.Event()
     disable = not log.isEnabledFor(logging.INFO) or (not sys.stderr.isatty() if progress is None else not progress)
     total = sum(pair.size * (pair.a.dtype.itemsize + pair.b.dtype.itemsize) for pair in pairs)
 
@@ -134,11 +133,8 @@ def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> li
                 bar.update(nbytes)
 
     def work(which: int) -> None:
-        if not hasattr(local, "measurer"):
-            local.measurer = Measurer()
-            made.append(local.measurer)
         number, start, stop = pieces[which]
-        found[number][places[which]] = local.measurer.measure(pairs[number], start, stop, advance)
+        found[number][places[which]] = measure(pairs[number], start, stop, advance)
 
     largest_first = sorted(range(len(pieces)), key=lambda which: pieces[which][1] - pieces[which][2])
     with tqdm(total=total, unit="B", unit_scale=True, desc="comparing", disable=disable) as bar:
@@ -151,9 +147,6 @@ def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> li
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-            for measurer in made:
-                with contextlib.suppress(OSError):
-                    measurer.close()
     return [_added([sums for sums in of_pair if sums is not None]) for of_pair in found]
 
 

@@ -6,6 +6,7 @@ workers.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -133,21 +134,18 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class Measurer:
-    """Measures pieces, one after the other, in memory of its own: one for each worker."""
+def measure(pair: Pair, start: int, stop: int, progress: Callable[[int], object]) -> Sums:
+    """What the elements start..stop differ by; progress hears of bytes read. Raises WorkError.
 
-    def __init__(self) -> None:
-        self._files, self._scratch = Files(), (Scratch(), Scratch())
-
-    def measure(self, pair: Pair, start: int, stop: int, progress: Callable[[int], object]) -> Sums:
-        """What the elements start..stop differ by; progress hears of bytes read. Raises WorkError."""
-        a, b = (_Reader(entry, self._files, own) for entry, own in zip((pair.a, pair.b), self._scratch, strict=True))
-        sums, counts = np.zeros(5), np.zeros(4, np.int64)
-        buckets = np.zeros(loops.BUCKETS, np.int64)
-        finite = np.empty(min(BLOCK, stop - start), np.uint8)
-        units = pair.units
-        wide: type[np.unsignedinteger[Any]] = np.uint32 if units and units.is_float and units.itemsize < 8 else np.uint64
-        sign = wide(1 << (8 * units.itemsize - 1) if units and units.is_float else 0)
+    Its files are closed at the end, so that many workers don't keep more open than the system allows.
+    """
+    sums, counts, buckets = np.zeros(5), np.zeros(4, np.int64), np.zeros(loops.BUCKETS, np.int64)
+    finite = np.empty(min(BLOCK, stop - start), np.uint8)
+    units = pair.units
+    wide: type[np.unsignedinteger[Any]] = np.uint32 if units and units.is_float and units.itemsize < 8 else np.uint64
+    sign = wide(1 << (8 * units.itemsize - 1) if units and units.is_float else 0)
+    with contextlib.closing(Files()) as files_a, contextlib.closing(Files()) as files_b:
+        a, b = _Reader(pair.a, files_a), _Reader(pair.b, files_b)
         for first in range(start, stop, BLOCK):
             count = min(BLOCK, stop - first)
             a.read(first, count)
@@ -156,25 +154,22 @@ class Measurer:
             if units is not None:
                 loops.add_distances(a.bits(units, wide), b.bits(units, wide), sign, finite, buckets)
             progress(count * (pair.a.dtype.itemsize + pair.b.dtype.itemsize))
-        changed, not_finite_a, not_finite_b, compared = map(int, counts)
-        if units is not None and not units.is_float:  # float64 doesn't keep all of them apart
-            changed = int(buckets[1:].sum())
-        within = tuple(map(int, np.trim_zeros(buckets, "b")))
-        absolute, squares, squares_a, squares_b, largest = map(float, sums)
-        counted = (stop - start, compared, changed, not_finite_a, not_finite_b)
-        return Sums(*counted, largest, absolute, squares, squares_a, squares_b, within)
-
-    def close(self) -> None:
-        self._files.close()
+    changed, not_finite_a, not_finite_b, compared = map(int, counts)
+    if units is not None and not units.is_float:  # float64 doesn't keep all of them apart
+        changed = int(buckets[1:].sum())
+    within = tuple(map(int, np.trim_zeros(buckets, "b")))
+    absolute, squares, squares_a, squares_b, largest = map(float, sums)
+    counted = (stop - start, compared, changed, not_finite_a, not_finite_b)
+    return Sums(*counted, largest, absolute, squares, squares_a, squares_b, within)
 
 
 class _Reader:
     """Blocks of one tensor: `raw`, the elements as they are stored (an adapted one: as they would be, folded), and
     `numbers`, the same as float32 or float64. What one block gave is overwritten by the next."""
 
-    def __init__(self, entry: TensorEntry, files: Files, scratch: Scratch):
+    def __init__(self, entry: TensorEntry, files: Files):
         self.raw = self.numbers = np.empty(0)
-        self._entry, self._files, self._scratch = entry, files, scratch
+        self._entry, self._files, self._scratch = entry, files, Scratch()
         self._adapted: AdaptedTensor | None = None
         compute = compute_dtype([entry.dtype])
         if entry.adapted is not None:
