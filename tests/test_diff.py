@@ -23,6 +23,8 @@ from paddle_merge.readers import TensorEntry
 from paddle_merge.report.diff import compare, open_models
 from paddle_merge.report.measure import BLOCK, PIECE, Pair, Sums, measure
 from paddle_merge.report.names import layer_of, pattern_of, word_of
+from paddle_merge.report.show import lines
+from paddle_merge.report.tables import percent, size, table
 
 from .checkpoints import RAW, from_bits, to_bits, write
 from .test_layout import CONFIG, llama, stored
@@ -98,12 +100,15 @@ def test_nan_and_inf_are_counted_and_left_out(tmp_path: Path, dtype: str) -> Non
 
 
 def test_what_float64_cannot_square_is_none_not_nonsense(tmp_path: Path) -> None:
-    a = write(tmp_path / "a", {"w": np.array([1e308, 1.0])}, "float64")
-    b = write(tmp_path / "b", {"w": np.array([-1e308, 1.0])}, "float64")
-    (row,) = report(a, b)["tensors"]
-    assert [row[name] for name in ("max", "mean", "relative", "cosine")] == [None] * 4
-    assert (row["changed"], row["not_finite_a"]) == (1, 0)
-    json.dumps(row, allow_nan=False)
+    a = write(tmp_path / "a", {"w": np.array([1e308, 1.0]), "s": np.array([1e200, 1.0]), "v": np.ones(2)}, "float64")
+    b = write(tmp_path / "b", {"w": np.array([-1e308, 1.0]), "s": np.array([1e200, 0.0]), "v": np.ones(2)}, "float64")
+    found = report(a, b)
+    w, s, v = found["tensors"]
+    assert [w[name] for name in ("max", "mean", "relative", "cosine", "overflowed")] == [None] * 4 + [True]
+    assert [s[name] for name in ("max", "mean", "relative", "cosine", "overflowed")] == [1.0, 0.5, None, None, True]
+    assert (w["changed"], w["not_finite_a"], v["overflowed"]) == (1, 0, False)
+    json.dumps(found, allow_nan=False)
+    assert "too large  for sums in float64, which are shown as -: 2: w, s" in list(lines(found, 3))
 
 
 def test_from_zero(tmp_path: Path) -> None:
@@ -316,6 +321,18 @@ def test_a_file_cut_while_comparing_is_said(tmp_path: Path) -> None:
         compare(models, 2, False)
 
 
+def test_words_for_numbers() -> None:
+    shares = [None, 0.0, 1.0, 0.5, 1e-5, 1e-12, 1 - 1e-12, 0.9996]
+    assert [percent(share) for share in shares] == [
+        "-", "0.0%", "100.0%", "50.0%", "0.0010%", "<0.0001%", ">99.9999%", "99.9600%"
+    ]  # fmt: skip
+    assert [size(999), size(1000), size(988_100_000), size(2_500_000_000)] == ["999 B", "1.0 kB", "988.1 MB", "2.5 GB"]
+    rows = table(["", "x"], [("a" * 99, "1"), ("new\nline", "22")])
+    assert [len(row) for row in rows] == [100, 100, 100]
+    assert rows[1].startswith("...aaa")
+    assert rows[2].startswith("new\\nline ")
+
+
 def test_names() -> None:
     assert layer_of("model.layers.3.mlp.up_proj.weight") == ("model.layers", 3)
     assert layer_of("transformer.h.11.attn.c_attn.bias") == ("transformer.h", 11)
@@ -348,18 +365,18 @@ def test_the_page_fits_and_says_what_counts_first(tmp_path: Path, capsys: pytest
     a["only.weight"] = np.ones(1)
     b["lm_head.weight"] = a["lm_head.weight"] + np.where(np.arange(16) == 0, 1, 0)
     code, out, err = run(capsys, stored(tmp_path / "a", a, "hf"), stored(tmp_path / "b", b, "hf"), "--top", "3")
-    lines = out.splitlines()
+    page = out.splitlines()
     assert (code, err) == (0, "")
-    assert max(map(len, lines)) <= 100
-    assert lines[0] == f"A  {tmp_path / 'a'}"
-    assert lines[3].startswith("different   4 of 22 tensors, 441 of 5,203 elements (8.5%)")
-    assert lines[4:6] == [
+    assert max(map(len, page)) <= 100
+    assert page[0] == f"A  {tmp_path / 'a'}"
+    assert page[3].startswith("different   4 of 22 tensors, 441 of 5,203 elements (8.5%)")
+    assert page[4:6] == [
         "only in A   only.weight",
         "NaN or Inf  in B, left out of every sum: model.norm.weight (16)",
     ]
     assert "tensors that moved most, 3 of 4" in out
-    assert [line.split()[0][-12:] for line in lines if line.startswith("...")] == ["ry_very_long", "_long.weight"]
-    up = next(line for line in lines if line.startswith("  model.layers.1.mlp.up_proj.weight"))
+    assert [line.split()[0][-12:] for line in page if line.startswith("...")] == ["ry_very_long", "_long.weight"]
+    up = next(line for line in page if line.startswith("  model.layers.1.mlp.up_proj.weight"))
     assert up.split()[1] == "1"
 
 

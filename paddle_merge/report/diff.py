@@ -172,7 +172,7 @@ def _groups(pairs: Sequence[Pair], measured: Sequence[Sums], key: Callable[[Pair
 
 
 def _row(sums: Sums) -> dict[str, Any]:
-    """JSON: numbers that don't exist, or leave float64, are None."""
+    """JSON: numbers that don't exist, or leave float64 (overflowed), are None."""
     return {
         "elements": sums.elements,
         "changed": sums.changed,
@@ -183,6 +183,7 @@ def _row(sums: Sums) -> dict[str, Any]:
         "cosine": sums.cosine,
         "not_finite_a": sums.not_finite_a,
         "not_finite_b": sums.not_finite_b,
+        "overflowed": sums.overflowed,
     }
 
 

@@ -98,6 +98,12 @@ class Sums:
         )
 
     @property
+    def overflowed(self) -> bool:
+        """Whether a sum has left float64, though what it is of is finite."""
+        sums = (self.largest, self.absolute, self.squares, self.squares_a, self.squares_b)
+        return not all(map(math.isfinite, sums))
+
+    @property
     def greatest(self) -> float | None:
         """The largest |a - b|; None if there is none, or it leaves float64."""
         return _known(self.largest) if self.compared else None
@@ -110,8 +116,10 @@ class Sums:
     @property
     def relative(self) -> float | None:
         """||a - b|| / ||a||; None if a is all zeros and b isn't, or squares leave float64."""
-        if not self.squares_a:
-            return 0.0 if self.compared and not self.largest else None
+        if self.compared and not self.largest:
+            return 0.0
+        if not self.squares_a or self.overflowed:
+            return None
         return _known(math.sqrt(self.squares) / math.sqrt(self.squares_a))
 
     @property
@@ -121,9 +129,10 @@ class Sums:
             return None
         if not self.largest:
             return 1.0
-        both = math.sqrt(self.squares_a) * math.sqrt(self.squares_b)
-        cosine = _known((self.squares_a + self.squares_b - self.squares) / 2 / both)
-        return None if cosine is None else max(-1.0, min(1.0, cosine))
+        if self.overflowed:
+            return None
+        product = (self.squares_a + self.squares_b - self.squares) / 2
+        return max(-1.0, min(1.0, product / math.sqrt(self.squares_a) / math.sqrt(self.squares_b)))
 
     @property
     def changed_fraction(self) -> float | None:

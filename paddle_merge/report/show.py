@@ -47,8 +47,8 @@ def _verdict(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if bad:
             held = [f"{row['name']} ({count(row[f'not_finite_{which}'])})" for row in bad]
             yield "NaN or Inf", f"in {which.upper()}, left out of every sum: {_several(held)}"
-    if total["elements"] and total["mean"] is None and not (total["not_finite_a"] or total["not_finite_b"]):
-        yield "too large", "some sums leave float64, and are shown as -"
+    if large := [row["name"] for row in report["tensors"] if row["overflowed"]]:
+        yield "too large", f"for sums in float64, which are shown as -: {_several(large)}"
     if dtypes := report["different_dtypes"]:
         held = list(dict.fromkeys(f"{row['a']} in A and {row['b']} in B" for row in dtypes))
         yield "dtypes", f"{count(len(dtypes))} tensors are {_several(held)}, compared as numbers"
@@ -70,9 +70,9 @@ def _table(report: Mapping[str, Any], top: int) -> list[str]:
     }
     for title, named in parts.items():
         moved = sorted((pair for pair in named if pair[1]["changed"]), key=lambda pair: _by_movement(pair[1]))
-        if not moved:
+        if not moved or not top:
             continue
-        more = f", {min(top, len(moved))} of {count(len(moved))}" if len(moved) > top else ""
+        more = f", {top} of {count(len(moved))}" if len(moved) > top else ""
         rows.append(("",) * 6)
         rows.append((f"{title} that moved most{more}", *[""] * 5))
         rows += [_cells(f"  {name}", row) for name, row in moved[:top]]
