@@ -153,6 +153,9 @@ def check(a: np.ndarray, b: np.ndarray, a_dtype: str, b_dtype: str, found: Sums)
         (found.absolute, gap), (found.squares, gap**2), (found.squares_a, x[finite] ** 2), (found.squares_b, y[finite] ** 2)
     ):  # fmt: skip
         assert got == pytest.approx(math.fsum(terms), rel=1e-13, abs=1e-300)
+    assert found.products == pytest.approx(math.fsum(x[finite] * y[finite]), abs=1e-13 * np.abs(x[finite] * y[finite]).sum())
+    norms = [np.linalg.norm(one[finite] / np.abs(one[finite]).max(initial=1e-300)) for one in (x, y)]
+    assert (found.cosine is None) == (0 in norms)
     if (a_dtype in FLOAT) == (b_dtype in FLOAT):
         units = min(a_dtype, b_dtype, key=lambda dtype: PRECISION[dtype]) if a_dtype in FLOAT else a_dtype
         with np.errstate(all="ignore"):

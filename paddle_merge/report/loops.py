@@ -19,12 +19,12 @@ BUCKETS = 65  # distances 0, 1, 2-3, 4-7 ... up to below 2**64
 def add_block(x, y, sums, counts, finite):
     """Add what x and y (n,), float32 or float64, differ by.
 
-    sums (5,) float64: |x - y|, (x - y)**2, x**2, y**2, summed where both are finite, and the largest |x - y| there.
+    sums (6,) float64: |x - y|, (x - y)**2, x**2, y**2, x * y, summed where both are finite, and the largest |x - y| there.
     counts (4,) int64: elements that differ (a NaN equals a NaN), that are not finite in x, and in y, and that are in both.
     finite (n,) uint8: set to whether both are finite.
     """
     one, other, gap = np.empty(LANES, np.float64), np.empty(LANES, np.float64), np.empty(LANES, np.float64)
-    lanes = np.zeros((5, LANES), np.float64)
+    lanes = np.zeros((6, LANES), np.float64)
     for begin in range(0, x.size, LANES):
         a, b, ok = x[begin : begin + LANES], y[begin : begin + LANES], finite[begin : begin + LANES]
         changed, bad_a, bad_b, good = uint32(0), uint32(0), uint32(0), uint32(0)
@@ -54,7 +54,8 @@ def add_block(x, y, sums, counts, finite):
             counts[3] += a.size
         for i in range(a.size):
             gap[i] = abs(one[i] - other[i])
-        absolute, squares, squares_a, squares_b, largest = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
+        absolute, squares, squares_a = lanes[0], lanes[1], lanes[2]
+        squares_b, products, largest = lanes[3], lanes[4], lanes[5]
         for i in range(a.size):
             absolute[i] += gap[i]
         for i in range(a.size):
@@ -64,8 +65,10 @@ def add_block(x, y, sums, counts, finite):
         for i in range(a.size):
             squares_b[i] += other[i] * other[i]
         for i in range(a.size):
+            products[i] += one[i] * other[i]
+        for i in range(a.size):
             largest[i] = gap[i] if gap[i] > largest[i] else largest[i]
-    for k in range(4):
+    for k in range(5):
         width = LANES // 2
         while width:
             for i in range(width):
@@ -73,7 +76,7 @@ def add_block(x, y, sums, counts, finite):
             width //= 2
         sums[k] += lanes[k, 0]
     for i in range(LANES):
-        sums[4] = max(sums[4], lanes[4, i])
+        sums[5] = max(sums[5], lanes[5, i])
 
 
 @jit

@@ -64,8 +64,8 @@ class Sums:
     """What elements differ by. They add up.
 
     elements: of the tensor. compared: those that are finite in both, of which alone the sums are. changed: a NaN is equal to
-    a NaN, and minus zero to zero. absolute, squares: of |a - b|. buckets: how many lie 0, 1, 2-3, 4-7 ... units in the last
-    place apart; empty where that can't be said.
+    a NaN, and minus zero to zero. absolute, squares: of |a - b|. products: a * b. buckets: how many lie 0, 1, 2-3, 4-7 ...
+    units in the last place apart; empty where that can't be said.
     """
 
     elements: int = 0
@@ -78,6 +78,7 @@ class Sums:
     squares: float = 0.0
     squares_a: float = 0.0
     squares_b: float = 0.0
+    products: float = 0.0
     buckets: tuple[int, ...] = ()
 
     def __add__(self, other: Sums) -> Sums:
@@ -94,13 +95,14 @@ class Sums:
             self.squares + other.squares,
             self.squares_a + other.squares_a,
             self.squares_b + other.squares_b,
+            self.products + other.products,
             tuple(one + two for one, two in zip(first, second, strict=True)),
         )
 
     @property
     def overflowed(self) -> bool:
         """Whether a sum has left float64, though what it is of is finite."""
-        sums = (self.largest, self.absolute, self.squares, self.squares_a, self.squares_b)
+        sums = (self.largest, self.absolute, self.squares, self.squares_a, self.squares_b, self.products)
         return not all(map(math.isfinite, sums))
 
     @property
@@ -124,15 +126,14 @@ class Sums:
 
     @property
     def cosine(self) -> float | None:
-        """a . b = (a . a + b . b - |a - b|^2) / 2, over both norms; None if one of them is zero."""
+        """None if a or b is all zeros, or squares leave float64."""
         if not (self.squares_a and self.squares_b):
             return None
         if not self.largest:
             return 1.0
         if self.overflowed:
             return None
-        product = (self.squares_a + self.squares_b - self.squares) / 2
-        return max(-1.0, min(1.0, product / math.sqrt(self.squares_a) / math.sqrt(self.squares_b)))
+        return max(-1.0, min(1.0, self.products / math.sqrt(self.squares_a) / math.sqrt(self.squares_b)))
 
     @property
     def changed_fraction(self) -> float | None:
@@ -148,7 +149,7 @@ def measure(pair: Pair, start: int, stop: int, progress: Callable[[int], object]
 
     Its files are closed at the end, so that many workers don't keep more open than the system allows.
     """
-    sums, counts, buckets = np.zeros(5), np.zeros(4, np.int64), np.zeros(loops.BUCKETS, np.int64)
+    sums, counts, buckets = np.zeros(6), np.zeros(4, np.int64), np.zeros(loops.BUCKETS, np.int64)
     finite = np.empty(min(BLOCK, stop - start), np.uint8)
     units = pair.units
     wide: type[np.unsignedinteger[Any]] = np.uint32 if units and units.is_float and units.itemsize < 8 else np.uint64
@@ -167,9 +168,9 @@ def measure(pair: Pair, start: int, stop: int, progress: Callable[[int], object]
     if units is not None and not units.is_float:  # float64 doesn't keep all of them apart
         changed = int(buckets[1:].sum())
     within = tuple(map(int, np.trim_zeros(buckets, "b")))
-    absolute, squares, squares_a, squares_b, largest = map(float, sums)
+    absolute, squares, squares_a, squares_b, products, largest = map(float, sums)
     counted = (stop - start, compared, changed, not_finite_a, not_finite_b)
-    return Sums(*counted, largest, absolute, squares, squares_a, squares_b, within)
+    return Sums(*counted, largest, absolute, squares, squares_a, squares_b, products, within)
 
 
 class _Reader:
