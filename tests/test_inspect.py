@@ -176,6 +176,19 @@ def test_what_differs_in_another_layout(tmp_path: Path, second: str) -> None:
     assert differs["notes"][0].endswith("read as hf")
 
 
+def test_what_differs_where_a_layout_is_unknown(tmp_path: Path) -> None:
+    differs = look(stored(tmp_path / "a", llama(0), "hf"), write(tmp_path / "b", {"w": np.ones(2)}))["differs"]
+    assert differs["notes"] == ["names and shapes are compared as they are stored, since not all layouts can be told"]
+    assert differs["tensors"]["w"] == [None, "[2] float32"]
+
+
+def test_what_differs_between_a_tied_and_an_untied_model(tmp_path: Path) -> None:
+    tied = stored(tmp_path / "b", llama(0, tied=True), "paddlenlp", {**CONFIG, "tie_word_embeddings": True})
+    differs = look(stored(tmp_path / "a", llama(0), "hf"), tied)["differs"]
+    assert differs["tensors"] == {"lm_head.weight": [f"[{VOCAB}, 16] bfloat16", None]}
+    assert differs["facts"]["tied"] == [False, True]
+
+
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as caught:
         main(["inspect", *argv])

@@ -54,7 +54,10 @@ def differences(checkpoints: Sequence[Checkpoint], described: Sequence[Mapping[s
     for name in SETTINGS[1:]:  # the first is the family
         facts[name] = [setting(config, name) for config in configs]
     notes: list[str] = []
-    if len({one["layout"] for one in described}) > 1:
+    layouts = {one["layout"] for one in described}
+    if None in layouts and len(layouts) > 1:
+        notes = ["names and shapes are compared as they are stored, since not all layouts can be told"]
+    elif len(layouts) > 1:
         try:
             checkpoints, _, notes = in_one_layout(checkpoints, (), prefix)
         except CheckpointError as error:
