@@ -14,26 +14,36 @@ if TYPE_CHECKING:
     from .extract.config import ExtractConfig
     from .extract.run import extract_lora
     from .memory import merge_state_dicts
+    from .report.diff_cli import DiffConfig, diff
+    from .report.inspect_cli import InspectConfig, inspect
     from .run import merge
 
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DiffConfig",
     "ExtractConfig",
+    "InspectConfig",
     "MergeConfig",
     "MergeError",
     "OutputError",
     "WorkError",
+    "diff",
     "extract_lora",
+    "inspect",
     "merge",
     "merge_state_dicts",
 ]
 
 _HOMES = {
+    "DiffConfig": "report.diff_cli",
     "ExtractConfig": "extract.config",
+    "InspectConfig": "report.inspect_cli",
     "MergeConfig": "config",
+    "diff": "report.diff_cli",
     "extract_lora": "extract.run",
+    "inspect": "report.inspect_cli",
     "merge": "run",
     "merge_state_dicts": "memory",
 }

@@ -20,7 +20,12 @@ from .flags import build_app, normal_form
 
 FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
 # First words that don't merge -> the module of this package whose `main` takes the rest of the command line.
-SUBCOMMANDS = {"demo": "demo", "extract-lora": "extract.cli"}
+SUBCOMMANDS = {
+    "demo": "demo",
+    "extract-lora": "extract.cli",
+    "inspect": "report.inspect_cli",
+    "diff": "report.diff_cli",
+}
 # What a flag overrides in a config file besides the field of its own name.
 OVERRIDES = {
     "model_path_list": ["model_path_str"],
@@ -37,7 +42,8 @@ a few. They can also stand in a JSON or YAML file given first; flags after it ov
 booleans as `--flag`, `--flag False` or `--no_flag`.
 
 `python -m paddle_merge demo` shows what merging does, on models it trains itself in about a minute;
-`python -m paddle_merge extract-lora` makes a LoRA adapter of a fine-tuned model; --help after either tells more.
+`python -m paddle_merge extract-lora` makes a LoRA adapter of a fine-tuned model; `python -m paddle_merge inspect` tells what
+checkpoints are, and `python -m paddle_merge diff` what two of them differ by; --help after any of them tells more.
 """
 
 EXAMPLES = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -27,12 +28,14 @@ def normal_form(
     aliases: Mapping[str, str],
     first_word: str,
     abbreviated: Collection[str] = (),
+    many: bool = False,
 ) -> list[str]:
     """argv in the one spelling that Typer reads. Raises ConfigError listing every flag it doesn't know.
 
     `--model-path-list a b` -> `--model_path_list=a --model_path_list=b`; `--normalize False` -> `--no_normalize`; a flag
     given twice: the last one counts. first_word: what to say of a second word that no flag stands before. abbreviated: flags
-    for which a beginning that no other of them has is enough.
+    for which a beginning that no other of them has is enough. many: any number of words may stand without a flag, also
+    behind flags that don't take them.
     """
 
     def spelled_out(flag: str) -> str:
@@ -42,7 +45,7 @@ def normal_form(
 
     lists = {name for name, item in fields.items() if is_list(item)}
     bools = {name for name, item in fields.items() if item.type == "bool"}
-    first = [argv[0]] if argv and not argv[0].startswith("-") else []
+    first = list(itertools.takewhile(lambda word: not word.startswith("-"), argv if many else argv[:1]))
     groups: list[tuple[str, list[str]]] = []
     problems: list[str] = []
     for word in argv[len(first) :]:
@@ -61,6 +64,10 @@ def normal_form(
         name, negated = spelled_out(flag), False
         if name not in fields and name.startswith("no_"):
             name, negated = spelled_out(name[3:]), True
+        if many and name not in lists:
+            takes = name in fields and (name not in bools or parse_bool(values[0] if values else "") is not None)
+            first += values[takes:]
+            values = values[:takes]
         if flag in SWITCHES:
             chosen[flag] = [f"--{flag}"]
             if values:
@@ -114,19 +121,19 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
 
 def build_app(
     fields: Fields,
-    run: Callable[[str | None, bool, bool, dict[str, Any]], None],
+    run: Callable[[Any, bool, bool, dict[str, Any]], None],
     argument: tuple[str, str],
     help: str,
     epilog: str,
+    many: bool = False,
 ) -> typer.Typer:
     """A command with one option per field.
 
-    run: called with the first word, --verbose, --quiet and the flags. argument: what the first word is, and its help.
+    run: called with the first word (None if it isn't given), --verbose, --quiet and the flags. argument: what the first word
+    is, and its help. many: there may be several, and run gets a list.
     """
 
-    def command(
-        first: str | None = None, version: bool = False, verbose: bool = False, quiet: bool = False, **flags: Any
-    ) -> None:
+    def command(first: Any = None, version: bool = False, verbose: bool = False, quiet: bool = False, **flags: Any) -> None:
         if version:
             typer.echo(f"paddle_merge {__version__}")
         else:
@@ -145,7 +152,12 @@ def build_app(
             default=None if name == "first" else False,
             annotation=Annotated[kind, extra[name]],
         )
-        for name, kind in (("first", str | None), ("version", bool), ("verbose", bool), ("quiet", bool))
+        for name, kind in (
+            ("first", list[str] | None if many else str | None),
+            ("version", bool),
+            ("verbose", bool),
+            ("quiet", bool),
+        )
     ]
     parameters[1:1] = [_option(item) for item in fields.values()]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

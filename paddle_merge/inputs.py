@@ -103,7 +103,7 @@ def _different_settings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]
     found = []
     for checkpoint in inputs:
         config = read_config(checkpoint.folder)
-        pairs = [(name, _setting(config, name), _setting(donor.config, name)) for name in SETTINGS]
+        pairs = [(name, setting(config, name), setting(donor.config, name)) for name in SETTINGS]
         differing = [
             f"{name} {its} (not {other})" for name, its, other in pairs if None not in (its, other) and its != other
         ]
@@ -114,7 +114,8 @@ def _different_settings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]
     return found
 
 
-def _setting(config: Mapping[str, Any], name: str) -> Any:
+def setting(config: Mapping[str, Any], name: str) -> Any:
+    """What a config says of one of SETTINGS; None if it doesn't."""
     rope = config.get("rope_parameters")  # where transformers 5 writes them
     value = config.get(name)
     return rope.get(name) if value is None and isinstance(rope, dict) else value

@@ -17,11 +17,11 @@ _SCALE = re.compile(
 )
 
 
-def problems(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
-    """A sentence, if the checkpoint holds codes. config: of its model. 8-bit floats without scales are plain numbers."""
-    signs = []
+def signs(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
+    """What tells that the checkpoint holds codes. config: of its model. 8-bit floats without scales are plain numbers."""
+    said = []
     if config.get("quantization_config"):
-        signs.append("its config.json has a quantization_config")
+        said.append("its config.json has a quantization_config")
     coded = {name for name, entry in checkpoint.tensors.items() if entry.dtype.itemsize == 1 and entry.dtype.name != "bool"}
     found = []
     for name in checkpoint.tensors:
@@ -30,10 +30,16 @@ def problems(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
         if beside or (coded and _SCALE.fullmatch(word)) or _PACKED.fullmatch(word):
             found.append(name)
     if found:
-        signs.append(f"{len(found)} of its tensors hold scales or packed codes, {found[0]!r} for one")
-    if not signs:
+        said.append(f"{len(found)} of its tensors hold scales or packed codes, {found[0]!r} for one")
+    return said
+
+
+def problems(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
+    """A sentence, if the checkpoint holds codes."""
+    said = signs(checkpoint, config)
+    if not said:
         return []
     return [
-        f"{checkpoint.path}: is quantised ({'; '.join(signs)}), and codes of different scales can't be averaged; convert"
+        f"{checkpoint.path}: is quantised ({'; '.join(said)}), and codes of different scales can't be averaged; convert"
         " it to bfloat16 first, and if its weights are plain numbers, remove quantization_config from its config.json"
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -122,6 +123,7 @@ class Checkpoint:
         transformers write for the same weights: "np" for Paddle's files, "pt" for torch's.
     tensors: in storage order (file by file, offset by offset).
     kind: of its files: "safetensors", "pdparams", "bin" or "flex".
+    metadata: all that safetensors files say of themselves.
     """
 
     path: str
@@ -129,6 +131,7 @@ class Checkpoint:
     format: str | None
     tensors: dict[str, TensorEntry]
     kind: str = "safetensors"
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

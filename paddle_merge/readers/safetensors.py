@@ -24,6 +24,7 @@ def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, s
     """The checkpoint made of `files`; `weight_map` (tensor -> shard), if given, must say exactly what the files hold."""
     tensors: dict[str, TensorEntry] = {}
     formats: set[str | None] = set()
+    everything: dict[str, str] = {}
     problems: list[str] = []
     for file in files:
         try:
@@ -32,6 +33,7 @@ def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, s
             problems += error.problems
             continue
         formats.add(metadata.get("format"))
+        everything |= metadata
         for entry in entries:
             if entry.name in tensors:
                 problems.append(f"{file}: tensor {entry.name!r} is also in {tensors[entry.name].file}")
@@ -42,7 +44,7 @@ def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, s
         problems.append(f"{path}: its shards have different metadata formats: {sorted(map(str, formats))}")
     if problems:
         raise CheckpointError(problems)
-    return Checkpoint(path, folder, next(iter(formats)), tensors)
+    return Checkpoint(path, folder, next(iter(formats)), tensors, metadata=everything)
 
 
 def _read_header(file: str, folder: str) -> tuple[list[TensorEntry], dict[str, str]]:

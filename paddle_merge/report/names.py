@@ -1,0 +1,35 @@
+"""What tensors' names tell: which layer of which stack, and which kind of tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_LAYER = re.compile(r"((?:.*?\.)?(?:layers?|h|blocks?))\.(\d+)(?=\.)")
+
+
+def layer_of(name: str) -> tuple[str, int] | None:
+    """The stack and the number in it: ("model.layers", 3) of "model.layers.3.mlp.up_proj.weight"; None if it is in none."""
+    found = _LAYER.match(name)
+    return (found[1], int(found[2])) if found else None
+
+
+def pattern_of(name: str) -> str:
+    """The name with a star for the layer's number."""
+    return _LAYER.sub(r"\1.*", name, count=1) if _LAYER.match(name) else name
+
+
+def word_of(name: str) -> str:
+    """The last word but "weight": "up_proj" of "model.layers.3.mlp.up_proj.weight", "q_proj.bias", "lm_head"."""
+    words = [word for word in name.split(".") if not word.isdecimal()] or [name]
+    if words[-1] == "weight" and len(words) > 1:
+        return words[-2]
+    return ".".join(words[-2:]) if words[-1] in ("bias", "weight") else words[-1]
+
+
+def stacks(names: Iterable[str]) -> dict[str, int]:
+    """Stacks in order of appearance -> how many layers each has."""
+    found: dict[str, set[int]] = {}
+    for layer in filter(None, map(layer_of, names)):
+        found.setdefault(layer[0], set()).add(layer[1])
+    return {stack: len(numbers) for stack, numbers in found.items()}
