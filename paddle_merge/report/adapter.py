@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ..lora_config import scaling, unfit
+from ..lora.config import scaling, unfit
 from ..readers.adapters import Adapter, sort
 from ..readers.pickles import MalformedError
 from .names import stacks, word_of

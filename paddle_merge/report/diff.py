@@ -15,7 +15,7 @@ from .. import __version__
 from ..detect import read_config
 from ..dtypes import DTYPES
 from ..errors import CheckpointError
-from ..lora import adapt
+from ..lora.fold import adapt
 from ..quantised import signs
 from ..readers import Checkpoint
 from ..readers.adapters import open_model
@@ -53,11 +53,11 @@ def open_models(specs: tuple[str, str], layouts: tuple[str | None, str | None], 
     checkpoints, adapters = [checkpoint for checkpoint, _ in opened], [held for _, held in opened]
     fallback = next((config for one in checkpoints if (config := read_config(one.folder))), {})
     viewed, layout, notes = in_one_layout(checkpoints, layouts, prefix)
-    (a, b), folded = adapt(viewed, adapters, specs, layout, fallback)
+    (a, b), folded, noticed = adapt(viewed, adapters, specs, layout, fallback)
     for checkpoint in checkpoints:
         if found := signs(checkpoint, read_config(checkpoint.folder)):
             notes.append(f"{checkpoint.path} is quantised ({'; '.join(found)}): its codes are compared as plain numbers")
-    return Models(a, b, layout, [*notes, *folded])
+    return Models(a, b, layout, [*notes, *folded, *noticed])
 
 
 def compare(models: Models, n_process: int, progress: bool | None = None) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ..adapted import AdaptedTensor
 from ..backends.np_backend import NumpyBackend, widen
 from ..dtypes import FLOAT32, FLOAT64, DType, compute_dtype
 from ..files import Files, Scratch
+from ..lora.adapted import AdaptedTensor
 from ..readers import TensorEntry
 from . import loops
 
