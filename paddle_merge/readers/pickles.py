@@ -240,7 +240,8 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                     raise MalformedError("refers to objects outside of it, which no weights file of Paddle does")
                 stack.append(persistent(stack.pop()))
             case b"\x95":  # FRAME
-                read(8)
+                if struct.unpack("<Q", read(8))[0] > window.stop - window.at:
+                    raise MalformedError(f"is cut off, or damaged (byte {window.at})")
             case b"\x80":  # PROTO
                 version = read(1)[0]
                 if not 2 <= version <= 4:
@@ -279,7 +280,8 @@ def _update(target: Any, items: list[Any]) -> None:
     if type(target) is not dict or len(items) % 2:
         raise MalformedError("sets items of what is no dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str | int | Standin):  # the hash of nested tuples can take forever
+        # The hash of nested tuples can take forever, and so can a dict of large numbers that are chosen to collide.
+        if not isinstance(key, str | int | Standin) or (isinstance(key, int) and abs(key) >= 2**31):
             raise MalformedError("holds a dict whose keys are no names")
         if key in target:
             raise MalformedError(f"holds {str(key)[:100]!r} twice")
