@@ -44,10 +44,8 @@ def read_config_file(path: str) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{path}: can't be read ({reason})") from None
     try:
-        if path.lower().endswith(".json"):
-            content = json.loads(text, object_pairs_hook=unique_keys)
-        else:
-            content = _parse_yaml(text)
+        is_json = path.lower().endswith(".json")
+        content = json.loads(text, object_pairs_hook=unique_keys) if is_json else _parse_yaml(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: can't be parsed ({error})") from None
     if not isinstance(content, dict):

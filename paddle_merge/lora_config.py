@@ -53,8 +53,8 @@ def unfit(adapter: Adapter) -> list[str]:
         start = config.get("init_lora_weights", True)
         if isinstance(start, str) and start.lower().startswith(_CHANGE_BASE):
             found.append(
-                f"{adapter.path}: can't be folded: it began with init_lora_weights {shown(start)}, which changes the base model;"
-                " convert it with PEFT's path_initial_model_for_weight_conversion first"
+                f"{adapter.path}: can't be folded: it began with init_lora_weights {shown(start)}, which changes the base"
+                " model; convert it with PEFT's path_initial_model_for_weight_conversion first"
             )
         if config.get("bias", "none") not in ("none", "all", "lora_only"):
             found.append(f"{adapter.path}: its config says bias {shown(config['bias'])}, which is not known")
@@ -93,8 +93,8 @@ def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
     for pattern, value in table.items():
         if _SLOW.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
             raise MalformedError(
-                f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, which could take forever to match; name the"
-                " modules with fewer repetitions"
+                f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, which could take forever to match; name"
+                " the modules with fewer repetitions"
             )
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):

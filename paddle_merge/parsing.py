@@ -37,7 +37,10 @@ def _to_bool(value: Any) -> bool:
 
 
 def _to_int(value: Any) -> int:
-    return int(value) if isinstance(value, str) else operator.index(value)
+    number = int(value) if isinstance(value, str) else operator.index(value)
+    if abs(number) >= 2**64:
+        raise OverflowError
+    return number
 
 
 def _to_str(value: Any) -> str:

@@ -41,8 +41,8 @@ class Specimen:
     """files: of the models a and b, by path. fields: of the MergeConfig, paths relative to where the files are.
 
     targets: the files to damage. expected: an independent reading of the merge, from the folder of the files; raises
-    whatever it likes if it can't read them. harmless: the kinds of file whose damage may change the merge's meaning, but never
-    its numbers. merge_config: the file that holds `fields`, if that is what is damaged.
+    whatever it likes if it can't read them; empty where damage may turn or tie tensors, but change no number. merge_config:
+    the file that holds `fields`, if that is what is damaged.
     """
 
     files: dict[str, bytes]
@@ -247,6 +247,7 @@ def config_json(fused: bool) -> Specimen:
                 "rms_norm_eps": 1e-6,
                 "torch_dtype": "float32",
             }
+            said["head_dim"] = 2
             said["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "default"}
             checkpoints.write(folder / layout, tensors, format="np", config=said)
         (folder / "a" / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))

@@ -204,11 +204,11 @@ def crafted_array(shape: tuple[Any, ...], code: object = "f4", order: object = "
         + text("w")
         + MADE
         + b"(K\x01"
-        + pickle.dumps(shape, protocol=4)[2:-1]
+        + pickle.dumps(shape, protocol=3)[2:-1]
         + stack_global("numpy", "dtype")
-        + pickle.dumps((code, False, True), protocol=4)[2:-1].replace(b"\x94", b"")
+        + pickle.dumps((code, False, True), protocol=3)[2:-1].replace(b"\x94", b"")
         + b"R"
-        + pickle.dumps((3, order, None, None, None, -1, -1, 0), protocol=4)[2:-1].replace(b"\x94", b"")
+        + pickle.dumps((3, order, None, None, None, -1, -1, 0), protocol=3)[2:-1].replace(b"\x94", b"")
         + b"b\x89"
         + b"C"
         + bytes([len(data)])

@@ -198,7 +198,9 @@ def _compared(specimen: Specimen, folder: Path, wanted: State) -> Outcome:
     if same(found, expected):
         return Outcome("changed")
     different = [
-        name for name in sorted(found.keys() | expected.keys()) if not same(_only(found, name), _only(expected, name))
+        name
+        for name in sorted(found.keys() | expected.keys(), key=str)
+        if not same(_only(found, name), _only(expected, name))
     ]
     return Outcome("fault", f"merged to something else than an independent reader: {different}")
 

@@ -30,7 +30,7 @@ class NumpyType(Standin):
 
     def build(self, state: Any) -> None:
         version, order, *rest = state
-        if version != 3 or (rest[3:] != [-1, -1, 0] and self.code in _CODES):
+        if version != 3 or (self.code in _CODES and rest[3:] != [-1, -1, 0]):
             raise MalformedError("has a dtype of a state that NumPy doesn't write")
         self.little = order in ("<", "|") and rest[:3] == [None, None, None]
 
@@ -52,7 +52,7 @@ class Array(Standin):
 
     def build(self, state: Any) -> None:
         version, self.shape, self.type, fortran, self.data = state
-        if version != 1 or not isinstance(fortran, int):
+        if type(version) is not int or version != 1 or not isinstance(fortran, int):
             raise MalformedError("has an array of a state that NumPy doesn't write")
         self.fortran = bool(fortran)
 

@@ -99,8 +99,9 @@ def _read_entry(name: str, info: Any, file: str, data_start: int) -> TensorEntry
     tag, shape, offsets = info.get("dtype"), info.get("shape"), info.get("data_offsets")
     dtype = BY_TAG.get(tag) if isinstance(tag, str) else None
     if dtype is None:
+        said = tag if isinstance(tag, str) else shown(tag)
         raise CheckpointError(
-            f"{file}: tensor {name!r} has dtype {tag if isinstance(tag, str) else shown(tag)}, which can't be merged yet; convert it to bfloat16 first"
+            f"{file}: tensor {name!r} has dtype {said}, which can't be merged yet; convert it to bfloat16 first"
         )
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
         raise CheckpointError(f"{file}: tensor {name!r} has a malformed shape or data_offsets")
