@@ -233,7 +233,8 @@ def _certain(word: str, layout: str, config: Mapping[str, Any]) -> dict[str, lis
     if ranges is None:
         raise MalformedError(
             f"can't be converted between {word} and {', '.join(PIECES[word])}: how a model of type"
-            f" {shown(config.get('model_type'))} in layout {layout} fuses them isn't known, or config.json doesn't tell sizes"
+            f" {shown(config.get('model_type'))} in layout {layout} fuses them isn't known, or config.json doesn't tell the"
+            " sizes"
         )
     return ranges
 

@@ -39,8 +39,10 @@ NUMBERS = (
     10**400,
 )
 WORDS = ("", ".", "..", "../secret.safetensors", "../secret.distcp", "/etc/passwd", "a/../../b", "a\\b", "model.safetensors",
-         "0_0.distcp", "config.json", "\0", "a\0b", "\ud800", "\udc80", "\u202e", "W", "w", "\x1b[31m", "x\ny", "é", "e\u0301", "None",
-         "nan", "F32", "F16", "BF16", "I64", "U16", "BOOL", "F8_E4M3", "F4", "float32", "bfloat16", "x" * 300, "+".join("ab" * 20),
+         "0_0.distcp", "config.json", "\0", "a\0b", "\ud800", "\udc80", "\u202e", "W", "w", "\x1b[31m", "x\ny", "é",
+         "e\u0301", "None",
+         "nan", "F32", "F16", "BF16", "I64", "U16", "BOOL", "F8_E4M3", "F4", "float32", "bfloat16", "x" * 300,
+         "+".join("ab" * 20),
          "(a+)+$", "(", "llama", "qwen2", "phi3", "a{99999999999}", "1e999", "true", "0x10", "1_000")  # fmt: skip
 STRUCTURE = b'{}[]",:0123456789-.eE\\u \t\n\0()tRbu.sh\x94\x85\x86\x93'
 
@@ -169,10 +171,14 @@ def any_json(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
 def any_yaml(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
     """Lines changed; JSON is YAML too, and YAML has more: anchors, tags, dates, sets, keys of all kinds."""
     lines = content.decode().splitlines()
-    values = ["~", "&a [*a]", "!!python/object/apply:os.system ['x']", "!!binary aGk=", "2001-99-99", "2001-01-01", "!!timestamp x", "!!int x",
-              "!!int ''", "!!float ''", "!!bool x", "!!set {a, b}", "!!omap [a: 1]", "!!pairs [a: 1]", "1:30:00", "0x_", "0b", "0o7", ".inf", ".nan", "yes", "1_0",
-              "? a", "*nowhere", "{? [a]: 1}", "{[a]: 1}", "<<: *a", "!!map x", "'", "\t", "|", ">", "- - - -", "%YAML 9.9", "!<x> y", "!x y", "\x07",
-              "&x [&y [&z [1,1,1,1],*z,*z,*z],*y,*y,*y]", "[" * 500, "- " * 500, "{" * 500, '"\\ud800"', '"\\U00110000"', '"\\x1b"', "0" * 5000 + "1", "1" * 5000, "0x" + "f" * 5000]  # fmt: skip
+    values = ["~", "&a [*a]", "!!python/object/apply:os.system ['x']", "!!binary aGk=", "2001-99-99", "2001-01-01",
+              "!!timestamp x", "!!int x",
+              "!!int ''", "!!float ''", "!!bool x", "!!set {a, b}", "!!omap [a: 1]", "!!pairs [a: 1]", "1:30:00", "0x_",
+              "0b", "0o7", ".inf", ".nan", "yes", "1_0",
+              "? a", "*nowhere", "{? [a]: 1}", "{[a]: 1}", "<<: *a", "!!map x", "'", "\t", "|", ">", "- - - -",
+              "%YAML 9.9", "!<x> y", "!x y", "\x07",
+              "&x [&y [&z [1,1,1,1],*z,*z,*z],*y,*y,*y]", "[" * 500, "- " * 500, "{" * 500, '"\\ud800"', '"\\U00110000"',
+              '"\\x1b"', "0" * 5000 + "1", "1" * 5000, "0x" + "f" * 5000]  # fmt: skip
     values.append("[" + "&l0 [a,a], " + ", ".join(f"&l{n} [*l{n - 1},*l{n - 1},*l{n - 1}]" for n in range(1, 40)) + "]")
     for _ in range(random.choice((1, 1, 2))):
         at = random.randrange(len(lines))

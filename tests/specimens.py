@@ -224,8 +224,8 @@ def safetensors_index() -> Specimen:
 
 
 def config_json(fused: bool) -> Specimen:
-    """A Llama in Paddle's layout beside one in Hugging Face's, or one with q, k and v fused beside one without: what config.json
-    says decides what is turned, and where to cut."""
+    """A Llama in Paddle's layout beside one in Hugging Face's, or one with q, k and v fused beside one without: what
+    config.json says decides what is turned, and where to cut."""
     names = {f"model.{name}": shape for name, (shape, _) in LLAMA.items()}
 
     def write(folder: Path) -> None:
@@ -252,7 +252,20 @@ def config_json(fused: bool) -> Specimen:
             checkpoints.write(folder / layout, tensors, format="np", config=said)
         (folder / "a" / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
 
-    return Specimen(make(write), ("a/config.json",) * 3 + ("b/config.json",), lambda _: {})
+    def expected(folder: Path) -> State:
+        said = json.loads((folder / "a" / "config.json").read_bytes())
+        if not fused or said.get("model_type") != "phi3":
+            return {}
+
+        def in_one(model: Path) -> State:
+            """Phi-3's queries, keys and values don't go by groups."""
+            tensors, stem = read_safetensors(model), "model.layers.0.self_attn."
+            apart = [tensors.pop(f"{stem}{word}_proj.weight", np.empty((8, 0))) for word in "qkv"]
+            return {f"{stem}qkv_proj.weight": np.concatenate(apart, 1), **tensors}
+
+        return average(in_one)(folder)
+
+    return Specimen(make(write), ("a/config.json",) * 3 + ("b/config.json",), expected)
 
 
 def pdparams(form: str, protocol: int) -> Specimen:

@@ -42,7 +42,8 @@ def test_trials(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2000 trials" in done.stdout
-    rows = [[int(cell) for cell in row.split("|")[2:-1]] for row in done.stdout.splitlines() if row.startswith("| ")][2:]
+    table = [row.split("|")[2:-1] for row in done.stdout.splitlines() if row.startswith("| ")]
+    rows = [list(map(int, row)) for row in table[2:]]
     assert len(rows) == len(specimens.KINDS)
     assert all(refused > 50 and fault == 0 for refused, _, _, fault in rows)
     assert sum(merged + changed for _, merged, changed, _ in rows) > 100
@@ -283,8 +284,8 @@ def test_frames_show_what_was_lost(tmp_path: Path, shift: int) -> None:
 )
 def test_arrays_as_numpy_never_writes_them(tmp_path: Path, good: bytes, bad: bytes) -> None:
     content = (
-        b"\x80\x04}" + text("w") + MADE + b"(K\x01K\x02\x85" + attacks.DTYPE + text("f4") + b"\x89\x88\x87R(K\x03" + text("<")
-        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89C\x08" + bytes(8) + b"tbs."
+        b"\x80\x04}" + text("w") + MADE + b"(K\x01K\x02\x85" + attacks.DTYPE + text("f4") + b"\x89\x88\x87R"
+        + b"(K\x03" + text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89C\x08" + bytes(8) + b"tbs."
     )  # fmt: skip
     (tmp_path / "model_state.pdparams").write_bytes(content)
     assert open_checkpoint(str(tmp_path)).tensors["w"].shape == (2,)

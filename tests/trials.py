@@ -29,7 +29,8 @@ from .specimens import KINDS, Specimen, State
 
 SECONDS = 10.0  # that a trial may take
 MEMORY = 256 << 20  # bytes that a merge of nothing may take: blocks, and what is imported on the way
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn", "subprocess.Popen", "socket.connect", "socket.bind",
+FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
+             "subprocess.Popen", "socket.connect", "socket.bind",
              "pickle.find_class", "os.symlink", "os.link", "os.chown", "urllib.Request", "webbrowser.open")  # fmt: skip
 PATHS = (
     "open",

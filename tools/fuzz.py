@@ -1,6 +1,6 @@
 """Merges of inputs made wrong at random, many a second: bits flipped, files cut and spliced, headers, indexes, configs and
-pickles changed in the ways that their formats have. Every one must end in a merge that is right, or in sentences that say why
-not; with no traceback, hang or crash, nothing run, nothing read elsewhere, nothing left behind (tests/trials.py judges).
+pickles changed in the ways that their formats have. Every one must end in a merge that is right, or in sentences that say
+why not; with no traceback, hang or crash, nothing run, nothing read elsewhere, nothing left behind (tests/trials.py judges).
 
     python tools/fuzz.py                                            # some thousand trials of every kind
     python tools/fuzz.py --count 100000 --seed 1 --jobs 2 --kind flex --kind pdparams
