@@ -44,7 +44,10 @@ def _to_int(value: Any) -> int:
 
 
 def _to_str(value: Any) -> str:
-    return str(value) if type(value) is int else os.fspath(value)
+    text = str(value) if type(value) is int else os.fspath(value)
+    if isinstance(text, bytes):
+        raise TypeError
+    return text
 
 
 def parse_bool(text: str) -> bool | None:

@@ -68,6 +68,7 @@ class Record(Standin):
         self.fields = state
 
 
+_MARK = Standin()  # on the stack, where a mark is
 Words = Mapping[tuple[str, str], Callable[..., Any]]
 
 
@@ -148,10 +149,12 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
         start = marks.pop()
         found = stack[start:]
         del stack[start:]
+        if found.pop(0) is not _MARK:
+            raise MalformedError(f"is not a whole pickle: it is damaged (byte {window.at})")
         return found
 
     def top() -> Any:
-        if marks and marks[-1] == len(stack):
+        if stack[-1] is _MARK:
             raise MalformedError(f"is not a whole pickle: it is damaged (byte {window.at})")
         return stack[-1]
 
@@ -173,6 +176,7 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                 if len(marks) == MAX_DEPTH:
                     raise MalformedError("is nested too deeply for weights")
                 marks.append(len(stack))
+                stack.append(_MARK)
             case b"t":  # TUPLE
                 stack.append(tuple(marked()))
             case b"R":  # REDUCE
