@@ -49,11 +49,19 @@ def to_types(config: Any) -> None:
             continue
         if "_path" in item.name or item.name == "config_from":
             value = [os.path.expanduser(path) for path in value] if isinstance(value, list) else os.path.expanduser(value)
-            if "\0" in "".join(value):
-                problems.append(f"--{item.name} {value!r} holds a NUL character")
+            if not _can_be_paths(value):
+                problems.append(f"--{item.name} {value!r} holds a character that no path can")
         setattr(config, item.name, value)
     if problems:
         raise ConfigError(problems)
+
+
+def _can_be_paths(value: str | list[str]) -> bool:
+    """Whether there is no NUL in it, and no half of a surrogate pair that doesn't stand for a byte."""
+    try:
+        return b"\0" not in os.fsencode("".join(value))
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass

@@ -18,11 +18,20 @@ T = TypeVar("T")
 
 
 class MergeError(Exception):
-    """Base of all errors raised on purpose; `problems` holds one sentence each."""
+    """Base of all errors raised on purpose; `problems` holds one sentence each.
+
+    Names in files may hold characters that move a terminal's cursor, or turn text around: sentences show their codes.
+    """
 
     def __init__(self, problems: str | Sequence[str]):
-        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        self.problems: list[str] = [_visible(text) for text in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
+
+
+def _visible(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class ConfigError(MergeError, ValueError):

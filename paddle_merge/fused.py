@@ -17,8 +17,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from .detect import last_word, widths
+from .parsing import shown
 from .readers import Part, TensorEntry
-from .readers.parts import as_boxes, assemble
+from .readers.parts import MAX_PARTS, as_boxes, assemble
 from .readers.pickles import MalformedError
 
 Range = tuple[int, int]  # from the first index to behind the last
@@ -44,6 +45,8 @@ def slices(word: str, layout: str | None, config: Mapping[str, Any]) -> dict[str
         if not always and (family not in BY_GROUPS or layout not in _FFN_NAMES):
             return None
         groups = 1 if always else sizes["kv"] // sizes["head"]
+        if groups > MAX_PARTS:
+            return None
         queries, keys = sizes["heads"] // groups, sizes["kv"] // groups
         return _repeated(_QKV, [queries, keys, keys], groups)
     if word not in PIECES or "intermediate" not in sizes:
@@ -230,7 +233,8 @@ def _certain(word: str, layout: str, config: Mapping[str, Any]) -> dict[str, lis
     if ranges is None:
         raise MalformedError(
             f"can't be converted between {word} and {', '.join(PIECES[word])}: how a model of type"
-            f" {config.get('model_type')!r} in layout {layout} fuses them isn't known, or config.json doesn't tell the sizes"
+            f" {shown(config.get('model_type'))} in layout {layout} fuses them isn't known, or config.json doesn't tell the"
+            " sizes"
         )
     return ranges
 

@@ -18,6 +18,7 @@ from .compare import equal
 from .detect import EMBEDDINGS, LAYOUTS, LINEARS, Detected, alike, detect, last_word
 from .errors import CheckpointError
 from .fused import PIECES, apart, kept, refit
+from .parsing import shown
 from .readers import Checkpoint, TensorEntry
 from .readers.parts import as_boxes
 from .readers.pickles import MalformedError
@@ -146,7 +147,7 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
             if stored != (found.layout == "paddlenlp" and not found.tied):
                 why = f"is not as {found.layout} stores it in a model that {'ties' if found.tied else 'does not tie'} it"
         elif word in PIECES and not fused:
-            flip, why = False, f"is fused, and it isn't known how a model of type {model_type!r} fuses it in {goal}"
+            flip, why = False, f"is fused, and it isn't known how a model of type {shown(model_type)} fuses it in {goal}"
         elif len(entry.shape) < 2 or (word in EMBEDDINGS and known):
             flip = False
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import operator
 import os
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ def coerce(value: Any, kind: str) -> Any:
         return converters[kind](value)
     except (TypeError, ValueError, OverflowError):
         needed = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "text"}[kind]
-        raise ValueError(f"must be {needed}, not {value!r}") from None
+        raise ValueError(f"must be {needed}, not {shown(value)}") from None
 
 
 def _to_bool(value: Any) -> bool:
@@ -36,11 +37,17 @@ def _to_bool(value: Any) -> bool:
 
 
 def _to_int(value: Any) -> int:
-    return int(value) if isinstance(value, str) else operator.index(value)
+    number = int(value) if isinstance(value, str) else operator.index(value)
+    if abs(number) >= 2**64:
+        raise OverflowError
+    return number
 
 
 def _to_str(value: Any) -> str:
-    return str(value) if type(value) is int else os.fspath(value)
+    text = str(value) if type(value) is int else os.fspath(value)
+    if isinstance(text, bytes):
+        raise TypeError
+    return text
 
 
 def parse_bool(text: str) -> bool | None:
@@ -71,6 +78,22 @@ def parse_size(text: str | int) -> int:
     if size <= 0:
         raise ValueError(f"{text!r} must be a size such as 5GB, 512MiB or a number of bytes")
     return size
+
+
+class _Short(reprlib.Repr):
+    """Stops within structures that are deep, long, or within themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 200, 200
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**40 else "a number of more than 40 digits"
+
+
+def shown(value: Any) -> str:
+    """A value out of a file, short enough for a sentence, whatever it is."""
+    return _Short().repr(value)
 
 
 def nearest(word: Any, candidates: Any) -> str:

@@ -229,11 +229,12 @@ def test_flipped_bits_and_cut_files(tmp_path: Path, protocol: int) -> None:
 @pytest.mark.parametrize("protocol", [3, 4])
 def test_headers_alone_are_read(tmp_path: Path, protocol: int) -> None:
     """Two payloads of 400 MB that aren't there (holes): opened in a few megabytes, without reading them."""
-    small = pickle.dumps({"w": np.zeros(100, np.float32), "v": np.zeros(100, np.float32)}, protocol=protocol)
-    size = 100_000_000
+    few, size = 70_000, 100_000_000  # so few that it is as long a number, so many that they lie outside of frames
+    small = pickle.dumps({"w": np.zeros(few, np.float32), "v": np.zeros(few, np.float32)}, protocol=protocol)
     wide = {3: b"B" + struct.pack("<I", 4 * size), 4: b"\x8e" + struct.pack("<Q", 4 * size)}[protocol]
-    narrow = {3: b"B" + struct.pack("<I", 400), 4: b"B" + struct.pack("<I", 400)}[protocol]
-    pieces = small.replace(b"Kd\x85", b"J" + struct.pack("<i", size) + b"\x85").split(narrow + bytes(400))
+    narrow = b"B" + struct.pack("<I", 4 * few)
+    count, counts = (b"J" + struct.pack("<i", number) + b"\x85" for number in (few, size))
+    pieces = small.replace(count, counts).split(narrow + bytes(4 * few))
     assert len(pieces) == 3
     with open(tmp_path / MODEL, "wb") as file:
         for number, piece in enumerate(pieces):

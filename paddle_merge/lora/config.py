@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..checks import LARGEST
+from ..parsing import shown
 from ..readers.adapters import Adapter, Module
 from ..readers.pickles import MalformedError
 
@@ -39,6 +40,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "lora_use_mixer": (bool,),
     "scaling": (int, float),
 }
+_SLOW = re.compile(r"\)[*+{]|\\[1-9]|\(\?P=")  # repeated groups, and references to groups: Python's re may never end
 # Ways to begin that take something out of the base model; PEFT converts such adapters on request, and then says True here.
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Fields that go with a tensor of every module: what it is, and is called.
@@ -61,15 +63,17 @@ def unfit(adapter: Adapter) -> list[str]:
     if adapter.kind == "peft":
         kind = config.get("peft_type")
         if kind != "LORA":
-            found.append(f"{adapter.path}: can't be folded: its config says peft_type {kind!r}, and only LORA is W + s B A")
+            found.append(
+                f"{adapter.path}: can't be folded: its config says peft_type {shown(kind)}, and only LORA is W + s B A"
+            )
         start = config.get("init_lora_weights", True)
         if isinstance(start, str) and start.lower().startswith(_CHANGE_BASE):
             found.append(
-                f"{adapter.path}: can't be folded: it began with init_lora_weights {start!r}, which changes the base model;"
-                " convert it with PEFT's path_initial_model_for_weight_conversion first"
+                f"{adapter.path}: can't be folded: it began with init_lora_weights {shown(start)}, which changes the base"
+                " model; convert it with PEFT's path_initial_model_for_weight_conversion first"
             )
         if config.get("bias", "none") not in ("none", "all", "lora_only"):
-            found.append(f"{adapter.path}: its config says bias {config['bias']!r}, which is not known")
+            found.append(f"{adapter.path}: its config says bias {shown(config['bias'])}, which is not known")
     return found
 
 
@@ -98,27 +102,40 @@ def scaling(adapter: Adapter, module: str, rank: int) -> float:
     r = _of(config, "rank_pattern", module) or config.get("r")
     alpha = _of(config, "alpha_pattern", module)
     alpha = config.get("lora_alpha") if alpha is None else alpha
-    if type(r) is not int or r < 1 or type(alpha) not in (int, float) or not abs(alpha) < LARGEST:  # type: ignore[arg-type]
-        raise MalformedError(f"can't be scaled: the adapter's config has r {r!r} and lora_alpha {alpha!r}")
+    if type(r) is not int or r < 1 or not _is_number(alpha):
+        raise MalformedError(f"can't be scaled: the adapter's config has r {shown(r)} and lora_alpha {shown(alpha)}")
     wide = adapter.kind == "paddle" and config.get("loraga")  # saved as [A | A0] and [B; -B0]
     if rank not in ((r, 2 * r) if wide else (r,)):
-        raise MalformedError(f"has rank {rank}, but the adapter's config says {r}")
+        raise MalformedError(f"has rank {rank}, but the adapter's config says {shown(r)}")
     root = config.get("use_rslora" if adapter.kind == "peft" else "rslora")
     scale = float(alpha) / (math.sqrt(r) if root else r)  # type: ignore[arg-type]
     told = config.get("scaling") if adapter.kind == "paddle" else None
-    if told is not None and not (abs(told) < LARGEST and math.isclose(told, scale, rel_tol=1e-6)):
-        raise MalformedError(f"would be scaled by {scale:g}, but the adapter's config says scaling {told}")
+    if told is not None and not (_is_number(told) and math.isclose(told, scale, rel_tol=1e-6)):
+        raise MalformedError(f"would be scaled by {scale:g}, but the adapter's config says scaling {shown(told)}")
     return scale
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that can be computed with."""
+    return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
 def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
     """PEFT's value for a module: of the first pattern that is the end of its name."""
-    for pattern, value in (config.get(patterns) or {}).items():
+    table = config.get(patterns) or {}
+    if not isinstance(table, dict):
+        raise MalformedError(f"can't be scaled: the adapter's {patterns} is {shown(table)}, no map from patterns to numbers")
+    for pattern, value in table.items():
+        if _SLOW.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+            raise MalformedError(
+                f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, which could take forever to match; name"
+                " the modules with fewer repetitions"
+            )
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise MalformedError(
-                f"can't be scaled: the adapter's {patterns} has {pattern!r}, no pattern ({error})"
+                f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, no pattern ({error})"
             ) from None
     return None

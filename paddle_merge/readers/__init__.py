@@ -13,6 +13,8 @@ from typing import Any
 from ..dtypes import DType
 from ..errors import CheckpointError
 
+MAX_DIMS = 64  # of a tensor, as NumPy 2 has it
+MAX_SIZE = 1 << 59  # elements, empty dimensions aside: what NumPy and others can still address
 TEXT_STEP = 1 << 16  # characters between the places that Part.text gives
 
 

@@ -11,25 +11,28 @@ import numpy as np
 from ..dtypes import BFLOAT16, DTYPES, FLOAT16, DType
 from ..errors import CheckpointError
 from ..gather import CHUNK, row_major
-from . import TEXT_STEP, Part
-from .pickles import Bytes, MalformedError, Standin, Text
+from . import MAX_DIMS, TEXT_STEP, Part
+from .pickles import Bytes, MalformedError, Standin, Text, Word
 
 T = TypeVar("T")
-MAX_DIMS = 64
 # NumPy's codes. Paddle has no bfloat16 in NumPy and writes its bits as uint16; nobody has weights of uint16.
 _CODES = {np.dtype(dtype.raw).str[1:]: dtype for dtype in DTYPES if dtype.name == np.dtype(dtype.raw).name}
 _CODES |= {"f2": FLOAT16, "u2": BFLOAT16}
 
 
 class NumpyType(Standin):
-    """numpy.dtype(code), then its state, of which only the byte order counts."""
+    """numpy.dtype(code, align, copy), then its state, of which only the byte order counts."""
 
-    def __init__(self, code: Any, *_: Any):
+    def __init__(self, code: Any, align: Any, copy: Any):
+        if not (isinstance(align, int) and isinstance(copy, int)):
+            raise MalformedError("has a dtype that NumPy doesn't write")
         self.code, self.little = code, True
 
     def build(self, state: Any) -> None:
-        order, fields = state[1], state[2:5]
-        self.little = order in ("<", "|") and fields == (None, None, None)
+        version, order, *rest = state
+        if version != 3 or (self.code in _CODES and rest[3:] != [-1, -1, 0]):
+            raise MalformedError("has a dtype of a state that NumPy doesn't write")
+        self.little = order in ("<", "|") and rest[:3] == [None, None, None]
 
     def storage(self) -> DType:
         """Raises MalformedError."""
@@ -41,14 +44,16 @@ class NumpyType(Standin):
 class Array(Standin):
     """An array by its place: its type, shape, and whether its first index varies fastest (fortran)."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self) -> None:
         self.type: Any = None
         self.shape: Any = None
         self.fortran = False
         self.data: Any = None
 
     def build(self, state: Any) -> None:
-        _, self.shape, self.type, fortran, self.data = state
+        version, self.shape, self.type, fortran, self.data = state
+        if type(version) is not int or version != 1 or not isinstance(fortran, int):
+            raise MalformedError("has an array of a state that NumPy doesn't write")
         self.fortran = bool(fortran)
 
 
@@ -58,6 +63,13 @@ def naturals(value: Any) -> TypeGuard[tuple[int, ...]]:
     return small and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
+def _reconstruct(kind: Any, shape: Any, code: Any) -> Array:
+    """An array, still empty: _reconstruct(numpy.ndarray, (0,), b"b")."""
+    if not (isinstance(kind, Word) and kind.name == "numpy.ndarray" and naturals(shape) and isinstance(code, Bytes)):
+        raise MalformedError("makes an array as NumPy doesn't")
+    return Array()
+
+
 def _scalar(kind: Any, data: Any) -> Array:
     array = Array()
     array.build((1, (), kind, False, data))
@@ -65,9 +77,9 @@ def _scalar(kind: Any, data: Any) -> Array:
 
 
 def _tuple(items: Any = ()) -> tuple[Any, ...]:
-    if not isinstance(items, tuple | list):
+    if not isinstance(items, tuple):  # a list would be copied, as often as the file says
         raise MalformedError("makes a tuple of what is none")
-    return tuple(items)
+    return items
 
 
 def _encode(text: Any, encoding: Any) -> Bytes:
@@ -92,7 +104,7 @@ def empty_dict() -> dict[str, Any]:
 
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and 2
 WORDS: dict[tuple[str, str], Callable[..., Any]] = {
-    **{(module, "_reconstruct"): Array for module in _MULTIARRAY},
+    **{(module, "_reconstruct"): _reconstruct for module in _MULTIARRAY},
     **{(module, "scalar"): _scalar for module in _MULTIARRAY},
     ("numpy", "ndarray"): nothing,  # only ever an argument of _reconstruct
     ("numpy", "dtype"): NumpyType,

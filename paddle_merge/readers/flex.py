@@ -154,24 +154,32 @@ def _read(metadata: Any) -> tuple[Places, dict[str, tuple[int, ...]]]:
         if not isinstance(key, str) or not isinstance(shards, list) or not all(isinstance(item, Record) for item in shards):
             raise MalformedError("is damaged: it describes what is no tensor")
         described_so_far += len(shards)
-        if described_so_far > MAX_STEPS:
+        if described_so_far > MAX_STEPS // 16:  # the instructions that describe one; the same one many times is an attack
             raise MalformedError("describes more shards than it can hold")
         known[str(key)] = {Shard.of(item.fields) for item in shards}
-        given = {item.fields.get("global_shape") for item in shards if naturals(item.fields.get("global_shape"))}
+        told = [item.fields["global_shape"] for item in shards if item.fields.get("global_shape") is not None]
+        if not all(map(naturals, told)):
+            raise MalformedError(f"gives tensor {str(key)!r} a shape that is none")
+        given = set(told)
         if len(given) > 1:
             raise MalformedError(f"gives tensor {str(key)!r} different shapes: {sorted(given)}")
         if given:
             shapes[str(key)] = given.pop()
     places: Places = {}
     seen: set[tuple[str, Shard]] = set()
+    shaped: dict[tuple[str, Any], set[tuple[int, ...]]] = {}
+    for key, shards_of_key in known.items():
+        for shard in shards_of_key:
+            shaped.setdefault((key, shard.at), set()).add(shard.shape)
     for index, name in stored.items():
         key = index.fields.get("tensor_key") if isinstance(index, Record) else None
         if not isinstance(key, str) or not isinstance(name, str):
             raise MalformedError("is damaged: it places what is no tensor")
         fields = dict(index.fields)
         if fields.get("local_shape") is None:  # older versions tell the shape in the description alone
-            same = [shard.shape for shard in known.get(key, ()) if shard.at == fields.get("global_offset")]
-            fields["local_shape"] = same[0] if len(same) == 1 else None
+            at = fields.get("global_offset")
+            same = shaped.get((key, at), set()) if naturals(at) else set()
+            fields["local_shape"] = next(iter(same)) if len(same) == 1 else None
         shard = Shard.of(fields)
         if shard not in known.get(key, ()):
             raise MalformedError(f"places a shard of {str(key)!r} that it doesn't describe")
@@ -208,6 +216,8 @@ def _tensor(
         raise MalformedError(f"has different dtypes: {', '.join(sorted(dtype.name for dtype in dtypes))}")
     if shape is None:
         ends = [[at + size for at, size in zip(shard.at, shard.shape, strict=True)] for shard, _ in places]
+        if len({len(end) for end in ends}) != 1:
+            raise MalformedError("has shards of different dimensions")
         shape = tuple(max(end) for end in zip(*ends, strict=True))
     if any(len(part.at) != len(shape) for part in parts):
         raise MalformedError("has shards of other dimensions than its own")

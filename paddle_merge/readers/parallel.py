@@ -127,6 +127,8 @@ def _whole_shapes(name: str, config: Mapping[str, Any]) -> list[tuple[int, ...]]
         return []
     hidden, heads, inner, words, keys = map(int, sizes)  # type: ignore[arg-type]
     width = config.get("head_dim") or hidden // heads
+    if type(width) is not int or width < 1:
+        return []
     linear = {
         "q_proj": (hidden, heads * width),
         "k_proj": (hidden, keys * width),

@@ -6,9 +6,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..dtypes import DType
 from ..gather import boxes, row_major
-from . import Part, TensorEntry
+from . import MAX_SIZE, Part, TensorEntry
 from .pickles import MalformedError
 
 MAX_PARTS = 4096  # of one tensor
@@ -55,6 +57,8 @@ def as_boxes(entry: TensorEntry) -> list[Part]:
 
 def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
     """What is wrong with parts as the whole of a tensor; else nothing."""
+    if math.prod(filter(None, shape)) >= MAX_SIZE:
+        return f"is {list(shape)}, larger than anything can hold"
     if len(parts) > MAX_PARTS:
         return f"is in {len(parts)} parts: more than can be checked"
     whole = shape
@@ -65,15 +69,12 @@ def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
     for part in parts:
         if any(at + count > full for at, count, full in zip(part.at, part.shape, whole, strict=True)):
             return f"is {list(shape)}, but has a part {list(part.shape)} at {list(part.at)}"
-    axis = max(range(len(whole)), key=lambda axis: len({part.at[axis] for part in parts}), default=None)
-    parts = parts if axis is None else sorted(parts, key=lambda part: part.at[axis])
+    starts = np.array([part.at for part in parts], np.int64).reshape(len(parts), len(whole))
+    stops = starts + np.array([part.shape for part in parts], np.int64).reshape(starts.shape)
     for number, one in enumerate(parts):
-        for other in parts[number + 1 :]:
-            if axis is not None and other.at[axis] >= one.at[axis] + one.shape[axis]:
-                break  # so do all that follow
-            both = zip(one.at, one.shape, other.at, other.shape, strict=True)
-            if all(a < b + n and b < a + m for a, m, b, n in both):
-                return f"has parts that overlap, at {list(one.at)} and {list(other.at)}"
+        both = (starts[number + 1 :] < stops[number]) & (stops[number + 1 :] > starts[number])
+        if (overlapping := np.flatnonzero(both.all(axis=1))).size:
+            return f"has parts that overlap, at {list(one.at)} and {list(parts[number + 1 + overlapping[0]].at)}"
     held = sum(math.prod(part.shape) for part in parts)
     return "" if held == math.prod(shape) else f"has {held} elements of {math.prod(shape)}: a part is missing"
 

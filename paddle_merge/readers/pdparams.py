@@ -97,7 +97,7 @@ def name_arrays(file: str, content: Any) -> tuple[Named, list[str]]:
         shape = tuple(shape) if isinstance(shape, list) else shape
         pieces = [content.pop(key, None) if isinstance(key, str) else None for key in keys or ()]
         found = [piece for piece in pieces if isinstance(piece, Array)]
-        if not naturals(shape) or not found or len(found) != len(pieces) or name in content:
+        if not naturals(shape) or not found or len(found) != len(pieces) or name in content or not isinstance(name, str):
             raise CheckpointError(f"{file}: its table of slices is damaged")
         whole[str(name)] = shape, found
     for name, value in content.items():

@@ -68,6 +68,7 @@ class Record(Standin):
         self.fields = state
 
 
+_MARK = Standin()  # on the stack, where a mark is
 Words = Mapping[tuple[str, str], Callable[..., Any]]
 
 
@@ -139,23 +140,34 @@ def load(window: Window, words: Words, persistent: Callable[[Any], Any] | None =
 
 
 def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, plain: bool) -> Any:
-    """The machine: a stack, the places of marks in it, and a memo. Frames only say what to read ahead."""
+    """The machine: a stack, the places of marks in it, and a memo. Frames say what to read ahead; that instructions fill
+    them shows that no byte was lost on the way."""
     read, stack, marks, memo = window.read, list[Any](), list[int](), dict[int, Any]()
+    frame = 0  # where the frame ends that this instruction is in
 
     def marked() -> list[Any]:
         start = marks.pop()
         found = stack[start:]
         del stack[start:]
+        if found.pop(0) is not _MARK:
+            raise MalformedError(f"is not a whole pickle: it is damaged (byte {window.at})")
         return found
 
+    def top() -> Any:
+        if stack[-1] is _MARK:
+            raise MalformedError(f"is not a whole pickle: it is damaged (byte {window.at})")
+        return stack[-1]
+
     for _ in range(MAX_STEPS):
+        if window.at == frame:
+            frame = 0
         match read(1):
             case b"h":  # BINGET
                 stack.append(memo[read(1)[0]])
             case b"\x94":  # MEMOIZE
-                memo[len(memo)] = stack[-1]
+                memo[len(memo)] = top()
             case b"q":  # BINPUT
-                memo[read(1)[0]] = stack[-1]
+                memo[read(1)[0]] = top()
             case b"\x8c":  # SHORT_BINUNICODE
                 stack.append(_text(window, read(1)[0]))
             case b"K":  # BININT1
@@ -164,6 +176,7 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                 if len(marks) == MAX_DEPTH:
                     raise MalformedError("is nested too deeply for weights")
                 marks.append(len(stack))
+                stack.append(_MARK)
             case b"t":  # TUPLE
                 stack.append(tuple(marked()))
             case b"R":  # REDUCE
@@ -180,7 +193,7 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
             case b"j":  # LONG_BINGET
                 stack.append(memo[struct.unpack("<I", read(4))[0]])
             case b"r":  # LONG_BINPUT
-                memo[struct.unpack("<I", read(4))[0]] = stack[-1]
+                memo[struct.unpack("<I", read(4))[0]] = top()
             case b"\x85":  # TUPLE1
                 stack[-1:] = [(stack[-1],)]
             case b"\x86":  # TUPLE2
@@ -240,13 +253,17 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                     raise MalformedError("refers to objects outside of it, which no weights file of Paddle does")
                 stack.append(persistent(stack.pop()))
             case b"\x95":  # FRAME
-                read(8)
+                within, frame = frame, struct.unpack("<Q", read(8))[0] + window.at
+                if within or frame > window.stop:
+                    raise MalformedError(f"is cut off, or damaged (byte {window.at})")
             case b"\x80":  # PROTO
                 version = read(1)[0]
                 if not 2 <= version <= 4:
                     raise MalformedError(f"is a pickle of protocol {version}; weights are saved with protocols 2 to 4")
             case b".":  # STOP
                 (value,) = stack
+                if frame not in (0, window.at):
+                    raise MalformedError(f"is cut off, or damaged (byte {window.at})")
                 return value
             case code:
                 raise MalformedError(f"holds an instruction that no weights file needs ({code!r}); nothing in it was run")
@@ -279,7 +296,8 @@ def _update(target: Any, items: list[Any]) -> None:
     if type(target) is not dict or len(items) % 2:
         raise MalformedError("sets items of what is no dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str | int | Standin):  # the hash of nested tuples can take forever
+        # The hash of nested tuples can take forever, and so can a dict of large numbers that are chosen to collide.
+        if not isinstance(key, str | int | Standin) or (isinstance(key, int) and abs(key) >= 2**31):
             raise MalformedError("holds a dict whose keys are no names")
         if key in target:
             raise MalformedError(f"holds {str(key)[:100]!r} twice")

@@ -14,7 +14,8 @@ from typing import Any, TypeGuard
 
 from ..dtypes import BFLOAT16, BY_TAG, UINT16
 from ..errors import CheckpointError
-from . import Checkpoint, TensorEntry, parse_json, read_json
+from ..parsing import shown
+from . import MAX_DIMS, MAX_SIZE, Checkpoint, TensorEntry, parse_json, read_json
 from .find import misplaced
 
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
@@ -65,7 +66,8 @@ def _read_header(file: str, folder: str) -> tuple[list[TensorEntry], dict[str, s
         raise CheckpointError(f"{file}: its header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is not a JSON object")
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{file}: its __metadata__ is not a map from strings to strings")
 
@@ -94,16 +96,19 @@ def _read_header(file: str, folder: str) -> tuple[list[TensorEntry], dict[str, s
 
 
 def _read_entry(name: str, info: Any, file: str, data_start: int) -> TensorEntry:
-    if not isinstance(info, dict):
+    if not isinstance(info, dict) or len(info) > 3:  # something that might change what the three fields mean
         raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry")
     tag, shape, offsets = info.get("dtype"), info.get("shape"), info.get("data_offsets")
     dtype = BY_TAG.get(tag) if isinstance(tag, str) else None
     if dtype is None:
+        said = tag if isinstance(tag, str) else shown(tag)
         raise CheckpointError(
-            f"{file}: tensor {name!r} has dtype {tag}, which can't be merged yet; convert it to bfloat16 first"
+            f"{file}: tensor {name!r} has dtype {said}, which can't be merged yet; convert it to bfloat16 first"
         )
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
         raise CheckpointError(f"{file}: tensor {name!r} has a malformed shape or data_offsets")
+    if math.prod(filter(None, shape)) >= MAX_SIZE:
+        raise CheckpointError(f"{file}: tensor {name!r} is {shape}, larger than anything can hold")
     nbytes = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != nbytes:
         raise CheckpointError(
@@ -114,7 +119,8 @@ def _read_entry(name: str, info: Any, file: str, data_start: int) -> TensorEntry
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    small = isinstance(value, list) and len(value) <= MAX_DIMS
+    return small and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def _uint16_is_bfloat16(entry: TensorEntry, folder: str) -> TensorEntry:

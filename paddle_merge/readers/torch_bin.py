@@ -44,6 +44,7 @@ _NEWER = [
     "float8_e8m0fnu",
 ]
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+_PLAIN = 0x0808  # flags: sizes stand behind a member too, its name is UTF-8
 
 
 def open_files(path: str, folder: str, files: Sequence[str], weight_map: dict[str, str] | None) -> Checkpoint:
@@ -155,8 +156,10 @@ class _Archive:
         info = self._members.get(self._root + name)
         if info is None:
             raise MalformedError(f"has no {name[:100]!r} in its zip, which it refers to")
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & ~_PLAIN or info.file_size != info.compress_size:
             raise MalformedError("is compressed or encrypted, as torch never does; load it with torch and save it again")
+        if not 0 <= info.header_offset < self._size:
+            raise MalformedError("is not a whole zip file: it is damaged, or cut off")
         self._stream.seek(info.header_offset)
         header = self._stream.read(_LOCAL_HEADER.size)
         if len(header) == _LOCAL_HEADER.size:
