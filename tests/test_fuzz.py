@@ -181,8 +181,8 @@ def test_paths_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"rank_pattern": "x"}, "no map from patterns to numbers"),
-        ({"alpha_pattern": [1]}, "no map from patterns to numbers"),
+        ({"rank_pattern": "x"}, "of a wrong type"),
+        ({"alpha_pattern": [1]}, "of a wrong type"),
         ({"rank_pattern": {"(a+)+$": 2}}, "could take forever"),
         ({"rank_pattern": {".*.*.*.*x": 2}}, "could take forever"),
         ({"rank_pattern": {"a{99999999999}": 2}}, "no pattern"),

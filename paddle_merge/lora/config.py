@@ -59,7 +59,7 @@ def unfit(adapter: Adapter) -> list[str]:
             found.append(f"{adapter.path}: can't be folded: its config says {name}, and {why}")
     for name, types in _TYPES.items():
         if config.get(name) is not None and type(config[name]) not in types:
-            found.append(f"{adapter.path}: its config says {name} {config[name]!r}, which is of a wrong type")
+            found.append(f"{adapter.path}: its config says {name} {shown(config[name])}, which is of a wrong type")
     if adapter.kind == "peft":
         kind = config.get("peft_type")
         if kind != "LORA":
@@ -122,10 +122,7 @@ def _is_number(value: Any) -> bool:
 
 def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
     """PEFT's value for a module: of the first pattern that is the end of its name."""
-    table = config.get(patterns) or {}
-    if not isinstance(table, dict):
-        raise MalformedError(f"can't be scaled: the adapter's {patterns} is {shown(table)}, no map from patterns to numbers")
-    for pattern, value in table.items():
+    for pattern, value in (config.get(patterns) or {}).items():
         if _SLOW.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
             raise MalformedError(
                 f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, which could take forever to match; name"
