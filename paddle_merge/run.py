@@ -87,9 +87,7 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
             output.finish(sidecars, merge_record)
     except BaseException:
         journal.close(stopped=True)
-        keep = leads and journals.read(output.folder) is not None
-        output.abandon(keep)
-        if keep:
+        if output.abandon(leads and journals.read(output.folder) is not None):
             log.warning("what is done is kept in %s: the same command with --resume goes on from there", config.output)
         raise
     if not leads:
@@ -183,7 +181,7 @@ def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
         return
     if not config.resume and not config.overwrite:
         raise OutputError(
-            f"--output_path {config.output} holds a merge that was stopped; --resume goes on with it, --overwrite begins"
+            f"--output_path {config.output} holds an unfinished merge; --resume goes on with it, --overwrite begins"
             " again"
         )
     changed = journals.changes(stopped.header, journals.describe(config, plan)) if config.resume and plan else []

@@ -230,12 +230,14 @@ class Output:
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
-    def abandon(self, keep: bool = False) -> None:
+    def abandon(self, keep: bool = False) -> bool:
         """Bring an earlier merge back, remove everything written, and the folders that were made here. Signals wait.
 
-        keep: leave the unfinished shards and their journals, for a merge that goes on.
+        keep: leave the unfinished shards and their journals, for a merge that goes on. Returns whether that was done: not if
+        the folder was never this merge's.
         """
         with uninterrupted():
+            keep = keep and self._lock is not None
             for partial in self.partial_paths if keep else ():
                 path = partial.removesuffix(PARTIAL)
                 if path in self._written and not os.path.lexists(partial):
@@ -252,6 +254,7 @@ class Output:
                 with contextlib.suppress(OSError):  # something else is in it by now: leave it
                     os.rmdir(folder)
             self._drop_lock()
+        return keep
 
     def _restore(self, path: str) -> bool:
         """Put an earlier merge's file back."""
@@ -285,6 +288,7 @@ class Output:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._drop_lock()
             raise OutputError(f"--output_path {self.folder}: another merge is being written there") from None
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):

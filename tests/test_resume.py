@@ -167,7 +167,7 @@ def test_a_merge_that_is_asked_to_stop_says_how_to_go_on(
     with eager(*flags(models, out, "della")) as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "holds a merge that was stopped; --resume goes on with it, --overwrite begins again" in said
+    assert "holds an unfinished merge; --resume goes on with it, --overwrite begins again" in said
     run(*flags(models, out, "della", "--resume"))
     assert weights(out) == whole["della"]
 
@@ -336,6 +336,26 @@ def test_an_overwrite_that_is_stopped_keeps_the_earlier_merge_and_goes_on(
     merge(config)
     assert weights(out) != before
     assert not list(out.glob("*.partial"))
+
+
+def test_who_is_refused_by_the_lock_leaves_the_journal_alone(tmp_path: Path, models: list[str]) -> None:
+    out = tmp_path / "out"
+    argv = flags(models, out, "della", "--n_process", "2")
+    with eager(*argv) as process:
+        wait_for_pieces(process, out, 2)
+        os.killpg(process.pid, signal.SIGSTOP)
+        before = {path.name: path.read_bytes() for path in out.glob("merge_journal*")}
+        with eager(*argv, "--overwrite") as second:
+            _, said = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert "another merge is being written there" in said
+        assert "is kept" not in said
+        assert {path.name: path.read_bytes() for path in out.glob("merge_journal*")} == before
+        os.killpg(process.pid, signal.SIGCONT)
+        for child in psutil.Process(process.pid).children():
+            child.resume()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
 
 
 def test_a_short_merge_that_fails_leaves_nothing(tmp_path: Path, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
