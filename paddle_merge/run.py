@@ -181,8 +181,7 @@ def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
         return
     if not config.resume and not config.overwrite:
         raise OutputError(
-            f"--output_path {config.output} holds an unfinished merge; --resume goes on with it, --overwrite begins"
-            " again"
+            f"--output_path {config.output} holds an unfinished merge; --resume goes on with it, --overwrite begins again"
         )
     changed = journals.changes(stopped.header, journals.describe(config, plan)) if config.resume and plan else []
     if changed:

@@ -1,4 +1,4 @@
-"""Stands in for PaddleNLP's llm/tools/mergekit.py: the same flags, our merge."""
+"""Stands in for PaddleNLP's llm/tools/mergekit.py, and with --lora_path for its merge_lora_params.py: our merge."""
 
 from paddle_merge.compat.scripts import mergekit
 

@@ -27,10 +27,15 @@ def mergekit(argv: Sequence[str] | None = None) -> None:
     """llm/tools/mergekit.py [CONFIG.json] --model_path_list a b --output_path out ...
 
     The flags are the fields of PaddleNLP's and PaddleFormers' MergeConfig, which may also stand in a JSON file given first;
-    unique beginnings are enough. An earlier merge in output_path is replaced.
+    unique beginnings are enough. An earlier merge in output_path is replaced. With --lora_path, which is none of them, it is
+    llm/tools/merge_lora_params.py instead.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if any(_spelled_out(word).partition("=")[0] == "--lora_path" for word in argv):
+        merge_lora_params(argv)
+        return
     with command():
-        words = merge_words(list(sys.argv[1:] if argv is None else argv), NAMES)
+        words = merge_words(argv, NAMES)
         config = words.pop(0) if words and not words[0].startswith("--") else None
         flags: dict[str, Any] = {}
         for word in words:
