@@ -26,7 +26,7 @@ from .ranks import Ranks
 from .readers import adapters, hub
 from .sidecars import CARD, read_sidecars, record
 from .worker import Job, Report, Worker, notice
-from .writer import Output, check_output
+from .writer import Output, check_output, uninterrupted
 
 log = logging.getLogger("paddle_merge")
 
@@ -86,8 +86,10 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
             notice(reports, plan.tensors, plan.recipe.sources, config.strict)
             output.finish(sidecars, merge_record)
     except BaseException:
-        journal.close(stopped=True)
-        if output.abandon(leads and journals.read(output.folder) is not None):
+        with uninterrupted():
+            journal.close(stopped=True)
+            kept = output.abandon(leads and journals.read(output.folder) is not None)
+        if kept:
             log.warning("what is done is kept in %s: the same command with --resume goes on from there", config.output)
         raise
     if not leads:
