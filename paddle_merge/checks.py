@@ -133,6 +133,7 @@ def warnings(config: MergeConfig) -> list[str]:
         "slerp_normalize_eps": merge_type == "slerp",
         "normalize": merge_type != "slerp",
         "split_pieces": False,
+        "merge_with_qdq_base_model": False,  # a base that has a quantization_config is refused
         "max_tensor_mem": config.engine.budgeted,
     }
     defaults = type(config)()

@@ -141,8 +141,8 @@ class Fields:
     n_process: int = _flag(_RUN, "Worker processes. The result doesn't depend on it.", 1)
     max_memory: str | None = _flag(
         _RUN,
-        "A ceiling for all processes together, such as 2GB: only as many workers start as stay within it, and a merge that"
-        " can't stay within it says what it needs.",
+        "A ceiling for all processes of this command (of each rank, if there are several), such as 2GB: only as many workers"
+        " start as stay within it, and a merge that can't stay within it says what it needs.",
         shown="none",
     )
     tensor_type: str = _flag(

@@ -58,7 +58,7 @@ def read(folder: str) -> Stopped | None:
     """The merge into `folder` that was stopped, by its journals, as far as they are whole; None if there is none."""
     header: Mapping[str, Any] | None = None
     reports: list[Report] = []
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), name_of(0).replace("0", "*")))):
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "merge_journal-*.partial"))):
         with contextlib.suppress(OSError, ValueError, TypeError), open(path, encoding="utf-8") as file:
             for number, line in enumerate(file):  # ends at the first that was cut off
                 content = json.loads(line)

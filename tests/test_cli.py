@@ -405,6 +405,8 @@ def test_without_a_base_a_sparsifier_warns_before_the_work(here: Path, capsys: p
 def test_flags_without_effect_are_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("--model_path_list", "a", "b", "--reserve_p", "0.1", "--split_pieces", "4", "--output_path", "o") == 0
     assert "warning: --reserve_p, --split_pieces: no effect with linear" in capsys.readouterr().err.splitlines()
+    assert cli("--model_path_list", "a", "b", "--merge_with_qdq_base_model", "--output_path", "p") == 0
+    assert "warning: --merge_with_qdq_base_model: no effect with linear" in capsys.readouterr().err.splitlines()
 
 
 # --- dry run, quiet, verbose ------------------------------------------------------------------------------------------
