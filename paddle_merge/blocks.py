@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .files import Files, Scratch
+from .fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from .backends.np_backend import NumpyBackend
@@ -57,19 +58,22 @@ class Source(Protocol):
 
 
 class FileSource:
-    """From checkpoint files. keep: read everything at once, for a tensor that is passed over more than once."""
+    """From checkpoint files. keep: read everything at once, for a tensor that is passed over more than once. Takes the
+    fingerprints of what it reads, in passing."""
 
     def __init__(self, tensor: TensorPlan, piece: Piece, block: int, keep: bool, files: Files, scratch: Scratch):
         self._read = [self._reader(entry, tensor.compute, files) for entry in tensor.inputs]
         self.dtypes: Sequence[DType] = [dtype for dtype, _ in self._read]
         length = piece.stop - piece.start
-        self._start = piece.start
+        self._start, self._stop = piece.start, piece.stop
+        self._fingerprints = [Fingerprint(piece.start) for _ in self.dtypes]
         self._kept = keep and sum(length * dtype.itemsize for dtype in self.dtypes) <= RESIDENT
         size = length if self._kept else min(block, length)
         self._raw = [scratch.array(f"raw {k}", size, dtype.raw) for k, dtype in enumerate(self.dtypes)]
         if self._kept:
-            for (_, read), raw in zip(self._read, self._raw, strict=True):
+            for (_, read), raw, fingerprint in zip(self._read, self._raw, self._fingerprints, strict=True):
                 read(piece.start, raw)
+                fingerprint.add(raw, piece.start)
 
     @staticmethod
     def _reader(entry: TensorEntry, compute: str, files: Files) -> tuple[DType, Callable[[int, np.ndarray], None]]:
@@ -86,7 +90,14 @@ class FileSource:
             return self._raw[number][start - self._start :][:count]
         raw = self._raw[number][:count]
         self._read[number][1](start, raw)
+        self._fingerprints[number].add(raw, start)
         return raw
+
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of each source, when all was read."""
+        if any(fingerprint.stop != self._stop for fingerprint in self._fingerprints):
+            raise RuntimeError("some of its inputs' elements were never read")
+        return tuple(fingerprint.hexdigest() for fingerprint in self._fingerprints)
 
     def sample(self, number: int, clusters: int, step: int, width: int) -> np.ndarray:
         if self._kept:

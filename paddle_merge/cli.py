@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "extract-lora": "extract.cli",
     "inspect": "report.inspect_cli",
     "diff": "report.diff_cli",
+    "verify": "report.verify_cli",
 }
 # What a flag overrides in a config file besides the field of its own name.
 OVERRIDES = {
@@ -43,7 +44,8 @@ booleans as `--flag`, `--flag False` or `--no_flag`.
 
 `python -m paddle_merge demo` shows what merging does, on models it trains itself in about a minute;
 `python -m paddle_merge extract-lora` makes a LoRA adapter of a fine-tuned model; `python -m paddle_merge inspect` tells what
-checkpoints are, and `python -m paddle_merge diff` what two of them differ by; --help after any of them tells more.
+checkpoints are, `python -m paddle_merge diff` what two of them differ by, and `python -m paddle_merge verify` whether one is
+what a merge wrote; --help after any of them tells more.
 """
 
 EXAMPLES = {

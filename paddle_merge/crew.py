@@ -14,9 +14,37 @@ from typing import Any
 from .errors import WorkError
 from .plan import Piece, Plan
 from .ranks import Ranks
-from .worker import Job, Report
+from .worker import Job, Report, Worker
 
 log = logging.getLogger("paddle_merge")
+
+
+def work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks, doing: str = "merging") -> Iterator[Report]:
+    """Merge this rank's share of the pieces, here or in worker processes.
+
+    progress: whether to show a progress bar; None: if standard error is a terminal.
+    """
+    from tqdm import tqdm
+
+    pieces = plan.share(ranks.number, ranks.count)
+    quiet = not log.isEnabledFor(logging.INFO) or ranks.number > 0
+    disable = quiet or (not sys.stderr.isatty() if progress is None else not progress)
+    total = sum(plan.traffic(piece) for piece in pieces)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=doing, disable=disable) as bar:
+        if plan.n_process == ranks.count == 1 and job.engine.tensor_type == "np":
+            yield from _work_here(plan, job, bar.update)
+            return
+        with Crew(plan, pieces, job) as crew:
+            yield from crew.work(bar.update, ranks)
+
+
+def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> Iterator[Report]:
+    worker = Worker(job, progress)
+    try:
+        for piece in plan.pieces:
+            yield worker.merge(plan.tensors[piece.tensor], piece)
+    finally:
+        worker.close()
 
 
 class Crew:

@@ -61,6 +61,7 @@ DTYPES = (
     DType("uint64", "U64", 8, "<u8"),
 )
 BY_TAG = {dtype.tag: dtype for dtype in DTYPES}
+BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 FLOATS = {dtype.name: dtype for dtype in DTYPES if dtype.is_float}
 
 

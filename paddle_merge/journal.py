@@ -19,17 +19,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import xxhash
-
 from . import __version__
 from .config import MergeConfig
 from .errors import OutputError
 from .files import fsync
+from .fingerprint import of_file
 from .plan import Piece, Plan
 from .worker import Report
 
 SECONDS = 10.0  # between two visits to the disk; a merge that is stopped before the first leaves nothing
-BLOCK = 1 << 20
 # Fields that change neither what the output's bytes are nor where they go.
 IRRELEVANT = frozenset(
     ["n_process", "max_memory", "max_tensor_mem", "split_pieces", "strict", "strict_layout", "output_path", "copy_file_list"]
@@ -59,14 +57,22 @@ def read(folder: str) -> Stopped | None:
     header: Mapping[str, Any] | None = None
     reports: list[Report] = []
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "merge_journal-*.partial"))):
-        with contextlib.suppress(OSError, ValueError, TypeError), open(path, encoding="utf-8") as file:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(path, encoding="utf-8") as file:
             for number, line in enumerate(file):  # ends at the first that was cut off
                 content = json.loads(line)
                 if number:
-                    reports.append(Report(**content))
-                elif content != (header := header or dict(content)):
+                    reports.append(Report.of(content))
+                elif content != (header := header or _header(content)):
                     break  # of another merge
     return Stopped(header, reports) if header is not None and reports else None
+
+
+def _header(content: Any) -> dict[str, Any]:
+    """Raises TypeError if it says something else."""
+    header = dict(content)
+    if not (isinstance(header.get("fields"), dict) and isinstance(header.get("inputs"), dict)):
+        raise TypeError("not a header")
+    return header
 
 
 def describe(config: MergeConfig, plan: Plan) -> dict[str, Any]:
@@ -95,7 +101,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     if then.get("version") != now["version"]:
         found.append(f"it was begun by paddle_merge {then.get('version')}, and this is {now['version']}")
-    fields, inputs = then.get("fields", {}), then.get("inputs", {})
+    fields, inputs = then["fields"], then["inputs"]
     for name, value in now["fields"].items():
         if fields.get(name) != value:
             found.append(f"--{name} was {fields.get(name)!r} and is {value!r}")
@@ -114,17 +120,12 @@ def whole(reports: Sequence[Report], plan: Plan, paths: Sequence[str]) -> list[R
     found = []
     for report in reports:
         tensor = tensors.get(report.tensor)
-        if tensor is None or not 0 <= report.start < report.stop <= tensor.size:
+        if tensor is None or not 0 <= report.start < report.stop <= tensor.size or len(report.read) != len(tensor.inputs):
             continue
-        offset, checksum = tensor.offset + report.start * tensor.dtype.itemsize, xxhash.xxh3_128()
-        left = (report.stop - report.start) * tensor.dtype.itemsize
-        with contextlib.suppress(OSError), open(paths[tensor.shard], "rb", buffering=0) as file:
-            file.seek(offset)
-            while left and (block := file.read(min(BLOCK, left))):
-                checksum.update(block)
-                left -= len(block)
-        if not left and checksum.hexdigest() == report.checksum:
-            found.append(report)
+        place = tensor.offset, tensor.dtype.itemsize, report.start, report.stop
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            if of_file(paths[tensor.shard], *place) == report.written:
+                found.append(report)
     return found
 
 

@@ -6,26 +6,26 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from . import checks
 from . import journal as journals
 from .compare import differing
 from .config import MergeConfig
-from .crew import Crew
+from .crew import work
 from .donor import given_config
 from .errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from .inputs import open_inputs
 from .journal import Journal, remaining, whole
+from .lock import make_lock
 from .parsing import parse_size
 from .plan import Plan, make_plan
 from .ranks import Ranks
 from .readers import adapters, hub
-from .sidecars import CARD, read_sidecars, record
-from .worker import Job, Report, Worker, notice
+from .sidecars import CARD, LOCK, RECORD, read_sidecars, record
+from .worker import Job, Report, notice
 from .writer import Output, check_output, uninterrupted
 
 log = logging.getLogger("paddle_merge")
@@ -74,7 +74,7 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
         output.wait_until_seen()
         left = dataclasses.replace(plan, pieces=remaining(plan, done))
         reports = done if leads else []
-        for report in _work(left, Job(plan.recipe, output.partial_paths, plan.engine), progress, ranks):
+        for report in work(left, Job(plan.recipe, output.partial_paths, plan.engine), progress, ranks):
             journal.add(report)
             reports.append(report)
         journal.close(stopped=False)
@@ -82,9 +82,10 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
             output.sync()
         everything = ranks.gather([dataclasses.asdict(report) for report in reports])
         if leads:
-            reports = [Report(**report) for part in everything for report in part]
+            reports = [Report.of(report) for part in everything for report in part]
             notice(reports, plan.tensors, plan.recipe.sources, config.strict)
-            output.finish(sidecars, merge_record)
+            lock = make_lock(plan, reports, {**sidecars, RECORD: merge_record})
+            output.finish({**sidecars, LOCK: lock.to_bytes()}, merge_record)
     except BaseException:
         with uninterrupted():
             journal.close(stopped=True)
@@ -118,7 +119,7 @@ def _begin(config: MergeConfig, plan: Plan, output: Output, journal: Journal, ra
             log.info("resume   %.0f %% of the output is there, and whole", 100 * share)
         journal.start(header, done)
         output.drop_journals(but=0)
-    done = [Report(**report) for report in ranks.gather([dataclasses.asdict(report) for report in done])[0]]
+    done = [Report.of(report) for report in ranks.gather([dataclasses.asdict(report) for report in done])[0]]
     if not leads:
         journal.start(header, [])
     return done
@@ -166,7 +167,7 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
     paths += [config.config_from] if config.config_from else []
     nbytes = plan.bytes_out if plan else 0
     stored = config.save_format, config.merge_prefix, nbytes
-    problems = check_output(config.output, paths, *stored, sidecars or (), config.overwrite)
+    problems = check_output(config.output, paths, *stored, (*(sidecars or ()), LOCK), config.overwrite)
     if problems:
         attempt.errors.append(OutputError(problems))
     attempt(_may_go_on, config, plan)
@@ -252,31 +253,3 @@ def _check_equal(plan: Plan) -> None:
             )
     if problems:
         raise CheckpointError(problems)
-
-
-# --- workers ---------------------------------------------------------------------------------------------------------
-
-
-def _work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks) -> Iterator[Report]:
-    """Merge this rank's share."""
-    from tqdm import tqdm
-
-    pieces = plan.share(ranks.number, ranks.count)
-    quiet = not log.isEnabledFor(logging.INFO) or ranks.number > 0
-    disable = quiet or (not sys.stderr.isatty() if progress is None else not progress)
-    total = sum(plan.traffic(piece) for piece in pieces)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=disable) as bar:
-        if plan.n_process == ranks.count == 1 and job.engine.tensor_type == "np":
-            yield from _work_here(plan, job, bar.update)
-            return
-        with Crew(plan, pieces, job) as crew:
-            yield from crew.work(bar.update, ranks)
-
-
-def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> Iterator[Report]:
-    worker = Worker(job, progress)
-    try:
-        for piece in plan.pieces:
-            yield worker.merge(plan.tensors[piece.tensor], piece)
-    finally:
-        worker.close()

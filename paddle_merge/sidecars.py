@@ -31,6 +31,7 @@ COPIED = (
 )
 CARD = "README.md"
 RECORD = "merge_config.json"
+LOCK = "merge_lock.json"
 ADAPTERS = ("adapter_config.json", "lora_config.json", "extract_report.json")  # beside an adapter's weights
 # Endings of what loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")
@@ -48,7 +49,7 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
     for name in extra:
         if os.path.isabs(name) or name.split(os.sep)[0] == "..":
             problems.append(f"--copy_file_list {name}: must be inside {folder}")
-        elif name.endswith(WEIGHTS) or name == RECORD:
+        elif name.endswith(WEIGHTS) or name in (RECORD, LOCK):
             problems.append(f"--copy_file_list {name}: would stand in the way of the merged weights or their record")
         elif not os.path.isfile(os.path.join(folder, name)):
             problems.append(f"--copy_file_list {name}: no such file in {folder}")

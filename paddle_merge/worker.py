@@ -14,18 +14,18 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from .blocks import FileSource, Road
 from .engine import NUMPY, Engine
 from .errors import MergeError, WorkError
 from .files import Files, Scratch
+from .fingerprint import Fingerprint, added
 from .plan import Piece, TensorPlan
 from .recipe import Recipe
 
@@ -36,10 +36,11 @@ Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the 
 
 @dataclass(frozen=True)
 class Job:
-    """What all pieces have in common: the recipe, the paths of the shards while they are being written, what computes."""
+    """What all pieces have in common: the recipe, the paths of the shards while they are being written, what computes.
+    Without paths nothing is written: what would be is known by its fingerprints."""
 
     recipe: Recipe
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] | None
     engine: Engine = NUMPY
 
 
@@ -47,7 +48,8 @@ class Job:
 class Report:
     """What was noticed in one piece of a tensor: the inputs (index into Recipe.sources) that hold NaN or Inf; numbers too
     large for the output's dtype; the most bytes of device memory that the worker has taken so far. The piece, elements
-    start..stop, and the XXH3 (128 bits) of its bytes as they were written."""
+    start..stop, and the fingerprints of it as it was written and as each input was read (as Recipe.sources, in the output's
+    layout, adapters folded in)."""
 
     tensor: str
     not_finite: tuple[int, ...] = ()
@@ -55,7 +57,20 @@ class Report:
     device_memory: int = 0
     start: int = 0
     stop: int = 0
-    checksum: str = ""
+    written: str = ""
+    read: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Report:
+        """From JSON. Raises ValueError, or TypeError, if it says something else."""
+        lists = {name: tuple(content[name]) for name in ("not_finite", "read")}
+        report = cls(**{**content, **lists})
+        numbers = (report.device_memory, report.start, report.stop, *report.not_finite)
+        words = (report.tensor, report.written, *report.read)
+        if not (all(type(one) is int for one in numbers) and all(isinstance(one, str) for one in words)):
+            raise TypeError("not a report")
+        added((report.written, *report.read))
+        return report
 
 
 class Backends:
@@ -80,20 +95,24 @@ class Worker:
 
     def merge(self, tensor: TensorPlan, piece: Piece) -> Report:
         """Raises WorkError, naming the tensor, whatever goes wrong."""
-        path, itemsize, checksum = self._paths[tensor.shard], tensor.dtype.itemsize, xxhash.xxh3_128()
+        path = self._paths[tensor.shard] if self._paths is not None else None
+        itemsize, written = tensor.dtype.itemsize, Fingerprint(piece.start)
 
         def write(raw: np.ndarray, start: int) -> None:
+            written.add(raw, start)
             try:
-                self._shards.write(path, tensor.offset + start * itemsize, raw)
-                checksum.update(raw.view(np.uint8).data)
+                if path is not None:
+                    self._shards.write(path, tensor.offset + start * itemsize, raw)
             except OSError as error:
                 raise WorkError(
-                    f"tensor {tensor.name!r}: can't write to {os.path.basename(path)} ({error.strerror})"
+                    f"tensor {tensor.name!r}: can't write to {os.path.basename(path or '')} ({error.strerror})"
                 ) from error
 
         try:
             report = self._merge(tensor, piece, write) if tensor.merged else self._copy(tensor, piece, write)
-            self._shards.start_writeback(path, tensor.offset + piece.start * itemsize, (piece.stop - piece.start) * itemsize)
+            if path is not None:
+                nbytes = (piece.stop - piece.start) * itemsize
+                self._shards.start_writeback(path, tensor.offset + piece.start * itemsize, nbytes)
         except MergeError:
             raise
         except MemoryError:
@@ -102,7 +121,7 @@ class Worker:
             ) from None
         except Exception as error:  # nothing is swallowed: it fails the merge, with the tensor's name
             raise WorkError(f"tensor {tensor.name!r}: {type(error).__name__}: {error}") from error
-        return dataclasses.replace(report, start=piece.start, stop=piece.stop, checksum=checksum.hexdigest())
+        return dataclasses.replace(report, start=piece.start, stop=piece.stop, written=written.hexdigest())
 
     def close(self) -> None:
         self._files.close()
@@ -125,16 +144,19 @@ class Worker:
             road.merge(hand_on)
             for end, first in coming:
                 write(end(), first)
-            return Report(tensor.name, road.not_finite, road.overflowed, backend.peak())
+            return Report(tensor.name, road.not_finite, road.overflowed, backend.peak(), read=source.fingerprints())
 
     def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         step = (1 << 20) // tensor.dtype.itemsize
+        read = [Fingerprint(piece.start) for _ in tensor.inputs]
         for start in range(piece.start, piece.stop, step):
             raw = np.empty(min(step, piece.stop - start), tensor.dtype.raw)
-            self._files.read(tensor.inputs[-1], start, raw)
+            for entry, fingerprint in zip(tensor.inputs, read, strict=True):  # all equal, when the plan was made
+                self._files.read(entry, start, raw)
+                fingerprint.add(raw, start)
             write(raw, start)
             self._progress(raw.nbytes * (len(tensor.inputs) + 1))
-        return Report(tensor.name)
+        return Report(tensor.name, read=tuple(fingerprint.hexdigest() for fingerprint in read))
 
 
 def notice(reports: Sequence[Report], tensors: Sequence[TensorPlan], paths: Sequence[str], strict: bool) -> None:

@@ -23,7 +23,7 @@ from .files import fsync
 from .frames.formats import FORMATS, index_name, is_weights
 from .journal import is_journal, name_of
 from .plan import Shard
-from .sidecars import ADAPTERS, CARD, COPIED, RECORD, WEIGHTS
+from .sidecars import ADAPTERS, CARD, COPIED, LOCK, RECORD, WEIGHTS
 
 log = logging.getLogger("paddle_merge")
 PARTIAL = ".partial"  # not whole yet
@@ -313,7 +313,7 @@ class Output:
 def _left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
     """Whether this is what a merge that was killed leaves."""
     whole = name.removesuffix(ending)
-    ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, *ADAPTERS)
+    ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, LOCK, *ADAPTERS)
     return name.endswith(ending) and (ours or is_journal(name) or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
 
 

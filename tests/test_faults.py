@@ -190,6 +190,7 @@ def test_when_the_parent_is_killed_nothing_looks_finished(tmp_path: Path, long: 
         "README.md",
         "config.json",
         "merge_config.json",
+        "merge_lock.json",
         "model.safetensors",
     ]
 
@@ -364,7 +365,7 @@ def test_an_existing_output_is_replaced_only_when_asked(tmp_path: Path, pair: tu
     assert checkpoints.read(out)["w"].tolist() == np.full((4, 8), 1.5).tolist()
     assert json.loads((out / "merge_config.json").read_text())["weight_list"] == [3.0, 1.0]
     assert (out / "notes.txt").read_text() == "mine"
-    assert len(files(out)) == 5
+    assert len(files(out)) == 6
 
 
 def test_an_empty_folder_is_as_good_as_none(tmp_path: Path, pair: tuple[Path, Path]) -> None:
@@ -376,7 +377,7 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path: Path, pair: tuple[Path, Pa
 
 def test_overwriting_leaves_no_stale_shard(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     """One file -> two -> one, and one -> 1 of 2; loaders read every file that looks like a shard."""
-    sidecars = ["README.md", "config.json", "merge_config.json"]
+    sidecars = ["README.md", "config.json", "merge_config.json", "merge_lock.json"]
     two = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
     out = run(*pair, out=tmp_path / "out")
     for size, weights in (("130", two), ("5GB", ["model.safetensors"]), ("130", two), ("130", two)):

@@ -707,7 +707,7 @@ def test_config_and_tokenizer_come_from_the_base_else_the_first(tmp_path: Path, 
         for name in copied + litter:
             (folder / name).write_text(f'{{"{name}": "{folder.name}"}}')
         (folder / "tokenizer").mkdir()
-    own = {"model.safetensors", "README.md", "merge_config.json"}
+    own = {"model.safetensors", "README.md", "merge_config.json", "merge_lock.json"}
     for out, donor, fields in ((tmp_path / "o1", a, {}), (tmp_path / "o2", b, {"base_model_path": str(b)})):
         run(a, b, out=out, **fields)
         assert {path.name for path in out.iterdir()} == {*own, *copied}
@@ -741,6 +741,7 @@ def test_copy_file_list_refuses_what_is_not_a_file_of_the_donor(tmp_path: Path, 
         "model.safetensors.index.json",
         "model-00001-of-00002.safetensors",
         "merge_config.json",
+        "merge_lock.json",
         "model_state.pdparams",
     ],
 )

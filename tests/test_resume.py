@@ -105,7 +105,10 @@ def wait_for_pieces(process: subprocess.Popen[str], out: Path, count: int) -> No
 
 
 def weights(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir() if "safetensors" in path.name}
+    """And what the record says of them."""
+    said = json.loads((out / "merge_lock.json").read_text())["tensors"] if (out / "merge_lock.json").exists() else {}
+    files = {path.name: path.read_bytes() for path in out.iterdir() if "safetensors" in path.name}
+    return {**files, "record": json.dumps(said).encode()}
 
 
 @pytest.fixture(scope="module")

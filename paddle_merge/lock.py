@@ -1,0 +1,180 @@
+"""merge_lock.json: what a merge read and wrote, so that anyone can tell later whether it is still so (report/verify.py).
+
+It is the same for the same merge, whatever the number of workers, and whether it was stopped in between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import xxhash
+
+from . import __version__
+from .dtypes import BY_NAME
+from .engine import import_paddle
+from .errors import CheckpointError
+from .fingerprint import added
+from .frames.formats import index_name
+from .plan import Plan, Shard
+from .readers import read_json
+from .readers.adapters import absolute
+from .sidecars import CARD, LOCK
+from .worker import Report
+
+
+@dataclass(frozen=True)
+class Written:
+    """A tensor of the output: its place in a shard, and the fingerprints of what was written, and of what was read of each
+    input (in the output's layout, adapters folded in)."""
+
+    shard: str
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    written: str
+    read: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        return BY_NAME[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Lock:
+    """versions: of what computed. recipe: with every default resolved. inputs: of each, its path and the files read, with
+    their bytes. files: the XXH3 (128 bits) of each file that isn't weights. shards: of each, the bytes, and the XXH3 of what
+    stands around the tensors, in order. tensors: by name, in order of their places."""
+
+    versions: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    inputs: Sequence[Mapping[str, Any]]
+    files: Mapping[str, str]
+    shards: Mapping[str, tuple[int, str]]
+    tensors: Mapping[str, Written]
+
+    def to_bytes(self) -> bytes:
+        content = dataclasses.asdict(self)
+        # A line per tensor: short files, short differences.
+        rows = [f"    {json.dumps(name)}: {json.dumps(tensor)}" for name, tensor in content.pop("tensors").items()]
+        head = json.dumps(content, indent=2)
+        return (head.removesuffix("\n}") + ',\n  "tensors": {\n' + ",\n".join(rows) + "\n  }\n}\n").encode()
+
+
+def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes]) -> Lock:
+    """Of a merge that is done. files: contents of what stands beside the weights and their index, by name."""
+    if (index := plan.index()) is not None:
+        files = {**files, index_name(plan.save_format, plan.prefix): index}
+    pieces: dict[str, list[Report]] = {tensor.name: [] for tensor in plan.tensors}
+    for report in reports:
+        pieces[report.tensor].append(report)
+    tensors = {}
+    for tensor in plan.tensors:
+        mine = pieces[tensor.name]
+        if sum(report.stop - report.start for report in mine) != tensor.size:
+            raise RuntimeError(f"the pieces of tensor {tensor.name!r} don't add up")
+        read = tuple(added(report.read[number] for report in mine) for number in range(len(tensor.inputs)))
+        tensors[tensor.name] = Written(
+            plan.shards[tensor.shard].name,
+            tensor.offset,
+            tensor.dtype.name,
+            tensor.shape,
+            added(report.written for report in mine),
+            read,
+        )
+    return Lock(
+        _versions(plan),
+        _resolved(plan),
+        _inputs(plan),
+        {name: xxhash.xxh3_128_hexdigest(content) for name, content in files.items() if name != CARD},
+        {shard.name: (shard.nbytes, _frame(shard)) for shard in plan.shards},
+        tensors,
+    )
+
+
+def read_lock(folder: str) -> Lock:
+    """Raises CheckpointError."""
+    path = os.path.join(folder, LOCK)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{folder}: holds no {LOCK}, which a merge writes; it can't be verified without")
+    content = read_json(path)
+    try:
+        shards = {str(name): (int(nbytes), str(frame)) for name, (nbytes, frame) in content["shards"].items()}
+        tensors = {str(name): _written(row) for name, row in content["tensors"].items()}
+        if any(tensor.shard not in shards for tensor in tensors.values()):
+            raise ValueError("a tensor in no shard")
+        for name in (*shards, *content["files"]):
+            if os.path.isabs(name) or ".." in name.split("/"):
+                raise ValueError("a file elsewhere")
+        versions, recipe = dict(content["versions"]), dict(content["recipe"])
+        inputs = [{"path": str(one["path"]), "files": dict(one["files"])} for one in content["inputs"]]
+        files = {str(name): str(checksum) for name, checksum in content["files"].items()}
+        return Lock(versions, recipe, inputs, files, shards, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CheckpointError(f"{path}: is damaged: it doesn't say what a merge writes there") from None
+
+
+def _written(row: Mapping[str, Any]) -> Written:
+    """Raises KeyError, TypeError, or ValueError."""
+    numbers = [int(row["offset"]), *map(int, row["shape"])]
+    if min(numbers) < 0:
+        raise ValueError("a negative size")
+    words = [str(row[name]) for name in ("shard", "dtype", "written")]
+    read = tuple(map(str, row["read"]))
+    added((words[2], *read))
+    return Written(words[0], numbers[0], BY_NAME[words[1]].name, tuple(numbers[1:]), words[2], read)
+
+
+def _versions(plan: Plan) -> dict[str, str]:
+    found = {"paddle_merge": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    found |= {name: version(name) for name in ("numpy", "numba")}
+    if plan.engine.tensor_type == "pd":
+        found |= {"paddle": str(import_paddle().__version__), "device": plan.engine.device}
+    return found
+
+
+def _resolved(plan: Plan) -> dict[str, Any]:
+    """What was asked, with every default."""
+    recipe = plan.recipe
+    parameters: dict[str, Any] = {}
+    for part in (recipe.sparsifier, recipe.merger):
+        parameters |= dataclasses.asdict(part) if part is not None else {}
+    parameters.pop("weights", None)
+    return {
+        "method": recipe.method,
+        "models": [absolute(path) for path in recipe.models],
+        "weights": [float(weight) for weight in recipe.merger.effective_weights(len(recipe.models))],
+        "base": absolute(recipe.base) if recipe.base else None,
+        "parameters": parameters,
+        "scale": recipe.scale,
+        "seed": recipe.seed,
+        "out_dtype": recipe.out_dtype.name if recipe.out_dtype else None,
+        "layout": plan.layout,
+        "save_format": recipe.save_format,
+    }
+
+
+def _inputs(plan: Plan) -> list[dict[str, Any]]:
+    found = []
+    for number, spec in enumerate(plan.recipe.sources):
+        files = sorted({os.path.abspath(file) for tensor in plan.tensors for file in tensor.inputs[number].files})
+        found.append({"path": absolute(spec), "files": {file: os.path.getsize(file) for file in files}})
+    return found
+
+
+def _frame(shard: Shard) -> str:
+    checksum = xxhash.xxh3_128()
+    for _, content in sorted(shard.frame):
+        checksum.update(content)
+    return checksum.hexdigest()
