@@ -142,7 +142,8 @@ def _remake(folder: str, lock: Lock, sample: int | None, n_process: int, progres
     if made != {name: (tensor.dtype, tensor.shape) for name, tensor in lock.tensors.items()}:
         found.off.append(f"the inputs that {path} names have other tensors now than when they were merged")
         return
-    chosen = set(made) if sample is None else set(_choose(list(made), sample))
+    filled = [tensor.name for tensor in plan.tensors if tensor.size]
+    chosen = set(filled if sample is None else _choose(filled, sample))
     pieces = tuple(piece for piece in plan.pieces if plan.tensors[piece.tensor].name in chosen)
     if not pieces:
         return
