@@ -57,6 +57,10 @@ class Sparsifier(Protocol):
     def problems(self) -> list[str]:
         """What is wrong with the parameters: sentences that name the flag and the remedy."""
 
+    def memory(self, models: int, size: int, itemsize: int) -> int:
+        """Bytes that `prepare` takes, at most, beside the blocks, for a tensor of `size` elements; itemsize: of compute
+        dtype."""
+
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         """What `apply` needs to know of this tensor: one state per model."""
 

@@ -32,6 +32,9 @@ class Dare:
     def problems(self) -> list[str]:
         return density_problems(self.density)
 
+    def memory(self, models: int, size: int, itemsize: int) -> int:
+        return 0
+
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         scale = 1.0 / self.density if self.rescale else 1.0
         keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]

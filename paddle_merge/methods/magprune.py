@@ -70,6 +70,10 @@ class Magprune:
             )
         return found
 
+    def memory(self, models: int, size: int, itemsize: int) -> int:
+        counters = 4 if size < 2**32 else 8
+        return BINS * (models * (counters + 4 + itemsize) + 5 * 8)  # and what the tables of one are computed from
+
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         counter = np.uint32 if tensor.size < 2**32 else np.uint64
         counts = [np.zeros(BINS, counter) for _ in range(tensor.models)]
