@@ -91,9 +91,7 @@ def account(plan: Plan) -> Account:
             inputs.append(Input(path, its_role, fates))
     if problems:
         raise CheckpointError(problems)
-    stored = [
-        {(checkpoint.path, name): entry for name, entry in checkpoint.tensors.items()} for checkpoint, _ in plan.opened
-    ]
+    stored = [{entry.origin: entry for entry in checkpoint.tensors.values()} for checkpoint, _ in plan.opened]
     return Account(tuple(_made(tensor, plan, stored) for tensor in plan.tensors), tuple(inputs))
 
 
@@ -130,8 +128,8 @@ class _Ledger:
             why = "the same as the embedding's, to which lm_head is tied"
         if not why and (not into or read != size):
             problems.append(
-                f"{path}: of tensor {name!r}, {read} of {size} elements are read: the rest would be lost, and this is a fault"
-                " of paddle_merge; please report it"
+                f"{path}: of tensor {name!r}, {read} of {size} elements are read; the rest would be lost. This is a fault of"
+                " paddle_merge: please report it"
             )
         return Fate(name, entry.shape, entry.dtype.name, into, why)
 
@@ -165,9 +163,8 @@ def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, 
 
 
 def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]]) -> Made:
-    roles = [path for path in plan.recipe.sources]
     remarks: dict[str, list[str]] = {}
-    for entry, path, there in zip(tensor.inputs, roles, stored, strict=True):
+    for entry, path, there in zip(tensor.inputs, plan.recipe.sources, stored, strict=True):
         for remark in _remarks(entry, there):
             remarks.setdefault(remark, []).append(path)
     everywhere = len(tensor.inputs)
@@ -180,7 +177,8 @@ def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]
     elif plan.recipe.method == "fold":
         how = "folded" if folded else "as it is"
     else:
-        how = plan.recipe.method
+        base = " and the base" if tensor.base is not None else ""
+        how = f"{plan.recipe.method} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
     return Made(
         tensor.name,
         tensor.shape,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -16,11 +17,13 @@ from .ceiling import ROOMS
 from .config import MergeConfig
 from .errors import OutputError
 from .plan import Plan
+from .readers.adapters import split
 from .sidecars import CARD
 from .writer import free_bytes
 
 log = logging.getLogger("paddle_merge")
 SHOWN = 40  # kinds of tensors in the text; the file has all tensors
+MARK = "paddle_merge_account"  # the first key of the file; a file without it is not replaced
 Predicted = Mapping[str, Any]
 
 
@@ -133,11 +136,12 @@ def _inputs(accounted: Account) -> Iterator[str]:
 
 def _tensors(accounted: Account) -> Iterator[str]:
     """Tensors of a kind on one line."""
-    kinds = _by(
-        accounted.made, lambda made: (_template(made.name), made.shape, made.dtypes, made.dtype, made.how, made.notes)
-    )
+
+    def kind(made: Made) -> object:
+        return _template(made.name), made.shape, made.dtypes, made.dtype, made.how, made.notes
+
     rows = []
-    for group in kinds.values():
+    for group in _by(accounted.made, kind).values():
         (name, count), *_ = _names(made.name for made in group)
         made = group[0]
         dtypes = " ".join(dict.fromkeys(made.dtypes))
@@ -169,10 +173,8 @@ def _names(names: Iterable[str]) -> list[tuple[str, int]]:
     """Names that differ in numbers only as one, "layers.{0..79}.w"; and how many each stands for."""
     found = []
     for template, group in _by(names, _template).items():
-        words = list(zip(*(name.split(".") for name in group), strict=True))
-        shown = [
-            _ranges(set(map(int, column))) if word == "#" else word for word, column in zip(template, words, strict=True)
-        ]
+        columns = zip(template, zip(*(name.split(".") for name in group), strict=True), strict=True)
+        shown = [_ranges(set(map(int, column))) if word == "#" else word for word, column in columns]
         found.append((".".join(shown), len(group)))
     return found
 
@@ -197,7 +199,7 @@ def as_json(plan: Plan, config: MergeConfig, accounted: Account, predicted: Pred
     recipe = plan.recipe
     weights = recipe.merger.effective_weights(len(recipe.models))
     return {
-        "paddle_merge_version": __version__,
+        MARK: __version__,
         "method": recipe.method,
         "parameters": parameters(recipe),
         "models": [{"path": path, "weight": weight} for path, weight in zip(recipe.models, weights, strict=True)],
@@ -239,9 +241,11 @@ def _fate(fate: Fate) -> dict[str, Any]:
 
 
 def refused(config: MergeConfig, problems: Sequence[str]) -> None:
-    """Write why there is no plan, where its account was to be. Raises OutputError."""
-    content = {"paddle_merge_version": __version__, "output": config.output, "refused": list(problems)}
-    _write(str(config.account), content)
+    """Write why there is no plan to where its account was to be, if that can be written. Raises OutputError."""
+    paths = [path for spec in config.sources for path in split(spec)]
+    with contextlib.suppress(OutputError):
+        check_account(config, [*paths, *([config.config_from] if config.config_from else [])])
+        _write(str(config.account), {MARK: __version__, "output": config.output, "refused": list(problems)})
 
 
 def check_account(config: MergeConfig, inputs: Sequence[str]) -> None:
@@ -254,6 +258,9 @@ def check_account(config: MergeConfig, inputs: Sequence[str]) -> None:
         raise OutputError(f"{said}: is a JSON file, so give it a name that ends in .json")
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise OutputError(f"{said}: can't be written; give a file in a folder that is there")
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        if MARK.encode() not in file.read(64):
+            raise OutputError(f"{said}: exists, and is no account of a merge; give another name")
     held = [os.path.realpath(one) for one in [*inputs, config.output]]
     if any(path == one or path.startswith(one + os.sep) for one in held):
         raise OutputError(f"{said}: lies in an input or in the output folder; give another place")

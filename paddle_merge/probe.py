@@ -229,7 +229,7 @@ def _nameless(output: str, notes: list[str]) -> Iterator[IO[bytes] | None]:
     file = None
     try:
         if state.f_bavail * state.f_frsize > _SPARE:
-            file = tempfile.TemporaryFile(dir=folder)
+            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
     except OSError:
         file = None
     if file is None:
