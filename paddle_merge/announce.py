@@ -13,8 +13,8 @@ from typing import Any
 
 from . import __version__, ceiling
 from .account import Account, Fate, Made, account, parameters
-from .ceiling import ROOMS
 from .config import MergeConfig
+from .engine import ROOMY
 from .errors import OutputError
 from .plan import Plan
 from .readers.adapters import split
@@ -76,7 +76,7 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
         budget = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""
         lines.append(f"engine   Paddle on {plan.engine.device}{budget}")
     fewer = f" of {config.n_process}, for --max_memory" if config.max_memory and plan.n_process < config.n_process else ""
-    smaller = "" if plan.engine.room == ROOMS[0][0] else ", each keeping less at a time than it could"
+    smaller = "" if plan.engine.room == ROOMY else ", each keeping less at a time than it could"
     nbytes = ceiling.memory(plan, _beside(sidecars)) / 1e6
     lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {nbytes:.0f} MB of memory")
     return lines

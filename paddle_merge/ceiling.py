@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from .engine import Engine, Room
+from .engine import ROOMY, Engine, Room
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 # From the fastest to the smallest, and how fast a worker is in each: small panels cost most, and they only where there are
 # scattered tensors, so that fewer workers come first.
 ROOMS = (
-    (Room(), 1.0),
-    (Room(1 << 16, 1 << 23, 16 << 20, 8 << 20), 0.85),
-    (Room(1 << 14, 1 << 20, 1 << 20, 2 << 20), 0.5),
+    (ROOMY, 1.0),
+    (Room(1 << 16, 1 << 23, 8 << 20, 8 << 20, 1 << 25), 0.8),
+    (Room(1 << 14, 1 << 20, 1 << 20, 2 << 20, 0), 0.4),
 )
-_INTERPRETER = 152 << 20  # Python with NumPy and Numba
-_ALONE = 190 << 20  # the same, when it is the command too
+_INTERPRETER = 184 << 20  # Python with NumPy and Numba, which may have to compile: 34 MB of it
+_ALONE = 222 << 20  # the same, when it is the command too
 _COMMAND = 60 << 20  # the command without Numba
 _PADDLE = 330 << 20  # Paddle's libraries and what it holds
 _HEADER = 1 << 10  # what the command knows of one tensor in one input
@@ -90,7 +90,7 @@ class _Worker:
             found += sum(_kept(room.resident, self._kinds))
         if recipe.sparsifier is not None:
             models = len(recipe.models)
-            found += _most(recipe.sparsifier.memory(models, one.size, _wide(one)) for one in self._kinds)
+            found += _most(recipe.sparsifier.memory(models, one.size, _wide(one), room) for one in self._kinds)
         blocks = _most(_block(one, room.block) for one in self._kinds)
         if engine.tensor_type == "np":
             return found + blocks

@@ -23,12 +23,17 @@ class Room:
         power of two, at least kernels.CHUNK. device_block: the most elements of one on a device; larger ones copy no faster.
     resident: a tensor that is measured is read once and kept, if it has up to so many bytes, all sources together.
     panel: bytes of each scattered source that are read together.
+    selecting: bytes of the values that are searched for a quantile: those of as many models at a time as fit, one at least.
     """
 
     block: int = 1 << 16
     device_block: int = 1 << 26
     resident: int = 64 << 20
     panel: int = 16 << 20
+    selecting: int = 64 << 20
+
+
+ROOMY = Room()
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Engine:
     memory: int = GIB // 2
     worker: int = 0
     workers: int = 1
-    room: Room = Room()
+    room: Room = ROOMY
 
     @property
     def on_cpu(self) -> bool:
@@ -60,16 +65,16 @@ class Engine:
         if self.tensor_type == "np":
             from .backends.np_backend import NumpyBackend
 
-            return NumpyBackend(compute, self.room.block)
+            return NumpyBackend(compute, self.room)
         import_paddle()
         if self.on_cpu:
             from .backends.pd_host import PaddleOnHost
 
-            return PaddleOnHost(compute, self.room.block)
+            return PaddleOnHost(compute, self.room)
         from .backends.pd_backend import PaddleBackend
 
         name, budget = self._device_and_budget()
-        return PaddleBackend(compute, name, budget, self.room.device_block)
+        return PaddleBackend(compute, name, budget, self.room)
 
     def sharing(self, visible: list[str]) -> int:
         """How many workers share a device, of those visible."""

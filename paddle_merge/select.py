@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from .engine import Room
     from .methods import Tensor
 
 SMALL = 1 << 14  # up to this size, take all values instead of a sample
@@ -121,8 +122,9 @@ def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPA
     ranks = low, min(low + 1, tensor.size - 1)
     searches = _first_brackets(tensor, ranks, dtype, make)
     done: dict[int, Quantile] = {}
+    together = max(1, backend.room.selecting // max(1, searches[0].values.nbytes))
     while len(done) < tensor.models:
-        wanted = [model for model in range(tensor.models) if model not in done]
+        wanted = [model for model in range(tensor.models) if model not in done][:together]
         for _, x in tensor.deltas():
             for model in wanted:
                 backend.count_between(x[model], searches[model])
@@ -137,6 +139,7 @@ def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPA
             else:
                 threshold = _interpolate(lower, upper, position - low)
                 done[model] = Quantile(threshold, float(search.sums[0]), search.sum_from(threshold))
+                search.values = np.empty(0, search.compute)
     return [done[model] for model in range(tensor.models)]
 
 
@@ -145,12 +148,13 @@ def sampled(size: int) -> int:
     return int(size ** (2 / 3))
 
 
-def memory(models: int, size: int, itemsize: int) -> int:
+def memory(models: int, size: int, itemsize: int, room: Room) -> int:
     """Bytes that selecting takes, at most, beside the blocks: samples as they are read, widened and put together; the values
     between; a copy of one model's while a bracket is narrowed."""
     values = min(CAPACITY, size) * itemsize
+    together = min(models, max(1, room.selecting // max(1, values)))
     samples = min(size, sampled(size)) if size > SMALL else 0
-    return samples * ((models + 1) * (8 + itemsize) + (models + 2) * itemsize) + models * values + values
+    return samples * ((models + 1) * (8 + itemsize) + (models + 2) * itemsize) + (together + 1) * values
 
 
 def _sum_in_order(values: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import bits, kernels
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
-from ..engine import Room
+from ..engine import ROOMY, Room
 from ..files import Scratch
 from ..masks import Key, hash_block
 
@@ -41,21 +41,21 @@ class NumpyBackend:
 
     in_place: formulas overwrite their rows, so that a block must be loaded again for every pass over it.
     ahead: how many blocks may be on their way back from the device while the next one is computed.
-    block: elements of each model to take at a time; results don't depend on it.
+    room: what memory may be taken.
     """
 
     in_place = True
     ahead = 0
 
-    def __init__(self, compute: str, block: int = Room.block):
+    def __init__(self, compute: str, room: Room = ROOMY):
         self.dtype: Any = np.dtype(compute)
-        self._block = block
+        self.room = room
         self._scratch = Scratch()
         self._nothing = np.empty(0, self.dtype)
 
     def block(self, models: int) -> int:
         """How many elements of each of so many models to take at a time."""
-        return self._block
+        return self.room.block
 
     @contextmanager
     def at_work(self) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import Room
 from ..masks import block_key, keep_limit, mask_key
 from . import Tensor
 
@@ -32,7 +33,7 @@ class Dare:
     def problems(self) -> list[str]:
         return density_problems(self.density)
 
-    def memory(self, models: int, size: int, itemsize: int) -> int:
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
         return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import select
+from ..engine import Room
 from . import Tensor
 from .dare import density_problems
 
@@ -43,8 +44,8 @@ class Trim:
     def problems(self) -> list[str]:
         return density_problems(self.density)
 
-    def memory(self, models: int, size: int, itemsize: int) -> int:
-        return select.memory(models, size, itemsize) if self.measures else 0
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return select.memory(models, size, itemsize, room) if self.measures else 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         if not self.measures:
