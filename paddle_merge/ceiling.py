@@ -43,7 +43,7 @@ def memory(plan: Plan, beside: int = 0) -> int:
 def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
     """The same with as many workers, and as much room for each, as stay within so many bytes; of the ways to do so the
     fastest. Raises ConfigError if there is none."""
-    worker, cores = _Worker(plan), len(os.sched_getaffinity(0))
+    worker, usable = _Worker(plan), cores()
     found: list[tuple[float, Plan]] = []
     needed = 0
     for room, speed in ROOMS:
@@ -51,7 +51,7 @@ def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
             other = dataclasses.replace(plan, n_process=count, engine=dataclasses.replace(plan.engine, room=room))
             needed = _command(other, beside) + count * worker.memory(other.engine, alone(other))
             if needed <= limit:
-                found.append((min(count, cores) * speed, other))
+                found.append((min(count, usable) * speed, other))
                 break
     if not found:
         raise ConfigError(
@@ -59,6 +59,11 @@ def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
             f" {math.ceil(needed / 1e6)} MB"
         )
     return max(found, key=lambda pair: pair[0])[1]  # of equals the first
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def alone(plan: Plan) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from .blocks import FileSource, Road, Source
-from .ceiling import alone
+from .ceiling import alone, cores
 from .errors import WorkError
 from .files import Files, Scratch
 from .plan import Piece, Plan, TensorPlan
@@ -74,7 +74,7 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
         costs = bench.costs(random_places)
         cached, disk = _page_cache(plan, random_places)
         flush = _flush_rate(written)
-    at_a_time = min(plan.n_process, len(os.sched_getaffinity(0)))
+    at_a_time = min(plan.n_process, cores())
     reading, computing, writing = (seconds / at_a_time for seconds in costs)
     if cached is not None and cached < 1 and disk:
         reading += plan.bytes_in * (1 - cached) / disk
@@ -264,7 +264,7 @@ def _page_cache(plan: Plan, places: random.Random) -> tuple[float | None, float 
     that isn't known."""
     files = sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     sizes = [os.path.getsize(file) for file in files]
-    if not sum(sizes):
+    if not sum(sizes) or not hasattr(os, "RWF_NOWAIT"):
         return None, None
     found: list[bool] = []
     read, seconds = 0, 0.0
