@@ -47,7 +47,7 @@ def to_types(config: Any) -> None:
         except ValueError as error:
             problems.append(f"--{item.name} {error}")
             continue
-        if "_path" in item.name or item.name == "config_from":
+        if "_path" in item.name or item.name in ("config_from", "account"):
             value = [os.path.expanduser(path) for path in value] if isinstance(value, list) else os.path.expanduser(value)
             if not _can_be_paths(value):
                 problems.append(f"--{item.name} {value!r} holds a character that no path can")
@@ -209,7 +209,7 @@ class MergeConfig(Fields):
     def to_record(self) -> dict[str, Any]:
         """The fields that, read back from any folder, repeat this merge: paths made absolute, the method resolved."""
         record = dataclasses.asdict(self)
-        for name in ("model_path_str", "overwrite", "resume", "dry_run"):
+        for name in ("model_path_str", "overwrite", "resume", "dry_run", "account"):
             del record[name]
         sparsifier, merge_type = self.parts
         record.update(

@@ -7,11 +7,10 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Iterable
-from typing import Any
 
-from . import checks
+from . import ceiling, checks
 from . import journal as journals
+from .announce import announce, check_account, refused
 from .compare import differing
 from .config import MergeConfig
 from .crew import work
@@ -24,7 +23,7 @@ from .parsing import parse_size
 from .plan import Plan, make_plan
 from .ranks import Ranks
 from .readers import adapters, hub
-from .sidecars import CARD, LOCK, RECORD, read_sidecars, record
+from .sidecars import LOCK, RECORD, read_sidecars, record
 from .worker import Job, Report, notice
 from .writer import Output, check_output, uninterrupted
 
@@ -54,16 +53,18 @@ def merge(config: MergeConfig, progress: bool | None = None, ranks: Ranks | None
 
 def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
     started = time.perf_counter()
-    plan, sidecars, merge_record = prepare(config, ranks.count)
+    try:
+        plan, sidecars, merge_record = prepare(config, ranks.count)
+    except MergeError as error:
+        if config.account and ranks.number == 0:
+            refused(config, error.problems)
+        raise
     leads = ranks.number == 0
     _agree(plan, ranks)
     if leads:
         for warning in [*checks.warnings(config), *plan.warnings]:
             log.warning("%s", warning)
-        if config.dry_run:
-            print(describe(plan, config, sidecars))
-        else:
-            log.info("%s", describe(plan, config, sidecars))
+        announce(plan, config, sidecars, time.perf_counter() - started)
     if config.dry_run:
         return
 
@@ -158,10 +159,11 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
         attempt(open_inputs, [spec for spec in specs if spec not in remote], config.merge_prefix)
     else:
         plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes(), config.engine, ranks)
-        if plan is not None and config.max_memory:
-            plan = attempt(plan.within, parse_size(config.max_memory))
     if plan is not None:
         sidecars = attempt(read_sidecars, plan, config)
+        if config.max_memory:
+            beside = sum(map(len, (sidecars or {}).values()))
+            plan = attempt(ceiling.within, plan, parse_size(config.max_memory), beside) or plan
         attempt(_check_equal, plan)
         paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     paths += [config.config_from] if config.config_from else []
@@ -171,6 +173,7 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
     if problems:
         attempt.errors.append(OutputError(problems))
     attempt(_may_go_on, config, plan)
+    attempt(check_account, config, paths)
     attempt.finish()
     assert plan is not None
     assert sidecars is not None
@@ -192,53 +195,6 @@ def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
             f"--resume can't go on with the merge in {config.output}: {'; '.join(changed)}; --overwrite without --resume"
             " begins again"
         )
-
-
-def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
-    """The plan for people: a few lines."""
-    recipe = plan.recipe
-    weights = recipe.merger.effective_weights(len(recipe.models))
-    merged = [tensor for tensor in plan.tensors if tensor.merged]
-    dtypes = ", ".join(sorted({tensor.dtype.name for tensor in merged})) or "none"
-    parameters = sum(tensor.size for tensor in merged)
-    copied = len(plan.tensors) - len(merged)
-    shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
-    alone = len(recipe.models) == 1 and not recipe.base
-    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.method}: {_parameters(recipe)}"]
-    lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, recipe.models, strict=True)]
-    if not alone:
-        lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
-    lines += [f"adapter  {sentence}" for sentence in plan.folded]
-    lines += [f"config   {plan.donor.note}"] if plan.donor.note else []
-    lines += [f"layout   {sentence}" for sentence in plan.turned]
-    lines.append(
-        f"tensors  {len(merged)} merged ({parameters / 1e6:,.1f} M parameters, {dtypes})"
-        + (f", {copied} copied (integers, equal in all models)" if copied else "")
-    )
-    lines.append(
-        f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if recipe.measures else ''}"
-    )
-    lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
-    names = ", ".join(name for name in sidecars if name != CARD)
-    lines.append(f"copied   {names or 'nothing'} from {plan.donor.folder}")
-    if plan.engine.tensor_type == "pd":
-        budget = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""
-        lines.append(f"engine   Paddle on {plan.engine.device}{budget}")
-    fewer = f" of {config.n_process}, for --max_memory" if config.max_memory and plan.n_process < config.n_process else ""
-    lines.append(f"workers  {plan.n_process}{fewer}, together at most about {plan.memory / 1e6:.0f} MB of memory")
-    return "\n".join(lines)
-
-
-def _parameters(recipe: Any) -> str:
-    shown: dict[str, Any] = {}
-    for part in (recipe.sparsifier, recipe.merger):
-        if part is not None:
-            shown |= {item.name: getattr(part, item.name) for item in dataclasses.fields(part) if item.name != "weights"}
-    if recipe.base is not None:
-        shown["scale"] = recipe.scale
-    if recipe.sparsifier is not None and recipe.sparsifier.random:
-        shown["seed"] = recipe.seed
-    return ", ".join(f"{name} {value}" for name, value in shown.items()) or "no parameters"
 
 
 def _check_equal(plan: Plan) -> None:

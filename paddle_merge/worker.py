@@ -90,8 +90,9 @@ class Worker:
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
         self._recipe, self._paths, self._progress = job.recipe, job.paths, progress
-        self._files, self._shards, self._scratch = Files(), Files(os.O_WRONLY), Scratch()
+        self._files, self._shards, self._scratch = Files(panel=job.engine.room.panel), Files(os.O_WRONLY), Scratch()
         self._backends = Backends(job.engine)
+        self._keep = job.engine.room.resident if job.recipe.measures else 0
 
     def merge(self, tensor: TensorPlan, piece: Piece) -> Report:
         """Raises WorkError, naming the tensor, whatever goes wrong."""
@@ -130,7 +131,7 @@ class Worker:
     def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         backend = self._backends.of(tensor)
         block = backend.block(len(tensor.sources))
-        source = FileSource(tensor, piece, block, self._recipe.measures, self._files, self._scratch)
+        source = FileSource(tensor, piece, block, self._keep, self._files, self._scratch)
         road = Road(tensor, piece, self._recipe, source, backend, self._progress)
         coming: deque[tuple[Callable[[], np.ndarray], int]] = deque()  # blocks on their way back from the device
 

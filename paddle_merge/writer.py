@@ -85,18 +85,23 @@ def check_output(
         for name in names:
             if os.path.isdir(os.path.join(folder, name)):
                 problems.append(f"--output_path {folder} holds a folder where the file {name} should go")
-    parent = _existing_parent(real)
+    parent = existing_parent(real)
     if not os.access(parent, os.W_OK):
         problems.append(f"--output_path {folder}: no permission to write in {parent}")
-    free = shutil.disk_usage(parent).free
-    left = [os.path.join(folder, name) for name in (os.listdir(folder) if os.path.isdir(folder) else ())]
-    free += sum(os.stat(path).st_blocks * 512 for path in left if _left_behind(os.path.basename(path), prefix))
+    free = free_bytes(folder, prefix)
     needed = nbytes + MARGIN  # beside an earlier merge, which is replaced only when this one is whole
     if free < needed:
         problems.append(
             f"--output_path {folder}: the merge needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
         )
     return problems
+
+
+def free_bytes(folder: str, prefix: str) -> int:
+    """How much can be written to the folder: what is free there, and what a merge that was killed left, which goes."""
+    free = shutil.disk_usage(existing_parent(os.path.realpath(folder))).free
+    left = [os.path.join(folder, name) for name in (os.listdir(folder) if os.path.isdir(folder) else ())]
+    return free + sum(os.stat(path).st_blocks * 512 for path in left if _left_behind(os.path.basename(path), prefix))
 
 
 @contextlib.contextmanager
@@ -317,7 +322,8 @@ def _left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
     return name.endswith(ending) and (ours or is_journal(name) or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
 
 
-def _existing_parent(folder: str) -> str:
+def existing_parent(folder: str) -> str:
+    """The folder itself, or the nearest above it that is there."""
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     return folder

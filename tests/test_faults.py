@@ -628,7 +628,7 @@ def test_a_ceiling_on_memory_is_kept_by_fewer_workers(tmp_path: Path, long: Path
 
 
 def test_too_low_a_ceiling_says_what_it_takes(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--max_memory 50 MB is too little: with one worker, .* 1\d\d MB$"):
+    with pytest.raises(ConfigError, match=r"--max_memory 50 MB is too little: with one worker, .* \d\d\d MB$"):
         run(*pair, out=tmp_path / "out", max_memory="50MB")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match=r"--max_memory 'much' must be a size"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import Room
 from ..masks import block_key, keep_limit, mask_key
 from . import Tensor
 
@@ -31,6 +32,9 @@ class Dare:
 
     def problems(self) -> list[str]:
         return density_problems(self.density)
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         scale = 1.0 / self.density if self.rescale else 1.0

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import Room
 from ..masks import block_key, keep_limit, mask_key
 from . import Tensor
 from .dare import density_problems
@@ -69,6 +70,10 @@ class Magprune:
                 f" probabilities span reserve_p -/+ epsilon/2, so epsilon may be at most {widest:g}"
             )
         return found
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        counters = 4 if size < 2**32 else 8
+        return BINS * (models * (counters + 4 + itemsize) + 5 * 8)  # and what the tables of one are computed from
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         counter = np.uint32 if tensor.size < 2**32 else np.uint64

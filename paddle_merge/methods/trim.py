@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..select import select_quantile
+from .. import select
+from ..engine import Room
 from . import Tensor
 from .dare import density_problems
 
@@ -43,11 +44,14 @@ class Trim:
     def problems(self) -> list[str]:
         return density_problems(self.density)
 
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return select.memory(models, size, itemsize, room) if self.measures else 0
+
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         if not self.measures:
             return [None] * tensor.models
         states = []
-        for cut in select_quantile(tensor, backend, 1.0 - self.density):
+        for cut in select.select_quantile(tensor, backend, 1.0 - self.density):
             factor = cut.total / cut.kept if self.rescale and cut.kept > 0 else 1.0
             if not math.isfinite(factor):  # an Inf or NaN in the input must not spread over the whole tensor
                 factor = 1.0

@@ -16,6 +16,8 @@ from ..errors import CheckpointError
 MAX_DIMS = 64  # of a tensor, as NumPy 2 has it
 MAX_SIZE = 1 << 59  # elements, empty dimensions aside: what NumPy and others can still address
 TEXT_STEP = 1 << 16  # characters between the places that Part.text gives
+Origin = tuple[str, str]  # the path of an input or adapter, and the name that a tensor has there
+_ORIGIN: Any = field(default=("", ""), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Part:
 
     at, shape, strides: one number per dimension of the tensor, in elements; or one number each, for a run of the tensor's
         elements in row-major order.
+    origin: the tensor that it is, or was cut out of, as it is stored; known in a merge's inputs.
     text: of bytes that are stored as UTF-8 (pickle protocol 2), one character per byte: the offsets in `file` of characters
         0, TEXT_STEP, 2 * TEXT_STEP ... and of the end. Else empty.
     """
@@ -34,6 +37,7 @@ class Part:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     text: tuple[int, ...] = ()
+    origin: Origin = _ORIGIN
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,14 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A tensor that is not stored as it is merged: `stored`, of any float dtype, with the changes made to it in order."""
+    """A tensor that is not stored as it is merged: `stored`, of any float dtype, with the changes made to it in order.
+
+    replaced: what stood there before, if `stored` is an adapter's; it is not read.
+    """
 
     stored: TensorEntry
     changes: tuple[LowRank | Lengths, ...] = ()
+    replaced: TensorEntry | None = field(default=None, compare=False, repr=False)
 
     @property
     def entries(self) -> list[TensorEntry]:
@@ -81,7 +89,9 @@ class Adapted:
 @dataclass(frozen=True)
 class TensorEntry:
     """Where one tensor lies: `nbytes` contiguous little-endian bytes at `offset` of `file`, in row-major order; or, if there
-    are parts, wherever they lie (then file and offset are the first part's); or, if it is adapted, what it is made of."""
+    are parts, wherever they lie (then file and offset are the first part's); or, if it is adapted, what it is made of.
+
+    origin: as Part.origin; of one that has parts, theirs count."""
 
     name: str
     dtype: DType
@@ -91,6 +101,7 @@ class TensorEntry:
     nbytes: int
     parts: tuple[Part, ...] = ()
     adapted: Adapted | None = None
+    origin: Origin = _ORIGIN
 
     @property
     def files(self) -> set[str]:
