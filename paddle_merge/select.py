@@ -83,7 +83,8 @@ class Bracket:
         kept = self.between[np.searchsorted(self.between.astype(self.dtype), threshold) :]
         result = float(self.sums[1])
         if len(kept):
-            result += float(np.cumsum(kept, dtype=np.float64)[-1])  # in order, unlike sum, so the same on any machine
+            with np.errstate(over="ignore"):
+                result += float(np.cumsum(kept, dtype=np.float64)[-1])  # in order, unlike sum, so the same on any machine
         if threshold <= self.bounds[0] < self.bounds[1]:
             result += float(self.sums[2])
         return result
