@@ -19,7 +19,7 @@ import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, MergeError, merge
 from paddle_merge.readers import open_checkpoint
-from paddle_merge.report.inspect_cli import InspectConfig, inspect
+from paddle_merge.report.inspect_cli import InspectConfig, _lines, inspect
 
 from . import specimens
 from .checkpoints import read, write
@@ -272,6 +272,12 @@ def test_patterns_that_are_no_table_are_told_by_inspect(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "rank_pattern": ["x"]}))
     (found,) = inspect(InspectConfig([str(tmp_path / "b")]))["checkpoints"]
     assert any("rank_pattern" in sentence for sentence in found["problems"])
+
+
+@pytest.mark.parametrize("told", [5, "x", {"a": 1}, [[["x"]]], True])
+def test_architectures_that_are_no_list(tmp_path: Path, told: Any) -> None:
+    write(tmp_path / "a", TENSORS, config={"architectures": told, "model_type": "llama"})
+    assert any("family" in line for line in _lines(inspect(InspectConfig([str(tmp_path / "a")]))))
 
 
 @pytest.mark.parametrize(

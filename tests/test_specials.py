@@ -292,7 +292,7 @@ def test_nan_and_inf(
         caplog.clear()
         fields: dict[str, Any] = {
             "model_path_list": [str(folders[0]), str(folders[1])], "base_model_path": str(folders[2]),
-            "sparsify_type": sparsify, "merge_type": merge_type, "reserve_p": 0.5,
+            "sparsify_type": sparsify, "merge_type": merge_type, "reserve_p": 0.7 if sparsify == "none" else 0.5,
         }  # fmt: skip
         merge(MergeConfig(output_path=str(tmp_path / f"out{number_}"), **fields))
         result = read(tmp_path / f"out{number_}")
