@@ -26,7 +26,8 @@ class NumpyType(Standin):
     """numpy.dtype(code, align, copy), then its state, of which only the byte order counts."""
 
     def __init__(self, code: Any, align: Any, copy: Any):
-        if not (isinstance(code, str) and _CODE.fullmatch(code) and isinstance(align, int) and isinstance(copy, int)):
+        known = not isinstance(code, str) or _CODE.fullmatch(code)  # others are refused with the tensor's name
+        if not (known and isinstance(align, int) and isinstance(copy, int)):
             raise MalformedError("has a dtype that NumPy doesn't write")
         self.code, self.little = code, True
 
@@ -38,8 +39,8 @@ class NumpyType(Standin):
 
     def storage(self) -> DType:
         """Raises MalformedError."""
-        if not (self.little and self.code in _CODES):
-            raise MalformedError(f"has dtype {self.code}, which can't be merged")
+        if not (isinstance(self.code, str) and self.little and self.code in _CODES):
+            raise MalformedError(f"has dtype {self.code!s:.20}, which can't be merged")
         return _CODES[self.code]
 
 
@@ -54,8 +55,7 @@ class Array(Standin):
 
     def build(self, state: Any) -> None:
         version, self.shape, self.type, fortran, self.data = state
-        whole = naturals(self.shape) and isinstance(self.type, NumpyType) and isinstance(fortran, int) and fortran in (0, 1)
-        if type(version) is not int or version != 1 or not whole:
+        if type(version) is not int or version != 1 or not (isinstance(fortran, int) and fortran in (0, 1)):
             raise MalformedError("has an array of a state that NumPy doesn't write")
         self.fortran = bool(fortran)
 
@@ -153,7 +153,7 @@ def place(array: Array, file: str, texts: Texts) -> tuple[DType, Part]:
 
     texts: what index_text has found in this file so far; tied weights share their text.
     """
-    if array.type is None:
+    if not isinstance(array.type, NumpyType) or not naturals(array.shape):
         raise MalformedError("is not a whole array")
     dtype, data = array.type.storage(), array.data
     if not isinstance(data, Bytes):
