@@ -183,9 +183,10 @@ class MergeConfig(Fields):
             "slerp": Slerp(self.slerp_alpha, self.slerp_normalize_eps, self.slerp_dot_threshold),
         }
         sparsifier, merger = sparsifiers.get(sparsifier_name), mergers.get(merge_type)
-        if sparsifier is not None:
+        are_numbers = not checks.of_fields(self)  # else there is nothing to add
+        if sparsifier is not None and are_numbers:
             problems += sparsifier.problems()
-        if merger is not None and len(weights) == len(self.models) >= 1:
+        if merger is not None and are_numbers and len(weights) == len(self.models) >= 1:
             problems += merger.problems(len(self.models))
         if problems:
             raise ConfigError(problems)

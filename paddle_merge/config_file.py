@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from .errors import ConfigError
-from .readers import unique_keys
+from .readers import read_small, unique_keys
 
 
 def _parse_yaml(text: str) -> Any:
@@ -38,8 +38,7 @@ def _parse_yaml(text: str) -> Any:
 def read_config_file(path: str) -> dict[str, Any]:
     """The fields a JSON or YAML file sets, not yet checked. Raises ConfigError."""
     try:
-        with open(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")
+        text = read_small(path).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{path}: can't be read ({reason})") from None

@@ -84,7 +84,8 @@ class Bracket:
         kept = self.between[np.searchsorted(self.between.astype(self.dtype, copy=False), threshold) :]
         result = float(self.sums[1])
         if len(kept):
-            result += _sum_in_order(kept)
+            with np.errstate(over="ignore"):
+                result += _sum_in_order(kept)
         if threshold <= self.bounds[0] < self.bounds[1]:
             result += float(self.sums[2])
         return result

@@ -86,6 +86,9 @@ def check_output(
             if os.path.isdir(os.path.join(folder, name)):
                 problems.append(f"--output_path {folder} holds a folder where the file {name} should go")
     parent = existing_parent(real)
+    blocking = os.path.join(parent, os.path.relpath(real, parent).split(os.sep)[0])
+    if real != parent and blocking != real and os.path.lexists(blocking):
+        problems.append(f"--output_path {folder}: {blocking} is a file, so there can be no folder in it")
     if not os.access(parent, os.W_OK):
         problems.append(f"--output_path {folder}: no permission to write in {parent}")
     free = free_bytes(folder, prefix)

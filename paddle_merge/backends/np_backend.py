@@ -138,6 +138,10 @@ class NumpyBackend:
             loop(x, np.uint32(key[0]), np.uint32(key[1]), *args)
         return x
 
+    def rows(self, rows: Sequence[np.ndarray]) -> Any:
+        """Rows (n,), one per model, as formulas and measurements take them."""
+        return np.stack(rows)
+
     def replace(self, x: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
         """x with its rows replaced by what formulas made of them."""
         return x  # they were changed in place

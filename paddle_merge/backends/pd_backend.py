@@ -159,6 +159,10 @@ class PaddleBackend:
         """The same for a formula of x (n,) and its elements' hashes."""
         return formula(xp, x, _hashes(key, x.shape[0]), *args)
 
+    def rows(self, rows: Sequence[Any]) -> Any:
+        """Rows (n,), one per model, as formulas and measurements take them."""
+        return rows
+
     def replace(self, x: Any, rows: Sequence[Any]) -> Any:
         """x with its rows replaced by what formulas made of them."""
         return rows
@@ -245,7 +249,8 @@ def _add_up(start: float, terms: Any) -> float:
     terms = terms.reshape([-1, CHUNK])
     for width in (512, 256, 128, 64, 32, 16, 8, 4, 2, 1):
         terms = terms[:, :width] + terms[:, width:]
-    return float(np.cumsum(np.concatenate([[start], terms.numpy().reshape(-1)]))[-1])
+    with np.errstate(over="ignore"):
+        return float(np.cumsum(np.concatenate([[start], terms.numpy().reshape(-1)]))[-1])
 
 
 def _to_odd(values: Any) -> Any:
