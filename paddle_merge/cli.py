@@ -22,6 +22,7 @@ FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
 # First words that don't merge -> the module of this package whose `main` takes the rest of the command line.
 SUBCOMMANDS = {
     "demo": "demo",
+    "analyze": "analyze.cli",
     "extract-lora": "extract.cli",
     "inspect": "report.inspect_cli",
     "diff": "report.diff_cli",

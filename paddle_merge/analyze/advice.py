@@ -1,0 +1,279 @@
+"""Sentences that follow from the measurements: what was measured, and what it usually means. The thresholds are round
+numbers between what fine-tuning usually gives and what it doesn't."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+from ..report.tables import count, percent
+
+FAR = 0.5  # ||task vector|| / ||base||: fine-tuning gives hundredths, two unrelated models about 1.4
+LONG = 10.0  # times the others' median
+ALONE, TOGETHER = 0.1, 0.3  # mean cosine with the others; and among the others
+ALIKE, AGAINST = 0.95, -0.1  # cosine of two
+UNRELATED, RELATED = 0.1, 0.3  # cosines of all
+SPARSE = 0.1  # overlap below which models changed different elements
+HALF = 0.5  # of the changes' mass
+SMALL = 0.002  # magnitude of changes up to which DARE's authors report it to work
+NAMED = 3
+
+Row = Mapping[str, Any]
+
+
+def advice(report: Row, density: float) -> list[dict[str, Any]]:
+    """Of what report.py makes: sentences with the labels of the models that they are about, none if about all, and whether
+    they are warnings; `code` is for programs."""
+    return list(_advice(report, density))
+
+
+def _advice(report: Row, density: float) -> Iterator[dict[str, Any]]:
+    yield from _refused(report)
+    rows = report["models"]
+    same = [row for row in rows if row["equals_base"]]
+    for row in same:
+        text = "is the base model: no element differs, so its task vector is zero. It only weakens an average; leave it out."
+        yield _said("equals_base", [row], f"{_name(row)} {text}")
+    far = [row for row in rows if (row["relative"] or 0.0) >= FAR]
+    yield from _elsewhere(report, far)
+    ordinary = [row for row in rows if row not in same and row not in far and row["changed"]]
+    yield from _lengths(ordinary)
+    pairs = {frozenset((pair["a"], pair["b"])): pair for pair in report["pairs"]}
+    yield from _close(report, ordinary, pairs)
+    yield from _strangers(ordinary, pairs)
+    within = [pair for key, pair in pairs.items() if key <= {row["label"] for row in ordinary} and not pair["identical"]]
+    if within and all(pair["cosine"] is not None for pair in within):
+        yield from _together(report, within, len(ordinary) == len(rows))
+    if ordinary and len(ordinary) == len(rows):
+        yield from _methods(report, density)
+
+
+def _said(code: str, rows: Sequence[Row], text: str, warning: bool = True) -> dict[str, Any]:
+    return {"code": code, "about": [row["label"] for row in rows], "warning": warning, "text": text}
+
+
+def _name(row: Row) -> str:
+    return f"{row['label']} ({row['path']})"
+
+
+def _refused(report: Row) -> Iterator[dict[str, Any]]:
+    """What no merge would take."""
+    for code, what in (
+        ("not_finite", "hold NaN or Inf; they were left out there, and a merge refuses them"),
+        ("missing", "are missing in some; a merge refuses that"),
+        ("different_shapes", "have other shapes than in the base; they were left out there, and a merge refuses them"),
+        ("different_integers", "are integers or booleans and differ from the base's; a merge copies such, and refuses them"),
+    ):
+        if held := report[code]:
+            named = [f"{name} ({', '.join(where)})" for name, where in list(held.items())[:NAMED]]
+            more = f" and {count(len(held) - NAMED)} more" if len(held) > NAMED else ""
+            labels = {label for where in held.values() for label in where}
+            rows = [row for row in report["models"] if row["label"] in labels]
+            yield _said(code, rows, f"{count(len(held))} tensor{'s' * (len(held) > 1)} {what}: {', '.join(named)}{more}.")
+    if not report["compared_tensors"]:
+        yield _said("nothing", [], "No tensor of the base is in any of the models, so there is nothing to measure.")
+
+
+# --- models that don't belong --------------------------------------------------------------------------------------------
+
+
+def _elsewhere(report: Row, far: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Models that weren't fine-tuned from this base."""
+    if len(far) > 1 and len(far) == len(report["models"]):
+        lengths = {row["label"]: row["norm"] for row in far}
+        near = [pair["distance"] <= FAR * min(lengths[pair["a"]], lengths[pair["b"]]) for pair in _known(report, "distance")]
+        if len(near) == len(report["pairs"]) and all(near):
+            least = min(row["relative"] for row in far)
+            yield _said(
+                "wrong_base",
+                far,
+                f"All models are far from the base (at least {least:.2g} times its norm) but near to each other: they were"
+                " likely fine-tuned from another model than --base_model_path.",
+            )
+            return
+    for row in far:
+        cosine = "" if row["base_cosine"] is None else f", and the cosine of the two models is {row['base_cosine']:.2f}"
+        yield _said(
+            "another_run",
+            [row],
+            f"{_name(row)} doesn't look fine-tuned from this base: it is {row['relative']:.2g} times the base's norm away"
+            f" from it{cosine}. Fine-tuning usually gives hundredths, and unrelated models lie about 1.4 apart. Looks like"
+            " another training run, or another base: merged with models of this base it usually breaks both.",
+        )
+
+
+def _lengths(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Task vectors of another length than the others'."""
+    for row in rows:
+        others = [other["norm"] for other in rows if other is not row]
+        if row["norm"] is None or None in others or not others:
+            continue
+        times = row["norm"] / median(others)
+        whose = "the others' median" if len(others) > 1 else "the other's"
+        if times >= LONG:
+            yield _said(
+                "long",
+                [row],
+                f"{_name(row)} has a task vector {times:.3g} times as long as {whose}: in an average it decides almost"
+                " alone. Give it a smaller weight (--weight_list), or see whether it belongs here.",
+            )
+        elif times <= 1 / LONG and len(others) > 1:
+            yield _said(
+                "short",
+                [row],
+                f"{_name(row)} has a task vector {1 / times:.3g} times shorter than {whose}: an average hardly shows it."
+                " Give it a larger weight (--weight_list).",
+            )
+
+
+def _close(report: Row, rows: Sequence[Row], pairs: Mapping[frozenset[str], Row]) -> Iterator[dict[str, Any]]:
+    by_label = {row["label"]: row for row in report["models"]}
+    labels = {row["label"] for row in rows}
+    for key, pair in pairs.items():
+        two = [by_label[pair["a"]], by_label[pair["b"]]]
+        names = " and ".join(map(_name, two))
+        if pair["identical"] and not two[0]["equals_base"]:
+            yield _said("identical", two, f"{names} are the same model: no element differs. It counts twice; leave one out.")
+        elif key <= labels and pair["cosine"] is not None:
+            if pair["cosine"] >= ALIKE:
+                yield _said(
+                    "alike",
+                    two,
+                    f"{names} changed almost alike (cosine {pair['cosine']:.3f}), as checkpoints of one run do: in averages"
+                    " and votes they count twice.",
+                    False,
+                )
+            elif pair["cosine"] <= AGAINST:
+                yield _said(
+                    "against",
+                    two,
+                    f"{names} changed against each other (cosine {pair['cosine']:.2f}): added up, part of what each learned"
+                    " cancels.",
+                )
+
+
+def _strangers(rows: Sequence[Row], pairs: Mapping[frozenset[str], Row]) -> Iterator[dict[str, Any]]:
+    """One whose direction has nothing to do with the others', which have to do with each other."""
+    labels = [row["label"] for row in rows]
+    for row in rows if len(rows) > 2 else ():
+        mine = [pairs[frozenset((row["label"], other))]["cosine"] for other in labels if other != row["label"]]
+        theirs = [pair["cosine"] for key, pair in pairs.items() if key <= set(labels) and row["label"] not in key]
+        if None in mine or None in theirs:
+            continue
+        if mean(mine) <= ALONE and mean(theirs) >= TOGETHER:
+            yield _said(
+                "stranger",
+                [row],
+                f"{_name(row)} goes its own way: its mean cosine with the others is {mean(mine):.2f}, theirs with each other"
+                f" {mean(theirs):.2f}. It was trained on something else, or otherwise.",
+            )
+
+
+# --- choosing a method ---------------------------------------------------------------------------------------------------
+
+
+def _together(report: Row, pairs: Sequence[Row], everyone: bool) -> Iterator[dict[str, Any]]:
+    cosines = [pair["cosine"] for pair in pairs]
+    span = _span(cosines, "{:.2f}")
+    linear = _method(report, "linear")
+    lost = f" Of what changed, {percent(linear['cancelled'])} cancels when all are added." if everyone and linear else ""
+    norms = [row["norm"] for row in report["models"] if row["norm"]]
+    if max(map(abs, cosines)) < UNRELATED:
+        shorter = ""
+        if everyone and report["average_norm"]:
+            share = report["average_norm"] / mean(norms)
+            shorter = f", while their average is only {share:.2f} times as long as they are (--scale makes up for that)"
+        yield _said(
+            "unrelated",
+            [],
+            f"Cosines are near 0 ({span}), as for models fine-tuned on different tasks: adding the task vectors (linear with"
+            f" --no_normalize) keeps each nearly whole{shorter}.{lost}",
+            False,
+        )
+    elif mean(cosines) >= RELATED:
+        yield _said(
+            "related",
+            [],
+            f"Task vectors point the same way (cosines {span}): an average (linear, or slerp of two) loses little; adding"
+            f" them without normalising goes farther than any model went.{lost}",
+            False,
+        )
+    else:
+        yield _said("cosines", [], f"Task vectors have cosines of {span}.{lost}", False)
+    overlaps = [pair["overlap"] for pair in pairs]
+    if None not in overlaps and max(overlaps) < SPARSE:
+        yield _said(
+            "sparse",
+            [],
+            f"They changed different elements (of what changed in either of two, at most {percent(max(overlaps))} changed in"
+            " both): there is little for sign election to settle.",
+            False,
+        )
+        return
+    conflicts = [pair["sign_conflict"] for pair in pairs if pair["sign_conflict"] is not None]
+    if conflicts:
+        yield _said(
+            "signs",
+            [],
+            f"Where two changed the same element, signs differ in {_span(conflicts, '{:.0%}')} of cases; unrelated changes"
+            " would give 50%.",
+            False,
+        )
+
+
+def _methods(report: Row, density: float) -> Iterator[dict[str, Any]]:
+    at = f"At --reserve_p {density:g}"
+    if ties := _method(report, "ties"):
+        trimmed, elected, total = (
+            ties[name]["mass"] for name in ("dropped_by_sparsifier", "dropped_by_election", "dropped")
+        )
+        if ties["dropped_by_sparsifier"]["elements"] == 0 and density < 1:
+            yield _said(
+                "nothing_trimmed",
+                [],
+                f"{at}, trim drops nothing: fewer elements changed than it keeps ({_changed(report)} changed).",
+                False,
+            )
+        if None not in (trimmed, elected, total):
+            more = " That is more than half: a larger --reserve_p keeps more." if total > HALF and density < 1 else ""
+            yield _said(
+                "ties_drops",
+                [],
+                f"{at}, ties drops {percent(total)} of the changes' mass (sum of magnitudes): {percent(trimmed)} by"
+                f" trimming, {percent(elected)} by electing signs.{more}",
+                False,
+            )
+    if dare := _method(report, "dare_linear"):
+        means = [row["mean"] for row in report["models"] if row["mean"]]
+        if dare["sparsified_distance"] and means:
+            noise = dare["sparsified_distance"]
+            size = f"{min(means):.2g}" if min(means) == max(means) else f"{min(means):.2g} to {max(means):.2g}"
+            verdict = "larger than" if max(means) > SMALL else "within"
+            yield _said(
+                "dare_noise",
+                [],
+                f"{at}, dare moves each task vector at random by {noise:.2g} times its length. DARE's authors find that"
+                f" harmless where changes are small, up to about {SMALL:g}; here their mean magnitude is {size}, which is"
+                f" {verdict} that.",
+                False,
+            )
+
+
+def _changed(report: Row) -> str:
+    return _span([row["changed_fraction"] for row in report["models"] if row["changed_fraction"] is not None], "{:.1%}")
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """The smallest to the largest."""
+    least, most = form.format(min(values) + 0.0), form.format(max(values) + 0.0)
+    return least if least == most else f"{least} to {most}"
+
+
+def _method(report: Row, name: str) -> Row | None:
+    return next((row for row in report["methods"] if row["method"] == name), None)
+
+
+def _known(report: Row, name: str) -> list[Row]:
+    return [pair for pair in report["pairs"] if pair[name] is not None and math.isfinite(pair[name])]
