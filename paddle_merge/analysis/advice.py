@@ -48,6 +48,11 @@ def _advice(report: Row, density: float) -> Iterator[dict[str, Any]]:
         yield from _together(report, within, len(ordinary) == len(rows))
     if ordinary and len(ordinary) == len(rows):
         yield from _methods(report, density)
+    elif ordinary and len(ordinary) > 1:
+        text = (
+            "What methods drop is measured with all of these models; leave out what doesn't belong, and analyse the others."
+        )
+        yield _said("again", [], text, False)
 
 
 def _said(code: str, rows: Sequence[Row], text: str, warning: bool = True) -> dict[str, Any]:

@@ -24,12 +24,13 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 p.what { color: var(--pale); max-width: 52em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 10px; border-bottom: 1px solid var(--line); text-align: right; overflow-wrap: normal; }
-th:first-child, td:first-child, table.words td { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child, table.words td, table.words th { text-align: left; overflow-wrap: anywhere; }
 th { color: var(--pale); font-weight: 600; }
 ul.said { list-style: none; padding: 0; }
 ul.said li { border-left: 4px solid var(--below); padding: 4px 12px; margin: 8px 0; }
 ul.said li.warning { border-color: var(--above); background: var(--warn); }
-.scroll { overflow-x: auto; }
+h3 { font-size: 1em; margin: 1em 0 0.3em; }
+.scroll { overflow-x: auto; } .two { display: flex; flex-wrap: wrap; gap: 0 3em; }
 svg { display: block; } svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .grid { stroke: var(--line); }
 """
 CHANCE = "Unrelated changes have cosines near 0 and conflict in half of the elements that both changed."
@@ -91,7 +92,7 @@ def _pairs(report: Row) -> Iterator[str]:
     between |= {(b, a): value for (a, b), value in between.items()}
     if len(labels) > 2:
         yield _picture(
-            "Cosines", heat_map(labels, labels, [[between.get((a, b)) for b in labels] for a in labels], "{:.2f}")
+            "Cosines", heat_map(labels, labels, [[between.get((a, b)) for b in labels] for a in labels], "{:.2f}", 1.0)
         )
     headings = ("", "cosine", "overlap", "of trimmed", "sign conflict", "by weight")
     names = ("overlap", "trimmed_overlap", "sign_conflict", "weighted_sign_conflict")
@@ -103,10 +104,10 @@ def _pairs(report: Row) -> Iterator[str]:
 def _methods(report: Row) -> Iterator[str]:
     yield _title(
         "What each method would drop",
-        f"Of what changed, with {flags(report)}, all weights 1 and seed 0: of the elements, and of the sum of their magnitudes"
-        " (mass); the mass by sparsifying, and by electing signs. Cancels: what is lost where signs differ when models are"
-        " added. Moves: how far sparsifying moves the task vectors, in their lengths; what dare and della move is noise, which"
-        " averages out over many elements.",
+        f"Of what changed, with {flags(report)}, all weights 1 and seed 0: of the elements, and of the sum of their"
+        " magnitudes (mass); the mass by sparsifying, and by electing signs. Cancels: what is lost where signs differ when"
+        " models are added. Moves: how far sparsifying moves the task vectors, in their lengths; what dare and della move is"
+        " noise, which averages out over many elements.",
     )
     rows = []
     for row in report["methods"]:
@@ -133,8 +134,12 @@ def _kinds(report: Row) -> Iterator[str]:
     labels = [row["label"] for row in report["models"]]
     rows = [(row["kind"], row) for row in report["kinds"]]
     values = [[row["models"].get(label, {}).get("relative") for label in labels] for _, row in rows]
-    yield _picture("", heat_map([name for name, _ in rows], labels, values, "{:.2g}"))
+    yield _picture("", heat_map([name for name, _ in rows], labels, values, "{:.2g}", _largest(values)))
     yield from _maps(report, rows)
+
+
+def _largest(values: Sequence[Sequence[float | None]]) -> float:
+    return max((value for row in values for value in row if value is not None), default=0.0)
 
 
 def _maps(report: Row, rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
@@ -148,8 +153,8 @@ def _maps(report: Row, rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
         return [[row["pairs"].get(pair, {}).get(what) for pair in pairs] for _, row in rows]
 
     yield '<div class="two">'
-    yield _picture("Cosine of task vectors", heat_map(names, pairs, values("cosine"), "{:.2f}"))
-    yield _picture("Sign conflict", heat_map(names, pairs, values("sign_conflict"), "{:.0%}", 0.5))
+    yield _picture("Cosine of task vectors", heat_map(names, pairs, values("cosine"), "{:.2f}", 1.0))
+    yield _picture("Sign conflict", heat_map(names, pairs, values("sign_conflict"), "{:.0%}", 0.5, 0.5))
     yield "</div>"
 
 

@@ -6,18 +6,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-CELL, ROW = 46, 18  # pixels of a heat map's cell
+CELL, ROW = 54, 18  # pixels of a heat map's cell
 _LETTER = 7  # pixels of one, about
 _COLOURS = ("#3b82d6", "#e0702e", "#2f9e63", "#c2408f", "#8a6d1f", "#7a5bd0", "#1f9aa8", "#cf3f3f")
 
 
 def heat_map(
-    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], form: str, middle: float = 0.0
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    form: str,
+    most: float,
+    middle: float = 0.0,
 ) -> str:
-    """values[row][column], coloured by how far they are from `middle`, full colour at 1 away from 0 or at the largest there
-    is: orange above, blue below. form: how a number is shown. None is left blank."""
-    known = [abs(value - middle) for row in values for value in row if value is not None]
-    most = max(known, default=0.0) or 1.0
+    """values[row][column], coloured by how far they are from `middle`, fully at `most` away: orange above, blue below. form:
+    how a number is shown. None is left blank."""
     left = 12 + _LETTER * min(40, max(map(len, rows), default=0))
     width, height = left + CELL * len(columns) + 8, ROW * (len(rows) + 1) + 8
     parts = [_text(left + CELL * j + CELL / 2, 13, name, "middle") for j, name in enumerate(columns)]
@@ -28,7 +31,8 @@ def heat_map(
             if value is None:
                 continue
             shown = form.format(value)
-            share = abs(value - middle) / most
+            shown = shown if any(digit in shown for digit in "123456789") else shown.lstrip("-")
+            share = min(1.0, abs(value - middle) / (most or 1.0))
             colour = "var(--above)" if value >= middle else "var(--below)"
             parts.append(
                 f'<g><title>{escape(name)}, {escape(columns[j])}: {escape(shown)}</title><rect x="{left + CELL * j}"'
