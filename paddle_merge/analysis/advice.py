@@ -39,19 +39,20 @@ def _advice(report: Row, density: float) -> Iterator[dict[str, Any]]:
     far = [row for row in rows if (row["relative"] or 0.0) >= FAR]
     yield from _elsewhere(report, far)
     ordinary = [row for row in rows if row not in same and row not in far and row["changed"]]
-    yield from _lengths(ordinary)
     pairs = {frozenset((pair["a"], pair["b"])): pair for pair in report["pairs"]}
     yield from _close(report, ordinary, pairs)
-    yield from _strangers(ordinary, pairs)
-    within = [pair for key, pair in pairs.items() if key <= {row["label"] for row in ordinary} and not pair["identical"]]
-    if within and all(pair["cosine"] is not None for pair in within):
-        yield from _together(report, within, len(ordinary) == len(rows))
-    if ordinary and len(ordinary) == len(rows):
+    copies = {pair["b"] for pair in report["pairs"] if pair["identical"]}
+    distinct = [row for row in ordinary if row["label"] not in copies]
+    yield from _lengths(distinct)
+    yield from _strangers(distinct, pairs)
+    labels = {row["label"] for row in distinct}
+    within = [pair for key, pair in pairs.items() if key <= labels and pair["cosine"] is not None]
+    if within:
+        yield from _together(report, within, len(distinct) == len(rows))
+    if distinct and len(distinct) == len(rows):
         yield from _methods(report, density)
-    elif ordinary and len(ordinary) > 1:
-        text = (
-            "What methods drop is measured with all of these models; leave out what doesn't belong, and analyse the others."
-        )
+    elif distinct:
+        text = "What methods drop is measured with all of these; leave out what doesn't belong, and analyse the others."
         yield _said("again", [], text, False)
 
 
@@ -115,7 +116,7 @@ def _lengths(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         others = [other["norm"] for other in rows if other is not row]
         if row["norm"] is None or None in others or not others:
             continue
-        times = row["norm"] / median(others)
+        times, least = row["norm"] / median(others), row["norm"] / min(others)
         whose = "the others' median" if len(others) > 1 else "the other's"
         if times >= LONG:
             yield _said(
@@ -124,11 +125,12 @@ def _lengths(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 f"{_name(row)} has a task vector {times:.3g} times as long as {whose}: in an average it decides almost"
                 " alone. Give it a smaller weight (--weight_list), or see whether it belongs here.",
             )
-        elif times <= 1 / LONG and len(others) > 1:
+        elif least <= 1 / LONG and len(others) > 1:
             yield _said(
                 "short",
                 [row],
-                f"{_name(row)} has a task vector {1 / times:.3g} times shorter than {whose}: an average hardly shows it."
+                f"{_name(row)} has a task vector {1 / least:.3g} times shorter than any other: an average hardly shows"
+                " it."
                 " Give it a larger weight (--weight_list).",
             )
 

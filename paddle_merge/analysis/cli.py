@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -110,6 +111,8 @@ class AnalyzeConfig:
                 found.append(f"--html {self.html} must end in .html")
             if not os.path.isdir(os.path.dirname(self.html) or "."):
                 found.append(f"--html {self.html}: no such folder; make it first")
+            if os.path.isdir(self.html):
+                found.append(f"--html {self.html}: is a folder")
         if found:
             raise ConfigError(found)
 
@@ -158,11 +161,15 @@ def analyze(config: AnalyzeConfig, progress: bool | None = None) -> dict[str, An
 
 
 def _write(path: str, report: dict[str, Any]) -> None:
-    """Raises OutputError."""
+    """The whole page or none. Raises OutputError."""
     from .page import page
 
+    partial = f"{path}.partial"
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(page(report))
+        with open(partial, "wb") as file:
+            file.write(page(report).encode("utf-8", "backslashreplace"))
+        os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
         raise OutputError(f"--html {path}: can't be written ({error.strerror})") from None
