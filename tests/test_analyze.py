@@ -347,6 +347,17 @@ def test_one_that_goes_its_own_way_is_spotted(tmp_path: Path) -> None:
     assert codes(found) == {"stranger": ["C"]}
 
 
+def test_many_alike_take_one_sentence(tmp_path: Path) -> None:
+    """Steps of one run: 10 pairs of 5."""
+    base, (end, *_) = tuned(0, count=1)
+    steps = [{name: x + (end[name] - x) * (0.5 + 0.1 * step) for name, x in base.items()} for step in range(5)]
+    found = analysed(tmp_path, base, *steps)
+    (said,) = (one for one in found["advice"] if one["code"] == "alike")
+    assert (said["about"], said["warning"]) == (list("ABCDE"), False)
+    assert said["text"].startswith("A and B, A and C, A and D and 7 more pairs changed almost alike")
+    assert codes(found) == {}
+
+
 def test_what_speaks_for_averaging(tmp_path: Path) -> None:
     """Two that share half of what they changed; two that changed different elements; and two that changed the opposite."""
     base, (a, b, shared) = tuned(0, count=3)

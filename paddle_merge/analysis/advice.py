@@ -16,7 +16,6 @@ ALONE, TOGETHER = 0.1, 0.3  # mean cosine with the others; and among the others
 ALIKE, AGAINST = 0.95, -0.1  # cosine of two
 UNRELATED, RELATED = 0.1, 0.3  # cosines of all
 SPARSE = 0.1  # overlap below which models changed different elements
-HALF = 0.5  # of the changes' mass
 SMALL = 0.002  # magnitude of changes up to which DARE's authors report it to work
 NAMED = 3
 
@@ -137,28 +136,30 @@ def _lengths(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 def _close(report: Row, rows: Sequence[Row], pairs: Mapping[frozenset[str], Row]) -> Iterator[dict[str, Any]]:
     by_label = {row["label"]: row for row in report["models"]}
-    labels = {row["label"] for row in rows}
-    for key, pair in pairs.items():
+    for pair in report["pairs"]:
         two = [by_label[pair["a"]], by_label[pair["b"]]]
-        names = " and ".join(map(_name, two))
         if pair["identical"] and not two[0]["equals_base"]:
+            names = " and ".join(map(_name, two))
             yield _said("identical", two, f"{names} are the same model: no element differs. It counts twice; leave one out.")
-        elif key <= labels and pair["cosine"] is not None:
-            if pair["cosine"] >= ALIKE:
-                yield _said(
-                    "alike",
-                    two,
-                    f"{names} changed almost alike (cosine {pair['cosine']:.3f}), as checkpoints of one run do: in averages"
-                    " and votes they count twice.",
-                    False,
-                )
-            elif pair["cosine"] <= AGAINST:
-                yield _said(
-                    "against",
-                    two,
-                    f"{names} changed against each other (cosine {pair['cosine']:.2f}): added up, part of what each learned"
-                    " cancels.",
-                )
+    labels = {row["label"] for row in rows}
+    known = [pair for key, pair in pairs.items() if key <= labels and not pair["identical"] and pair["cosine"] is not None]
+    if alike := [pair for pair in known if pair["cosine"] >= ALIKE]:
+        cosines = _span([pair["cosine"] for pair in alike], "{:.3f}")
+        text = "changed almost alike, as checkpoints of one run do: in averages and votes they count twice."
+        yield _said("alike", _of(alike, rows), f"{_pairs(alike)} {text} Cosine: {cosines}.", False)
+    if against := [pair for pair in known if pair["cosine"] <= AGAINST]:
+        cosines = _span([pair["cosine"] for pair in against], "{:.2f}")
+        text = "changed against each other: added up, part of what each learned cancels."
+        yield _said("against", _of(against, rows), f"{_pairs(against)} {text} Cosine: {cosines}.")
+
+
+def _pairs(pairs: Sequence[Row]) -> str:
+    more = f" and {count(len(pairs) - NAMED)} more pairs" if len(pairs) > NAMED else ""
+    return ", ".join(f"{pair['a']} and {pair['b']}" for pair in pairs[:NAMED]) + more
+
+
+def _of(pairs: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if any(row["label"] in (pair["a"], pair["b"]) for pair in pairs)]
 
 
 def _strangers(rows: Sequence[Row], pairs: Mapping[frozenset[str], Row]) -> Iterator[dict[str, Any]]:
@@ -185,7 +186,6 @@ def _together(report: Row, pairs: Sequence[Row], everyone: bool) -> Iterator[dic
     cosines = [pair["cosine"] for pair in pairs]
     span = _span(cosines, "{:.2f}")
     linear = _method(report, "linear")
-    lost = f" Of what changed, {percent(linear['cancelled'])} cancels when all are added." if everyone and linear else ""
     norms = [row["norm"] for row in report["models"] if row["norm"]]
     if max(map(abs, cosines)) < UNRELATED:
         shorter = ""
@@ -196,7 +196,7 @@ def _together(report: Row, pairs: Sequence[Row], everyone: bool) -> Iterator[dic
             "unrelated",
             [],
             f"Cosines are near 0 ({span}), as for models fine-tuned on different tasks: adding the task vectors (linear with"
-            f" --no_normalize) keeps each nearly whole{shorter}.{lost}",
+            f" --no_normalize) keeps each nearly whole{shorter}.",
             False,
         )
     elif mean(cosines) >= RELATED:
@@ -204,11 +204,11 @@ def _together(report: Row, pairs: Sequence[Row], everyone: bool) -> Iterator[dic
             "related",
             [],
             f"Task vectors point the same way (cosines {span}): an average (linear, or slerp of two) loses little; adding"
-            f" them without normalising goes farther than any model went.{lost}",
+            f" them without normalising goes farther than any model went.",
             False,
         )
     else:
-        yield _said("cosines", [], f"Task vectors have cosines of {span}.{lost}", False)
+        yield _said("cosines", [], f"Task vectors have cosines of {span}.", False)
     overlaps = [pair["overlap"] for pair in pairs]
     if None not in overlaps and max(overlaps) < SPARSE:
         yield _said(
@@ -221,11 +221,17 @@ def _together(report: Row, pairs: Sequence[Row], everyone: bool) -> Iterator[dic
         return
     conflicts = [pair["sign_conflict"] for pair in pairs if pair["sign_conflict"] is not None]
     if conflicts:
+        instead = ""
+        if everyone and linear and linear["cancelled"]:
+            instead = (
+                f" Added up by linear, {percent(linear['cancelled'])} of the changes' mass cancels there; ties, dare_ties"
+                " and della elect a sign instead."
+            )
         yield _said(
             "signs",
             [],
             f"Where two changed the same element, signs differ in {_span(conflicts, '{:.0%}')} of cases; unrelated changes"
-            " would give 50%.",
+            f" would give 50%.{instead}",
             False,
         )
 
@@ -244,12 +250,11 @@ def _methods(report: Row, density: float) -> Iterator[dict[str, Any]]:
                 False,
             )
         if None not in (trimmed, elected, total):
-            more = " That is more than half: a larger --reserve_p keeps more." if total > HALF and density < 1 else ""
             yield _said(
                 "ties_drops",
                 [],
                 f"{at}, ties drops {percent(total)} of the changes' mass (sum of magnitudes): {percent(trimmed)} by"
-                f" trimming, {percent(elected)} by electing signs.{more}",
+                f" trimming, {percent(elected)} by electing signs.",
                 False,
             )
     if dare := _method(report, "dare_linear"):

@@ -64,12 +64,13 @@ def measure(tensor: Compared, sparsifiers: Mapping[str | None, Any], progress: C
             return Measured(measured.models, measured.pairs, measured.kept, measured.summed, not_finite)
         not_finite += work.not_finite
         tensor = tensor.without([model for model in not_finite if model is not None])
-        progress = _unheard
+        progress = _again(progress)
     return Measured(not_finite=not_finite)
 
 
-def _unheard(_: int) -> None:
-    pass
+def _again(progress: Callable[[int], None]) -> Callable[[int], None]:
+    """What hears of bytes that were read before: it may still want to stop."""
+    return lambda _: progress(0)
 
 
 class _Work:
