@@ -489,6 +489,17 @@ def test_a_chart_leaves_gaps_where_nothing_is_known() -> None:
     assert path.count("M") == 2
     assert path.count("L") == 2
     assert drawn.count("<circle") == 4
+    assert line_chart(["A"], [3], [[0.0]], "layer").count("<circle") == 1
+
+
+def test_a_chart_of_very_different_numbers_goes_by_powers_of_ten() -> None:
+    """0.002 to 0.5: from 0.001 at the bottom (210) to 1 at the top (10), 0.01 a third of the way up; no place for 0."""
+    drawn = line_chart(["A", "B"], [0, 1, 2], [[0.002, 0.01, 0.0], [0.5, 0.1, 0.1]], "layer")
+    heights = [float(part.split('"')[0]) for part in drawn.split('cy="')[1:]]
+    assert heights == pytest.approx(
+        [210 - 200 / 3 * math.log10(2), 210 - 200 / 3, 10 + 200 / 3 * math.log10(2), 76.7, 76.7], abs=0.06
+    )
+    assert [word in drawn for word in (">0.001<", ">0.01<", ">0.1<", ">1<")] == [True] * 4
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

@@ -36,12 +36,12 @@ def _advice(report: Row, density: float) -> Iterator[dict[str, Any]]:
         text = "is the base model: no element differs, so its task vector is zero. It only weakens an average; leave it out."
         yield _said("equals_base", [row], f"{_name(row)} {text}")
     far = [row for row in rows if (row["relative"] or 0.0) >= FAR]
-    yield from _elsewhere(report, far)
-    ordinary = [row for row in rows if row not in same and row not in far and row["changed"]]
-    pairs = {frozenset((pair["a"], pair["b"])): pair for pair in report["pairs"]}
-    yield from _close(report, ordinary, pairs)
     copies = {pair["b"] for pair in report["pairs"] if pair["identical"]}
-    distinct = [row for row in ordinary if row["label"] not in copies]
+    odd = [*same, *far, *(row for row in rows if row["label"] in copies or not row["changed"])]
+    distinct = [row for row in rows if row not in odd]
+    yield from _elsewhere(report, far, distinct)
+    pairs = {frozenset((pair["a"], pair["b"])): pair for pair in report["pairs"]}
+    yield from _close(report, distinct, pairs)
     yield from _lengths(distinct)
     yield from _strangers(distinct, pairs)
     labels = {row["label"] for row in distinct}
@@ -84,8 +84,8 @@ def _refused(report: Row) -> Iterator[dict[str, Any]]:
 # --- models that don't belong --------------------------------------------------------------------------------------------
 
 
-def _elsewhere(report: Row, far: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Models that weren't fine-tuned from this base."""
+def _elsewhere(report: Row, far: Sequence[Row], others: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Models that weren't fine-tuned from this base; others may be."""
     if len(far) > 1 and len(far) == len(report["models"]):
         lengths = {row["label"]: row["norm"] for row in far}
         near = [pair["distance"] <= FAR * min(lengths[pair["a"]], lengths[pair["b"]]) for pair in _known(report, "distance")]
@@ -98,14 +98,16 @@ def _elsewhere(report: Row, far: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 " likely fine-tuned from another model than --base_model_path.",
             )
             return
+    usual = median(row["relative"] for row in others) if others and all(row["relative"] for row in others) else None
     for row in far:
+        than = f" (the others: {usual:.2g})" if usual else ""
         cosine = "" if row["base_cosine"] is None else f", and the cosine of the two models is {row['base_cosine']:.2f}"
         yield _said(
             "another_run",
             [row],
             f"{_name(row)} doesn't look fine-tuned from this base: it is {row['relative']:.2g} times the base's norm away"
-            f" from it{cosine}. Fine-tuning usually gives hundredths, and unrelated models lie about 1.4 apart. Looks like"
-            " another training run, or another base: merged with models of this base it usually breaks both.",
+            f" from it{than}{cosine}. Fine-tuning usually gives hundredths, and unrelated models lie about 1.4 apart. Looks"
+            " like another training run, or another base: merged with models of this base it usually breaks both.",
         )
 
 
@@ -142,7 +144,7 @@ def _close(report: Row, rows: Sequence[Row], pairs: Mapping[frozenset[str], Row]
             names = " and ".join(map(_name, two))
             yield _said("identical", two, f"{names} are the same model: no element differs. It counts twice; leave one out.")
     labels = {row["label"] for row in rows}
-    known = [pair for key, pair in pairs.items() if key <= labels and not pair["identical"] and pair["cosine"] is not None]
+    known = [pair for key, pair in pairs.items() if key <= labels and pair["cosine"] is not None]
     if alike := [pair for pair in known if pair["cosine"] >= ALIKE]:
         cosines = _span([pair["cosine"] for pair in alike], "{:.3f}")
         text = "changed almost alike, as checkpoints of one run do: in averages and votes they count twice."

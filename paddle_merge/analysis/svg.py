@@ -3,6 +3,7 @@ that comes in is escaped."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -43,9 +44,12 @@ def heat_map(
 
 
 def line_chart(names: Sequence[str], positions: Sequence[int], values: Sequence[Sequence[float | None]], below: str) -> str:
-    """A line for each name: values[name][position], from 0 up; None leaves a gap. below: what positions are."""
-    known = [value for row in values for value in row if value is not None]
-    most = max(known, default=0.0) or 1.0
+    """A line for each name: values[name][position], from 0 up, or, where they differ much, by powers of ten; None leaves a
+    gap, and so does 0 there. below: what positions are."""
+    known = [value for row in values for value in row if value]
+    most = max(known, default=1.0)
+    least = max(min(known, default=1.0), most / 1e6)
+    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1) if most > 20 * least else None
     first, last = min(positions), max(positions)
     left, top, width, height = 64, 10, 620, 200
 
@@ -53,11 +57,12 @@ def line_chart(names: Sequence[str], positions: Sequence[int], values: Sequence[
         return left + width * (0.5 if first == last else (position - first) / (last - first))
 
     def y(value: float) -> float:
-        return top + height * (1 - value / most)
+        if powers is None:
+            return top + height * (1 - value / most)
+        return top + height * (powers[-1] - math.log10(max(value, least))) / (len(powers) - 1)
 
     parts = []
-    for tick in range(5):
-        value = most * tick / 4
+    for value in [most * tick / 4 for tick in range(5)] if powers is None else [10.0**power for power in powers]:
         parts.append(f'<path class="grid" d="M{left} {y(value):.1f}h{width}"/>')
         parts.append(_text(left - 6, y(value) + 4, f"{value:.2g}", "end"))
     for position in sorted({positions[round(k * (len(positions) - 1) / 10)] for k in range(11)}):
@@ -68,7 +73,7 @@ def line_chart(names: Sequence[str], positions: Sequence[int], values: Sequence[
         dash = "" if number < len(_COLOURS) else ' stroke-dasharray="5 3"'
         path, pen = "", "M"
         for position, height_of in zip(positions, line, strict=True):
-            if height_of is None:
+            if height_of is None or (powers is not None and not height_of):
                 pen = "M"
                 continue
             value = height_of
