@@ -134,11 +134,11 @@ class Road:
     # --- what methods may ask for while they measure
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
-        for start, x, _ in self._blocks():
+        for start, x, _ in self.blocks():
             yield start, x
 
     def sparsified(self) -> Iterator[tuple[int, Any]]:
-        for start, x, _ in self._blocks():
+        for start, x, _ in self.blocks():
             yield start, self._sparsify(start, x)
 
     def sample(self, count: int) -> np.ndarray:
@@ -158,7 +158,7 @@ class Road:
         if recipe.sparsifier is not None:
             self._states = recipe.sparsifier.prepare(self, backend)
         state = recipe.merger.prepare(self, backend)
-        for start, x, base in self._blocks():
+        for start, x, base in self.blocks():
             merged = recipe.merger.apply(self._sparsify(start, x), state, backend)
             if base is not None:
                 merged = backend.add_scaled(base, merged, recipe.scale)
@@ -167,7 +167,7 @@ class Road:
             hand_on(stored, start)
             self._progress(len(stored) * self._tensor.dtype.itemsize)
 
-    def _blocks(self) -> Iterator[tuple[int, Any, Any]]:
+    def blocks(self) -> Iterator[tuple[int, Any, Any]]:
         """(start, x, base or None): rows of task vectors, or of weights if there is no base, in shared memory."""
         first, stop, block = self._piece.start, self._piece.stop, self._backend.block(self.models)
         if self._whole is not None:
