@@ -45,9 +45,9 @@ booleans as `--flag`, `--flag False` or `--no_flag`.
 
 `python -m paddle_merge demo` shows what merging does, on models it trains itself in about a minute;
 `python -m paddle_merge extract-lora` makes a LoRA adapter of a fine-tuned model; `python -m paddle_merge inspect` tells what
-checkpoints are, `python -m paddle_merge diff` what two of them differ by, `python -m paddle_merge analyze` what models changed
-in their base, which helps to choose a method, and `python -m paddle_merge verify` whether a checkpoint is what a merge wrote;
---help after any of them tells more.
+checkpoints are, `python -m paddle_merge diff` what two of them differ by, `python -m paddle_merge analyze` what models have
+changed in their base, and `python -m paddle_merge verify` whether a checkpoint is what a merge wrote; --help after any of
+them tells more.
 """
 
 EXAMPLES = {
