@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from .errors import WorkError
+from .lock import Lock
 from .plan import Piece, Plan
 from .ranks import Ranks
 from .worker import Job, Report
@@ -20,9 +21,10 @@ log = logging.getLogger("paddle_merge")
 
 
 class Crew:
-    """Worker processes. Leaving the context kills those that still run."""
+    """Worker processes, which hold the merge's lock too. Leaving the context kills those that still run."""
 
-    def __init__(self, plan: Plan, pieces: Sequence[Piece], job: Job):
+    def __init__(self, plan: Plan, pieces: Sequence[Piece], job: Job, lock: Lock):
+        self._inherited = [lock.file] if lock.file is not None else []
         count = min(plan.n_process, len(pieces))
         self._plan, self._pieces, self._job = plan, pieces, job
         self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
@@ -43,7 +45,7 @@ class Crew:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", code],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *self._inherited],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )

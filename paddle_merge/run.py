@@ -20,13 +20,14 @@ from .donor import given_config
 from .errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from .inputs import open_inputs
 from .journal import Journal, remaining, whole
+from .lock import Lock, is_held, refusal
 from .parsing import parse_size
 from .plan import Plan, make_plan
 from .ranks import Ranks
 from .readers import adapters, hub
 from .sidecars import CARD, read_sidecars, record
 from .worker import Job, Report, Worker, notice
-from .writer import Output, check_output, uninterrupted
+from .writer import Output, check_output, is_unfinished, uninterrupted
 
 log = logging.getLogger("paddle_merge")
 
@@ -74,7 +75,7 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
         output.wait_until_seen()
         left = dataclasses.replace(plan, pieces=remaining(plan, done))
         reports = done if leads else []
-        for report in _work(left, Job(plan.recipe, output.partial_paths, plan.engine), progress, ranks):
+        for report in _work(left, Job(plan.recipe, output.partial_paths, plan.engine), progress, ranks, output.lock):
             journal.add(report)
             reports.append(report)
         journal.close(stopped=False)
@@ -95,7 +96,9 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
     if not leads:
         ranks.gather(None)
         return
-    with contextlib.suppress(WorkError):  # the checkpoint is whole, whatever happens to the others from here on
+    with contextlib.suppress(
+        WorkError, KeyboardInterrupt
+    ):  # the checkpoint is whole, whatever happens to the others from here on
         ranks.gather(None)
     seconds = time.perf_counter() - started
     rate = (plan.bytes_in + plan.bytes_out) / seconds / 1e9
@@ -181,6 +184,10 @@ def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
     stopped = journals.read(config.output)
     if stopped is None:
         return
+    if is_held(config.output):
+        raise OutputError(refusal(config.output))
+    if not is_unfinished(config.output):  # it was killed when it stood
+        return
     if not config.resume and not config.overwrite:
         raise OutputError(
             f"--output_path {config.output} holds an unfinished merge; --resume goes on with it, --overwrite begins again"
@@ -257,7 +264,7 @@ def _check_equal(plan: Plan) -> None:
 # --- workers ---------------------------------------------------------------------------------------------------------
 
 
-def _work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks) -> Iterator[Report]:
+def _work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks, lock: Lock) -> Iterator[Report]:
     """Merge this rank's share."""
     from tqdm import tqdm
 
@@ -269,7 +276,7 @@ def _work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks) -> Iterator
         if plan.n_process == ranks.count == 1 and job.engine.tensor_type == "np":
             yield from _work_here(plan, job, bar.update)
             return
-        with Crew(plan, pieces, job) as crew:
+        with Crew(plan, pieces, job, lock) as crew:
             yield from crew.work(bar.update, ranks)
 
 
