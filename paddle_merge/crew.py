@@ -41,7 +41,10 @@ class Crew:
     def _start(self) -> None:
         """One worker, with this process's import path, in a session of its own: Ctrl-C is for the parent to handle."""
         ours, theirs = Pipe()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from paddle_merge.worker import main; main({theirs.fileno()})"
+        code = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"  # who means a worker, kills it
+            f" sys.path[:] = {sys.path!r}; from paddle_merge.worker import main; main({theirs.fileno()})"
+        )
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", code],

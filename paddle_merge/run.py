@@ -20,6 +20,7 @@ from .donor import given_config
 from .errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from .inputs import open_inputs
 from .journal import Journal, remaining, whole
+from .leftovers import is_unfinished
 from .lock import Lock, is_held, refusal
 from .parsing import parse_size
 from .plan import Plan, make_plan
@@ -27,7 +28,7 @@ from .ranks import Ranks
 from .readers import adapters, hub
 from .sidecars import CARD, read_sidecars, record
 from .worker import Job, Report, Worker, notice
-from .writer import Output, check_output, is_unfinished, uninterrupted
+from .writer import Output, check_output, uninterrupted
 
 log = logging.getLogger("paddle_merge")
 

@@ -1,12 +1,11 @@
 """The output folder. Shards are created at full size under a `.partial` name, so that workers can write anywhere in them;
-they get their final names when all is written, the index (or the single file) and merge_config.json last. A folder that
-looks finished is finished.
+they get their final names when all is written, the index, config.json and merge_config.json last, each when all before it has
+reached the disk. A folder that looks finished is finished.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 import logging
 import os
@@ -19,16 +18,14 @@ from typing import Protocol
 
 from .errors import OutputError
 from .files import fsync, remedy
-from .frames.formats import FORMATS, index_name, is_weights
+from .frames.formats import index_name, is_weights
 from .journal import is_journal, name_of
+from .leftovers import NAMES, PARTIAL, REPLACED, half_named, left_behind, read_names
 from .lock import Lock
 from .plan import Shard
-from .sidecars import ADAPTERS, CARD, COPIED, RECORD, WEIGHTS
+from .sidecars import RECORD, WEIGHTS
 
 log = logging.getLogger("paddle_merge")
-PARTIAL = ".partial"  # not whole yet
-REPLACED = ".replaced"  # an earlier merge's, until the new one stands
-NAMES = "merge_names.partial"  # a list of the names that a merge at its end gives, the last of them when it stands
 CONFIG = "config.json"  # without it few loaders open anything
 SEEN_SECONDS = 60.0
 MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
@@ -76,8 +73,8 @@ def check_output(
     if os.path.lexists(folder) and not os.path.isdir(folder):
         problems.append(f"--output_path {folder} exists and is not a folder")
     elif os.path.isdir(folder) and not problems:
-        ours = _names_left(folder)
-        held = [name for name in sorted(os.listdir(folder)) if not (_left_behind(name, prefix) or name in ours)]
+        ours = half_named(folder)
+        held = [name for name in sorted(os.listdir(folder)) if not (left_behind(name, prefix) or name in ours)]
         foreign = [name for name in held if name.endswith(WEIGHTS) and not is_weights(name, save_format, prefix)]
         if held and not overwrite:
             problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace the weights in it")
@@ -93,7 +90,7 @@ def check_output(
         problems.append(f"--output_path {folder}: no permission to write in {parent}")
     free = shutil.disk_usage(parent).free
     left = [os.path.join(folder, name) for name in (os.listdir(folder) if os.path.isdir(folder) else ())]
-    free += sum(os.stat(path).st_blocks * 512 for path in left if _left_behind(os.path.basename(path), prefix))
+    free += sum(os.stat(path).st_blocks * 512 for path in left if left_behind(os.path.basename(path), prefix))
     needed = nbytes + MARGIN  # beside an earlier merge, which is replaced only when this one is whole
     if free < needed:
         problems.append(
@@ -265,7 +262,7 @@ class Output:
         OSError."""
         if not resume:
             self.drop_journals()
-        names = _read_names(self.folder)
+        names = read_names(self.folder)
         record = self._path(names[-1] + PARTIAL) if names else ""
         if names and os.path.lexists(record):
             if not self._undo(names):
@@ -279,7 +276,7 @@ class Output:
         for name in [*os.listdir(self.folder), *(name + PARTIAL for name in names)]:
             kept = name == NAMES or (resume and (is_journal(name) or self._path(name) in self.partial_paths))
             ours = name.endswith(PARTIAL) and name.removesuffix(PARTIAL) in names
-            if (ours or _left_behind(name, self._plan.prefix)) and not kept:
+            if (ours or left_behind(name, self._plan.prefix)) and not kept:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._path(name))
         for name in names:
@@ -316,9 +313,7 @@ class Output:
     def _replaced(self, names: Sequence[str]) -> list[str]:
         """Paths of an earlier merge's files that were set aside."""
         there = [
-            name.removesuffix(REPLACED)
-            for name in os.listdir(self.folder)
-            if _left_behind(name, self._plan.prefix, REPLACED)
+            name.removesuffix(REPLACED) for name in os.listdir(self.folder) if left_behind(name, self._plan.prefix, REPLACED)
         ]
         return [path for path in map(self._path, dict.fromkeys([*names, *there])) if os.path.lexists(path + REPLACED)]
 
@@ -356,40 +351,6 @@ class Output:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-
-
-def _left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
-    """Whether this is what a merge that was killed leaves."""
-    whole = name.removesuffix(ending)
-    ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, *ADAPTERS)
-    ours = ours or is_journal(name) or name == NAMES
-    return name.endswith(ending) and (ours or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
-
-
-def _read_names(folder: str) -> list[str]:
-    """The names that a merge into the folder was about to give when it was killed; [] if it wasn't."""
-    with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, NAMES), "rb") as file:
-        return list(json.loads(file.read().decode("utf-8", "surrogatepass")))
-    return []
-
-
-def _names_left(folder: str) -> set[str]:
-    """What is in the folder of a merge that was killed while it gave names, and is neither whole nor an earlier one's."""
-    names = _read_names(folder)
-    left = {name + PARTIAL for name in names}
-    if names and os.path.lexists(os.path.join(folder, names[-1] + PARTIAL)):
-        left |= {name for name in names if not os.path.lexists(os.path.join(folder, name + PARTIAL))}
-    parents = {name.split(os.sep)[0] for name in names if os.sep in name}
-    for parent in parents:
-        held = [os.path.join(at, file) for at, _, files in os.walk(os.path.join(folder, parent)) for file in files]
-        if all(os.path.relpath(path, folder) in left for path in held):
-            left.add(parent)
-    return left
-
-
-def is_unfinished(folder: str) -> bool:
-    """Whether there is more of a merge than the journals that it drops when it stands. Touches nothing."""
-    return any(name.endswith(PARTIAL) and name != NAMES and not is_journal(name) for name in os.listdir(folder))
 
 
 def _existing_parent(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""The kinds of faults that tools/chaos.py injects: each a function that disturbs merges of a trial, and looks at the rest."""
+"""The kinds of faults that tools/chaos.py injects: functions that disturb merges of a trial, and look at the rest."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,8 +27,10 @@ WRITES = ("pwrite", "fsync", "replace", "unlink", "open")
 def nth(trial: Trial, calls: tuple[str, ...]) -> tuple[str, int]:
     """A call, and a number that it may well reach."""
     call = trial.random.choice(calls)
-    counts = undisturbed(RECIPES[trial.recipe].replace(" --overwrite", ""), trial.models)[1]
-    return call, trial.random.randint(1, counts.get(call, 0) + 3)
+    most = undisturbed(RECIPES[trial.recipe].replace(" --overwrite", ""), trial.models)[1].get(call, 3)
+    if call == "fsync" and trial.seconds:  # most of them were visits to the disk
+        most = 16
+    return call, trial.random.randint(1, most + most // 8)
 
 
 def again_and_again(trial: Trial, disturb: Callable[[list[str]], int]) -> None:
@@ -67,6 +70,7 @@ def kill_at_a_time(trial: Trial) -> None:
                 for one in trial.random.choice([[root], [trial.random.choice(family)], family]):
                     with contextlib.suppress(psutil.NoSuchProcess):
                         one.send_signal(number)
+                        trial.events["faults"] += one is root
                         if number == signal.SIGSTOP:
                             trial.kill(process)
             return trial.end(process)
@@ -156,9 +160,6 @@ def changed_inputs(trial: Trial) -> None:
     call, at = ("preadv", nth(trial, ("preadv",))[1]) if scope == str(trial.models) else nth(trial, ("pwrite", "fsync"))
     try:
         code = trial.run(scope=scope, call=call, at=at, fault=fault)
-        hit = (trial.control / "fired").exists()
-        if hit and code == 0 and word in ("replace", "rewrite") and "the merge" not in trial.said[-1]:
-            raise BrokenPromiseError(f"{victim} changed ({word} at {call} {at}) while it was merged, and nobody noticed")
         trial.after(code)
         journal = any("merge_journal" in name for name in trial.files())
         if code != 0 and journal and word != "unlink":
@@ -185,9 +186,9 @@ def power_cut(trial: Trial) -> None:
         if code == 0:
             if state != "whole":
                 raise BrokenPromiseError(f"it was finished, and after a power cut holds {sorted(trial.files())}")
-            trial.events.add("finished")
+            trial.events["finished"] = 1
             return
-        trial.events.add("stopped")
+        trial.events["stopped"] = 1
         if state == "whole":
             break
         more = ["--resume"]
@@ -259,7 +260,7 @@ def locks(trial: Trial) -> None:
         elif first.returncode == 0:
             trial.after(trial.end(first))
             return
-    trial.events.add("stopped")
+    trial.events["stopped"] = 1
     trial.go_on()
 
 
@@ -284,12 +285,12 @@ def ranks(trial: Trial) -> None:
     trial.begin()
     codes = together(trial.random.randrange(count))
     if any(codes) and trial.state() != "whole":
-        trial.events.add("stopped")
+        trial.events["stopped"] = 1
         codes = together(-1, "--resume")
-        trial.events.add("resumed")
+        trial.events["resumed"] = 1
     if any(codes) and trial.state() != "whole":
         raise BrokenPromiseError(f"ranks fail: {trial.said}")
-    trial.events.add("finished")
+    trial.events["finished"] = 1
     if not any(codes):
         trial.tidy()
 
@@ -310,7 +311,7 @@ KINDS: dict[str, Callable[[Trial], None]] = {
 }
 
 
-def run(word: str, root: Path, models: Path) -> tuple[set[str], str]:
+def run(word: str, root: Path, models: Path) -> tuple[Counter[str], str]:
     """Trial KIND:NUMBER: what happened, and what should never be, or nothing."""
     kind, _, number = word.partition(":")
     folder = root / word.replace(":", "-")

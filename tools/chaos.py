@@ -1,6 +1,7 @@
 """Merges that are stopped: killed at any time and at any call to the system, out of disk, memory or power, with inputs and
-disks that fail under them. Whatever happens, the output folder holds the whole merge, the earlier one, or nothing that loads;
-and the same command with --resume ends with the bytes of a merge that nothing disturbed (tests/disturbances.py: the faults).
+disks that fail under them. Whatever happens, the output folder holds the whole merge, the earlier one, or nothing that
+loads; and the same command with --resume ends with the bytes of a merge that nothing disturbed. The faults are in
+tests/disturbances.py.
 
     python tools/chaos.py                                       # some of every kind, in a few minutes
     python tools/chaos.py --trials 1000 --seed 1 --jobs 2 --kind kill-call --kind power
@@ -44,7 +45,7 @@ def main(
     memory = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(prefix="paddle_merge_chaos_", dir=folder or (memory if memory.is_dir() else None)))
     counts: Counter[tuple[str, str]] = Counter()
-    started = time.monotonic()
+    started = shown = time.monotonic()
     try:
         with ThreadPoolExecutor(jobs) as pool:
             models = [make_models(root / f"models{number}") for number in range(jobs)]
@@ -55,7 +56,7 @@ def main(
                     earlier(recipe, one)
             free = list(models)  # a trial may damage its inputs for a while
 
-            def trial(word: str) -> tuple[set[str], str]:
+            def trial(word: str) -> tuple[Counter[str], str]:
                 mine = free.pop()
                 try:
                     return run(word, root, mine)
@@ -63,17 +64,19 @@ def main(
                     free.append(mine)
 
             todo = {pool.submit(trial, word): word for word in words}
-            for done in as_completed(todo):
+            for number, done in enumerate(as_completed(todo), 1):
                 word = todo[done]
                 events, violation = done.result()
-                counts.update(
-                    (word.partition(":")[0], event) for event in ["trials", *events, *(["violations"] * bool(violation))]
-                )
+                happened = ["trials", *events.elements(), *(["violations"] * bool(violation))]
+                counts.update((word.partition(":")[0], event) for event in happened)
                 if violation:
                     print(f"python tools/chaos.py --replay {word}: {violation}", flush=True)
+                if time.monotonic() - shown > 10:
+                    shown = time.monotonic()
+                    print(f"{number} of {len(words)}, {shown - started:.0f} s", file=sys.stderr, flush=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    columns = ("trials", "stopped", "finished", "resumed", "violations")
+    columns = ("trials", "faults", "stopped", "finished", "resumed", "violations")
     print(f"| kind | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
     for name in kinds:
         print(f"| {name} | {' | '.join(str(counts[name, column]) for column in columns)} |")
