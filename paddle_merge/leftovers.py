@@ -32,7 +32,7 @@ def read_names(folder: str) -> list[str]:
 
 
 def half_named(folder: str) -> set[str]:
-    """What stands in the folder of a merge that was killed while it gave names, and is neither whole nor an earlier one's."""
+    """What a merge that was killed while it gave names has left: neither a whole one's nor an earlier one's."""
     names = read_names(folder)
     left = {name + PARTIAL for name in names}
     if names and os.path.lexists(os.path.join(folder, names[-1] + PARTIAL)):

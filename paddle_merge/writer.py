@@ -1,6 +1,6 @@
 """The output folder. Shards are created at full size under a `.partial` name, so that workers can write anywhere in them;
-they get their final names when all is written, the index, config.json and merge_config.json last, each when all before it has
-reached the disk. A folder that looks finished is finished.
+they get their final names when all is written, the index, config.json and merge_config.json last, each when all before it is
+on the disk. A folder that looks finished is finished.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ class Output:
                 needed |= {self._path(NAMES), self._path(self._renaming[-1] + PARTIAL)}
             for path in sorted(set(self._written), key=lambda path: path != self._path(self._record + PARTIAL)):
                 if path not in needed:
-                    with contextlib.suppress(FileNotFoundError):
+                    with contextlib.suppress(OSError):
                         os.unlink(path)
             if self.lock.file is not None and not keep:
                 with contextlib.suppress(OSError):
