@@ -231,7 +231,7 @@ class Trial:
             return
         self.events["stopped"] = 1
         said = self.said[-1] if code >= 0 else ""
-        if code > 0 and not ("error: " in said or "interrupted" in said):
+        if code > 0 and not ("error: " in said or "interrupted" in said or (code, said) == (130, "")):
             raise BrokenPromiseError(f"exit code {code} without a sentence: {said}")
         offered = "the same command with --resume goes on from there" in said
         left = [name for name in self.files() if name.endswith(LITTER)]

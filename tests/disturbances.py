@@ -163,7 +163,9 @@ def changed_inputs(trial: Trial) -> None:
         trial.after(code)
         journal = any("merge_journal" in name for name in trial.files())
         if code != 0 and journal and word != "unlink":
-            if trial.run("--resume") != 1 or "has changed since" not in trial.said[-1]:
+            if trial.run("--resume") != 1 or not any(
+                words in trial.said[-1] for words in ("has changed since", "is cut off")
+            ):
                 raise BrokenPromiseError(f"--resume goes on with a changed input: {trial.said[-1]}")
             trial.state()
     finally:
