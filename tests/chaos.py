@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,20 +81,22 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.random = Random(f"{self.kind}:{self.number}")
-        self.recipe = self.random.choice(list(RECIPES))
+        chosen = self.random.choice(list(RECIPES))
+        self.recipe = self.recipe or chosen
         self.seconds = self.random.choice([0.0, 0.0, 0.05, 10.0])
         self.place = self.folder / "place"
         self.out = self.place / "out"
+        self.inputs = self.models
 
     # --- merges ------------------------------------------------------------------------------------------------------
 
     def argv(self, *more: str, recipe: str = "") -> list[str]:
-        models = [str(self.models / name) for name in ("a", "b")]
+        models = [str(self.inputs / name) for name in ("a", "b")]
         given = [
             "--model_path_list",
             *models,
             "--base_model_path",
-            str(self.models / "base"),
+            str(self.inputs / "base"),
             "--output_path",
             str(self.out),
         ]
@@ -160,6 +163,8 @@ class Trial:
         if "failed to map segment" in said:  # a library could not be imported for want of memory
             said = f"error: out of memory: {said.replace('Traceback', '')}"
             self.said[-1] = said
+        if said.rstrip().endswith("KeyboardInterrupt") and "paddle_merge/cli.py" not in said:
+            said = self.said[-1] = "interrupted while Python starts"
         if "Traceback" in said or "Exception ignored" in said:
             raise BrokenPromiseError(f"a traceback: {said}")
         return process.returncode
@@ -183,7 +188,12 @@ class Trial:
         if not self.out.exists():
             return {}
         found = {str(path.relative_to(self.out)): path for path in self.out.rglob("*") if path.is_file()}
-        return {name: path.read_bytes().replace(str(self.folder).encode(), b"X") for name, path in sorted(found.items())}
+        files = {}
+        for name, path in sorted(found.items()):
+            files[name] = path.read_bytes()
+            for token, folder in self.tokens():
+                files[name] = files[name].replace(str(folder).encode(), token.encode())
+        return files
 
     def state(self) -> str:
         """whole, old, or nothing. Raises BrokenPromiseError for all else."""
@@ -211,16 +221,23 @@ class Trial:
         if self.state() != "whole" or (rest and not careless):
             raise BrokenPromiseError(f"it ended well, but the folder holds {sorted(self.files())}")
 
+    def tokens(self) -> list[tuple[str, Path]]:
+        """What stands in files for this trial's folders, the longer path first: one may be in the other."""
+        pairs = [("<inputs>", self.inputs), ("<folder>", self.folder)]
+        return sorted(pairs, key=lambda pair: -len(str(pair[1])))
+
+    def put(self, files: Files) -> None:
+        """In the output folder."""
+        for name, content in files.items():
+            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+            for token, folder in self.tokens():
+                content = content.replace(token.encode(), str(folder).encode())
+            (self.out / name).write_bytes(content)
+
     def begin(self) -> None:
         """What stood there before."""
-        self.out.mkdir(parents=True)
-        for name, content in earlier(self.recipe, self.models).items():
-            (self.out / name).parent.mkdir(exist_ok=True)
-            (self.out / name).write_bytes(
-                content.replace(b"X", str(self.folder).encode()) if name.endswith(".json") else content
-            )
-        with contextlib.suppress(OSError):
-            self.out.rmdir()
+        self.place.mkdir(exist_ok=True)
+        self.put(earlier(self.recipe, self.models))
 
     def after(self, code: int) -> None:
         """What a merge that ended so may leave. Raises BrokenPromiseError."""
@@ -288,7 +305,7 @@ def make_models(folder: Path) -> Path:
 @cache
 def undisturbed(flags: str, models: Path) -> tuple[Files, dict[str, int]]:
     """The files of a merge, and how often it makes each call."""
-    folder = models / "right" / str(abs(hash(flags)))
+    folder = models / "right" / re.sub(r"\W+", "_", flags)
     trial = Trial("right", 0, folder, models)
     trial.seconds = 0.0
     if trial.run(recipe=flags, scope=str(folder)) != 0:

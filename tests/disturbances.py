@@ -133,7 +133,7 @@ def short_calls(trial: Trial) -> None:
 def bad_reads(trial: Trial) -> None:
     def disturb(more: list[str]) -> int:
         fault = ["errno", trial.random.choice([errno.EIO, errno.ESTALE])]
-        return trial.run(*more, scope=str(trial.models), call="preadv", at=nth(trial, ("preadv",))[1], fault=fault)
+        return trial.run(*more, scope=str(trial.inputs), call="preadv", at=nth(trial, ("preadv",))[1], fault=fault)
 
     again_and_again(trial, disturb)
 
@@ -142,9 +142,11 @@ def changed_inputs(trial: Trial) -> None:
     """An input is cut off, deleted, or becomes another, while it is read: the merge fails, or never read what changed."""
     trial.recipe = trial.random.choice([name for name in RECIPES if name not in ("pdparams", "pdparams again")])
     trial.begin()
-    inputs = trial.models
+    trial.inputs = Path(shutil.copytree(trial.models, trial.folder / "inputs", ignore=shutil.ignore_patterns("right")))
     victim = (
-        inputs / trial.random.choice(["a", "b", "base"]) / f"model-0000{trial.random.choice([1, 2])}-of-00002.safetensors"
+        trial.inputs
+        / trial.random.choice(["a", "b", "base"])
+        / f"model-0000{trial.random.choice([1, 2])}-of-00002.safetensors"
     )
     saved = trial.folder / "saved"
     shutil.copy2(victim, saved)
@@ -156,8 +158,8 @@ def changed_inputs(trial: Trial) -> None:
     word = trial.random.choice(["truncate", "unlink", "replace", "rewrite"])
     fault: list[object] = [word, str(victim)]
     fault += {"truncate": [trial.random.randint(0, len(content))], "unlink": []}.get(word, [str(other)])
-    scope = trial.random.choice([str(trial.models), str(trial.place)])
-    call, at = ("preadv", nth(trial, ("preadv",))[1]) if scope == str(trial.models) else nth(trial, ("pwrite", "fsync"))
+    scope = trial.random.choice([str(trial.inputs), str(trial.place)])
+    call, at = ("preadv", nth(trial, ("preadv",))[1]) if scope == str(trial.inputs) else nth(trial, ("pwrite", "fsync"))
     try:
         code = trial.run(scope=scope, call=call, at=at, fault=fault)
         trial.after(code)
@@ -201,7 +203,7 @@ def memory(trial: Trial) -> None:
     def disturb(more: list[str]) -> int:
         faults = [["memory error"], ["little memory", trial.random.choice([0, 1 << 20, 1 << 24])]]
         call, at = nth(trial, ("pwrite", "preadv", "fsync", "open"))
-        scope = str(trial.models if call == "preadv" else trial.place)
+        scope = str(trial.inputs if call == "preadv" else trial.place)
         return trial.run(*more, scope=scope, call=call, at=at, fault=trial.random.choice(faults))
 
     again_and_again(trial, disturb)

@@ -25,7 +25,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.chaos import EARLIER, RECIPES, earlier, make_models, wanted
+from tests.chaos import RECIPES, earlier, make_models, wanted
 from tests.disturbances import KINDS, run
 
 
@@ -48,22 +48,9 @@ def main(
     started = shown = time.monotonic()
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            models = [make_models(root / f"models{number}") for number in range(jobs)]
-            for one in models:
-                for recipe in RECIPES:
-                    wanted(recipe, one)
-                for recipe in EARLIER:
-                    earlier(recipe, one)
-            free = list(models)  # a trial may damage its inputs for a while
-
-            def trial(word: str) -> tuple[Counter[str], str]:
-                mine = free.pop()
-                try:
-                    return run(word, root, mine)
-                finally:
-                    free.append(mine)
-
-            todo = {pool.submit(trial, word): word for word in words}
+            models = make_models(root / "models")
+            list(pool.map(lambda recipe: (wanted(recipe, models), earlier(recipe, models)), RECIPES))
+            todo = {pool.submit(run, word, root, models): word for word in words}
             for number, done in enumerate(as_completed(todo), 1):
                 word = todo[done]
                 events, violation = done.result()
@@ -78,9 +65,9 @@ def main(
         shutil.rmtree(root, ignore_errors=True)
     columns = ("trials", "faults", "stopped", "finished", "resumed", "violations")
     print(f"| kind | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
-    for name in kinds:
+    for name in dict.fromkeys(kinds):
         print(f"| {name} | {' | '.join(str(counts[name, column]) for column in columns)} |")
-    failed = sum(counts[name, "violations"] for name in kinds)
+    failed = sum(counts[name, "violations"] for name in dict.fromkeys(kinds))
     print(f"{len(words)} trials in {time.monotonic() - started:.0f} s, {failed} violations")
     raise SystemExit(1 if failed else 0)
 
