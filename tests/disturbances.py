@@ -141,13 +141,10 @@ def bad_reads(trial: Trial) -> None:
 def changed_inputs(trial: Trial) -> None:
     """An input is cut off, deleted, or becomes another, while it is read: the merge fails, or never read what changed."""
     trial.recipe = trial.random.choice([name for name in RECIPES if name not in ("pdparams", "pdparams again")])
-    trial.begin()
     trial.inputs = Path(shutil.copytree(trial.models, trial.folder / "inputs", ignore=shutil.ignore_patterns("right")))
-    victim = (
-        trial.inputs
-        / trial.random.choice(["a", "b", "base"])
-        / f"model-0000{trial.random.choice([1, 2])}-of-00002.safetensors"
-    )
+    trial.begin()
+    name = f"model-0000{trial.random.choice([1, 2])}-of-00002.safetensors"
+    victim = trial.inputs / trial.random.choice(["a", "b", "base"]) / name
     saved = trial.folder / "saved"
     shutil.copy2(victim, saved)
     other = trial.folder / "other"
