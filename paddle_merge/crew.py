@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from .errors import WorkError
-from .lock import Lock
+from .flock import Lock
 from .plan import Piece, Plan
 from .ranks import Ranks
 from .worker import Job, Report

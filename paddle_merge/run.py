@@ -21,7 +21,7 @@ from .errors import Attempts, CheckpointError, MergeError, OutputError, WorkErro
 from .inputs import open_inputs
 from .journal import Journal, remaining, whole
 from .leftovers import is_unfinished
-from .lock import Lock, is_held, refusal
+from .flock import Lock, is_held, refusal
 from .parsing import parse_size
 from .plan import Plan, make_plan
 from .ranks import Ranks

@@ -21,7 +21,7 @@ from .files import fsync, remedy
 from .frames.formats import index_name, is_weights
 from .journal import is_journal, name_of
 from .leftovers import NAMES, PARTIAL, REPLACED, half_named, left_behind, read_names
-from .lock import Lock
+from .flock import Lock
 from .plan import Shard
 from .sidecars import RECORD, WEIGHTS
 
