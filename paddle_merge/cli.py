@@ -140,6 +140,9 @@ def command() -> Iterator[None]:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)
+    except MemoryError:
+        print("error: out of memory; try a smaller --n_process", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: no checkpoint was written", file=sys.stderr)
         sys.exit(130)

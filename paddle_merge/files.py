@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
@@ -130,6 +131,13 @@ def fsync(path: str) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def remedy(error: OSError, path: str) -> str:
+    """What to do about a write that failed: the end of a sentence; "" where it says enough."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    return f": free some space on the disk of {os.path.dirname(os.path.abspath(path))}, then merge again"
 
 
 class Scratch:

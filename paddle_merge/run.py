@@ -16,8 +16,10 @@ from .config import MergeConfig
 from .crew import work
 from .donor import given_config
 from .errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
+from .flock import is_held, refusal
 from .inputs import open_inputs
 from .journal import Journal, remaining, whole
+from .leftovers import is_unfinished
 from .lock import make_lock
 from .parsing import parse_size
 from .plan import Plan, make_plan
@@ -75,7 +77,7 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
         output.wait_until_seen()
         left = dataclasses.replace(plan, pieces=remaining(plan, done))
         reports = done if leads else []
-        for report in work(left, Job(plan.recipe, output.partial_paths, plan.engine), progress, ranks):
+        for report in work(left, Job(plan.recipe, output.partial_paths, plan.engine), progress, ranks, output.lock):
             journal.add(report)
             reports.append(report)
         journal.close(stopped=False)
@@ -97,7 +99,9 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
     if not leads:
         ranks.gather(None)
         return
-    with contextlib.suppress(WorkError):  # the checkpoint is whole, whatever happens to the others from here on
+    with contextlib.suppress(
+        WorkError, KeyboardInterrupt
+    ):  # the checkpoint is whole, whatever happens to the others from here on
         ranks.gather(None)
     seconds = time.perf_counter() - started
     rate = (plan.bytes_in + plan.bytes_out) / seconds / 1e9
@@ -184,6 +188,10 @@ def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
     """Raises OutputError if a merge into the folder was stopped, and isn't dealt with."""
     stopped = journals.read(config.output)
     if stopped is None:
+        return
+    if is_held(config.output):
+        raise OutputError(refusal(config.output))
+    if not is_unfinished(config.output):  # it was killed when it stood
         return
     if not config.resume and not config.overwrite:
         raise OutputError(

@@ -280,7 +280,8 @@ def test_a_disk_that_fills_up_while_merging(
     with pytest.raises(WorkError) as caught:
         run(four_megabytes, four_megabytes, out=small_disk / "deep/out", n_process=workers)
     (sentence,) = caught.value.problems
-    assert re.fullmatch(r"tensor 't\d': can't write to model\.safetensors\.partial \(No space left on device\)", sentence)
+    problem = r"tensor 't\d': can't write to model\.safetensors\.partial \(No space left on device\)"
+    assert re.fullmatch(rf"{problem}: free some space on the disk of {small_disk}/deep/out, then merge again", sentence)
     assert list(small_disk.iterdir()) == []
 
 
