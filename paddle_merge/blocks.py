@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .plan import Piece, TensorPlan
     from .readers import TensorEntry
-    from .recipe import Recipe
 
 BLOCK = 1 << 16  # elements per model on the CPU: all rows stay in its second-level cache; a power of two
 RESIDENT = 64 << 20  # a measured tensor up to this many bytes, all sources together, is read once and kept
@@ -31,10 +30,10 @@ _ALONE = 170 << 20  # the same, when it is the command too
 _PADDLE = 330 << 20  # Paddle's libraries and what it holds, measured
 
 
-def worker_memory(models: int, recipe: Recipe, engine: Engine, alone: bool) -> int:
+def worker_memory(models: int, measures: bool, engine: Engine, alone: bool) -> int:
     """An upper estimate of one worker's resident bytes. alone: the merging happens in the command's own process."""
     scratch = (models + 3) * BLOCK * 16
-    measuring = RESIDENT + models * (12 << 20) if recipe.measures else 0
+    measuring = RESIDENT + models * (12 << 20) if measures else 0
     if engine.tensor_type == "pd":
         # On the host: the sources of two blocks, pinned and not.
         device = 2 * engine.memory if engine.budgeted else 6 * (models + 1) << 26
@@ -120,15 +119,15 @@ class Road:
         self,
         tensor: TensorPlan,
         piece: Piece,
-        recipe: Recipe,
+        seed: int,
         source: Source,
         backend: NumpyBackend,
         progress: Callable[[int], None],
     ):
-        self.name, self.size = tensor.masked_as or tensor.name, tensor.size
-        self.models, self.seed = len(tensor.sources), recipe.seed
+        self.name, self.shape, self.size = tensor.masked_as or tensor.name, tensor.shape, tensor.size
+        self.models, self.seed = len(tensor.sources), seed
         self.narrow = all(entry.dtype.itemsize < 8 for entry in tensor.inputs)
-        self._tensor, self._piece, self._recipe = tensor, piece, recipe
+        self._tensor, self._piece, self._mix = tensor, piece, tensor.mix
         self._source, self._backend, self._progress = source, backend, progress
         self._dtypes = source.dtypes
         self._based = tensor.base is not None
@@ -171,14 +170,14 @@ class Road:
     def merge(self, hand_on: Callable[[Any, int], None]) -> None:
         """Measure what the method needs, then merge; `hand_on` takes stored elements, where the backend holds them, and the
         index of the first."""
-        recipe, backend = self._recipe, self._backend
-        if recipe.sparsifier is not None:
-            self._states = recipe.sparsifier.prepare(self, backend)
-        state = recipe.merger.prepare(self, backend)
+        mix, backend = self._mix, self._backend
+        if mix.sparsifier is not None:
+            self._states = mix.sparsifier.prepare(self, backend)
+        state = mix.merger.prepare(self, backend)
         for start, x, base in self._blocks():
-            merged = recipe.merger.apply(self._sparsify(start, x), state, backend)
+            merged = mix.merger.apply(self._sparsify(start, x), start, state, backend)
             if base is not None:
-                merged = backend.add_scaled(base, merged, recipe.scale)
+                merged = backend.add_scaled(base, merged, mix.scale)
             stored, bad = backend.store(merged, self._tensor.dtype)
             self._bad_out.append(bad)
             hand_on(stored, start)
@@ -207,7 +206,7 @@ class Road:
         self._counted = True
 
     def _sparsify(self, start: int, x: Any) -> Any:
-        sparsifier, backend = self._recipe.sparsifier, self._backend
+        sparsifier, backend = self._mix.sparsifier, self._backend
         if sparsifier is None:
             return x
         return backend.replace(

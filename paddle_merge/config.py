@@ -14,16 +14,13 @@ from .dtypes import FLOATS
 from .engine import GIB, Engine
 from .errors import ConfigError
 from .fields import Fields
-from .methods import METHODS
-from .methods.dare import Dare
-from .methods.linear import Linear
-from .methods.magprune import Magprune
-from .methods.slerp import Slerp
-from .methods.ties import Ties
-from .methods.trim import Trim
+from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
+from .methods.named import Method
+from .methods.paddlenlp import method
 from .parsing import coerce, nearest, parse_size
 from .readers.adapters import absolute
-from .recipe import Recipe
+from .recipe import Input, Recipe, Slice, constant
+from .resolve import Resolver
 
 # Other names that PaddleNLP's documentation and older versions use for a field.
 ALIASES = {
@@ -168,37 +165,32 @@ class MergeConfig(Fields):
     def recipe(self) -> Recipe:
         """What is asked, checked. Raises ConfigError listing everything that is wrong."""
         problems = checks.problems(self)
-        weights = tuple(self.weight_list) if self.weight_list is not None else (1.0,) * len(self.models)
-        normalize = self.normalize or self.weight_list is None
-        sparsifier_name, merge_type = self.parts
-        sparsifiers: dict[str | None, Any] = {
-            None: None,
-            "trim": Trim(self.reserve_p, self.rescale),
-            "dare": Dare(self.reserve_p, self.rescale),
-            "magprune": Magprune(self.reserve_p, self.epsilon, self.rescale),
-        }
-        mergers: dict[str, Any] = {
-            "linear": Linear(weights, normalize),
-            "ties": Ties(weights, normalize, self.ties_elect_type, self.ties_zero_sign),
-            "slerp": Slerp(self.slerp_alpha, self.slerp_normalize_eps, self.slerp_dot_threshold),
-        }
-        sparsifier, merger = sparsifiers.get(sparsifier_name), mergers.get(merge_type)
-        if sparsifier is not None:
-            problems += sparsifier.problems()
-        if merger is not None and len(weights) == len(self.models) >= 1:
-            problems += merger.problems(len(self.models))
+        sparsifier, merge_type = self.parts
+        if (sparsifier is None or sparsifier in SPARSIFIERS) and merge_type in MERGE_TYPES:
+            recipe = self._recipe(method(sparsifier, merge_type, self.method))
+            weighted = self.weight_list is None or len(self.weight_list) == len(self.models) >= 1
+            mix = Resolver(recipe).mix(recipe.slices[0], "", 0.0)
+            problems += mix.sparsifier.problems() if mix.sparsifier is not None else []
+            problems += mix.merger.problems(len(self.models)) if weighted and self.models else []
         if problems:
             raise ConfigError(problems)
+        return recipe
+
+    def _recipe(self, method: Method) -> Recipe:
+        weights = self.weight_list if self.weight_list is not None else [1.0] * len(self.models)
+        given = {**dataclasses.asdict(self), "normalize": self.normalize or self.weight_list is None}
+        settings = {one.name: constant(given[one.name]) for one in method.parameters if not one.each}
+        inputs = [Input(number, settings={"weight": constant(weight)}) for number, weight in enumerate(weights)]
+        base = Input(len(self.models)) if self.base else None
         return Recipe(
             models=tuple(self.models),
             base=self.base,
-            sparsifier=sparsifier,
-            merger=merger,
-            method=self.method,
-            scale=self.scale,
+            method=method,
+            slices=(Slice(tuple(inputs), base),),
+            settings=settings,
             seed=self.seed,
             prefix=self.merge_prefix,
-            out_dtype=FLOATS[self.out_dtype] if self.out_dtype else None,
+            out_dtype=FLOATS.get(self.out_dtype or ""),
             layouts=tuple(self.layout or ()),
             output_layout=self.stored_layout,
             strict_layout=self.strict_layout,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .assemble import Made, assemble
 from .blocks import worker_memory
 from .detect import LAYOUTS
 from .donor import Donor, find_donor
@@ -23,7 +24,7 @@ from .inputs import differences, open_inputs, warnings
 from .layout import METADATA, normalise
 from .lora.fold import adapt
 from .readers import Checkpoint, TensorEntry
-from .recipe import Recipe
+from .recipe import Mix, Recipe
 
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
 
@@ -34,6 +35,7 @@ class TensorPlan:
 
     sources: one per model; base: the base model's, or None. They have the same shape, and the same dtype unless an output
     dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
+    mix: how it is merged. numbers: the places of its inputs in Recipe.sources.
     dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; a tied lm_head,
     the same bytes in every input, must stay the embedding.
     """
@@ -46,6 +48,8 @@ class TensorPlan:
     dtype: DType
     shard: int
     offset: int
+    mix: Mix
+    numbers: tuple[int, ...]
     masked_as: str = ""
 
     @property
@@ -111,6 +115,11 @@ class Plan:
         return self.recipe.save_format
 
     @property
+    def measures(self) -> bool:
+        """Whether some tensor is read twice: once to measure it, once to merge it."""
+        return any(tensor.merged and tensor.mix.measures for tensor in self.tensors)
+
+    @property
     def bytes_in(self) -> int:
         return sum(entry.nbytes for tensor in self.tensors for entry in tensor.inputs)
 
@@ -121,12 +130,12 @@ class Plan:
     @property
     def memory(self) -> int:
         """An upper estimate of what all processes together will have resident, in bytes."""
-        models = len(self.recipe.models)
+        models = max((len(tensor.sources) for tensor in self.tensors), default=0)
         alone = self.n_process == 1 and self.engine.tensor_type == "np"
         headers = len(self.tensors) * (len(self.inputs) + 1) * 1024  # what this process knows of each tensor
         panels = PANEL * max((sum(entry.scattered for entry in tensor.inputs) for tensor in self.tensors), default=0)
         factors = max((sum(entry.factor_bytes for entry in tensor.inputs) for tensor in self.tensors), default=0)
-        worker = worker_memory(models, self.recipe, self.engine, alone) + panels + factors
+        worker = worker_memory(models, self.measures, self.engine, alone) + panels + factors
         return worker * self.n_process + (0 if alone else 60 << 20) + headers
 
     def within(self, limit: int) -> Plan:
@@ -182,14 +191,15 @@ def make_plan(
     inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, donor.config)
     if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
-    problems = differences(inputs, recipe.out_dtype)
+    problems = differences(inputs, recipe.out_dtype) if recipe.slices[0].layers is None else []
     if recipe.save_format == "pdparams":
         problems += _not_paddles(inputs, layout)
     if problems:
         raise CheckpointError(problems)
 
-    tensors, shards = _lay_out(recipe, inputs, shard_bytes)
-    pieces = _cut(tensors, recipe, n_process * ranks)
+    pattern = inputs[-1] if recipe.base is not None else inputs[0]
+    tensors, shards = _lay_out(assemble(recipe, inputs), recipe, pattern.format, shard_bytes)
+    pieces = _cut(tensors, n_process * ranks)
     return Plan(
         recipe,
         inputs,
@@ -226,24 +236,22 @@ def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
 
 
 def _lay_out(
-    recipe: Recipe, inputs: Sequence[Checkpoint], shard_bytes: int
+    made: Sequence[Made], recipe: Recipe, format: str | None, shard_bytes: int
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Which tensor goes where: in the base's order (else the first model's), shards filled up to shard_bytes, wide dtypes
-    first within a shard.
+    """Which tensor goes where: in the given order, shards filled up to shard_bytes, wide dtypes first within a shard.
 
     Raises CheckpointError listing the tensors that the output's format can't hold.
     """
-    models = len(recipe.models)
-    pattern = inputs[-1] if recipe.base is not None else inputs[0]
-    groups: list[list[Held]] = [[]]
+    groups: list[list[tuple[Held, Made]]] = [[]]
     filled = 0
-    for name, entry in pattern.tensors.items():
+    for one in made:
+        entry = one.base or one.sources[0]
         dtype = recipe.out_dtype if recipe.out_dtype and entry.dtype.is_float else entry.dtype
         nbytes = math.prod(entry.shape) * dtype.itemsize
         if groups[-1] and filled + nbytes > shard_bytes:
             groups.append([])
             filled = 0
-        groups[-1].append(Held(name, dtype, entry.shape, nbytes))
+        groups[-1].append((Held(one.name, dtype, entry.shape, nbytes), one))
         filled += nbytes
 
     tensors: list[TensorPlan] = []
@@ -252,22 +260,23 @@ def _lay_out(
     first: dict[tuple[TensorEntry, ...], str] = {}  # what a tensor is made of in every input -> its name
     form = FORMATS[recipe.save_format]
     for number, group in enumerate(groups):
-        group.sort(key=lambda held: -held.dtype.itemsize)  # so that every tensor is aligned to its own width
-        problems += form.problems(group)
-        frame = form.frame(group, pattern.format)
-        for held, offset in zip(group, frame.offsets, strict=True):
-            entries = [checkpoint.tensors[held.name] for checkpoint in inputs]
-            made_of = tuple(dataclasses.replace(entry, name="") for entry in entries)
+        group.sort(key=lambda pair: -pair[0].dtype.itemsize)  # so that every tensor is aligned to its own width
+        problems += form.problems([held for held, _ in group])
+        frame = form.frame([held for held, _ in group], format)
+        for (held, one), offset in zip(group, frame.offsets, strict=True):
+            made_of = tuple(dataclasses.replace(entry, name="") for entry in one.entries)
             tensors.append(
                 TensorPlan(
                     name=held.name,
-                    shape=entries[0].shape,
-                    sources=tuple(entries[:models]),
-                    base=entries[-1] if recipe.base is not None else None,
-                    merged=entries[0].dtype.is_float,
+                    shape=held.shape,
+                    sources=one.sources,
+                    base=one.base,
+                    merged=one.sources[0].dtype.is_float,
                     dtype=held.dtype,
                     shard=number,
                     offset=offset,
+                    mix=one.mix,
+                    numbers=one.numbers,
                     masked_as=first.setdefault(made_of, held.name),
                 )
             )
@@ -278,12 +287,12 @@ def _lay_out(
     return tuple(tensors), tuple(shards)
 
 
-def _cut(tensors: Sequence[TensorPlan], recipe: Recipe, workers: int) -> tuple[Piece, ...]:
+def _cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
     """The pieces, largest first so that workers finish together. A tensor that must be measured stays whole."""
     pieces = []
     for number, tensor in enumerate(tensors):
         step = max(1, PIECE_BYTES // tensor.dtype.itemsize)
-        if workers == 1 or (tensor.merged and recipe.measures) or any(entry.whole for entry in tensor.inputs):
+        if workers == 1 or (tensor.merged and tensor.mix.measures) or any(entry.whole for entry in tensor.inputs):
             step = max(1, tensor.size)
         for start in range(0, tensor.size, step):
             pieces.append(Piece(number, start, min(start + step, tensor.size)))

@@ -24,6 +24,8 @@ from .parsing import parse_size
 from .plan import Plan, make_plan
 from .ranks import Ranks
 from .readers import adapters, hub
+from .recipe import Mix, Recipe
+from .resolve import uniform
 from .sidecars import CARD, LOCK, RECORD, read_sidecars, record
 from .worker import Job, Report, notice
 from .writer import Output, check_output, uninterrupted
@@ -74,7 +76,7 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
         output.wait_until_seen()
         left = dataclasses.replace(plan, pieces=remaining(plan, done))
         reports = done if leads else []
-        for report in work(left, Job(plan.recipe, output.partial_paths, plan.engine), progress, ranks):
+        for report in work(left, Job(plan.recipe.seed, output.partial_paths, plan.engine), progress, ranks):
             journal.add(report)
             reports.append(report)
         journal.close(stopped=False)
@@ -197,14 +199,16 @@ def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
 def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     """The plan for people: a few lines."""
     recipe = plan.recipe
-    weights = recipe.merger.effective_weights(len(recipe.models))
+    mix = uniform(recipe)
+    assert mix is not None
+    weights = mix.merger.effective_weights(len(recipe.models))
     merged = [tensor for tensor in plan.tensors if tensor.merged]
     dtypes = ", ".join(sorted({tensor.dtype.name for tensor in merged})) or "none"
     parameters = sum(tensor.size for tensor in merged)
     copied = len(plan.tensors) - len(merged)
     shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
     alone = len(recipe.models) == 1 and not recipe.base
-    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.method}: {_parameters(recipe)}"]
+    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_parameters(recipe, mix)}"]
     lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, recipe.models, strict=True)]
     if not alone:
         lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
@@ -216,7 +220,7 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
         + (f", {copied} copied (integers, equal in all models)" if copied else "")
     )
     lines.append(
-        f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if recipe.measures else ''}"
+        f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if plan.measures else ''}"
     )
     lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
     names = ", ".join(name for name in sidecars if name != CARD)
@@ -229,14 +233,14 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
-def _parameters(recipe: Any) -> str:
+def _parameters(recipe: Recipe, mix: Mix) -> str:
     shown: dict[str, Any] = {}
-    for part in (recipe.sparsifier, recipe.merger):
+    for part in (mix.sparsifier, mix.merger):
         if part is not None:
-            shown |= {item.name: getattr(part, item.name) for item in dataclasses.fields(part) if item.name != "weights"}
+            shown |= {name: value for name, value in vars(part).items() if name != "weights"}
     if recipe.base is not None:
-        shown["scale"] = recipe.scale
-    if recipe.sparsifier is not None and recipe.sparsifier.random:
+        shown["scale"] = mix.scale
+    if mix.sparsifier is not None and mix.sparsifier.random:
         shown["seed"] = recipe.seed
     return ", ".join(f"{name} {value}" for name, value in shown.items()) or "no parameters"
 

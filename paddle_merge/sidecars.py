@@ -14,6 +14,7 @@ from .detect import last_word
 from .errors import CheckpointError
 from .plan import Plan
 from .readers import read_json
+from .resolve import uniform
 
 # Never the weights, indexes, optimizer states or the litter that loaders and trainers leave.
 COPIED = (
@@ -124,8 +125,10 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
     if len(set(folders.values())) < len(folders):  # d1/model and d2/model
         folders = {path: path for path in folders}
     names = [folders[os.path.abspath(path)] for path in recipe.sources]
-    weights = recipe.merger.effective_weights(len(recipe.models))
+    mix = uniform(recipe)
+    weights = mix.merger.effective_weights(len(recipe.models)) if mix else []
     rows = [f"| {name} | {weight:.6g} |" for name, weight in zip(names, weights, strict=False)]
+    rows = rows or [f"| {name} | by tensor |" for name in names[: len(recipe.models)]]
     against = f" on task vectors against the base model `{names[-1]}`" if recipe.base else ""
     defaults = MergeConfig().to_record()
     told = ("model_path_list", "base_model_path", "output_path", "n_process", "merge_method", "merge_type", "sparsify_type")
@@ -140,7 +143,7 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
             "",
             f"# {os.path.basename(os.path.abspath(config.output))}",
             "",
-            f"Merged with paddle_merge {__version__} by `{recipe.method}`{against}.",
+            f"Merged with paddle_merge {__version__} by `{recipe.title}`{against}.",
             "",
             "| model | weight |",
             "| --- | --- |",

@@ -27,7 +27,6 @@ from .errors import MergeError, WorkError
 from .files import Files, Scratch
 from .fingerprint import Fingerprint, added
 from .plan import Piece, TensorPlan
-from .recipe import Recipe
 
 log = logging.getLogger("paddle_merge")
 PROGRESS_SECONDS = 0.1
@@ -36,10 +35,10 @@ Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the 
 
 @dataclass(frozen=True)
 class Job:
-    """What all pieces have in common: the recipe, the paths of the shards while they are being written, what computes.
+    """What all pieces have in common: the masks' seed, the paths of the shards while they are being written, what computes.
     Without paths nothing is written: what would be is known by its fingerprints."""
 
-    recipe: Recipe
+    seed: int
     paths: tuple[str, ...] | None
     engine: Engine = NUMPY
 
@@ -89,7 +88,7 @@ class Worker:
     """Merges pieces. `progress` is called with numbers of bytes read for the first time, or written."""
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
-        self._recipe, self._paths, self._progress = job.recipe, job.paths, progress
+        self._seed, self._paths, self._progress = job.seed, job.paths, progress
         self._files, self._shards, self._scratch = Files(), Files(os.O_WRONLY), Scratch()
         self._backends = Backends(job.engine)
 
@@ -130,8 +129,8 @@ class Worker:
     def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         backend = self._backends.of(tensor)
         block = backend.block(len(tensor.sources))
-        source = FileSource(tensor, piece, block, self._recipe.measures, self._files, self._scratch)
-        road = Road(tensor, piece, self._recipe, source, backend, self._progress)
+        source = FileSource(tensor, piece, block, tensor.mix.measures, self._files, self._scratch)
+        road = Road(tensor, piece, self._seed, source, backend, self._progress)
         coming: deque[tuple[Callable[[], np.ndarray], int]] = deque()  # blocks on their way back from the device
 
         def hand_on(stored: Any, start: int) -> None:

@@ -37,7 +37,7 @@ class Linear:
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         return backend.array(self.effective_weights(tensor.models))
 
-    def apply(self, x: Any, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
         return backend.apply(linear, x, state)
 
 

@@ -62,5 +62,5 @@ class Slerp:
             backend.add_gram(x, gram)
         return backend.array(coefficients(gram, self.t, self.normalize_eps, self.dot_threshold))
 
-    def apply(self, x: Any, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
         return backend.apply(linear, x, state)

@@ -83,5 +83,5 @@ class Ties:
         balance = sum(backend.elected_balance(x, weights, by_count) for _, x in tensor.sparsified())
         return weights, by_count, float((balance > 0) - (balance < 0))
 
-    def apply(self, x: Any, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
         return backend.apply(ties, x, *state, self.normalize)

@@ -16,12 +16,12 @@ from ..detect import read_config
 from ..dtypes import DTYPES
 from ..errors import CheckpointError
 from ..lora.fold import adapt
+from ..names import layer_of, word_of
 from ..quantised import signs
 from ..readers import Checkpoint
 from ..readers.adapters import open_model
 from .headers import in_one_layout
 from .measure import Pair, Sums, measure
-from .names import layer_of, word_of
 
 log = logging.getLogger("paddle_merge")
 
