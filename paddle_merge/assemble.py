@@ -9,7 +9,7 @@ from .errors import CheckpointError, ConfigError
 from .names import in_layer, layer_of, stacks
 from .readers import Checkpoint, TensorEntry
 from .recipe import Input, Mix, Recipe, Slice
-from .resolve import Resolver
+from .resolve import Resolver, unused
 
 # Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
 _BEFORE = ("emb", "wte", "wpe")
@@ -41,8 +41,9 @@ class _Place:
     t: float
 
 
-def assemble(recipe: Recipe, inputs: Sequence[Checkpoint]) -> list[Made]:
-    """In the order of the base's tensors, else of the first model's. Raises CheckpointError, ConfigError."""
+def assemble(recipe: Recipe, inputs: Sequence[Checkpoint]) -> tuple[list[Made], list[str]]:
+    """In the order of the base's tensors, else of the first model's; and a sentence on each filter that none of them met.
+    Raises CheckpointError, ConfigError."""
     resolver, made, problems, wrong = Resolver(recipe), [], [], dict[str, None]()
     for place in _places(recipe, inputs):
         part = place.part
@@ -73,7 +74,7 @@ def assemble(recipe: Recipe, inputs: Sequence[Checkpoint]) -> list[Made]:
         raise CheckpointError(problems)
     if wrong:
         raise ConfigError(list(wrong))
-    return made
+    return made, unused(recipe, resolver)
 
 
 def _name_in(place: _Place, model: Input) -> str:

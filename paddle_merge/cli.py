@@ -17,6 +17,7 @@ import typer
 from .config import ALIASES, MergeConfig
 from .errors import MergeError
 from .flags import build_app, normal_form
+from .language.write import to_yaml
 
 FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
 # First words that don't merge -> the module of this package whose `main` takes the rest of the command line.
@@ -86,7 +87,11 @@ def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) -> None:
     set_up_logging(verbose, quiet)
-    run(MergeConfig(**read_fields(config, flags)))
+    merged = MergeConfig(**read_fields(config, flags))
+    if merged.print_recipe:
+        print(to_yaml(merged.recipe()), end="")
+    else:
+        run(merged)
 
 
 def run(config: MergeConfig) -> None:

@@ -14,6 +14,8 @@ from .dtypes import FLOATS
 from .engine import GIB, Engine
 from .errors import ConfigError
 from .fields import Fields
+from .language.read import Told, read
+from .language.write import to_yaml
 from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
 from .methods.named import Method
 from .methods.paddlenlp import method
@@ -105,8 +107,16 @@ class MergeConfig(Fields):
     # --- what it resolves to
 
     @property
+    def told(self) -> Told | None:
+        """What recipe_yaml says, if it is given. Raises ConfigError."""
+        return read(self.recipe_yaml) if self.recipe_yaml else None
+
+    @property
     def models(self) -> list[str]:
-        """The models' paths: model_path_str if given, else model_path_list; or the base and the adapter to fold into it."""
+        """The models' paths: the recipe's, or model_path_str if given, else model_path_list; or the base and the adapter to
+        fold into it."""
+        if self.told is not None:
+            return list(self.told.recipe.models)
         if self.lora_model_path:
             return [f"{self.base_model_path}+{self.lora_model_path}"] if self.base_model_path else []
         if self.model_path_str:
@@ -116,6 +126,8 @@ class MergeConfig(Fields):
     @property
     def base(self) -> str | None:
         """The base model's path; None where the one model is a base with its adapter, to be written as it is."""
+        if self.told is not None:
+            return self.told.recipe.base
         return None if self.lora_model_path else self.base_model_path
 
     @property
@@ -134,6 +146,8 @@ class MergeConfig(Fields):
     @property
     def method(self) -> str:
         """The name of the pair: a merge method's if there is one, else "trim+slerp"; "fold" of one model alone."""
+        if self.told is not None:
+            return self.told.recipe.title
         if len(self.models) == 1 and self.base is None:
             return "fold"
         names = {pair: name for name, pair in METHODS.items()}
@@ -165,6 +179,10 @@ class MergeConfig(Fields):
     def recipe(self) -> Recipe:
         """What is asked, checked. Raises ConfigError listing everything that is wrong."""
         problems = checks.problems(self)
+        if self.told is not None:
+            if problems:
+                raise ConfigError(problems)
+            return self._with_flags(self.told.recipe)
         sparsifier, merge_type = self.parts
         if (sparsifier is None or sparsifier in SPARSIFIERS) and merge_type in MERGE_TYPES:
             recipe = self._recipe(method(sparsifier, merge_type, self.method))
@@ -182,15 +200,22 @@ class MergeConfig(Fields):
         settings = {one.name: constant(given[one.name]) for one in method.parameters if not one.each}
         inputs = [Input(number, settings={"weight": constant(weight)}) for number, weight in enumerate(weights)]
         base = Input(len(self.models)) if self.base else None
-        return Recipe(
+        recipe = Recipe(
             models=tuple(self.models),
             base=self.base,
             method=method,
             slices=(Slice(tuple(inputs), base),),
             settings=settings,
-            seed=self.seed,
+        )
+        return self._with_flags(recipe)
+
+    def _with_flags(self, recipe: Recipe) -> Recipe:
+        """What flags say of any recipe."""
+        return dataclasses.replace(
+            recipe,
+            seed=self.seed or recipe.seed,
             prefix=self.merge_prefix,
-            out_dtype=FLOATS.get(self.out_dtype or ""),
+            out_dtype=FLOATS.get(self.out_dtype or "") or recipe.out_dtype,
             layouts=tuple(self.layout or ()),
             output_layout=self.stored_layout,
             strict_layout=self.strict_layout,
@@ -201,9 +226,14 @@ class MergeConfig(Fields):
     def to_record(self) -> dict[str, Any]:
         """The fields that, read back from any folder, repeat this merge: paths made absolute, the method resolved."""
         record = dataclasses.asdict(self)
-        for name in ("model_path_str", "overwrite", "resume", "dry_run"):
+        for name in ("model_path_str", "overwrite", "resume", "dry_run", "print_recipe"):
             del record[name]
         sparsifier, merge_type = self.parts
+        if self.told is not None:
+            record["recipe_yaml"] = to_yaml(self.told.recipe, absolute)
+            record["output_path"] = os.path.abspath(self.output)
+            record["config_from"] = os.path.abspath(self.config_from) if self.config_from else None
+            return record
         record.update(
             model_path_list=None if self.lora_model_path else [absolute(spec) for spec in self.models],
             lora_model_path=absolute(self.lora_model_path) if self.lora_model_path else None,

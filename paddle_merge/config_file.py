@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from .errors import ConfigError
+from .language.read import is_recipe
 from .readers import unique_keys
 
 
@@ -50,6 +51,4 @@ def read_config_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: can't be parsed ({error})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold the fields of a merge, such as merge_method and model_path_list")
-    if {"models", "slices"} & content.keys():
-        raise ConfigError(f"{path}: looks like a mergekit recipe; those can't be read yet, only the flags as fields")
-    return content
+    return {"recipe_yaml": path} if is_recipe(content) else content

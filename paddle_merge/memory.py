@@ -111,7 +111,7 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
     if problems:
         raise CheckpointError(problems)
     tensors = []
-    made = {one.name: one for one in assemble(recipe, inputs)}
+    made = {one.name: one for one in assemble(recipe, inputs)[0]}
     for name, first in inputs[0].tensors.items():
         one, merged = made[name], first.dtype.is_float
         dtype = recipe.out_dtype if merged and recipe.out_dtype else first.dtype

@@ -198,7 +198,8 @@ def make_plan(
         raise CheckpointError(problems)
 
     pattern = inputs[-1] if recipe.base is not None else inputs[0]
-    tensors, shards = _lay_out(assemble(recipe, inputs), recipe, pattern.format, shard_bytes)
+    made, idle = assemble(recipe, inputs)
+    tensors, shards = _lay_out(made, recipe, pattern.format, shard_bytes)
     pieces = _cut(tensors, n_process * ranks)
     return Plan(
         recipe,
@@ -212,7 +213,7 @@ def make_plan(
         layout,
         tuple(turned),
         tuple(folded),
-        (*worries, *warnings(inputs, donor)),
+        (*idle, *worries, *warnings(inputs, donor)),
     )
 
 

@@ -17,12 +17,12 @@ _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 class Resolver:
-    """The mixes of a recipe's tensors. Equal parameters give the same Mix. used: the conditions that some tensor met."""
+    """The mixes of a recipe's tensors: equal parameters give the same Mix. used: ids of the conditions that tensors met."""
 
     def __init__(self, recipe: Recipe):
         self._recipe = recipe
         self._made: dict[Any, Mix] = {}
-        self.used: set[tuple[int, int]] = set()  # ids of settings, and the condition's place
+        self.used: set[int] = set()  # ids of settings, and the condition's place
 
     def mix(self, part: Slice, name: str, t: float, names: Sequence[str] = ()) -> Mix:
         """For the output's tensor `name` in layer t (0: a stack's first, or none; 1: its last).
@@ -55,9 +55,9 @@ class Resolver:
             setting = settings.get(parameter.name)
             if setting is None:
                 continue
-            for number, condition in enumerate(setting):
+            for condition in setting:
                 if matches(condition.filter, name):
-                    self.used.add((id(setting), number))
+                    self.used.add(id(condition))
                     return _at(condition, t, parameter)
         if parameter.default is REQUIRED:
             raise ValueError(f"parameter {parameter.name!r} is needed, and nothing sets it for tensor {name!r}")
@@ -112,6 +112,17 @@ def typed(value: Value, parameter: Parameter) -> Any:
     except (KeyError, ValueError, OverflowError):
         kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[wanted]
         raise ValueError(f"parameter {parameter.name!r} must be {kind}, not {value!r}") from None
+
+
+def unused(recipe: Recipe, resolver: Resolver) -> list[str]:
+    """A sentence on each filter that no tensor of the output met."""
+    found = dict.fromkeys(
+        (name, condition.filter)
+        for name, setting in settings_of(recipe)
+        for condition in setting
+        if condition.filter not in (None, "*") and id(condition) not in resolver.used
+    )
+    return [f"parameter {name!r}: the filter {filter!r} matches no tensor that it could count for" for name, filter in found]
 
 
 def settings_of(recipe: Recipe) -> list[tuple[str, Setting]]:

@@ -199,17 +199,21 @@ def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
 def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
     """The plan for people: a few lines."""
     recipe = plan.recipe
-    mix = uniform(recipe)
-    assert mix is not None
-    weights = mix.merger.effective_weights(len(recipe.models))
     merged = [tensor for tensor in plan.tensors if tensor.merged]
     dtypes = ", ".join(sorted({tensor.dtype.name for tensor in merged})) or "none"
     parameters = sum(tensor.size for tensor in merged)
     copied = len(plan.tensors) - len(merged)
     shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
-    alone = len(recipe.models) == 1 and not recipe.base
-    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_parameters(recipe, mix)}"]
-    lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, recipe.models, strict=True)]
+    alone = len(recipe.models) == 1 and not recipe.base and recipe.title == "fold"
+    mix = uniform(recipe)
+    if mix is not None:
+        weights = mix.merger.effective_weights(len(recipe.slices[0].inputs))
+        shown = f"{recipe.title}: {_parameters(recipe, mix)}"
+        paths = [recipe.sources[one.number] for one in recipe.slices[0].inputs]
+        lines = ["method   fold the adapter into its base" if alone else f"method   {shown}"]
+        lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, paths, strict=True)]
+    else:
+        lines = [f"method   {recipe.title}: parameters by layer or tensor", *(f"model    {path}" for path in recipe.models)]
     if not alone:
         lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
     lines += [f"adapter  {sentence}" for sentence in plan.folded]

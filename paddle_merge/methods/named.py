@@ -28,8 +28,8 @@ class Parameter:
 class Method:
     """make: takes every parameter by name and returns a Mix. Raises ValueError, a sentence that names the parameter.
 
-    base: "required" or "optional": methods work on task vectors against it; "model": it is one of the models, the first if
-    the method tells them apart.
+    base: "required" or "optional": the method works on task vectors against it; "model": it is one of the models; "first":
+    it is the first of them, and required.
     least, most: how many models it takes, the base not counted unless it is one of them.
     source: the paper, or who else has it.
     """

@@ -1,0 +1,61 @@
+"""Recipe -> mergekit's YAML, as read.py reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ..recipe import Recipe, Setting, Slice
+
+
+def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
+    """The recipe as `parse` reads it. absolute: applied to the models' paths."""
+    paths = [absolute(path) for path in recipe.sources]
+    content: dict[str, Any] = {"merge_method": recipe.method.name}
+    if recipe.base is not None:
+        content["base_model"] = paths[-1]
+    parts = [_part(part, paths) for part in recipe.slices]
+    if recipe.slices[0].layers is None:
+        content["models"] = parts[0]["sources"]
+    else:
+        content["slices"] = parts
+    content |= {"parameters": _plain(recipe.settings)} if recipe.settings else {}
+    content |= {"out_dtype": recipe.out_dtype.name} if recipe.out_dtype else {}
+    content |= {"seed": recipe.seed} if recipe.seed else {}
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _part(part: Slice, paths: Sequence[str]) -> dict[str, Any]:
+    sources = []
+    for one in (*part.inputs, *((part.base,) if part.base else ())):
+        source: dict[str, Any] = {"model": paths[one.number]}
+        source |= {"layer_range": [one.first, one.first + part.layers]} if part.layers is not None else {}
+        source |= {"parameters": _plain(one.settings)} if one.settings else {}
+        sources.append(source)
+    return {"sources": sources, **({"parameters": _plain(part.settings)} if part.settings else {})}
+
+
+def _plain(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, setting in settings.items():
+        values = [list(one.value) if isinstance(one.value, tuple) else one.value for one in setting]
+        alone = len(setting) == 1 and setting[0].filter is None
+        conditions = [
+            {**({"filter": one.filter} if one.filter is not None else {}), "value": value}
+            for one, value in zip(setting, values, strict=True)
+        ]
+        found[name] = values[0] if alone else conditions
+    return found
+
+
+class _Dumper(yaml.SafeDumper):
+    """Gradients and ranges on one line."""
+
+    def represent_list(self, data: Any) -> yaml.SequenceNode:
+        flow = not any(isinstance(item, dict) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
