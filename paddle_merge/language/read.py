@@ -43,10 +43,11 @@ def read(recipe: str) -> Told:
         return parse(recipe, "recipe_yaml")
     try:
         with open(recipe, encoding="utf-8-sig") as file:
-            return parse(file.read(), recipe)
+            text = file.read()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{recipe}: can't be read ({reason})") from None
+    return parse(text, recipe)
 
 
 @functools.lru_cache(8)
