@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .analysis.cli import AnalyzeConfig, analyze
     from .config import MergeConfig
     from .errors import CheckpointError, ConfigError, MergeError, OutputError, WorkError
     from .extract.config import ExtractConfig
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AnalyzeConfig",
     "CheckpointError",
     "ConfigError",
     "DiffConfig",
@@ -29,6 +31,7 @@ __all__ = [
     "MergeError",
     "OutputError",
     "WorkError",
+    "analyze",
     "diff",
     "extract_lora",
     "inspect",
@@ -37,10 +40,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AnalyzeConfig": "analysis.cli",
     "DiffConfig": "report.diff_cli",
     "ExtractConfig": "extract.config",
     "InspectConfig": "report.inspect_cli",
     "MergeConfig": "config",
+    "analyze": "analysis.cli",
     "diff": "report.diff_cli",
     "extract_lora": "extract.run",
     "inspect": "report.inspect_cli",

@@ -18,27 +18,10 @@ from .fingerprint import Fingerprint
 if TYPE_CHECKING:
     from .backends.np_backend import NumpyBackend
     from .dtypes import DType
-    from .engine import Engine
     from .plan import Piece, TensorPlan
     from .readers import TensorEntry
 
-BLOCK = 1 << 16  # elements per model on the CPU: all rows stay in its second-level cache; a power of two
-RESIDENT = 64 << 20  # a measured tensor up to this many bytes, all sources together, is read once and kept
 SAMPLE_WIDTH = 16  # neighbouring elements sampled together
-_INTERPRETER = 150 << 20  # Python with NumPy and Numba, measured
-_ALONE = 170 << 20  # the same, when it is the command too
-_PADDLE = 330 << 20  # Paddle's libraries and what it holds, measured
-
-
-def worker_memory(models: int, measures: bool, engine: Engine, alone: bool) -> int:
-    """An upper estimate of one worker's resident bytes. alone: the merging happens in the command's own process."""
-    scratch = (models + 3) * BLOCK * 16
-    measuring = RESIDENT + models * (12 << 20) if measures else 0
-    if engine.tensor_type == "pd":
-        # On the host: the sources of two blocks, pinned and not.
-        device = 2 * engine.memory if engine.budgeted else 6 * (models + 1) << 26
-        scratch = scratch * 2 + _PADDLE + (0 if engine.on_cpu else device)
-    return (_INTERPRETER if not alone else _ALONE) + scratch + measuring
 
 
 class Source(Protocol):
@@ -57,16 +40,16 @@ class Source(Protocol):
 
 
 class FileSource:
-    """From checkpoint files. keep: read everything at once, for a tensor that is passed over more than once. Takes the
-    fingerprints of what it reads, in passing."""
+    """From checkpoint files. keep: read everything at once if it is up to so many bytes; for a tensor that is passed over
+    more than once. Takes the fingerprints of what it reads, in passing."""
 
-    def __init__(self, tensor: TensorPlan, piece: Piece, block: int, keep: bool, files: Files, scratch: Scratch):
+    def __init__(self, tensor: TensorPlan, piece: Piece, block: int, keep: int, files: Files, scratch: Scratch):
         self._read = [self._reader(entry, tensor.compute, files) for entry in tensor.inputs]
         self.dtypes: Sequence[DType] = [dtype for dtype, _ in self._read]
         length = piece.stop - piece.start
         self._start, self._stop = piece.start, piece.stop
         self._fingerprints = [Fingerprint(piece.start) for _ in self.dtypes]
-        self._kept = keep and sum(length * dtype.itemsize for dtype in self.dtypes) <= RESIDENT
+        self._kept = 0 < sum(length * dtype.itemsize for dtype in self.dtypes) <= keep
         size = length if self._kept else min(block, length)
         self._raw = [scratch.array(f"raw {k}", size, dtype.raw) for k, dtype in enumerate(self.dtypes)]
         if self._kept:
@@ -150,11 +133,11 @@ class Road:
     # --- what methods may ask for while they measure
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
-        for start, x, _ in self._blocks():
+        for start, x, _ in self.blocks():
             yield start, x
 
     def sparsified(self) -> Iterator[tuple[int, Any]]:
-        for start, x, _ in self._blocks():
+        for start, x, _ in self.blocks():
             yield start, self._sparsify(start, x)
 
     def sample(self, count: int) -> np.ndarray:
@@ -174,7 +157,7 @@ class Road:
         if mix.sparsifier is not None:
             self._states = mix.sparsifier.prepare(self, backend)
         state = mix.merger.prepare(self, backend)
-        for start, x, base in self._blocks():
+        for start, x, base in self.blocks():
             merged = mix.merger.apply(self._sparsify(start, x), start, state, backend)
             if base is not None:
                 merged = backend.add_scaled(base, merged, mix.scale)
@@ -183,7 +166,7 @@ class Road:
             hand_on(stored, start)
             self._progress(len(stored) * self._tensor.dtype.itemsize)
 
-    def _blocks(self) -> Iterator[tuple[int, Any, Any]]:
+    def blocks(self) -> Iterator[tuple[int, Any, Any]]:
         """(start, x, base or None): rows of task vectors, or of weights if there is no base, in shared memory."""
         first, stop, block = self._piece.start, self._piece.stop, self._backend.block(self.models)
         if self._whole is not None:

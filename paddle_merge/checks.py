@@ -72,7 +72,7 @@ def _running(config: MergeConfig) -> list[str]:
         found.append(f"--n_process {config.n_process} must be at least 1")
     for name, size in (("max_shard_size", config.max_shard_size), ("max_memory", config.max_memory)):
         try:
-            parse_size(size or "1GB")
+            parse_size("1GB" if size is None else size)
         except ValueError as error:
             found.append(f"--{name} {error}")
     return found + _device(config)

@@ -23,6 +23,7 @@ FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
 # First words that don't merge -> the module of this package whose `main` takes the rest of the command line.
 SUBCOMMANDS = {
     "demo": "demo",
+    "analyze": "analysis.cli",
     "extract-lora": "extract.cli",
     "inspect": "report.inspect_cli",
     "diff": "report.diff_cli",
@@ -45,8 +46,9 @@ booleans as `--flag`, `--flag False` or `--no_flag`.
 
 `python -m paddle_merge demo` shows what merging does, on models it trains itself in about a minute;
 `python -m paddle_merge extract-lora` makes a LoRA adapter of a fine-tuned model; `python -m paddle_merge inspect` tells what
-checkpoints are, `python -m paddle_merge diff` what two of them differ by, and `python -m paddle_merge verify` whether one is
-what a merge wrote; --help after any of them tells more.
+checkpoints are, `python -m paddle_merge diff` what two of them differ by, `python -m paddle_merge analyze` what models have
+changed in their base, and `python -m paddle_merge verify` whether a checkpoint is what a merge wrote; --help after any of
+them tells more.
 """
 
 EXAMPLES = {
@@ -142,6 +144,9 @@ def command() -> Iterator[None]:
     except MergeError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
+        sys.exit(1)
+    except MemoryError:
+        print("error: out of memory; try a smaller --n_process", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: no checkpoint was written", file=sys.stderr)

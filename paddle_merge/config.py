@@ -46,7 +46,7 @@ def to_types(config: Any) -> None:
         except ValueError as error:
             problems.append(f"--{item.name} {error}")
             continue
-        if "_path" in item.name or item.name == "config_from":
+        if "_path" in item.name or item.name in ("config_from", "account"):
             value = [os.path.expanduser(path) for path in value] if isinstance(value, list) else os.path.expanduser(value)
             if not _can_be_paths(value):
                 problems.append(f"--{item.name} {value!r} holds a character that no path can")
@@ -188,8 +188,9 @@ class MergeConfig(Fields):
             recipe = self._recipe(method(sparsifier, merge_type, self.method))
             weighted = self.weight_list is None or len(self.weight_list) == len(self.models) >= 1
             mix = Resolver(recipe).mix(recipe.slices[0], "", 0.0)
-            problems += mix.sparsifier.problems() if mix.sparsifier is not None else []
-            problems += mix.merger.problems(len(self.models)) if weighted and self.models else []
+            are_numbers = not checks.of_fields(self)  # else there is nothing to add
+            problems += mix.sparsifier.problems() if mix.sparsifier is not None and are_numbers else []
+            problems += mix.merger.problems(len(self.models)) if weighted and are_numbers and self.models else []
         if problems:
             raise ConfigError(problems)
         return recipe
@@ -226,7 +227,7 @@ class MergeConfig(Fields):
     def to_record(self) -> dict[str, Any]:
         """The fields that, read back from any folder, repeat this merge: paths made absolute, the method resolved."""
         record = dataclasses.asdict(self)
-        for name in ("model_path_str", "overwrite", "resume", "dry_run", "print_recipe"):
+        for name in ("model_path_str", "overwrite", "resume", "dry_run", "account", "print_recipe"):
             del record[name]
         sparsifier, merge_type = self.parts
         if self.told is not None:

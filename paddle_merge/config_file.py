@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .language.read import is_recipe
-from .readers import unique_keys
+from .readers import read_small, unique_keys
 
 
 def _parse_yaml(text: str) -> Any:
@@ -39,8 +39,7 @@ def _parse_yaml(text: str) -> Any:
 def read_config_file(path: str) -> dict[str, Any]:
     """The fields a JSON or YAML file sets, not yet checked. Raises ConfigError."""
     try:
-        with open(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")
+        text = read_small(path).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{path}: can't be read ({reason})") from None

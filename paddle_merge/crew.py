@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from .errors import WorkError
+from .flock import Lock
 from .plan import Piece, Plan
 from .ranks import Ranks
 from .worker import Job, Report, Worker
@@ -19,10 +20,13 @@ from .worker import Job, Report, Worker
 log = logging.getLogger("paddle_merge")
 
 
-def work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks, doing: str = "merging") -> Iterator[Report]:
+def work(
+    plan: Plan, job: Job, progress: bool | None, ranks: Ranks, lock: Lock | None = None, doing: str = "merging"
+) -> Iterator[Report]:
     """Merge this rank's share of the pieces, here or in worker processes.
 
-    progress: whether to show a progress bar; None: if standard error is a terminal.
+    progress: whether to show a progress bar; None: if standard error is a terminal. lock: of the output's folder, which
+    workers hold too.
     """
     from tqdm import tqdm
 
@@ -34,7 +38,7 @@ def work(plan: Plan, job: Job, progress: bool | None, ranks: Ranks, doing: str =
         if plan.n_process == ranks.count == 1 and job.engine.tensor_type == "np":
             yield from _work_here(plan, job, bar.update)
             return
-        with Crew(plan, pieces, job) as crew:
+        with Crew(plan, pieces, job, lock) as crew:
             yield from crew.work(bar.update, ranks)
 
 
@@ -48,9 +52,10 @@ def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> Iterator
 
 
 class Crew:
-    """Worker processes. Leaving the context kills those that still run."""
+    """Worker processes, which hold the merge's lock too. Leaving the context kills those that still run."""
 
-    def __init__(self, plan: Plan, pieces: Sequence[Piece], job: Job):
+    def __init__(self, plan: Plan, pieces: Sequence[Piece], job: Job, lock: Lock | None = None):
+        self._inherited = [lock.file] if lock is not None and lock.file is not None else []
         count = min(plan.n_process, len(pieces))
         self._plan, self._pieces, self._job = plan, pieces, job
         self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
@@ -67,11 +72,14 @@ class Crew:
     def _start(self) -> None:
         """One worker, with this process's import path, in a session of its own: Ctrl-C is for the parent to handle."""
         ours, theirs = Pipe()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from paddle_merge.worker import main; main({theirs.fileno()})"
+        code = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"  # who means a worker, kills it
+            f" sys.path[:] = {sys.path!r}; from paddle_merge.worker import main; main({theirs.fileno()})"
+        )
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", code],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *self._inherited],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )

@@ -16,9 +16,31 @@ DEVICES = ("cpu", "gpu", "low_gpu_mem", "xpu", "npu")
 
 
 @dataclass(frozen=True)
+class Room:
+    """How much of the host's memory one worker takes for what can also be done in less. No byte of a result depends on it.
+
+    block: elements of each model that are worked on together on the CPU, where all rows stay in its second-level cache; a
+        power of two, at least kernels.CHUNK. device_block: the most elements of one on a device; larger ones copy no faster.
+    resident: a tensor that is measured is read once and kept, if it has up to so many bytes, all sources together.
+    panel: bytes of each scattered source that are read together.
+    selecting: bytes of the values that are searched for a quantile: those of as many models at a time as fit, one at least.
+    """
+
+    block: int = 1 << 16
+    device_block: int = 1 << 26
+    resident: int = 64 << 20
+    panel: int = 16 << 20
+    selecting: int = 64 << 20
+
+
+ROOMY = Room()
+
+
+@dataclass(frozen=True)
 class Engine:
     """tensor_type and device: as in MergeConfig. memory: bytes of device memory that low_gpu_mem may take, on each device.
     worker, workers: which of how many processes of this machine (of this rank, if there are several) this one is.
+    room: what of the host's memory each takes.
     """
 
     tensor_type: str = "np"
@@ -26,6 +48,7 @@ class Engine:
     memory: int = GIB // 2
     worker: int = 0
     workers: int = 1
+    room: Room = ROOMY
 
     @property
     def on_cpu(self) -> bool:
@@ -42,16 +65,16 @@ class Engine:
         if self.tensor_type == "np":
             from .backends.np_backend import NumpyBackend
 
-            return NumpyBackend(compute)
+            return NumpyBackend(compute, self.room)
         import_paddle()
         if self.on_cpu:
             from .backends.pd_host import PaddleOnHost
 
-            return PaddleOnHost(compute)
+            return PaddleOnHost(compute, self.room)
         from .backends.pd_backend import PaddleBackend
 
         name, budget = self._device_and_budget()
-        return PaddleBackend(compute, name, budget)
+        return PaddleBackend(compute, name, budget, self.room)
 
     def sharing(self, visible: list[str]) -> int:
         """How many workers share a device, of those visible."""

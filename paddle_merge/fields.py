@@ -148,7 +148,8 @@ class Fields:
     max_memory: str | None = _flag(
         _RUN,
         "A ceiling for all processes of this command (of each rank, if there are several), such as 2GB: only as many workers"
-        " start as stay within it, and a merge that can't stay within it says what it needs.",
+        " start, and each keeps only as much at a time, as stay within it; a merge that can't stay within it says what it"
+        " needs.",
         shown="none",
     )
     tensor_type: str = _flag(
@@ -169,7 +170,18 @@ class Fields:
         "low_gpu_mem, xpu, npu: how many GiB of a device's memory to take, for tensors of any size. Elsewhere: no effect.",
         0.5,
     )
-    dry_run: bool = _flag(_RUN, "Print the plan and write nothing (models named on a hub are downloaded, though).", False)
+    dry_run: bool = _flag(
+        _RUN,
+        "Write nothing, and print the plan: what becomes of every tensor, and what memory, disk and time it takes, for which"
+        " it merges a few pieces for two seconds. (Models named on a hub are downloaded, though.)",
+        False,
+    )
+    account: str | None = _flag(
+        _RUN,
+        "A JSON file to write, in a dry run too: how every tensor of the output is made, and what becomes of every tensor of"
+        " every input.",
+        shown="none",
+    )
     strict: bool = _flag(
         _RUN, "Make errors of the warnings: NaN or Inf in an input, sparsifying without a base model.", False
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
@@ -10,20 +11,23 @@ from typing import Any
 
 import numpy as np
 
+from .engine import Room
 from .errors import WorkError
 from .gather import gather
 from .readers import TEXT_STEP, Part, TensorEntry
 
 OPEN_FILES = 256
-PANEL = 16 << 20  # bytes of a scattered tensor that are read together
 FEW = 1 << 12  # bytes of one that are read alone: a sample, not a block
 
 
 class Files:
-    """Files by path, opened when first used and kept open, the least used closed when there are many."""
+    """Files by path, opened when first used and kept open, the least used closed when there are many.
 
-    def __init__(self, flags: int = os.O_RDONLY) -> None:
-        self._flags = flags
+    panel: bytes of a scattered tensor that are read together.
+    """
+
+    def __init__(self, flags: int = os.O_RDONLY, panel: int = Room.panel) -> None:
+        self._flags, self._panel = flags, panel
         self._limit = max(8, min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._open: OrderedDict[str, int] = OrderedDict()
         self._panels_of = ""
@@ -36,7 +40,7 @@ class Files:
         try:
             if not entry.parts:
                 self._fill(entry.file, entry.offset + start * entry.dtype.itemsize, out.view(np.uint8).data)
-            elif entry.scattered and FEW < out.nbytes < PANEL:
+            elif entry.scattered and FEW < out.nbytes < self._panel:
                 self._read_panels(entry, start, out.view(np.uint8).view(entry.dtype.raw))
             else:
                 gather(self._fetch, entry, start, out.view(np.uint8).view(entry.dtype.raw))
@@ -73,9 +77,9 @@ class Files:
             view, position = view[len(piece) :], position + len(piece)
 
     def _read_panels(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
-        """By way of whole rows, as many as fit into PANEL, so that few blocks share the cost of many small reads."""
+        """By way of whole rows, as many as fit into a panel, so that few blocks share the cost of many small reads."""
         row = max(1, math.prod(entry.shape[1:]))
-        most = PANEL // entry.dtype.itemsize
+        most = self._panel // entry.dtype.itemsize
         length = most // row * row or most
         if self._panels_of != entry.name:
             self._panels_of = entry.name
@@ -127,6 +131,13 @@ def fsync(path: str) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def remedy(error: OSError, path: str) -> str:
+    """What to do about a write that failed: the end of a sentence; "" where it says enough."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    return f": free some space on the disk of {os.path.dirname(os.path.abspath(path))}, then merge again"
 
 
 class Scratch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from .donor import Donor
 from .dtypes import DType
 from .errors import CheckpointError
 from .quantised import problems as quantised
-from .readers import Checkpoint
+from .readers import Checkpoint, TensorEntry
 from .readers.adapters import Adapter, open_model
 
 # What config.json says of how weights are used, and shapes don't.
@@ -38,13 +39,24 @@ def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Seq
     problems: list[str] = []
     for spec in specs:
         try:
-            inputs.append(open_model(spec, prefix))
+            checkpoint, adapters = open_model(spec, prefix)
+            adapters = [dataclasses.replace(one, tensors=_marked(one.path, one.tensors)) for one in adapters]
+            inputs.append((dataclasses.replace(checkpoint, tensors=_marked(checkpoint.path, checkpoint.tensors)), adapters))
             problems += quantised(inputs[-1][0], read_config(inputs[-1][0].folder))
         except CheckpointError as error:
             problems += error.problems
     if problems:
         raise CheckpointError(list(dict.fromkeys(problems)))
     return inputs
+
+
+def _marked(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """The same tensors, each knowing where it comes from, whatever will be made of it."""
+    found = {}
+    for name, entry in tensors.items():
+        parts = tuple(dataclasses.replace(part, origin=(path, name)) for part in entry.parts)
+        found[name] = dataclasses.replace(entry, parts=parts, origin=(path, name))
+    return found
 
 
 def differences(inputs: Sequence[Checkpoint], out_dtype: DType | None) -> list[str]:

@@ -21,8 +21,8 @@ from typing import Any
 
 from . import __version__
 from .config import MergeConfig
-from .errors import OutputError
-from .files import fsync
+from .errors import MergeError, OutputError, WorkError
+from .files import fsync, remedy
 from .fingerprint import of_file
 from .plan import Piece, Plan
 from .worker import Report
@@ -156,6 +156,8 @@ class Journal:
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._visit: concurrent.futures.Future[None] | None = None
         self._last = time.monotonic()
+        self._inputs: Mapping[str, Any] = {}
+        self._lost = False  # a write that the system has taken, and could not bring to the disk
         self.kept = False  # whether there is anything to go on from
 
     def start(self, header: Mapping[str, Any], done: Sequence[Report]) -> None:
@@ -170,7 +172,7 @@ class Journal:
             fsync(os.path.dirname(self._path))
         except OSError as error:
             raise self._failure(error) from None
-        self.kept = bool(done)
+        self.kept, self._inputs = bool(done), header["inputs"]
 
     def add(self, report: Report) -> None:
         """A piece is written. Raises OutputError if an earlier one could not be brought to the disk."""
@@ -182,11 +184,14 @@ class Journal:
             self._visit = self._thread.submit(self._bring, new)
 
     def close(self, stopped: bool) -> None:
-        """End the thread; of a merge that was stopped, and is worth it, note the last pieces. Raises nothing then."""
-        with contextlib.suppress(*((OutputError, OSError) if stopped else ())):
+        """End the thread; of a merge that was stopped, and is worth it, note the last pieces. Raises nothing then, and else
+        OutputError, or WorkError if an input has changed while it was read."""
+        with contextlib.suppress(*((MergeError, OSError) if stopped else ())):
             if self._visit is not None:
                 self._finish_visit()
-            if stopped and self.kept:
+            if not stopped:
+                self._check_inputs()
+            elif self.kept and not self._lost:
                 self._bring(self._new)
         self._thread.shutdown()
 
@@ -196,17 +201,27 @@ class Journal:
             if visit is not None:
                 visit.result()
         except OSError as error:
-            # Once only does the system tell that it has lost what was written.
+            # Once only does the system tell that it has lost what was written: the next sync would say that all is well.
+            self._lost = True
             raise self._failure(error) from None
         self._last = time.monotonic()
 
     def _failure(self, error: OSError) -> OutputError:
-        return OutputError(f"{os.path.dirname(self._path)}: can't be written to ({error.strerror})")
+        return OutputError(
+            f"{os.path.dirname(self._path)}: can't be written to ({error.strerror}){remedy(error, self._path)}"
+        )
+
+    def _check_inputs(self) -> None:
+        """Raises WorkError if what has been merged may come of other inputs than the plan."""
+        changed = [file for file, state in self._inputs.items() if _state(file) != state]
+        if changed:
+            raise WorkError([f"{file} has changed while it was merged: merge again" for file in changed])
 
     def _bring(self, reports: Sequence[Report]) -> None:
-        """First the pieces to the disk, then their lines. Raises OSError."""
+        """First the pieces to the disk, then their lines. Raises OSError; WorkError."""
         for path in {self._shards[report.tensor] for report in reports}:
             fsync(path)
+        self._check_inputs()
         with open(os.open(self._path, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8") as file:
             file.writelines(json.dumps(dataclasses.asdict(report)) + "\n" for report in reports)
             file.flush()

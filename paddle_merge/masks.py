@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 Key = tuple[int, int]
+FINEST = 2.0**-32  # the smallest probability of keeping an element, but 0
 
 
 def mask_key(seed: int, model: int, tensor: str) -> Key:

@@ -1,9 +1,10 @@
-"""What tensors' names tell: which layer of which stack, and which kind of tensor."""
+"""What tensors' names tell: which layer of which stack, and which kind of tensor. And short names for checkpoints."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import string
+from collections.abc import Iterable, Iterator
 
 _LAYER = re.compile(r"((?:.*?\.)?(?:layers?|h|blocks?))\.(\d+)(?=\.)")
 
@@ -38,3 +39,11 @@ def stacks(names: Iterable[str]) -> dict[str, int]:
     for layer in filter(None, map(layer_of, names)):
         found.setdefault(layer[0], set()).add(layer[1])
     return {stack: len(numbers) for stack, numbers in found.items()}
+
+
+def letters() -> Iterator[str]:
+    """A to Z, then A2 ..."""
+    number = 1
+    while True:
+        yield from (letter if number == 1 else f"{letter}{number}" for letter in string.ascii_uppercase)
+        number += 1

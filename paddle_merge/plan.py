@@ -11,19 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .assemble import Made, assemble
-from .blocks import worker_memory
 from .detect import LAYOUTS
 from .donor import Donor, find_donor
 from .dtypes import DType, compute_dtype
 from .engine import NUMPY, Engine
-from .errors import CheckpointError, ConfigError
-from .files import PANEL
+from .errors import CheckpointError
 from .frames import Held
 from .frames.formats import FORMATS, shard_name
 from .inputs import differences, open_inputs, warnings
 from .layout import METADATA, normalise
 from .lora.fold import adapt
 from .readers import Checkpoint, TensorEntry
+from .readers.adapters import Adapter
 from .recipe import Mix, Recipe
 
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
@@ -99,11 +98,13 @@ class Plan:
     shards: tuple[Shard, ...]
     pieces: tuple[Piece, ...]
     n_process: int
+    ranks: int  # how many processes, of n_process workers each, share the pieces
     engine: Engine
     layout: str | None  # of the output, if it is known
     turned: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
     folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]
+    opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]  # the inputs as they are stored
 
     @property
     def prefix(self) -> str:
@@ -126,28 +127,6 @@ class Plan:
     @property
     def bytes_out(self) -> int:
         return sum(shard.nbytes for shard in self.shards)
-
-    @property
-    def memory(self) -> int:
-        """An upper estimate of what all processes together will have resident, in bytes."""
-        models = max((len(tensor.sources) for tensor in self.tensors), default=0)
-        alone = self.n_process == 1 and self.engine.tensor_type == "np"
-        headers = len(self.tensors) * (len(self.inputs) + 1) * 1024  # what this process knows of each tensor
-        panels = PANEL * max((sum(entry.scattered for entry in tensor.inputs) for tensor in self.tensors), default=0)
-        factors = max((sum(entry.factor_bytes for entry in tensor.inputs) for tensor in self.tensors), default=0)
-        worker = worker_memory(models, self.measures, self.engine, alone) + panels + factors
-        return worker * self.n_process + (0 if alone else 60 << 20) + headers
-
-    def within(self, limit: int) -> Plan:
-        """The same with as many workers, of those there are, as stay within so many bytes of memory. Raises ConfigError."""
-        plans = [dataclasses.replace(self, n_process=count) for count in range(self.n_process, 0, -1)]
-        for plan in plans:
-            if plan.memory <= limit:
-                return plan
-        raise ConfigError(
-            f"--max_memory {limit / 1e6:.0f} MB is too little: with one worker, this merge needs about"
-            f" {plans[-1].memory / 1e6:.0f} MB"
-        )
 
     def share(self, rank: int, ranks: int) -> tuple[Piece, ...]:
         """The pieces that one of several ranks merges: largest first, each to the rank with the least to do so far."""
@@ -209,11 +188,13 @@ def make_plan(
         shards,
         pieces,
         max(1, min(n_process, len(pieces))),
+        ranks,
         engine,
         layout,
         tuple(turned),
         tuple(folded),
         (*idle, *worries, *warnings(inputs, donor)),
+        tuple(zip(opened, adapters, strict=True)),
     )
 
 

@@ -7,26 +7,25 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Iterable
-from typing import Any
 
-from . import checks
+from . import ceiling, checks
 from . import journal as journals
+from .announce import announce, check_account, refused
 from .compare import differing
 from .config import MergeConfig
 from .crew import work
 from .donor import given_config
 from .errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
+from .flock import is_held, refusal
 from .inputs import open_inputs
 from .journal import Journal, remaining, whole
+from .leftovers import is_unfinished
 from .lock import make_lock
 from .parsing import parse_size
 from .plan import Plan, make_plan
 from .ranks import Ranks
 from .readers import adapters, hub
-from .recipe import Mix, Recipe
-from .resolve import uniform
-from .sidecars import CARD, LOCK, RECORD, read_sidecars, record
+from .sidecars import LOCK, RECORD, read_sidecars, record
 from .worker import Job, Report, notice
 from .writer import Output, check_output, uninterrupted
 
@@ -56,16 +55,18 @@ def merge(config: MergeConfig, progress: bool | None = None, ranks: Ranks | None
 
 def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
     started = time.perf_counter()
-    plan, sidecars, merge_record = prepare(config, ranks.count)
+    try:
+        plan, sidecars, merge_record = prepare(config, ranks.count)
+    except MergeError as error:
+        if config.account and ranks.number == 0:
+            refused(config, error.problems)
+        raise
     leads = ranks.number == 0
     _agree(plan, ranks)
     if leads:
         for warning in [*checks.warnings(config), *plan.warnings]:
             log.warning("%s", warning)
-        if config.dry_run:
-            print(describe(plan, config, sidecars))
-        else:
-            log.info("%s", describe(plan, config, sidecars))
+        announce(plan, config, sidecars, time.perf_counter() - started)
     if config.dry_run:
         return
 
@@ -76,7 +77,7 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
         output.wait_until_seen()
         left = dataclasses.replace(plan, pieces=remaining(plan, done))
         reports = done if leads else []
-        for report in work(left, Job(plan.recipe.seed, output.partial_paths, plan.engine), progress, ranks):
+        for report in work(left, Job(plan.recipe.seed, output.partial_paths, plan.engine), progress, ranks, output.lock):
             journal.add(report)
             reports.append(report)
         journal.close(stopped=False)
@@ -98,7 +99,9 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
     if not leads:
         ranks.gather(None)
         return
-    with contextlib.suppress(WorkError):  # the checkpoint is whole, whatever happens to the others from here on
+    with contextlib.suppress(
+        WorkError, KeyboardInterrupt
+    ):  # the checkpoint is whole, whatever happens to the others from here on
         ranks.gather(None)
     seconds = time.perf_counter() - started
     rate = (plan.bytes_in + plan.bytes_out) / seconds / 1e9
@@ -160,10 +163,11 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
         attempt(open_inputs, [spec for spec in specs if spec not in remote], config.merge_prefix)
     else:
         plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes(), config.engine, ranks)
-        if plan is not None and config.max_memory:
-            plan = attempt(plan.within, parse_size(config.max_memory))
     if plan is not None:
         sidecars = attempt(read_sidecars, plan, config)
+        if config.max_memory:
+            beside = sum(map(len, (sidecars or {}).values()))
+            plan = attempt(ceiling.within, plan, parse_size(config.max_memory), beside) or plan
         attempt(_check_equal, plan)
         paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     paths += [config.config_from] if config.config_from else []
@@ -173,6 +177,7 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
     if problems:
         attempt.errors.append(OutputError(problems))
     attempt(_may_go_on, config, plan)
+    attempt(check_account, config, paths)
     attempt.finish()
     assert plan is not None
     assert sidecars is not None
@@ -184,6 +189,10 @@ def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
     stopped = journals.read(config.output)
     if stopped is None:
         return
+    if is_held(config.output):
+        raise OutputError(refusal(config.output))
+    if not is_unfinished(config.output):  # it was killed when it stood
+        return
     if not config.resume and not config.overwrite:
         raise OutputError(
             f"--output_path {config.output} holds an unfinished merge; --resume goes on with it, --overwrite begins again"
@@ -194,59 +203,6 @@ def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
             f"--resume can't go on with the merge in {config.output}: {'; '.join(changed)}; --overwrite without --resume"
             " begins again"
         )
-
-
-def describe(plan: Plan, config: MergeConfig, sidecars: Iterable[str]) -> str:
-    """The plan for people: a few lines."""
-    recipe = plan.recipe
-    merged = [tensor for tensor in plan.tensors if tensor.merged]
-    dtypes = ", ".join(sorted({tensor.dtype.name for tensor in merged})) or "none"
-    parameters = sum(tensor.size for tensor in merged)
-    copied = len(plan.tensors) - len(merged)
-    shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
-    alone = len(recipe.models) == 1 and not recipe.base and recipe.title == "fold"
-    mix = uniform(recipe)
-    if mix is not None:
-        weights = mix.merger.effective_weights(len(recipe.slices[0].inputs))
-        shown = f"{recipe.title}: {_parameters(recipe, mix)}"
-        paths = [recipe.sources[one.number] for one in recipe.slices[0].inputs]
-        lines = ["method   fold the adapter into its base" if alone else f"method   {shown}"]
-        lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, paths, strict=True)]
-    else:
-        lines = [f"method   {recipe.title}: parameters by layer or tensor", *(f"model    {path}" for path in recipe.models)]
-    if not alone:
-        lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
-    lines += [f"adapter  {sentence}" for sentence in plan.folded]
-    lines += [f"config   {plan.donor.note}"] if plan.donor.note else []
-    lines += [f"layout   {sentence}" for sentence in plan.turned]
-    lines.append(
-        f"tensors  {len(merged)} merged ({parameters / 1e6:,.1f} M parameters, {dtypes})"
-        + (f", {copied} copied (integers, equal in all models)" if copied else "")
-    )
-    lines.append(
-        f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if plan.measures else ''}"
-    )
-    lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
-    names = ", ".join(name for name in sidecars if name != CARD)
-    lines.append(f"copied   {names or 'nothing'} from {plan.donor.folder}")
-    if plan.engine.tensor_type == "pd":
-        budget = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""
-        lines.append(f"engine   Paddle on {plan.engine.device}{budget}")
-    fewer = f" of {config.n_process}, for --max_memory" if config.max_memory and plan.n_process < config.n_process else ""
-    lines.append(f"workers  {plan.n_process}{fewer}, together at most about {plan.memory / 1e6:.0f} MB of memory")
-    return "\n".join(lines)
-
-
-def _parameters(recipe: Recipe, mix: Mix) -> str:
-    shown: dict[str, Any] = {}
-    for part in (mix.sparsifier, mix.merger):
-        if part is not None:
-            shown |= {name: value for name, value in vars(part).items() if name != "weights"}
-    if recipe.base is not None:
-        shown["scale"] = mix.scale
-    if mix.sparsifier is not None and mix.sparsifier.random:
-        shown["seed"] = recipe.seed
-    return ", ".join(f"{name} {value}" for name, value in shown.items()) or "no parameters"
 
 
 def _check_equal(plan: Plan) -> None:

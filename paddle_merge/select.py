@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from .engine import Room
     from .methods import Tensor
 
 SMALL = 1 << 14  # up to this size, take all values instead of a sample
@@ -80,10 +81,11 @@ class Bracket:
 
     def sum_from(self, threshold: Any) -> float:
         """The sum of |x| over |x| >= threshold, for lo <= threshold <= hi and all values between collected."""
-        kept = self.between[np.searchsorted(self.between.astype(self.dtype), threshold) :]
+        kept = self.between[np.searchsorted(self.between.astype(self.dtype, copy=False), threshold) :]
         result = float(self.sums[1])
         if len(kept):
-            result += float(np.cumsum(kept, dtype=np.float64)[-1])  # in order, unlike sum, so the same on any machine
+            with np.errstate(over="ignore"):
+                result += _sum_in_order(kept)
         if threshold <= self.bounds[0] < self.bounds[1]:
             result += float(self.sums[2])
         return result
@@ -121,8 +123,9 @@ def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPA
     ranks = low, min(low + 1, tensor.size - 1)
     searches = _first_brackets(tensor, ranks, dtype, make)
     done: dict[int, Quantile] = {}
+    together = max(1, backend.room.selecting // max(1, searches[0].values.nbytes))
     while len(done) < tensor.models:
-        wanted = [model for model in range(tensor.models) if model not in done]
+        wanted = [model for model in range(tensor.models) if model not in done][:together]
         for _, x in tensor.deltas():
             for model in wanted:
                 backend.count_between(x[model], searches[model])
@@ -137,7 +140,30 @@ def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPA
             else:
                 threshold = _interpolate(lower, upper, position - low)
                 done[model] = Quantile(threshold, float(search.sums[0]), search.sum_from(threshold))
+                search.values = np.empty(0, search.compute)
     return [done[model] for model in range(tensor.models)]
+
+
+def sampled(size: int) -> int:
+    """How many elements to sample: n^(2/3) balances the work on the sample against that on the values between."""
+    return int(size ** (2 / 3))
+
+
+def memory(models: int, size: int, itemsize: int, room: Room) -> int:
+    """Bytes that selecting takes, at most, beside the blocks: samples as they are read, widened and put together; the values
+    between; a copy of one model's while a bracket is narrowed."""
+    values = min(CAPACITY, size) * itemsize
+    together = min(models, max(1, room.selecting // max(1, values)))
+    samples = min(size, sampled(size)) if size > SMALL else 0
+    return samples * ((models + 1) * (8 + itemsize) + (models + 2) * itemsize) + (together + 1) * values
+
+
+def _sum_in_order(values: np.ndarray) -> float:
+    """In float64, one after the other, unlike np.sum's, so that it is the same on any machine. Of at least one."""
+    result = np.zeros(1)
+    for start in range(0, len(values), SMALL):
+        result = np.cumsum(np.concatenate([result[-1:], values[start : start + SMALL]]), dtype=np.float64)
+    return float(result[-1])
 
 
 def _interpolate(lower: Any, upper: Any, fraction: float) -> Any:
@@ -153,8 +179,8 @@ def _first_brackets(tensor: Tensor, ranks: tuple[int, int], dtype: Any, make: Ca
     whole = -1.0, math.inf
     if tensor.size <= SMALL:
         return [make(whole, *whole) for _ in range(tensor.models)]
-    # Sampling n^(2/3) elements balances the work on the sample against that on the values between.
-    samples = np.abs(tensor.sample(int(tensor.size ** (2 / 3)))).astype(dtype)
+    samples = tensor.sample(sampled(tensor.size))
+    samples = np.abs(samples, out=samples).astype(dtype, copy=False)
     shares = [rank / tensor.size for rank in ranks]
     return [make(whole, *_around(sample, shares, whole)) for sample in samples]
 
@@ -168,7 +194,12 @@ def _around(sample: np.ndarray, shares: list[float], limits: tuple[float, float]
     ascending = np.sort(sample, axis=None)
     count = len(ascending)
     middle = ascending[min(int(shares[0] * count), count - 1)]
-    error = float((sample < middle).mean(1).std()) / math.sqrt(len(sample))
+    if sample.shape[1] > 1:
+        deviation = float((sample < middle).mean(1).std())
+    else:  # maybe millions, so without another array of them
+        share = np.count_nonzero(sample < middle) / len(sample)
+        deviation = math.sqrt(share * (1 - share))
+    error = deviation / math.sqrt(len(sample))
     margin = MARGIN * error * count + 2.0
     first, last = math.floor(shares[0] * count - margin), math.ceil(shares[1] * count + margin)
     if first < 0 and last >= count:  # a margin that rules nothing out would not end the search

@@ -13,7 +13,7 @@ from .config import MergeConfig
 from .detect import last_word
 from .errors import CheckpointError
 from .plan import Plan
-from .readers import read_json
+from .readers import read_json, read_small
 from .resolve import uniform
 
 # Never the weights, indexes, optimizer states or the litter that loaders and trainers leave.
@@ -30,6 +30,7 @@ COPIED = (
     "preprocessor_config.json",
     "processor_config.json",
 )
+MAX_SIDECAR = 1 << 30  # bytes; they are held in memory
 CARD = "README.md"
 RECORD = "merge_config.json"
 LOCK = "merge_lock.json"
@@ -65,8 +66,7 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
         if not os.path.isfile(path) or name.endswith(WEIGHTS):
             continue
         try:
-            with open(path, "rb") as file:
-                contents[name] = file.read()
+            contents[name] = read_small(path, MAX_SIDECAR)
         except OSError as error:
             raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
         if name == "config.json" and isinstance(model := read_json(path), dict):

@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import select
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -24,12 +26,13 @@ import numpy as np
 from .blocks import FileSource, Road
 from .engine import NUMPY, Engine
 from .errors import MergeError, WorkError
-from .files import Files, Scratch
+from .files import Files, Scratch, remedy
 from .fingerprint import Fingerprint, added
 from .plan import Piece, TensorPlan
 
 log = logging.getLogger("paddle_merge")
 PROGRESS_SECONDS = 0.1
+OUT_OF_MEMORY = "out of memory; try a smaller --n_process, and on a GPU --device low_gpu_mem"
 Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the first of them in the tensor
 
 
@@ -89,8 +92,9 @@ class Worker:
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
         self._seed, self._paths, self._progress = job.seed, job.paths, progress
-        self._files, self._shards, self._scratch = Files(), Files(os.O_WRONLY), Scratch()
+        self._files, self._shards, self._scratch = Files(panel=job.engine.room.panel), Files(os.O_WRONLY), Scratch()
         self._backends = Backends(job.engine)
+        self._resident = job.engine.room.resident
 
     def merge(self, tensor: TensorPlan, piece: Piece) -> Report:
         """Raises WorkError, naming the tensor, whatever goes wrong."""
@@ -103,9 +107,8 @@ class Worker:
                 if path is not None:
                     self._shards.write(path, tensor.offset + start * itemsize, raw)
             except OSError as error:
-                raise WorkError(
-                    f"tensor {tensor.name!r}: can't write to {os.path.basename(path or '')} ({error.strerror})"
-                ) from error
+                problem = f"can't write to {os.path.basename(path or '')} ({error.strerror}){remedy(error, path or '')}"
+                raise WorkError(f"tensor {tensor.name!r}: {problem}") from error
 
         try:
             report = self._merge(tensor, piece, write) if tensor.merged else self._copy(tensor, piece, write)
@@ -115,9 +118,7 @@ class Worker:
         except MergeError:
             raise
         except MemoryError:
-            raise WorkError(
-                f"tensor {tensor.name!r}: out of memory; try a smaller --n_process, and on a GPU --device low_gpu_mem"
-            ) from None
+            raise WorkError(f"tensor {tensor.name!r}: {OUT_OF_MEMORY}") from None
         except Exception as error:  # nothing is swallowed: it fails the merge, with the tensor's name
             raise WorkError(f"tensor {tensor.name!r}: {type(error).__name__}: {error}") from error
         return dataclasses.replace(report, start=piece.start, stop=piece.stop, written=written.hexdigest())
@@ -129,7 +130,8 @@ class Worker:
     def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         backend = self._backends.of(tensor)
         block = backend.block(len(tensor.sources))
-        source = FileSource(tensor, piece, block, tensor.mix.measures, self._files, self._scratch)
+        keep = self._resident if tensor.mix.measures else 0
+        source = FileSource(tensor, piece, block, keep, self._files, self._scratch)
         road = Road(tensor, piece, self._seed, source, backend, self._progress)
         coming: deque[tuple[Callable[[], np.ndarray], int]] = deque()  # blocks on their way back from the device
 
@@ -221,6 +223,9 @@ def serve(connection: Connection) -> None:
         worker.close()
     except (EOFError, OSError):
         return  # the parent is gone; its output will never be finished
+    except MemoryError:
+        with contextlib.suppress(OSError):
+            connection.send(("error", OUT_OF_MEMORY, traceback.format_exc()))
     except MergeError as error:
         with contextlib.suppress(OSError):
             connection.send(("error", str(error), traceback.format_exc()))
@@ -229,4 +234,13 @@ def serve(connection: Connection) -> None:
 def main(pipe: int) -> None:
     """What the parent starts. pipe: the file descriptor of this end."""
     sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]  # Numba would import it, 0.15 s, for loops we don't have
+    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     serve(Connection(pipe))
+
+
+def _end_with_parent(pipe: int) -> None:
+    """However the parent dies: nothing more may be written, for another merge may begin in the same folder."""
+    ends = select.poll()
+    ends.register(pipe, 0)  # a hang-up is reported unasked
+    ends.poll()
+    os._exit(1)

@@ -1,14 +1,12 @@
 """The output folder. Shards are created at full size under a `.partial` name, so that workers can write anywhere in them;
-they get their final names when all is written, the index (or the single file) and merge_config.json last. A folder that
-looks finished is finished.
+they get their final names when all is written, the index, config.json and merge_config.json last, each when all before it is
+on the disk. A folder that looks finished is finished.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import fnmatch
+import json
 import logging
 import os
 import shutil
@@ -19,15 +17,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from .errors import OutputError
-from .files import fsync
-from .frames.formats import FORMATS, index_name, is_weights
+from .files import fsync, remedy
+from .flock import Lock
+from .frames.formats import index_name, is_weights
 from .journal import is_journal, name_of
+from .leftovers import NAMES, PARTIAL, REPLACED, half_named, left_behind, read_names
 from .plan import Shard
-from .sidecars import ADAPTERS, CARD, COPIED, LOCK, RECORD, WEIGHTS
+from .sidecars import RECORD, WEIGHTS
 
 log = logging.getLogger("paddle_merge")
-PARTIAL = ".partial"  # not whole yet
-REPLACED = ".replaced"  # an earlier merge's, until the new one stands
+CONFIG = "config.json"  # without it few loaders open anything
 SEEN_SECONDS = 60.0
 MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
 
@@ -74,7 +73,8 @@ def check_output(
     if os.path.lexists(folder) and not os.path.isdir(folder):
         problems.append(f"--output_path {folder} exists and is not a folder")
     elif os.path.isdir(folder) and not problems:
-        held = [name for name in sorted(os.listdir(folder)) if not _left_behind(name, prefix)]
+        ours = half_named(folder)
+        held = [name for name in sorted(os.listdir(folder)) if not (left_behind(name, prefix) or name in ours)]
         foreign = [name for name in held if name.endswith(WEIGHTS) and not is_weights(name, save_format, prefix)]
         if held and not overwrite:
             problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace the weights in it")
@@ -85,18 +85,26 @@ def check_output(
         for name in names:
             if os.path.isdir(os.path.join(folder, name)):
                 problems.append(f"--output_path {folder} holds a folder where the file {name} should go")
-    parent = _existing_parent(real)
+    parent = existing_parent(real)
+    blocking = os.path.join(parent, os.path.relpath(real, parent).split(os.sep)[0])
+    if real != parent and blocking != real and os.path.lexists(blocking):
+        problems.append(f"--output_path {folder}: {blocking} is a file, so there can be no folder in it")
     if not os.access(parent, os.W_OK):
         problems.append(f"--output_path {folder}: no permission to write in {parent}")
-    free = shutil.disk_usage(parent).free
-    left = [os.path.join(folder, name) for name in (os.listdir(folder) if os.path.isdir(folder) else ())]
-    free += sum(os.stat(path).st_blocks * 512 for path in left if _left_behind(os.path.basename(path), prefix))
+    free = free_bytes(folder, prefix)
     needed = nbytes + MARGIN  # beside an earlier merge, which is replaced only when this one is whole
     if free < needed:
         problems.append(
             f"--output_path {folder}: the merge needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
         )
     return problems
+
+
+def free_bytes(folder: str, prefix: str) -> int:
+    """How much can be written to the folder: what is free there, and what a merge that was killed left, which goes."""
+    free = shutil.disk_usage(existing_parent(os.path.realpath(folder))).free
+    left = [os.path.join(folder, name) for name in (os.listdir(folder) if os.path.isdir(folder) else ())]
+    return free + sum(os.stat(path).st_blocks * 512 for path in left if left_behind(os.path.basename(path), prefix))
 
 
 @contextlib.contextmanager
@@ -128,10 +136,10 @@ class Output:
 
     def __init__(self, folder: str, plan: Contents, record: str = RECORD):
         self.folder, self._plan, self._record = os.path.abspath(folder), plan, record
+        self.lock = Lock(self.folder)
         self._created_folders: list[str] = []
         self._written: list[str] = []  # everything that must go if the merge fails
-        self._set_aside: list[str] = []  # an earlier merge's files, which then come back
-        self._lock: int | None = None
+        self._renaming: list[str] = []  # the names that are being given
 
     @property
     def partial_paths(self) -> tuple[str, ...]:
@@ -144,11 +152,8 @@ class Output:
         """
         try:
             self._make_folder(self.folder)
-            self._take_lock()
-            for name in os.listdir(self.folder):
-                kept = resume and (is_journal(name) or self._path(name) in self.partial_paths)
-                if _left_behind(name, self._plan.prefix) and not kept:
-                    os.unlink(self._path(name))
+            self.lock.take()
+            self._clear(resume)
             for shard, path in zip(self._plan.shards, self.partial_paths, strict=True):
                 self._written.append(path)
                 with open(path, "r+b" if os.path.exists(path) else "wb") as file:
@@ -191,44 +196,103 @@ class Output:
         the file that is written last. Raises OutputError; `abandon` then removes what was done."""
         index = self._plan.index()
         index_file = index_name(self._plan.save_format, self._plan.prefix)
+        contents = {name: content for name, content in sidecars.items() if name != CONFIG}
+        last = {index_file: index} if index is not None else {}
+        last |= {CONFIG: sidecars[CONFIG]} if CONFIG in sidecars else {}
+        shards = [shard.name for shard in self._plan.shards]
+        names = [*contents, *shards, *last, self._record]
         try:
             self.sync()
-            for name, content in sidecars.items():
+            self._write(NAMES, json.dumps(names).encode("utf-8", "surrogatepass"))
+            fsync(self.folder)
+            for name, content in (contents | last).items():
                 self._write(name + PARTIAL, content)
-            if index is not None:
-                self._write(index_file + PARTIAL, index)
+            self._sync_names(names)
             self._write(self._record + PARTIAL, record)
-
-            names = [*sidecars, *(shard.name for shard in self._plan.shards)]
-            names += [*([index_file] if index is not None else []), self._record]
+            fsync(self.folder)
             with uninterrupted(redeliver=False):
-                self._rename(names)
+                self._rename(names, [*last, self._record])
         except OSError as error:
             raise self._failure(error) from None
-        self._drop_lock()
+        self.lock.drop()
 
-    def _rename(self, names: Sequence[str]) -> None:
-        """Everything to its final name, in this order; what an earlier merge left goes aside, and away once this one stands.
-        Raises OSError."""
-        plan = self._plan
-        for name in sorted({*os.listdir(self.folder), *names}, key=lambda name: name != self._record):
-            if (name in names or is_weights(name, plan.save_format, plan.prefix)) and os.path.lexists(self._path(name)):
-                self._set_aside.append(self._path(name))
+    def _rename(self, names: Sequence[str], gates: Sequence[str]) -> None:
+        """Everything to its final name, in this order; what an earlier merge left goes aside before, in the other order, and
+        away once this one stands. gates: the last names: each is given when all before it have reached the disk. Raises
+        OSError."""
+        plan, there = self._plan, set(os.listdir(self.folder))
+        older = {name for name in there if is_weights(name, plan.save_format, plan.prefix)}
+        self._renaming = list(names)
+        for name in [*reversed(names), *sorted(older.difference(names))]:
+            if os.path.lexists(self._path(name)):
                 os.replace(self._path(name), self._path(name) + REPLACED)
+        self._sync_names(names)
         for name in names:
-            self._written.append(self._path(name))
+            if name in gates:
+                self._sync_names(names)
             os.replace(self._path(name + PARTIAL), self._path(name))
-        fsync(self.folder)
+        self._sync_names(names)
         # From here on the merge stands, and there is nothing that `abandon` could undo.
-        replaced = {path + REPLACED for path in self._set_aside}
-        self._set_aside, self._written = [], []
-        # A merge that was killed here left an earlier one's files, which had no other copy until now.
-        replaced |= {self._path(name) for name in os.listdir(self.folder) if _left_behind(name, plan.prefix, REPLACED)}
+        self._renaming, self._written = [], []
         with contextlib.suppress(OSError):
             self.drop_journals()
-        for path in replaced:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        self._drop_replaced(names)
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(NAMES))
+
+    def _undo(self, names: Sequence[str]) -> bool:
+        """Back to where no name was given, from wherever a merge was stopped that gives these; whether all went well.
+
+        What has a final name and no partial one is this merge's, the record first: while there is a partial record, all that
+        was written is known to be whole, and undoing can be stopped and begun again.
+        """
+        well = True
+        for name in reversed(names):
+            if os.path.lexists(self._path(name)) and not os.path.lexists(self._path(name + PARTIAL)):
+                try:
+                    os.replace(self._path(name), self._path(name + PARTIAL))
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.unlink(self._path(name))
+        for path in self._replaced(names):
+            try:
+                os.replace(path + REPLACED, path)
+            except OSError as error:
+                well = False
+                sentence = "%s of the earlier merge could not be put back (%s): it is %s"
+                log.error(sentence, path, error.strerror, path + REPLACED)
+        with contextlib.suppress(OSError):
+            self._sync_names(names)
+        return well
+
+    def _clear(self, resume: bool) -> None:
+        """What merges that were killed have left, away; what `resume` needs, and what they had set aside, back. Raises
+        OSError."""
+        if not resume:
+            self.drop_journals()
+        names = read_names(self.folder)
+        record = self._path(names[-1] + PARTIAL) if names else ""
+        if names and os.path.lexists(record):
+            if not self._undo(names):
+                raise OutputError(
+                    f"{self.folder}: an earlier merge is there under other names; give its files their names back"
+                )
+            os.unlink(record)
+            fsync(self.folder)
+        elif not os.path.lexists(self._path(self._record + PARTIAL)):
+            self._drop_replaced(names)
+        for name in [*os.listdir(self.folder), *(name + PARTIAL for name in names)]:
+            kept = name == NAMES or (resume and (is_journal(name) or self._path(name) in self.partial_paths))
+            ours = name.endswith(PARTIAL) and name.removesuffix(PARTIAL) in names
+            if (ours or left_behind(name, self._plan.prefix)) and not kept:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path(name))
+        for name in names:
+            while name := os.path.dirname(name):
+                with contextlib.suppress(OSError):  # there is something else in it
+                    os.rmdir(self._path(name))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(NAMES))
 
     def abandon(self, keep: bool = False) -> bool:
         """Bring an earlier merge back, remove everything written, and the folders that were made here. Signals wait.
@@ -237,38 +301,41 @@ class Output:
         the folder was never this merge's.
         """
         with uninterrupted():
-            keep = keep and self._lock is not None
-            for partial in self.partial_paths if keep else ():
-                path = partial.removesuffix(PARTIAL)
-                if path in self._written and not os.path.lexists(partial):
-                    os.replace(path, partial)
-            restored = {path for path in self._set_aside if self._restore(path)}
-            for path in reversed(self._written):
-                if path not in restored and not (keep and path in self.partial_paths):
-                    with contextlib.suppress(FileNotFoundError):
+            keep = keep and self.lock.file is not None
+            needed = set(self.partial_paths) if keep else set()
+            if self._renaming and not self._undo(self._renaming):  # the next merge tries again
+                needed |= {self._path(NAMES), self._path(self._renaming[-1] + PARTIAL)}
+            for path in sorted(set(self._written), key=lambda path: path != self._path(self._record + PARTIAL)):
+                if path not in needed:
+                    with contextlib.suppress(OSError):
                         os.unlink(path)
-            if self._lock is not None and not keep:
+            if self.lock.file is not None and not keep:
                 with contextlib.suppress(OSError):
                     self.drop_journals()
             for folder in reversed(self._created_folders):
                 with contextlib.suppress(OSError):  # something else is in it by now: leave it
                     os.rmdir(folder)
-            self._drop_lock()
+            self.lock.drop()
         return keep
 
-    def _restore(self, path: str) -> bool:
-        """Put an earlier merge's file back."""
-        try:
-            os.replace(path + REPLACED, path)
-        except FileNotFoundError:  # it had not been moved yet
-            return True
-        except OSError as error:
-            log.error("%s of the earlier merge could not be put back (%s): it is %s", path, error.strerror, path + REPLACED)
-            return False
-        return True
+    def _replaced(self, names: Sequence[str]) -> list[str]:
+        """Paths of an earlier merge's files that were set aside."""
+        there = [
+            name.removesuffix(REPLACED) for name in os.listdir(self.folder) if left_behind(name, self._plan.prefix, REPLACED)
+        ]
+        return [path for path in map(self._path, dict.fromkeys([*names, *there])) if os.path.lexists(path + REPLACED)]
+
+    def _drop_replaced(self, names: Sequence[str]) -> None:
+        for path in self._replaced(names):
+            with contextlib.suppress(OSError):
+                os.unlink(path + REPLACED)
+
+    def _sync_names(self, names: Sequence[str]) -> None:
+        for folder in {os.path.dirname(self._path(name)) for name in names}:
+            fsync(folder)
 
     def _failure(self, error: OSError) -> OutputError:
-        return OutputError(f"{self.folder}: can't be written to ({error.strerror})")
+        return OutputError(f"{self.folder}: can't be written to ({error.strerror}){remedy(error, self._path(NAMES))}")
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -281,24 +348,8 @@ class Output:
         for folder in reversed(missing):
             os.mkdir(folder)
             self._created_folders.append(folder)
-
-    def _take_lock(self) -> None:
-        """One merge at a time; the system drops the lock of a process that dies. Raises OutputError."""
-        self._lock = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._drop_lock()
-            raise OutputError(f"--output_path {self.folder}: another merge is being written there") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
-                raise
-            log.warning("%s: this file system has no locks, so nothing stops a second merge into it", self.folder)
-
-    def _drop_lock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            with contextlib.suppress(PermissionError):  # to read it
+                fsync(os.path.dirname(folder))
 
     def _write(self, name: str, content: bytes) -> None:
         path = self._path(name)
@@ -310,14 +361,8 @@ class Output:
             os.fsync(file.fileno())
 
 
-def _left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
-    """Whether this is what a merge that was killed leaves."""
-    whole = name.removesuffix(ending)
-    ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, LOCK, *ADAPTERS)
-    return name.endswith(ending) and (ours or is_journal(name) or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
-
-
-def _existing_parent(folder: str) -> str:
+def existing_parent(folder: str) -> str:
+    """The folder itself, or the nearest above it that is there."""
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     return folder

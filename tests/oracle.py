@@ -5,6 +5,7 @@ Shares no code with the package. Inputs are lists of float64 vectors, one per mo
 
 from __future__ import annotations
 
+import functools
 import math
 from hashlib import blake2b
 
@@ -13,6 +14,7 @@ import numpy as np
 Vector = np.ndarray
 
 
+@functools.cache
 def hashes(seed: int, model: int, tensor: str, size: int) -> list[int]:
     """Two keyed rounds of lowbias32 over a counter, in Python's integers (MATH.md, section 3)."""
     digest = blake2b(f"{seed}\0{model}\0{tensor}".encode(), digest_size=8).digest()
@@ -93,7 +95,7 @@ def ties(xs: list[Vector], weights: list[float], normalize: bool, elect: str, ze
     votes = []
     for i in range(n):
         column = [v[i] for v in weighted]
-        votes.append(float(sum(column)) if elect == "sum" else sum(map(sign_of, column)))
+        votes.append(sum(column) if elect == "sum" else sum(map(sign_of, column)))
     signs = [sign_of(vote) for vote in votes]
     balance = sum(signs)
     instead = {"positive": 1, "drop": 0, "majority": sign_of(balance)}[zero_sign]

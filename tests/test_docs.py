@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from paddle_merge import MergeConfig, merge
+from paddle_merge.analysis.cli import FIELDS as ANALYZE_FIELDS
 from paddle_merge.cli import EXAMPLES, FIELDS
 from paddle_merge.extract.cli import FIELDS as EXTRACT_FIELDS
 from paddle_merge.methods import METHODS
@@ -41,13 +42,13 @@ def test_every_flag_and_method_is_in_the_readme(page: Path) -> None:
     assert [name for name in FIELDS if f"`{name}`" not in text] == []
     assert [name for name in METHODS if f"`{name}`" not in text] == []
     assert [name for name in ("rank", "energy", "format", "only_linear") if f"--{name}" not in text] == []
-    assert [name for name in {**DIFF_FIELDS, **INSPECT_FIELDS} if f"--{name}" not in text] == []
+    assert [name for name in {**DIFF_FIELDS, **INSPECT_FIELDS, **ANALYZE_FIELDS} if f"--{name}" not in text] == []
 
 
 @pytest.mark.parametrize("page", [README, README_CN])
 def test_flags_used_in_the_readme_exist(page: Path) -> None:
     used = {flag for block in commands(page) for flag in re.findall(r"--([a-z_]+)", block) if "paddle_merge" in block}
-    known = {*FIELDS, *EXTRACT_FIELDS, *DIFF_FIELDS, *VERIFY_FIELDS}
+    known = {*FIELDS, *EXTRACT_FIELDS, *DIFF_FIELDS, *ANALYZE_FIELDS, *VERIFY_FIELDS}
     unknown = {flag for flag in used if flag.removeprefix("no_") not in known}
     assert unknown <= {"folder", "help", "model", "peers", "nproc_per_node"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
+from paddle_merge.engine import Engine, Room
 from paddle_merge.methods import METHODS
 
 from .checkpoints import from_bits, read, to_bits, write
@@ -131,8 +133,8 @@ def test_same_bytes_for_any_workers_blocks_and_shards(tmp_path: Path, method: st
         assert len(list(sharded.glob("model-*.safetensors"))) > 1
         assert all((values == reference[name]).all() for name, values in read(sharded).items())
     for block in (1 << 10, 1 << 13):
-        monkeypatch.setattr("paddle_merge.blocks.BLOCK", block)
-        monkeypatch.setattr("paddle_merge.blocks.RESIDENT", 0)
+        room = Room(block, block, resident=0, panel=block)
+        monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
         assert digest(run(tmp_path, models, base, "bfloat16", method, out=f"b{block}", **fields)) == expected
 
 

@@ -16,7 +16,7 @@ import pytest
 from paddle_merge import ConfigError, MergeConfig, engine, merge
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOATS
-from paddle_merge.engine import Engine, import_paddle
+from paddle_merge.engine import Engine, Room, import_paddle
 from paddle_merge.masks import hash_block
 from paddle_merge.methods import MERGE_TYPES, SPARSIFIERS
 from paddle_merge.select import select_quantile
@@ -28,7 +28,7 @@ from .test_select import InMemory
 paddle = import_paddle()
 
 from paddle_merge.backends import pd_words  # noqa: E402 - it imports Paddle
-from paddle_merge.backends.pd_backend import LARGEST, PaddleBackend, _hashes, block_bytes  # noqa: E402
+from paddle_merge.backends.pd_backend import PaddleBackend, _hashes, block_bytes  # noqa: E402
 from paddle_merge.backends.pd_host import PaddleOnHost  # noqa: E402
 
 BUDGET = 64 << 20
@@ -250,7 +250,7 @@ def test_blocks_fill_the_budget_and_no_more(compute: str, count: int) -> None:
         rows = block_bytes(np.dtype(compute).itemsize, count)
         assert block == 1024 or block * rows <= budget
         if budget >= 1 << 29:
-            assert block == LARGEST or block * rows * 4 > budget
+            assert block == Room.device_block or block * rows * 4 > budget
 
 
 @pytest.mark.skipif(

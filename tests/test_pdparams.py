@@ -306,7 +306,6 @@ def test_any_piece_of_any_parts(
     for module, name, value in (
         (gather, "GAP", gap),
         (gather, "CHUNK", chunk),
-        (files, "PANEL", panel),
         (files, "FEW", few),
     ):
         monkeypatch.setattr(module, name, value)
@@ -328,7 +327,7 @@ def test_any_piece_of_any_parts(
             content += laid.tobytes()
         file.write_bytes(content)
         entry = assemble("w", BFLOAT16, tensor.shape, parts[::-1])
-        reader = Files()
+        reader = Files(panel=panel)
         for _ in range(40):
             start, stop = sorted(random.integers(0, tensor.size + 1, 2))
             out = np.full(stop - start, 7, np.uint16)

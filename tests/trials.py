@@ -6,6 +6,7 @@ models' and the output's folders, run nothing, and take no more memory than its 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -22,6 +24,12 @@ from typing import Any
 import numpy as np
 
 from paddle_merge import MergeConfig, MergeError, merge
+from paddle_merge.extract.config import ExtractConfig
+from paddle_merge.extract.run import extract_lora
+from paddle_merge.report.diff_cli import DiffConfig, diff
+from paddle_merge.report.inspect_cli import InspectConfig, inspect
+from paddle_merge.report.inspect_cli import _lines as inspect_lines
+from paddle_merge.report.show import lines as diff_lines
 
 from . import attacks, checkpoints
 from .mutations import damaged
@@ -129,7 +137,11 @@ def trial(word: str, folder: Path, guard: Guard) -> tuple[Outcome, dict[str, byt
         made |= {
             "b" + name[1:]: content for name, content in made.items() if name[0] == "a" and "b" + name[1:] in specimen.files
         }
-    return judged(specimen, made, folder, guard, wanted), made
+    outcome = judged(specimen, made, folder, guard, wanted)
+    if outcome.ending != "fault" and random.randrange(3) == 0 and not specimen.merge_config:
+        command = random.choice(COMMANDS[: 2 if "lora_model_path" in specimen.fields else 3])
+        outcome = looked_at(specimen, made, folder, guard, command) or outcome
+    return outcome, made
 
 
 def judged(specimen: Specimen, made: dict[str, bytes], folder: Path, guard: Guard, wanted: State) -> Outcome:
@@ -158,6 +170,78 @@ def judged(specimen: Specimen, made: dict[str, bytes], folder: Path, guard: Guar
     if left or any(name.endswith((".partial", ".replaced")) for name in os.listdir(folder / "out")):
         return Outcome("fault", f"left {left or 'parts'} behind")
     return _compared(specimen, folder, wanted)
+
+
+def warm_up(folder: Path) -> None:
+    """Have compiled what the commands other than merge need, for all dtypes."""
+    specimen = specimens("config")[0]
+    for one, other in itertools.product(("float32", "float64", "bfloat16"), repeat=2):
+        _put(folder, specimen.files)
+        os.chdir(folder)
+        for name, dtype in (("a", one), ("b", other)):
+            tensors = checkpoints.read(folder / name)
+            (folder / name / "model.safetensors").unlink()
+            config = json.loads((folder / name / "config.json").read_bytes())
+            checkpoints.write(folder / name, tensors, dtype, config=config | {"dtype": dtype})
+        for command in COMMANDS:
+            command(str(folder / "a"), str(folder / "b"), folder)
+
+
+def looked_at(
+    specimen: Specimen, made: dict[str, bytes], folder: Path, guard: Guard, command: Callable[[str, str, Path], None]
+) -> Outcome | None:
+    """A fault of a command other than merge; None if there is none."""
+    _put(folder, {**specimen.files, **made})
+    before = _listing(folder)
+    a, b = str(folder / "a"), str(folder / "b")
+    if "lora_model_path" in specimen.fields:
+        a, b = f"{a}+{b}", a
+    guard.folder, guard.anywhere, guard.on = str(folder), False, True
+    os.chdir(folder)
+    started = time.monotonic()
+    refused: Outcome | None = None
+    try:
+        command(a, b, folder)
+    except MergeError as error:
+        guard.on = False
+        refused = _refused(error.problems or ["(no sentence)"], before, folder, True)
+    except Exception:
+        return Outcome("fault", f"a traceback of {command.__name__}: " + traceback.format_exc())
+    finally:
+        guard.on = False
+        seconds = time.monotonic() - started
+        seen, guard.seen = guard.seen, []
+    if seen:
+        return Outcome("fault", f"{command.__name__} went where it must not: {seen[:5]}")
+    if seconds > SECONDS:
+        return Outcome("fault", f"{command.__name__} took {seconds:.0f} s")
+    if refused is not None and refused.ending == "fault":
+        return Outcome("fault", f"{command.__name__}: {refused.detail}")
+    left = [name for name in _listing(folder) - before if name.split("/")[0] != "out"]
+    return Outcome("fault", f"{command.__name__} left {left} behind") if left else None
+
+
+def _inspect(a: str, b: str, folder: Path) -> None:
+    found = inspect(InspectConfig([a, b]))
+    text = json.dumps(found) + "".join(inspect_lines(found))
+    text.encode()
+    assert text.isprintable(), "what controls terminals"
+
+
+def _diff(a: str, b: str, folder: Path) -> None:
+    found = diff(DiffConfig([a, b], n_process=1), progress=False)
+    text = json.dumps(found, allow_nan=False) + "".join(diff_lines(found, 10))
+    text.encode()
+    assert text.isprintable(), "what controls terminals"
+
+
+def _extract(a: str, b: str, folder: Path) -> None:
+    config = ExtractConfig(finetuned_path=a, base_model_path=b, rank=2, output_path=str(folder / "out"))
+    extract_lora(config, progress=False)
+    json.loads((folder / "out" / "extract_report.json").read_bytes())
+
+
+COMMANDS = (_inspect, _diff, _extract)
 
 
 def _refused(sentences: list[str], before: set[str], folder: Path, whole_paths: bool) -> Outcome:

@@ -28,7 +28,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.specimens import KINDS
-from tests.trials import SECONDS, Guard, Outcome, limit_memory, right, specimens, trial
+from tests.trials import SECONDS, Guard, Outcome, limit_memory, right, specimens, trial, warm_up
 
 STARTING = 120.0  # seconds until a worker has compiled its loops
 
@@ -39,6 +39,7 @@ def serve(connection: Connection, kinds: list[str], root: str) -> None:
     for kind in kinds:  # what is imported and compiled on the way is no part of a trial
         for specimen in specimens(kind):
             right(specimen, folder)
+    warm_up(folder)
     limit_memory()
     connection.send(None)
     while word := connection.recv():

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import bits, blocks, kernels
+from .. import bits, kernels
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
+from ..engine import ROOMY, Room
 from ..files import Scratch
 from ..masks import Key, hash_block
 
@@ -40,19 +41,21 @@ class NumpyBackend:
 
     in_place: formulas overwrite their rows, so that a block must be loaded again for every pass over it.
     ahead: how many blocks may be on their way back from the device while the next one is computed.
+    room: what memory may be taken.
     """
 
     in_place = True
     ahead = 0
 
-    def __init__(self, compute: str):
+    def __init__(self, compute: str, room: Room = ROOMY):
         self.dtype: Any = np.dtype(compute)
+        self.room = room
         self._scratch = Scratch()
         self._nothing = np.empty(0, self.dtype)
 
     def block(self, models: int) -> int:
         """How many elements of each of so many models to take at a time."""
-        return blocks.BLOCK
+        return self.room.block
 
     @contextmanager
     def at_work(self) -> Iterator[Any]:
@@ -134,6 +137,10 @@ class NumpyBackend:
         else:
             loop(x, np.uint32(key[0]), np.uint32(key[1]), *args)
         return x
+
+    def rows(self, rows: Sequence[np.ndarray]) -> Any:
+        """Rows (n,), one per model, as formulas and measurements take them."""
+        return np.stack(rows)
 
     def replace(self, x: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
         """x with its rows replaced by what formulas made of them."""

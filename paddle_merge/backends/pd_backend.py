@@ -17,6 +17,7 @@ import paddle
 
 from ..bits import float8_values
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
+from ..engine import ROOMY, Room
 from ..masks import Key
 from . import pd_words as xp
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ..select import Bracket
 
 CHUNK = 1024  # elements; as in kernels.py
-LARGEST = 1 << 26  # elements of a block: larger ones copy no faster, and the host holds the sources of two
 TABLES = 5 << 20  # bytes per model that magprune's tables and counters take
 _TOP_BIT = np.uint32(0x80000000)
 _FRACTION = {BFLOAT16: 16, FLOAT16: 13}  # bits of a float32 that rounding drops
@@ -36,14 +36,15 @@ _FLOAT8 = {FLOAT8_E4M3FN: (3, 7, 0x7E, 0x7F, 0x7F), FLOAT8_E5M2: (2, 15, 0x7B, 0
 class PaddleBackend:
     """The words that methods and blocks are written in, for one compute dtype and one device ("cpu", "gpu:0", "npu:0").
 
-    budget: how many bytes of the device's memory blocks may take.
+    budget: how many bytes of the device's memory blocks may take. room: what of the host's memory, which holds the sources
+    of two blocks.
     """
 
     in_place = False
 
-    def __init__(self, compute: str, device: str, budget: int):
+    def __init__(self, compute: str, device: str, budget: int, room: Room = ROOMY):
         self.dtype: Any = np.dtype(compute)
-        self._compute, self._device, self._budget = compute, device, budget
+        self._compute, self._device, self._budget, self.room = compute, device, budget, room
         with self.at_work() as place:
             self._place = place
         self._cuda = device.startswith("gpu")
@@ -53,7 +54,7 @@ class PaddleBackend:
     def block(self, models: int) -> int:
         """The largest power of two whose rows, and what formulas make of them on the way, stay within the budget."""
         room = (self._budget - models * TABLES) // block_bytes(self.dtype.itemsize, models)
-        return int(min(max(CHUNK, 1 << max(room, 1).bit_length() - 1), LARGEST))
+        return int(min(max(CHUNK, 1 << max(room, 1).bit_length() - 1), self.room.device_block))
 
     @contextmanager
     def at_work(self) -> Iterator[Any]:
@@ -158,6 +159,10 @@ class PaddleBackend:
         """The same for a formula of x (n,) and its elements' hashes."""
         return formula(xp, x, _hashes(key, x.shape[0]), *args)
 
+    def rows(self, rows: Sequence[Any]) -> Any:
+        """Rows (n,), one per model, as formulas and measurements take them."""
+        return rows
+
     def replace(self, x: Any, rows: Sequence[Any]) -> Any:
         """x with its rows replaced by what formulas made of them."""
         return rows
@@ -244,7 +249,8 @@ def _add_up(start: float, terms: Any) -> float:
     terms = terms.reshape([-1, CHUNK])
     for width in (512, 256, 128, 64, 32, 16, 8, 4, 2, 1):
         terms = terms[:, :width] + terms[:, width:]
-    return float(np.cumsum(np.concatenate([[start], terms.numpy().reshape(-1)]))[-1])
+    with np.errstate(over="ignore"):
+        return float(np.cumsum(np.concatenate([[start], terms.numpy().reshape(-1)]))[-1])
 
 
 def _to_odd(values: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..dtypes import DType
+from ..engine import ROOMY, Room
 from ..masks import Key
 from .np_backend import NumpyBackend
 from .pd_backend import PaddleBackend
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 class PaddleOnHost(PaddleBackend):
     """PaddleBackend on the CPU, which it shares with NumPy."""
 
-    def __init__(self, compute: str):
-        super().__init__(compute, "cpu", 0)
-        self._loops = NumpyBackend(compute)
+    def __init__(self, compute: str, room: Room = ROOMY):
+        super().__init__(compute, "cpu", 0, room)
+        self._loops = NumpyBackend(compute, room)
 
     def block(self, models: int) -> int:
         return self._loops.block(models)

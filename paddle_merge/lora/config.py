@@ -122,7 +122,10 @@ def _is_number(value: Any) -> bool:
 
 def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
     """PEFT's value for a module: of the first pattern that is the end of its name."""
-    for pattern, value in (config.get(patterns) or {}).items():
+    table = config.get(patterns) or {}
+    if not isinstance(table, dict):  # which `unfit` says too, and inspect goes on after that
+        raise MalformedError(f"can't be scaled: the adapter's {patterns} is {shown(table)}")
+    for pattern, value in table.items():
         if _SLOW.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
             raise MalformedError(
                 f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, which could take forever to match; name"

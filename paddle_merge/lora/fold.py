@@ -171,7 +171,7 @@ class _Fold:
             raise MalformedError(f"is {entry.dtype.name}, which can't replace {target!r}, {old.dtype.name}")
         self._take(target, entry.name, replaces=True)
         self._replaced.append((old, entry))
-        self._put(target, dataclasses.replace(entry, name=target), ())
+        self._put(target, dataclasses.replace(entry, name=target), (), replaces=True)
 
     def _take(self, target: str, name: str, replaces: bool = False) -> None:
         """Raises MalformedError if the adapter replaces, or changes, this tensor twice, under different names."""
@@ -179,7 +179,7 @@ class _Fold:
         if other != name:
             raise MalformedError(f"and {other!r} are both for {target!r}")
 
-    def _put(self, target: str, stored: TensorEntry, changes: tuple[LowRank | Lengths, ...]) -> None:
+    def _put(self, target: str, stored: TensorEntry, changes: tuple[LowRank | Lengths, ...], replaces: bool = False) -> None:
         """Put a tensor, and what is tied to it, in the place of the checkpoint's."""
         names = [target]
         if self._targets.tied and last_word(target) in EMBEDDINGS and "lm_head.weight" in self.tensors:
@@ -193,12 +193,13 @@ class _Fold:
             old = self.tensors[name]
             if old.shape != stored.shape:
                 raise MalformedError(f"would leave {name!r}, which is tied to {target!r}, as it is")
+            before = old if replaces else old.adapted.replaced if old.adapted is not None else None
             self.tensors[name] = dataclasses.replace(
                 old,
                 file=stored.file,
                 offset=stored.offset,
                 parts=stored.parts,
-                adapted=Adapted(dataclasses.replace(stored, adapted=None), changes),
+                adapted=Adapted(dataclasses.replace(stored, adapted=None), changes, before),
             )
 
     # --- low-rank updates

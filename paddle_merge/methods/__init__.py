@@ -16,6 +16,8 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+from ..engine import Room
+
 
 def total(rows: Iterable[Any]) -> Any:
     """The sum of at least one row, added in the models' order, so that it is the same on every device and for any block."""
@@ -57,6 +59,10 @@ class Sparsifier(Protocol):
 
     def problems(self) -> list[str]:
         """What is wrong with the parameters: sentences that name the flag and the remedy."""
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        """Bytes that `prepare` takes, at most, beside the blocks, for a tensor of `size` elements; itemsize: of compute
+        dtype; room: the worker's."""
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         """What `apply` needs to know of this tensor: one state per model."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import block_key, keep_limit, mask_key
+from ..engine import Room
+from ..masks import FINEST, block_key, keep_limit, mask_key
 from . import Tensor
 
 
@@ -30,7 +31,10 @@ class Dare:
     random = True
 
     def problems(self) -> list[str]:
-        return density_problems(self.density)
+        return density_problems(self.density, FINEST)
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         scale = 1.0 / self.density if self.rescale else 1.0
@@ -44,8 +48,10 @@ class Dare:
         return backend.apply_masked(dare, x, block_key(key, start), limits, scales)
 
 
-def density_problems(density: float) -> list[str]:
-    """Why this is not a fraction of elements to keep."""
+def density_problems(density: float, least: float = 0.0) -> list[str]:
+    """Why this is not a fraction of elements to keep. least: the smallest that random masks can tell from 0."""
+    if 0.0 < density < least:
+        return [f"--reserve_p {density:g} keeps less than one element of 2**32, which masks can't tell from none; raise it"]
     if 0.0 < density <= 1.0:
         return []
     if density == 0.0:

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import block_key, keep_limit, mask_key
+from ..engine import Room
+from ..masks import FINEST, block_key, keep_limit, mask_key
 from . import Tensor
 from .dare import density_problems
 
@@ -42,7 +43,8 @@ def keep_probabilities(counts: Any, density: float, epsilon: float) -> Any:
     n = counts.sum()
     larger = n - np.cumsum(counts, dtype=np.int64)
     mean_rank = larger + (counts - 1.0) / 2.0
-    return 1.0 - ((1.0 - density) - epsilon / 2.0 + epsilon / n * mean_rank)
+    keep = 1.0 - ((1.0 - density) - epsilon / 2.0 + epsilon / n * mean_rank)
+    return np.clip(keep, FINEST, 1.0)  # epsilon at its largest reaches 0, within rounding errors
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Magprune:
     random = True
 
     def problems(self) -> list[str]:
-        found = density_problems(self.density)
+        found = density_problems(self.density, FINEST)
         if found:
             return found
         widest = 2.0 * min(self.density, 1.0 - self.density)
@@ -69,6 +71,10 @@ class Magprune:
                 f" probabilities span reserve_p -/+ epsilon/2, so epsilon may be at most {widest:g}"
             )
         return found
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        counters = 4 if size < 2**32 else 8
+        return BINS * (models * (counters + 4 + itemsize) + 5 * 8)  # and what the tables of one are computed from
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         counter = np.uint32 if tensor.size < 2**32 else np.uint64

@@ -16,6 +16,8 @@ import numpy as np
 from . import Tensor
 from .linear import linear
 
+_SMALL = 2.0**-530  # brings float64's largest to where it can be squared, and what can't be squared not below normalize_eps
+
 
 def coefficients(gram: Any, t: float, normalize_eps: float, dot_threshold: float) -> tuple[float, float]:
     """gram (2, 2) float64 dot products -> the factors of the two tensors.
@@ -60,6 +62,11 @@ class Slerp:
         gram = np.zeros((2, 2))
         for _, x in tensor.sparsified():
             backend.add_gram(x, gram)
+        if not tensor.narrow and not np.isfinite(gram).all():  # squares leave float64, which angles needn't; or NaN and Inf
+            factors = [1.0 if math.isfinite(gram[k, k]) else _SMALL for k in (0, 1)]
+            gram = np.zeros((2, 2))
+            for _, x in tensor.sparsified():
+                backend.add_gram(backend.rows([row * factor for row, factor in zip(x, factors, strict=True)]), gram)
         return backend.array(coefficients(gram, self.t, self.normalize_eps, self.dot_threshold))
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:

@@ -8,6 +8,7 @@ an offset of a few percent of a delta's size. `zero_sign` chooses; "majority" co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,8 +76,14 @@ class Ties:
     def effective_weights(self, models: int) -> Sequence[float]:
         return self.weights
 
+    def _weights(self) -> list[float]:
+        """Where only their ratios count, none is so small or large that a weighted element leaves the range of floats: times
+        a power of two, which changes no bit of what stays within it."""
+        power = math.frexp(max(self.weights))[1] - 1 if self.normalize else 0
+        return [math.ldexp(weight, -power) for weight in self.weights]
+
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
-        weights = backend.array(self.weights)
+        weights = backend.array(self._weights())
         by_count = self.elect == "count"
         if self.zero_sign != "majority":
             return weights, by_count, {"positive": 1.0, "drop": 0.0}[self.zero_sign]

@@ -8,15 +8,18 @@ larger than the paper's, so where merges come out too strong, turn it off.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..select import select_quantile
+from .. import select
+from ..engine import Room
 from . import Tensor
 from .dare import density_problems
+
+_SMALL = 2.0**-64
 
 
 def trim(xp: Any, x: Any, threshold: Any, factor: Any) -> Any:
@@ -25,6 +28,23 @@ def trim(xp: Any, x: Any, threshold: Any, factor: Any) -> Any:
     threshold: (1,) in the dtype in which magnitudes are compared.
     """
     return x * ((xp.abs(x).astype(threshold.dtype) >= threshold).astype(x.dtype) * factor)
+
+
+class _Smaller:
+    """A tensor's numbers, all times a power of two."""
+
+    def __init__(self, tensor: Tensor):
+        self.name, self.size, self.models = tensor.name, tensor.size, tensor.models
+        self.seed, self.narrow, self._tensor = tensor.seed, tensor.narrow, tensor
+
+    def deltas(self) -> Iterator[tuple[int, Any]]:
+        for start, x in self._tensor.deltas():
+            yield start, [row * _SMALL for row in x]
+
+    sparsified = deltas
+
+    def sample(self, count: int) -> Any:
+        return self._tensor.sample(count) * _SMALL
 
 
 @dataclass(frozen=True)
@@ -43,12 +63,21 @@ class Trim:
     def problems(self) -> list[str]:
         return density_problems(self.density)
 
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return select.memory(models, size, itemsize, room) if self.measures else 0
+
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         if not self.measures:
             return [None] * tensor.models
+        cuts = select.select_quantile(tensor, backend, 1.0 - self.density)
+        sums = cuts
+        if self.rescale and not tensor.narrow and not all(math.isfinite(cut.total) for cut in cuts):
+            sums = select.select_quantile(
+                _Smaller(tensor), backend, 1.0 - self.density
+            )  # the sums leave float64, not their ratio
         states = []
-        for cut in select_quantile(tensor, backend, 1.0 - self.density):
-            factor = cut.total / cut.kept if self.rescale and cut.kept > 0 else 1.0
+        for cut, parts in zip(cuts, sums, strict=True):
+            factor = parts.total / parts.kept if self.rescale and parts.kept > 0 else 1.0
             if not math.isfinite(factor):  # an Inf or NaN in the input must not spread over the whole tensor
                 factor = 1.0
             states.append((backend.constant(np.array([cut.threshold])), backend.scalar(factor)))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..dtypes import DType
 from ..errors import CheckpointError
 
 MAX_DIMS = 64  # of a tensor, as NumPy 2 has it
 MAX_SIZE = 1 << 59  # elements, empty dimensions aside: what NumPy and others can still address
+MAX_JSON = 100_000_000  # bytes, of a file and of a safetensors header, as in the safetensors library
 TEXT_STEP = 1 << 16  # characters between the places that Part.text gives
+Origin = tuple[str, str]  # the path of an input or adapter, and the name that a tensor has there
+_ORIGIN: Any = field(default=("", ""), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Part:
 
     at, shape, strides: one number per dimension of the tensor, in elements; or one number each, for a run of the tensor's
         elements in row-major order.
+    origin: the tensor that it is, or was cut out of, as it is stored; known in a merge's inputs.
     text: of bytes that are stored as UTF-8 (pickle protocol 2), one character per byte: the offsets in `file` of characters
         0, TEXT_STEP, 2 * TEXT_STEP ... and of the end. Else empty.
     """
@@ -34,6 +40,7 @@ class Part:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     text: tuple[int, ...] = ()
+    origin: Origin = _ORIGIN
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,14 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A tensor that is not stored as it is merged: `stored`, of any float dtype, with the changes made to it in order."""
+    """A tensor that is not stored as it is merged: `stored`, of any float dtype, with the changes made to it in order.
+
+    replaced: what stood there before, if `stored` is an adapter's; it is not read.
+    """
 
     stored: TensorEntry
     changes: tuple[LowRank | Lengths, ...] = ()
+    replaced: TensorEntry | None = field(default=None, compare=False, repr=False)
 
     @property
     def entries(self) -> list[TensorEntry]:
@@ -81,7 +92,9 @@ class Adapted:
 @dataclass(frozen=True)
 class TensorEntry:
     """Where one tensor lies: `nbytes` contiguous little-endian bytes at `offset` of `file`, in row-major order; or, if there
-    are parts, wherever they lie (then file and offset are the first part's); or, if it is adapted, what it is made of."""
+    are parts, wherever they lie (then file and offset are the first part's); or, if it is adapted, what it is made of.
+
+    origin: as Part.origin; of one that has parts, theirs count."""
 
     name: str
     dtype: DType
@@ -91,6 +104,7 @@ class TensorEntry:
     nbytes: int
     parts: tuple[Part, ...] = ()
     adapted: Adapted | None = None
+    origin: Origin = _ORIGIN
 
     @property
     def files(self) -> set[str]:
@@ -140,11 +154,31 @@ class Checkpoint:
         return sum(entry.nbytes for entry in self.tensors.values())
 
 
+def open_regular(path: str) -> BinaryIO:
+    """A file, opened to be read. Raises OSError; also for what would never end, or never begin: devices and pipes."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115  # it is returned
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file
+
+
+def read_small(path: str, limit: int = MAX_JSON) -> bytes:
+    """All of a file that stands beside weights. Raises OSError; also for one of more bytes than such a file ever has."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it is larger than {limit / 1e6:,.0f} MB, as no such file is")
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise OSError(errno.EBUSY, "it changes while it is read")
+    return content
+
+
 def read_json(path: str) -> Any:
     """The parsed file. Raises CheckpointError, naming the file, if it can't be read or isn't JSON with unique keys."""
     try:
-        with open(path, "rb") as file:
-            return parse_json(file.read())
+        return parse_json(read_small(path))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -103,6 +103,8 @@ def open_model(spec: str, prefix: str) -> tuple[Checkpoint, Sequence[Adapter]]:
     from . import open_checkpoint
 
     base, *paths = split(spec)
+    if not spec:
+        raise CheckpointError("one of the models' paths is empty; give the path of a folder or file for each")
     if not all((base, *paths)):
         raise CheckpointError(f"{spec}: + stands between a model and its adapters, and on one side of it there is nothing")
     if other := _other_reading(spec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeGuard, TypeVar
 
@@ -18,13 +19,15 @@ T = TypeVar("T")
 # NumPy's codes. Paddle has no bfloat16 in NumPy and writes its bits as uint16; nobody has weights of uint16.
 _CODES = {np.dtype(dtype.raw).str[1:]: dtype for dtype in DTYPES if dtype.name == np.dtype(dtype.raw).name}
 _CODES |= {"f2": FLOAT16, "u2": BFLOAT16}
+_CODE = re.compile(r"[biufcmMOSUV]\d{1,9}", re.ASCII)  # with those that can't be merged
 
 
 class NumpyType(Standin):
     """numpy.dtype(code, align, copy), then its state, of which only the byte order counts."""
 
     def __init__(self, code: Any, align: Any, copy: Any):
-        if not (isinstance(align, int) and isinstance(copy, int)):
+        known = not isinstance(code, str) or _CODE.fullmatch(code)  # others are refused with the tensor's name
+        if not (known and isinstance(align, int) and isinstance(copy, int)):
             raise MalformedError("has a dtype that NumPy doesn't write")
         self.code, self.little = code, True
 
@@ -52,7 +55,7 @@ class Array(Standin):
 
     def build(self, state: Any) -> None:
         version, self.shape, self.type, fortran, self.data = state
-        if type(version) is not int or version != 1 or not isinstance(fortran, int):
+        if type(version) is not int or version != 1 or not (isinstance(fortran, int) and fortran in (0, 1)):
             raise MalformedError("has an array of a state that NumPy doesn't write")
         self.fortran = bool(fortran)
 
@@ -65,7 +68,8 @@ def naturals(value: Any) -> TypeGuard[tuple[int, ...]]:
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> Array:
     """An array, still empty: _reconstruct(numpy.ndarray, (0,), b"b")."""
-    if not (isinstance(kind, Word) and kind.name == "numpy.ndarray" and naturals(shape) and isinstance(code, Bytes)):
+    empty = naturals(shape) and shape == (0,)
+    if not (isinstance(kind, Word) and kind.name == "numpy.ndarray" and empty and isinstance(code, Bytes)):
         raise MalformedError("makes an array as NumPy doesn't")
     return Array()
 
@@ -151,10 +155,9 @@ def place(array: Array, file: str, texts: Texts) -> tuple[DType, Part]:
     """
     if not isinstance(array.type, NumpyType) or not naturals(array.shape):
         raise MalformedError("is not a whole array")
-    dtype = array.type.storage()
-    if not isinstance(array.data, Bytes):
+    dtype, data = array.type.storage(), array.data
+    if not isinstance(data, Bytes):
         raise MalformedError("is not a whole array")
-    data = array.data
     if data.text and (data.offset, data.nbytes) not in texts:
         texts[data.offset, data.nbytes] = index_text(file, data)
     held, text = texts[data.offset, data.nbytes] if data.text else (data.nbytes, ())

@@ -7,10 +7,12 @@ import os
 from collections.abc import Mapping
 
 from ..errors import CheckpointError
-from . import Checkpoint, read_json
+from ..parsing import shown
+from . import Checkpoint, open_regular, read_json
 
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 ADAPTER = "adapter"  # the prefix of a LoRA adapter's weights, whatever their files are called
+SHOWN = 20  # names in a sentence
 ENDINGS = (".safetensors", ".pdparams", ".bin", ".distcp")
 
 
@@ -35,6 +37,8 @@ def open_folder(path: str, prefix: str) -> Checkpoint:
     """
     from . import flex, parallel
 
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise CheckpointError(f"{path}: can't be read (no permission to look into it)")
     for name in singles(prefix):
         single = os.path.join(path, name)
         if os.path.isfile(f"{single}.index.json"):
@@ -64,7 +68,10 @@ def open_index(path: str, index: str, single: str | None) -> Checkpoint:
         )
     missing = [shard for shard in shards if not os.path.isfile(os.path.join(path, shard))]
     if missing:
-        raise CheckpointError(f"{index}: names shards that are not there: {', '.join(missing)}")
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise CheckpointError(
+            f"{index}: names shards that are not there: {', '.join(name[:100] for name in missing[:SHOWN])}{more}"
+        )
     return _open_files(path, path, [os.path.join(path, shard) for shard in shards], weight_map)
 
 
@@ -88,7 +95,7 @@ def _open_files(path: str, folder: str, files: list[str], weight_map: dict[str, 
 def sniff(file: str) -> str:
     """The kind of a file: "safetensors", "pdparams" or "bin". Raises CheckpointError if it is none of them."""
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             head = stream.read(16)
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
@@ -117,7 +124,7 @@ def read_weight_map(index: str) -> dict[str, str]:
         raise CheckpointError(f"{index}: has no weight_map from tensor names to shard names")
     for shard in sorted(set(weight_map.values())):
         if os.path.basename(shard) != shard or shard in ("", ".", ".."):
-            raise CheckpointError(f"{index}: names a shard outside its folder: {shard!r}")
+            raise CheckpointError(f"{index}: names a shard outside its folder: {shown(shard)}")
     if not weight_map:
         raise CheckpointError(f"{index}: its weight_map is empty")
     return weight_map
@@ -139,6 +146,8 @@ def _nothing_here(path: str, prefix: str) -> str:
         found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{ending}")))
         if found:
             name = os.path.basename(found[0])
+            if not os.path.isfile(found[0]):
+                return f"{wanted}; its {name} is no file, or a link to what isn't there"
             if ending == ".distcp":
                 return f"{wanted}; it has {name}, but not the .metadata file that says what is in it"
             return f"{wanted}; it has {name}: give that file, or its prefix with --merge_prefix"

@@ -21,17 +21,17 @@ def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Pa
 
     Raises MalformedError if they leave anything out, overlap, or reach beyond it.
     """
-    size, file = math.prod(shape), parts[0].file
+    size, file, origin = math.prod(shape), parts[0].file, parts[0].origin
     parts = [part for part in parts if math.prod(part.shape)]
     problem = _uncovered(shape, parts)
     if problem:
         raise MalformedError(problem)
     runs = sorted((_as_run(part, shape) for part in parts), key=lambda part: part.at)
     if not runs:
-        return TensorEntry(name, dtype, shape, file, 0, 0)
+        return TensorEntry(name, dtype, shape, file, 0, 0, origin=origin)
     first = runs[0]
     if len(runs) == 1 and first.at == (0,) and first.shape == (size,) and first.strides == (1,) and not first.text:
-        return TensorEntry(name, dtype, shape, first.file, first.offset, size * dtype.itemsize)
+        return TensorEntry(name, dtype, shape, first.file, first.offset, size * dtype.itemsize, origin=first.origin)
     return TensorEntry(name, dtype, shape, first.file, first.offset, size * dtype.itemsize, tuple(runs))
 
 
@@ -39,7 +39,7 @@ def as_boxes(entry: TensorEntry) -> list[Part]:
     """The same tensor in boxes of as many dimensions as it has. Raises MalformedError if a part can't be cut into them."""
     strides = row_major(entry.shape)
     if not entry.parts:
-        return [Part(entry.file, entry.offset, (0,) * len(entry.shape), entry.shape, strides)]
+        return [Part(entry.file, entry.offset, (0,) * len(entry.shape), entry.shape, strides, origin=entry.origin)]
     found: list[Part] = []
     for part in entry.parts:
         if len(part.at) == len(entry.shape) and len(entry.shape) != 1:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..errors import CheckpointError
+from . import open_regular
 
 MAX_STEPS = 1 << 23  # instructions; a quarter of a million tensors need fewer. Bounds time and memory
 MAX_TEXT = 1 << 16  # bytes; longer text is a payload (protocol 2), and is not read
@@ -114,7 +115,7 @@ class Window:
 def open_window(path: str) -> Window:
     """The whole file. Raises CheckpointError."""
     try:
-        file = open(path, "rb")  # noqa: SIM115  # the window closes it
+        file = open_regular(path)
         return Window(path, file, 0, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None

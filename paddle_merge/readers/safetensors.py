@@ -15,10 +15,8 @@ from typing import Any, TypeGuard
 from ..dtypes import BFLOAT16, BY_TAG, UINT16
 from ..errors import CheckpointError
 from ..parsing import shown
-from . import MAX_DIMS, MAX_SIZE, Checkpoint, TensorEntry, parse_json, read_json
+from . import MAX_DIMS, MAX_JSON, MAX_SIZE, Checkpoint, TensorEntry, open_regular, parse_json, read_json
 from .find import misplaced
-
-MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 
 def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, str] | None) -> Checkpoint:
@@ -51,11 +49,11 @@ def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, s
 def _read_header(file: str, folder: str) -> tuple[list[TensorEntry], dict[str, str]]:
     """One file's tensors, by offset, and its metadata. Raises CheckpointError listing all that is wrong with it."""
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 2 <= length <= min(size - 8, MAX_HEADER):
+            if not 2 <= length <= min(size - 8, MAX_JSON):
                 raise CheckpointError(f"{file}: is not a safetensors file, or is cut off within its header")
             text = stream.read(length)
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from ..dtypes import BFLOAT16, DTYPES, FLOAT16, FLOAT32, FLOAT64, DType
 from ..errors import CheckpointError
-from . import Checkpoint, Part, TensorEntry
+from . import MAX_JSON, Checkpoint, Part, TensorEntry, open_regular
 from .arrays import empty_dict, named, naturals, nothing
 from .parts import assemble
 from .pdparams import join
@@ -106,7 +106,7 @@ WORDS: dict[tuple[str, str], Callable[..., Any]] = {
 def _read_tensors(file: str) -> list[TensorEntry]:
     """The tensors of one file, by offset. Raises CheckpointError listing all that is wrong with it."""
     try:
-        with open(file, "rb") as members, open(file, "rb") as code:
+        with open_regular(file) as members, open_regular(file) as code:
             archive = _Archive(members)
             start, size = archive.locate("data.pkl")
             content = load(Window(file, code, start, start + size), WORDS, archive.storage, plain=True)
@@ -128,12 +128,24 @@ def _read_tensors(file: str) -> list[TensorEntry]:
     return sorted(entries, key=lambda entry: entry.offset)
 
 
+class _Bounded:
+    """A stream as zipfile reads it, but for a list of members that is said to be larger than any is."""
+
+    def __init__(self, stream: BinaryIO):
+        self.seek, self.tell, self._stream = stream.seek, stream.tell, stream
+
+    def read(self, count: int = -1) -> bytes:
+        if count > MAX_JSON:
+            raise ValueError
+        return self._stream.read(count)
+
+
 class _Archive:
     """The zip: where its members lie. Raises MalformedError where it is none, or not as torch writes it."""
 
     def __init__(self, stream: BinaryIO):
         try:
-            infos = zipfile.ZipFile(stream).infolist()
+            infos = zipfile.ZipFile(_Bounded(stream)).infolist()
         except OSError:
             raise
         except Exception as error:  # zipfile raises all kinds on damaged files

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
-from ..detect import read_config
 from ..dtypes import DTYPES
-from ..errors import CheckpointError
-from ..lora.fold import adapt
-from ..names import layer_of, word_of
-from ..quantised import signs
 from ..readers import Checkpoint
-from ..readers.adapters import open_model
-from .headers import in_one_layout
 from .measure import Pair, Sums, measure
-
-log = logging.getLogger("paddle_merge")
+from ..names import layer_of, word_of
+from .opened import open_together
+from .threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -42,22 +31,9 @@ class Models:
 
 def open_models(specs: tuple[str, str], layouts: tuple[str | None, str | None], prefix: str) -> Models:
     """Read the headers. Raises CheckpointError listing everything wrong with either."""
-    opened, problems = [], []
-    for spec in specs:
-        try:
-            opened.append(open_model(spec, prefix))
-        except CheckpointError as error:
-            problems += error.problems
-    if problems:
-        raise CheckpointError(list(dict.fromkeys(problems)))
-    checkpoints, adapters = [checkpoint for checkpoint, _ in opened], [held for _, held in opened]
-    fallback = next((config for one in checkpoints if (config := read_config(one.folder))), {})
-    viewed, layout, notes = in_one_layout(checkpoints, layouts, prefix)
-    (a, b), folded, noticed = adapt(viewed, adapters, specs, layout, fallback)
-    for checkpoint in checkpoints:
-        if found := signs(checkpoint, read_config(checkpoint.folder)):
-            notes.append(f"{checkpoint.path} is quantised ({'; '.join(found)}): its codes are compared as plain numbers")
-    return Models(a, b, layout, [*notes, *folded, *noticed])
+    opened = open_together(specs, layouts, prefix)
+    a, b = opened.checkpoints
+    return Models(a, b, opened.layout, opened.notes)
 
 
 def compare(models: Models, n_process: int, progress: bool | None = None) -> dict[str, Any]:
@@ -112,47 +88,19 @@ def compare(models: Models, n_process: int, progress: bool | None = None) -> dic
 
 
 def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> list[Sums]:
-    """What each pair differs by. Threads do: nearly all time goes to loops and reads that don't hold Python's lock."""
-    from tqdm import tqdm
-
+    """What each pair differs by."""
     pieces = [(number, start, stop) for number, pair in enumerate(pairs) for start, stop in pair.pieces()]
-    found: list[list[Sums | None]] = [[] for _ in pairs]
-    places = []
-    for number, _, _ in pieces:
-        places.append(len(found[number]))
-        found[number].append(None)
-    lock, stopped = threading.Lock(), threading.Event()
-    disable = not log.isEnabledFor(logging.INFO) or (not sys.stderr.isatty() if progress is None else not progress)
-    total = sum(pair.size * (pair.a.dtype.itemsize + pair.b.dtype.itemsize) for pair in pairs)
+    nbytes = sum(pair.size * (pair.a.dtype.itemsize + pair.b.dtype.itemsize) for pair in pairs)
 
-    def advance(nbytes: int) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        if not disable:
-            with lock:
-                bar.update(nbytes)
-
-    def work(which: int) -> None:
+    def work(which: int, advance: Callable[[int], None]) -> Sums:
         number, start, stop = pieces[which]
-        found[number][places[which]] = measure(pairs[number], start, stop, advance)
+        return measure(pairs[number], start, stop, advance)
 
-    largest_first = sorted(range(len(pieces)), key=lambda which: pieces[which][1] - pieces[which][2])
-    with tqdm(total=total, unit="B", unit_scale=True, desc="comparing", disable=disable) as bar:
-        pool = ThreadPoolExecutor(max(1, min(n_process, len(pieces))))
-        try:
-            for future in as_completed([pool.submit(work, which) for which in largest_first]):
-                future.result()
-        except BaseException:
-            stopped.set()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return [_added([sums for sums in of_pair if sums is not None]) for of_pair in found]
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sizes = [stop - start for _, start, stop in pieces]
+    result = [Sums() for _ in pairs]
+    for (number, _, _), sums in zip(pieces, in_threads(work, sizes, n_process, nbytes, "comparing", progress), strict=True):
+        result[number] += sums
+    return result
 
 
 # --- the report --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ..detect import LAYOUTS
 from ..errors import CheckpointError, ConfigError, MergeError
 from ..fields import _flag
 from ..flags import build_app, normal_form
+from .threads import cores
 
 HELP = """Tell what the numbers of two checkpoints differ by: in total, by layer, by kind of tensor, and tensor by tensor.
 
@@ -123,7 +124,7 @@ def diff(config: DiffConfig, progress: bool | None = None) -> dict[str, Any]:
     except ConfigError as error:
         found.append(error)
     if len(config.paths) == 2:
-        from .diff import compare, cores, open_models  # and with it Numba
+        from .diff import compare, open_models  # and with it Numba
 
         try:
             layouts = (config.layout[0], config.layout[-1]) if config.layout and not found else (None, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from ..fields import _flag
 from ..flags import build_app, normal_form
 from .checkpoint import look
 from .headers import MISSING, differences, grouped
+from .names import letters
 from .tables import count, facts, size, table
 
 SHOWN = 30  # groups of tensors in the table of what differs
@@ -92,9 +92,9 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     result: dict[str, Any] = {"checkpoints": [one.said for one in looked]}
     pairs = [(one.checkpoint, one.said) for one in looked if one.checkpoint is not None]
     if len(pairs) > 1:
-        letters = [letter for letter, one in zip(_letters(), looked, strict=False) if one.checkpoint is not None]
+        held = [letter for letter, one in zip(letters(), looked, strict=False) if one.checkpoint is not None]
         result["differs"] = {
-            "of": letters,
+            "of": held,
             **differences([one for one, _ in pairs], [said for _, said in pairs], config.merge_prefix),
         }
     return result
@@ -103,17 +103,9 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
 # --- as text -----------------------------------------------------------------------------------------------------------
 
 
-def _letters() -> Iterator[str]:
-    """A to Z, then A2 ..."""
-    number = 1
-    while True:
-        yield from (letter if number == 1 else f"{letter}{number}" for letter in string.ascii_uppercase)
-        number += 1
-
-
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     several = len(found["checkpoints"]) > 1
-    for letter, said in zip(_letters(), found["checkpoints"], strict=False):
+    for letter, said in zip(letters(), found["checkpoints"], strict=False):
         yield f"{letter}  {said['path']}" if several else str(said["path"])
         yield from facts(list(_adapter(said) if "adapter" in said else _checkpoint(said)), 2)
         for adapter in said.get("adapters", ()):
@@ -129,7 +121,8 @@ def _checkpoint(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "format", f"{said['format']}, {files[0] if len(files) == 1 else f'{len(files)} files'}, {size(said['bytes'])}"
     yield "layout", f"{said['layout'] or 'unknown'}: {said['layout_evidence']}"
     if said["family"]:
-        names = ", ".join(map(str, said["architectures"] or ()))
+        told = said["architectures"] or ()
+        names = ", ".join(map(str, told if isinstance(told, list | tuple) else [told]))
         yield "family", f"{said['family']}{f' ({names})' if names else ''}"
     if said["quantised"]:
         yield "quantised", "; ".join(said["quantised"])

@@ -1,0 +1,164 @@
+"""What is summed up of task vectors, and the numbers that follow. Sums of tensors add up to those of a layer or of all.
+
+Numbers that don't exist (a cosine of zeros), or whose sums leave float64, are None.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+S = TypeVar("S", bound="_Sums")
+
+
+@dataclass(frozen=True)
+class _Sums:
+    def __add__(self: S, other: S) -> S:
+        values = {}
+        for item in dataclasses.fields(self):
+            one, two = getattr(self, item.name), getattr(other, item.name)
+            values[item.name] = max(one, two) if item.name == "largest" else one + two
+        return type(self)(**values)
+
+    @classmethod
+    def total(cls: type[S], parts: Iterable[S]) -> S:
+        return sum(parts, cls())
+
+
+@dataclass(frozen=True)
+class ModelSums(_Sums):
+    """One task vector. changed: elements that aren't zero. absolute, squares, largest: of its magnitudes; along_base: its
+    dot product with the base; base_squares: of the base."""
+
+    elements: int = 0
+    changed: int = 0
+    absolute: float = 0.0
+    squares: float = 0.0
+    along_base: float = 0.0
+    base_squares: float = 0.0
+    largest: float = 0.0
+
+    @property
+    def norm(self) -> float | None:
+        return root(self.squares)
+
+    @property
+    def relative(self) -> float | None:
+        """The task vector's norm over the base's."""
+        return 0.0 if self.elements and not self.changed else ratio(root(self.squares), root(self.base_squares))
+
+    @property
+    def base_cosine(self) -> float | None:
+        """Of the model itself and the base."""
+        squares = self.base_squares + 2 * self.along_base + self.squares
+        return _cosine(self.base_squares + self.along_base, self.base_squares, squares)
+
+    @property
+    def changed_fraction(self) -> float | None:
+        return ratio(self.changed, self.elements)
+
+    @property
+    def mean(self) -> float | None:
+        """Magnitude of an element, of those that changed."""
+        return ratio(self.absolute, self.changed)
+
+
+@dataclass(frozen=True)
+class PairSums(_Sums):
+    """Two task vectors, a and b. both: elements that aren't zero in either. conflicts: those of them whose signs differ.
+    different: elements that aren't equal. products: a * b; sizes: |a * b|. kept_a, kept_b, kept_both: elements of the
+    trimmed task vectors that aren't zero."""
+
+    elements: int = 0
+    changed_a: int = 0
+    changed_b: int = 0
+    both: int = 0
+    conflicts: int = 0
+    different: int = 0
+    squares_a: float = 0.0
+    squares_b: float = 0.0
+    products: float = 0.0
+    sizes: float = 0.0
+    kept_a: int = 0
+    kept_b: int = 0
+    kept_both: int = 0
+
+    @property
+    def cosine(self) -> float | None:
+        if not self.different and self.changed_a:
+            return 1.0
+        return _cosine(self.products, self.squares_a, self.squares_b)
+
+    @property
+    def overlap(self) -> float | None:
+        """Elements that changed in both, of those that changed in either."""
+        return ratio(self.both, self.changed_a + self.changed_b - self.both)
+
+    @property
+    def trimmed_overlap(self) -> float | None:
+        """The same of the trimmed task vectors."""
+        return ratio(self.kept_both, self.kept_a + self.kept_b - self.kept_both)
+
+    @property
+    def sign_conflict(self) -> float | None:
+        """Of the elements that changed in both, those whose signs differ."""
+        return ratio(self.conflicts, self.both)
+
+    @property
+    def weighted_sign_conflict(self) -> float | None:
+        """The same with each element counted by |a * b|: (sum |ab| - sum ab) / (2 sum |ab|)."""
+        share = ratio(self.sizes - self.products, 2 * self.sizes)
+        return None if share is None else min(1.0, max(0.0, share))
+
+    @property
+    def distance(self) -> float | None:
+        """||a - b||: how far apart the models are."""
+        return root(max(0.0, self.squares_a + self.squares_b - 2 * self.products))
+
+
+@dataclass(frozen=True)
+class KeptSums(_Sums):
+    """A task vector x, and what a sparsifier makes of it, s. changed, absolute, squares: of x, as in ModelSums. kept,
+    kept_absolute: elements of s that aren't zero, and |x| there; agreed, agreed_absolute: those that have the elected sign.
+    scaled: sum |s|. error: sum (s - x)**2.
+    """
+
+    changed: int = 0
+    absolute: float = 0.0
+    squares: float = 0.0
+    kept: int = 0
+    kept_absolute: float = 0.0
+    agreed: int = 0
+    agreed_absolute: float = 0.0
+    scaled: float = 0.0
+    error: float = 0.0
+
+    @property
+    def distance(self) -> float | None:
+        """||s - x|| / ||x||."""
+        return ratio(root(self.error), root(self.squares))
+
+
+def root(value: float) -> float | None:
+    return math.sqrt(value) if math.isfinite(value) else None
+
+
+def ratio(part: float | None, whole: float | None) -> float | None:
+    if part is None or not whole or not math.isfinite(whole):
+        return None
+    value = part / whole
+    return value if math.isfinite(value) else None
+
+
+def _cosine(product: float, squares_a: float, squares_b: float) -> float | None:
+    if not (squares_a > 0 and squares_b > 0) or not all(map(math.isfinite, (product, squares_a, squares_b))):
+        return None
+    return max(-1.0, min(1.0, product / math.sqrt(squares_a) / math.sqrt(squares_b)))
+
+
+def json_of(sums: Any, *names: str) -> dict[str, Any]:
+    """Fields and properties by name, for JSON."""
+    return {name: getattr(sums, name) for name in names}

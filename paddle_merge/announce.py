@@ -1,0 +1,279 @@
+"""The plan for people, in lines that fit a screen; and for programs, whole, in a JSON file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from . import __version__, ceiling
+from .account import Account, Fate, Made, account, parameters
+from .config import MergeConfig
+from .engine import ROOMY
+from .errors import OutputError
+from .plan import Plan
+from .readers.adapters import split
+from .sidecars import CARD
+from .writer import free_bytes
+
+log = logging.getLogger("paddle_merge")
+SHOWN = 40  # kinds of tensors in the text; the file has all tensors
+MARK = "paddle_merge_account"  # the first key of the file; a file without it is not replaced
+Predicted = Mapping[str, Any]
+
+
+def announce(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes], planning: float) -> None:
+    """Print the plan if it is a dry run, with all that is to be known about it; else log it. Write it to config.account.
+
+    planning: seconds that it took to make. Raises CheckpointError if a tensor would be lost; OutputError, WorkError.
+    """
+    accounted = account(plan)
+    predicted = predict(plan, config, sidecars, planning)
+    lines = describe(plan, config, sidecars)
+    if config.dry_run:
+        lines += [*_inputs(accounted), *_tensors(accounted), *_prediction(predicted)]
+        print("\n".join(lines))
+    else:
+        log.info("%s", "\n".join(lines))
+    if config.account:
+        _write(config.account, as_json(plan, config, accounted, predicted))
+
+
+def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> list[str]:
+    """What will be done, in a few lines."""
+    recipe = plan.recipe
+    weights = recipe.merger.effective_weights(len(recipe.models))
+    merged = [tensor for tensor in plan.tensors if tensor.merged]
+    dtypes = ", ".join(sorted({tensor.dtype.name for tensor in merged})) or "none"
+    count = sum(tensor.size for tensor in merged)
+    copied = len(plan.tensors) - len(merged)
+    shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
+    alone = len(recipe.models) == 1 and not recipe.base
+    shown = ", ".join(f"{name} {value}" for name, value in parameters(recipe).items()) or "no parameters"
+    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.method}: {shown}"]
+    lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, recipe.models, strict=True)]
+    if not alone:
+        lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
+    lines += [f"adapter  {sentence}" for sentence in plan.folded]
+    lines += [f"config   {plan.donor.note}"] if plan.donor.note else []
+    lines += [f"layout   {sentence}" for sentence in plan.turned]
+    lines.append(
+        f"tensors  {len(merged)} merged ({count / 1e6:,.1f} M parameters, {dtypes})"
+        + (f", {copied} copied (integers, equal in all models)" if copied else "")
+    )
+    lines.append(
+        f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if recipe.measures else ''}"
+    )
+    lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
+    names = ", ".join(name for name in sidecars if name != CARD)
+    lines.append(f"copied   {names or 'nothing'} from {plan.donor.folder}")
+    if plan.engine.tensor_type == "pd":
+        budget = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""
+        lines.append(f"engine   Paddle on {plan.engine.device}{budget}")
+    fewer = f" of {config.n_process}, for --max_memory" if config.max_memory and plan.n_process < config.n_process else ""
+    smaller = "" if plan.engine.room == ROOMY else ", each keeping less at a time than it could"
+    nbytes = ceiling.memory(plan, _beside(sidecars)) / 1e6
+    lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {nbytes:.0f} MB of memory")
+    return lines
+
+
+def predict(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes], planning: float) -> Predicted:
+    """Memory and disk, in bytes; of a dry run time, too, in seconds."""
+    found: dict[str, Any] = {
+        "workers": plan.n_process,
+        "memory": ceiling.memory(plan, _beside(sidecars)),
+        "disk": plan.bytes_out + _beside(sidecars),
+        "disk_free": free_bytes(config.output, config.merge_prefix),
+    }
+    if config.dry_run:
+        from .probe import forecast  # and with it Numba
+
+        time = forecast(plan, config.output, planning)
+        found["time"] = {"seconds": time.seconds, **dataclasses.asdict(time)}
+    return found
+
+
+def _beside(sidecars: Mapping[str, bytes]) -> int:
+    return sum(map(len, sidecars.values()))
+
+
+def _prediction(predicted: Predicted) -> Iterator[str]:
+    yield f"disk     {predicted['disk'] / 1e9:.2f} GB, of {predicted['disk_free'] / 1e9:.0f} GB free"
+    time = predicted["time"]
+    parts = {"starting": "starting", "reading": "reading", "computing": "computing", "writing": "writing"}
+    parts |= {"flushing": "waiting for the disk"} if time["flushing"] >= 0.05 else {}
+    shown = ", ".join(f"{word} {_seconds(time[name])}" for name, word in parts.items())
+    cached = time["cached"]
+    where = "" if cached is None or not predicted["disk"] else f"; {cached:.0%} of the inputs are in memory already"
+    yield f"time     about {_seconds(time['seconds'])} ({shown}{where})"
+    yield from (f"         {note}" for note in time["notes"])
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# --- the account as text -------------------------------------------------------------------------------------------------
+
+
+def _inputs(accounted: Account) -> Iterator[str]:
+    """Of every input how many of its tensors are used, and which aren't."""
+    for one in accounted.inputs:
+        left_out = one.left_out
+        used = f"{len(one.fates) - len(left_out)} used" if left_out else "all used"
+        yield f"from     {one.path} ({one.role}): {len(one.fates)} tensors, {used}"
+        for why, fates in _by(left_out, lambda fate: fate.why).items():
+            for name, count in _names(fate.name for fate in fates):
+                yield f"         not used: {_times(count)}{name}: {why}"
+
+
+def _tensors(accounted: Account) -> Iterator[str]:
+    """Tensors of a kind on one line."""
+
+    def kind(made: Made) -> object:
+        return _template(made.name), made.shape, made.dtypes, made.dtype, made.how, made.notes
+
+    rows = []
+    for group in _by(accounted.made, kind).values():
+        (name, count), *_ = _names(made.name for made in group)
+        made = group[0]
+        dtypes = " ".join(dict.fromkeys(made.dtypes))
+        dtype = made.dtype if dtypes == made.dtype else f"{dtypes} -> {made.dtype}"
+        shape = f"[{', '.join(map(str, made.shape))}]"
+        rows.append((name, f"{_times(count)}{shape} {dtype}: {'; '.join([made.how, *made.notes])}"))
+    width = min(60, max((len(name) for name, _ in rows[:SHOWN]), default=0))
+    yield from (f"  {name:{width}}  {rest}" for name, rest in rows[:SHOWN])
+    if len(rows) > SHOWN:
+        yield f"  and {len(rows) - SHOWN} kinds of tensors more; --account FILE.json lists every tensor"
+
+
+def _times(count: int) -> str:
+    return f"{count} x " if count > 1 else ""
+
+
+def _by(rows: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
+    found: dict[Any, list[Any]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
+
+
+def _template(name: str) -> tuple[str, ...]:
+    return tuple("#" if re.fullmatch(r"\d+", word) else word for word in name.split("."))
+
+
+def _names(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Names that differ in numbers only as one, "layers.{0..79}.w"; and how many each stands for."""
+    found = []
+    for template, group in _by(names, _template).items():
+        columns = zip(template, zip(*(name.split(".") for name in group), strict=True), strict=True)
+        shown = [_ranges(set(map(int, column))) if word == "#" else word for word, column in columns]
+        found.append((".".join(shown), len(group)))
+    return found
+
+
+def _ranges(numbers: set[int]) -> str:
+    if len(numbers) == 1:
+        return str(*numbers)
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return "{" + ",".join(str(first) if first == last else f"{first}..{last}" for first, last in runs) + "}"
+
+
+# --- the account as a file -----------------------------------------------------------------------------------------------
+
+
+def as_json(plan: Plan, config: MergeConfig, accounted: Account, predicted: Predicted) -> dict[str, Any]:
+    """Everything: how each tensor of the output is made, and what becomes of each of every input."""
+    recipe = plan.recipe
+    weights = recipe.merger.effective_weights(len(recipe.models))
+    return {
+        MARK: __version__,
+        "method": recipe.method,
+        "parameters": parameters(recipe),
+        "models": [{"path": path, "weight": weight} for path, weight in zip(recipe.models, weights, strict=True)],
+        "base": recipe.base,
+        "layout": plan.layout,
+        "output": config.output,
+        "predicted": predicted,
+        "refused": [],
+        "tensors": [_made(made) for made in accounted.made],
+        "inputs": [
+            {
+                "path": one.path,
+                "role": one.role,
+                "tensors": len(one.fates),
+                "used": len(one.fates) - len(one.left_out),
+                "left_out": len(one.left_out),
+                "each": [_fate(fate) for fate in one.fates],
+            }
+            for one in accounted.inputs
+        ],
+    }
+
+
+def _made(made: Made) -> dict[str, Any]:
+    return {
+        "name": made.name,
+        "shape": list(made.shape),
+        "dtypes": list(made.dtypes),
+        "dtype": made.dtype,
+        "how": made.how,
+        "notes": list(made.notes),
+        "made_of": [list(names) for names in made.sources],
+    }
+
+
+def _fate(fate: Fate) -> dict[str, Any]:
+    row = {"name": fate.name, "shape": list(fate.shape), "dtype": fate.dtype}
+    return row | ({"into": list(fate.into)} if fate.into else {"left_out": fate.why})
+
+
+def refused(config: MergeConfig, problems: Sequence[str]) -> None:
+    """Write why there is no plan to where its account was to be, if that can be written. Raises OutputError."""
+    paths = [path for spec in config.sources for path in split(spec)]
+    with contextlib.suppress(OutputError):
+        check_account(config, [*paths, *([config.config_from] if config.config_from else [])])
+        _write(str(config.account), {MARK: __version__, "output": config.output, "refused": list(problems)})
+
+
+def check_account(config: MergeConfig, inputs: Sequence[str]) -> None:
+    """Raises OutputError if the account can't be written to where it should be. inputs: paths of checkpoints and files."""
+    if not config.account:
+        return
+    path, said = os.path.realpath(config.account), f"--account {config.account}"
+    folder = os.path.dirname(path)
+    if not path.endswith(".json"):
+        raise OutputError(f"{said}: is a JSON file, so give it a name that ends in .json")
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise OutputError(f"{said}: can't be written; give a file in a folder that is there")
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        if MARK.encode() not in file.read(64):
+            raise OutputError(f"{said}: exists, and is no account of a merge; give another name")
+    held = [os.path.realpath(one) for one in [*inputs, config.output]]
+    if any(path == one or path.startswith(one + os.sep) for one in held):
+        raise OutputError(f"{said}: lies in an input or in the output folder; give another place")
+
+
+def _write(path: str, content: Mapping[str, Any]) -> None:
+    """Raises OutputError."""
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"--account {path}: can't be written ({error.strerror})") from None
+    log.info("account  %s", path)

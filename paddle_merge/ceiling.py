@@ -1,0 +1,154 @@
+"""How much memory a merge takes, and how it stays below a ceiling: by fewer workers, or by workers that keep less.
+
+An upper estimate of what all processes have resident, each page counted once for every process that has it, page cache
+aside. What Python and its libraries take is measured; the rest follows from the plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .engine import ROOMY, Engine, Room
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .plan import Plan, TensorPlan
+
+# From the fastest to the smallest, and how fast a worker is in each: small panels cost most, and they only where there are
+# scattered tensors, so that fewer workers come first.
+ROOMS = (
+    (ROOMY, 1.0),
+    (Room(1 << 16, 1 << 23, 8 << 20, 8 << 20, 1 << 25), 0.8),
+    (Room(1 << 14, 1 << 20, 1 << 20, 2 << 20, 0), 0.4),
+)
+_INTERPRETER = 184 << 20  # Python with NumPy and Numba, which may have to compile: 34 MB of it
+_ALONE = 222 << 20  # the same, when it is the command too
+_COMMAND = 60 << 20  # the command without Numba
+_PADDLE = 330 << 20  # Paddle's libraries and what it holds
+_HEADER = 1 << 10  # what the command knows of one tensor in one input
+_STEP = 1 << 16  # elements of an adapted tensor read at a time
+_COPIED = 5 << 20  # while pieces of scattered tensors, or of those stored as text, are put in place
+
+
+def memory(plan: Plan, beside: int = 0) -> int:
+    """Bytes of all processes of one rank together. beside: of config and tokenizer."""
+    worker = _Worker(plan)
+    return _command(plan, beside) + plan.n_process * worker.memory(plan.engine, alone(plan))
+
+
+def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
+    """The same with as many workers, and as much room for each, as stay within so many bytes; of the ways to do so the
+    fastest. Raises ConfigError if there is none."""
+    worker, usable = _Worker(plan), cores()
+    found: list[tuple[float, Plan]] = []
+    needed = 0
+    for room, speed in ROOMS:
+        for count in range(plan.n_process, 0, -1):
+            other = dataclasses.replace(plan, n_process=count, engine=dataclasses.replace(plan.engine, room=room))
+            needed = _command(other, beside) + count * worker.memory(other.engine, alone(other))
+            if needed <= limit:
+                found.append((min(count, usable) * speed, other))
+                break
+    if not found:
+        raise ConfigError(
+            f"--max_memory {limit / 1e6:.0f} MB is too little: with one worker, this merge needs about"
+            f" {math.ceil(needed / 1e6)} MB"
+        )
+    return max(found, key=lambda pair: pair[0])[1]  # of equals the first
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def alone(plan: Plan) -> bool:
+    """Whether the command merges by itself, without workers."""
+    return plan.n_process == 1 and plan.ranks == 1 and plan.engine.tensor_type == "np"
+
+
+def _command(plan: Plan, beside: int) -> int:
+    """What the command itself takes, less what it takes as a worker if it is alone."""
+    return beside + len(plan.tensors) * (len(plan.inputs) + 1) * _HEADER + (0 if alone(plan) else _COMMAND)
+
+
+class _Worker:
+    """What one worker of a plan holds. Of each thing the most that any tensor takes: buffers are used again, never freed."""
+
+    def __init__(self, plan: Plan):
+        self._recipe = plan.recipe
+        self._kinds = list({_kind(tensor): tensor for tensor in plan.tensors if tensor.merged}.values())
+        self._factors = _most(sum(entry.factor_bytes for entry in tensor.inputs) for tensor in plan.tensors)
+        self._in_parts = any(entry.parts for tensor in plan.tensors for entry in tensor.inputs)
+
+    def memory(self, engine: Engine, alone: bool) -> int:
+        """Bytes of one worker. alone: the merging happens in the command's own process."""
+        room, recipe = engine.room, self._recipe
+        found = _ALONE if alone else _INTERPRETER
+        found += self._factors + (_COPIED if self._in_parts else 0) + _most(map(_adapted, self._kinds))
+        found += sum(_each(room.panel, self._kinds))
+        if recipe.measures:
+            found += sum(_kept(room.resident, self._kinds))
+        if recipe.sparsifier is not None:
+            models = len(recipe.models)
+            found += _most(recipe.sparsifier.memory(models, one.size, _wide(one), room) for one in self._kinds)
+        blocks = _most(_block(one, room.block) for one in self._kinds)
+        if engine.tensor_type == "np":
+            return found + blocks
+        if engine.on_cpu:
+            return found + _PADDLE + 2 * blocks
+        # On the host: the sources of two blocks, pinned, and of one that is not.
+        device = _most(3 * _block(one, room.device_block) for one in self._kinds)
+        return found + _PADDLE + (min(device, 2 * engine.memory) if engine.budgeted else device)
+
+
+def _kind(tensor: TensorPlan) -> object:
+    """Tensors of one kind take the same memory."""
+    return tensor.size, tensor.dtype, *((entry.dtype, entry.scattered, entry.adapted is None) for entry in tensor.inputs)
+
+
+def _most(numbers: Iterable[int]) -> int:
+    return max(numbers, default=0)
+
+
+def _wide(tensor: TensorPlan) -> int:
+    """Bytes of an element while it is computed with."""
+    return 8 if tensor.compute == "float64" else 4
+
+
+def _stored(tensor: TensorPlan) -> list[int]:
+    """Bytes of an element of every input as it is handed to the computation."""
+    return [entry.dtype.itemsize if entry.adapted is None else _wide(tensor) for entry in tensor.inputs]
+
+
+def _block(tensor: TensorPlan, block: int) -> int:
+    """What a block takes: as it is read, computed with, and written; once more for the other compute dtype's rows."""
+    inputs = _stored(tensor)
+    return min(block, tensor.size) * (sum(inputs) + (len(inputs) + 1) * (_wide(tensor) + 4) + tensor.dtype.itemsize)
+
+
+def _adapted(tensor: TensorPlan) -> int:
+    """What tensors with adapters are read into."""
+    return _STEP * sum(entry.dtype.itemsize for entry in tensor.inputs if entry.adapted is not None)
+
+
+def _each(panel: int, tensors: Iterable[TensorPlan]) -> list[int]:
+    """The panels of a tensor's scattered inputs, and another, which takes one's place."""
+    sizes = [
+        [min(panel, tensor.size * entry.dtype.itemsize) for entry in tensor.inputs if entry.scattered] for tensor in tensors
+    ]
+    return max(([*one, max(one)] for one in sizes if one), key=sum, default=[])
+
+
+def _kept(resident: int, tensors: Iterable[TensorPlan]) -> list[int]:
+    """Of each input the largest of the tensors that are kept."""
+    found: list[int] = []
+    for tensor in tensors:
+        sizes = [tensor.size * itemsize for itemsize in _stored(tensor)]
+        if sum(sizes) <= resident:
+            found = [max(pair) for pair in zip(sizes, found or sizes, strict=True)]
+    return found

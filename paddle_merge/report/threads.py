@@ -1,0 +1,65 @@
+"""Work shared out to threads, with a progress bar. Threads do where nearly all time goes to loops and reads that don't hold
+Python's lock."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+T = TypeVar("T")
+
+log = logging.getLogger("paddle_merge")
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(
+    work: Callable[[int, Callable[[int], None]], T],
+    sizes: Sequence[int],
+    n_process: int,
+    nbytes: int,
+    what: str,
+    progress: bool | None = None,
+) -> list[T]:
+    """What work(number, advance) returns for every number of `sizes`, in their order; the largest are begun first.
+
+    advance: to be called with the bytes read, of nbytes in all, which end up in the bar; it raises KeyboardInterrupt once
+    another call of work has failed. what: the bar's word. progress: whether to show it; None: if stderr is a terminal.
+    Raises what work does.
+    """
+    from tqdm import tqdm
+
+    found: dict[int, T] = {}
+    lock, stopped = threading.Lock(), threading.Event()
+    disable = not log.isEnabledFor(logging.INFO) or (not sys.stderr.isatty() if progress is None else not progress)
+
+    def advance(count: int) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        if not disable:
+            with lock:
+                bar.update(count)
+
+    def one(number: int) -> None:
+        found[number] = work(number, advance)
+
+    largest_first = sorted(range(len(sizes)), key=lambda number: -sizes[number])
+    with tqdm(total=nbytes, unit="B", unit_scale=True, desc=what, disable=disable) as bar:
+        pool = ThreadPoolExecutor(max(1, min(n_process, len(sizes))))
+        try:
+            for future in as_completed([pool.submit(one, number) for number in largest_first]):
+                future.result()
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [found[number] for number in range(len(sizes))]
