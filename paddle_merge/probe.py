@@ -23,6 +23,7 @@ from .blocks import FileSource, Road, Source
 from .ceiling import alone, cores
 from .errors import WorkError
 from .files import Files, Scratch
+from .fingerprint import BLOCK
 from .plan import Piece, Plan, TensorPlan
 from .worker import Backends
 from .writer import existing_parent
@@ -174,7 +175,7 @@ class _Bench:
 
     def _merge(self, tensor: TensorPlan, cost: _Cost, start: int, count: int) -> None:
         """`count` elements from `start` on, as if they were the whole tensor."""
-        start, count = start // 1024 * 1024, min(count, tensor.size)
+        start, count = start // BLOCK * BLOCK, min(count, tensor.size)
         backend = self._backends.of(tensor)
         checksum = xxhash.xxh3_128()
 

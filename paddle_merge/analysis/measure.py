@@ -16,6 +16,7 @@ import numpy as np
 
 from ..backends.np_backend import NumpyBackend
 from ..blocks import FileSource, Road
+from ..engine import ROOMY
 from ..files import Files, Scratch
 from ..methods import METHODS
 from ..methods.linear import linear
@@ -85,7 +86,7 @@ class _Work:
         self._tensor, self._sparsifiers, self._scratch = tensor, sparsifiers, Scratch()
         self._backend = NumpyBackend(plan.compute)
         block = self._backend.block(len(tensor.sources))
-        source = FileSource(plan, piece, block, True, files, Scratch())
+        source = FileSource(plan, piece, block, ROOMY.resident, files, Scratch())
         self._road = Road(plan, piece, ASKED, source, self._backend, progress)
         models = self._models = list(tensor.sources)
         self._pairs = list(combinations(range(len(models)), 2))
