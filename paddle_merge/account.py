@@ -6,7 +6,6 @@ read. So what is lost on the way, by whatever fault, is found here, before a byt
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from .plan import Plan, TensorPlan
 from .readers import Lengths, LowRank, Origin, Part, TensorEntry
 from .readers.parts import as_boxes
 from .readers.pickles import MalformedError
-from .recipe import Recipe
+from .recipe import Mix, Recipe
 
 # What methods call their parameters -> the flag of it.
 FLAGS = {
@@ -106,16 +105,20 @@ class _Ledger:
         self._boxes: dict[Origin, dict[object, int]] = defaultdict(dict)
         self._why: dict[Origin, str] = {}
         for tensor in plan.tensors:
-            entry = tensor.inputs[number]
-            for origin, box, elements in _pieces(entry):
-                if self._readers[origin][-1:] != [tensor.name]:
-                    self._readers[origin].append(tensor.name)
-                self._boxes[origin][box] = elements
-            replaced = entry.adapted.replaced if entry.adapted is not None else None
-            while replaced is not None:
-                for origin, _, _ in _pieces(replaced):
-                    self._why[origin] = f"an adapter replaces {tensor.name!r}"
-                replaced = replaced.adapted.replaced if replaced.adapted is not None else None
+            for entry in (entry for its, entry in zip(tensor.numbers, tensor.inputs, strict=True) if its == number):
+                self._read(tensor.name, entry)
+        self._sliced = plan.recipe.slices[0].layers is not None
+
+    def _read(self, name: str, entry: TensorEntry) -> None:
+        for origin, box, elements in _pieces(entry):
+            if self._readers[origin][-1:] != [name]:
+                self._readers[origin].append(name)
+            self._boxes[origin][box] = elements
+        replaced = entry.adapted.replaced if entry.adapted is not None else None
+        while replaced is not None:
+            for origin, _, _ in _pieces(replaced):
+                self._why[origin] = f"an adapter replaces {name!r}"
+            replaced = replaced.adapted.replaced if replaced.adapted is not None else None
 
     def fate(self, origin: Origin, entry: TensorEntry, problems: list[str]) -> Fate:
         """What becomes of a stored tensor. One that gets lost is added to problems."""
@@ -124,6 +127,8 @@ class _Ledger:
         read = sum(self._boxes[origin].values())
         into = tuple(self._readers[origin])
         why = "" if into else self._why.get(origin, "")
+        if not into and not why and self._sliced:
+            why = "no slice takes it"
         if not into and not why and "lm_head" in name:
             why = "the same as the embedding's, to which lm_head is tied"
         if not why and (not into or read != size):
@@ -164,9 +169,9 @@ def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, 
 
 def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]]) -> Made:
     remarks: dict[str, list[str]] = {}
-    for entry, path, there in zip(tensor.inputs, plan.recipe.sources, stored, strict=True):
-        for remark in _remarks(entry, there):
-            remarks.setdefault(remark, []).append(path)
+    for entry, number in zip(tensor.inputs, tensor.numbers, strict=True):
+        for remark in _remarks(entry, stored[number]):
+            remarks.setdefault(remark, []).append(plan.recipe.sources[number])
     everywhere = len(tensor.inputs)
     notes = [remark if len(paths) == everywhere else f"{remark} in {', '.join(paths)}" for remark, paths in remarks.items()]
     if tensor.masked_as not in ("", tensor.name):
@@ -174,11 +179,11 @@ def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]
     folded = any(entry.adapted is not None for entry in tensor.inputs)
     if not tensor.merged:
         how = f"copied from {tensor.inputs[-1].file}, equal in all inputs"
-    elif plan.recipe.method == "fold":
+    elif plan.recipe.title == "fold":
         how = "folded" if folded else "as it is"
     else:
         base = " and the base" if tensor.base is not None else ""
-        how = f"{plan.recipe.method} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
+        how = f"{plan.recipe.title} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
     return Made(
         tensor.name,
         tensor.shape,
@@ -246,15 +251,15 @@ def _first(entry: TensorEntry) -> Part:
 # --- parameters --------------------------------------------------------------------------------------------------------
 
 
-def parameters(recipe: Recipe) -> dict[str, Any]:
-    """The method's parameters as they count, by the names of their flags; the weights as they are normalised."""
+def parameters(recipe: Recipe, mix: Mix) -> dict[str, Any]:
+    """A mix's parameters as they count, by the names of their flags, without the weights."""
     found: dict[str, Any] = {}
-    for part in (recipe.sparsifier, recipe.merger):
-        for item in dataclasses.fields(part) if part is not None else ():
-            if item.name != "weights":
-                found[FLAGS.get(item.name, item.name)] = getattr(part, item.name)
+    for part in (mix.sparsifier, mix.merger):
+        for name, value in vars(part).items() if part is not None else ():
+            if name != "weights":
+                found[FLAGS.get(name, name)] = value
     if recipe.base is not None:
-        found["scale"] = recipe.scale
-    if recipe.sparsifier is not None and recipe.sparsifier.random:
+        found["scale"] = mix.scale
+    if mix.sparsifier is not None and mix.sparsifier.random:
         found["seed"] = recipe.seed
     return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from .dtypes import DType
+from .engine import Room
 from .methods import Merger, Sparsifier
 from .methods.named import Method
 
@@ -30,6 +31,10 @@ class Mix:
     def measures(self) -> bool:
         """Whether a tensor is read twice: once to measure it, once to merge it."""
         return self.merger.measures or (self.sparsifier is not None and self.sparsifier.measures)
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        """Bytes, beside blocks, for a tensor of so many elements, of so many bytes each while they are computed with."""
+        return sum(part.memory(models, size, itemsize, room) for part in (self.sparsifier, self.merger) if part is not None)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,9 @@ class Merger(Protocol):
     def problems(self, models: int) -> list[str]:
         """As Sparsifier.problems, for this many models."""
 
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        """As Sparsifier.memory."""
+
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         """What `apply` needs to know of this tensor."""
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine import Room
 from . import Tensor, total
 
 
@@ -33,6 +34,9 @@ class Linear:
     def effective_weights(self, models: int) -> Sequence[float]:
         total = sum(self.weights) if self.normalize else 1.0
         return [weight / total for weight in self.weights]
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         return backend.array(self.effective_weights(tensor.models))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import Room
 from . import Tensor
 from .linear import linear
 
@@ -57,6 +58,9 @@ class Slerp:
 
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 - self.t, self.t]
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         gram = np.zeros((2, 2))

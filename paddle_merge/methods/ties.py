@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine import Room
 from . import Tensor, total
 from .linear import normalize_problems
 
@@ -81,6 +82,9 @@ class Ties:
         a power of two, which changes no bit of what stays within it."""
         power = math.frexp(max(self.weights))[1] - 1 if self.normalize else 0
         return [math.ldexp(weight, -power) for weight in self.weights]
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         weights = backend.array(self._weights())
