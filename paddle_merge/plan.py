@@ -16,6 +16,7 @@ from .donor import Donor, find_donor
 from .dtypes import DType, compute_dtype
 from .engine import NUMPY, Engine
 from .errors import CheckpointError
+from .fingerprint import BLOCK
 from .frames import Held
 from .frames.formats import FORMATS, shard_name
 from .inputs import differences, open_inputs, warnings
@@ -273,7 +274,7 @@ def _cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
     """The pieces, largest first so that workers finish together. A tensor that must be measured stays whole."""
     pieces = []
     for number, tensor in enumerate(tensors):
-        step = max(1, PIECE_BYTES // tensor.dtype.itemsize)
+        step = max(1, PIECE_BYTES // tensor.dtype.itemsize // BLOCK) * BLOCK
         if workers == 1 or (tensor.merged and tensor.mix.measures) or any(entry.whole for entry in tensor.inputs):
             step = max(1, tensor.size)
         for start in range(0, tensor.size, step):

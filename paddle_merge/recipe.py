@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from .dtypes import DType
 from .engine import Room
@@ -116,3 +117,8 @@ class Recipe:
     def sources(self) -> tuple[str, ...]:
         """All input paths: the models, then the base."""
         return self.models if self.base is None else (*self.models, self.base)
+
+
+def is_recipe(content: Mapping[str, Any]) -> bool:
+    """Whether a YAML mapping is a recipe, not flags as fields."""
+    return bool({"models", "slices", "modules"} & content.keys())

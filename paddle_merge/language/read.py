@@ -24,11 +24,6 @@ LATER = ("tokenizer_source", "tokenizer", "chat_template", "name")
 Settings = dict[str, Setting]
 
 
-def is_recipe(content: Mapping[str, Any]) -> bool:
-    """Whether a YAML mapping is a recipe, not flags as fields."""
-    return bool({"models", "slices", "modules"} & content.keys())
-
-
 @dataclass(frozen=True)
 class Told:
     """notes: what is allowed but likely not meant."""
