@@ -74,8 +74,7 @@ class _Reader(Nodes):
         given = self._top(node)
         method = self._method(node, given.get("merge_method"))
         base = self.text(given["base_model"]) if "base_model" in given else None
-        if method is None:
-            return None
+        out_dtype = self._dtype(given, "out_dtype") or self._dtype(given, "dtype")
         kinds: list[str] = [kind for kind in ("models", "slices", "modules") if kind in given]
         if len(kinds) != 1:
             named = ", ".join(kinds) or "none of them"
@@ -92,9 +91,8 @@ class _Reader(Nodes):
         order = [spec for spec in self._specs if spec != base]
         place = {spec: number for number, spec in enumerate([*order, *([base] if base else [])])}
         slices = [self._slice(node, part, method, base, place) for part in parts]
-        if self.problems:
+        if self.problems or method is None:
             return None
-        out_dtype = self._dtype(given, "out_dtype") or self._dtype(given, "dtype")
         seed = typed(self.scalar(given["seed"]), Parameter("seed", int)) if "seed" in given else 0
         return Recipe(tuple(order), base, method, tuple(filter(None, slices)), settings, seed=seed, out_dtype=out_dtype)
 
@@ -113,6 +111,7 @@ class _Reader(Nodes):
         return {name: value for name, value in given.items() if not is_null(value)}
 
     def _method(self, node: yaml.Node, value: yaml.Node | None) -> Method | None:
+        """None if there is none; the rest is read all the same, for its mistakes."""
         if value is None:
             self.wrong(node, "merge_method is missing")
             return None
@@ -133,7 +132,7 @@ class _Reader(Nodes):
 
     # --- what is merged
 
-    def _module(self, node: yaml.Node, method: Method) -> tuple[yaml.Node | None, list[str], Settings]:
+    def _module(self, node: yaml.Node, method: Method | None) -> tuple[yaml.Node | None, list[str], Settings]:
         modules = self.mapping(node, "modules")
         if len(modules) != 1:
             self.wrong(node, f"modules must hold one module, not {len(modules)}: {', '.join(modules)}")
@@ -146,11 +145,11 @@ class _Reader(Nodes):
             return None, [], {}
         return inner[kinds[0]], kinds, self._settings(inner.get("parameters"), method)
 
-    def _models(self, node: yaml.Node, method: Method) -> list[dict[str, Any]]:
+    def _models(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
         sources = [self._source(item, ("model", "parameters"), method) for item in self.list(node, "models")]
         return [{"node": node, "sources": sources, "settings": {}, "base": None}]
 
-    def _slices(self, node: yaml.Node, method: Method) -> list[dict[str, Any]]:
+    def _slices(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
         found = []
         for item in self.list(node, "slices"):
             inner = self.known(item, ("sources", "parameters", "base_model", "residual_weight"), "a slice")
@@ -165,7 +164,7 @@ class _Reader(Nodes):
             self.wrong(node, "slices is empty")
         return found
 
-    def _source(self, node: yaml.Node, keys: tuple[str, ...], method: Method) -> dict[str, Any]:
+    def _source(self, node: yaml.Node, keys: tuple[str, ...], method: Method | None) -> dict[str, Any]:
         if isinstance(node, yaml.ScalarNode) and "layer_range" not in keys:
             inner: dict[str, yaml.Node] = {"model": node}
         else:
@@ -188,9 +187,11 @@ class _Reader(Nodes):
         return None
 
     def _slice(
-        self, top: yaml.Node, part: dict[str, Any], method: Method, base: str | None, place: Mapping[str, int]
+        self, top: yaml.Node, part: dict[str, Any], method: Method | None, base: str | None, place: Mapping[str, int]
     ) -> Slice | None:
         """The base found its role: subtracted, or one of the models."""
+        if method is None:
+            return None
         node, sources = part["node"], list(part["sources"])
         if part["base"] not in (None, base):
             self.wrong(node, f"base_model of a slice must be the recipe's, {base!r}")
@@ -223,15 +224,17 @@ class _Reader(Nodes):
 
     # --- parameters
 
-    def _settings(self, node: yaml.Node | None, method: Method, of_model: bool = False) -> Settings:
+    def _settings(self, node: yaml.Node | None, method: Method | None, of_model: bool = False) -> Settings:
         found: Settings = {}
+        if method is None:
+            return found
         known = {parameter.name: parameter for parameter in method.parameters}
         for name, (key, value) in (self.mapping(node, "parameters") if node is not None else {}).items():
             if name in known:
                 if setting := self._setting(value, known[name]):
                     found[name] = setting
                 if of_model and not known[name].each:
-                    self.note(key, f"{name!r} is for all models together; beside one model it has no effect, as in mergekit")
+                    self.note(key, f"{name!r} is for all models together; beside one it has no effect, as in mergekit")
             elif name in IDLE:
                 self.note(key, f"{name!r} has no effect: {IDLE[name]}")
             elif name in parameter_names():
