@@ -234,7 +234,7 @@ class _Reader(Nodes):
                 if setting := self._setting(value, known[name]):
                     found[name] = setting
                 if of_model and not known[name].each:
-                    self.note(key, f"{name!r} is for all models together; beside one it has no effect, as in mergekit")
+                    self.note(key, f"{name!r} is for all models together: beside one it has no effect, as in mergekit")
             elif name in IDLE:
                 self.note(key, f"{name!r} has no effect: {IDLE[name]}")
             elif name in parameter_names():
