@@ -23,7 +23,7 @@ from .dtypes import BY_NAME
 from .errors import CheckpointError
 from .fingerprint import added
 from .frames.formats import index_name
-from .plan import Plan, Shard
+from .plan import Plan, Shard, leaves
 from .readers import read_json
 from .readers.adapters import absolute
 from .recipe import Mix
@@ -194,7 +194,7 @@ def _inputs(plan: Plan) -> list[dict[str, Any]]:
             {
                 os.path.abspath(file)
                 for tensor in plan.tensors
-                for its, entry in zip(tensor.numbers, tensor.inputs, strict=True)
+                for its, entry in leaves(tensor)
                 if its == number
                 for file in entry.files
             }

@@ -26,6 +26,7 @@ from paddle_merge.resolve import Resolver, matches, typed
 from .checkpoints import read, write
 
 LAYERS = 4
+LINEAR = "models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: 1}"
 
 
 def model(folder: Path, seed: int, layers: int = LAYERS, dtype: str = "float32") -> str:
@@ -332,6 +333,96 @@ def test_the_command_line_takes_a_recipe(here: Path, capsys: pytest.CaptureFixtu
     )
 
 
+# --- several merges ----------------------------------------------------------------------------------------------------
+
+STAGES = """
+name: {first}
+models: [{{model: a, parameters: {{weight: [0.2, 0.8]}}}}, {{model: b, parameters: {{weight: 0.5}}}}]
+merge_method: linear
+dtype: {dtype}
+---
+models: [{{model: {first}}}, {{model: deep3}}]
+merge_method: {method}
+base_model: c
+parameters: {parameters}
+dtype: bfloat16
+---
+name: deep3
+slices:
+  - sources: [{{model: deep, layer_range: [0, 2]}}]
+  - sources: [{{model: deep, layer_range: [4, 6]}}]
+merge_method: passthrough
+dtype: {dtype}
+"""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("task_arithmetic", "{weight: 0.7}"),
+        ("paddlenlp:ties", "{reserve_p: 0.3}"),
+        ("paddlenlp:della", "{reserve_p: 0.5, epsilon: 0.2}"),
+    ],
+)
+def test_merges_of_merges_are_as_if_each_had_been_written(here: Path, method: str, parameters: str, dtype: str) -> None:
+    text = STAGES.format(first="mixed", method=method, parameters=parameters, dtype=dtype)
+    first, second, third = text.split("---")
+    merge(MergeConfig(recipe_yaml=first, output_path="mixed"), progress=False)
+    merge(MergeConfig(recipe_yaml=third, output_path="deep3"), progress=False)
+    merge(MergeConfig(recipe_yaml=second, output_path="written"), progress=False)
+    for n_process in (1, 2):
+        out = f"staged{n_process}"
+        staged = STAGES.format(first="unwritten", method=method, parameters=parameters, dtype=dtype).replace(
+            "deep3", "three"
+        )
+        merge(MergeConfig(recipe_yaml=staged, output_path=out, n_process=n_process, account=f"{out}.json"), progress=False)
+        assert Path(out, "model.safetensors").read_bytes() == Path("written/model.safetensors").read_bytes()
+        assert json.loads(Path(out, "config.json").read_text())["num_hidden_layers"] == 4
+        assert verify(out, None, 1, False, progress=False).off == []
+    assert not Path("unwritten").exists()
+    content = json.loads(Path("staged1.json").read_text())
+    of_deep = next(one for one in content["inputs"] if one["path"] == "deep")
+    assert {row["left_out"] for row in of_deep["each"] if "left_out" in row} == {"no slice takes it"}
+    assert "made by unwritten (merged by this recipe)" in content["tensors"][0]["notes"][0]
+    lock = json.loads(Path("staged1/merge_lock.json").read_text())
+    assert [Path(one["path"]).name for one in lock["inputs"] if one["files"]] == ["a", "b", "deep", "c"]
+
+
+def test_a_stage_of_a_stage_measured_over_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of several blocks, cut for several workers, sampled and passed over more than once."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("a", "b", "base")):
+        random = np.random.default_rng(seed)
+        tensors = {"big": random.standard_normal((500, 700)), "ids": np.arange(5), "none": np.zeros((0, 2))}
+        write(tmp_path / name, tensors, "bfloat16")
+    ties = "models: [{{model: {}}}, {{model: {}}}]\nmerge_method: paddlenlp:ties\nbase_model: base"
+    made(ties.format("a", "b"), "one")
+    made(ties.format("one", "a"), "two")
+    made(ties.format("two", "one"), "written")
+    recipes = f"name: x\n{ties.format('a', 'b')}\n---\nname: y\n{ties.format('x', 'a')}\n---\n{ties.format('y', 'x')}"
+    made(recipes, "staged", n_process=2)
+    assert Path("staged/model.safetensors").read_bytes() == Path("written/model.safetensors").read_bytes()
+
+
+def test_a_stage_that_nothing_uses_is_left_out() -> None:
+    told = parse(f"name: x\n{LINEAR}\n---\n{LINEAR}", "r.yaml")
+    assert told.notes == ("r.yaml:1:1: nothing uses 'x', so it is left out",)
+    assert told.recipe.stages == ()
+
+
+def test_stages_are_written_as_they_were_read() -> None:
+    text = STAGES.format(first="m", method="task_arithmetic", parameters="{weight: 1}", dtype="float16")
+    recipe = parse(text, "r").recipe
+    again = parse(to_yaml(recipe), "r").recipe
+    assert (again.stages, again.slices, again.models, again.base) == (
+        recipe.stages,
+        recipe.slices,
+        recipe.models,
+        recipe.base,
+    )
+
+
 # --- mistakes ----------------------------------------------------------------------------------------------------------
 
 
@@ -391,7 +482,10 @@ bse_model: a
         ("models: [{model: a}]\nmodels: [{model: b}]\nmerge_method: linear", "r.yaml:2:1: 'models' twice"),
         ("models: {a: b}\nmerge_method: linear", "r.yaml:1:9: models must be a list"),
         ("- a", "a recipe must hold names and values"),
-        ("a: 1\n---\nb: 2", "must hold one recipe, not 2"),
+        (f"{LINEAR}\n---\n{LINEAR}", "a second recipe without a name"),
+        (f"name: x\n{LINEAR}\n---\nname: x\n{LINEAR}\n---\n{LINEAR}", "r.yaml:6:1: a second recipe is called 'x'"),
+        ("name: x\nmodels: [{model: x}]\nmerge_method: linear\nparameters: {weight: 1}", "'x' would be made of itself"),
+        ("", "r.yaml: holds no recipe"),
         ("models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: []}", "'weight' is an empty list"),
     ],
 )
