@@ -6,7 +6,6 @@ read. So what is lost on the way, by whatever fault, is found here, before a byt
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -14,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import CheckpointError
-from .plan import Plan, TensorPlan
+from .plan import Plan, TensorPlan, leaves
 from .readers import Lengths, LowRank, Origin, Part, TensorEntry
 from .readers.parts import as_boxes
 from .readers.pickles import MalformedError
-from .recipe import Recipe
+from .recipe import Mix, Recipe
 
 # What methods call their parameters -> the flag of it.
 FLAGS = {
@@ -80,9 +79,9 @@ def account(plan: Plan) -> Account:
     based = plan.recipe.base is not None
     inputs: list[Input] = []
     problems: list[str] = []
+    ledger = _Ledger(plan)
     for number, (checkpoint, adapters) in enumerate(plan.opened):
         role = "base" if based and number == len(plan.recipe.models) else f"model {number + 1}"
-        ledger = _Ledger(plan, number)
         for path, its_role, tensors in [
             (checkpoint.path, role, checkpoint.tensors),
             *((adapter.path, f"adapter of {role}", adapter.tensors) for adapter in adapters),
@@ -99,23 +98,29 @@ def account(plan: Plan) -> Account:
 
 
 class _Ledger:
-    """Which tensors of the output read which elements of what one input, and its adapters, hold."""
+    """Which tensors of the output read which elements of what inputs and their adapters hold."""
 
-    def __init__(self, plan: Plan, number: int):
+    def __init__(self, plan: Plan):
         self._readers: dict[Origin, list[str]] = defaultdict(list)
         self._boxes: dict[Origin, dict[object, int]] = defaultdict(dict)
         self._why: dict[Origin, str] = {}
         for tensor in plan.tensors:
-            entry = tensor.inputs[number]
-            for origin, box, elements in _pieces(entry):
-                if self._readers[origin][-1:] != [tensor.name]:
-                    self._readers[origin].append(tensor.name)
-                self._boxes[origin][box] = elements
-            replaced = entry.adapted.replaced if entry.adapted is not None else None
-            while replaced is not None:
-                for origin, _, _ in _pieces(replaced):
-                    self._why[origin] = f"an adapter replaces {tensor.name!r}"
-                replaced = replaced.adapted.replaced if replaced.adapted is not None else None
+            for _, entry in leaves(tensor):
+                self._read(tensor.name, entry)
+        recipe = plan.recipe
+        parts = [recipe.slices[0], *(stage.slices[0] for stage in recipe.stages)]
+        self._sliced = any(part.layers is not None for part in parts)
+
+    def _read(self, name: str, entry: TensorEntry) -> None:
+        for origin, box, elements in _pieces(entry):
+            if self._readers[origin][-1:] != [name]:
+                self._readers[origin].append(name)
+            self._boxes[origin][box] = elements
+        replaced = entry.adapted.replaced if entry.adapted is not None else None
+        while replaced is not None:
+            for origin, _, _ in _pieces(replaced):
+                self._why[origin] = f"an adapter replaces {name!r}"
+            replaced = replaced.adapted.replaced if replaced.adapted is not None else None
 
     def fate(self, origin: Origin, entry: TensorEntry, problems: list[str]) -> Fate:
         """What becomes of a stored tensor. One that gets lost is added to problems."""
@@ -124,6 +129,8 @@ class _Ledger:
         read = sum(self._boxes[origin].values())
         into = tuple(self._readers[origin])
         why = "" if into else self._why.get(origin, "")
+        if not into and not why and self._sliced:
+            why = "no slice takes it"
         if not into and not why and "lm_head" in name:
             why = "the same as the embedding's, to which lm_head is tied"
         if not why and (not into or read != size):
@@ -136,13 +143,14 @@ class _Ledger:
 
 def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:
     """(origin, box, elements) of what is read for a tensor. Boxes are equal if they hold the same elements, in any order."""
-    if entry.adapted is not None:
-        for one in entry.adapted.entries:
+    if entry.adapted is not None or entry.staged is not None:
+        for one in entry.made_of:
             yield from _pieces(one)
-    elif not entry.parts:
+        return
+    if not entry.parts:
         size = math.prod(entry.shape)
         yield entry.origin, (entry.file, entry.offset, _dims((size,), (1,))), size
-    for part in entry.parts if entry.adapted is None else ():
+    for part in entry.parts:
         yield part.origin, (part.file, part.offset, _dims(part.shape, part.strides)), math.prod(part.shape)
 
 
@@ -164,9 +172,9 @@ def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, 
 
 def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]]) -> Made:
     remarks: dict[str, list[str]] = {}
-    for entry, path, there in zip(tensor.inputs, plan.recipe.sources, stored, strict=True):
-        for remark in _remarks(entry, there):
-            remarks.setdefault(remark, []).append(path)
+    for entry, number in zip(tensor.inputs, tensor.numbers, strict=True):
+        for remark in _remarks(entry, stored[number] if entry.staged is None else {}):
+            remarks.setdefault(remark, []).append(plan.recipe.titles[number])
     everywhere = len(tensor.inputs)
     notes = [remark if len(paths) == everywhere else f"{remark} in {', '.join(paths)}" for remark, paths in remarks.items()]
     if tensor.masked_as not in ("", tensor.name):
@@ -174,11 +182,11 @@ def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]
     folded = any(entry.adapted is not None for entry in tensor.inputs)
     if not tensor.merged:
         how = f"copied from {tensor.inputs[-1].file}, equal in all inputs"
-    elif plan.recipe.method == "fold":
+    elif plan.recipe.title == "fold":
         how = "folded" if folded else "as it is"
     else:
         base = " and the base" if tensor.base is not None else ""
-        how = f"{plan.recipe.method} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
+        how = f"{plan.recipe.title} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
     return Made(
         tensor.name,
         tensor.shape,
@@ -192,6 +200,9 @@ def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]
 
 def _remarks(entry: TensorEntry, there: Mapping[Origin, TensorEntry]) -> Iterator[str]:
     """What is done to one input's tensor on the way. there: what the checkpoint stores."""
+    if entry.staged is not None:
+        yield f"made by {entry.staged.title}"
+        return
     base = entry.adapted.stored if entry.adapted is not None else entry
     origins = list(dict.fromkeys(origin for origin, _, _ in _pieces(base)))
     words = [_word(name) for _, name in origins]
@@ -246,15 +257,15 @@ def _first(entry: TensorEntry) -> Part:
 # --- parameters --------------------------------------------------------------------------------------------------------
 
 
-def parameters(recipe: Recipe) -> dict[str, Any]:
-    """The method's parameters as they count, by the names of their flags; the weights as they are normalised."""
+def parameters(recipe: Recipe, mix: Mix) -> dict[str, Any]:
+    """A mix's parameters as they count, by the names of their flags, without the weights."""
     found: dict[str, Any] = {}
-    for part in (recipe.sparsifier, recipe.merger):
-        for item in dataclasses.fields(part) if part is not None else ():
-            if item.name != "weights":
-                found[FLAGS.get(item.name, item.name)] = getattr(part, item.name)
+    for part in (mix.sparsifier, mix.merger):
+        for name, value in vars(part).items() if part is not None else ():
+            if name != "weights":
+                found[FLAGS.get(name, name)] = value
     if recipe.base is not None:
-        found["scale"] = recipe.scale
-    if recipe.sparsifier is not None and recipe.sparsifier.random:
+        found["scale"] = mix.scale
+    if mix.sparsifier is not None and mix.sparsifier.random:
         found["seed"] = recipe.seed
     return found

@@ -18,6 +18,8 @@ from .engine import ROOMY
 from .errors import OutputError
 from .plan import Plan
 from .readers.adapters import split
+from .recipe import Recipe
+from .resolve import uniform, weighted
 from .sidecars import CARD
 from .writer import free_bytes
 
@@ -47,16 +49,14 @@ def announce(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes], pla
 def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> list[str]:
     """What will be done, in a few lines."""
     recipe = plan.recipe
-    weights = recipe.merger.effective_weights(len(recipe.models))
     merged = [tensor for tensor in plan.tensors if tensor.merged]
     dtypes = ", ".join(sorted({tensor.dtype.name for tensor in merged})) or "none"
     count = sum(tensor.size for tensor in merged)
     copied = len(plan.tensors) - len(merged)
     shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
-    alone = len(recipe.models) == 1 and not recipe.base
-    shown = ", ".join(f"{name} {value}" for name, value in parameters(recipe).items()) or "no parameters"
-    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.method}: {shown}"]
-    lines += [f"model    {weight:<8.4g} x {path}" for weight, path in zip(weights, recipe.models, strict=True)]
+    alone = recipe.title == "fold"
+    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_shown(recipe)}"]
+    lines += [f"model    {weight}{path}" for path, weight in _weights(recipe)]
     if not alone:
         lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
     lines += [f"adapter  {sentence}" for sentence in plan.folded]
@@ -67,7 +67,7 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
         + (f", {copied} copied (integers, equal in all models)" if copied else "")
     )
     lines.append(
-        f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if recipe.measures else ''}"
+        f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if plan.measures else ''}"
     )
     lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
     names = ", ".join(name for name in sidecars if name != CARD)
@@ -80,6 +80,18 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
     nbytes = ceiling.memory(plan, _beside(sidecars)) / 1e6
     lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {nbytes:.0f} MB of memory")
     return lines
+
+
+def _weights(recipe: Recipe) -> list[tuple[str, str]]:
+    """What is merged, and how much it counts, if that is the same everywhere."""
+    return [(recipe.titles[number], "" if weight is None else f"{weight:<8.4g} x ") for number, weight in weighted(recipe)]
+
+
+def _shown(recipe: Recipe) -> str:
+    mix = uniform(recipe)
+    if mix is None:
+        return "parameters by layer and tensor, as the recipe says"
+    return ", ".join(f"{name} {value}" for name, value in parameters(recipe, mix).items()) or "no parameters"
 
 
 def predict(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes], planning: float) -> Predicted:
@@ -196,13 +208,12 @@ def _ranges(numbers: set[int]) -> str:
 
 def as_json(plan: Plan, config: MergeConfig, accounted: Account, predicted: Predicted) -> dict[str, Any]:
     """Everything: how each tensor of the output is made, and what becomes of each of every input."""
-    recipe = plan.recipe
-    weights = recipe.merger.effective_weights(len(recipe.models))
+    recipe, mix = plan.recipe, uniform(plan.recipe)
     return {
         MARK: __version__,
-        "method": recipe.method,
-        "parameters": parameters(recipe),
-        "models": [{"path": path, "weight": weight} for path, weight in zip(recipe.models, weights, strict=True)],
+        "method": recipe.title,
+        "parameters": parameters(recipe, mix) if mix else None,
+        "models": [{"path": recipe.titles[number], "weight": weight} for number, weight in weighted(recipe)],
         "base": recipe.base,
         "layout": plan.layout,
         "output": config.output,

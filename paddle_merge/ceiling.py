@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from .engine import ROOMY, Engine, Room
@@ -80,22 +81,18 @@ class _Worker:
     """What one worker of a plan holds. Of each thing the most that any tensor takes: buffers are used again, never freed."""
 
     def __init__(self, plan: Plan):
-        self._recipe = plan.recipe
         self._kinds = list({_kind(tensor): tensor for tensor in plan.tensors if tensor.merged}.values())
         self._factors = _most(sum(entry.factor_bytes for entry in tensor.inputs) for tensor in plan.tensors)
         self._in_parts = any(entry.parts for tensor in plan.tensors for entry in tensor.inputs)
 
     def memory(self, engine: Engine, alone: bool) -> int:
         """Bytes of one worker. alone: the merging happens in the command's own process."""
-        room, recipe = engine.room, self._recipe
+        room = engine.room
         found = _ALONE if alone else _INTERPRETER
         found += self._factors + (_COPIED if self._in_parts else 0) + _most(map(_adapted, self._kinds))
         found += sum(_each(room.panel, self._kinds))
-        if recipe.measures:
-            found += sum(_kept(room.resident, self._kinds))
-        if recipe.sparsifier is not None:
-            models = len(recipe.models)
-            found += _most(recipe.sparsifier.memory(models, one.size, _wide(one), room) for one in self._kinds)
+        found += sum(_kept(room.resident, [one for one in self._kinds if one.mix.measures]))
+        found += _most(one.mix.memory(len(one.sources), one.size, _wide(one), room) for one in self._kinds)
         blocks = _most(_block(one, room.block) for one in self._kinds)
         if engine.tensor_type == "np":
             return found + blocks
@@ -108,7 +105,12 @@ class _Worker:
 
 def _kind(tensor: TensorPlan) -> object:
     """Tensors of one kind take the same memory."""
-    return tensor.size, tensor.dtype, *((entry.dtype, entry.scattered, entry.adapted is None) for entry in tensor.inputs)
+    return (
+        tensor.size,
+        tensor.dtype,
+        tensor.mix,
+        *((entry.dtype, entry.scattered, entry.adapted is None) for entry in tensor.inputs),
+    )
 
 
 def _most(numbers: Iterable[int]) -> int:
@@ -150,5 +152,5 @@ def _kept(resident: int, tensors: Iterable[TensorPlan]) -> list[int]:
     for tensor in tensors:
         sizes = [tensor.size * itemsize for itemsize in _stored(tensor)]
         if sum(sizes) <= resident:
-            found = [max(pair) for pair in zip(sizes, found or sizes, strict=True)]
+            found = [max(pair) for pair in zip_longest(sizes, found, fillvalue=0)]
     return found

@@ -13,11 +13,20 @@ from .readers.adapters import split
 if TYPE_CHECKING:
     from .config import MergeConfig
 
+# Fields that a recipe has words of its own for.
+OF_RECIPES = (
+    *("model_path_list", "model_path_str", "base_model_path", "lora_model_path"),
+    *("merge_method", "merge_type", "sparsify_type", "weight_list", "normalize", "scale"),
+    *("reserve_p", "rescale", "epsilon", "ties_elect_type", "ties_zero_sign"),
+    *("slerp_alpha", "slerp_dot_threshold", "slerp_normalize_eps"),
+)
 LARGEST = 1e30  # so that what is computed with it stays within float32
 
 
 def problems(config: MergeConfig) -> list[str]:
     """Why `config` can't be carried out, as far as no file needs to be looked at."""
+    if config.recipe_yaml:
+        return _beside_a_recipe(config) + of_fields(config) + _running(config)
     found = of_fields(config) + _models(config)
     if config.merge_method in METHODS:
         sparsifier, merge_type = METHODS[config.merge_method]
@@ -34,11 +43,31 @@ def problems(config: MergeConfig) -> list[str]:
             found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(config.models)} models")
     if any(0 < abs(weight) < 1 / LARGEST for weight in config.weight_list or ()):
         found.append(f"--weight_list has a weight smaller than {1 / LARGEST:g}, too small for float32; scale them all up")
+    if config.scale != 1.0 and not config.base_model_path:
+        found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
+    found += _running(config)
+    if config.strict:
+        found += _without_base(config)
+    return found
+
+
+def _beside_a_recipe(config: MergeConfig) -> list[str]:
+    """Flags that say what a recipe says."""
+    defaults = type(config)()
+    given = [name for name in OF_RECIPES if getattr(config, name) != getattr(defaults, name)]
+    if not given:
+        return []
+    return [
+        f"{', '.join(f'--{name}' for name in given)}: with a recipe, models, method and parameters are the recipe's to say"
+    ]
+
+
+def _running(config: MergeConfig) -> list[str]:
+    """Why it can't be carried out here, whatever is merged."""
+    found = []
     sources = len(config.sources)
     if config.layout is not None and len(config.layout) != sources:
         found.append(f"--layout has {len(config.layout)} words for {sources} models (the base last)")
-    if config.scale != 1.0 and not config.base_model_path:
-        found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
     if config.n_process < 1:
         found.append(f"--n_process {config.n_process} must be at least 1")
     for name, size in (("max_shard_size", config.max_shard_size), ("max_memory", config.max_memory)):
@@ -46,10 +75,7 @@ def problems(config: MergeConfig) -> list[str]:
             parse_size("1GB" if size is None else size)
         except ValueError as error:
             found.append(f"--{name} {error}")
-    found += _device(config)
-    if config.strict:
-        found += _without_base(config)
-    return found
+    return found + _device(config)
 
 
 def _models(config: MergeConfig) -> list[str]:
@@ -119,6 +145,8 @@ def _without_base(config: MergeConfig) -> list[str]:
 
 def warnings(config: MergeConfig) -> list[str]:
     """What is allowed but likely not meant."""
+    if config.told is not None:
+        return list(config.told.notes)
     found = _without_base(config)
     sparsifier, merge_type = config.parts
     used = {

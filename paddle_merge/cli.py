@@ -88,7 +88,13 @@ def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) -> None:
     set_up_logging(verbose, quiet)
-    run(MergeConfig(**read_fields(config, flags)))
+    merged = MergeConfig(**read_fields(config, flags))
+    if merged.print_recipe:
+        from .language.write import to_yaml  # and with it YAML
+
+        print(to_yaml(merged.recipe()), end="")
+    else:
+        run(merged)
 
 
 def run(config: MergeConfig) -> None:

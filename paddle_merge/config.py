@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import checks
 from .config_file import read_config_file
@@ -14,16 +14,16 @@ from .dtypes import FLOATS
 from .engine import GIB, Engine
 from .errors import ConfigError
 from .fields import Fields
-from .methods import METHODS
-from .methods.dare import Dare
-from .methods.linear import Linear
-from .methods.magprune import Magprune
-from .methods.slerp import Slerp
-from .methods.ties import Ties
-from .methods.trim import Trim
+from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
+from .methods.named import Method
+from .methods.paddlenlp import method
 from .parsing import coerce, nearest, parse_size
 from .readers.adapters import absolute
-from .recipe import Recipe
+from .recipe import Input, Recipe, Slice, constant
+from .resolve import Resolver
+
+if TYPE_CHECKING:
+    from .language.read import Told
 
 # Other names that PaddleNLP's documentation and older versions use for a field.
 ALIASES = {
@@ -108,8 +108,20 @@ class MergeConfig(Fields):
     # --- what it resolves to
 
     @property
+    def told(self) -> Told | None:
+        """What recipe_yaml says, if it is given. Raises ConfigError."""
+        if not self.recipe_yaml:
+            return None
+        from .language.read import read  # and with it YAML
+
+        return read(self.recipe_yaml)
+
+    @property
     def models(self) -> list[str]:
-        """The models' paths: model_path_str if given, else model_path_list; or the base and the adapter to fold into it."""
+        """The models' paths: the recipe's, or model_path_str if given, else model_path_list; or the base and the adapter to
+        fold into it."""
+        if self.told is not None:
+            return list(self.told.recipe.models)
         if self.lora_model_path:
             return [f"{self.base_model_path}+{self.lora_model_path}"] if self.base_model_path else []
         if self.model_path_str:
@@ -119,6 +131,8 @@ class MergeConfig(Fields):
     @property
     def base(self) -> str | None:
         """The base model's path; None where the one model is a base with its adapter, to be written as it is."""
+        if self.told is not None:
+            return self.told.recipe.base
         return None if self.lora_model_path else self.base_model_path
 
     @property
@@ -137,6 +151,8 @@ class MergeConfig(Fields):
     @property
     def method(self) -> str:
         """The name of the pair: a merge method's if there is one, else "trim+slerp"; "fold" of one model alone."""
+        if self.told is not None:
+            return self.told.recipe.title
         if len(self.models) == 1 and self.base is None:
             return "fold"
         names = {pair: name for name, pair in METHODS.items()}
@@ -168,38 +184,44 @@ class MergeConfig(Fields):
     def recipe(self) -> Recipe:
         """What is asked, checked. Raises ConfigError listing everything that is wrong."""
         problems = checks.problems(self)
-        weights = tuple(self.weight_list) if self.weight_list is not None else (1.0,) * len(self.models)
-        normalize = self.normalize or self.weight_list is None
-        sparsifier_name, merge_type = self.parts
-        sparsifiers: dict[str | None, Any] = {
-            None: None,
-            "trim": Trim(self.reserve_p, self.rescale),
-            "dare": Dare(self.reserve_p, self.rescale),
-            "magprune": Magprune(self.reserve_p, self.epsilon, self.rescale),
-        }
-        mergers: dict[str, Any] = {
-            "linear": Linear(weights, normalize),
-            "ties": Ties(weights, normalize, self.ties_elect_type, self.ties_zero_sign),
-            "slerp": Slerp(self.slerp_alpha, self.slerp_normalize_eps, self.slerp_dot_threshold),
-        }
-        sparsifier, merger = sparsifiers.get(sparsifier_name), mergers.get(merge_type)
-        are_numbers = not checks.of_fields(self)  # else there is nothing to add
-        if sparsifier is not None and are_numbers:
-            problems += sparsifier.problems()
-        if merger is not None and are_numbers and len(weights) == len(self.models) >= 1:
-            problems += merger.problems(len(self.models))
+        if self.told is not None:
+            if problems:
+                raise ConfigError(problems)
+            return self._with_flags(self.told.recipe)
+        sparsifier, merge_type = self.parts
+        if (sparsifier is None or sparsifier in SPARSIFIERS) and merge_type in MERGE_TYPES:
+            recipe = self._recipe(method(sparsifier, merge_type, self.method))
+            weighted = self.weight_list is None or len(self.weight_list) == len(self.models) >= 1
+            mix = Resolver(recipe).mix(recipe.slices[0], "", 0.0)
+            are_numbers = not checks.of_fields(self)  # else there is nothing to add
+            problems += mix.sparsifier.problems() if mix.sparsifier is not None and are_numbers else []
+            problems += mix.merger.problems(len(self.models)) if weighted and are_numbers and self.models else []
         if problems:
             raise ConfigError(problems)
-        return Recipe(
+        return recipe
+
+    def _recipe(self, method: Method) -> Recipe:
+        weights = self.weight_list if self.weight_list is not None else [1.0] * len(self.models)
+        given = {**dataclasses.asdict(self), "normalize": self.normalize or self.weight_list is None}
+        settings = {one.name: constant(given[one.name]) for one in method.parameters if not one.each}
+        inputs = [Input(number, settings={"weight": constant(weight)}) for number, weight in enumerate(weights)]
+        base = Input(len(self.models)) if self.base else None
+        recipe = Recipe(
             models=tuple(self.models),
             base=self.base,
-            sparsifier=sparsifier,
-            merger=merger,
-            method=self.method,
-            scale=self.scale,
-            seed=self.seed,
+            method=method,
+            slices=(Slice(tuple(inputs), base),),
+            settings=settings,
+        )
+        return self._with_flags(recipe)
+
+    def _with_flags(self, recipe: Recipe) -> Recipe:
+        """What flags say of any recipe."""
+        return dataclasses.replace(
+            recipe,
+            seed=self.seed or recipe.seed,
             prefix=self.merge_prefix,
-            out_dtype=FLOATS[self.out_dtype] if self.out_dtype else None,
+            out_dtype=FLOATS.get(self.out_dtype or "") or recipe.out_dtype,
             layouts=tuple(self.layout or ()),
             output_layout=self.stored_layout,
             strict_layout=self.strict_layout,
@@ -210,9 +232,16 @@ class MergeConfig(Fields):
     def to_record(self) -> dict[str, Any]:
         """The fields that, read back from any folder, repeat this merge: paths made absolute, the method resolved."""
         record = dataclasses.asdict(self)
-        for name in ("model_path_str", "overwrite", "resume", "dry_run", "account"):
+        for name in ("model_path_str", "overwrite", "resume", "dry_run", "account", "print_recipe"):
             del record[name]
         sparsifier, merge_type = self.parts
+        if self.told is not None:
+            from .language.write import to_yaml
+
+            record["recipe_yaml"] = to_yaml(self.told.recipe, absolute)
+            record["output_path"] = os.path.abspath(self.output)
+            record["config_from"] = os.path.abspath(self.config_from) if self.config_from else None
+            return record
         record.update(
             model_path_list=None if self.lora_model_path else [absolute(spec) for spec in self.models],
             lora_model_path=absolute(self.lora_model_path) if self.lora_model_path else None,

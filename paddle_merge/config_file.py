@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .readers import read_small, unique_keys
+from .recipe import is_recipe
 
 
 def _parse_yaml(text: str) -> Any:
@@ -49,6 +50,4 @@ def read_config_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: can't be parsed ({error})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold the fields of a merge, such as merge_method and model_path_list")
-    if {"models", "slices"} & content.keys():
-        raise ConfigError(f"{path}: looks like a mergekit recipe; those can't be read yet, only the flags as fields")
-    return content
+    return {"recipe_yaml": path} if is_recipe(content) else content

@@ -54,6 +54,12 @@ class Fields:
         "model",
         choices=("model", "master_weights"),
     )
+    recipe_yaml: str | None = _flag(
+        _MODELS,
+        "A recipe in mergekit's YAML, instead of models, method and its parameters: the path of a file, or the YAML itself."
+        " `python -m paddle_merge recipe.yaml` is the usual way.",
+    )
+    print_recipe: bool = _flag(_MODELS, "Print the recipe that the flags mean, in YAML, and do nothing.", False)
     weight_list: list[float] | None = _flag(
         _METHOD, "One weight per model: `--weight_list 0.3 0.7`. Without it all count the same.", shown="1 each, normalised"
     )

@@ -23,22 +23,24 @@ from .dtypes import BY_NAME
 from .errors import CheckpointError
 from .fingerprint import added
 from .frames.formats import index_name
-from .plan import Plan, Shard
+from .plan import Plan, Shard, leaves
 from .readers import read_json
 from .readers.adapters import absolute
+from .recipe import Mix
 from .sidecars import CARD, LOCK
 from .worker import Report
 
 
 @dataclass(frozen=True)
 class Written:
-    """A tensor of the output: its place in a shard, and the fingerprints of what was written, and of what was read of each
-    input (in the output's layout, adapters folded in)."""
+    """A tensor of the output: its place in a shard, how it was merged (a place in recipe["mixes"]), and the fingerprints of
+    what was written, and of what was read of each input (in the output's layout, adapters folded in)."""
 
     shard: str
     offset: int
     dtype: str
     shape: tuple[int, ...]
+    mix: int
     written: str
     read: tuple[str, ...]
 
@@ -79,7 +81,7 @@ def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes])
     pieces: dict[str, list[Report]] = {tensor.name: [] for tensor in plan.tensors}
     for report in reports:
         pieces[report.tensor].append(report)
-    tensors = {}
+    tensors, mixes = {}, _mixes(plan)
     for tensor in plan.tensors:
         mine = pieces[tensor.name]
         if sum(report.stop - report.start for report in mine) != tensor.size:
@@ -90,6 +92,7 @@ def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes])
             tensor.offset,
             tensor.dtype.name,
             tensor.shape,
+            mixes[tensor.mix],
             added(report.written for report in mine),
             read,
         )
@@ -127,13 +130,13 @@ def read_lock(folder: str) -> Lock:
 
 def _written(row: Mapping[str, Any]) -> Written:
     """Raises KeyError, TypeError, or ValueError."""
-    numbers = [int(row["offset"]), *map(int, row["shape"])]
+    numbers = [int(row["offset"]), int(row["mix"]), *map(int, row["shape"])]
     if min(numbers) < 0:
         raise ValueError("a negative size")
     words = [str(row[name]) for name in ("shard", "dtype", "written")]
     read = tuple(map(str, row["read"]))
     added((words[2], *read))
-    return Written(words[0], numbers[0], BY_NAME[words[1]].name, tuple(numbers[1:]), words[2], read)
+    return Written(words[0], numbers[0], BY_NAME[words[1]].name, tuple(numbers[2:]), numbers[1], words[2], read)
 
 
 def _versions(plan: Plan) -> dict[str, str]:
@@ -153,19 +156,13 @@ def _paddle() -> str:
 
 
 def _resolved(plan: Plan) -> dict[str, Any]:
-    """What was asked, with every default."""
+    """What was asked, with every default. mixes: the ways in which tensors were merged; Written.mix is a place in it."""
     recipe = plan.recipe
-    parameters: dict[str, Any] = {}
-    for part in (recipe.sparsifier, recipe.merger):
-        parameters |= dataclasses.asdict(part) if part is not None else {}
-    parameters.pop("weights", None)
     return {
-        "method": recipe.method,
+        "method": recipe.method.name,
         "models": [absolute(path) for path in recipe.models],
-        "weights": [float(weight) for weight in recipe.merger.effective_weights(len(recipe.models))],
         "base": absolute(recipe.base) if recipe.base else None,
-        "parameters": parameters,
-        "scale": recipe.scale,
+        "mixes": [_shown(mix) for mix in _mixes(plan)],
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype.name if recipe.out_dtype else None,
         "layout": plan.layout,
@@ -173,10 +170,35 @@ def _resolved(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _mixes(plan: Plan) -> dict[Mix, int]:
+    """Each once, in order of appearance -> its place."""
+    mixes: dict[Mix, int] = {}
+    for tensor in plan.tensors:
+        mixes.setdefault(tensor.mix, len(mixes))
+    return mixes
+
+
+def _shown(mix: Mix) -> dict[str, Any]:
+    parts = {"sparsifier": mix.sparsifier, "merger": mix.merger}
+    shown = {
+        name: {"name": type(part).__name__.lower(), **dataclasses.asdict(part)} if part is not None else None  # type: ignore[call-overload]
+        for name, part in parts.items()
+    }
+    return {**shown, "scale": mix.scale}
+
+
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
     found = []
     for number, spec in enumerate(plan.recipe.sources):
-        files = sorted({os.path.abspath(file) for tensor in plan.tensors for file in tensor.inputs[number].files})
+        files = sorted(
+            {
+                os.path.abspath(file)
+                for tensor in plan.tensors
+                for its, entry in leaves(tensor)
+                if its == number
+                for file in entry.files
+            }
+        )
         found.append({"path": absolute(spec), "files": {file: os.path.getsize(file) for file in files}})
     return found
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import checks
+from .assemble import assemble
 from .blocks import Road
 from .config import MergeConfig
 from .dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
@@ -76,7 +77,8 @@ def merge_by_recipe(
             if tensor.size:
                 dtypes = [entry.dtype for entry in tensor.inputs]
                 flat = [kind.flat(value, dtype) for value, dtype in zip(values, dtypes, strict=True)]
-                road = Road(tensor, Piece(0, 0, tensor.size), recipe, _MemorySource(flat, dtypes), backend, lambda _: None)
+                source = _MemorySource(flat, dtypes)
+                road = Road(tensor, Piece(0, 0, tensor.size), recipe.seed, source, backend, lambda _: None)
                 road.merge(lambda stored, _, blocks=blocks, like=values[0]: blocks.append(kind.keep(stored, like)))  # type: ignore[misc]
                 reports.append(Report(tensor.name, road.not_finite, road.overflowed))
             result[tensor.name] = kind.join(blocks, values[0], tensor.dtype)
@@ -109,12 +111,11 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
     if problems:
         raise CheckpointError(problems)
     tensors = []
-    for name in inputs[0].tensors:
-        entries = tuple(checkpoint.tensors[name] for checkpoint in inputs)
-        models, base = (entries, None) if recipe.base is None else (entries[:-1], entries[-1])
-        merged = entries[0].dtype.is_float
-        dtype = recipe.out_dtype if merged and recipe.out_dtype else entries[0].dtype
-        tensors.append(TensorPlan(name, entries[0].shape, models, base, merged, dtype, 0, 0))
+    made = {one.name: one for one in assemble(recipe, inputs)[0]}
+    for name, first in inputs[0].tensors.items():
+        one, merged = made[name], first.dtype.is_float
+        dtype = recipe.out_dtype if merged and recipe.out_dtype else first.dtype
+        tensors.append(TensorPlan(name, first.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers))
         values = [] if merged else [kind.array(source[name]) for source in sources]
         unequal = [recipe.sources[k] for k, value in enumerate(values) if not np.array_equal(value, values[0])]
         if unequal:

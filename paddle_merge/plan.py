@@ -4,26 +4,18 @@ output has its place, and everything that is wrong is found at once, before a we
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .detect import LAYOUTS
-from .donor import Donor, find_donor
+from .donor import Donor
 from .dtypes import DType, compute_dtype
-from .engine import NUMPY, Engine
-from .errors import CheckpointError
+from .engine import Engine
 from .fingerprint import BLOCK
-from .frames import Held
-from .frames.formats import FORMATS, shard_name
-from .inputs import differences, open_inputs, warnings
-from .layout import METADATA, normalise
-from .lora.fold import adapt
 from .readers import Checkpoint, TensorEntry
 from .readers.adapters import Adapter
-from .recipe import Recipe
+from .recipe import Mix, Recipe
 
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
 
@@ -34,6 +26,7 @@ class TensorPlan:
 
     sources: one per model; base: the base model's, or None. They have the same shape, and the same dtype unless an output
     dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
+    mix: how it is merged. numbers: the places of its inputs in Recipe.sources.
     dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; a tied lm_head,
     the same bytes in every input, must stay the embedding.
     """
@@ -46,6 +39,8 @@ class TensorPlan:
     dtype: DType
     shard: int
     offset: int
+    mix: Mix
+    numbers: tuple[int, ...]
     masked_as: str = ""
 
     @property
@@ -113,6 +108,11 @@ class Plan:
         return self.recipe.save_format
 
     @property
+    def measures(self) -> bool:
+        """Whether some tensor is read twice: once to measure it, once to merge it."""
+        return any(tensor.merged and tensor.mix.measures for tensor in self.tensors)
+
+    @property
     def bytes_in(self) -> int:
         return sum(entry.nbytes for tensor in self.tensors for entry in tensor.inputs)
 
@@ -147,125 +147,21 @@ class Plan:
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def make_plan(
-    recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000, engine: Engine = NUMPY, ranks: int = 1
-) -> Plan:
-    """Read the headers of all inputs and decide. ranks: how many processes, of n_process workers each, share the plan.
-
-    Raises CheckpointError listing everything that doesn't fit.
-    """
-    opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    donor = find_donor(opened, recipe.base is not None, recipe.config_from)
-    inputs, layout, turned = normalise(
-        opened, recipe.layouts, recipe.output_layout, recipe.strict_layout, recipe.prefix, donor.config
-    )
-    inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, donor.config)
-    if layout is not None:
-        inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
-    problems = differences(inputs, recipe.out_dtype)
-    if recipe.save_format == "pdparams":
-        problems += _not_paddles(inputs, layout)
-    if problems:
-        raise CheckpointError(problems)
-
-    tensors, shards = _lay_out(recipe, inputs, shard_bytes)
-    pieces = _cut(tensors, recipe, n_process * ranks)
-    return Plan(
-        recipe,
-        inputs,
-        donor,
-        tensors,
-        shards,
-        pieces,
-        max(1, min(n_process, len(pieces))),
-        ranks,
-        engine,
-        layout,
-        tuple(turned),
-        tuple(folded),
-        (*worries, *warnings(inputs, donor)),
-        tuple(zip(opened, adapters, strict=True)),
-    )
+def leaves(tensor: TensorPlan) -> Iterator[tuple[int, TensorEntry]]:
+    """What is read from checkpoints for a tensor, each with the checkpoint's place in Recipe.sources."""
+    for number, entry in zip(tensor.numbers, tensor.inputs, strict=True):
+        if entry.staged is not None:
+            yield from leaves(entry.staged.plan)
+        else:
+            yield number, entry
 
 
-def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
-    """Why the merged model is none for Paddle's files, which hold matrices [in, out]."""
-    if layout == "hf":
-        return [
-            "--save_format pdparams is for Paddle, and the merged model would be in Hugging Face's layout: pass"
-            " --output_layout paddlenlp or paddleformers too"
-        ]
-    torch = [checkpoint for checkpoint in inputs if checkpoint.kind == "bin" or checkpoint.format == "pt"]
-    if layout is not None or not torch:
-        return []
-    matrices = [name for name, entry in torch[0].tensors.items() if len(entry.shape) == 2 and min(entry.shape) > 1]
-    return [
-        f"--save_format pdparams is for Paddle, and {torch[0].path} is torch's, which may store {name!r} turned; say how"
-        f" with --layout, one of {', '.join(LAYOUTS)} for each model and then the base, and pass --output_layout"
-        " paddlenlp or paddleformers too"
-        for name in matrices[:1]
-    ]
-
-
-def _lay_out(
-    recipe: Recipe, inputs: Sequence[Checkpoint], shard_bytes: int
-) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Which tensor goes where: in the base's order (else the first model's), shards filled up to shard_bytes, wide dtypes
-    first within a shard.
-
-    Raises CheckpointError listing the tensors that the output's format can't hold.
-    """
-    models = len(recipe.models)
-    pattern = inputs[-1] if recipe.base is not None else inputs[0]
-    groups: list[list[Held]] = [[]]
-    filled = 0
-    for name, entry in pattern.tensors.items():
-        dtype = recipe.out_dtype if recipe.out_dtype and entry.dtype.is_float else entry.dtype
-        nbytes = math.prod(entry.shape) * dtype.itemsize
-        if groups[-1] and filled + nbytes > shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(Held(name, dtype, entry.shape, nbytes))
-        filled += nbytes
-
-    tensors: list[TensorPlan] = []
-    shards: list[Shard] = []
-    problems: list[str] = []
-    first: dict[tuple[TensorEntry, ...], str] = {}  # what a tensor is made of in every input -> its name
-    form = FORMATS[recipe.save_format]
-    for number, group in enumerate(groups):
-        group.sort(key=lambda held: -held.dtype.itemsize)  # so that every tensor is aligned to its own width
-        problems += form.problems(group)
-        frame = form.frame(group, pattern.format)
-        for held, offset in zip(group, frame.offsets, strict=True):
-            entries = [checkpoint.tensors[held.name] for checkpoint in inputs]
-            made_of = tuple(dataclasses.replace(entry, name="") for entry in entries)
-            tensors.append(
-                TensorPlan(
-                    name=held.name,
-                    shape=entries[0].shape,
-                    sources=tuple(entries[:models]),
-                    base=entries[-1] if recipe.base is not None else None,
-                    merged=entries[0].dtype.is_float,
-                    dtype=held.dtype,
-                    shard=number,
-                    offset=offset,
-                    masked_as=first.setdefault(made_of, held.name),
-                )
-            )
-        name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))
-        shards.append(Shard(name, frame.pieces, frame.nbytes))
-    if problems:
-        raise CheckpointError(problems)
-    return tuple(tensors), tuple(shards)
-
-
-def _cut(tensors: Sequence[TensorPlan], recipe: Recipe, workers: int) -> tuple[Piece, ...]:
+def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
     """The pieces, largest first so that workers finish together. A tensor that must be measured stays whole."""
     pieces = []
     for number, tensor in enumerate(tensors):
         step = max(1, PIECE_BYTES // tensor.dtype.itemsize // BLOCK) * BLOCK
-        if workers == 1 or (tensor.merged and recipe.measures) or any(entry.whole for entry in tensor.inputs):
+        if workers == 1 or (tensor.merged and tensor.mix.measures) or any(entry.whole for entry in tensor.inputs):
             step = max(1, tensor.size)
         for start in range(0, tensor.size, step):
             pieces.append(Piece(number, start, min(start + step, tensor.size)))

@@ -131,7 +131,6 @@ class _Bench:
     def __init__(self, plan: Plan, files: Files, written: IO[bytes] | None):
         self._plan, self._files, self._written = plan, files, written
         self._backends, self._scratch = Backends(plan.engine), Scratch()
-        self._keep = plan.engine.room.resident if plan.recipe.measures else 0
         self._at = 0
         self._kinds: dict[object, list[TensorPlan]] = {}
         for tensor in plan.tensors:
@@ -189,12 +188,13 @@ class _Bench:
         begun = time.perf_counter()
         block = backend.block(len(tensor.sources))
         piece = Piece(0, start, start + count)
-        source = FileSource(tensor, piece, block, self._keep, self._files, self._scratch)
+        keep = self._plan.engine.room.resident if tensor.mix.measures else 0
+        source = FileSource(tensor, piece, block, keep, self._files, self._scratch)
         cost.reading += time.perf_counter() - begun
         window = dataclasses.replace(tensor, shape=(count,))
-        recipe = self._plan.recipe
         with backend.at_work():
-            Road(window, Piece(0, 0, count), recipe, _Timed(source, start, cost), backend, lambda _: None).merge(hand_on)
+            timed = _Timed(source, start, cost)
+            Road(window, Piece(0, 0, count), self._plan.recipe.seed, timed, backend, lambda _: None).merge(hand_on)
         cost.all += time.perf_counter() - begun
         cost.elements += count
 

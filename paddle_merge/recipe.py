@@ -1,11 +1,90 @@
-"""Recipe: what was asked, checked as far as it can be without looking at a file."""
+"""Recipe: what was asked, checked as far as it can be without looking at a file.
+
+Flags and YAML recipes make the same Recipe. A parameter is a setting: one value, a gradient over the layers, or one of these
+for each group of tensors (resolve.py says which counts for a tensor).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .dtypes import DType
+from .engine import Room
+from .methods import Merger, Sparsifier
+from .methods.named import Method
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How one tensor's sources become one. sparsifier may be None; scale: factor on the merged task vector before the base
+    is added back."""
+
+    sparsifier: Sparsifier | None
+    merger: Merger
+    scale: float = 1.0
+
+    @cached_property
+    def measures(self) -> bool:
+        """Whether a tensor is read twice: once to measure it, once to merge it."""
+        return self.merger.measures or (self.sparsifier is not None and self.sparsifier.measures)
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        """Bytes, beside blocks, for a tensor of so many elements, of so many bytes each while they are computed with."""
+        return sum(part.memory(models, size, itemsize, room) for part in (self.sparsifier, self.merger) if part is not None)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a parameter is for the tensors whose name the filter matches (None: all): a value, or a gradient, whose values
+    stand at equal distances over the layers."""
+
+    value: Value | tuple[Value, ...]
+    filter: str | None = None
+
+
+Setting = tuple[Condition, ...]  # the first that matches counts
+Settings = Mapping[str, Setting]
+
+
+def constant(value: Value) -> Setting:
+    return (Condition(value),)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model of a slice: its place in Recipe.titles, its first layer, and parameters of its own."""
+
+    number: int
+    first: int = 0
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some layers of the output. inputs: what they are made of, without the base that is subtracted; base: that, as an
+    Input, or None; layers: how many; None: whole models, whatever layers they have."""
+
+    inputs: tuple[Input, ...]
+    base: Input | None = None
+    layers: int | None = None
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A merge whose output a later one of the same recipe takes for a model. The fields are as Recipe's."""
+
+    name: str
+    method: Method
+    slices: tuple[Slice, ...]
+    settings: Settings
+    seed: int
+    out_dtype: DType | None
 
 
 @dataclass(frozen=True)
@@ -14,9 +93,10 @@ class Recipe:
 
     models: paths of the checkpoints to merge, in order; weights and masks go by this order.
     base: path of the base model; with it methods work on task vectors, without it on the weights themselves.
-    sparsifier, merger: see methods.Sparsifier and methods.Merger; sparsifier may be None.
-    method: how to call the pair, "dare_ties" or "trim+slerp".
-    scale: factor on the merged task vector before the base is added back.
+    method: what its parameters mean, and what they make.
+    settings: parameters for all slices.
+    slices: of the output, in order; one of whole models, unless layers are picked.
+    stages: merges before it, whose outputs are numbered after Recipe.sources, in order.
     seed: of the masks.
     prefix: which weights of a checkpoint folder, "model" or "master_weights".
     out_dtype: storage dtype of all floating-point tensors; None: each tensor's own.
@@ -29,10 +109,10 @@ class Recipe:
 
     models: tuple[str, ...]
     base: str | None
-    sparsifier: Any
-    merger: Any
-    method: str
-    scale: float = 1.0
+    method: Method
+    slices: tuple[Slice, ...]
+    settings: Settings = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
     seed: int = 0
     prefix: str = "model"
     out_dtype: DType | None = None
@@ -43,11 +123,21 @@ class Recipe:
     config_from: str | None = None
 
     @property
+    def title(self) -> str:
+        """What to call the method: "ties" for PaddleNLP's too."""
+        return self.method.name.rpartition(":")[2]
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """All input paths: the models, then the base."""
         return self.models if self.base is None else (*self.models, self.base)
 
     @property
-    def measures(self) -> bool:
-        """Whether a tensor is read twice: once to measure it, once to merge it."""
-        return self.merger.measures or (self.sparsifier is not None and self.sparsifier.measures)
+    def titles(self) -> tuple[str, ...]:
+        """What to call each input: by its path, or its stage."""
+        return (*self.sources, *(f"{stage.name} (merged by this recipe)" for stage in self.stages))
+
+
+def is_recipe(content: Mapping[str, Any]) -> bool:
+    """Whether a YAML mapping is a recipe, not flags as fields."""
+    return bool({"models", "slices", "modules"} & content.keys())

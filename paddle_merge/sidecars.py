@@ -14,6 +14,7 @@ from .detect import last_word
 from .errors import CheckpointError
 from .plan import Plan
 from .readers import read_json, read_small
+from .resolve import weighted
 
 # Never the weights, indexes, optimizer states or the litter that loaders and trainers leave.
 COPIED = (
@@ -36,6 +37,7 @@ LOCK = "merge_lock.json"
 ADAPTERS = ("adapter_config.json", "lora_config.json", "extract_report.json")  # beside an adapter's weights
 # Endings of what loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")
+DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # of the stack of layers, as config.json calls them
 # What PaddleNLP's config.json says about layers that the weights have fused.
 FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_up_fused_proj"}}
 
@@ -86,6 +88,8 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     if len(dtypes) == 1 and not stored_only and told:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
     wanted.update(_older_rope(model))
+    if plan.recipe.slices[0].layers is not None:
+        wanted.update({name: sum(part.layers or 0 for part in plan.recipe.slices) for name in DEPTHS if name in model})
     if isinstance(text := model.get("text_config"), dict):
         wanted["text_config"] = {**text, **_older_rope(text)}
     if plan.layout is not None:
@@ -123,13 +127,18 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
     folders = {os.path.abspath(path): os.path.basename(os.path.abspath(path)) for path in recipe.sources}
     if len(set(folders.values())) < len(folders):  # d1/model and d2/model
         folders = {path: path for path in folders}
-    names = [folders[os.path.abspath(path)] for path in recipe.sources]
-    weights = recipe.merger.effective_weights(len(recipe.models))
-    rows = [f"| {name} | {weight:.6g} |" for name, weight in zip(names, weights, strict=False)]
-    against = f" on task vectors against the base model `{names[-1]}`" if recipe.base else ""
+    names = [folders[os.path.abspath(path)] for path in recipe.sources] + [stage.name for stage in recipe.stages]
+    rows = [
+        f"| {names[number]} | {'by tensor' if weight is None else f'{weight:.6g}'} |" for number, weight in weighted(recipe)
+    ]
+    base = recipe.slices[0].base
+    against = f" on task vectors against the base model `{names[base.number]}`" if base else ""
     defaults = MergeConfig().to_record()
     told = ("model_path_list", "base_model_path", "output_path", "n_process", "merge_method", "merge_type", "sparsify_type")
-    shown = {name: value for name, value in config.to_record().items() if name not in told and value != defaults[name]}
+    given = config.to_record()
+    recipe_yaml = given.pop("recipe_yaml")
+    shown = {name: value for name, value in given.items() if name not in told and value != defaults[name]}
+    as_recipe = ["The recipe:", "", "```yaml", recipe_yaml.rstrip(), "```", ""] if recipe_yaml else []
     return "\n".join(
         [
             "---",
@@ -140,12 +149,13 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
             "",
             f"# {os.path.basename(os.path.abspath(config.output))}",
             "",
-            f"Merged with paddle_merge {__version__} by `{recipe.method}`{against}.",
+            f"Merged with paddle_merge {__version__} by `{recipe.title}`{against}.",
             "",
             "| model | weight |",
             "| --- | --- |",
             *rows,
             "",
+            *as_recipe,
             "Parameters that differ from the defaults:",
             "",
             "```json",

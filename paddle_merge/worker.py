@@ -29,7 +29,6 @@ from .errors import MergeError, WorkError
 from .files import Files, Scratch, remedy
 from .fingerprint import Fingerprint, added
 from .plan import Piece, TensorPlan
-from .recipe import Recipe
 
 log = logging.getLogger("paddle_merge")
 PROGRESS_SECONDS = 0.1
@@ -39,17 +38,17 @@ Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the 
 
 @dataclass(frozen=True)
 class Job:
-    """What all pieces have in common: the recipe, the paths of the shards while they are being written, what computes.
+    """What all pieces have in common: the masks' seed, the paths of the shards while they are being written, what computes.
     Without paths nothing is written: what would be is known by its fingerprints."""
 
-    recipe: Recipe
+    seed: int
     paths: tuple[str, ...] | None
     engine: Engine = NUMPY
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was noticed in one piece of a tensor: the inputs (index into Recipe.sources) that hold NaN or Inf; numbers too
+    """What was noticed in one piece of a tensor: the inputs (index into Recipe.titles) that hold NaN or Inf; numbers too
     large for the output's dtype; the most bytes of device memory that the worker has taken so far. The piece, elements
     start..stop, and the fingerprints of it as it was written and as each input was read (as Recipe.sources, in the output's
     layout, adapters folded in)."""
@@ -92,10 +91,10 @@ class Worker:
     """Merges pieces. `progress` is called with numbers of bytes read for the first time, or written."""
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
-        self._recipe, self._paths, self._progress = job.recipe, job.paths, progress
+        self._seed, self._paths, self._progress = job.seed, job.paths, progress
         self._files, self._shards, self._scratch = Files(panel=job.engine.room.panel), Files(os.O_WRONLY), Scratch()
         self._backends = Backends(job.engine)
-        self._keep = job.engine.room.resident if job.recipe.measures else 0
+        self._resident = job.engine.room.resident
 
     def merge(self, tensor: TensorPlan, piece: Piece) -> Report:
         """Raises WorkError, naming the tensor, whatever goes wrong."""
@@ -131,8 +130,9 @@ class Worker:
     def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         backend = self._backends.of(tensor)
         block = backend.block(len(tensor.sources))
-        source = FileSource(tensor, piece, block, self._keep, self._files, self._scratch)
-        road = Road(tensor, piece, self._recipe, source, backend, self._progress)
+        keep = self._resident if tensor.mix.measures else 0
+        source = FileSource(tensor, piece, block, keep, self._files, self._scratch)
+        road = Road(tensor, piece, self._seed, source, backend, self._progress)
         coming: deque[tuple[Callable[[], np.ndarray], int]] = deque()  # blocks on their way back from the device
 
         def hand_on(stored: Any, start: int) -> None:
@@ -145,7 +145,8 @@ class Worker:
             road.merge(hand_on)
             for end, first in coming:
                 write(end(), first)
-            return Report(tensor.name, road.not_finite, road.overflowed, backend.peak(), read=source.fingerprints())
+            not_finite = tuple(tensor.numbers[source] for source in road.not_finite)
+            return Report(tensor.name, not_finite, road.overflowed, backend.peak(), read=source.fingerprints())
 
     def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         step = (1 << 20) // tensor.dtype.itemsize

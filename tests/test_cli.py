@@ -297,7 +297,7 @@ def test_wrong_fields_are_listed_at_once(here: Path, capsys: pytest.CaptureFixtu
         ("c.json", "[1]", "must hold the fields of a merge"),
         ("c.yaml", "a: [1", "can't be parsed"),
         ("c.yaml", "", "must hold the fields of a merge"),
-        ("c.yaml", "models: [a, b]\nmerge_method: ties", "looks like a mergekit recipe"),
+        ("c.yaml", "models: [a, b]\nmerge_method: tis", "c.yaml:2:15: unknown merge_method"),
         ("c.yaml", "1: 2", "unknown field 1"),
         ("c.yaml", "yes: no", "unknown field True"),
         ("c.json", '{"scale": 1' + "0" * 400 + "}", "'scale'"),

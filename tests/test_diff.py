@@ -19,10 +19,10 @@ from paddle_merge import CheckpointError, ConfigError, DiffConfig, MergeConfig, 
 from paddle_merge.cli import main
 from paddle_merge.detect import LAYOUTS
 from paddle_merge.dtypes import DTYPES
+from paddle_merge.names import layer_of, pattern_of, word_of
 from paddle_merge.readers import TensorEntry
 from paddle_merge.report.diff import compare, open_models
 from paddle_merge.report.measure import BLOCK, PIECE, Pair, Sums, measure
-from paddle_merge.report.names import layer_of, pattern_of, word_of
 from paddle_merge.report.show import lines
 from paddle_merge.report.tables import percent, size, table
 

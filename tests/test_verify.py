@@ -138,13 +138,12 @@ def test_what_the_record_says(made: Path, tmp_path: Path) -> None:
     }
     assert row.written == stored["out"]
     assert row.read == (stored["a"], stored["b"], stored["base"])
-    assert lock.recipe["method"] == "ties"
-    assert lock.recipe["parameters"] == {
-        "density": 0.4,
-        "rescale": True,
-        "normalize": True,
-        "elect": "sum",
-        "zero_sign": "positive",
+    assert lock.recipe["method"] == "paddlenlp:ties"
+    (mix,) = lock.recipe["mixes"]
+    assert mix == {
+        "sparsifier": {"name": "trim", "density": 0.4, "rescale": True},
+        "merger": {"name": "ties", "weights": [1, 1], "normalize": True, "elect": "sum", "zero_sign": "positive"},
+        "scale": 1.0,
     }
     assert [Path(one["path"]).name for one in lock.inputs] == ["a", "b", "base"]
     assert lock.files["tokenizer.json"] == xxhash.xxh3_128_hexdigest(b"{}\n")

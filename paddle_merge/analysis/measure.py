@@ -22,12 +22,11 @@ from ..methods import METHODS
 from ..methods.linear import linear
 from ..methods.ties import ties
 from ..plan import Piece
-from ..recipe import Recipe
 from . import loops
 from .sums import KeptSums, ModelSums, PairSums
 from .tensors import Compared
 
-ASKED = Recipe(models=(), base="", sparsifier=None, merger=None, method="analyze")
+SEED = 0
 # Sparsifier (None: everything is kept) -> the merge types that people use with it, but for slerp, which drops nothing.
 ROUNDS: dict[str | None, list[str]] = {}
 for _sparsifier, _merge_type in METHODS.values():
@@ -87,7 +86,7 @@ class _Work:
         self._backend = NumpyBackend(plan.compute)
         block = self._backend.block(len(tensor.sources))
         source = FileSource(plan, piece, block, ROOMY.resident, files, Scratch())
-        self._road = Road(plan, piece, ASKED, source, self._backend, progress)
+        self._road = Road(plan, piece, SEED, source, self._backend, progress)
         models = self._models = list(tensor.sources)
         self._pairs = list(combinations(range(len(models)), 2))
         self._weights = self._backend.array([1.0] * len(models))

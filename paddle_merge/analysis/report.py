@@ -13,7 +13,7 @@ from ..methods import METHODS
 from ..methods.dare import Dare
 from ..methods.magprune import Magprune
 from ..methods.trim import Trim
-from ..report.names import layer_of, letters, word_of
+from ..names import layer_of, letters, word_of
 from ..report.opened import Opened
 from ..report.threads import in_threads
 from .advice import advice

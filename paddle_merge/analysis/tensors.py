@@ -8,8 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..compare import differing
+from ..methods.linear import Linear
 from ..plan import TensorPlan
 from ..readers import Checkpoint, TensorEntry
+from ..recipe import Mix
+
+SUM = Mix(None, Linear((), normalize=False))  # of which nothing is asked: methods are measured one after the other
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Compared:
     def as_merged(self) -> TensorPlan:
         """How a merge reads it."""
         sources = tuple(self.sources.values())
-        return TensorPlan(self.name, self.base.shape, sources, self.base, True, self.base.dtype, 0, 0)
+        numbers = tuple(range(len(sources) + 1))
+        return TensorPlan(self.name, self.base.shape, sources, self.base, True, self.base.dtype, 0, 0, SUM, numbers)
 
     def without(self, models: Sequence[int]) -> Compared:
         return Compared(self.base, {model: entry for model, entry in self.sources.items() if model not in models})

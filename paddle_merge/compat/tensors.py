@@ -13,7 +13,7 @@ from typing import Any
 from ..dtypes import FLOATS
 from ..errors import CheckpointError, ConfigError
 from ..memory import merge_by_recipe
-from ..methods.linear import Linear
+from ..recipe import Slice
 from .config import MergeConfig
 
 
@@ -95,7 +95,7 @@ def _merge(config: MergeConfig, tensors: Sequence[Any], sparsifier: str | None, 
     )
     recipe = asked.recipe()
     if alone:
-        recipe = dataclasses.replace(recipe, models=labels, merger=Linear((1.0,), normalize=False))
+        recipe = dataclasses.replace(recipe, models=labels, slices=(Slice(recipe.slices[0].inputs[:1]),))
     for label, tensor in zip(labels, tensors, strict=True):
         dtype = str(getattr(tensor, "dtype", "")).removeprefix("paddle.")
         if dtype not in (*FLOATS, "uint16"):  # which is bfloat16's bits

@@ -31,6 +31,7 @@ class Tensor(Protocol):
     """
 
     name: str
+    shape: tuple[int, ...]
     size: int  # elements
     models: int
     seed: int
@@ -80,11 +81,14 @@ class Merger(Protocol):
     def problems(self, models: int) -> list[str]:
         """As Sparsifier.problems, for this many models."""
 
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        """As Sparsifier.memory."""
+
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         """What `apply` needs to know of this tensor."""
 
-    def apply(self, x: Any, state: Any, backend: Any) -> Any:
-        """The merged block (n,) of x, a row per model. May reuse x's memory."""
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+        """The merged block (n,) of x, a row per model, beginning at element `start`. May reuse x's memory."""
 
     def effective_weights(self, models: int) -> Sequence[float]:
         """What each model counts for, for the plan and the model card."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine import Room
 from . import Tensor, total
 
 
@@ -34,10 +35,13 @@ class Linear:
         total = sum(self.weights) if self.normalize else 1.0
         return [weight / total for weight in self.weights]
 
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return 0
+
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         return backend.array(self.effective_weights(tensor.models))
 
-    def apply(self, x: Any, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
         return backend.apply(linear, x, state)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import Room
 from . import Tensor
 from .linear import linear
 
@@ -58,6 +59,9 @@ class Slerp:
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 - self.t, self.t]
 
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return 0
+
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         gram = np.zeros((2, 2))
         for _, x in tensor.sparsified():
@@ -69,5 +73,5 @@ class Slerp:
                 backend.add_gram(backend.rows([row * factor for row, factor in zip(x, factors, strict=True)]), gram)
         return backend.array(coefficients(gram, self.t, self.normalize_eps, self.dot_threshold))
 
-    def apply(self, x: Any, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
         return backend.apply(linear, x, state)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine import Room
 from . import Tensor, total
 from .linear import normalize_problems
 
@@ -82,6 +83,9 @@ class Ties:
         power = math.frexp(max(self.weights))[1] - 1 if self.normalize else 0
         return [math.ldexp(weight, -power) for weight in self.weights]
 
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return 0
+
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         weights = backend.array(self._weights())
         by_count = self.elect == "count"
@@ -90,5 +94,5 @@ class Ties:
         balance = sum(backend.elected_balance(x, weights, by_count) for _, x in tensor.sparsified())
         return weights, by_count, float((balance > 0) - (balance < 0))
 
-    def apply(self, x: Any, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
         return backend.apply(ties, x, *state, self.normalize)

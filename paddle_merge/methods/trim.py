@@ -34,7 +34,7 @@ class _Smaller:
     """A tensor's numbers, all times a power of two."""
 
     def __init__(self, tensor: Tensor):
-        self.name, self.size, self.models = tensor.name, tensor.size, tensor.models
+        self.name, self.shape, self.size, self.models = tensor.name, tensor.shape, tensor.size, tensor.models
         self.seed, self.narrow, self._tensor = tensor.seed, tensor.narrow, tensor
 
     def deltas(self) -> Iterator[tuple[int, Any]]:

@@ -6,9 +6,9 @@ from collections import Counter
 from typing import Any
 
 from ..lora.config import scaling, unfit
+from ..names import stacks, word_of
 from ..readers.adapters import Adapter, sort
 from ..readers.pickles import MalformedError
-from .names import stacks, word_of
 
 _BASES = ("base_model_name_or_path", "base_model_name")  # PEFT's word, PaddleNLP's
 

@@ -15,11 +15,11 @@ from ..detect import EMBEDDINGS, detect, last_word, read_config
 from ..errors import CheckpointError
 from ..inputs import SETTINGS, setting
 from ..layout import HEAD
+from ..names import stacks
 from ..quantised import signs
 from ..readers import Checkpoint, TensorEntry, open_checkpoint
 from ..readers.adapters import kind_of, open_adapter, split
 from .adapter import describe_adapter
-from .names import stacks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from .. import __version__
 from ..dtypes import DTYPES
+from ..names import layer_of, word_of
 from ..readers import Checkpoint
 from .measure import Pair, Sums, measure
-from .names import layer_of, word_of
 from .opened import open_together
 from .threads import in_threads
 

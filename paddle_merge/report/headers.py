@@ -9,8 +9,8 @@ from ..detect import detect, read_config
 from ..errors import CheckpointError
 from ..inputs import SETTINGS, setting
 from ..layout import normalise
+from ..names import pattern_of, stacks
 from ..readers import Checkpoint
-from .names import pattern_of, stacks
 
 MISSING = "missing"
 

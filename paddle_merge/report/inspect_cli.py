@@ -14,9 +14,9 @@ from ..config import to_types
 from ..errors import CheckpointError, ConfigError
 from ..fields import _flag
 from ..flags import build_app, normal_form
+from ..names import letters
 from .checkpoint import look
 from .headers import MISSING, differences, grouped
-from .names import letters
 from .tables import count, facts, size, table
 
 SHOWN = 30  # groups of tensors in the table of what differs

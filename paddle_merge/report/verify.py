@@ -17,7 +17,8 @@ from ..crew import work
 from ..errors import CheckpointError, MergeError
 from ..fingerprint import added, of_file
 from ..lock import Lock, Written, read_lock
-from ..plan import Plan, make_plan
+from ..plan import Plan, TensorPlan
+from ..planner import make_plan
 from ..ranks import Ranks
 from ..sidecars import RECORD, WEIGHTS
 from ..worker import Job, Report
@@ -149,20 +150,21 @@ def _remake(folder: str, lock: Lock, sample: int | None, n_process: int, progres
         return
     plan = dataclasses.replace(plan, pieces=pieces, n_process=min(n_process, len(pieces)))
     reports: dict[str, list[Report]] = {}
-    for report in work(plan, Job(recipe, None, plan.engine), progress, Ranks(0, ["alone"]), doing="verifying"):
+    for report in work(plan, Job(recipe.seed, None, plan.engine), progress, Ranks(0, ["alone"]), doing="verifying"):
         reports.setdefault(report.tensor, []).append(report)
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
     for name in filter(reports.__contains__, made):
         found.remade.append(name)
-        found.off += _judge(plan, name, reports[name], lock)
+        found.off += _judge(plan, tensors[name], reports[name], lock)
 
 
-def _judge(plan: Plan, name: str, reports: Sequence[Report], lock: Lock) -> list[str]:
+def _judge(plan: Plan, tensor: TensorPlan, reports: Sequence[Report], lock: Lock) -> list[str]:
     """What differs between a tensor made again and the record."""
-    then = lock.tensors[name]
+    name, then = tensor.name, lock.tensors[tensor.name]
     off = []
-    for number, path in enumerate(plan.recipe.sources):
-        if added(report.read[number] for report in reports) != then.read[number]:
-            off.append(f"tensor {name!r} of {path} isn't what was merged")
+    for place, number in enumerate(tensor.numbers):
+        if added(report.read[place] for report in reports) != then.read[place]:
+            off.append(f"tensor {name!r} of {plan.recipe.titles[number]} isn't what was merged")
     if not off and added(report.written for report in reports) != then.written:
         by = ", ".join(f"{what} {which}" for what, which in lock.versions.items())
         off.append(f"tensor {name!r}, made again from the same inputs, isn't what the merge wrote; that was made by {by}")

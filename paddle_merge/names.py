@@ -15,6 +15,11 @@ def layer_of(name: str) -> tuple[str, int] | None:
     return (found[1], int(found[2])) if found else None
 
 
+def in_layer(name: str, number: int) -> str:
+    """What the tensor `name`, which is in some layer, is called in layer `number` of its stack."""
+    return _LAYER.sub(rf"\g<1>.{number}", name, count=1)
+
+
 def pattern_of(name: str) -> str:
     """The name with a star for the layer's number."""
     return _LAYER.sub(r"\1.*", name, count=1) if _LAYER.match(name) else name

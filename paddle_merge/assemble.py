@@ -1,0 +1,141 @@
+"""Which tensors the output has, and which tensors of the inputs each is made of: slices of layers, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import CheckpointError, ConfigError
+from .names import in_layer, layer_of, stacks
+from .readers import Checkpoint, TensorEntry
+from .recipe import Input, Mix, Recipe, Slice, Stage
+from .resolve import Resolver, unused
+
+# Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
+_BEFORE = ("emb", "wte", "wpe")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor of the output. sources: of the models; base: of what is subtracted, or None; numbers: of all their
+    checkpoints, the base's last, in Recipe.sources."""
+
+    name: str
+    sources: tuple[TensorEntry, ...]
+    base: TensorEntry | None
+    numbers: tuple[int, ...]
+    mix: Mix
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        return self.sources if self.base is None else (*self.sources, self.base)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor of the output in its slice, and in which layer of each input to look for it; layer None: in none."""
+
+    name: str
+    part: Slice
+    layer: int | None
+    t: float
+
+
+def assemble(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> tuple[list[Made], list[str]]:
+    """In the order of the base's tensors, else of the first model's; and a sentence on each filter that none of them met.
+    Raises CheckpointError, ConfigError."""
+    resolver, made, problems, wrong = Resolver(recipe), [], [], dict[str, None]()
+    for place in _places(recipe, inputs):
+        part = place.part
+        models = part.inputs if part.base is None else (*part.inputs, part.base)
+        names = [_name_in(place, model) for model in models]
+        entries = [inputs[model.number].tensors.get(name) for model, name in zip(models, names, strict=True)]
+        found = [entry for entry in entries if entry is not None]
+        for model, name, entry in zip(models, names, entries, strict=True):
+            if entry is None:
+                problems.append(
+                    f"{inputs[model.number].path}: has no tensor {name!r}, which {place.name!r} would be made of"
+                )
+            elif entry.shape != found[0].shape:
+                problems.append(
+                    f"{inputs[model.number].path}: tensor {name!r} is {list(entry.shape)}, and"
+                    f" {inputs[models[0].number].path}'s {names[0]!r} is {list(found[0].shape)}"
+                )
+        if len(found) < len(entries) or problems:
+            continue
+        try:
+            mix = resolver.mix(part, place.name, place.t, names[: len(part.inputs)])
+        except ValueError as error:
+            wrong[str(error)] = None
+            continue
+        numbers = [model.number for model in models]
+        if not found[0].dtype.is_float:
+            found, numbers = _all_of(found, numbers)
+        base = found.pop() if part.base is not None else None
+        made.append(Made(place.name, tuple(found), base, tuple(numbers), mix))
+    if problems:
+        raise CheckpointError(problems)
+    if wrong:
+        raise ConfigError(list(wrong))
+    return made, unused(recipe, resolver)
+
+
+def _all_of(entries: Sequence[TensorEntry], numbers: Sequence[int]) -> tuple[list[TensorEntry], list[int]]:
+    """Of integers, which must be equal everywhere, those of earlier merges' models instead of the earlier merges'."""
+    found: list[tuple[TensorEntry, int]] = []
+    for entry, number in zip(entries, numbers, strict=True):
+        inner = entry.staged.plan if entry.staged is not None else None
+        found += zip(inner.inputs, inner.numbers, strict=True) if inner is not None else [(entry, number)]
+    return [entry for entry, _ in found], [number for _, number in found]
+
+
+def _name_in(place: _Place, model: Input) -> str:
+    """What an input calls the tensor."""
+    return place.name if place.layer is None else in_layer(place.name, model.first + place.layer)
+
+
+def _places(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[_Place]:
+    first = recipe.slices[0]
+    pattern = inputs[(first.base or first.inputs[0]).number].tensors
+    if first.layers is None:
+        depths = stacks(pattern)
+        return [_Place(name, first, None, _t(layer_of(name), depths)) for name in pattern]
+    return _sliced(recipe, inputs)
+
+
+def _t(layer: tuple[str, int] | None, depths: dict[str, int]) -> float:
+    """Where in its stack: 0 is the first layer, or none; 1 the last, or the only one."""
+    if layer is None:
+        return 0.0
+    stack, number = layer
+    return min(1.0, number / (depths[stack] - 1)) if depths[stack] > 1 else 1.0
+
+
+def _sliced(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[_Place]:
+    """Raises CheckpointError where there isn't one stack of layers to slice."""
+    first, last = recipe.slices[0], recipe.slices[-1]
+    head = inputs[first.inputs[0].number]
+    found = stacks(head.tensors)
+    if len(found) != 1:
+        named = ", ".join(found) or "none"
+        raise CheckpointError(f"{head.path}: layer_range needs a model of one stack of layers, and it has {named}")
+    (stack,) = found
+    places = [_Place(name, first, None, 0.0) for name in head.tensors if not layer_of(name) and _comes_before(name)]
+    number = 0
+    for part in recipe.slices:
+        assert part.layers is not None
+        like = inputs[part.inputs[0].number].tensors
+        for layer in range(part.layers):
+            t = layer / (part.layers - 1) if part.layers > 1 else 1.0
+            at = stack, part.inputs[0].first + layer
+            mine = [name for name in like if layer_of(name) == at]
+            if not mine:
+                raise CheckpointError(f"{inputs[part.inputs[0].number].path}: has no layer {at[1]} of {stack}")
+            places += [_Place(in_layer(name, number), part, layer, t) for name in mine]
+            number += 1
+    tail = inputs[last.inputs[0].number].tensors
+    return places + [_Place(name, last, None, 0.0) for name in tail if not layer_of(name) and not _comes_before(name)]
+
+
+def _comes_before(name: str) -> bool:
+    return any(word in name for word in _BEFORE)

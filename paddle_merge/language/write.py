@@ -1,0 +1,71 @@
+"""Recipe -> mergekit's YAML, as read.py reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ..recipe import Recipe, Setting, Slice, Stage
+
+
+def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
+    """The recipe as `parse` reads it. absolute: applied to the models' paths."""
+    paths = [*map(absolute, recipe.sources), *(stage.name for stage in recipe.stages)]
+    documents = [{"name": stage.name, **_document(stage, paths)} for stage in recipe.stages]
+    documents.append(_document(recipe, paths))
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _document(recipe: Recipe | Stage, paths: Sequence[str]) -> dict[str, Any]:
+    content: dict[str, Any] = {"merge_method": recipe.method.name}
+    first = recipe.slices[0]
+    if recipe.method.base == "first":
+        content["base_model"] = paths[first.inputs[0].number]
+    elif first.base is not None:
+        content["base_model"] = paths[first.base.number]
+    elif isinstance(recipe, Recipe) and recipe.base is not None:
+        content["base_model"] = paths[len(recipe.models)]
+    parts = [_part(part, paths) for part in recipe.slices]
+    if first.layers is None:
+        content["models"] = parts[0]["sources"]
+    else:
+        content["slices"] = parts
+    content |= {"parameters": _plain(recipe.settings)} if recipe.settings else {}
+    content |= {"out_dtype": recipe.out_dtype.name} if recipe.out_dtype else {}
+    return content | ({"seed": recipe.seed} if recipe.seed else {})
+
+
+def _part(part: Slice, paths: Sequence[str]) -> dict[str, Any]:
+    sources = []
+    for one in (*part.inputs, *((part.base,) if part.base else ())):
+        source: dict[str, Any] = {"model": paths[one.number]}
+        source |= {"layer_range": [one.first, one.first + part.layers]} if part.layers is not None else {}
+        source |= {"parameters": _plain(one.settings)} if one.settings else {}
+        sources.append(source)
+    return {"sources": sources, **({"parameters": _plain(part.settings)} if part.settings else {})}
+
+
+def _plain(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, setting in settings.items():
+        values = [list(one.value) if isinstance(one.value, tuple) else one.value for one in setting]
+        alone = len(setting) == 1 and setting[0].filter is None
+        conditions = [
+            {**({"filter": one.filter} if one.filter is not None else {}), "value": value}
+            for one, value in zip(setting, values, strict=True)
+        ]
+        found[name] = values[0] if alone else conditions
+    return found
+
+
+class _Dumper(yaml.SafeDumper):
+    """Gradients and ranges on one line."""
+
+    def represent_list(self, data: Any) -> yaml.SequenceNode:
+        flow = not any(isinstance(item, dict) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
