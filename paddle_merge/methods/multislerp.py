@@ -18,6 +18,14 @@ from ..recipe import Mix
 from .gram import Angles, ByAngles
 from .named import Method, Parameter
 
+_ROUNDING = 1e-7  # of lengths: the root of that of their squares
+
+
+def cancelled(cosines: Any, weights: Any, eps: float) -> bool:
+    """Whether the weighted sum of unit vectors is shorter than eps, or than rounding may leave of none."""
+    length = math.sqrt(max(0.0, float(weights @ cosines @ weights)))
+    return length < eps or length <= _ROUNDING * float(np.abs(weights).sum())
+
 
 def barycentre(norms: Any, cosines: Any, weights: Any, eps: float) -> Any:
     """norms (models,), cosines (models, models), weights (models,) -> (models,) factors.
@@ -30,7 +38,7 @@ def barycentre(norms: Any, cosines: Any, weights: Any, eps: float) -> Any:
     lengths = norms / np.where(norms > 0, norms + eps, 1.0)  # of the unit vectors, a little less than 1
     shares = weights * lengths
     length = math.sqrt(max(0.0, float(shares @ cosines @ shares)))
-    if length < eps or length == 0.0:
+    if cancelled(cosines, weights, eps) or length == 0.0:
         return weights
     inverse = np.divide(1.0, norms + eps, out=np.zeros_like(norms), where=norms > 0)
     return weights * inverse * (math.cos(eps) * float(weights @ norms) / length)
