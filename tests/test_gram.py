@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_merge import ConfigError, MergeConfig, ceiling, merge
+from paddle_merge.account import parameters
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.config import MergeConfig as Config
 from paddle_merge.engine import ROOMY, Engine, Room, import_paddle
@@ -571,3 +572,10 @@ def test_the_ceiling_counts_lines(tmp_path: Path) -> None:
         config = Config(recipe_yaml=text, output_path=str(tmp_path / "out"))
         found[filter_wise] = ceiling.memory(make_plan(config.recipe()))
     assert 50_000 * (3 * 8 + 2 * 4) <= found[True] - found[False] <= 50_000 * 64
+
+
+def test_the_account_calls_parameters_as_recipes_do() -> None:
+    text = recipe("nuslerp", ["a", "b"], None, (3, 1), nuslerp_flatten=False)
+    told = Config(recipe_yaml=text, output_path="out").recipe()
+    shown = parameters(told, mix("nuslerp", weight=(3.0, 1.0), nuslerp_flatten=False))
+    assert shown == {"nuslerp_flatten": False, "nuslerp_row_wise": False}
