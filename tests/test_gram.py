@@ -25,7 +25,7 @@ from paddle_merge.engine import ROOMY, Engine, Room, import_paddle
 from paddle_merge.layout import turned_in
 from paddle_merge.methods.gram import Lines, lines
 from paddle_merge.methods.registry import NAMED
-from paddle_merge.plan import make_plan
+from paddle_merge.planner import make_plan
 from paddle_merge.readers import open_checkpoint
 from paddle_merge.recipe import Mix
 
