@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import CheckpointError
+from .methods.paddlenlp import PREFIX
 from .plan import Plan, TensorPlan, leaves
 from .readers import Lengths, LowRank, Origin, Part, TensorEntry
 from .readers.parts import as_boxes
 from .readers.pickles import MalformedError
 from .recipe import Mix, Recipe
+from .resolve import Resolver
 
 # What methods call their parameters -> the flag of it.
 FLAGS = {
@@ -258,14 +260,19 @@ def _first(entry: TensorEntry) -> Part:
 
 
 def parameters(recipe: Recipe, mix: Mix) -> dict[str, Any]:
-    """A mix's parameters as they count, by the names of their flags, without the weights."""
+    """A mix's parameters as they count, without each model's own: PaddleNLP's by the names of their flags, mergekit's by
+    those that recipes have."""
     found: dict[str, Any] = {}
-    for part in (mix.sparsifier, mix.merger):
-        for name, value in vars(part).items() if part is not None else ():
-            if name != "weights":
-                found[FLAGS.get(name, name)] = value
-    if recipe.base is not None:
-        found["scale"] = mix.scale
+    if recipe.method.name.startswith(PREFIX):
+        for part in (mix.sparsifier, mix.merger):
+            for name, value in vars(part).items() if part is not None else ():
+                if name != "weights":
+                    found[FLAGS.get(name, name)] = value
+        if recipe.base is not None:
+            found["scale"] = mix.scale
+    else:
+        values = Resolver(recipe).values(recipe.slices[0], "", 0.0)
+        found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
     if mix.sparsifier is not None and mix.sparsifier.random:
         found["seed"] = recipe.seed
     return found

@@ -28,7 +28,7 @@ class TensorPlan:
     dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
     mix: how it is merged. numbers: the places of its inputs in Recipe.sources.
     dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; a tied lm_head,
-    the same bytes in every input, must stay the embedding.
+    the same bytes in every input, must stay the embedding. turned: whether it is a matrix [in, out], the reverse of torch's.
     """
 
     name: str
@@ -42,6 +42,7 @@ class TensorPlan:
     mix: Mix
     numbers: tuple[int, ...]
     masked_as: str = ""
+    turned: bool = False
 
     @property
     def size(self) -> int:

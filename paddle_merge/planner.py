@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from .assemble import Made, assemble
 from .detect import LAYOUTS
@@ -14,7 +14,7 @@ from .errors import CheckpointError
 from .frames import Held
 from .frames.formats import FORMATS, shard_name
 from .inputs import differences, open_inputs, warnings
-from .layout import METADATA, normalise
+from .layout import METADATA, normalise, turned_in
 from .lora.fold import adapt
 from .plan import Plan, Shard, TensorPlan, cut
 from .readers import Checkpoint, Staged, TensorEntry
@@ -36,7 +36,7 @@ def make_plan(
     inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, donor.config)
     if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
-    inputs, idle = _with_stages(recipe, inputs)
+    inputs, idle = _with_stages(recipe, inputs, layout)
     problems = _differences(recipe, inputs)
     if recipe.save_format == "pdparams":
         problems += _not_paddles(inputs, layout)
@@ -46,7 +46,7 @@ def make_plan(
     made, more = assemble(recipe, inputs)
     idle += more
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
-    tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes)
+    tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _turned(made, layout))
     pieces = cut(tensors, n_process * ranks)
     return Plan(
         recipe,
@@ -75,7 +75,14 @@ def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[s
     return differences([inputs[number] for number in numbers], recipe.out_dtype)
 
 
-def _with_stages(recipe: Recipe, inputs: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...], list[str]]:
+def _turned(made: Sequence[Made], layout: str | None) -> Set[str]:
+    """The names of matrices [in, out]."""
+    return turned_in({one.name: one.entries[-1] for one in made}, layout)
+
+
+def _with_stages(
+    recipe: Recipe, inputs: Sequence[Checkpoint], layout: str | None
+) -> tuple[tuple[Checkpoint, ...], list[str]]:
     """The inputs and, after them, what the recipe's earlier merges make, which is merged when it is read; and a sentence on
     each filter that met nothing. Raises CheckpointError, ConfigError."""
     found, idle = list(inputs), list[str]()
@@ -84,19 +91,21 @@ def _with_stages(recipe: Recipe, inputs: Sequence[Checkpoint]) -> tuple[tuple[Ch
             raise CheckpointError(problems)
         made, more = assemble(stage, found)
         title = recipe.titles[len(found)]
-        entries = {one.name: _staged(one, stage, title) for one in made}
+        turned = _turned(made, layout)
+        entries = {one.name: _staged(one, stage, title, one.name in turned) for one in made}
         pattern = found[made[0].numbers[0]]
         found.append(dataclasses.replace(pattern, path=title, tensors=entries))
         idle += more
     return tuple(found), idle
 
 
-def _staged(one: Made, stage: Stage, title: str) -> TensorEntry:
+def _staged(one: Made, stage: Stage, title: str, turned: bool) -> TensorEntry:
     """A tensor of an earlier merge."""
     entry = one.base or one.sources[0]
     merged = entry.dtype.is_float
     dtype = stage.out_dtype if stage.out_dtype and merged else entry.dtype
     plan = TensorPlan(one.name, entry.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers)
+    plan = dataclasses.replace(plan, turned=turned)
     nbytes = plan.size * dtype.itemsize
     return TensorEntry(one.name, dtype, entry.shape, title, 0, nbytes, staged=Staged(plan, stage.seed, title))
 
@@ -121,9 +130,10 @@ def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
 
 
 def _lay_out(
-    made: Sequence[Made], recipe: Recipe, format: str | None, shard_bytes: int
+    made: Sequence[Made], recipe: Recipe, format: str | None, shard_bytes: int, turned: Set[str]
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
     """Which tensor goes where: in the given order, shards filled up to shard_bytes, wide dtypes first within a shard.
+    turned: names of matrices [in, out].
 
     Raises CheckpointError listing the tensors that the output's format can't hold.
     """
@@ -163,6 +173,7 @@ def _lay_out(
                     mix=one.mix,
                     numbers=one.numbers,
                     masked_as=first.setdefault(made_of, held.name),
+                    turned=held.name in turned,
                 )
             )
         name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))

@@ -13,7 +13,7 @@ from typing import Any
 
 from .dtypes import DType
 from .engine import Room
-from .methods import Merger, Sparsifier
+from .methods import ByLine, Merger, Sparsifier
 from .methods.named import Method
 
 Value = bool | int | float | str
@@ -36,6 +36,10 @@ class Mix:
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
         """Bytes, beside blocks, for a tensor of so many elements, of so many bytes each while they are computed with."""
         return sum(part.memory(models, size, itemsize, room) for part in (self.sparsifier, self.merger) if part is not None)
+
+    def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
+        """Bytes beside these, for what is known of each line of a tensor."""
+        return self.merger.line_memory(models, shape, turned, itemsize) if isinstance(self.merger, ByLine) else 0
 
 
 @dataclass(frozen=True)
