@@ -4,12 +4,12 @@ begin with "paddlenlp:". To add one: give its file a METHODS tuple, and name the
 
 from __future__ import annotations
 
-from . import MERGE_TYPES, SPARSIFIERS, plain
+from . import MERGE_TYPES, SPARSIFIERS, plain, sparse_arithmetic
 from . import METHODS as PAIRS
 from .named import Method
 from .paddlenlp import PREFIX, method
 
-NAMED: dict[str, Method] = {one.name: one for module in (plain,) for one in module.METHODS}
+NAMED: dict[str, Method] = {one.name: one for module in (plain, sparse_arithmetic) for one in module.METHODS}
 # Parameters that recipes carry and no method here needs -> why.
 IDLE = {"int8_mask": "masks take no memory here"}
 
