@@ -108,7 +108,7 @@ class Road:
         progress: Callable[[int], None],
     ):
         self.name, self.shape, self.size = tensor.masked_as or tensor.name, tensor.shape, tensor.size
-        self.models, self.seed = len(tensor.sources), seed
+        self.models, self.seed, self.turned = len(tensor.sources), seed, tensor.turned
         self.narrow = all(entry.dtype.itemsize < 8 for entry in tensor.inputs)
         self._tensor, self._piece, self._mix = tensor, piece, tensor.mix
         self._source, self._backend, self._progress = source, backend, progress

@@ -92,7 +92,7 @@ class _Worker:
         found += self._factors + (_COPIED if self._in_parts else 0) + _most(map(_adapted, self._kinds))
         found += sum(_each(room.panel, self._kinds))
         found += sum(_kept(room.resident, [one for one in self._kinds if one.mix.measures]))
-        found += _most(one.mix.memory(len(one.sources), one.size, _wide(one), room) for one in self._kinds)
+        found += _most(_measured(one, room) for one in self._kinds)
         blocks = _most(_block(one, room.block) for one in self._kinds)
         if engine.tensor_type == "np":
             return found + blocks
@@ -106,7 +106,8 @@ class _Worker:
 def _kind(tensor: TensorPlan) -> object:
     """Tensors of one kind take the same memory."""
     return (
-        tensor.size,
+        tensor.shape,
+        tensor.turned,
         tensor.dtype,
         tensor.mix,
         *((entry.dtype, entry.scattered, entry.adapted is None) for entry in tensor.inputs),
@@ -120,6 +121,14 @@ def _most(numbers: Iterable[int]) -> int:
 def _wide(tensor: TensorPlan) -> int:
     """Bytes of an element while it is computed with."""
     return 8 if tensor.compute == "float64" else 4
+
+
+def _measured(tensor: TensorPlan, room: Room) -> int:
+    """What methods know of a tensor."""
+    models, wide = len(tensor.sources), _wide(tensor)
+    return tensor.mix.memory(models, tensor.size, wide, room) + tensor.mix.line_memory(
+        models, tensor.shape, tensor.turned, wide
+    )
 
 
 def _stored(tensor: TensorPlan) -> list[int]:

@@ -193,6 +193,22 @@ def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tupl
     return result, problems
 
 
+def turned_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> frozenset[str]:
+    """The names of matrices that the layout has [in, out], and Hugging Face [out, in]: weights but embeddings. (A tied
+    lm_head is the embedding.)"""
+    if layout not in ("paddlenlp", "paddleformers"):
+        return frozenset()
+    matrices = {name: entry for name, entry in tensors.items() if len(entry.shape) == 2 and name.endswith(".weight")}
+    embeddings = [entry for name, entry in matrices.items() if last_word(name) in EMBEDDINGS]
+    head = tensors.get(HEAD)
+    tied = head is not None and any(dataclasses.replace(entry, name=HEAD) == head for entry in embeddings)
+    return frozenset(
+        name
+        for name in matrices
+        if last_word(name) not in EMBEDDINGS and (name != HEAD or (layout == "paddlenlp" and not tied))
+    )
+
+
 def _head_is_turned(checkpoint: Checkpoint, found: Detected) -> bool:
     """Whether lm_head is [h, V]; by its shape, if that tells."""
     head = checkpoint.tensors[HEAD].shape

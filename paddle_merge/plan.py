@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from .assemble import Made, assemble
@@ -19,7 +19,7 @@ from .errors import CheckpointError
 from .frames import Held
 from .frames.formats import FORMATS, shard_name
 from .inputs import differences, open_inputs, warnings
-from .layout import METADATA, normalise
+from .layout import METADATA, normalise, turned_in
 from .lora.fold import adapt
 from .readers import Checkpoint, TensorEntry
 from .readers.adapters import Adapter
@@ -36,7 +36,7 @@ class TensorPlan:
     dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
     mix: how it is merged. numbers: the places of its inputs in Recipe.sources.
     dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; a tied lm_head,
-    the same bytes in every input, must stay the embedding.
+    the same bytes in every input, must stay the embedding. turned: whether it is a matrix [in, out], the reverse of torch's.
     """
 
     name: str
@@ -50,6 +50,7 @@ class TensorPlan:
     mix: Mix
     numbers: tuple[int, ...]
     masked_as: str = ""
+    turned: bool = False
 
     @property
     def size(self) -> int:
@@ -178,7 +179,8 @@ def make_plan(
 
     pattern = inputs[-1] if recipe.base is not None else inputs[0]
     made, idle = assemble(recipe, inputs)
-    tensors, shards = _lay_out(made, recipe, pattern.format, shard_bytes)
+    sideways = turned_in({one.name: one.entries[-1] for one in made}, layout)
+    tensors, shards = _lay_out(made, recipe, pattern.format, shard_bytes, sideways)
     pieces = _cut(tensors, n_process * ranks)
     return Plan(
         recipe,
@@ -218,9 +220,10 @@ def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
 
 
 def _lay_out(
-    made: Sequence[Made], recipe: Recipe, format: str | None, shard_bytes: int
+    made: Sequence[Made], recipe: Recipe, format: str | None, shard_bytes: int, sideways: Set[str]
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
     """Which tensor goes where: in the given order, shards filled up to shard_bytes, wide dtypes first within a shard.
+    sideways: names of matrices [in, out].
 
     Raises CheckpointError listing the tensors that the output's format can't hold.
     """
@@ -260,6 +263,7 @@ def _lay_out(
                     mix=one.mix,
                     numbers=one.numbers,
                     masked_as=first.setdefault(made_of, held.name),
+                    turned=held.name in sideways,
                 )
             )
         name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from .dtypes import DType
 from .engine import Room
-from .methods import Merger, Sparsifier
+from .methods import ByLine, Merger, Sparsifier
 from .methods.named import Method
 
 Value = bool | int | float | str
@@ -35,6 +36,11 @@ class Mix:
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
         """Bytes, beside blocks, for a tensor of so many elements, of so many bytes each while they are computed with."""
         return sum(part.memory(models, size, itemsize, room) for part in (self.sparsifier, self.merger) if part is not None)
+
+    def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
+        """Bytes beside these, for what is known of each line of a tensor."""
+        parts: list[Any] = [self.sparsifier, self.merger]
+        return sum(part.line_memory(models, shape, turned, itemsize) for part in parts if isinstance(part, ByLine))
 
 
 @dataclass(frozen=True)

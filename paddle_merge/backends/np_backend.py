@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import bits, kernels
+from .. import bits, kernels, kernels_active, kernels_lines, kernels_sparse
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
 from ..engine import ROOMY, Room
 from ..files import Scratch
@@ -29,6 +29,7 @@ _STORE = {
     FLOAT8_E4M3FN: bits.store_float8_e4m3fn,
     FLOAT8_E5M2: bits.store_float8_e5m2,
 }
+_LOOPS = (kernels, kernels_lines, kernels_active, kernels_sparse)
 
 
 def widen(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:
@@ -120,9 +121,9 @@ class NumpyBackend:
     # --- formulas
 
     def apply(self, formula: Callable[..., Any], x: np.ndarray, *args: Any) -> np.ndarray:
-        """The formula of x, by its loop in kernels.py if there is one: (models, n) -> (n,), or (n,) in place."""
+        """The formula of x, by its loop in a file of kernels if there is one: (models, n) -> (n,), or (n,) in place."""
         out = x[0] if x.ndim == 2 else x
-        loop = getattr(kernels, formula.__name__, None)
+        loop = next((getattr(file, formula.__name__) for file in _LOOPS if hasattr(file, formula.__name__)), None)
         if loop is None:
             out[...] = formula(np, x, *args)
         else:
@@ -162,11 +163,21 @@ class NumpyBackend:
 
     def add_magnitudes(self, x: np.ndarray, unit: float, sums: np.ndarray) -> None:
         """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
-        kernels.add_magnitudes(x, unit, sums)
+        kernels_sparse.add_magnitudes(x, unit, sums)
 
     def add_gram(self, x: np.ndarray, gram: np.ndarray) -> None:
         """gram (models, models) float64 += x @ x.T."""
         kernels.add_gram(x, gram)
+
+    def add_line_grams(self, x: np.ndarray, start: int, across: bool, width: int, grams: np.ndarray) -> None:
+        """grams (pairs, lines) float64 += the dot products of all pairs of rows in each line (methods/gram.py); x: the
+        elements from `start` on."""
+        kernels_lines.add_line_grams(x, start, across, width, grams)
+
+    def count_active(self, x: np.ndarray, epsilon: Any, counts: np.ndarray) -> None:
+        """counts (models, 2) += how many elements of each row are beyond epsilon where no other row's is, and where some
+        other's is."""
+        kernels_active.count_active(x, epsilon, counts)
 
     def count_between(self, x: np.ndarray, search: Bracket) -> None:
         """Count and collect x (n,) into the search."""

@@ -8,6 +8,8 @@ Rows are separate tensors: a formula gets a list of them, and makes new ones.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -196,6 +198,22 @@ class PaddleBackend:
         for j in range(len(wide)):
             for k in range(j + 1):
                 gram[j, k] = gram[k, j] = _add_up(gram[j, k], wide[j] * wide[k])
+
+    def add_line_grams(self, x: Any, start: int, across: bool, width: int, grams: np.ndarray) -> None:
+        """grams (pairs, lines) float64 += the dot products of all pairs of rows in each line (methods/gram.py); x: the
+        elements from `start` on. On the host: a device would add them in an order of its own."""
+        from ..kernels_lines import add_line_grams
+
+        add_line_grams(np.stack([row.numpy() for row in x]), start, across, width, grams)
+
+    def count_active(self, x: Any, epsilon: float, counts: np.ndarray) -> None:
+        """counts (models, 2) += how many elements of each row are beyond epsilon where no other row's is, and where some
+        other's is."""
+        active = [paddle.abs(row) > epsilon for row in x]
+        together = functools.reduce(operator.add, [one.astype("int32") for one in active])
+        for count, one in zip(counts, active, strict=True):
+            shared = paddle.logical_and(one, together > 1).astype("int64").sum()
+            count += np.array([int(one.astype("int64").sum() - shared), int(shared)])
 
     def count_between(self, x: Any, search: Bracket) -> None:
         """Count and collect x (n,) into the search: kernels.count_between, an operation at a time."""

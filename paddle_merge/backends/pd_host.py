@@ -58,5 +58,8 @@ class PaddleOnHost(PaddleBackend):
     def add_gram(self, x: Any, gram: np.ndarray) -> None:
         self._loops.add_gram(np.stack([row.numpy() for row in x]), gram)
 
+    def count_active(self, x: Any, epsilon: float, counts: np.ndarray) -> None:
+        self._loops.count_active(np.stack([row.numpy() for row in x]), self._loops.scalar(epsilon), counts)
+
     def count_between(self, x: Any, search: Bracket) -> None:
         self._loops.count_between(x.numpy(), search)

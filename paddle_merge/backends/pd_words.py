@@ -30,6 +30,21 @@ def divide(x: Any, y: Any) -> Any:
     return (x.unsqueeze(0) / y).squeeze(0)
 
 
+def arange(start: int, stop: int) -> Any:
+    """(stop - start,) int64."""
+    return paddle.arange(start, stop, dtype="int64")
+
+
+def floor_divide(x: Any, divisor: int) -> Any:
+    """int64, none below 0."""
+    return paddle.floor_divide(x, paddle.full([1], divisor, "int64"))
+
+
+def remainder(x: Any, divisor: int) -> Any:
+    """int64, none below 0."""
+    return paddle.remainder(x, paddle.full([1], divisor, "int64"))
+
+
 def take(table: Any, indices: Any) -> Any:
     """(bins,), (n,) -> (n,)."""
     return paddle.gather(table, indices)

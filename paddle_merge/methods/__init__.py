@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..engine import Room
 
@@ -35,6 +35,7 @@ class Tensor(Protocol):
     size: int  # elements
     models: int
     seed: int
+    turned: bool  # a matrix [in, out], as Paddle has a layer's weight; torch's, and any other tensor, is [out, in]
     narrow: bool  # False for float64 storage; True: magnitudes are compared as float32
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
@@ -92,6 +93,14 @@ class Merger(Protocol):
 
     def effective_weights(self, models: int) -> Sequence[float]:
         """What each model counts for, for the plan and the model card."""
+
+
+@runtime_checkable
+class ByLine(Protocol):
+    """A part that knows something of every line of a tensor, so that what it takes depends on the shape."""
+
+    def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
+        """Bytes beside those of `memory`."""
 
 
 SPARSIFIERS = ("trim", "dare", "magprune")

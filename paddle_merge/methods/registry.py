@@ -4,12 +4,24 @@ begin with "paddlenlp:". To add one: give its file a METHODS tuple, and name the
 
 from __future__ import annotations
 
-from . import MERGE_TYPES, SPARSIFIERS, plain, sparse_arithmetic
+from typing import Any
+
+from . import MERGE_TYPES, SPARSIFIERS, karcher, model_stock, multislerp, nearswap, nuslerp, plain, ram, sparse_arithmetic
 from . import METHODS as PAIRS
 from .named import Method
 from .paddlenlp import PREFIX, method
 
-NAMED: dict[str, Method] = {one.name: one for module in (plain, sparse_arithmetic) for one in module.METHODS}
+_FILES: tuple[Any, ...] = (
+    plain,
+    sparse_arithmetic,
+    nuslerp,
+    multislerp,
+    karcher,
+    model_stock,
+    nearswap,
+    ram,
+)
+NAMED: dict[str, Method] = {one.name: one for module in _FILES for one in module.METHODS}
 # Parameters that recipes carry and no method here needs -> why.
 IDLE = {"int8_mask": "masks take no memory here"}
 

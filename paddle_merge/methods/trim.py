@@ -35,7 +35,7 @@ class _Smaller:
 
     def __init__(self, tensor: Tensor):
         self.name, self.shape, self.size, self.models = tensor.name, tensor.shape, tensor.size, tensor.models
-        self.seed, self.narrow, self._tensor = tensor.seed, tensor.narrow, tensor
+        self.seed, self.turned, self.narrow, self._tensor = tensor.seed, tensor.turned, tensor.narrow, tensor
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
         for start, x in self._tensor.deltas():

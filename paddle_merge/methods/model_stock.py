@@ -1,0 +1,62 @@
+"""Model Stock (Jang et al. 2024, eq. 3): the average of the models, pulled toward the base by how much they disagree.
+
+With c the mean cosine between task vectors, theta_0 + t (mean - theta_0), t = N c / (1 + (N - 1) c). The paper has one angle
+for a layer; as in mergekit it is that of a tensor, or of each of its rows, the product of two norms counts as 1e-6 if it is
+smaller, and t is negative, away from the average, where c is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..recipe import Mix
+from .gram import Angles, ByAngles, Lines, lines
+from .named import Method, Parameter
+
+_LEAST = 1e-6
+
+
+def ratio(found: Angles) -> Any:
+    """Angles of n lines -> (n,): t. Where it would be infinite, 0, the base; where numbers aren't finite, 1, the average."""
+    count = len(found.norms)
+    first, second = np.triu_indices(count, 1)
+    norms = np.where(found.known, found.norms, 0.0)
+    with np.errstate(over="ignore"):
+        shares = np.minimum(norms[first] * norms[second], _LEAST) / _LEAST
+    cosine = np.mean(found.cosines[first, second] * shares, 0)
+    divisor = 1.0 + (count - 1) * cosine
+    singular = np.abs(divisor) < 1e-6
+    t = np.where(singular, 0.0, count * cosine / np.where(singular, 1.0, divisor))
+    return np.where(found.known, t, 1.0)
+
+
+@dataclass(frozen=True)
+class ModelStock(ByAngles):
+    """filter_wise: each vector along torch's last axis has its own t, a matrix's rows, one for each output of a layer."""
+
+    filter_wise: bool = False
+
+    def along(self, shape: tuple[int, ...], turned: bool) -> Lines | None:
+        return lines(shape, turned) if self.filter_wise else None
+
+    def weights(self, found: Angles) -> Any:
+        return np.repeat(ratio(found)[None] / len(found.norms), len(found.norms), 0)
+
+
+def _model_stock(filter_wise: bool) -> Mix:
+    return Mix(None, ModelStock(filter_wise))
+
+
+METHODS = (
+    Method(
+        "model_stock",
+        _model_stock,
+        (Parameter("filter_wise", bool, False, about="an angle for each row, not one for the tensor"),),
+        base="required",
+        least=2,
+        source="Jang et al. 2024",
+    ),
+)

@@ -1,0 +1,71 @@
+"""NuSLERP (mergekit): two models on an arc, as in slerp.py, t by the ratio of their weights; with a base model on the arc
+between their task vectors. Of whole tensors, or of every row or column by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..recipe import Mix
+from .gram import Angles, ByAngles, Lines, lines
+from .named import Method, Parameter
+
+_LEAST = 1e-7  # norms below this count as it, so that vectors that hardly are have no angle
+
+
+def arc(found: Angles, t: float) -> Any:
+    """Angles of two models, n lines -> (2, n): sin((1-t) angle) / sin(angle), sin(t angle) / sin(angle); 1-t, t where they
+    lie on a line."""
+    norms = np.where(found.known, found.norms, _LEAST)
+    shares = np.minimum(norms, _LEAST) / _LEAST
+    cosine = np.where(found.known, found.cosines[0, 1] * shares[0] * shares[1], 1.0)
+    angle = np.arccos(np.where(np.abs(cosine) < 1.0, cosine, 0.0))
+    weights = np.stack([np.sin((1.0 - t) * angle), np.sin(t * angle)]) / np.sin(angle)
+    straight = np.array([[1.0 - t], [t]])
+    return np.where(np.abs(cosine) < 1.0, weights, straight)
+
+
+@dataclass(frozen=True)
+class Nuslerp(ByAngles):
+    """t: toward the second model; may lie outside 0 to 1, where weights have different signs. flatten: the tensor is one
+    vector; else its vectors lie along the last axis as torch has it (a matrix's rows, one for each output of a layer), or
+    by_column along the first."""
+
+    t: float = 0.5
+    flatten: bool = True
+    by_column: bool = False
+
+    def along(self, shape: tuple[int, ...], turned: bool) -> Lines | None:
+        return None if self.flatten else lines(shape, turned, self.by_column)
+
+    def effective_weights(self, models: int) -> Sequence[float]:
+        return [1.0 - self.t, self.t]
+
+    def weights(self, found: Angles) -> Any:
+        return arc(found, self.t)
+
+
+def _nuslerp(weight: tuple[float, ...], nuslerp_flatten: bool, nuslerp_row_wise: bool) -> Mix:
+    total = sum(weight)
+    t = 0.5 if abs(total) < 1e-6 else weight[1] / total  # as mergekit
+    return Mix(None, Nuslerp(t, nuslerp_flatten, nuslerp_row_wise and not nuslerp_flatten))
+
+
+METHODS = (
+    Method(
+        "nuslerp",
+        _nuslerp,
+        (
+            Parameter("weight", float, each=True, about="how much a model counts"),
+            Parameter("nuslerp_flatten", bool, True, about="the tensor is one vector"),
+            Parameter("nuslerp_row_wise", bool, False, about="unflattened: vectors along torch's first axis, not its last"),
+        ),
+        least=2,
+        most=2,
+        source="mergekit",
+    ),
+)
