@@ -115,7 +115,7 @@ class ByAngles:
 
     measures = True
 
-    def weights(self, found: Angles) -> Any:
+    def factors(self, found: Angles) -> Any:
         """(models, n) float64: of each of n lines."""
         raise NotImplementedError
 
@@ -144,10 +144,10 @@ class ByAngles:
         along = self.along(tensor.shape, tensor.turned)
         if along is None:
             (found,) = angles(tensor, backend)
-            return None, backend.array(self.weights(found)[:, 0].tolist())
+            return None, backend.array(self.factors(found)[:, 0].tolist())
         weights = np.empty((tensor.models, along.count), backend.dtype)
         for number, found in enumerate(angles(tensor, backend, along)):
-            weights[:, number * STEP :][:, :STEP] = self.weights(found)
+            weights[:, number * STEP :][:, :STEP] = self.factors(found)
         return along, backend.constant(weights)
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:

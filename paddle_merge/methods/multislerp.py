@@ -38,18 +38,18 @@ def barycentre(norms: Any, cosines: Any, weights: Any, eps: float) -> Any:
 
 @dataclass(frozen=True)
 class Multislerp(ByAngles):
-    """factors: one per model, as they are. eps: added to norms, and the length below which a mean direction is none."""
+    """weights: one per model, as they are. eps: added to norms, and the length below which a mean direction is none."""
 
-    factors: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
     eps: float = 1e-8
 
     def effective_weights(self, models: int) -> Sequence[float]:
-        return self.factors
+        return self.weights
 
-    def weights(self, found: Angles) -> Any:
-        if len(self.factors) == 1:  # the model as it is, as in mergekit
+    def factors(self, found: Angles) -> Any:
+        if len(self.weights) == 1:  # the model as it is, as in mergekit
             return np.ones((1, 1))
-        return barycentre(found.norms[:, 0], found.cosines[..., 0], np.array(self.factors), self.eps)[:, None]
+        return barycentre(found.norms[:, 0], found.cosines[..., 0], np.array(self.weights), self.eps)[:, None]
 
 
 def _multislerp(weight: tuple[float, ...], normalize_weights: bool, eps: float) -> Mix:
