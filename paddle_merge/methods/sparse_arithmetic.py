@@ -71,6 +71,8 @@ METHODS = (
     _method("ties", Magnitude, (), normalize=True, rescale=False, source="Yadav et al. 2023"),
     _method("dare_linear", Bernoulli, (), normalize=False, rescale=True, source="Yu et al. 2024"),
     _method("dare_ties", Bernoulli, (), normalize=False, rescale=True, source="Yu et al. 2024"),
+    _method("della", _della, (_EPSILON,), normalize=True, rescale=True, source="Deep et al. 2024"),
+    _method("della_linear", _della, (_EPSILON,), normalize=False, rescale=True, source="Deep et al. 2024"),
     _method("breadcrumbs", _breadcrumbs, (_GAMMA,), normalize=False, rescale=False, source="Davari & Belilovsky 2023"),
     _method("breadcrumbs_ties", _breadcrumbs, (_GAMMA,), normalize=False, rescale=False, source="Davari & Belilovsky 2023"),
 )
