@@ -278,14 +278,15 @@ def count_between(x, bounds, stride, counts, sums, values):
         counts[1] += at_lo
         counts[3] += at_hi if hi != lo else uint32(0)
 
-        for i in range(m.size):
-            value = float64(abs(chunk[i]))
-            terms[0, i] = value
-            terms[1, i] = value if m[i] >= hi else 0.0
-            terms[2, i] = value if m[i] == lo else 0.0
-        terms[:, m.size :] = 0.0
-        for j in range(3):
-            sums[j] += fold(terms[j])
+        if sums.size:
+            for i in range(m.size):
+                value = float64(abs(chunk[i]))
+                terms[0, i] = value
+                terms[1, i] = value if m[i] >= hi else 0.0
+                terms[2, i] = value if m[i] == lo else 0.0
+            terms[:, m.size :] = 0.0
+            for j in range(3):
+                sums[j] += fold(terms[j])
 
         if stride == 1 and collected + m.size <= values.size:
             before = collected

@@ -36,6 +36,22 @@ def add_magnitudes(x, unit, sums):
 
 
 @jit
+def count_equal(x, value):
+    found = 0
+    for begin in range(0, x.size, CHUNK):
+        chunk = x[begin : begin + CHUNK]
+        equal = uint32(0)
+        if value == np.inf:
+            for i in range(chunk.size):
+                equal = uint32(equal + uint32(not abs(chunk[i]) < value))
+        else:
+            for i in range(chunk.size):
+                equal = uint32(equal + uint32(value.dtype.type(abs(chunk[i])) == value))
+        found += equal
+    return found
+
+
+@jit
 def gather(x, start, inner, first, panel, row):
     """The columns first.. of a matrix (rows, inner), |x| of those elements from `start` on that x holds, into panel (rows,
     width), which begins at `row`."""

@@ -179,6 +179,10 @@ class NumpyBackend:
         other's is."""
         kernels_active.count_active(x, epsilon, counts)
 
+    def count_equal(self, x: np.ndarray, value: Any) -> int:
+        """How many |x| of x (n,) equal a scalar in the dtype in which magnitudes are compared; NaN counts as infinite."""
+        return int(kernels_sparse.count_equal(x, value))
+
     def count_between(self, x: np.ndarray, search: Bracket) -> None:
         """Count and collect x (n,) into the search."""
         kernels.count_between(x, search.bounds, search.stride, search.counts, search.sums, search.values)
