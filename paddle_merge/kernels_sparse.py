@@ -1,5 +1,5 @@
-"""The Numba loops of mergekit's sparsifiers (methods/magnitude.py, della.py, l1.py). As in kernels.py no result depends on
-the size of a block."""
+"""The Numba loops of mergekit's sparsifiers (methods/magnitude.py, della.py, l1.py, and line_ranks.py). As in kernels.py no
+result depends on the size of a block."""
 
 from __future__ import annotations
 

@@ -335,6 +335,21 @@ def test_ranks_of_rows_however_they_lie(shape: tuple[int, ...], turned: bool, dt
         assert (got == np.where(drawn < np.rint(limit * 2**32), row, 0.0)).all()
 
 
+@pytest.mark.parametrize("layout", ["hf", "paddleformers"])
+def test_a_layer_ranks_its_inputs(tmp_path: Path, layout: str) -> None:
+    """Each output's smallest weight is kept with probability 0.1, its largest with 0.9, in either layout: 4000 outputs, so
+    a share's standard error is 0.005."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights = np.random.default_rng(0).permuted(np.tile(np.arange(1.0, 6.0), (4000, 1)), axis=1)  # [out, in]
+    model = {name: weights if layout == "hf" else weights.T.copy()}
+    fields = {"layout": [layout, layout]}
+    base = {name: np.zeros_like(model[name])}
+    out = run(tmp_path, "della_linear", base, [model], fields=fields, density=0.5, epsilon=0.4, rescale=False)
+    kept = read(out)[name]
+    shares = [(kept == value).sum() / 4000 for value in range(1, 6)]
+    assert shares == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9], abs=0.025)
+
+
 @pytest.mark.parametrize(("shape", "turned"), [((512, 2048), False), ((512, 2048), True), ((1 << 20,), False)])
 def test_memory_is_told(shape: tuple[int, ...], turned: bool) -> None:
     rows = np.random.default_rng(0).standard_normal((2, 1 << 20)).astype(np.float32)
