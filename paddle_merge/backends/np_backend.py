@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import bits, kernels, kernels_active, kernels_lines
+from .. import bits, kernels, kernels_active, kernels_lines, kernels_sparse
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
 from ..engine import ROOMY, Room
 from ..files import Scratch
@@ -29,7 +29,7 @@ _STORE = {
     FLOAT8_E4M3FN: bits.store_float8_e4m3fn,
     FLOAT8_E5M2: bits.store_float8_e5m2,
 }
-_LOOPS = (kernels, kernels_lines, kernels_active)
+_LOOPS = (kernels, kernels_lines, kernels_active, kernels_sparse)
 
 
 def widen(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:
@@ -147,6 +147,10 @@ class NumpyBackend:
         """x with its rows replaced by what formulas made of them."""
         return x  # they were changed in place
 
+    def joined(self, x: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The block x (n,) of the parts that formulas made of it."""
+        return x  # they were changed in place
+
     # --- measuring
 
     def elected_balance(self, x: np.ndarray, weights: np.ndarray, by_count: bool) -> int:
@@ -156,6 +160,10 @@ class NumpyBackend:
     def add_bins(self, x: np.ndarray, counts: np.ndarray) -> None:
         """counts (bins,) += the histogram of x (n,) over methods.magprune.magnitude_bins."""
         kernels.add_bins(x, counts)
+
+    def add_magnitudes(self, x: np.ndarray, unit: float, sums: np.ndarray) -> None:
+        """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
+        kernels_sparse.add_magnitudes(x, unit, sums)
 
     def add_gram(self, x: np.ndarray, gram: np.ndarray) -> None:
         """gram (models, models) float64 += x @ x.T."""
@@ -170,6 +178,10 @@ class NumpyBackend:
         """counts (models, 2) += how many elements of each row are beyond epsilon where no other row's is, and where some
         other's is."""
         kernels_active.count_active(x, epsilon, counts)
+
+    def count_equal(self, x: np.ndarray, value: Any) -> int:
+        """How many |x| of x (n,) equal a scalar in the dtype in which magnitudes are compared; NaN counts as infinite."""
+        return int(kernels_sparse.count_equal(x, np.array([value])))
 
     def count_between(self, x: np.ndarray, search: Bracket) -> None:
         """Count and collect x (n,) into the search."""

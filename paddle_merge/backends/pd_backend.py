@@ -169,6 +169,10 @@ class PaddleBackend:
         """x with its rows replaced by what formulas made of them."""
         return rows
 
+    def joined(self, x: Any, parts: Sequence[Any]) -> Any:
+        """The block x (n,) of the parts that formulas made of it."""
+        return parts[0] if len(parts) == 1 else paddle.concat(list(parts))
+
     # --- measuring
 
     def elected_balance(self, x: Any, weights: Any, by_count: bool) -> int:
@@ -183,6 +187,10 @@ class PaddleBackend:
         from ..methods.magprune import magnitude_bins
 
         counts += paddle.bincount(magnitude_bins(xp, x), minlength=len(counts)).numpy().astype(counts.dtype)
+
+    def add_magnitudes(self, x: Any, unit: float, sums: np.ndarray) -> None:
+        """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
+        sums[0] = _add_up(sums[0], paddle.abs(x).astype("float64") * unit)
 
     def add_gram(self, x: Any, gram: np.ndarray) -> None:
         """gram (models, models) float64 += x @ x.T."""
@@ -207,6 +215,13 @@ class PaddleBackend:
             shared = paddle.logical_and(one, together > 1).astype("int64").sum()
             count += np.array([int(one.astype("int64").sum() - shared), int(shared)])
 
+    def count_equal(self, x: Any, value: Any) -> int:
+        """How many |x| of x (n,) equal a scalar in the dtype in which magnitudes are compared; NaN counts as infinite."""
+        limit = paddle.to_tensor(np.array([value]), place=self._place)
+        size = paddle.abs(x).astype(limit.dtype)
+        equal = ~(size < limit) if np.isinf(value) else _equal(size, limit)
+        return int(equal.astype("int64").sum())
+
     def count_between(self, x: Any, search: Bracket) -> None:
         """Count and collect x (n,) into the search: kernels.count_between, an operation at a time."""
         lo, hi = (paddle.to_tensor(search.bounds[k : k + 1], place=self._place) for k in (0, 1))
@@ -219,10 +234,13 @@ class PaddleBackend:
         if search.bounds[0] == search.bounds[1]:
             found[3] = 0
 
-        wide = exact.astype("float64")
-        nothing = paddle.zeros([1], "float64")
-        for number, terms in enumerate((wide, paddle.where(size >= hi, wide, nothing), paddle.where(at_lo, wide, nothing))):
-            search.sums[number] = _add_up(search.sums[number], terms)
+        if search.sums.size:
+            wide = exact.astype("float64")
+            nothing = paddle.zeros([1], "float64")
+            for number, terms in enumerate(
+                (wide, paddle.where(size >= hi, wide, nothing), paddle.where(at_lo, wide, nothing))
+            ):
+                search.sums[number] = _add_up(search.sums[number], terms)
 
         skipped = -int(search.counts[2]) % search.stride
         values = paddle.masked_select(exact, inside).numpy()[skipped :: search.stride] if found[2] else search.values[:0]

@@ -52,11 +52,17 @@ class PaddleOnHost(PaddleBackend):
     def add_bins(self, x: Any, counts: np.ndarray) -> None:
         self._loops.add_bins(x.numpy(), counts)
 
+    def add_magnitudes(self, x: Any, unit: float, sums: np.ndarray) -> None:
+        self._loops.add_magnitudes(x.numpy(), unit, sums)
+
     def add_gram(self, x: Any, gram: np.ndarray) -> None:
         self._loops.add_gram(np.stack([row.numpy() for row in x]), gram)
 
     def count_active(self, x: Any, epsilon: float, counts: np.ndarray) -> None:
         self._loops.count_active(np.stack([row.numpy() for row in x]), self._loops.scalar(epsilon), counts)
+
+    def count_equal(self, x: Any, value: Any) -> int:
+        return self._loops.count_equal(x.numpy(), value)
 
     def count_between(self, x: Any, search: Bracket) -> None:
         self._loops.count_between(x.numpy(), search)

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import MERGE_TYPES, SPARSIFIERS, karcher, model_stock, multislerp, nearswap, nuslerp, plain, ram
+from . import MERGE_TYPES, SPARSIFIERS, karcher, model_stock, multislerp, nearswap, nuslerp, plain, ram, sparse_arithmetic
 from . import METHODS as PAIRS
 from .named import Method
 from .paddlenlp import PREFIX, method
 
 _FILES: tuple[Any, ...] = (
     plain,
+    sparse_arithmetic,
     nuslerp,
     multislerp,
     karcher,
