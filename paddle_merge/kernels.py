@@ -90,6 +90,14 @@ def trim(x, threshold, factor):
 
 
 @jit
+def between(x, low, high, factor):
+    least, most, zero = low[0], high[0], x.dtype.type(0)
+    for i in range(x.size):
+        size = low.dtype.type(abs(x[i]))
+        x[i] *= factor if (size >= least) & (size <= most) else zero
+
+
+@jit
 def _hash(i, k0, k1):
     h = uint32(uint32(i) + k0)
     h = uint32(uint32(h ^ uint32(h >> uint32(16))) * uint32(0x7FEB352D))
@@ -237,6 +245,17 @@ def _fold(terms):
             terms[i] += terms[i + width]
         width //= 2
     return terms[0]
+
+
+@jit
+def add_magnitudes(x, unit, sums):
+    terms = np.empty(CHUNK, np.float64)
+    for begin in range(0, x.size, CHUNK):
+        chunk = x[begin : begin + CHUNK]
+        for i in range(chunk.size):
+            terms[i] = float64(abs(chunk[i])) * unit
+        terms[chunk.size :] = 0.0
+        sums[0] += _fold(terms)
 
 
 @jit

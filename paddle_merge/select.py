@@ -1,4 +1,4 @@
-"""Exact quantiles of |x| over a whole tensor, in blocks, without sorting it: usually in one pass.
+"""Exact quantiles and order statistics of |x| over a whole tensor, in blocks, without sorting it: usually in one pass.
 
 A sample brackets the wanted order statistics between two of its values. One pass then counts what lies below, at and
 between the two, and collects the few values between; if the order statistics are among those, they are exact. If not (an
@@ -10,7 +10,7 @@ value, so it ends; equal values cost nothing, as the two ends of the bracket are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,15 @@ class Quantile:
     threshold: Any
     total: float
     kept: float
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An order statistic. value: a NumPy scalar, as Quantile.threshold; below, equal: how many magnitudes are."""
+
+    value: Any
+    below: int
+    equal: int
 
 
 @dataclass
@@ -79,6 +88,17 @@ class Bracket:
         rank -= inside
         return self.bounds[1] if 0 <= rank < at_hi else None
 
+    def cut(self, value: Any) -> Cut:
+        """What is known of a value that `value` gave."""
+        below, at_lo, inside, at_hi, _ = map(int, self.counts)
+        if value == self.bounds[0]:
+            return Cut(value, below, at_lo)
+        if value == self.bounds[1]:
+            return Cut(value, below + at_lo + inside, at_hi)
+        between = self.between.astype(self.dtype, copy=False)
+        first, last = (int(np.searchsorted(between, value, side)) for side in ("left", "right"))
+        return Cut(value, below + at_lo + first, last - first)
+
     def sum_from(self, threshold: Any) -> float:
         """The sum of |x| over |x| >= threshold, for lo <= threshold <= hi and all values between collected."""
         kept = self.between[np.searchsorted(self.between.astype(self.dtype, copy=False), threshold) :]
@@ -116,32 +136,84 @@ def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPA
 
     q in [0, 1]; the tensor is not empty.
     """
-    dtype = np.float32 if tensor.narrow else np.float64
-    make = partial(Bracket, dtype, backend.dtype, min(capacity, tensor.size))
     position = (tensor.size - 1) * q
     low = math.floor(position)
     ranks = low, min(low + 1, tensor.size - 1)
-    searches = _first_brackets(tensor, ranks, dtype, make)
-    done: dict[int, Quantile] = {}
+
+    def read(search: Bracket) -> Quantile | Bracket:
+        lower, upper = (search.value(rank) for rank in ranks)
+        if lower is None or upper is None:
+            return search.next(ranks)
+        if search.counts[4] < search.counts[2]:  # known, but not all that lies between, which sum_from needs
+            return search.narrowed_to(float(lower), float(upper))
+        threshold = _interpolate(lower, upper, position - low)
+        return Quantile(threshold, float(search.sums[0]), search.sum_from(threshold))
+
+    return _search(tensor, backend, [(model, ranks, read) for model in range(tensor.models)], capacity)
+
+
+def select_ranks(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, int]], capacity: int = CAPACITY) -> list[Cut]:
+    """For each (model, rank): the rank-th smallest |x| (from 0) of that model. NaN counts as infinite."""
+
+    def reader(rank: int) -> Callable[[Bracket], Cut | Bracket]:
+        def read(search: Bracket) -> Cut | Bracket:
+            value = search.value(rank)
+            return search.next((rank, rank)) if value is None else search.cut(value)
+
+        return read
+
+    return _search(tensor, backend, [(model, (rank, rank), reader(rank)) for model, rank in wanted], capacity)
+
+
+def find_equals(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, Any, int]]) -> list[int]:
+    """For each (model, value, number): the index of the number-th element (from 0) of |x| equal to a value that
+    `select_ranks` gave, which has more than `number`. One pass, at most."""
+    found: dict[int, int] = {}
+    passed = [0] * len(wanted)
+    for start, x in tensor.deltas() if wanted else ():
+        for place, (model, value, number) in enumerate(wanted):
+            if place in found:
+                continue
+            bound = float(value)
+            counter = Bracket(type(value), backend.dtype, 0, (bound, bound), bound, bound)
+            backend.count_between(x[model], counter)
+            equal = int(counter.counts[1])
+            if passed[place] + equal > number:
+                size = np.abs(backend.fetch(x[model])()).astype(type(value))
+                equals = np.flatnonzero((size == value) | (np.isnan(size) & np.isinf(value)))
+                found[place] = start + int(equals[number - passed[place]])
+            passed[place] += equal
+        if len(found) == len(wanted):
+            break
+    return [found[place] for place in range(len(wanted))]
+
+
+def _search(
+    tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, tuple[int, int], Callable[[Bracket], Any]]], capacity: int
+) -> list[Any]:
+    """For each (model, ranks, read): what `read` gives of a bracket after a pass, once it isn't the next one to try."""
+    if not wanted:
+        return []
+    dtype = np.float32 if tensor.narrow else np.float64
+    make = partial(Bracket, dtype, backend.dtype, min(capacity, tensor.size))
+    searches = _first_brackets(tensor, [(model, ranks) for model, ranks, _ in wanted], dtype, make)
+    done: dict[int, Any] = {}
     together = max(1, backend.room.selecting // max(1, searches[0].values.nbytes))
-    while len(done) < tensor.models:
-        wanted = [model for model in range(tensor.models) if model not in done][:together]
+    while len(done) < len(wanted):
+        turn = [place for place in range(len(wanted)) if place not in done][:together]
         for _, x in tensor.deltas():
-            for model in wanted:
-                backend.count_between(x[model], searches[model])
-        for model in wanted:
-            search = searches[model]
+            for place in turn:
+                backend.count_between(x[wanted[place][0]], searches[place])
+        for place in turn:
+            search = searches[place]
             search.between.sort()
-            lower, upper = (search.value(rank) for rank in ranks)
-            if lower is None or upper is None:
-                searches[model] = search.next(ranks)
-            elif search.counts[4] < search.counts[2]:  # known, but not all that lies between, which sum_from needs
-                searches[model] = search.narrowed_to(float(lower), float(upper))
+            result = wanted[place][2](search)
+            if isinstance(result, Bracket):
+                searches[place] = result
             else:
-                threshold = _interpolate(lower, upper, position - low)
-                done[model] = Quantile(threshold, float(search.sums[0]), search.sum_from(threshold))
+                done[place] = result
                 search.values = np.empty(0, search.compute)
-    return [done[model] for model in range(tensor.models)]
+    return [done[place] for place in range(len(wanted))]
 
 
 def sampled(size: int) -> int:
@@ -150,8 +222,8 @@ def sampled(size: int) -> int:
 
 
 def memory(models: int, size: int, itemsize: int, room: Room) -> int:
-    """Bytes that selecting takes, at most, beside the blocks: samples as they are read, widened and put together; the values
-    between; a copy of one model's while a bracket is narrowed."""
+    """Bytes that selecting one thing of each model takes, at most, beside the blocks: samples as they are read, widened and
+    put together; the values between; a copy of one model's while a bracket is narrowed."""
     values = min(CAPACITY, size) * itemsize
     together = min(models, max(1, room.selecting // max(1, values)))
     samples = min(size, sampled(size)) if size > SMALL else 0
@@ -175,14 +247,15 @@ def _interpolate(lower: Any, upper: Any, fraction: float) -> Any:
     return lower.dtype.type(exact)
 
 
-def _first_brackets(tensor: Tensor, ranks: tuple[int, int], dtype: Any, make: Callable[..., Bracket]) -> list[Bracket]:
+def _first_brackets(
+    tensor: Tensor, wanted: Sequence[tuple[int, tuple[int, int]]], dtype: Any, make: Callable[..., Bracket]
+) -> list[Bracket]:
     whole = -1.0, math.inf
     if tensor.size <= SMALL:
-        return [make(whole, *whole) for _ in range(tensor.models)]
+        return [make(whole, *whole) for _ in wanted]
     samples = tensor.sample(sampled(tensor.size))
     samples = np.abs(samples, out=samples).astype(dtype, copy=False)
-    shares = [rank / tensor.size for rank in ranks]
-    return [make(whole, *_around(sample, shares, whole)) for sample in samples]
+    return [make(whole, *_around(samples[model], [rank / tensor.size for rank in ranks], whole)) for model, ranks in wanted]
 
 
 def _around(sample: np.ndarray, shares: list[float], limits: tuple[float, float]) -> tuple[float, float]:

@@ -147,6 +147,10 @@ class NumpyBackend:
         """x with its rows replaced by what formulas made of them."""
         return x  # they were changed in place
 
+    def joined(self, x: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The block x (n,) of the parts that formulas made of it."""
+        return x  # they were changed in place
+
     # --- measuring
 
     def elected_balance(self, x: np.ndarray, weights: np.ndarray, by_count: bool) -> int:
@@ -156,6 +160,10 @@ class NumpyBackend:
     def add_bins(self, x: np.ndarray, counts: np.ndarray) -> None:
         """counts (bins,) += the histogram of x (n,) over methods.magprune.magnitude_bins."""
         kernels.add_bins(x, counts)
+
+    def add_magnitudes(self, x: np.ndarray, unit: float, sums: np.ndarray) -> None:
+        """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
+        kernels.add_magnitudes(x, unit, sums)
 
     def add_gram(self, x: np.ndarray, gram: np.ndarray) -> None:
         """gram (models, models) float64 += x @ x.T."""

@@ -169,6 +169,10 @@ class PaddleBackend:
         """x with its rows replaced by what formulas made of them."""
         return rows
 
+    def joined(self, x: Any, parts: Sequence[Any]) -> Any:
+        """The block x (n,) of the parts that formulas made of it."""
+        return parts[0] if len(parts) == 1 else paddle.concat(list(parts))
+
     # --- measuring
 
     def elected_balance(self, x: Any, weights: Any, by_count: bool) -> int:
@@ -183,6 +187,10 @@ class PaddleBackend:
         from ..methods.magprune import magnitude_bins
 
         counts += paddle.bincount(magnitude_bins(xp, x), minlength=len(counts)).numpy().astype(counts.dtype)
+
+    def add_magnitudes(self, x: Any, unit: float, sums: np.ndarray) -> None:
+        """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
+        sums[0] = _add_up(sums[0], paddle.abs(x).astype("float64") * unit)
 
     def add_gram(self, x: Any, gram: np.ndarray) -> None:
         """gram (models, models) float64 += x @ x.T."""

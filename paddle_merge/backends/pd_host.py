@@ -52,6 +52,9 @@ class PaddleOnHost(PaddleBackend):
     def add_bins(self, x: Any, counts: np.ndarray) -> None:
         self._loops.add_bins(x.numpy(), counts)
 
+    def add_magnitudes(self, x: Any, unit: float, sums: np.ndarray) -> None:
+        self._loops.add_magnitudes(x.numpy(), unit, sums)
+
     def add_gram(self, x: Any, gram: np.ndarray) -> None:
         self._loops.add_gram(np.stack([row.numpy() for row in x]), gram)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import MERGE_TYPES, SPARSIFIERS, karcher, model_stock, multislerp, nearswap, nuslerp, plain, ram
+from . import MERGE_TYPES, SPARSIFIERS, karcher, model_stock, multislerp, nearswap, nuslerp, plain, ram, sparse_arithmetic
 from . import METHODS as PAIRS
 from .named import Method
 from .paddlenlp import PREFIX, method
@@ -19,6 +19,7 @@ _FILES: tuple[Any, ...] = (
     model_stock,
     nearswap,
     ram,
+    sparse_arithmetic,
 )
 NAMED: dict[str, Method] = {one.name: one for module in _FILES for one in module.METHODS}
 # Parameters that recipes carry and no method here needs -> why.

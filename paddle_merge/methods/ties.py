@@ -46,7 +46,8 @@ def ties(xp: Any, x: Any, weights: Any, by_count: bool, zero_sign: float, normal
     merged = total(xp.maximum(row, 0) for row in along)
     if normalize:
         divisor = total((row > 0).astype(row.dtype) * weight for row, weight in zip(along, weights, strict=True))
-        merged = xp.divide(merged, divisor + (1 - (divisor > 0).astype(divisor.dtype)))  # where none agrees, by 1
+        some = (divisor > 0).astype(divisor.dtype) + (divisor < 0).astype(divisor.dtype)
+        merged = xp.divide(merged, divisor + (1 - some))  # where none agrees, or their weights cancel, by 1
     return merged * sign + total(weighted) * 0
 
 
@@ -80,7 +81,7 @@ class Ties:
     def _weights(self) -> list[float]:
         """Where only their ratios count, none is so small or large that a weighted element leaves the range of floats: times
         a power of two, which changes no bit of what stays within it."""
-        power = math.frexp(max(self.weights))[1] - 1 if self.normalize else 0
+        power = math.frexp(max(map(abs, self.weights)))[1] - 1 if self.normalize else 0
         return [math.ldexp(weight, -power) for weight in self.weights]
 
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:

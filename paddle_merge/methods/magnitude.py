@@ -1,0 +1,180 @@
+"""What is kept by the order of magnitudes: TIES' trimming as mergekit does it, and breadcrumbs (Davari & Belilovsky 2023).
+
+Where only some of equally large elements can be kept, a stable sort decides: by descending magnitude for TIES, so those of
+the lowest indices are kept; ascending for breadcrumbs, so those of the lowest indices count as smaller. (mergekit leaves it
+to a sort that isn't stable beyond 16 elements, and so to chance.)
+
+Selecting finds the magnitude at each cut, and where it has equals on both sides of the cut, the index at which the cut
+falls among them: whether an element is kept depends on its value and index alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .. import select
+from ..engine import Room
+from . import Tensor
+from .l1 import l1_factors
+
+
+def between(xp: Any, x: Any, low: Any, high: Any, factor: Any) -> Any:
+    """x (n,) -> (n,): x * factor where low <= |x| <= high, else 0 (NaN stays visible).
+
+    low, high: (1,) in the dtype in which magnitudes are compared.
+    """
+    size = xp.abs(x).astype(low.dtype)
+    return x * ((size >= low).astype(x.dtype) * (size <= high).astype(x.dtype) * factor)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which elements of one model are kept. parts: (stop, low, high): up to the index `stop`, from where the last part
+    ended, those of low <= |x| <= high. factor: what they are multiplied by."""
+
+    parts: tuple[tuple[int, Any, Any], ...]
+    factor: Any
+
+    def apply(self, x: Any, start: int, backend: Any) -> Any:
+        """The block x (n,) that begins at element `start`. May reuse x's memory."""
+        done, begin = [], 0
+        for stop, low, high in self.parts:
+            end = min(x.shape[0], stop - start)
+            if end > begin:
+                done.append(backend.apply(between, x[begin:end], low, high, self.factor))
+                begin = end
+        return backend.joined(x, done)
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A bound on magnitudes: `before` for elements up to `index`, `after` from there on."""
+
+    before: Any
+    index: int
+    after: Any
+
+    def at(self, index: int) -> Any:
+        return self.before if index < self.index else self.after
+
+
+def _kept(tensor: Tensor, backend: Any, low: _Bound, high: _Bound) -> Kept:
+    dtype = np.float32 if tensor.narrow else np.float64
+    parts, start = [], 0
+    for stop in sorted({low.index, high.index, tensor.size} - {0}):
+        bounds = [backend.constant(np.array([bound.at(start)], dtype)) for bound in (low, high)]
+        parts.append((stop, *bounds))
+        start = stop
+    return Kept(tuple(parts), backend.scalar(1.0))
+
+
+def keep_nothing(tensor: Tensor, backend: Any) -> Kept:
+    return _kept(tensor, backend, _Bound(np.inf, 0, np.inf), _Bound(-1.0, 0, -1.0))
+
+
+def keep_ranks(
+    tensor: Tensor, backend: Any, intervals: dict[int, tuple[int, int]], descending: bool = False
+) -> dict[int, Kept]:
+    """Of each model the elements of ascending rank first..stop by magnitude. descending: of those equal to the smallest
+    that is kept, those of the lowest indices, not the highest."""
+    cuts = [  # (model, whether it is the lower one, rank of the outermost element kept)
+        (model, lower, rank)
+        for model, (first, stop) in intervals.items()
+        for lower, rank, needed in ((True, first, first > 0), (False, stop - 1, stop < tensor.size))
+        if needed and first < stop
+    ]
+    found = select.select_ranks(tensor, backend, [(model, rank) for model, _, rank in cuts])
+    splits = []  # (place in cuts, how many of the equals lie before the index at which the cut falls among them)
+    for place, ((_, lower, rank), cut) in enumerate(zip(cuts, found, strict=True)):
+        under = rank - cut.below if lower else rank + 1 - cut.below  # equals that rank below the cut
+        if 0 < under < cut.equal:
+            splits.append((place, cut.equal - under if lower and descending else under))
+    indices = select.find_equals(tensor, backend, [(cuts[place][0], found[place].value, n) for place, n in splits])
+    index = dict(zip((place for place, _ in splits), indices, strict=True))
+
+    bounds: dict[tuple[int, bool], _Bound] = {}
+    for place, ((model, lower, _), cut) in enumerate(zip(cuts, found, strict=True)):
+        beyond = np.nextafter(cut.value, type(cut.value)(np.inf if lower else -1.0))  # keeps none of the equals
+        if place not in index:
+            bounds[model, lower] = _Bound(cut.value, 0, cut.value)
+        elif lower and not descending:
+            bounds[model, lower] = _Bound(beyond, index[place], cut.value)
+        else:
+            bounds[model, lower] = _Bound(cut.value, index[place], beyond)
+    everything = {True: _Bound(0.0, 0, 0.0), False: _Bound(np.inf, 0, np.inf)}
+    return {
+        model: _kept(tensor, backend, *(bounds.get((model, lower), everything[lower]) for lower in (True, False)))
+        if first < stop
+        else keep_nothing(tensor, backend)
+        for model, (first, stop) in intervals.items()
+    }
+
+
+class _Ranked:
+    """What Magnitude and Breadcrumbs share."""
+
+    density: tuple[float, ...]
+    rescale: bool
+
+    random = False
+    descending = False
+
+    @property
+    def measures(self) -> bool:
+        return any(density < 1.0 for density in self.density)
+
+    def problems(self) -> list[str]:
+        return []
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        return select.memory(2 * models, size, itemsize, room) if self.measures else 0  # two cuts, at most
+
+    def interval(self, model: int, size: int) -> tuple[int, int]:
+        """(first, stop): the ascending ranks to keep."""
+        raise NotImplementedError
+
+    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+        """Per model what is kept; None: all."""
+        some = [model for model, density in enumerate(self.density) if density < 1.0]
+        kept = keep_ranks(tensor, backend, {model: self.interval(model, tensor.size) for model in some}, self.descending)
+        if self.rescale:
+            factors = l1_factors(tensor, backend, some, lambda model, x, start: kept[model].apply(x, start, backend))
+            kept = {model: replace(one, factor=backend.scalar(factors[model])) for model, one in kept.items()}
+        return [kept.get(model) for model in range(tensor.models)]
+
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+        return x if state is None else state.apply(x, start, backend)
+
+
+@dataclass(frozen=True)
+class Magnitude(_Ranked):
+    """density: of each model, the fraction to keep, the largest: exactly int(density n) elements and at least one; from 1 on
+    all, from 0 down none. rescale: restore the L1 norm."""
+
+    density: tuple[float, ...]
+    rescale: bool = False
+
+    descending = True
+
+    def interval(self, model: int, size: int) -> tuple[int, int]:
+        density = self.density[model]
+        return size - max(1, int(density * size)) if density > 0 else size, size
+
+
+@dataclass(frozen=True)
+class Breadcrumbs(_Ranked):
+    """density: of each model, the fraction to keep, after the fraction gamma that is largest was dropped; from 1 on all is
+    kept, outliers too. Where too little would be left, fewer outliers are dropped. rescale: restore the L1 norm."""
+
+    density: tuple[float, ...]
+    gamma: tuple[float, ...]
+    rescale: bool = False
+
+    def interval(self, model: int, size: int) -> tuple[int, int]:
+        count = max(0, int(self.density[model] * size))
+        first = max(0, size - count - int(self.gamma[model] * size))
+        return first, first + count
