@@ -60,8 +60,9 @@ class NumpyBackend:
 
     @contextmanager
     def at_work(self) -> Iterator[Any]:
-        """What surrounds all calls but the constructor's."""
-        yield
+        """What surrounds all calls but the constructor's: numbers may become NaN or Inf, which is looked for in the end."""
+        with np.errstate(all="ignore"):
+            yield
 
     def peak(self) -> int:
         """The most bytes of device memory taken so far."""
