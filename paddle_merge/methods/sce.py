@@ -23,27 +23,29 @@ from .derived import Derived
 from .named import Method, Parameter
 from .ties import elect
 
-_SCALES = (1.0, 2.0**-530, 2.0**530)  # float64's squares may leave its range, which their ratios needn't
+# How squares are taken: times what, and whether without NaN and Inf. Those of float64 may leave its range, which their
+# ratios needn't; tensors of zeros, NaN and Inf are rare enough for all tries.
+_TRIES = ((1.0, False), (1.0, True), (2.0**-530, True), (2.0**530, True))
 
 
-def variance(x: Any) -> Any:
-    """x: a row per model -> their variance, element by element; exactly 0 of equals."""
+def variance(xp: Any, x: Any) -> Any:
+    """x: a row (n,) per model -> (n,): their variance, element by element; exactly 0 of equals."""
     apart = [row - x[0] for row in x]
     mean = total(apart) * (1.0 / len(x))
     return total((row - mean) * (row - mean) for row in apart) * (1.0 / len(x))
 
 
-def selected(x: Any, threshold: Any) -> Any:
-    """x: a row (n,) per model -> the same with 0 where the variance is below the threshold (1,) (NaN stays visible)."""
-    mask = (variance(x).astype(threshold.dtype) >= threshold).astype(x[0].dtype)
-    return [row * mask for row in x]
+def selected(variances: Any, threshold: Any) -> Any:
+    """variances (n,) -> (n,): 1 from the threshold (1,) on, else 0."""
+    return (variances.astype(threshold.dtype) >= threshold).astype(variances.dtype)
 
 
 def sce(xp: Any, x: Any, weights: Any, threshold: Any) -> Any:
     """x: a row (n,) per model, weights (models,) -> (n,): the weighted mean over the models that agree with the sign of
     their sum. threshold: of `selected`, or None."""
     if threshold is not None:
-        x = selected(x, threshold)
+        mask = selected(variance(xp, x), threshold)
+        x = [row * mask for row in x]  # NaN stays visible
     sign = elect(xp, x, False, 1.0)
     agree = [(row * sign > 0).astype(row.dtype) * weight for row, weight in zip(x, weights, strict=True)]
     divisor = total(agree)
@@ -77,9 +79,9 @@ class Sce:
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         threshold = self._threshold(tensor, backend) if self.topk < 1.0 else None
         squares = np.zeros(tensor.models)
-        for scale in _SCALES[: 1 if tensor.narrow else None]:
-            squares = self._squares(tensor, backend, threshold, scale)
-            if 0 < sum(squares) < math.inf:
+        for scale, bounded in _TRIES:
+            squares = self._squares(tensor, backend, threshold, scale, bounded)
+            if 0 < squares.sum() < math.inf:
                 break
         whole = float(squares.sum())
         weights = squares / whole if 0 < whole < math.inf else np.full(tensor.models, 1.0 / tensor.models)
@@ -87,7 +89,7 @@ class Sce:
 
     def _threshold(self, tensor: Tensor, backend: Any) -> Any:
         """(1,): the smallest variance that is selected; Inf if none is."""
-        variances = Derived(tensor, lambda _, x: variance(x), variance)
+        variances = Derived(tensor, lambda _, x: backend.apply(variance, x), lambda x: variance(np, x))
         differ = sum(int(np.count_nonzero(backend.fetch(row)())) for _, (row,) in variances.deltas())
         count = int(differ * self.topk)
         if count == 0:
@@ -96,13 +98,24 @@ class Sce:
         return backend.constant(np.array([cut.value]))
 
     @staticmethod
-    def _squares(tensor: Tensor, backend: Any, threshold: Any, scale: float) -> Any:
-        """(models,): the sum of squares of what is selected of each, in float64, times scale squared."""
+    def _squares(tensor: Tensor, backend: Any, threshold: Any, scale: float, bounded: bool = False) -> Any:
+        """(models,): the sum of squares of what is selected of each, in float64, times scale squared.
+
+        bounded: without NaN and Inf, which would take over the tensor.
+        """
         squares = np.zeros((tensor.models, 1, 1))
         for _, x in tensor.deltas():
-            rows = list(x) if threshold is None else selected(x, threshold)
+            rows, mask = list(x), None
+            if threshold is not None:
+                mask = selected(backend.apply(variance, backend.rows(rows)), threshold)
+            if bounded:
+                rows = [backend.apply(finite, row) for row in rows]
+            if scale != 1.0:
+                rows = [row * scale for row in rows]
+            if mask is not None:
+                rows = [row * mask for row in rows]
             for row, square in zip(rows, squares, strict=True):
-                backend.add_gram(backend.rows([backend.apply(finite, row) * scale]), square)
+                backend.add_gram(backend.rows([row]), square)
         return squares.reshape(-1)
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
