@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import CheckpointError
+from .methods.paddlenlp import PREFIX
 from .plan import Plan, TensorPlan
 from .readers import Lengths, LowRank, Origin, Part, TensorEntry
 from .readers.parts import as_boxes
@@ -252,12 +253,13 @@ def _first(entry: TensorEntry) -> Part:
 
 
 def parameters(recipe: Recipe, mix: Mix) -> dict[str, Any]:
-    """A mix's parameters as they count, by the names of their flags, without the weights."""
+    """A mix's parameters as they count, by the names of their flags if they have some, without the weights."""
     found: dict[str, Any] = {}
+    flags = FLAGS if recipe.method.name.startswith(PREFIX) else {}
     for part in (mix.sparsifier, mix.merger):
         for name, value in vars(part).items() if part is not None else ():
             if name != "weights":
-                found[FLAGS.get(name, name)] = value
+                found[flags.get(name, name)] = value
     if recipe.base is not None:
         found["scale"] = mix.scale
     if mix.sparsifier is not None and mix.sparsifier.random:

@@ -6,6 +6,7 @@ CHUNK, as every block begins at one.
 
 from __future__ import annotations
 
+import numpy as np
 from numpy import float64
 
 from .bits import jit
@@ -42,28 +43,25 @@ def linear_lines(x, weights, start, across, width):
 
 
 @jit
-def _dot(a, b):
-    """In float64; eight sums at a time, as one would wait for itself."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-    full = a.size - a.size % 8
-    for i in range(0, full, 8):
-        s0 += float64(a[i]) * float64(b[i])
-        s1 += float64(a[i + 1]) * float64(b[i + 1])
-        s2 += float64(a[i + 2]) * float64(b[i + 2])
-        s3 += float64(a[i + 3]) * float64(b[i + 3])
-        s4 += float64(a[i + 4]) * float64(b[i + 4])
-        s5 += float64(a[i + 5]) * float64(b[i + 5])
-        s6 += float64(a[i + 6]) * float64(b[i + 6])
-        s7 += float64(a[i + 7]) * float64(b[i + 7])
-    for i in range(full, a.size):
-        s0 += float64(a[i]) * float64(b[i])
-    return ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))
+def _dot(a, b, terms):
+    """In float64: products, halves added onto each other. terms: room for as many."""
+    for i in range(a.size):
+        terms[i] = float64(a[i]) * float64(b[i])
+    width = a.size
+    while width > 1:
+        half = (width + 1) // 2
+        low, high = terms[:half], terms[half:width]
+        for i in range(high.size):
+            low[i] += high[i]
+        width = half
+    return terms[0]
 
 
 @jit
 def add_line_grams(x, start, across, width, grams):
     """grams (pairs, lines) += the dot products of all pairs of rows of x, (0 0, 1 0, 1 1, 2 0 ...), in each line."""
     done, size = 0, x.shape[1]
+    terms = np.empty(CHUNK, np.float64)
     while done < size:
         line = (start + done) // width
         at = start + done - line * width
@@ -77,6 +75,6 @@ def add_line_grams(x, start, across, width, grams):
                     for i in range(a.size):
                         sums[i] += float64(a[i]) * float64(b[i])
                 else:
-                    grams[pair, line] += _dot(a, b)
+                    grams[pair, line] += _dot(a, b, terms)
                 pair += 1
         done = end

@@ -19,7 +19,7 @@ from .linear import linear
 
 SAME = 1e-12  # cosines this near to 1 or -1 are that, but for the rounding of long sums
 _SMALL = 2.0**-530  # brings float64's largest to where it can be squared
-STEP = 1 << 12  # lines whose weights are computed together
+STEP = 1 << 10  # lines whose weights are computed together
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def angles(tensor: Tensor, backend: Any, along: Lines | None = None) -> Iterator
     factors = np.ones(grams.shape[1])
     if not tensor.narrow and not (good := np.isfinite(grams).all(0)).all():
         smaller = _grams(tensor, backend, along, _SMALL)
-        grams[:, ~good], factors[~good] = smaller[:, ~good], _SMALL
+        np.copyto(grams, smaller, where=~good)
+        factors[~good] = _SMALL
     for begin in range(0, grams.shape[1], STEP):
         yield _angles(grams[:, begin : begin + STEP], factors[begin : begin + STEP], tensor.models)
 
@@ -115,7 +116,7 @@ class ByAngles:
 
     measures = True
 
-    def weights(self, found: Angles) -> Any:
+    def factors(self, found: Angles) -> Any:
         """(models, n) float64: of each of n lines."""
         raise NotImplementedError
 
@@ -137,17 +138,18 @@ class ByAngles:
         along = self.along(shape, turned)
         if along is None:
             return 0
-        grams = models * (models + 1) // 2 * 8 * (2 if itemsize == 8 else 1)
-        return along.count * (grams + models * itemsize) + min(STEP, along.count) * models * (models + 8) * 8
+        pairs = models * (models + 1) // 2
+        grams = pairs * 8 if itemsize < 8 else pairs * 17  # once more, with factors
+        return along.count * (grams + models * itemsize + 16) + min(STEP, along.count) * models * (models + 4) * 24
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         along = self.along(tensor.shape, tensor.turned)
         if along is None:
             (found,) = angles(tensor, backend)
-            return None, backend.array(self.weights(found)[:, 0].tolist())
+            return None, backend.array(self.factors(found)[:, 0].tolist())
         weights = np.empty((tensor.models, along.count), backend.dtype)
         for number, found in enumerate(angles(tensor, backend, along)):
-            weights[:, number * STEP :][:, :STEP] = self.weights(found)
+            weights[:, number * STEP :][:, :STEP] = self.factors(found)
         return along, backend.constant(weights)
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:

@@ -42,7 +42,7 @@ class ModelStock(ByAngles):
     def along(self, shape: tuple[int, ...], turned: bool) -> Lines | None:
         return lines(shape, turned) if self.filter_wise else None
 
-    def weights(self, found: Angles) -> Any:
+    def factors(self, found: Angles) -> Any:
         return np.repeat(ratio(found)[None] / len(found.norms), len(found.norms), 0)
 
 

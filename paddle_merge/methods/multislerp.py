@@ -18,6 +18,14 @@ from ..recipe import Mix
 from .gram import Angles, ByAngles
 from .named import Method, Parameter
 
+_ROUNDING = 1e-7  # of lengths: the root of that of their squares
+
+
+def cancelled(cosines: Any, weights: Any, eps: float) -> bool:
+    """Whether the weighted sum of unit vectors is shorter than eps, or than rounding may leave of none."""
+    length = math.sqrt(max(0.0, float(weights @ cosines @ weights)))
+    return length < eps or length <= _ROUNDING * float(np.abs(weights).sum())
+
 
 def barycentre(norms: Any, cosines: Any, weights: Any, eps: float) -> Any:
     """norms (models,), cosines (models, models), weights (models,) -> (models,) factors.
@@ -30,7 +38,7 @@ def barycentre(norms: Any, cosines: Any, weights: Any, eps: float) -> Any:
     lengths = norms / np.where(norms > 0, norms + eps, 1.0)  # of the unit vectors, a little less than 1
     shares = weights * lengths
     length = math.sqrt(max(0.0, float(shares @ cosines @ shares)))
-    if length < eps or length == 0.0:
+    if cancelled(cosines, weights, eps) or length == 0.0:
         return weights
     inverse = np.divide(1.0, norms + eps, out=np.zeros_like(norms), where=norms > 0)
     return weights * inverse * (math.cos(eps) * float(weights @ norms) / length)
@@ -38,18 +46,18 @@ def barycentre(norms: Any, cosines: Any, weights: Any, eps: float) -> Any:
 
 @dataclass(frozen=True)
 class Multislerp(ByAngles):
-    """factors: one per model, as they are. eps: added to norms, and the length below which a mean direction is none."""
+    """weights: one per model, as they are. eps: added to norms, and the length below which a mean direction is none."""
 
-    factors: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
     eps: float = 1e-8
 
     def effective_weights(self, models: int) -> Sequence[float]:
-        return self.factors
+        return self.weights
 
-    def weights(self, found: Angles) -> Any:
-        if len(self.factors) == 1:  # the model as it is, as in mergekit
+    def factors(self, found: Angles) -> Any:
+        if len(self.weights) == 1:  # the model as it is, as in mergekit
             return np.ones((1, 1))
-        return barycentre(found.norms[:, 0], found.cosines[..., 0], np.array(self.factors), self.eps)[:, None]
+        return barycentre(found.norms[:, 0], found.cosines[..., 0], np.array(self.weights), self.eps)[:, None]
 
 
 def _multislerp(weight: tuple[float, ...], normalize_weights: bool, eps: float) -> Mix:

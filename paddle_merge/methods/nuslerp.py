@@ -45,7 +45,7 @@ class Nuslerp(ByAngles):
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 - self.t, self.t]
 
-    def weights(self, found: Angles) -> Any:
+    def factors(self, found: Angles) -> Any:
         return arc(found, self.t)
 
 
