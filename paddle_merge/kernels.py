@@ -90,15 +90,7 @@ def trim(x, threshold, factor):
 
 
 @jit
-def between(x, low, high, factor):
-    least, most, zero = low[0], high[0], x.dtype.type(0)
-    for i in range(x.size):
-        size = low.dtype.type(abs(x[i]))
-        x[i] *= factor if (size >= least) & (size <= most) else zero
-
-
-@jit
-def _hash(i, k0, k1):
+def hash_of(i, k0, k1):
     h = uint32(uint32(i) + k0)
     h = uint32(uint32(h ^ uint32(h >> uint32(16))) * uint32(0x7FEB352D))
     h = uint32(uint32(h ^ uint32(h >> uint32(15))) * uint32(0x846CA68B))
@@ -112,7 +104,7 @@ def _hash(i, k0, k1):
 def dare(x, k0, k1, limits, scales):
     limit, scale, zero = limits[0], scales[0], x.dtype.type(0)
     for i in range(x.size):
-        x[i] *= scale if _hash(i, k0, k1) <= limit else zero
+        x[i] *= scale if hash_of(i, k0, k1) <= limit else zero
 
 
 @jit
@@ -136,7 +128,7 @@ def magprune(x, k0, k1, limits, scales):
         for i in range(chunk.size):
             bins[i] = bits_of(abs(chunk[i])) >> shift
         for i in range(chunk.size):
-            hashes[i] = _hash(begin + i, k0, k1)
+            hashes[i] = hash_of(begin + i, k0, k1)
         for i in range(chunk.size):
             limit[i] = limits[bins[i]]
         for i in range(chunk.size):
@@ -237,7 +229,7 @@ def add_bins(x, counts):
 
 
 @jit
-def _fold(terms):
+def fold(terms):
     """The sum of CHUNK float64 terms: halves added onto each other. Overwrites them."""
     width = CHUNK // 2
     while width:
@@ -245,17 +237,6 @@ def _fold(terms):
             terms[i] += terms[i + width]
         width //= 2
     return terms[0]
-
-
-@jit
-def add_magnitudes(x, unit, sums):
-    terms = np.empty(CHUNK, np.float64)
-    for begin in range(0, x.size, CHUNK):
-        chunk = x[begin : begin + CHUNK]
-        for i in range(chunk.size):
-            terms[i] = float64(abs(chunk[i])) * unit
-        terms[chunk.size :] = 0.0
-        sums[0] += _fold(terms)
 
 
 @jit
@@ -269,7 +250,7 @@ def add_gram(x, gram):
                 for i in range(a.size):
                     terms[i] = float64(a[i]) * float64(b[i])
                 terms[a.size :] = 0.0
-                gram[j, k] += _fold(terms)
+                gram[j, k] += fold(terms)
                 gram[k, j] = gram[j, k]
 
 
@@ -297,14 +278,15 @@ def count_between(x, bounds, stride, counts, sums, values):
         counts[1] += at_lo
         counts[3] += at_hi if hi != lo else uint32(0)
 
-        for i in range(m.size):
-            value = float64(abs(chunk[i]))
-            terms[0, i] = value
-            terms[1, i] = value if m[i] >= hi else 0.0
-            terms[2, i] = value if m[i] == lo else 0.0
-        terms[:, m.size :] = 0.0
-        for j in range(3):
-            sums[j] += _fold(terms[j])
+        if sums.size:
+            for i in range(m.size):
+                value = float64(abs(chunk[i]))
+                terms[0, i] = value
+                terms[1, i] = value if m[i] >= hi else 0.0
+                terms[2, i] = value if m[i] == lo else 0.0
+            terms[:, m.size :] = 0.0
+            for j in range(3):
+                sums[j] += fold(terms[j])
 
         if stride == 1 and collected + m.size <= values.size:
             before = collected

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from .dtypes import DType
 from .engine import Room
@@ -38,7 +39,8 @@ class Mix:
 
     def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
         """Bytes beside these, for what is known of each line of a tensor."""
-        return self.merger.line_memory(models, shape, turned, itemsize) if isinstance(self.merger, ByLine) else 0
+        parts: list[Any] = [self.sparsifier, self.merger]
+        return sum(part.line_memory(models, shape, turned, itemsize) for part in parts if isinstance(part, ByLine))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +52,7 @@ class Bracket:
     limits: the order statistics are known to lie within them (inclusive).
     stride: collect every stride-th of the values strictly between lo and hi.
     counts (int64): [below lo, equal to lo, strictly between, equal to hi (if not lo), collected]; NaN counts as infinite.
-    sums (float64) of |x|: [all, at or above hi, equal to lo].
+    sums (float64) of |x|: [all, at or above hi, equal to lo]; of no elements, if they aren't needed.
     Comparisons are in `dtype`; values are collected, and summed, as they are computed.
     """
 
@@ -128,7 +127,8 @@ class Bracket:
         return self._at((lower, upper), lower, upper)
 
     def _at(self, limits: tuple[float, float], lo: float, hi: float, stride: int = 1) -> Bracket:
-        return Bracket(self.dtype, self.compute, self.capacity, limits, lo, hi, stride)
+        counts, sums = np.zeros_like(self.counts), np.zeros_like(self.sums)
+        return replace(self, limits=limits, lo=lo, hi=hi, stride=stride, counts=counts, sums=sums)
 
 
 def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPACITY) -> list[Quantile]:
@@ -149,7 +149,7 @@ def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPA
         threshold = _interpolate(lower, upper, position - low)
         return Quantile(threshold, float(search.sums[0]), search.sum_from(threshold))
 
-    return _search(tensor, backend, [(model, ranks, read) for model in range(tensor.models)], capacity)
+    return _search(tensor, backend, [(model, ranks, read) for model in range(tensor.models)], capacity, True)
 
 
 def select_ranks(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, int]], capacity: int = CAPACITY) -> list[Cut]:
@@ -162,7 +162,7 @@ def select_ranks(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, int]]
 
         return read
 
-    return _search(tensor, backend, [(model, (rank, rank), reader(rank)) for model, rank in wanted], capacity)
+    return _search(tensor, backend, [(model, (rank, rank), reader(rank)) for model, rank in wanted], capacity, False)
 
 
 def find_equals(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, Any, int]]) -> list[int]:
@@ -174,10 +174,7 @@ def find_equals(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, Any, i
         for place, (model, value, number) in enumerate(wanted):
             if place in found:
                 continue
-            bound = float(value)
-            counter = Bracket(type(value), backend.dtype, 0, (bound, bound), bound, bound)
-            backend.count_between(x[model], counter)
-            equal = int(counter.counts[1])
+            equal = backend.count_equal(x[model], value)
             if passed[place] + equal > number:
                 size = np.abs(backend.fetch(x[model])()).astype(type(value))
                 equals = np.flatnonzero((size == value) | (np.isnan(size) & np.isinf(value)))
@@ -189,13 +186,22 @@ def find_equals(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, Any, i
 
 
 def _search(
-    tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, tuple[int, int], Callable[[Bracket], Any]]], capacity: int
+    tensor: Tensor,
+    backend: Any,
+    wanted: Sequence[tuple[int, tuple[int, int], Callable[[Bracket], Any]]],
+    capacity: int,
+    summing: bool,
 ) -> list[Any]:
-    """For each (model, ranks, read): what `read` gives of a bracket after a pass, once it isn't the next one to try."""
+    """For each (model, ranks, read): what `read` gives of a bracket after a pass, once it isn't the next one to try.
+    summing: whether it looks at sums."""
     if not wanted:
         return []
     dtype = np.float32 if tensor.narrow else np.float64
-    make = partial(Bracket, dtype, backend.dtype, min(capacity, tensor.size))
+    capacity = min(capacity, tensor.size)
+
+    def make(limits: tuple[float, float], lo: float, hi: float) -> Bracket:
+        return Bracket(dtype, backend.dtype, capacity, limits, lo, hi, sums=np.zeros(3 if summing else 0))
+
     searches = _first_brackets(tensor, [(model, ranks) for model, ranks, _ in wanted], dtype, make)
     done: dict[int, Any] = {}
     together = max(1, backend.room.selecting // max(1, searches[0].values.nbytes))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import bits, kernels, kernels_active, kernels_lines, kernels_votes
+from .. import bits, kernels, kernels_active, kernels_lines, kernels_sparse, kernels_votes
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
 from ..engine import ROOMY, Room
 from ..files import Scratch
@@ -29,7 +29,7 @@ _STORE = {
     FLOAT8_E4M3FN: bits.store_float8_e4m3fn,
     FLOAT8_E5M2: bits.store_float8_e5m2,
 }
-_LOOPS = (kernels, kernels_lines, kernels_active, kernels_votes)
+_LOOPS = (kernels, kernels_lines, kernels_active, kernels_sparse, kernels_votes)
 
 
 def widen(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:
@@ -164,7 +164,7 @@ class NumpyBackend:
 
     def add_magnitudes(self, x: np.ndarray, unit: float, sums: np.ndarray) -> None:
         """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
-        kernels.add_magnitudes(x, unit, sums)
+        kernels_sparse.add_magnitudes(x, unit, sums)
 
     def add_gram(self, x: np.ndarray, gram: np.ndarray) -> None:
         """gram (models, models) float64 += x @ x.T."""
@@ -179,6 +179,10 @@ class NumpyBackend:
         """counts (models, 2) += how many elements of each row are beyond epsilon where no other row's is, and where some
         other's is."""
         kernels_active.count_active(x, epsilon, counts)
+
+    def count_equal(self, x: np.ndarray, value: Any) -> int:
+        """How many |x| of x (n,) equal a scalar in the dtype in which magnitudes are compared; NaN counts as infinite."""
+        return int(kernels_sparse.count_equal(x, value))
 
     def count_between(self, x: np.ndarray, search: Bracket) -> None:
         """Count and collect x (n,) into the search."""

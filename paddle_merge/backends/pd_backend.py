@@ -215,6 +215,13 @@ class PaddleBackend:
             shared = paddle.logical_and(one, together > 1).astype("int64").sum()
             count += np.array([int(one.astype("int64").sum() - shared), int(shared)])
 
+    def count_equal(self, x: Any, value: Any) -> int:
+        """How many |x| of x (n,) equal a scalar in the dtype in which magnitudes are compared; NaN counts as infinite."""
+        limit = paddle.to_tensor(np.array([value]), place=self._place)
+        size = paddle.abs(x).astype(limit.dtype)
+        equal = ~(size < limit) if np.isinf(value) else _equal(size, limit)
+        return int(equal.astype("int64").sum())
+
     def count_between(self, x: Any, search: Bracket) -> None:
         """Count and collect x (n,) into the search: kernels.count_between, an operation at a time."""
         lo, hi = (paddle.to_tensor(search.bounds[k : k + 1], place=self._place) for k in (0, 1))
@@ -227,10 +234,13 @@ class PaddleBackend:
         if search.bounds[0] == search.bounds[1]:
             found[3] = 0
 
-        wide = exact.astype("float64")
-        nothing = paddle.zeros([1], "float64")
-        for number, terms in enumerate((wide, paddle.where(size >= hi, wide, nothing), paddle.where(at_lo, wide, nothing))):
-            search.sums[number] = _add_up(search.sums[number], terms)
+        if search.sums.size:
+            wide = exact.astype("float64")
+            nothing = paddle.zeros([1], "float64")
+            for number, terms in enumerate(
+                (wide, paddle.where(size >= hi, wide, nothing), paddle.where(at_lo, wide, nothing))
+            ):
+                search.sums[number] = _add_up(search.sums[number], terms)
 
         skipped = -int(search.counts[2]) % search.stride
         values = paddle.masked_select(exact, inside).numpy()[skipped :: search.stride] if found[2] else search.values[:0]

@@ -61,5 +61,8 @@ class PaddleOnHost(PaddleBackend):
     def count_active(self, x: Any, epsilon: float, counts: np.ndarray) -> None:
         self._loops.count_active(np.stack([row.numpy() for row in x]), self._loops.scalar(epsilon), counts)
 
+    def count_equal(self, x: Any, value: Any) -> int:
+        return self._loops.count_equal(x.numpy(), value)
+
     def count_between(self, x: Any, search: Bracket) -> None:
         self._loops.count_between(x.numpy(), search)

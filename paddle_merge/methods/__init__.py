@@ -97,7 +97,7 @@ class Merger(Protocol):
 
 @runtime_checkable
 class ByLine(Protocol):
-    """A merger that knows something of every line of a tensor, so that what it takes depends on the shape."""
+    """A part that knows something of every line of a tensor, so that what it takes depends on the shape."""
 
     def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
         """Bytes beside those of `memory`."""

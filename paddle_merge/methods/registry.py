@@ -30,6 +30,7 @@ from .paddlenlp import PREFIX, method
 
 _FILES: tuple[Any, ...] = (
     plain,
+    sparse_arithmetic,
     nuslerp,
     multislerp,
     karcher,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..recipe import Mix
 from .bernoulli import Bernoulli
+from .della import Della
 from .linear import Linear
 from .magnitude import Breadcrumbs, Magnitude
 from .named import Method, Parameter
@@ -15,6 +16,7 @@ from .plain import LAMBDA, WEIGHT
 from .ties import Ties
 
 _DENSITY = Parameter("density", float, 1.0, each=True, about="share of elements to keep")
+_EPSILON = Parameter("epsilon", float, 0.15, each=True, about="half the width of the range of keep probabilities")
 _GAMMA = Parameter("gamma", float, 0.01, each=True, about="share of elements to drop as outliers, the largest")
 
 
@@ -55,10 +57,22 @@ def _breadcrumbs(density: tuple[float, ...], gamma: tuple[float, ...], rescale: 
     return Breadcrumbs(density, gamma, rescale)
 
 
+def _della(density: tuple[float, ...], epsilon: tuple[float, ...], rescale: bool) -> Della:
+    for kept, half in zip(density, epsilon, strict=True):
+        if 0.0 < kept < 1.0 and not abs(half) < min(kept, 1.0 - kept):
+            raise ValueError(
+                f"parameter 'epsilon' {half:g} with 'density' {kept:g}: keep probabilities span density -/+ epsilon and must"
+                f" stay between 0 and 1; set epsilon below {min(kept, 1.0 - kept):g}"
+            )
+    return Della(density, epsilon, rescale)
+
+
 METHODS = (
     _method("ties", Magnitude, (), normalize=True, rescale=False, source="Yadav et al. 2023"),
     _method("dare_linear", Bernoulli, (), normalize=False, rescale=True, source="Yu et al. 2024"),
     _method("dare_ties", Bernoulli, (), normalize=False, rescale=True, source="Yu et al. 2024"),
+    _method("della", _della, (_EPSILON,), normalize=True, rescale=True, source="Deep et al. 2024"),
+    _method("della_linear", _della, (_EPSILON,), normalize=False, rescale=True, source="Deep et al. 2024"),
     _method("breadcrumbs", _breadcrumbs, (_GAMMA,), normalize=False, rescale=False, source="Davari & Belilovsky 2023"),
     _method("breadcrumbs_ties", _breadcrumbs, (_GAMMA,), normalize=False, rescale=False, source="Davari & Belilovsky 2023"),
 )
