@@ -389,6 +389,17 @@ def test_weights_multiply_task_vectors(tmp_path: Path) -> None:
         np.testing.assert_allclose(got["v"], weighted[:, 0, :4].mean(0), atol=1e-12)
 
 
+def test_zeros_and_what_cancels(tmp_path: Path) -> None:
+    """Models without a change, or with hardly any, have no singular vectors; sums may be nothing."""
+    delta = np.random.default_rng(0).standard_normal((5, 4))
+    for method in ("tsv", "iso_c"):
+        got = merged(tmp_path / method, method, "{}", np.zeros((5, 4)), delta, 0 * delta, 1e-200 * delta)
+        expected = plain_tsv(np.array([delta]), 0.26) if method == "tsv" else plain_iso(np.array([delta]))
+        np.testing.assert_allclose(got, expected, atol=1e-9)
+    got = merged(tmp_path / "cancelled", "iso_c", "{}", np.ones((5, 4)), delta.round(1), -delta.round(1))
+    assert np.abs(got - 1).max() < 1e-12
+
+
 @pytest.mark.parametrize("method", ["tsv", "iso_c"])
 def test_numbers_whose_squares_leave_float64(tmp_path: Path, method: str) -> None:
     deltas = np.random.default_rng(0).standard_normal((2, 6, 5))
@@ -399,7 +410,7 @@ def test_numbers_whose_squares_leave_float64(tmp_path: Path, method: str) -> Non
 
 
 @pytest.mark.parametrize("shape", [(700, 300), (300, 700), (400, 400)])
-@pytest.mark.parametrize("merger", [Tsv((1.0,) * 3), Tsv((1.0,) * 3, 0.8), Tsv((1.0,) * 3, 0.05), IsoC((1.0,) * 3)])
+@pytest.mark.parametrize("merger", [Tsv((1.0,) * 3, 1 / 3), Tsv((1.0,) * 3, 0.8), Tsv((1.0,) * 3, 0.05), IsoC((1.0,) * 3)])
 def test_memory_is_what_they_say(merger: Tsv | IsoC, shape: tuple[int, int]) -> None:
     """Arrays as NumPy counts them; LAPACK's own, which it doesn't, are at most three of the Gram matrix."""
     rows = np.random.default_rng(0).standard_normal((3, shape[0] * shape[1]), np.float32)
@@ -424,7 +435,7 @@ from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods.tsv import Tsv
 from tests.test_whole import InMemory
 rows = np.random.default_rng(0).standard_normal((2, 500 * 400), np.float32)
-sys.stdout.write(Tsv((1.0, 1.0)).prepare(InMemory(rows, (500, 400), True), NumpyBackend("float32")).tobytes().hex())
+sys.stdout.write(Tsv((1.0, 1.0), 0.5).prepare(InMemory(rows, (500, 400), True), NumpyBackend("float32")).tobytes().hex())
 """
 
 
@@ -514,6 +525,17 @@ def test_mistakes_are_named(tmp_path: Path, method: str, parameters: str, models
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_dry_runs(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pieces of tensors are tried; that singular vectors aren't is said."""
+    base = tensors(0, "bfloat16")
+    models = [tensors(number + 1, "bfloat16", base) for number in range(count(method))]
+    out = run(tmp_path, method, models, base, "bfloat16", dry_run=True)
+    said = capsys.readouterr()
+    assert ("singular vectors aren't counted" in said.out + said.err) == (method in ("tsv", "iso_c"))
+    assert not out.exists()
+
+
 def test_the_plan_counts_whole_matrices(tmp_path: Path) -> None:
     """A worker's memory holds what `prepare` takes, of the largest matrix."""
     from paddle_merge.ceiling import memory
@@ -528,5 +550,5 @@ def test_the_plan_counts_whole_matrices(tmp_path: Path) -> None:
         recipe = f"merge_method: {method}\nbase_model: {tmp_path}/base\nmodels:\n{listed}parameters: {METHODS[method]}\n"
         config = MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out"))
         taken[method] = memory(make_plan(config.recipe()))
-    assert taken["tsv"] - taken["lines"] >= Tsv((1.0, 1.0)).line_memory(2, (500, 400), False, 4)
-    assert Tsv((1.0, 1.0)).memory(2, 7, 4, ROOMY) == Tsv((1.0, 1.0)).line_memory(2, (7,), False, 4) == 0
+    assert taken["tsv"] - taken["lines"] >= Tsv((1.0, 1.0), 0.5).line_memory(2, (500, 400), False, 4)
+    assert Tsv((1.0, 1.0), 0.5).memory(2, 7, 4, ROOMY) == Tsv((1.0, 1.0), 0.5).line_memory(2, (7,), False, 4) == 0

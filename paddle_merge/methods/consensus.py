@@ -30,11 +30,11 @@ def consensus(xp: Any, x: Any, weights: Any, lambdas: Any, least: int) -> Any:
 
 @dataclass(frozen=True)
 class Consensus:
-    """weights and lambdas: one per model. least: how many models an element must matter to."""
+    """weights and lambda_mask: one per model. k: how many models an element must matter to."""
 
     weights: tuple[float, ...]
-    lambdas: tuple[float, ...]
-    least: int = 2
+    lambda_mask: tuple[float, ...]
+    k: int = 2
 
     measures = False
 
@@ -48,10 +48,10 @@ class Consensus:
         return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
-        return backend.array(self.weights), backend.array(self.lambdas)
+        return backend.array(self.weights), backend.array(self.lambda_mask)
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
-        return backend.apply(consensus, x, *state, self.least)
+        return backend.apply(consensus, x, *state, self.k)
 
 
 def _consensus(weight: tuple[float, ...], lambda_mask: tuple[float, ...], k: int, **others: float) -> Mix:

@@ -37,7 +37,6 @@ _FILES: tuple[Any, ...] = (
     model_stock,
     nearswap,
     ram,
-    sparse_arithmetic,
     sce,
     arcee_fusion,
     tsv,

@@ -60,9 +60,9 @@ def finite(xp: Any, x: Any) -> Any:
 
 @dataclass(frozen=True)
 class Sce:
-    """topk: the share to select, of the elements in which models differ."""
+    """select_topk: the share to select, of the elements in which models differ."""
 
-    topk: float = 1.0
+    select_topk: float = 1.0
 
     measures = True
 
@@ -74,10 +74,10 @@ class Sce:
 
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
         samples = (models + 2) * select.sampled(size) * itemsize  # while their variance is taken
-        return select.memory(models, size, itemsize, room) + samples if self.topk < 1.0 else 0
+        return select.memory(models, size, itemsize, room) + samples if self.select_topk < 1.0 else 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
-        threshold = self._threshold(tensor, backend) if self.topk < 1.0 else None
+        threshold = self._threshold(tensor, backend) if self.select_topk < 1.0 else None
         squares = np.zeros(tensor.models)
         for scale, bounded in _TRIES:
             squares = self._squares(tensor, backend, threshold, scale, bounded)
@@ -91,7 +91,7 @@ class Sce:
         """(1,): the smallest variance that is selected; Inf if none is."""
         variances = Derived(tensor, lambda _, x: backend.apply(variance, x), lambda x: variance(np, x))
         differ = sum(int(np.count_nonzero(backend.fetch(row)())) for _, (row,) in variances.deltas())
-        count = int(differ * self.topk)
+        count = int(differ * self.select_topk)
         if count == 0:
             return backend.constant(np.array([np.inf], np.float32 if tensor.narrow else np.float64))
         (cut,) = select.select_ranks(variances, backend, [(0, tensor.size - count)])

@@ -26,14 +26,13 @@ from .whole import Whole, inverse_root, spectrum
 
 @dataclass(frozen=True)
 class Tsv(Whole):
-    """share: of singular vectors to keep of each model; None: as many as leave room for all, 1 / models."""
+    """k: the share of singular vectors to keep of each model."""
 
-    share: float | None = None
+    k: float = 1.0
 
     def kept(self, rank: int) -> int:
         """How many singular vectors of a model to keep, of so many."""
-        count = rank // len(self.weights) if self.share is None else int(rank * self.share + 1e-9)
-        return max(1, count)
+        return max(1, int(rank * self.k + 1e-9))
 
     def matrix_memory(self, models: int, m: int, n: int, itemsize: int) -> int:
         """Either of one model's matrix, its Gram matrix' eigenvectors and its singular vectors; or of all models' singular
@@ -69,7 +68,7 @@ class Tsv(Whole):
 def _tsv(weight: tuple[float, ...], k: float | None, **others: float) -> Mix:
     if k is not None and not 0.0 < k <= 1.0:
         raise ValueError(f"parameter 'k' {k:g} is the share of singular vectors to keep: greater than 0 and at most 1")
-    return Mix(None, Tsv(weight, k), others["lambda"])
+    return Mix(None, Tsv(weight, 1.0 / len(weight) if k is None else k), others["lambda"])
 
 
 METHODS = (
