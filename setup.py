@@ -33,6 +33,7 @@ setup(
         "tqdm",  # the progress bar
         "xxhash>=3",  # checksums of what is written, at the speed of memory
         "pyyaml",  # config files in YAML
+        "threadpoolctl",  # singular vectors on one thread: BLAS's results depend on how many it takes
     ],
     extras_require={
         "cpu": ["paddlepaddle>=2.6.2"],  # --tensor_type pd on the CPU; for GPUs install paddlepaddle-gpu instead

@@ -24,6 +24,7 @@ from .ceiling import alone, cores
 from .errors import WorkError
 from .files import Files, Scratch
 from .fingerprint import BLOCK
+from .methods.whole import Whole, is_matrix
 from .plan import Piece, Plan, TensorPlan
 from .worker import Backends
 from .writer import existing_parent
@@ -72,6 +73,8 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
         loading = bench.load()
         if loading > 3:
             notes.append(f"the loops were compiled for this forecast, which took {loading:.0f} s: once on this machine")
+        if any(isinstance(tensor.mix.merger, Whole) and is_matrix(tensor.shape) for tensor in plan.tensors):
+            notes.append("matrices' singular vectors aren't counted, and may take much longer than all else")
         costs = bench.costs(random_places)
         cached, disk = _page_cache(plan, random_places)
         flush = _flush_rate(written)

@@ -30,6 +30,8 @@ class Resolver:
         names: of the models' tensors, where they are called otherwise. Raises ValueError: a sentence with its name.
         """
         values = self.values(part, name, t, names)
+        if self._recipe.method.by_layer:
+            values["layer"] = t
         key = tuple(values.items())
         if key not in self._made:
             self._made[key] = self._recipe.method.make(**values)
@@ -66,9 +68,13 @@ class Resolver:
 
 def uniform(recipe: Recipe) -> Mix | None:
     """How all tensors are merged, if it is alike. Raises ValueError as Resolver.mix does."""
-    if len(recipe.slices) > 1 or any(
-        len(setting) > 1 or setting[0].filter is not None or isinstance(setting[0].value, tuple)
-        for _, setting in settings_of(recipe)
+    if (
+        recipe.method.by_layer
+        or len(recipe.slices) > 1
+        or any(
+            len(setting) > 1 or setting[0].filter is not None or isinstance(setting[0].value, tuple)
+            for _, setting in settings_of(recipe)
+        )
     ):
         return None
     return Resolver(recipe).mix(recipe.slices[0], "", 0.0)

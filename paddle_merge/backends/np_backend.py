@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import bits, kernels, kernels_active, kernels_lines, kernels_sparse
+from .. import bits, kernels, kernels_active, kernels_lines, kernels_sparse, kernels_votes
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
 from ..engine import ROOMY, Room
 from ..files import Scratch
@@ -29,7 +29,7 @@ _STORE = {
     FLOAT8_E4M3FN: bits.store_float8_e4m3fn,
     FLOAT8_E5M2: bits.store_float8_e5m2,
 }
-_LOOPS = (kernels, kernels_lines, kernels_active, kernels_sparse)
+_LOOPS = (kernels, kernels_lines, kernels_active, kernels_sparse, kernels_votes)
 
 
 def widen(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:
@@ -60,8 +60,9 @@ class NumpyBackend:
 
     @contextmanager
     def at_work(self) -> Iterator[Any]:
-        """What surrounds all calls but the constructor's."""
-        yield
+        """What surrounds all calls but the constructor's: numbers may become NaN or Inf, which is looked for in the end."""
+        with np.errstate(all="ignore"):
+            yield
 
     def peak(self) -> int:
         """The most bytes of device memory taken so far."""

@@ -15,6 +15,7 @@ uint32 = "int32"
 abs = paddle.abs
 sign = paddle.sign
 finfo = paddle.finfo
+nan_to_num = paddle.nan_to_num
 
 
 def maximum(x: Any, other: float) -> Any:

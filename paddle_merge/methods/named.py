@@ -31,6 +31,7 @@ class Method:
     base: "required" or "optional": the method works on task vectors against it; "model": it is one of the models; "first":
     it is the first of them, and required.
     least, most: how many models it takes, the base not counted unless it is one of them.
+    by_layer: `make` also gets `layer`, where in its stack the tensor's layer is: 0 is the first, or none; 1 the last.
     source: the paper, or who else has it.
     """
 
@@ -40,6 +41,7 @@ class Method:
     base: str = "optional"
     least: int = 1
     most: int | None = None
+    by_layer: bool = False
     source: str = ""
 
     def __repr__(self) -> str:

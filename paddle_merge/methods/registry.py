@@ -6,7 +6,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import MERGE_TYPES, SPARSIFIERS, karcher, model_stock, multislerp, nearswap, nuslerp, plain, ram, sparse_arithmetic
+from . import (
+    MERGE_TYPES,
+    SPARSIFIERS,
+    arcee_fusion,
+    consensus,
+    iso_c,
+    karcher,
+    lines,
+    model_stock,
+    multislerp,
+    nearswap,
+    nuslerp,
+    plain,
+    ram,
+    sce,
+    sparse_arithmetic,
+    tsv,
+)
 from . import METHODS as PAIRS
 from .named import Method
 from .paddlenlp import PREFIX, method
@@ -20,6 +37,12 @@ _FILES: tuple[Any, ...] = (
     model_stock,
     nearswap,
     ram,
+    sce,
+    arcee_fusion,
+    tsv,
+    iso_c,
+    consensus,
+    lines,
 )
 NAMED: dict[str, Method] = {one.name: one for module in _FILES for one in module.METHODS}
 # Parameters that recipes carry and no method here needs -> why.

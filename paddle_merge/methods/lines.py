@@ -1,0 +1,36 @@
+"""LiNeS: task arithmetic whose task vectors count less in shallow layers (Wang et al. 2024, LiNeS: post-training layer
+scaling, section 4): layer l of L, from 0, is scaled by alpha + beta * l / (L - 1).
+
+Tensors that are in no layer (embeddings, the last norm, lm_head) are scaled by alpha, as in the authors' code. For one model
+the paper takes beta = 1 - alpha, which leaves the last layer as it was fine-tuned: the default. For several it takes
+alpha = (|sum of task vectors|_1 / |the merged one|_1) / number of models, over the whole model, and tunes beta.
+"""
+
+from __future__ import annotations
+
+from ..recipe import Mix
+from .linear import Linear
+from .named import Method, Parameter
+
+
+def _lines(weight: tuple[float, ...], alpha: float, beta: float | None, layer: float, **others: float) -> Mix:
+    """layer: 0 is the first, 1 the last."""
+    scale = alpha + (1.0 - alpha if beta is None else beta) * layer
+    return Mix(None, Linear(weight, normalize=False), others["lambda"] * scale)
+
+
+METHODS = (
+    Method(
+        "lines",
+        _lines,
+        (
+            Parameter("weight", float, 1.0, each=True, about="how much a model counts"),
+            Parameter("alpha", float, about="factor of the first layer, and of what is in no layer"),
+            Parameter("beta", float, None, about="what the last layer's factor has more; 1 - alpha unless given"),
+            Parameter("lambda", float, 1.0, about="factor on the merged task vector"),
+        ),
+        base="required",
+        by_layer=True,
+        source="Wang et al. 2024, LiNeS",
+    ),
+)

@@ -1,0 +1,140 @@
+"""SCE: select the elements in which models differ most, calculate the models' weights from what they changed there, erase
+minority signs (Wan et al. 2024, FuseChat, section 3.3).
+
+Weights are a model's share of the sum of squares, over the selected elements of the tensor. mergekit falls back to equal
+weights where the mean squares sum to less than 1e-6, which those of language models always do; here only where they are all
+zero, so that merges differ from mergekit's: this is the paper's. Equal variances at the threshold are all kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import select
+from ..engine import Room
+from ..recipe import Mix
+from . import Tensor, total
+from .derived import Derived
+from .named import Method, Parameter
+from .ties import elect
+
+# How squares are taken: times what, and whether without NaN and Inf. Those of float64 may leave its range, which their
+# ratios needn't; tensors of zeros, NaN and Inf are rare enough for all tries.
+_TRIES = ((1.0, False), (1.0, True), (2.0**-530, True), (2.0**530, True))
+
+
+def variance(xp: Any, x: Any) -> Any:
+    """x: a row (n,) per model -> (n,): their variance, element by element; exactly 0 of equals."""
+    apart = [row - x[0] for row in x]
+    mean = total(apart) * (1.0 / len(x))
+    return total((row - mean) * (row - mean) for row in apart) * (1.0 / len(x))
+
+
+def selected(variances: Any, threshold: Any) -> Any:
+    """variances (n,) -> (n,): 1 from the threshold (1,) on, else 0."""
+    return (variances.astype(threshold.dtype) >= threshold).astype(variances.dtype)
+
+
+def sce(xp: Any, x: Any, weights: Any, threshold: Any) -> Any:
+    """x: a row (n,) per model, weights (models,) -> (n,): the weighted mean over the models that agree with the sign of
+    their sum. threshold: of `selected`, or None."""
+    if threshold is not None:
+        mask = selected(variance(xp, x), threshold)
+        x = [row * mask for row in x]  # NaN stays visible
+    sign = elect(xp, x, False, 1.0)
+    agree = [(row * sign > 0).astype(row.dtype) * weight for row, weight in zip(x, weights, strict=True)]
+    divisor = total(agree)
+    merged = total(row * mask for row, mask in zip(x, agree, strict=True)) + total(x) * 0
+    return xp.divide(merged, divisor + (1 - (divisor > 0).astype(divisor.dtype)))  # where none agrees, by 1
+
+
+def finite(xp: Any, x: Any) -> Any:
+    """x (n,) with 0 for NaN and Inf."""
+    return xp.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+@dataclass(frozen=True)
+class Sce:
+    """select_topk: the share to select, of the elements in which models differ."""
+
+    select_topk: float = 1.0
+
+    measures = True
+
+    def problems(self, models: int) -> list[str]:
+        return []
+
+    def effective_weights(self, models: int) -> Sequence[float]:
+        return [1.0 / models] * models  # of a tensor: they follow from its elements
+
+    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+        samples = (models + 2) * select.sampled(size) * itemsize  # while their variance is taken
+        return select.memory(models, size, itemsize, room) + samples if self.select_topk < 1.0 else 0
+
+    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+        threshold = self._threshold(tensor, backend) if self.select_topk < 1.0 else None
+        squares = np.zeros(tensor.models)
+        for scale, bounded in _TRIES:
+            squares = self._squares(tensor, backend, threshold, scale, bounded)
+            if 0 < squares.sum() < math.inf:
+                break
+        whole = float(squares.sum())
+        weights = squares / whole if 0 < whole < math.inf else np.full(tensor.models, 1.0 / tensor.models)
+        return backend.array(weights), threshold
+
+    def _threshold(self, tensor: Tensor, backend: Any) -> Any:
+        """(1,): the smallest variance that is selected; Inf if none is."""
+        variances = Derived(tensor, lambda _, x: backend.apply(variance, x), lambda x: variance(np, x))
+        differ = sum(int(np.count_nonzero(backend.fetch(row)())) for _, (row,) in variances.deltas())
+        count = int(differ * self.select_topk)
+        if count == 0:
+            return backend.constant(np.array([np.inf], np.float32 if tensor.narrow else np.float64))
+        (cut,) = select.select_ranks(variances, backend, [(0, tensor.size - count)])
+        return backend.constant(np.array([cut.value]))
+
+    @staticmethod
+    def _squares(tensor: Tensor, backend: Any, threshold: Any, scale: float, bounded: bool = False) -> Any:
+        """(models,): the sum of squares of what is selected of each, in float64, times scale squared.
+
+        bounded: without NaN and Inf, which would take over the tensor.
+        """
+        squares = np.zeros((tensor.models, 1, 1))
+        for _, x in tensor.deltas():
+            rows, mask = list(x), None
+            if threshold is not None:
+                mask = selected(backend.apply(variance, backend.rows(rows)), threshold)
+            if bounded:
+                rows = [backend.apply(finite, row) for row in rows]
+            if scale != 1.0:
+                rows = [row * scale for row in rows]
+            if mask is not None:
+                rows = [row * mask for row in rows]
+            for row, square in zip(rows, squares, strict=True):
+                backend.add_gram(backend.rows([row]), square)
+        return squares.reshape(-1)
+
+    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+        return backend.apply(sce, x, *state)
+
+
+def _sce(select_topk: float) -> Mix:
+    if not 0.0 <= select_topk <= 1.0:
+        raise ValueError(f"parameter 'select_topk' {select_topk:g} is the share of elements to select: from 0 to 1")
+    return Mix(None, Sce(select_topk))
+
+
+METHODS = (
+    Method(
+        "sce",
+        _sce,
+        (Parameter("select_topk", float, 1.0, about="share of elements to select, those in which models differ most"),),
+        base="required",
+        least=2,
+        source="Wan et al. 2024, FuseChat",
+    ),
+)

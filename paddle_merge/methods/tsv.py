@@ -1,0 +1,86 @@
+"""TSV-Merge: keep the largest singular vectors of each task vector, and turn those of all tasks orthogonal to each other
+(Gargiulo et al. 2025, Task Singular Vectors, section 4.2 and algorithm 1).
+
+Of T models' matrices delta_t = U_t S_t V_t', each gives its r = k * min(m, n) largest singular values; U = [U_1 ... U_T], S
+and V likewise. U = P D Q' makes U_perp = P Q', the nearest orthonormal matrix, V's likewise; merged: U_perp S V_perp'.
+Other tensors are averaged. k is 1/T in the paper, lambda 1.
+
+Where singular vectors aren't determined (task vectors of low rank, as adapters' are, or models that are alike) an SVD gives
+any that fit, which would come to weigh as much as others. Here those of singular values that are zero take no part. So equal
+models give the model, as far as k of its singular vectors do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..recipe import Mix
+from . import Tensor
+from .named import Method, Parameter
+from .whole import Whole, inverse_root, spectrum
+
+
+@dataclass(frozen=True)
+class Tsv(Whole):
+    """k: the share of singular vectors to keep of each model."""
+
+    k: float = 1.0
+
+    def kept(self, rank: int) -> int:
+        """How many singular vectors of a model to keep, of so many."""
+        return max(1, int(rank * self.k + 1e-9))
+
+    def matrix_memory(self, models: int, m: int, n: int, itemsize: int) -> int:
+        """Either of one model's matrix, its Gram matrix' eigenvectors and its singular vectors; or of all models' singular
+        vectors put together, their Gram matrices, what those become and the result; beside the singular vectors of all."""
+        r = models * self.kept(n)
+        one = 2 * m * n + 6 * n * n + 3 * (m + n) * self.kept(n)
+        all_of = (m + n) * r + 6 * r * r + n * r + 2 * m * n
+        return models * m * n * itemsize + 8 * ((m + n) * r + max(one, all_of))
+
+    def read(self, tensor: Tensor, backend: Any) -> np.ndarray:
+        rows = np.empty((tensor.models, tensor.size), backend.dtype)
+        for start, x in tensor.deltas():
+            for row, into in zip(x, rows, strict=True):
+                into[start : start + row.shape[0]] = backend.fetch(row)()
+        return rows
+
+    def merge(self, matrices: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
+        lefts, values, rights = [], [], []
+        for weight, make in zip(self.weights, matrices, strict=True):
+            matrix = make()
+            if not matrix.any():
+                continue  # it has no singular vectors
+            left, its, right = spectrum(matrix, self.kept(matrix.shape[1]))
+            lefts.append(left)
+            values.append(weight * its)
+            rights.append(right)
+        left, right = np.concatenate(lefts, axis=1), np.concatenate(rights, axis=1)
+        lefts.clear()
+        middle = inverse_root(left.T @ left) @ (np.concatenate(values)[:, None] * inverse_root(right.T @ right))
+        return np.asarray(left @ (middle @ right.T))
+
+
+def _tsv(weight: tuple[float, ...], k: float | None, **others: float) -> Mix:
+    if k is not None and not 0.0 < k <= 1.0:
+        raise ValueError(f"parameter 'k' {k:g} is the share of singular vectors to keep: greater than 0 and at most 1")
+    return Mix(None, Tsv(weight, 1.0 / len(weight) if k is None else k), others["lambda"])
+
+
+METHODS = (
+    Method(
+        "tsv",
+        _tsv,
+        (
+            Parameter("weight", float, 1.0, each=True, about="how much a model counts"),
+            Parameter("k", float, None, about="share of singular vectors to keep; 1 / models unless given"),
+            Parameter("lambda", float, 1.0, about="factor on the merged task vector"),
+        ),
+        base="required",
+        source="Gargiulo et al. 2025, TSV-Merge",
+    ),
+)
