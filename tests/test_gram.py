@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ from paddle_merge.readers import open_checkpoint
 from paddle_merge.recipe import Mix
 
 from .checkpoints import from_bits, read, to_bits, write
-from .test_layout import LAYOUTS, laid_out, llama, stored
+from .test_layout import CONFIG, LAYOUTS, laid_out, llama, stored
 
 import_paddle()
 
@@ -536,6 +537,24 @@ def test_a_model_merges_alike_in_any_layout(tmp_path: Path, kind: str) -> None:
         expected = np.stack([z + slerp(x - z, y - z, 0.25) for z, x, y in zip(base, a, b, strict=True)])
         got = results["hf"][name]
         np.testing.assert_allclose(got.T if kind.endswith("columns") else got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_stage_by_rows_is_as_if_it_had_been_written(tmp_path: Path, layout: str, tied: bool) -> None:
+    """Its matrices are turned as those of the merge that it is for."""
+    config = {**CONFIG, "tie_word_embeddings": tied}
+    base, *paths = (stored(tmp_path / name, llama(seed, tied=tied), layout, config) for seed, name in enumerate("cab"))
+    out = tmp_path / "first"
+    first = recipe("nuslerp", paths, base, (3, 1), nuslerp_flatten=False)
+    merge(MergeConfig(recipe_yaml=first, output_path=str(out)))
+    second = recipe("model_stock", [out, paths[0]], base, filter_wise=True)
+    merge(MergeConfig(recipe_yaml=second, output_path=str(tmp_path / "written")))
+    staged = f"name: x\n{yaml.safe_dump(json.loads(first))}---\n{yaml.safe_dump(json.loads(second.replace(str(out), 'x')))}"
+    merge(MergeConfig(recipe_yaml=staged, output_path=str(tmp_path / "staged")))
+    got, expected = (read(tmp_path / name) for name in ("staged", "written"))
+    assert got.keys() == expected.keys()
+    assert all((got[name] == expected[name]).all() for name in expected)
 
 
 def test_in_no_known_layout_matrices_are_torchs() -> None:
