@@ -14,11 +14,12 @@ from typing import Any
 
 from .errors import CheckpointError
 from .methods.paddlenlp import PREFIX
-from .plan import Plan, TensorPlan
+from .plan import Plan, TensorPlan, leaves
 from .readers import Lengths, LowRank, Origin, Part, TensorEntry
 from .readers.parts import as_boxes
 from .readers.pickles import MalformedError
 from .recipe import Mix, Recipe
+from .resolve import Resolver
 
 # What methods call their parameters -> the flag of it.
 FLAGS = {
@@ -80,9 +81,9 @@ def account(plan: Plan) -> Account:
     based = plan.recipe.base is not None
     inputs: list[Input] = []
     problems: list[str] = []
+    ledger = _Ledger(plan)
     for number, (checkpoint, adapters) in enumerate(plan.opened):
         role = "base" if based and number == len(plan.recipe.models) else f"model {number + 1}"
-        ledger = _Ledger(plan, number)
         for path, its_role, tensors in [
             (checkpoint.path, role, checkpoint.tensors),
             *((adapter.path, f"adapter of {role}", adapter.tensors) for adapter in adapters),
@@ -99,16 +100,18 @@ def account(plan: Plan) -> Account:
 
 
 class _Ledger:
-    """Which tensors of the output read which elements of what one input, and its adapters, hold."""
+    """Which tensors of the output read which elements of what inputs and their adapters hold."""
 
-    def __init__(self, plan: Plan, number: int):
+    def __init__(self, plan: Plan):
         self._readers: dict[Origin, list[str]] = defaultdict(list)
         self._boxes: dict[Origin, dict[object, int]] = defaultdict(dict)
         self._why: dict[Origin, str] = {}
         for tensor in plan.tensors:
-            for entry in (entry for its, entry in zip(tensor.numbers, tensor.inputs, strict=True) if its == number):
+            for _, entry in leaves(tensor):
                 self._read(tensor.name, entry)
-        self._sliced = plan.recipe.slices[0].layers is not None
+        recipe = plan.recipe
+        parts = [recipe.slices[0], *(stage.slices[0] for stage in recipe.stages)]
+        self._sliced = any(part.layers is not None for part in parts)
 
     def _read(self, name: str, entry: TensorEntry) -> None:
         for origin, box, elements in _pieces(entry):
@@ -142,13 +145,14 @@ class _Ledger:
 
 def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:
     """(origin, box, elements) of what is read for a tensor. Boxes are equal if they hold the same elements, in any order."""
-    if entry.adapted is not None:
-        for one in entry.adapted.entries:
+    if entry.adapted is not None or entry.staged is not None:
+        for one in entry.made_of:
             yield from _pieces(one)
-    elif not entry.parts:
+        return
+    if not entry.parts:
         size = math.prod(entry.shape)
         yield entry.origin, (entry.file, entry.offset, _dims((size,), (1,))), size
-    for part in entry.parts if entry.adapted is None else ():
+    for part in entry.parts:
         yield part.origin, (part.file, part.offset, _dims(part.shape, part.strides)), math.prod(part.shape)
 
 
@@ -171,8 +175,8 @@ def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, 
 def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]]) -> Made:
     remarks: dict[str, list[str]] = {}
     for entry, number in zip(tensor.inputs, tensor.numbers, strict=True):
-        for remark in _remarks(entry, stored[number]):
-            remarks.setdefault(remark, []).append(plan.recipe.sources[number])
+        for remark in _remarks(entry, stored[number] if entry.staged is None else {}):
+            remarks.setdefault(remark, []).append(plan.recipe.titles[number])
     everywhere = len(tensor.inputs)
     notes = [remark if len(paths) == everywhere else f"{remark} in {', '.join(paths)}" for remark, paths in remarks.items()]
     if tensor.masked_as not in ("", tensor.name):
@@ -198,6 +202,9 @@ def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]
 
 def _remarks(entry: TensorEntry, there: Mapping[Origin, TensorEntry]) -> Iterator[str]:
     """What is done to one input's tensor on the way. there: what the checkpoint stores."""
+    if entry.staged is not None:
+        yield f"made by {entry.staged.title}"
+        return
     base = entry.adapted.stored if entry.adapted is not None else entry
     origins = list(dict.fromkeys(origin for origin, _, _ in _pieces(base)))
     words = [_word(name) for _, name in origins]
@@ -253,15 +260,19 @@ def _first(entry: TensorEntry) -> Part:
 
 
 def parameters(recipe: Recipe, mix: Mix) -> dict[str, Any]:
-    """A mix's parameters as they count, by the names of their flags if they have some, without the weights."""
+    """A mix's parameters as they count, without each model's own: PaddleNLP's by the names of their flags, mergekit's by
+    those that recipes have."""
     found: dict[str, Any] = {}
-    flags = FLAGS if recipe.method.name.startswith(PREFIX) else {}
-    for part in (mix.sparsifier, mix.merger):
-        for name, value in vars(part).items() if part is not None else ():
-            if name != "weights":
-                found[flags.get(name, name)] = value
-    if recipe.base is not None:
-        found["scale"] = mix.scale
+    if recipe.method.name.startswith(PREFIX):
+        for part in (mix.sparsifier, mix.merger):
+            for name, value in vars(part).items() if part is not None else ():
+                if name != "weights":
+                    found[FLAGS.get(name, name)] = value
+        if recipe.base is not None:
+            found["scale"] = mix.scale
+    else:
+        values = Resolver(recipe).values(recipe.slices[0], "", 0.0)
+        found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
     if mix.sparsifier is not None and mix.sparsifier.random:
         found["seed"] = recipe.seed
     return found

@@ -19,7 +19,7 @@ from .errors import OutputError
 from .plan import Plan
 from .readers.adapters import split
 from .recipe import Recipe
-from .resolve import uniform
+from .resolve import uniform, weighted
 from .sidecars import CARD
 from .writer import free_bytes
 
@@ -83,13 +83,8 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
 
 
 def _weights(recipe: Recipe) -> list[tuple[str, str]]:
-    """The models that are merged, and how much they count, if that is the same everywhere."""
-    mix = uniform(recipe)
-    if mix is None:
-        return [(path, "") for path in recipe.models]
-    inputs = recipe.slices[0].inputs
-    weights = mix.merger.effective_weights(len(inputs))
-    return [(recipe.sources[one.number], f"{weight:<8.4g} x ") for one, weight in zip(inputs, weights, strict=True)]
+    """What is merged, and how much it counts, if that is the same everywhere."""
+    return [(recipe.titles[number], "" if weight is None else f"{weight:<8.4g} x ") for number, weight in weighted(recipe)]
 
 
 def _shown(recipe: Recipe) -> str:
@@ -214,12 +209,11 @@ def _ranges(numbers: set[int]) -> str:
 def as_json(plan: Plan, config: MergeConfig, accounted: Account, predicted: Predicted) -> dict[str, Any]:
     """Everything: how each tensor of the output is made, and what becomes of each of every input."""
     recipe, mix = plan.recipe, uniform(plan.recipe)
-    weights = mix.merger.effective_weights(len(recipe.slices[0].inputs)) if mix else [None] * len(recipe.models)
     return {
         MARK: __version__,
         "method": recipe.title,
         "parameters": parameters(recipe, mix) if mix else None,
-        "models": [{"path": path, "weight": weight} for path, weight in zip(recipe.models, weights, strict=False)],
+        "models": [{"path": recipe.titles[number], "weight": weight} for number, weight in weighted(recipe)],
         "base": recipe.base,
         "layout": plan.layout,
         "output": config.output,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .errors import CheckpointError, ConfigError
 from .names import in_layer, layer_of, stacks
 from .readers import Checkpoint, TensorEntry
-from .recipe import Input, Mix, Recipe, Slice
+from .recipe import Input, Mix, Recipe, Slice, Stage
 from .resolve import Resolver, unused
 
 # Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
@@ -41,7 +41,7 @@ class _Place:
     t: float
 
 
-def assemble(recipe: Recipe, inputs: Sequence[Checkpoint]) -> tuple[list[Made], list[str]]:
+def assemble(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> tuple[list[Made], list[str]]:
     """In the order of the base's tensors, else of the first model's; and a sentence on each filter that none of them met.
     Raises CheckpointError, ConfigError."""
     resolver, made, problems, wrong = Resolver(recipe), [], [], dict[str, None]()
@@ -68,8 +68,11 @@ def assemble(recipe: Recipe, inputs: Sequence[Checkpoint]) -> tuple[list[Made], 
         except ValueError as error:
             wrong[str(error)] = None
             continue
+        numbers = [model.number for model in models]
+        if not found[0].dtype.is_float:
+            found, numbers = _all_of(found, numbers)
         base = found.pop() if part.base is not None else None
-        made.append(Made(place.name, tuple(found), base, tuple(model.number for model in models), mix))
+        made.append(Made(place.name, tuple(found), base, tuple(numbers), mix))
     if problems:
         raise CheckpointError(problems)
     if wrong:
@@ -77,12 +80,21 @@ def assemble(recipe: Recipe, inputs: Sequence[Checkpoint]) -> tuple[list[Made], 
     return made, unused(recipe, resolver)
 
 
+def _all_of(entries: Sequence[TensorEntry], numbers: Sequence[int]) -> tuple[list[TensorEntry], list[int]]:
+    """Of integers, which must be equal everywhere, those of earlier merges' models instead of the earlier merges'."""
+    found: list[tuple[TensorEntry, int]] = []
+    for entry, number in zip(entries, numbers, strict=True):
+        inner = entry.staged.plan if entry.staged is not None else None
+        found += zip(inner.inputs, inner.numbers, strict=True) if inner is not None else [(entry, number)]
+    return [entry for entry, _ in found], [number for _, number in found]
+
+
 def _name_in(place: _Place, model: Input) -> str:
     """What an input calls the tensor."""
     return place.name if place.layer is None else in_layer(place.name, model.first + place.layer)
 
 
-def _places(recipe: Recipe, inputs: Sequence[Checkpoint]) -> list[_Place]:
+def _places(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[_Place]:
     first = recipe.slices[0]
     pattern = inputs[(first.base or first.inputs[0]).number].tensors
     if first.layers is None:
@@ -99,7 +111,7 @@ def _t(layer: tuple[str, int] | None, depths: dict[str, int]) -> float:
     return min(1.0, number / (depths[stack] - 1)) if depths[stack] > 1 else 1.0
 
 
-def _sliced(recipe: Recipe, inputs: Sequence[Checkpoint]) -> list[_Place]:
+def _sliced(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[_Place]:
     """Raises CheckpointError where there isn't one stack of layers to slice."""
     first, last = recipe.slices[0], recipe.slices[-1]
     head = inputs[first.inputs[0].number]

@@ -60,6 +60,11 @@ class FileSource:
     @staticmethod
     def _reader(entry: TensorEntry, compute: str, files: Files) -> tuple[DType, Callable[[int, np.ndarray], None]]:
         """What gives the tensor's elements from an index on, and their dtype."""
+        if entry.staged is not None:
+            from .staged import StagedTensor
+
+            staged = StagedTensor(entry.staged, files)
+            return staged.dtype, staged.read
         if entry.adapted is None:
             return entry.dtype, functools.partial(files.read, entry)
         from .lora.adapted import AdaptedTensor  # and with it Numba
@@ -119,6 +124,7 @@ class Road:
         ]  # of each source: a bool per block, maybe still on the device
         self._bad_out: list[Any] = []
         self._states: Sequence[Any] = ()
+        self._state: Any = None
         self._counted = False  # whether the bytes read have been reported as progress
         self._whole: tuple[int, Any, Any] | None = None  # the only block, where the backend leaves it as it is
 
@@ -153,22 +159,34 @@ class Road:
     def merge(self, hand_on: Callable[[Any, int], None]) -> None:
         """Measure what the method needs, then merge; `hand_on` takes stored elements, where the backend holds them, and the
         index of the first."""
+        self.prepare()
+        for stored, start in self.merged(self._piece.start, self._piece.stop):
+            hand_on(stored, start)
+            self._progress(len(stored) * self._tensor.dtype.itemsize)
+
+    def prepare(self) -> None:
+        """Measure what the method needs."""
+        if self._mix.sparsifier is not None:
+            self._states = self._mix.sparsifier.prepare(self, self._backend)
+        self._state = self._mix.merger.prepare(self, self._backend)
+
+    def merged(self, first: int, stop: int) -> Iterator[tuple[Any, int]]:
+        """(stored elements, index of the first) block by block, once it is prepared."""
         mix, backend = self._mix, self._backend
-        if mix.sparsifier is not None:
-            self._states = mix.sparsifier.prepare(self, backend)
-        state = mix.merger.prepare(self, backend)
-        for start, x, base in self.blocks():
-            merged = mix.merger.apply(self._sparsify(start, x), start, state, backend)
+        for start, x, base in self.blocks(first, stop):
+            merged = mix.merger.apply(self._sparsify(start, x), start, self._state, backend)
             if base is not None:
                 merged = backend.add_scaled(base, merged, mix.scale)
             stored, bad = backend.store(merged, self._tensor.dtype)
             self._bad_out.append(bad)
-            hand_on(stored, start)
-            self._progress(len(stored) * self._tensor.dtype.itemsize)
+            yield stored, start
 
-    def blocks(self) -> Iterator[tuple[int, Any, Any]]:
-        """(start, x, base or None): rows of task vectors, or of weights if there is no base, in shared memory."""
-        first, stop, block = self._piece.start, self._piece.stop, self._backend.block(self.models)
+    def blocks(self, first: int | None = None, stop: int | None = None) -> Iterator[tuple[int, Any, Any]]:
+        """(start, x, base or None): rows of task vectors, or of weights if there is no base, in shared memory; of the piece,
+        or of elements first..stop of it."""
+        first = self._piece.start if first is None else first
+        stop = self._piece.stop if stop is None else stop
+        block = self._backend.block(self.models)
         if self._whole is not None:
             yield self._whole
             return
@@ -183,7 +201,7 @@ class Road:
             if not self._counted:
                 for found, block_bad in zip(self._bad, bad, strict=True):
                     found.append(block_bad)
-            if count == stop - first and not self._backend.in_place:
+            if count == self._piece.stop - self._piece.start and not self._backend.in_place:
                 self._whole = start, x, base
             yield start, x, base
         self._counted = True

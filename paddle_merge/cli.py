@@ -17,7 +17,6 @@ import typer
 from .config import ALIASES, MergeConfig
 from .errors import MergeError
 from .flags import build_app, normal_form
-from .language.write import to_yaml
 
 FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
 # First words that don't merge -> the module of this package whose `main` takes the rest of the command line.
@@ -91,6 +90,8 @@ def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) 
     set_up_logging(verbose, quiet)
     merged = MergeConfig(**read_fields(config, flags))
     if merged.print_recipe:
+        from .language.write import to_yaml  # and with it YAML
+
         print(to_yaml(merged.recipe()), end="")
     else:
         run(merged)

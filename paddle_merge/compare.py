@@ -38,7 +38,10 @@ def equal(one: TensorEntry, other: TensorEntry) -> bool:
     """Whether two tensors are surely the same to the byte. Raises WorkError."""
     if dataclasses.replace(one, name="") == dataclasses.replace(other, name=""):  # the very same bytes
         return True
-    alike = (one.shape, one.dtype) == (other.shape, other.dtype) and one.adapted is other.adapted is None
+    alike = (one.shape, one.dtype) == (
+        other.shape,
+        other.dtype,
+    ) and (one.adapted, one.staged) == (other.adapted, other.staged) == (None, None)
     return alike and not differing([one, other])
 
 

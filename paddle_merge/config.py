@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import checks
 from .config_file import read_config_file
@@ -14,8 +14,6 @@ from .dtypes import FLOATS
 from .engine import GIB, Engine
 from .errors import ConfigError
 from .fields import Fields
-from .language.read import Told, read
-from .language.write import to_yaml
 from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
 from .methods.named import Method
 from .methods.paddlenlp import method
@@ -23,6 +21,9 @@ from .parsing import coerce, nearest, parse_size
 from .readers.adapters import absolute
 from .recipe import Input, Recipe, Slice, constant
 from .resolve import Resolver
+
+if TYPE_CHECKING:
+    from .language.read import Told
 
 # Other names that PaddleNLP's documentation and older versions use for a field.
 ALIASES = {
@@ -109,7 +110,11 @@ class MergeConfig(Fields):
     @property
     def told(self) -> Told | None:
         """What recipe_yaml says, if it is given. Raises ConfigError."""
-        return read(self.recipe_yaml) if self.recipe_yaml else None
+        if not self.recipe_yaml:
+            return None
+        from .language.read import read  # and with it YAML
+
+        return read(self.recipe_yaml)
 
     @property
     def models(self) -> list[str]:
@@ -231,6 +236,8 @@ class MergeConfig(Fields):
             del record[name]
         sparsifier, merge_type = self.parts
         if self.told is not None:
+            from .language.write import to_yaml
+
             record["recipe_yaml"] = to_yaml(self.told.recipe, absolute)
             record["output_path"] = os.path.abspath(self.output)
             record["config_from"] = os.path.abspath(self.config_from) if self.config_from else None

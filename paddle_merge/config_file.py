@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from .errors import ConfigError
-from .language.read import is_recipe
 from .readers import read_small, unique_keys
+from .recipe import is_recipe
 
 
 def _parse_yaml(text: str) -> Any:

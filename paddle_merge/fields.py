@@ -57,7 +57,7 @@ class Fields:
     recipe_yaml: str | None = _flag(
         _MODELS,
         "A recipe in mergekit's YAML, instead of models, method and its parameters: the path of a file, or the YAML itself."
-        " `python -m paddle_merge recipe.yaml --output_path out` is the usual way.",
+        " `python -m paddle_merge recipe.yaml` is the usual way.",
     )
     print_recipe: bool = _flag(_MODELS, "Print the recipe that the flags mean, in YAML, and do nothing.", False)
     weight_list: list[float] | None = _flag(

@@ -35,8 +35,8 @@ class Files:
 
     def read(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
         """Fill out, C-contiguous in the entry's raw dtype, with the elements from index `start` on. Raises WorkError."""
-        if entry.adapted is not None:  # its base alone would be a wrong answer
-            raise ValueError("an adapted tensor is read by AdaptedTensor")
+        if entry.adapted is not None or entry.staged is not None:  # its base alone would be a wrong answer
+            raise ValueError("an adapted tensor is read by AdaptedTensor, a staged one by StagedTensor")
         try:
             if not entry.parts:
                 self._fill(entry.file, entry.offset + start * entry.dtype.itemsize, out.view(np.uint8).data)

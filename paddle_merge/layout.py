@@ -201,7 +201,10 @@ def turned_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> frozens
     matrices = {name: entry for name, entry in tensors.items() if len(entry.shape) == 2 and name.endswith(".weight")}
     embeddings = [entry for name, entry in matrices.items() if last_word(name) in EMBEDDINGS]
     head = tensors.get(HEAD)
-    tied = head is not None and any(dataclasses.replace(entry, name=HEAD) == head for entry in embeddings)
+    tied = head is not None and any(
+        entry.shape == head.shape and (len(set(head.shape)) > 1 or dataclasses.replace(entry, name=HEAD) == head)
+        for entry in embeddings
+    )
     return frozenset(
         name
         for name in matrices

@@ -5,6 +5,7 @@ It is the same for the same merge, whatever the number of workers, and whether i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,18 +13,17 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import xxhash
 
 from . import __version__
 from .dtypes import BY_NAME
-from .engine import import_paddle
 from .errors import CheckpointError
 from .fingerprint import added
 from .frames.formats import index_name
-from .plan import Plan, Shard
+from .plan import Plan, Shard, leaves
 from .readers import read_json
 from .readers.adapters import absolute
 from .recipe import Mix
@@ -143,8 +143,16 @@ def _versions(plan: Plan) -> dict[str, str]:
     found = {"paddle_merge": __version__, "python": platform.python_version(), "machine": platform.machine()}
     found |= {name: version(name) for name in ("numpy", "numba")}
     if plan.engine.tensor_type == "pd":
-        found |= {"paddle": str(import_paddle().__version__), "device": plan.engine.device}
+        found |= {"paddle": _paddle(), "device": plan.engine.device}
     return found
+
+
+def _paddle() -> str:
+    """The version that workers compute with; it isn't imported for that."""
+    for name in ("paddlepaddle", "paddlepaddle-gpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return "unknown"
 
 
 def _resolved(plan: Plan) -> dict[str, Any]:
@@ -186,7 +194,7 @@ def _inputs(plan: Plan) -> list[dict[str, Any]]:
             {
                 os.path.abspath(file)
                 for tensor in plan.tensors
-                for its, entry in zip(tensor.numbers, tensor.inputs, strict=True)
+                for its, entry in leaves(tensor)
                 if its == number
                 for file in entry.files
             }

@@ -4,23 +4,15 @@ output has its place, and everything that is wrong is found at once, before a we
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .assemble import Made, assemble
-from .detect import LAYOUTS
-from .donor import Donor, find_donor
+from .donor import Donor
 from .dtypes import DType, compute_dtype
-from .engine import NUMPY, Engine
-from .errors import CheckpointError
-from .frames import Held
-from .frames.formats import FORMATS, shard_name
-from .inputs import differences, open_inputs, warnings
-from .layout import METADATA, normalise, turned_in
-from .lora.fold import adapt
+from .engine import Engine
+from .fingerprint import BLOCK
 from .readers import Checkpoint, TensorEntry
 from .readers.adapters import Adapter
 from .recipe import Mix, Recipe
@@ -156,128 +148,20 @@ class Plan:
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def make_plan(
-    recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000, engine: Engine = NUMPY, ranks: int = 1
-) -> Plan:
-    """Read the headers of all inputs and decide. ranks: how many processes, of n_process workers each, share the plan.
-
-    Raises CheckpointError listing everything that doesn't fit.
-    """
-    opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    donor = find_donor(opened, recipe.base is not None, recipe.config_from)
-    inputs, layout, turned = normalise(
-        opened, recipe.layouts, recipe.output_layout, recipe.strict_layout, recipe.prefix, donor.config
-    )
-    inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, donor.config)
-    if layout is not None:
-        inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
-    problems = differences(inputs, recipe.out_dtype) if recipe.slices[0].layers is None else []
-    if recipe.save_format == "pdparams":
-        problems += _not_paddles(inputs, layout)
-    if problems:
-        raise CheckpointError(problems)
-
-    pattern = inputs[-1] if recipe.base is not None else inputs[0]
-    made, idle = assemble(recipe, inputs)
-    sideways = turned_in({one.name: one.entries[-1] for one in made}, layout)
-    tensors, shards = _lay_out(made, recipe, pattern.format, shard_bytes, sideways)
-    pieces = _cut(tensors, n_process * ranks)
-    return Plan(
-        recipe,
-        inputs,
-        donor,
-        tensors,
-        shards,
-        pieces,
-        max(1, min(n_process, len(pieces))),
-        ranks,
-        engine,
-        layout,
-        tuple(turned),
-        tuple(folded),
-        (*idle, *worries, *warnings(inputs, donor)),
-        tuple(zip(opened, adapters, strict=True)),
-    )
+def leaves(tensor: TensorPlan) -> Iterator[tuple[int, TensorEntry]]:
+    """What is read from checkpoints for a tensor, each with the checkpoint's place in Recipe.sources."""
+    for number, entry in zip(tensor.numbers, tensor.inputs, strict=True):
+        if entry.staged is not None:
+            yield from leaves(entry.staged.plan)
+        else:
+            yield number, entry
 
 
-def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
-    """Why the merged model is none for Paddle's files, which hold matrices [in, out]."""
-    if layout == "hf":
-        return [
-            "--save_format pdparams is for Paddle, and the merged model would be in Hugging Face's layout: pass"
-            " --output_layout paddlenlp or paddleformers too"
-        ]
-    torch = [checkpoint for checkpoint in inputs if checkpoint.kind == "bin" or checkpoint.format == "pt"]
-    if layout is not None or not torch:
-        return []
-    matrices = [name for name, entry in torch[0].tensors.items() if len(entry.shape) == 2 and min(entry.shape) > 1]
-    return [
-        f"--save_format pdparams is for Paddle, and {torch[0].path} is torch's, which may store {name!r} turned; say how"
-        f" with --layout, one of {', '.join(LAYOUTS)} for each model and then the base, and pass --output_layout"
-        " paddlenlp or paddleformers too"
-        for name in matrices[:1]
-    ]
-
-
-def _lay_out(
-    made: Sequence[Made], recipe: Recipe, format: str | None, shard_bytes: int, sideways: Set[str]
-) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Which tensor goes where: in the given order, shards filled up to shard_bytes, wide dtypes first within a shard.
-    sideways: names of matrices [in, out].
-
-    Raises CheckpointError listing the tensors that the output's format can't hold.
-    """
-    groups: list[list[tuple[Held, Made]]] = [[]]
-    filled = 0
-    for one in made:
-        entry = one.base or one.sources[0]
-        dtype = recipe.out_dtype if recipe.out_dtype and entry.dtype.is_float else entry.dtype
-        nbytes = math.prod(entry.shape) * dtype.itemsize
-        if groups[-1] and filled + nbytes > shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append((Held(one.name, dtype, entry.shape, nbytes), one))
-        filled += nbytes
-
-    tensors: list[TensorPlan] = []
-    shards: list[Shard] = []
-    problems: list[str] = []
-    first: dict[tuple[TensorEntry, ...], str] = {}  # what a tensor is made of in every input -> its name
-    form = FORMATS[recipe.save_format]
-    for number, group in enumerate(groups):
-        group.sort(key=lambda pair: -pair[0].dtype.itemsize)  # so that every tensor is aligned to its own width
-        problems += form.problems([held for held, _ in group])
-        frame = form.frame([held for held, _ in group], format)
-        for (held, one), offset in zip(group, frame.offsets, strict=True):
-            made_of = tuple(dataclasses.replace(entry, name="") for entry in one.entries)
-            tensors.append(
-                TensorPlan(
-                    name=held.name,
-                    shape=held.shape,
-                    sources=one.sources,
-                    base=one.base,
-                    merged=one.sources[0].dtype.is_float,
-                    dtype=held.dtype,
-                    shard=number,
-                    offset=offset,
-                    mix=one.mix,
-                    numbers=one.numbers,
-                    masked_as=first.setdefault(made_of, held.name),
-                    turned=held.name in sideways,
-                )
-            )
-        name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))
-        shards.append(Shard(name, frame.pieces, frame.nbytes))
-    if problems:
-        raise CheckpointError(problems)
-    return tuple(tensors), tuple(shards)
-
-
-def _cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
+def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
     """The pieces, largest first so that workers finish together. A tensor that must be measured stays whole."""
     pieces = []
     for number, tensor in enumerate(tensors):
-        step = max(1, PIECE_BYTES // tensor.dtype.itemsize)
+        step = max(1, PIECE_BYTES // tensor.dtype.itemsize // BLOCK) * BLOCK
         if workers == 1 or (tensor.merged and tensor.mix.measures) or any(entry.whole for entry in tensor.inputs):
             step = max(1, tensor.size)
         for start in range(0, tensor.size, step):

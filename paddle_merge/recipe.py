@@ -62,7 +62,7 @@ def constant(value: Value) -> Setting:
 
 @dataclass(frozen=True)
 class Input:
-    """A model of a slice: its place in Recipe.sources, its first layer, and parameters of its own."""
+    """A model of a slice: its place in Recipe.titles, its first layer, and parameters of its own."""
 
     number: int
     first: int = 0
@@ -81,6 +81,18 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A merge whose output a later one of the same recipe takes for a model. The fields are as Recipe's."""
+
+    name: str
+    method: Method
+    slices: tuple[Slice, ...]
+    settings: Settings
+    seed: int
+    out_dtype: DType | None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A merge, method and all.
 
@@ -89,6 +101,7 @@ class Recipe:
     method: what its parameters mean, and what they make.
     settings: parameters for all slices.
     slices: of the output, in order; one of whole models, unless layers are picked.
+    stages: merges before it, whose outputs are numbered after Recipe.sources, in order.
     seed: of the masks.
     prefix: which weights of a checkpoint folder, "model" or "master_weights".
     out_dtype: storage dtype of all floating-point tensors; None: each tensor's own.
@@ -104,6 +117,7 @@ class Recipe:
     method: Method
     slices: tuple[Slice, ...]
     settings: Settings = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
     seed: int = 0
     prefix: str = "model"
     out_dtype: DType | None = None
@@ -122,3 +136,13 @@ class Recipe:
     def sources(self) -> tuple[str, ...]:
         """All input paths: the models, then the base."""
         return self.models if self.base is None else (*self.models, self.base)
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """What to call each input: by its path, or its stage."""
+        return (*self.sources, *(f"{stage.name} (merged by this recipe)" for stage in self.stages))
+
+
+def is_recipe(content: Mapping[str, Any]) -> bool:
+    """Whether a YAML mapping is a recipe, not flags as fields."""
+    return bool({"models", "slices", "modules"} & content.keys())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .methods.named import REQUIRED, Parameter
-from .recipe import Condition, Mix, Recipe, Setting, Settings, Slice, Value
+from .recipe import Condition, Mix, Recipe, Setting, Settings, Slice, Stage, Value
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -19,7 +19,7 @@ _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 class Resolver:
     """The mixes of a recipe's tensors: equal parameters give the same Mix. used: ids of the conditions that tensors met."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe | Stage):
         self._recipe = recipe
         self._made: dict[Any, Mix] = {}
         self.used: set[int] = set()  # ids of settings, and the condition's place
@@ -80,6 +80,15 @@ def uniform(recipe: Recipe) -> Mix | None:
     return Resolver(recipe).mix(recipe.slices[0], "", 0.0)
 
 
+def weighted(recipe: Recipe) -> list[tuple[int, float | None]]:
+    """The places in Recipe.titles of what the last merge is made of, and how much each counts; None if that varies."""
+    mix = uniform(recipe)
+    inputs = [one.number for part in recipe.slices for one in part.inputs]
+    if mix is None:
+        return [(number, None) for number in dict.fromkeys(inputs)]
+    return list(zip(inputs, mix.merger.effective_weights(len(inputs)), strict=True))
+
+
 def matches(filter: str | None, name: str) -> bool:
     """As in mergekit: whether the filter is a part of the name, or "*"; "re:..." is a regular expression found in it."""
     if filter is None or filter == "*":
@@ -120,7 +129,7 @@ def typed(value: Value, parameter: Parameter) -> Any:
         raise ValueError(f"parameter {parameter.name!r} must be {kind}, not {value!r}") from None
 
 
-def unused(recipe: Recipe, resolver: Resolver) -> list[str]:
+def unused(recipe: Recipe | Stage, resolver: Resolver) -> list[str]:
     """A sentence on each filter that no tensor of the output met."""
     found = dict.fromkeys(
         (name, condition.filter)
@@ -131,7 +140,7 @@ def unused(recipe: Recipe, resolver: Resolver) -> list[str]:
     return [f"parameter {name!r}: the filter {filter!r} matches no tensor that it could count for" for name, filter in found]
 
 
-def settings_of(recipe: Recipe) -> list[tuple[str, Setting]]:
+def settings_of(recipe: Recipe | Stage) -> list[tuple[str, Setting]]:
     """Every setting there is, by its parameter's name."""
     places = [recipe.settings]
     for part in recipe.slices:

@@ -22,7 +22,8 @@ from .journal import Journal, remaining, whole
 from .leftovers import is_unfinished
 from .lock import make_lock
 from .parsing import parse_size
-from .plan import Plan, make_plan
+from .plan import Plan
+from .planner import make_plan
 from .ranks import Ranks
 from .readers import adapters, hub
 from .sidecars import LOCK, RECORD, read_sidecars, record
@@ -86,7 +87,7 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
         everything = ranks.gather([dataclasses.asdict(report) for report in reports])
         if leads:
             reports = [Report.of(report) for part in everything for report in part]
-            notice(reports, plan.tensors, plan.recipe.sources, config.strict)
+            notice(reports, plan.tensors, plan.recipe.titles, config.strict)
             lock = make_lock(plan, reports, {**sidecars, RECORD: merge_record})
             output.finish({**sidecars, LOCK: lock.to_bytes()}, merge_record)
     except BaseException:

@@ -14,7 +14,7 @@ from .detect import last_word
 from .errors import CheckpointError
 from .plan import Plan
 from .readers import read_json, read_small
-from .resolve import uniform
+from .resolve import weighted
 
 # Never the weights, indexes, optimizer states or the litter that loaders and trainers leave.
 COPIED = (
@@ -127,15 +127,18 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
     folders = {os.path.abspath(path): os.path.basename(os.path.abspath(path)) for path in recipe.sources}
     if len(set(folders.values())) < len(folders):  # d1/model and d2/model
         folders = {path: path for path in folders}
-    names = [folders[os.path.abspath(path)] for path in recipe.sources]
-    mix = uniform(recipe)
-    weights = mix.merger.effective_weights(len(recipe.models)) if mix else []
-    rows = [f"| {name} | {weight:.6g} |" for name, weight in zip(names, weights, strict=False)]
-    rows = rows or [f"| {name} | by tensor |" for name in names[: len(recipe.models)]]
-    against = f" on task vectors against the base model `{names[-1]}`" if recipe.base else ""
+    names = [folders[os.path.abspath(path)] for path in recipe.sources] + [stage.name for stage in recipe.stages]
+    rows = [
+        f"| {names[number]} | {'by tensor' if weight is None else f'{weight:.6g}'} |" for number, weight in weighted(recipe)
+    ]
+    base = recipe.slices[0].base
+    against = f" on task vectors against the base model `{names[base.number]}`" if base else ""
     defaults = MergeConfig().to_record()
     told = ("model_path_list", "base_model_path", "output_path", "n_process", "merge_method", "merge_type", "sparsify_type")
-    shown = {name: value for name, value in config.to_record().items() if name not in told and value != defaults[name]}
+    given = config.to_record()
+    recipe_yaml = given.pop("recipe_yaml")
+    shown = {name: value for name, value in given.items() if name not in told and value != defaults[name]}
+    as_recipe = ["The recipe:", "", "```yaml", recipe_yaml.rstrip(), "```", ""] if recipe_yaml else []
     return "\n".join(
         [
             "---",
@@ -152,6 +155,7 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
             "| --- | --- |",
             *rows,
             "",
+            *as_recipe,
             "Parameters that differ from the defaults:",
             "",
             "```json",

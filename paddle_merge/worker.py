@@ -48,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """What was noticed in one piece of a tensor: the inputs (index into Recipe.sources) that hold NaN or Inf; numbers too
+    """What was noticed in one piece of a tensor: the inputs (index into Recipe.titles) that hold NaN or Inf; numbers too
     large for the output's dtype; the most bytes of device memory that the worker has taken so far. The piece, elements
     start..stop, and the fingerprints of it as it was written and as each input was read (as Recipe.sources, in the output's
     layout, adapters folded in)."""
@@ -145,7 +145,8 @@ class Worker:
             road.merge(hand_on)
             for end, first in coming:
                 write(end(), first)
-            return Report(tensor.name, road.not_finite, road.overflowed, backend.peak(), read=source.fingerprints())
+            not_finite = tuple(tensor.numbers[source] for source in road.not_finite)
+            return Report(tensor.name, not_finite, road.overflowed, backend.peak(), read=source.fingerprints())
 
     def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         step = (1 << 20) // tensor.dtype.itemsize

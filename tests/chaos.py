@@ -193,6 +193,8 @@ class Trial:
             files[name] = path.read_bytes()
             for token, folder in self.tokens():
                 files[name] = files[name].replace(str(folder).encode(), token.encode())
+            if name == "merge_lock.json":  # the record's checksum goes by the folder's name too
+                files[name] = re.sub(rb'"merge_config.json": "\w+"', b"", files[name])
         return files
 
     def state(self) -> str:

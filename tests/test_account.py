@@ -16,7 +16,8 @@ from paddle_merge import CheckpointError, MergeConfig, OutputError, ceiling, mer
 from paddle_merge.account import Account, account
 from paddle_merge.announce import _names
 from paddle_merge.engine import ROOMY
-from paddle_merge.plan import Plan, make_plan
+from paddle_merge.plan import Plan
+from paddle_merge.planner import make_plan
 
 from . import test_layout, test_lora
 from .checkpoints import write

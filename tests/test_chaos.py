@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_merge import MergeConfig, OutputError, WorkError, journal, lock, merge
+from paddle_merge import MergeConfig, OutputError, WorkError, flock, journal, merge
 from paddle_merge.worker import Report, Worker
 
 from . import chaos, checkpoints, disturbances, power
@@ -81,9 +81,9 @@ class GoneError(BaseException):
 def killed_at(number: int, config: MergeConfig, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Merge until so many calls have changed names or disks; whether it came so far."""
     calls, locks = 0, []
-    take = lock.Lock.take
+    take = flock.Lock.take
 
-    def taken(self: lock.Lock) -> None:
+    def taken(self: flock.Lock) -> None:
         take(self)
         locks.append(self)
 
@@ -99,7 +99,7 @@ def killed_at(number: int, config: MergeConfig, monkeypatch: pytest.MonkeyPatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(journal, "SECONDS", 0.0)
-        patch.setattr(lock.Lock, "take", taken)
+        patch.setattr(flock.Lock, "take", taken)
         patch.setattr(os, "fsync", lambda _: None)  # for speed: no disk dies here
         for name in ("replace", "rename", "unlink", "fsync", "mkdir", "rmdir", "pwrite"):
             patch.setattr(os, name, ends(getattr(os, name)))
@@ -275,17 +275,17 @@ def test_after_a_failed_sync_nothing_more_is_noted(
 
 
 def test_a_lock_lives_as_long_as_its_last_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "ENDING_SECONDS", 0.1)
-    mine = lock.Lock(str(tmp_path))
+    monkeypatch.setattr(flock, "ENDING_SECONDS", 0.1)
+    mine = flock.Lock(str(tmp_path))
     mine.take()
     assert mine.file is not None
-    assert lock.is_held(str(tmp_path))
+    assert flock.is_held(str(tmp_path))
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[mine.file])
     mine.drop()
     with pytest.raises(OutputError, match="another merge is being written there"):
-        lock.Lock(str(tmp_path)).take()
+        flock.Lock(str(tmp_path)).take()
     worker.communicate(b"\n")
-    assert not lock.is_held(str(tmp_path))
+    assert not flock.is_held(str(tmp_path))
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:

@@ -14,22 +14,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_merge import ConfigError, MergeConfig, ceiling, merge
+from paddle_merge.account import parameters
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.config import MergeConfig as Config
 from paddle_merge.engine import ROOMY, Engine, Room, import_paddle
 from paddle_merge.layout import turned_in
 from paddle_merge.methods.gram import Lines, lines
 from paddle_merge.methods.registry import NAMED
-from paddle_merge.plan import make_plan
+from paddle_merge.planner import make_plan
 from paddle_merge.readers import open_checkpoint
 from paddle_merge.recipe import Mix
 
 from .checkpoints import from_bits, read, to_bits, write
-from .test_layout import LAYOUTS, laid_out, llama, stored
+from .test_layout import CONFIG, LAYOUTS, laid_out, llama, stored
 
 import_paddle()
 
@@ -537,6 +539,24 @@ def test_a_model_merges_alike_in_any_layout(tmp_path: Path, kind: str) -> None:
         np.testing.assert_allclose(got.T if kind.endswith("columns") else got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_stage_by_rows_is_as_if_it_had_been_written(tmp_path: Path, layout: str, tied: bool) -> None:
+    """Its matrices are turned as those of the merge that it is for."""
+    config = {**CONFIG, "tie_word_embeddings": tied}
+    base, *paths = (stored(tmp_path / name, llama(seed, tied=tied), layout, config) for seed, name in enumerate("cab"))
+    out = tmp_path / "first"
+    first = recipe("nuslerp", paths, base, (3, 1), nuslerp_flatten=False)
+    merge(MergeConfig(recipe_yaml=first, output_path=str(out)))
+    second = recipe("model_stock", [out, paths[0]], base, filter_wise=True)
+    merge(MergeConfig(recipe_yaml=second, output_path=str(tmp_path / "written")))
+    staged = f"name: x\n{yaml.safe_dump(json.loads(first))}---\n{yaml.safe_dump(json.loads(second.replace(str(out), 'x')))}"
+    merge(MergeConfig(recipe_yaml=staged, output_path=str(tmp_path / "staged")))
+    got, expected = (read(tmp_path / name) for name in ("staged", "written"))
+    assert got.keys() == expected.keys()
+    assert all((got[name] == expected[name]).all() for name in expected)
+
+
 def test_in_no_known_layout_matrices_are_torchs() -> None:
     assert turned_in({}, None) == frozenset()
 
@@ -571,3 +591,10 @@ def test_the_ceiling_counts_lines(tmp_path: Path) -> None:
         config = Config(recipe_yaml=text, output_path=str(tmp_path / "out"))
         found[filter_wise] = ceiling.memory(make_plan(config.recipe()))
     assert 50_000 * (3 * 8 + 2 * 4) <= found[True] - found[False] <= 50_000 * 64
+
+
+def test_the_account_calls_parameters_as_recipes_do() -> None:
+    text = recipe("nuslerp", ["a", "b"], None, (3, 1), nuslerp_flatten=False)
+    told = Config(recipe_yaml=text, output_path="out").recipe()
+    shown = parameters(told, mix("nuslerp", weight=(3.0, 1.0), nuslerp_flatten=False))
+    assert shown == {"nuslerp_flatten": False, "nuslerp_row_wise": False}

@@ -837,5 +837,5 @@ def test_a_model_given_twice_counts_twice(tmp_path: Path, pair: tuple[Path, Path
 def test_every_field_of_the_config_is_recorded_or_left_out_on_purpose(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     record = json.loads((run(*pair, out=tmp_path / "o") / "merge_config.json").read_text())
     fields = {item.name for item in dataclasses.fields(MergeConfig)}
-    assert fields - record.keys() == {"model_path_str", "overwrite", "resume", "dry_run", "account"}
+    assert fields - record.keys() == {"model_path_str", "overwrite", "resume", "dry_run", "account", "print_recipe"}
     assert record.keys() - fields == {"paddle_merge_version"}

@@ -201,7 +201,7 @@ def test_a_rank_that_is_interrupted_fails_all(tmp_path: Path, flags: list[str], 
 def test_a_folder_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What rank 0 created isn't there."""
     write(tmp_path / "a", {"w": np.zeros(3)})
-    from paddle_merge.plan import make_plan
+    from paddle_merge.planner import make_plan
 
     recipe = MergeConfig(model_path_list=[str(tmp_path / "a")] * 2).recipe()
     monkeypatch.setattr(writer, "SEEN_SECONDS", 0.2)

@@ -5,6 +5,7 @@ sentence that names the tensor.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -40,19 +41,19 @@ Tensors = dict[str, np.ndarray]
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """As conftest's each_backend, but in the smallest blocks there are, and tensors read again for every pass."""
     from paddle_merge.backends.np_backend import NumpyBackend
-    from paddle_merge.engine import Engine, import_paddle
+    from paddle_merge.engine import Engine, Room, import_paddle
 
-    monkeypatch.setattr("paddle_merge.blocks.BLOCK", BLOCK)
-    monkeypatch.setattr("paddle_merge.blocks.RESIDENT", 0)
+    room = Room(BLOCK, BLOCK, resident=0, panel=BLOCK)
+    monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
     if request.param != "np":
         import_paddle()
         from paddle_merge.backends.pd_backend import PaddleBackend
         from paddle_merge.backends.pd_host import PaddleOnHost
 
-        made = {"pd": PaddleOnHost, "pd device": lambda compute: PaddleBackend(compute, "cpu", 0)}[request.param]
-        monkeypatch.setattr(Engine, "backend", lambda _, compute: made(compute))
+        made: Any = {"pd": PaddleOnHost, "pd device": lambda compute, room: PaddleBackend(compute, "cpu", 0, room)}
+        monkeypatch.setattr(Engine, "backend", lambda _, compute: made[request.param](compute, room))
     else:
-        monkeypatch.setattr(Engine, "backend", lambda _, compute: NumpyBackend(compute))
+        monkeypatch.setattr(Engine, "backend", lambda _, compute: NumpyBackend(compute, room))
     return str(request.param)
 
 

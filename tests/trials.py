@@ -90,6 +90,8 @@ class Guard:
         inside = [
             f"{self.folder}/{name}" for name in (("out",) if writes else ("a", "b", "out", "merge.json", "merge.yaml"))
         ]
+        if event == "open" and path == self.folder and not writes:  # to bring a new folder's name to the disk
+            return
         if any(path == place or path.startswith(f"{place}/") for place in inside):
             return
         library = path.startswith(self._libraries) and not path.startswith(self.folder)  # what is imported late

@@ -7,24 +7,34 @@ from typing import Any
 
 import yaml
 
-from ..recipe import Recipe, Setting, Slice
+from ..recipe import Recipe, Setting, Slice, Stage
 
 
 def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
     """The recipe as `parse` reads it. absolute: applied to the models' paths."""
-    paths = [absolute(path) for path in recipe.sources]
+    paths = [*map(absolute, recipe.sources), *(stage.name for stage in recipe.stages)]
+    documents = [{"name": stage.name, **_document(stage, paths)} for stage in recipe.stages]
+    documents.append(_document(recipe, paths))
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _document(recipe: Recipe | Stage, paths: Sequence[str]) -> dict[str, Any]:
     content: dict[str, Any] = {"merge_method": recipe.method.name}
-    if recipe.base is not None:
-        content["base_model"] = paths[-1]
+    first = recipe.slices[0]
+    if recipe.method.base == "first":
+        content["base_model"] = paths[first.inputs[0].number]
+    elif first.base is not None:
+        content["base_model"] = paths[first.base.number]
+    elif isinstance(recipe, Recipe) and recipe.base is not None:
+        content["base_model"] = paths[len(recipe.models)]
     parts = [_part(part, paths) for part in recipe.slices]
-    if recipe.slices[0].layers is None:
+    if first.layers is None:
         content["models"] = parts[0]["sources"]
     else:
         content["slices"] = parts
     content |= {"parameters": _plain(recipe.settings)} if recipe.settings else {}
     content |= {"out_dtype": recipe.out_dtype.name} if recipe.out_dtype else {}
-    content |= {"seed": recipe.seed} if recipe.seed else {}
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return content | ({"seed": recipe.seed} if recipe.seed else {})
 
 
 def _part(part: Slice, paths: Sequence[str]) -> dict[str, Any]:

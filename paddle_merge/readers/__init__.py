@@ -7,7 +7,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, BinaryIO
@@ -90,9 +90,19 @@ class Adapted:
 
 
 @dataclass(frozen=True)
+class Staged:
+    """A tensor that an earlier merge of the same recipe makes. plan: its TensorPlan; seed: of masks; title: of the merge."""
+
+    plan: Any
+    seed: int
+    title: str
+
+
+@dataclass(frozen=True)
 class TensorEntry:
     """Where one tensor lies: `nbytes` contiguous little-endian bytes at `offset` of `file`, in row-major order; or, if there
-    are parts, wherever they lie (then file and offset are the first part's); or, if it is adapted, what it is made of.
+    are parts, wherever they lie (then file and offset are the first part's); or, if it is adapted or staged, what it
+    is made of.
 
     origin: as Part.origin; of one that has parts, theirs count."""
 
@@ -105,11 +115,19 @@ class TensorEntry:
     parts: tuple[Part, ...] = ()
     adapted: Adapted | None = None
     origin: Origin = _ORIGIN
+    staged: Staged | None = None
+
+    @property
+    def made_of(self) -> Sequence[TensorEntry]:
+        """What is read instead, of one that is adapted or staged."""
+        if self.adapted is not None:
+            return self.adapted.entries
+        return self.staged.plan.inputs if self.staged is not None else ()
 
     @property
     def files(self) -> set[str]:
-        if self.adapted is not None:
-            return {file for entry in self.adapted.entries for file in entry.files}
+        if self.made_of:
+            return {file for entry in self.made_of for file in entry.files}
         return {part.file for part in self.parts} or {self.file}
 
     @property
@@ -121,6 +139,8 @@ class TensorEntry:
     @property
     def whole(self) -> bool:
         """Whether no part of it is known before all of it has been looked at."""
+        if self.staged is not None:
+            return self.staged.plan.mix.measures or any(entry.whole for entry in self.staged.plan.inputs)
         return self.adapted is not None and any(isinstance(change, Lengths) for change in self.adapted.changes)
 
     @cached_property

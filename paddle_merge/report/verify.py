@@ -17,7 +17,8 @@ from ..crew import work
 from ..errors import CheckpointError, MergeError
 from ..fingerprint import added, of_file
 from ..lock import Lock, Written, read_lock
-from ..plan import Plan, TensorPlan, make_plan
+from ..plan import Plan, TensorPlan
+from ..planner import make_plan
 from ..ranks import Ranks
 from ..sidecars import RECORD, WEIGHTS
 from ..worker import Job, Report
@@ -163,7 +164,7 @@ def _judge(plan: Plan, tensor: TensorPlan, reports: Sequence[Report], lock: Lock
     off = []
     for place, number in enumerate(tensor.numbers):
         if added(report.read[place] for report in reports) != then.read[place]:
-            off.append(f"tensor {name!r} of {plan.recipe.sources[number]} isn't what was merged")
+            off.append(f"tensor {name!r} of {plan.recipe.titles[number]} isn't what was merged")
     if not off and added(report.written for report in reports) != then.written:
         by = ", ".join(f"{what} {which}" for what, which in lock.versions.items())
         off.append(f"tensor {name!r}, made again from the same inputs, isn't what the merge wrote; that was made by {by}")

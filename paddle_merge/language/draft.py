@@ -1,0 +1,229 @@
+"""A document of a recipe, read as far as that can be done without the others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ..dtypes import FLOATS, DType
+from ..methods.named import Method, Parameter
+from ..methods.registry import IDLE, find, names, parameter_names
+from ..parsing import nearest
+from ..recipe import Condition, Setting, Value
+from ..resolve import typed
+from .nodes import Nodes, is_null
+
+KEYS = ("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name")
+LATER = ("tokenizer_source", "tokenizer", "chat_template")
+Settings = dict[str, Setting]
+
+
+@dataclass(eq=False)
+class Draft:
+    """A document. parts: its slices, with models by path."""
+
+    node: yaml.Node
+    name: str
+    method: Method
+    base: str | None
+    parts: list[dict[str, Any]]
+    settings: Settings
+    seed: Any
+    out_dtype: DType | None
+
+    @property
+    def specs(self) -> list[str]:
+        """What it is made of."""
+        found = [source["spec"] for part in self.parts for source in part["sources"]]
+        return [*found, *([self.base] if self.base else [])]
+
+
+class Drafts(Nodes):
+    """Reads documents. specs: the paths and names of models met, in order."""
+
+    def __init__(self, where: str):
+        super().__init__(where)
+        self.specs: dict[str, int] = {}
+
+    def draft(self, node: yaml.Node) -> Draft | None:
+        """A document, read as far as that can be done without the others."""
+        given = self._top(node)
+        method = self._method(node, given.get("merge_method"))
+        base = self.text(given["base_model"]) if "base_model" in given else None
+        if base:
+            self.specs.setdefault(base, len(self.specs))
+        out_dtype = self._dtype(given, "out_dtype") or self._dtype(given, "dtype")
+        kinds: list[str] = [kind for kind in ("models", "slices", "modules") if kind in given]
+        if len(kinds) != 1:
+            named = ", ".join(kinds) or "none of them"
+            self.wrong(node, f"give one of models, slices and modules, not {named}")
+            return None
+        settings = self._settings(given.get("parameters"), method)
+        module: yaml.Node | None = given[kinds[0]]
+        if kinds == ["modules"]:
+            module, kinds, own = self._module(given["modules"], method)
+            settings = _joined(own, settings)
+        if module is None:
+            return None
+        parts = self._models(module, method) if kinds == ["models"] else self._slices(module, method)
+        seed = self._value(given["seed"], Parameter("seed", int)) if "seed" in given else 0
+        name = self.text(given["name"]) if "name" in given else ""
+        if method is None:
+            return None
+        return Draft(node, name, method, base, parts, settings, seed, out_dtype)
+
+    def _top(self, node: yaml.Node) -> dict[str, yaml.Node]:
+        given = {}
+        for name, (key, value) in self.mapping(node, "a recipe").items():
+            if name in KEYS:
+                given[name] = value
+            elif name in LATER:
+                self.wrong(key, f"{name!r} can't be used yet")
+            elif nearest(name, KEYS):
+                self.wrong(key, f"unknown key {name!r}{nearest(name, KEYS)}")
+            else:
+                belongs = "; it belongs under parameters" if name in parameter_names() else ""
+                self.note(key, f"{name!r} has no effect, here or in mergekit{belongs}")
+        return {name: value for name, value in given.items() if not is_null(value)}
+
+    def _method(self, node: yaml.Node, value: yaml.Node | None) -> Method | None:
+        """None if there is none; the rest is read all the same, for its mistakes."""
+        if value is None:
+            self.wrong(node, "merge_method is missing")
+            return None
+        name = self.text(value)
+        method = find(name)
+        if method is None and name:
+            self.wrong(value, f"unknown merge_method {name!r}{nearest(name, names())}; there are {', '.join(names())}")
+        return method
+
+    def _dtype(self, given: Mapping[str, yaml.Node], key: str) -> DType | None:
+        if key not in given:
+            return None
+        name = self.text(given[key]).removeprefix("torch.")
+        name = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(name, name)
+        if name not in FLOATS:
+            self.wrong(given[key], f"{key} {name!r} must be one of {', '.join(FLOATS)}{nearest(name, FLOATS)}")
+        return FLOATS.get(name)
+
+    # --- what is merged
+
+    def _module(self, node: yaml.Node, method: Method | None) -> tuple[yaml.Node | None, list[str], Settings]:
+        modules = self.mapping(node, "modules")
+        if len(modules) != 1:
+            self.wrong(node, f"modules must hold one module, not {len(modules)}: {', '.join(modules)}")
+            return None, [], {}
+        (_, content), *_ = modules.values()
+        inner = self.known(content, ("models", "slices", "parameters"), "a module")
+        kinds: list[str] = [kind for kind in ("models", "slices") if kind in inner]
+        if len(kinds) != 1:
+            self.wrong(content, "a module must have models or slices")
+            return None, [], {}
+        return inner[kinds[0]], kinds, self._settings(inner.get("parameters"), method)
+
+    def _models(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
+        sources = [self._source(item, ("model", "parameters"), method) for item in self.list(node, "models")]
+        return [{"node": node, "sources": sources, "settings": {}, "base": None}]
+
+    def _slices(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
+        found = []
+        for item in self.list(node, "slices"):
+            inner = self.known(item, ("sources", "parameters", "base_model", "residual_weight"), "a slice")
+            sources = [
+                self._source(source, ("model", "layer_range", "parameters"), method)
+                for source in self.list(inner.get("sources", item), "sources")
+            ]
+            base = self.text(inner["base_model"]) if "base_model" in inner else None
+            settings = self._settings(inner.get("parameters"), method)
+            found.append({"node": item, "sources": sources, "settings": settings, "base": base})
+        if not found:
+            self.wrong(node, "slices is empty")
+        return found
+
+    def _source(self, node: yaml.Node, keys: tuple[str, ...], method: Method | None) -> dict[str, Any]:
+        if isinstance(node, yaml.ScalarNode) and "layer_range" not in keys:
+            inner: dict[str, yaml.Node] = {"model": node}
+        else:
+            inner = self.known(node, keys, "a model")
+        if "model" not in inner:
+            self.wrong(node, "model, the path of a checkpoint, is missing")
+        spec = self.text(inner["model"]) if "model" in inner else ""
+        self.specs.setdefault(spec, len(self.specs))
+        layers = self._range(inner["layer_range"]) if "layer_range" in inner else None
+        if "layer_range" in keys and layers is None and "layer_range" not in inner:
+            self.wrong(node, "layer_range is missing: [first, end], the end not included")
+        settings = self._settings(inner.get("parameters"), method, of_model=True)
+        return {"node": node, "spec": spec, "layers": layers, "settings": settings}
+
+    def _range(self, node: yaml.Node) -> tuple[int, int] | None:
+        values = [self.scalar(item) for item in node.value] if isinstance(node, yaml.SequenceNode) else []
+        if len(values) == 2 and all(type(value) is int for value in values) and 0 <= values[0] < values[1]:  # type: ignore[operator]
+            return values[0], values[1]  # type: ignore[return-value]
+        self.wrong(node, "layer_range must be two whole numbers, [first, end], the end not included and larger")
+        return None
+
+    # --- parameters
+
+    def _settings(self, node: yaml.Node | None, method: Method | None, of_model: bool = False) -> Settings:
+        found: Settings = {}
+        if method is None:
+            return found
+        known = {parameter.name: parameter for parameter in method.parameters}
+        for name, (key, value) in (self.mapping(node, "parameters") if node is not None else {}).items():
+            if name in known:
+                if setting := self._setting(value, known[name]):
+                    found[name] = setting
+                if of_model and not known[name].each:
+                    self.note(key, f"{name!r} is for all models together: beside one it has no effect, as in mergekit")
+            elif name in IDLE:
+                self.note(key, f"{name!r} has no effect: {IDLE[name]}")
+            elif name in parameter_names():
+                self.note(key, f"{name!r} has no effect with {method.name}, which takes {', '.join(known) or 'none'}")
+            else:
+                self.wrong(key, f"unknown parameter {name!r}{nearest(name, known)}; {method.name} takes {', '.join(known)}")
+        return found
+
+    def _setting(self, node: yaml.Node, parameter: Parameter) -> Setting:
+        """A value, a gradient, a condition, or a list of them."""
+        if is_null(node):
+            return ()
+        if isinstance(node, yaml.ScalarNode):
+            return (Condition(self._value(node, parameter)),)
+        if isinstance(node, yaml.MappingNode):
+            return self._condition(node, parameter)
+        if not node.value:
+            self.wrong(node, f"{parameter.name!r} is an empty list")
+            return ()
+        if all(isinstance(item, yaml.ScalarNode) for item in node.value):
+            return (Condition(tuple(self._value(item, parameter) for item in node.value)),)
+        return tuple(condition for item in node.value for condition in self._condition(item, parameter))
+
+    def _condition(self, node: yaml.Node, parameter: Parameter) -> Setting:
+        inner = self.known(node, ("filter", "value"), f"an item of {parameter.name!r}")
+        if "value" not in inner:
+            self.wrong(node, f"an item of {parameter.name!r} needs a value")
+            return ()
+        filter = self.text(inner["filter"]) if "filter" in inner else None
+        if filter is not None and filter.startswith("re:"):
+            try:
+                re.compile(filter[3:])
+            except re.error as error:
+                self.wrong(inner["filter"], f"{filter!r} is no regular expression ({error})")
+        return tuple(Condition(one.value, filter) for one in self._setting(inner["value"], parameter))
+
+    def _value(self, node: yaml.Node, parameter: Parameter) -> Value:
+        value = self.scalar(node)
+        try:
+            return typed(value, parameter)  # type: ignore[no-any-return]
+        except ValueError as error:
+            self.wrong(node, str(error))
+            return value
+
+
+def _joined(first: Settings, second: Settings) -> Settings:
+    """Where no condition of the first's matches, the second's count."""
+    return {name: first.get(name, ()) + second.get(name, ()) for name in {**first, **second}}

@@ -1,0 +1,183 @@
+"""Recipe + the headers of its inputs -> Plan. What is wrong is found here, all at once, before a weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence, Set
+
+from .assemble import Made, assemble
+from .detect import LAYOUTS
+from .donor import find_donor
+from .engine import NUMPY, Engine
+from .errors import CheckpointError
+from .frames import Held
+from .frames.formats import FORMATS, shard_name
+from .inputs import differences, open_inputs, warnings
+from .layout import METADATA, normalise, turned_in
+from .lora.fold import adapt
+from .plan import Plan, Shard, TensorPlan, cut
+from .readers import Checkpoint, Staged, TensorEntry
+from .recipe import Recipe, Stage
+
+
+def make_plan(
+    recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000, engine: Engine = NUMPY, ranks: int = 1
+) -> Plan:
+    """Read the headers of all inputs and decide. ranks: how many processes, of n_process workers each, share the plan.
+
+    Raises CheckpointError listing everything that doesn't fit.
+    """
+    opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
+    donor = find_donor(opened, recipe.base is not None, recipe.config_from)
+    inputs, layout, turned = normalise(
+        opened, recipe.layouts, recipe.output_layout, recipe.strict_layout, recipe.prefix, donor.config
+    )
+    inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, donor.config)
+    if layout is not None:
+        inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
+    inputs, idle = _with_stages(recipe, inputs, layout)
+    problems = _differences(recipe, inputs)
+    if recipe.save_format == "pdparams":
+        problems += _not_paddles(inputs, layout)
+    if problems:
+        raise CheckpointError(problems)
+
+    made, more = assemble(recipe, inputs)
+    idle += more
+    pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
+    tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _turned(made, layout))
+    pieces = cut(tensors, n_process * ranks)
+    return Plan(
+        recipe,
+        inputs,
+        donor,
+        tensors,
+        shards,
+        pieces,
+        max(1, min(n_process, len(pieces))),
+        ranks,
+        engine,
+        layout,
+        tuple(turned),
+        tuple(folded),
+        (*idle, *worries, *warnings(inputs, donor)),
+        tuple(zip(opened, adapters, strict=True)),
+    )
+
+
+def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[str]:
+    """Of whole models, in which ways their tensors don't match; slices of layers are looked at one by one."""
+    if recipe.slices[0].layers is not None:
+        return []
+    part = recipe.slices[0]
+    numbers = [one.number for one in (*part.inputs, *((part.base,) if part.base else ()))]
+    return differences([inputs[number] for number in numbers], recipe.out_dtype)
+
+
+def _turned(made: Sequence[Made], layout: str | None) -> Set[str]:
+    """The names of matrices [in, out]."""
+    return turned_in({one.name: one.entries[-1] for one in made}, layout)
+
+
+def _with_stages(
+    recipe: Recipe, inputs: Sequence[Checkpoint], layout: str | None
+) -> tuple[tuple[Checkpoint, ...], list[str]]:
+    """The inputs and, after them, what the recipe's earlier merges make, which is merged when it is read; and a sentence on
+    each filter that met nothing. Raises CheckpointError, ConfigError."""
+    found, idle = list(inputs), list[str]()
+    for stage in recipe.stages:
+        if problems := _differences(stage, found):
+            raise CheckpointError(problems)
+        made, more = assemble(stage, found)
+        title = recipe.titles[len(found)]
+        turned = _turned(made, layout)
+        entries = {one.name: _staged(one, stage, title, one.name in turned) for one in made}
+        pattern = found[made[0].numbers[0]]
+        found.append(dataclasses.replace(pattern, path=title, tensors=entries))
+        idle += more
+    return tuple(found), idle
+
+
+def _staged(one: Made, stage: Stage, title: str, turned: bool) -> TensorEntry:
+    """A tensor of an earlier merge."""
+    entry = one.base or one.sources[0]
+    merged = entry.dtype.is_float
+    dtype = stage.out_dtype if stage.out_dtype and merged else entry.dtype
+    plan = TensorPlan(one.name, entry.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers)
+    plan = dataclasses.replace(plan, turned=turned)
+    nbytes = plan.size * dtype.itemsize
+    return TensorEntry(one.name, dtype, entry.shape, title, 0, nbytes, staged=Staged(plan, stage.seed, title))
+
+
+def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
+    """Why the merged model is none for Paddle's files, which hold matrices [in, out]."""
+    if layout == "hf":
+        return [
+            "--save_format pdparams is for Paddle, and the merged model would be in Hugging Face's layout: pass"
+            " --output_layout paddlenlp or paddleformers too"
+        ]
+    torch = [checkpoint for checkpoint in inputs if checkpoint.kind == "bin" or checkpoint.format == "pt"]
+    if layout is not None or not torch:
+        return []
+    matrices = [name for name, entry in torch[0].tensors.items() if len(entry.shape) == 2 and min(entry.shape) > 1]
+    return [
+        f"--save_format pdparams is for Paddle, and {torch[0].path} is torch's, which may store {name!r} turned; say how"
+        f" with --layout, one of {', '.join(LAYOUTS)} for each model and then the base, and pass --output_layout"
+        " paddlenlp or paddleformers too"
+        for name in matrices[:1]
+    ]
+
+
+def _lay_out(
+    made: Sequence[Made], recipe: Recipe, format: str | None, shard_bytes: int, turned: Set[str]
+) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
+    """Which tensor goes where: in the given order, shards filled up to shard_bytes, wide dtypes first within a shard.
+    turned: names of matrices [in, out].
+
+    Raises CheckpointError listing the tensors that the output's format can't hold.
+    """
+    groups: list[list[tuple[Held, Made]]] = [[]]
+    filled = 0
+    for one in made:
+        entry = one.base or one.sources[0]
+        dtype = recipe.out_dtype if recipe.out_dtype and entry.dtype.is_float else entry.dtype
+        nbytes = math.prod(entry.shape) * dtype.itemsize
+        if groups[-1] and filled + nbytes > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append((Held(one.name, dtype, entry.shape, nbytes), one))
+        filled += nbytes
+
+    tensors: list[TensorPlan] = []
+    shards: list[Shard] = []
+    problems: list[str] = []
+    first: dict[tuple[TensorEntry, ...], str] = {}  # what a tensor is made of in every input -> its name
+    form = FORMATS[recipe.save_format]
+    for number, group in enumerate(groups):
+        group.sort(key=lambda pair: -pair[0].dtype.itemsize)  # so that every tensor is aligned to its own width
+        problems += form.problems([held for held, _ in group])
+        frame = form.frame([held for held, _ in group], format)
+        for (held, one), offset in zip(group, frame.offsets, strict=True):
+            made_of = tuple(dataclasses.replace(entry, name="") for entry in one.entries)
+            tensors.append(
+                TensorPlan(
+                    name=held.name,
+                    shape=held.shape,
+                    sources=one.sources,
+                    base=one.base,
+                    merged=one.sources[0].dtype.is_float,
+                    dtype=held.dtype,
+                    shard=number,
+                    offset=offset,
+                    mix=one.mix,
+                    numbers=one.numbers,
+                    masked_as=first.setdefault(made_of, held.name),
+                    turned=held.name in turned,
+                )
+            )
+        name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))
+        shards.append(Shard(name, frame.pieces, frame.nbytes))
+    if problems:
+        raise CheckpointError(problems)
+    return tuple(tensors), tuple(shards)

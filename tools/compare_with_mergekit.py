@@ -1,0 +1,175 @@
+"""Do recipes mean here what they mean in mergekit? Runs both on the same small models, and tells the largest difference.
+
+    python tools/compare_with_mergekit.py configs/recipes --mergekit PYTHON    # the Python of mergekit's environment
+
+Every model that a recipe names becomes a small Llama of random weights (bfloat16; a base, and fine-tuned models near it), as
+deep as its layers ask for. mergekit computes in float32, and both store bfloat16. Of methods that draw nothing the largest
+difference is told in units in the last place; of those that do, how far the share of elements that stay the base's, and the
+mean and the spread of what changed, lie apart, in standard errors (large ones are a difference, 3 is luck).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+from safetensors import deserialize
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from paddle_merge import MergeConfig, MergeError, merge
+from paddle_merge.dtypes import BFLOAT16
+from paddle_merge.frames import Held
+from paddle_merge.frames.safetensors import frame
+
+HIDDEN, WIDE, HEADS, WORDS = 64, 160, 4, 128
+RANDOM = ("dare", "della")  # how the names of methods that draw begin
+Tensors = dict[str, np.ndarray]
+
+
+def llama(layers: int, seed: int, base: Tensors | None) -> Tensors:
+    """float32, of a base, or near one."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (WORDS, HIDDEN)}
+    for number in range(layers):
+        at = f"model.layers.{number}"
+        shapes |= {f"{at}.self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
+        shapes |= {f"{at}.mlp.{name}_proj.weight": (WIDE, HIDDEN) for name in ("gate", "up")}
+        shapes |= {f"{at}.mlp.down_proj.weight": (HIDDEN, WIDE)}
+        shapes |= {f"{at}.{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
+    shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (WORDS, HIDDEN)}
+    random = np.random.default_rng(seed)
+    drawn = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return {name: 0.05 * x if base is None else base[name] + 0.002 * x for name, x in drawn.items()}
+
+
+def to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """Bits, rounded to nearest even."""
+    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def save(folder: Path, tensors: Tensors, layers: int) -> None:
+    folder.mkdir(parents=True)
+    head = frame([Held(name, BFLOAT16, x.shape, 2 * x.size) for name, x in tensors.items()], "pt").pieces[0][1]
+    (folder / "model.safetensors").write_bytes(head + b"".join(to_bfloat16(x).tobytes() for x in tensors.values()))
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": WIDE, "num_hidden_layers": layers, "vocab_size": WORDS}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "tie_word_embeddings": False}
+    kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps({**kind, **sizes, **heads}))
+
+
+def load(folder: Path) -> Tensors:
+    """bfloat16 bits."""
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, held in deserialize(path.read_bytes()):
+            tensors[name] = np.frombuffer(held["data"], np.uint16).reshape(held["shape"])
+    return tensors
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def places(recipe: Any, found: dict[str, int]) -> None:
+    """The models of a recipe, or a part of it, and how many layers each must have (0: any)."""
+    for item in recipe if isinstance(recipe, list) else []:
+        places(item, found)
+    if isinstance(recipe, dict):
+        end = recipe.get("layer_range", [0, 0])[1]
+        for key in ("model", "base_model"):
+            if key in recipe:
+                found[recipe[key]] = max(found.get(recipe[key], 0), end if key == "model" else 0)
+        for value in recipe.values():
+            places(value, found)
+
+
+def prepared(recipe: dict[str, Any], work: Path) -> str:
+    """The recipe with its models made, named by their paths."""
+    found: dict[str, int] = {}
+    places(recipe, found)
+    layers = max([4, *found.values()])
+    base = {name: widened(to_bfloat16(x)).astype(np.float32) for name, x in llama(layers, 0, None).items()}
+    text = yaml.safe_dump(recipe, sort_keys=False)
+    for name in sorted(found, key=len, reverse=True):
+        folder = work / "models" / re.sub(r"\W+", "_", name)
+        if not folder.exists():
+            is_base = name == recipe.get("base_model") and recipe["merge_method"] not in ("slerp", "linear")
+            save(folder, base if is_base else llama(layers, zlib.crc32(name.encode()), base), layers)
+        text = re.sub(rf"(model: ){re.escape(name)}(?=\s|$)", rf"\g<1>{folder}", text)
+    return text
+
+
+def units(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference, in units in the last place of the larger number; of numbers below 1/256 of the tensor's root
+    mean square, in units of that: where terms cancel, what is left of them is rounding."""
+    a, b = widened(ours), widened(theirs)
+    floor = np.sqrt((b**2).mean()) / 256 if b.size else 0.0
+    larger = np.maximum(np.maximum(abs(a), abs(b)), max(floor, 1e-30))
+    return float((abs(a - b) / 2.0 ** (np.floor(np.log2(larger)) - 7)).max(initial=0.0))
+
+
+def apart(ours: np.ndarray, theirs: np.ndarray, base: np.ndarray) -> float:
+    """The most of the differences of share, mean and spread of what changed, in standard errors."""
+    a, b = (widened(x).ravel() - widened(base).ravel() for x in (ours, theirs))
+    found = [0.0]
+    for one, two in ((a != 0, b != 0), (a, b), (a**2, b**2)):
+        error = np.sqrt((one.var() + two.var()) / len(a))
+        found.append(float(abs(one.mean() - two.mean()) / error) if error else 0.0)
+    return max(found)
+
+
+def compare(path: Path, work: Path, mergekit: str) -> str:
+    """One line on one recipe."""
+    recipe = yaml.safe_load(path.read_text())
+    recipe |= {"dtype": "float32", "out_dtype": "bfloat16"}
+    text = prepared(recipe, work)
+    (work / "recipe.yaml").write_text(text)
+    try:
+        merge(MergeConfig(recipe_yaml=text, output_path=str(work / "ours")), progress=False)
+    except MergeError as error:
+        return f"refused here: {error}"
+    command = [
+        str(Path(mergekit).parent / "mergekit-yaml"),
+        str(work / "recipe.yaml"),
+        str(work / "theirs"),
+        "--allow-crimes",
+    ]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=offline)
+    if done.returncode:
+        return f"refused there: {done.stderr.strip().splitlines()[-1]}"
+    ours, theirs = load(work / "ours"), load(work / "theirs")
+    if ours.keys() != theirs.keys():
+        return f"other tensors: {', '.join(sorted(ours.keys() ^ theirs.keys())[:3])}"
+    if recipe["merge_method"].startswith(RANDOM):
+        base = load(work / "models" / re.sub(r"\W+", "_", recipe["base_model"]))
+        worst = max((apart(ours[name], theirs[name], base[name]), name) for name in ours)
+        return f"{worst[0]:.1f} standard errors ({worst[1]})"
+    worst_units = max((units(ours[name], theirs[name]), name) for name in ours)
+    differing = sum(int((ours[name] != theirs[name]).sum()) for name in ours) / sum(x.size for x in ours.values())
+    return f"{worst_units[0]:g} units in the last place ({differing:.2%} of elements differ; worst {worst_units[1]})"
+
+
+def main(
+    recipes: Annotated[Path, typer.Argument(help="A recipe, or a folder of them (*.yaml).")],
+    mergekit: Annotated[str, typer.Option(help="The Python of an environment with mergekit.")],
+) -> None:
+    """Run recipes here and in mergekit, and tell how far the results lie apart."""
+    paths = sorted(recipes.rglob("*.yaml")) if recipes.is_dir() else [recipes]
+    for path in paths:
+        with tempfile.TemporaryDirectory() as work:
+            print(f"{path.stem:32} {compare(path, Path(work), mergekit)}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
