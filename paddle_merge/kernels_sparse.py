@@ -1,5 +1,5 @@
-"""The Numba loops of mergekit's sparsifiers (methods/magnitude.py, della.py, l1.py). As in kernels.py no result depends on
-the size of a block."""
+"""The Numba loops of mergekit's sparsifiers (methods/magnitude.py, della.py, l1.py, and line_ranks.py). As in kernels.py no
+result depends on the size of a block."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def add_magnitudes(x, unit, sums):
 
 
 @jit
-def count_equal(x, value):
-    found = 0
+def count_equal(x, values):
+    """How many |x| equal values (1,); NaN counts as infinite."""
+    value, found = values[0], 0
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
         equal = uint32(0)
@@ -46,7 +47,7 @@ def count_equal(x, value):
                 equal = uint32(equal + uint32(not abs(chunk[i]) < value))
         else:
             for i in range(chunk.size):
-                equal = uint32(equal + uint32(value.dtype.type(abs(chunk[i])) == value))
+                equal = uint32(equal + uint32(values.dtype.type(abs(chunk[i])) == value))
         found += equal
     return found
 

@@ -182,7 +182,7 @@ class NumpyBackend:
 
     def count_equal(self, x: np.ndarray, value: Any) -> int:
         """How many |x| of x (n,) equal a scalar in the dtype in which magnitudes are compared; NaN counts as infinite."""
-        return int(kernels_sparse.count_equal(x, value))
+        return int(kernels_sparse.count_equal(x, np.array([value])))
 
     def count_between(self, x: np.ndarray, search: Bracket) -> None:
         """Count and collect x (n,) into the search."""

@@ -12,20 +12,19 @@ Which elements are kept is decided once, line by line, and held as one bit for e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .. import kernels_sparse as kernels
 from ..engine import Room
 from ..masks import keep_limit, mask_key
 from . import Tensor
 from .l1 import l1_factors
 from .magnitude import Kept, keep_nothing
 
-_SORTED = 1 << 18  # elements that are sorted together, or one line
+SORTED = 1 << 18  # elements that are sorted together, or one line
 
 
 def pick(xp: Any, x: Any, kept: Any, factor: Any) -> Any:
@@ -76,7 +75,7 @@ class Della:
 
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
         drawn = len(self._drawn)
-        return drawn * (size // 8 + 1) + min(drawn * size * itemsize, room.selecting) + min(size, _SORTED) * (itemsize + 8)
+        return drawn * (size // 8 + 1) + min(drawn * size * itemsize, room.selecting) + min(size, SORTED) * (itemsize + 8)
 
     def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
         """What lines take that are longer than what is sorted together: one of each model, and its order; its limits."""
@@ -85,19 +84,18 @@ class Della:
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         """Per model (bits, factor); what is kept where that is nothing; or None where it is all."""
-        states: list[Any] = [None if density > 0.0 else keep_nothing(tensor, backend) for density in self.density]
-        bits = {model: np.zeros(-(-tensor.size // 8), np.uint8) for model in self._drawn}
-        length = lines(tensor.shape, tensor.turned)[1]
-        keys, limits = {}, {}
-        for model in bits:
-            keys[model] = [np.uint32(word) for word in mask_key(tensor.seed, model, tensor.name)]
-            limits[model] = keep_limit(keep_probabilities(length, self.density[model], self.epsilon[model]))
-        for panels, elements, step in _panels(tensor, backend, list(bits)):
-            for (model, kept), panel in zip(bits.items(), panels, strict=True):
-                for some, order in _ordered(panel, tensor.narrow):
-                    kernels.keep_ranked(order, elements[some], step, *keys[model], limits[model], kept)
+        from ..line_ranks import keep_by_rank  # and with it Numba
+
+        axes = lines(tensor.shape, tensor.turned)
+        draws = {}
+        for model in self._drawn:
+            limits = keep_limit(keep_probabilities(axes[1], self.density[model], self.epsilon[model]))
+            draws[model] = mask_key(tensor.seed, model, tensor.name), limits
+        bits = keep_by_rank(tensor, backend, axes, draws)
         one = backend.scalar(1.0)
-        states = [(bits[model], one) if model in bits else state for model, state in enumerate(states)]
+        states: list[Any] = [None if density > 0.0 else keep_nothing(tensor, backend) for density in self.density]
+        for model, kept in bits.items():
+            states[model] = kept, one
         if self.rescale:
             drawn = list(bits)
             factors = l1_factors(
@@ -116,49 +114,3 @@ class Della:
         stop = start + x.shape[0]  # blocks begin at multiples of 8
         kept = np.unpackbits(bits[start // 8 : -(-stop // 8)], count=stop - start)
         return backend.apply(pick, x, backend.constant(kept), factor)
-
-
-def _panels(tensor: Tensor, backend: Any, models: Sequence[int]) -> Iterator[tuple[Any, Any, int]]:
-    """Whole lines, as many at a time as there is room for: (panels, elements, step). panels (models, outer, length, width):
-    |x| of `outer` times `width` lines; elements (outer * width,) int64: the first of each; step: from one to the next.
-
-    Reads the tensor once, unless the lines that lie side by side (all of a turned matrix) are more than there is room for.
-    """
-    outer, length, inner = lines(tensor.shape, tensor.turned)
-    room = max(1, backend.room.selecting // (backend.dtype.itemsize * max(1, len(models) * length)))  # lines
-    width = min(inner, room)
-    together = min(outer, max(1, room // inner))  # of the outer axes
-    for first in range(0, inner if models else 0, width):
-        columns = min(width, inner - first)
-        panels = np.empty((len(models), together * length, columns), backend.dtype)
-        done = 0  # of the outer axes
-        for start, x in tensor.deltas():
-            rows = [backend.fetch(x[model])() for model in models]
-            at, stop = start, start + len(rows[0])
-            while at < stop:
-                count = min(together, outer - done)
-                end = (done + count) * length * inner
-                for row, panel in zip(rows, panels, strict=True):
-                    kernels.gather(row[at - start : end - start], at, inner, first, panel, done * length)
-                if end <= stop:
-                    origins = (done + np.arange(count)[:, None]) * (length * inner) + first + np.arange(columns)
-                    yield panels[:, : count * length].reshape(-1, count, length, columns), origins.reshape(-1), inner
-                    done += count
-                at = min(end, stop)
-
-
-def _ordered(panel: Any, narrow: bool) -> Iterator[tuple[slice, Any]]:
-    """panel (outer, length, width) of magnitudes -> for some of the lines at a time: which, and (lines, length) uint64,
-    whose low 32 bits are their elements' indices by ascending magnitude, equals by index."""
-    outer, length, width = panel.shape
-    count = max(1, _SORTED // length)
-    for k in range(0, outer * width, count):
-        numbers = np.arange(k, min(k + count, outer * width))
-        magnitudes = panel[numbers // width, :, numbers % width]
-        if narrow:
-            order = np.empty(magnitudes.shape, np.uint64)
-            kernels.rank_keys(magnitudes, order)
-            order.sort(axis=1)
-        else:
-            order = np.argsort(magnitudes, axis=1, kind="stable").astype(np.uint64)
-        yield slice(k, k + count), order

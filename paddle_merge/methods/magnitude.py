@@ -122,6 +122,7 @@ class _Ranked:
 
     random = False
     descending = False
+    cuts = 2  # of each model, at most
 
     @property
     def measures(self) -> bool:
@@ -131,7 +132,7 @@ class _Ranked:
         return []
 
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
-        return select.memory(2 * models, size, itemsize, room) if self.measures else 0  # two cuts, at most
+        return select.memory(self.cuts * models, size, itemsize, room) if self.measures else 0
 
     def interval(self, model: int, size: int) -> tuple[int, int]:
         """(first, stop): the ascending ranks to keep."""
@@ -159,6 +160,7 @@ class Magnitude(_Ranked):
     rescale: bool = False
 
     descending = True
+    cuts = 1
 
     def interval(self, model: int, size: int) -> tuple[int, int]:
         density = self.density[model]

@@ -53,7 +53,8 @@ def ties(xp: Any, x: Any, weights: Any, by_count: bool, zero_sign: float, normal
 
 @dataclass(frozen=True)
 class Ties:
-    """weights: one per model. normalize: divide by the weights of the models that agree, element by element.
+    """weights: one per model. normalize: divide by the weights of the models that agree, element by element; by 1 where
+    these cancel. (Flags refuse negative weights with it; recipes take them, as mergekit does.)
     elect: "sum" or "count" of signs. zero_sign: "positive", "majority" (of the tensor) or "drop" (such elements become 0).
     """
 
@@ -80,8 +81,9 @@ class Ties:
 
     def _weights(self) -> list[float]:
         """Where only their ratios count, none is so small or large that a weighted element leaves the range of floats: times
-        a power of two, which changes no bit of what stays within it."""
-        power = math.frexp(max(map(abs, self.weights)))[1] - 1 if self.normalize else 0
+        a power of two, which changes no bit of what stays within it. (Not with negative weights: where they cancel, sums are
+        divided by 1.)"""
+        power = math.frexp(max(self.weights))[1] - 1 if self.normalize and min(self.weights) >= 0 else 0
         return [math.ldexp(weight, -power) for weight in self.weights]
 
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
