@@ -36,40 +36,26 @@ def consensus(x, weights, lambdas, least):
 
 
 @jit
-def _variance(x, begin, found, mean):
-    """found (n,): the variance of the elements from `begin` on. mean: for the work."""
-    share = x.dtype.type(1.0 / x.shape[0])
-    first = x[0, begin : begin + found.size]
-    for k in range(x.shape[0]):
-        row = x[k, begin : begin + found.size]
-        if k == 0:
-            for i in range(row.size):
-                mean[i] = row[i] - first[i]
-        else:
-            for i in range(row.size):
-                mean[i] += row[i] - first[i]
-    for i in range(found.size):
-        mean[i] *= share
-    for k in range(x.shape[0]):
-        row = x[k, begin : begin + found.size]
-        if k == 0:
-            for i in range(row.size):
-                apart = (row[i] - first[i]) - mean[i]
-                found[i] = apart * apart
-        else:
-            for i in range(row.size):
-                apart = (row[i] - first[i]) - mean[i]
-                found[i] += apart * apart
-    for i in range(found.size):
-        found[i] *= share
+def _variance(x, begin, found):
+    """found (n,): what methods.sce.variance gives of the elements from `begin` on."""
+    end = begin + found.size
+    for j in range(1, x.shape[0]):
+        for k in range(j):
+            a, b = x[j, begin:end], x[k, begin:end]
+            if j == 1:
+                for i in range(found.size):
+                    found[i] = (a[i] - b[i]) * (a[i] - b[i])
+            else:
+                for i in range(found.size):
+                    found[i] += (a[i] - b[i]) * (a[i] - b[i])
 
 
 @jit
 def variance(x):
-    found, mean = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
+    found = np.empty(CHUNK, x.dtype)
     for begin in range(0, x.shape[1], CHUNK):
         end = min(begin + CHUNK, x.shape[1])
-        _variance(x, begin, found[: end - begin], mean[: end - begin])
+        _variance(x, begin, found[: end - begin])
         x[0, begin:end] = found[: end - begin]
 
 
@@ -82,7 +68,7 @@ def sce(x, weights, threshold):
         end = min(begin + CHUNK, x.shape[1])
         total, size, divisor, merged, found = work[:, : end - begin]
         if threshold is not None:
-            _variance(x, begin, found, total)
+            _variance(x, begin, found)
             limit = threshold[0]
             for i in range(found.size):
                 found[i] = one if threshold.dtype.type(found[i]) >= limit else zero

@@ -166,11 +166,13 @@ def test_lines_by_layer(tmp_path: Path) -> None:
 
 
 def plain_sce(deltas: np.ndarray, topk: float) -> np.ndarray:
-    variances = deltas.var(0).reshape(-1)
+    pairs = [(one - other) ** 2 for number, one in enumerate(deltas) for other in deltas[:number]]
+    spread = np.sum(pairs, axis=0) / len(deltas) ** 2  # the variance, of small whole numbers without rounding
+    variances = spread.reshape(-1)
     if topk < 1:
         kept = int((variances > 0).sum() * topk)
         least = np.sort(variances)[len(variances) - kept] if kept else np.inf
-        deltas = np.where(deltas.var(0) >= least, deltas, 0.0)
+        deltas = np.where(spread >= least, deltas, 0.0)
     weights = np.array([np.mean(delta**2) for delta in deltas])
     weights = weights / weights.sum() if weights.sum() else np.ones(len(deltas)) / len(deltas)
     total, divisor = np.zeros(deltas[0].shape), np.zeros(deltas[0].shape)

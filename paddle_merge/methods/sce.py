@@ -29,10 +29,9 @@ _TRIES = ((1.0, False), (1.0, True), (2.0**-530, True), (2.0**530, True))
 
 
 def variance(xp: Any, x: Any) -> Any:
-    """x: a row (n,) per model -> (n,): their variance, element by element; exactly 0 of equals."""
-    apart = [row - x[0] for row in x]
-    mean = total(apart) * (1.0 / len(x))
-    return total((row - mean) * (row - mean) for row in apart) * (1.0 / len(x))
+    """x: a row (n,) per model -> (n,): their variance, element by element, times models squared: as the sum of squared
+    differences, exact where elements have few bits, so that equals are equal."""
+    return total((x[j] - x[k]) * (x[j] - x[k]) for j in range(1, len(x)) for k in range(j))
 
 
 def selected(variances: Any, threshold: Any) -> Any:
