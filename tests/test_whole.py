@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from paddle_merge import ConfigError, MergeConfig, merge
 from paddle_merge.backends.np_backend import NumpyBackend
-from paddle_merge.engine import ROOMY, Engine, Room
+from paddle_merge.engine import ROOMY, Engine, Room, import_paddle
 from paddle_merge.methods.iso_c import IsoC
 from paddle_merge.methods.tsv import Tsv
 from paddle_merge.methods.whole import spectrum
@@ -275,6 +275,7 @@ def test_same_bytes_for_any_workers_blocks_and_backend(
         room = Room(block, block, resident=0, panel=block, selecting=0)
         monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
         assert digest(f"b{block}") == expected
+    import_paddle()
     from paddle_merge.backends.pd_backend import PaddleBackend
 
     class InBlocks(PaddleBackend):
