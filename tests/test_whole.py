@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from paddle_merge import ConfigError, MergeConfig, merge
 from paddle_merge.backends.np_backend import NumpyBackend
-from paddle_merge.engine import ROOMY, Engine, Room
+from paddle_merge.engine import ROOMY, Engine, Room, import_paddle
 from paddle_merge.methods.iso_c import IsoC
 from paddle_merge.methods.tsv import Tsv
 from paddle_merge.methods.whole import spectrum
@@ -275,6 +275,7 @@ def test_same_bytes_for_any_workers_blocks_and_backend(
         room = Room(block, block, resident=0, panel=block, selecting=0)
         monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
         assert digest(f"b{block}") == expected
+    import_paddle()
     from paddle_merge.backends.pd_backend import PaddleBackend
 
     class InBlocks(PaddleBackend):
@@ -389,6 +390,25 @@ def test_weights_multiply_task_vectors(tmp_path: Path) -> None:
         got, weighted = read(tmp_path / method), np.array([2.0 * deltas[0], -0.5 * deltas[1]])
         np.testing.assert_allclose(got["w"], oracle(weighted), atol=1e-9)
         np.testing.assert_allclose(got["v"], weighted[:, 0, :4].mean(0), atol=1e-12)
+
+
+def test_a_stage_of_singular_vectors_may_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a merge of a merge measures is read twice, in pieces; as if the first had been written."""
+    generator = np.random.default_rng(0)
+    states = [{"w": generator.standard_normal((300, 250))} for _ in range(3)]
+    room = Room(1 << 14, 1 << 14, resident=0, panel=1 << 14)
+    monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
+    first = run(tmp_path, "tsv", states[1:], states[0], "float64")
+    listed = "".join(f"  - model: {tmp_path}/m{number}\n" for number in range(2))
+    then = "merge_method: sce\nbase_model: {base}\nmodels:\n  - model: {one}\n  - model: {base}\n  - model: {two}\n"
+    stage = f"name: first\nmerge_method: tsv\nbase_model: {tmp_path}/base\nmodels:\n{listed}parameters: {METHODS['tsv']}\n"
+    names = {"base": f"{tmp_path}/base", "two": f"{tmp_path}/m0"}
+    for out, recipe in {
+        "staged": stage + "---\n" + then.format(one="first", **names),
+        "apart": then.format(one=first, **names),
+    }.items():
+        merge(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / out)))
+    assert (read(tmp_path / "staged")["w"] == read(tmp_path / "apart")["w"]).all()
 
 
 def test_zeros_and_what_cancels(tmp_path: Path) -> None:
@@ -541,7 +561,7 @@ def test_dry_runs(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str
 def test_the_plan_counts_whole_matrices(tmp_path: Path) -> None:
     """A worker's memory holds what `prepare` takes, of the largest matrix."""
     from paddle_merge.ceiling import memory
-    from paddle_merge.plan import make_plan
+    from paddle_merge.planner import make_plan
 
     base = {"w": np.zeros((500, 400)), "v": np.zeros(7)}
     taken = {}

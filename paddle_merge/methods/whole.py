@@ -116,4 +116,4 @@ class Whole:
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
         if state is None:
             return backend.apply(linear, x, backend.array([weight / len(self.weights) for weight in self.weights]))
-        return backend.constant(state[start : start + x[0].shape[0]])
+        return backend.constant(state[start : start + x[0].shape[0]].copy())  # what is made of it may reuse its memory
