@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import engine
 from .methods import METHODS
+from .methods.registry import NAMED
 from .parsing import nearest, parse_size
 from .readers.adapters import split
 
@@ -25,7 +26,7 @@ LARGEST = 1e30  # so that what is computed with it stays within float32
 
 def problems(config: MergeConfig) -> list[str]:
     """Why `config` can't be carried out, as far as no file needs to be looked at."""
-    if config.recipe_yaml:
+    if config.told is not None:
         return _beside_a_recipe(config) + of_fields(config) + _running(config)
     found = of_fields(config) + _models(config)
     if config.merge_method in METHODS:
@@ -53,6 +54,8 @@ def problems(config: MergeConfig) -> list[str]:
 
 def _beside_a_recipe(config: MergeConfig) -> list[str]:
     """Flags that say what a recipe says."""
+    if not config.recipe_yaml:
+        return []
     defaults = type(config)()
     given = [name for name in OF_RECIPES if getattr(config, name) != getattr(defaults, name)]
     if not given:
@@ -143,10 +146,26 @@ def _without_base(config: MergeConfig) -> list[str]:
     ]
 
 
+def _idle(config: MergeConfig) -> list[str]:
+    """Flags of PaddleNLP's methods that another method doesn't know."""
+    defaults = type(config)()
+    flags = {
+        "reserve_p": "density",
+        "scale": "lambda",
+        "weight_list": "weight",
+        "normalize": "normalize",
+        "rescale": "rescale",
+    }
+    known = {parameter.name for parameter in NAMED[str(config.merge_method)].parameters}
+    given = [name for name in OF_RECIPES[6:] if getattr(config, name) != getattr(defaults, name)]
+    idle = [name for name in given if flags.get(name) not in known]
+    return [f"{', '.join(f'--{name}' for name in idle)}: no effect with {config.merge_method}"] if idle else []
+
+
 def warnings(config: MergeConfig) -> list[str]:
     """What is allowed but likely not meant."""
     if config.told is not None:
-        return list(config.told.notes)
+        return list(config.told.notes) + ([] if config.recipe_yaml else _idle(config))
     found = _without_base(config)
     sparsifier, merge_type = config.parts
     used = {

@@ -17,6 +17,7 @@ from .fields import Fields
 from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
 from .methods.named import Method
 from .methods.paddlenlp import method
+from .methods.registry import NAMED
 from .parsing import coerce, nearest, parse_size
 from .readers.adapters import absolute
 from .recipe import Input, Recipe, Slice, constant
@@ -109,18 +110,24 @@ class MergeConfig(Fields):
 
     @property
     def told(self) -> Told | None:
-        """What recipe_yaml says, if it is given. Raises ConfigError."""
-        if not self.recipe_yaml:
-            return None
-        from .language.read import read  # and with it YAML
+        """The recipe that recipe_yaml holds, or that the flags mean where the method isn't one of PaddleNLP's. Raises
+        ConfigError."""
+        if self.recipe_yaml:
+            from .language.read import read  # and with it YAML
 
-        return read(self.recipe_yaml)
+            return read(self.recipe_yaml)
+        if self.merge_method in METHODS or self.merge_method not in NAMED:
+            return None
+        from .language.flags import as_yaml
+        from .language.read import parse
+
+        return parse(as_yaml(self), "the flags, as a recipe")
 
     @property
     def models(self) -> list[str]:
         """The models' paths: the recipe's, or model_path_str if given, else model_path_list; or the base and the adapter to
         fold into it."""
-        if self.told is not None:
+        if self.recipe_yaml and self.told is not None:
             return list(self.told.recipe.models)
         if self.lora_model_path:
             return [f"{self.base_model_path}+{self.lora_model_path}"] if self.base_model_path else []
@@ -131,7 +138,7 @@ class MergeConfig(Fields):
     @property
     def base(self) -> str | None:
         """The base model's path; None where the one model is a base with its adapter, to be written as it is."""
-        if self.told is not None:
+        if self.recipe_yaml and self.told is not None:
             return self.told.recipe.base
         return None if self.lora_model_path else self.base_model_path
 
@@ -238,6 +245,9 @@ class MergeConfig(Fields):
         if self.told is not None:
             from .language.write import to_yaml
 
+            defaults = type(self)()
+            told = {*checks.OF_RECIPES, "method_parameters"} & record.keys()
+            record.update({name: getattr(defaults, name) for name in told})
             record["recipe_yaml"] = to_yaml(self.told.recipe, absolute)
             record["output_path"] = os.path.abspath(self.output)
             record["config_from"] = os.path.abspath(self.config_from) if self.config_from else None

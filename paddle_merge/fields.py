@@ -11,6 +11,7 @@ from .detect import LAYOUTS
 from .dtypes import FLOATS
 from .frames.formats import FORMATS
 from .methods import MERGE_TYPES, METHODS, SPARSIFIERS
+from .methods.registry import NAMED
 
 _MODELS, _METHOD, _TUNE, _OUTPUT, _RUN, _PADDLE = (
     "What to merge",
@@ -64,7 +65,14 @@ class Fields:
         _METHOD, "One weight per model: `--weight_list 0.3 0.7`. Without it all count the same.", shown="1 each, normalised"
     )
     merge_method: str | None = _flag(
-        _METHOD, "A named pair of sparsifier and merge type.", choices=tuple(METHODS), shown="linear"
+        _METHOD,
+        "A named pair of sparsifier and merge type, or another of mergekit's methods.",
+        choices=(*METHODS, *(name for name in NAMED if name not in METHODS)),
+        shown="linear",
+    )
+    method_parameters: list[str] | None = _flag(
+        _METHOD,
+        "Parameters of methods that PaddleNLP doesn't have, by mergekit's names: `--method_parameters gamma=0.02`.",
     )
     merge_type: str | None = _flag(
         _METHOD, "Instead of a method: how task vectors become one.", choices=MERGE_TYPES, shown="linear"

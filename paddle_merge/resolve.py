@@ -13,6 +13,7 @@ from typing import Any
 from .methods.named import REQUIRED, Parameter
 from .recipe import Condition, Mix, Recipe, Setting, Settings, Slice, Stage, Value
 
+LARGEST = 1e30  # as of flags
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -123,10 +124,12 @@ def typed(value: Value, parameter: Parameter) -> Any:
             if float(value) != int(float(value)):
                 raise ValueError
             return int(float(value))
+        if wanted is float and not abs(float(value)) < LARGEST:
+            raise ValueError
         return wanted(value)
     except (KeyError, ValueError, OverflowError):
-        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[wanted]
-        raise ValueError(f"parameter {parameter.name!r} must be {kind}, not {value!r}") from None
+        kinds = {bool: "true or false", int: "a whole number", float: "a number below 1e30", str: "a word"}
+        raise ValueError(f"parameter {parameter.name!r} must be {kinds[wanted]}, not {value!r}") from None
 
 
 def unused(recipe: Recipe | Stage, resolver: Resolver) -> list[str]:

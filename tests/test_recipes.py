@@ -22,9 +22,11 @@ from paddle_merge.methods.registry import find
 from paddle_merge.recipe import Condition, Recipe
 from paddle_merge.report.verify import verify
 from paddle_merge.resolve import Resolver, matches, typed
+from tools.compare_with_mergekit import prepared
 
 from .checkpoints import read, write
 
+ROOT = Path(__file__).parents[1]
 LAYERS = 4
 LINEAR = "models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: 1}"
 
@@ -456,7 +458,7 @@ bse_model: a
         "r.yaml:8:14: parameter 'normalize' must be true or false, not 'perhaps'",
         "r.yaml:10:16: 're:(' is no regular expression (missing ), unterminated subpattern at position 0)",
         "r.yaml:11:8: unknown key 'filtr'; did you mean 'filter'?; an item of 'weight' has filter, value",
-        "r.yaml:11:27: parameter 'weight' must be a number, not 'x'",
+        "r.yaml:11:27: parameter 'weight' must be a number below 1e30, not 'x'",
         "r.yaml:3:5: unknown key 'parametrs'; did you mean 'parameters'?; a model has model, parameters",
         "r.yaml:4:5: unknown key 'modell'; did you mean 'model'?; a model has model, parameters",
         "r.yaml:4:5: model, the path of a checkpoint, is missing",
@@ -531,3 +533,56 @@ def test_no_text_breaks_the_reader(text: str, before: str) -> None:
         assert all(sentence.startswith("r:") for sentence in problems)
     else:
         assert parse(to_yaml(told.recipe), "r").recipe.slices == told.recipe.slices
+
+
+# --- mergekit's methods by flags -----------------------------------------------------------------------------------------
+
+
+def test_flags_reach_methods_that_paddlenlp_does_not_have(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given: dict[str, Any] = {"model_path_list": ["a", "b"], "base_model_path": "c", "weight_list": [1.0, 0.5]}
+    config = MergeConfig(merge_method="breadcrumbs", reserve_p=0.5, scale=0.7, epsilon=0.3, **given, output_path="flags")
+    config.method_parameters = ["gamma=0.1"]
+    merge(config, progress=False)
+    assert "--epsilon: no effect with breadcrumbs" in caplog.text
+    text = """
+models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 0.5}}]
+merge_method: breadcrumbs
+base_model: c
+parameters: {density: 0.5, gamma: 0.1, lambda: 0.7}
+"""
+    made(text, "recipe")
+    assert Path("flags/model.safetensors").read_bytes() == Path("recipe/model.safetensors").read_bytes()
+    again = MergeConfig.from_mapping(MergeConfig.from_file("flags/merge_config.json"))
+    again.output_path = "again"
+    merge(again, progress=False)
+    assert Path("again/model.safetensors").read_bytes() == Path("recipe/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"method_parameters": ["gama=0.1"]}, "unknown parameter 'gama'; did you mean 'gamma'?"),
+        (
+            {"method_parameters": ["gamma"]},
+            "--method_parameters 'gamma' must be name=value; breadcrumbs takes weight, density",
+        ),
+        ({"weight_list": [1.0]}, "--weight_list has 1 numbers for 2 models"),
+        ({"base_model_path": None}, "base_model is missing, which breadcrumbs needs"),
+    ],
+)
+def test_flags_of_such_methods_that_are_wrong(here: Path, fields: dict[str, Any], words: str) -> None:
+    given = {"model_path_list": ["a", "b"], "base_model_path": "c", "output_path": "out", **fields}
+    with pytest.raises(ConfigError) as caught:
+        merge(MergeConfig(merge_method="breadcrumbs", **given), progress=False)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_that_people_share_run_as_they_stand(tmp_path: Path, path: Path) -> None:
+    """On small models of the depth that they ask for, in place of those on the hub."""
+    text = prepared(yaml.safe_load(path.read_text()), tmp_path)
+    out = made(text, str(tmp_path / "out"))
+    layers = {"passthrough": 40, "gradient_slerp": 32}.get(path.stem, 4)
+    assert len([name for name in out if name.endswith("q_proj.weight")]) == layers
+    assert all(np.isfinite(values).all() and values.any() for values in out.values())
+    assert parse(path.read_text(), str(path)).recipe.models
