@@ -92,7 +92,7 @@ class _Worker:
         found += self._factors + (_COPIED if self._in_parts else 0) + _most(map(_adapted, self._kinds))
         found += sum(_each(room.panel, self._kinds))
         found += sum(_kept(room.resident, [one for one in self._kinds if one.mix.measures]))
-        found += _most(_measured(one, room) for one in self._kinds)
+        found += _most(_measured(one, room) for one in self._kinds) + _most(map(_staged, self._kinds))
         blocks = _most(_block(one, room.block) for one in self._kinds)
         if engine.tensor_type == "np":
             return found + blocks
@@ -111,6 +111,7 @@ def _kind(tensor: TensorPlan) -> object:
         tensor.dtype,
         tensor.mix,
         *((entry.dtype, entry.scattered, entry.adapted is None) for entry in tensor.inputs),
+        *(_kind(entry.staged.plan) for entry in tensor.inputs if entry.staged is not None),
     )
 
 
@@ -145,6 +146,12 @@ def _block(tensor: TensorPlan, block: int) -> int:
 def _adapted(tensor: TensorPlan) -> int:
     """What tensors with adapters are read into."""
     return _STEP * sum(entry.dtype.itemsize for entry in tensor.inputs if entry.adapted is not None)
+
+
+def _staged(tensor: TensorPlan) -> int:
+    """What merges that come before take while they are read."""
+    plans = [entry.staged.plan for entry in tensor.inputs if entry.staged is not None]
+    return sum(_measured(plan, ROOMY) + _block(plan, ROOMY.block) + _STEP * 8 + _staged(plan) for plan in plans)
 
 
 def _each(panel: int, tensors: Iterable[TensorPlan]) -> list[int]:

@@ -25,7 +25,9 @@ class StagedTensor:
         source = FileSource(plan, whole, backend.block(len(plan.sources)), 0, files, Scratch())
         self.dtype, self._size = plan.dtype, plan.size
         self._road = Road(plan, whole, staged.seed, source, backend, lambda _: None)
-        self._road.prepare()
+        self._backend = backend
+        with backend.at_work():
+            self._road.prepare()
         self._block, self._number = np.empty(min(STEP, plan.size), plan.dtype.raw), -1
 
     def read(self, start: int, out: np.ndarray) -> None:
@@ -40,6 +42,7 @@ class StagedTensor:
 
     def _merge(self, number: int) -> None:
         first = number * STEP
-        for stored, start in self._road.merged(first, min(first + STEP, self._size)):
-            self._block[start - first : start - first + len(stored)] = stored
+        with self._backend.at_work():
+            for stored, start in self._road.merged(first, min(first + STEP, self._size)):
+                self._block[start - first : start - first + len(stored)] = stored
         self._number = number
