@@ -408,9 +408,9 @@ def test_a_stage_of_a_stage_measured_over_many_blocks(tmp_path: Path, monkeypatc
 
 
 def test_a_stage_that_nothing_uses_is_left_out() -> None:
-    told = parse(f"name: x\n{LINEAR}\n---\n{LINEAR}", "r.yaml")
+    told = parse(f"name: x\n{LINEAR.replace('model: b', 'model: not_there')}\n---\n{LINEAR}", "r.yaml")
     assert told.notes == ("r.yaml:1:1: nothing uses 'x', so it is left out",)
-    assert told.recipe.stages == ()
+    assert (told.recipe.stages, told.recipe.models) == ((), ("a", "b"))
 
 
 def test_stages_are_written_as_they_were_read() -> None:

@@ -62,7 +62,8 @@ class _Reader(Drafts):
         if self.problems or not drafts:
             return None
         final, stages = self._in_order(drafts)
-        real = [spec for spec in self.specs if spec not in {stage.name for stage in stages}]
+        used = {spec for draft in [*stages, final] for spec in draft.specs} - {stage.name for stage in stages}
+        real = [spec for spec in self.specs if spec in used]
         base = final.base if final.base in real else None
         order = [*(spec for spec in real if spec != base), *([base] if base else [])]
         place = {spec: number for number, spec in enumerate([*order, *(stage.name for stage in stages)])}
@@ -111,8 +112,7 @@ class _Reader(Drafts):
         for draft in named.values():
             if draft not in order:
                 self.note(draft.node, f"nothing uses {draft.name!r}, so it is left out")
-        used = [draft for draft in order if draft is not final]
-        return final, used
+        return final, [draft for draft in order if draft is not final]
 
     def _stage(self, draft: Draft, place: Mapping[str, int]) -> Stage:
         slices = [self._slice(draft, part, place) for part in draft.parts]
