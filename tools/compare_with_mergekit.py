@@ -3,9 +3,9 @@
     python tools/compare_with_mergekit.py configs/recipes --mergekit PYTHON    # the Python of mergekit's environment
 
 Every model that a recipe names becomes a small Llama of random weights (bfloat16; a base, and fine-tuned models near it), as
-deep as its layers ask for. mergekit computes in float32, and both store bfloat16. Of methods that draw nothing the largest
-difference is told in units in the last place; of those that do, how far the share of elements that stay the base's, and the
-mean and the spread of what changed, lie apart, in standard errors (large ones are a difference, 3 is luck).
+deep as its layers ask for. mergekit computes in float32, its sorts made stable, and both store bfloat16. Of methods that draw
+nothing the largest difference is told in units in the last place; of those that do, how far the share of elements that stay
+the base's, and the mean and the spread of what changed, lie apart, in standard errors (large ones are a difference, 3 is luck).
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ from paddle_merge.frames.safetensors import frame
 HIDDEN, WIDE, HEADS, WORDS = 64, 160, 4, 128
 RANDOM = ("dare", "della")  # how the names of methods that draw begin
 Tensors = dict[str, np.ndarray]
+# Which of equal elements torch's sort takes first is arbitrary; a stable one takes them in order, as we do.
+MERGEKIT = """
+import functools, torch
+torch.sort = functools.partial(torch.sort, stable=True)
+torch.argsort = functools.partial(torch.argsort, stable=True)
+from mergekit.scripts.run_yaml import main
+main()
+"""
 
 
 def llama(layers: int, seed: int, base: Tensors | None) -> Tensors:
@@ -138,12 +146,7 @@ def compare(path: Path, work: Path, mergekit: str) -> str:
         merge(MergeConfig(recipe_yaml=text, output_path=str(work / "ours")), progress=False)
     except MergeError as error:
         return f"refused here: {error}"
-    command = [
-        str(Path(mergekit).parent / "mergekit-yaml"),
-        str(work / "recipe.yaml"),
-        str(work / "theirs"),
-        "--allow-crimes",
-    ]
+    command = [mergekit, "-c", MERGEKIT, str(work / "recipe.yaml"), str(work / "theirs"), "--allow-crimes"]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=offline)
     if done.returncode:
