@@ -3,9 +3,9 @@
     python tools/compare_with_mergekit.py configs/recipes --mergekit PYTHON    # the Python of mergekit's environment
 
 Every model that a recipe names becomes a small Llama of random weights (bfloat16; a base, and fine-tuned models near it), as
-deep as its layers ask for. mergekit computes in float32, its sorts made stable, and both store bfloat16. Of methods that draw
-nothing the largest difference is told in units in the last place; of those that do, how far the share of elements that stay
-the base's, and the mean and the spread of what changed, lie apart, in standard errors (large ones are a difference, 3 is luck).
+deep as its layers ask for. mergekit computes in float32, its sorts made stable, and both store bfloat16. Where nothing is
+drawn, the largest difference is told in units in the last place; where something is, how far the share of elements that stay
+the base's, and the mean and the spread of what changed, lie apart, in standard errors (3 is luck, more is a difference).
 """
 
 from __future__ import annotations
