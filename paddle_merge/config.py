@@ -196,13 +196,13 @@ class MergeConfig(Fields):
                 raise ConfigError(problems)
             return self._with_flags(self.told.recipe)
         sparsifier, merge_type = self.parts
-        if (sparsifier is None or sparsifier in SPARSIFIERS) and merge_type in MERGE_TYPES:
+        are_numbers = not checks.of_fields(self)  # else there is nothing to add
+        if are_numbers and (sparsifier is None or sparsifier in SPARSIFIERS) and merge_type in MERGE_TYPES:
             recipe = self._recipe(method(sparsifier, merge_type, self.method))
             weighted = self.weight_list is None or len(self.weight_list) == len(self.models) >= 1
             mix = Resolver(recipe).mix(recipe.slices[0], "", 0.0)
-            are_numbers = not checks.of_fields(self)  # else there is nothing to add
-            problems += mix.sparsifier.problems() if mix.sparsifier is not None and are_numbers else []
-            problems += mix.merger.problems(len(self.models)) if weighted and are_numbers and self.models else []
+            problems += mix.sparsifier.problems() if mix.sparsifier is not None else []
+            problems += mix.merger.problems(len(self.models)) if weighted and self.models else []
         if problems:
             raise ConfigError(problems)
         return recipe

@@ -16,6 +16,7 @@ from paddle_merge.cli import main
 from paddle_merge.detect import LAYOUTS
 from paddle_merge.files import Files
 from paddle_merge.lora import adapted
+from paddle_merge.planner import make_plan
 from paddle_merge.readers.adapters import split
 
 from .checkpoints import from_bits, read, to_bits, write
@@ -773,7 +774,7 @@ def test_nothing_reads_an_adapted_tensor_as_its_base(tmp_path: Path) -> None:
     """Whatever is asked to read one plainly fails; it would give the base's numbers."""
     path = stored(tmp_path / "base", llama(0), "hf", dtype="float64")
     spec = f"{path}+{peft(tmp_path / 'ad', in_peft(factors(1)))}"
-    made = plan.make_plan(MergeConfig(model_path_list=[spec]).recipe())
+    made = make_plan(MergeConfig(model_path_list=[spec]).recipe())
     entry = next(tensor.sources[0] for tensor in made.tensors if tensor.sources[0].adapted is not None)
     with pytest.raises(ValueError, match="AdaptedTensor"):
         Files().read(entry, 0, np.empty(4))

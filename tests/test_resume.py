@@ -20,8 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_merge import MergeConfig, OutputError, journal, merge, plan, worker
+from paddle_merge import MergeConfig, OutputError, journal, merge, worker
 from paddle_merge.plan import Piece
+from paddle_merge.planner import make_plan
 from paddle_merge.worker import Report, Worker
 
 from . import checkpoints
@@ -259,7 +260,7 @@ def test_bytes_that_changed_on_the_disk_are_merged_again(
     (shard,) = out.glob("model*.partial")
     found = journal.read(str(out))
     assert found is not None
-    made = plan.make_plan(MergeConfig(**{**vars(config)}).recipe())
+    made = make_plan(MergeConfig(**{**vars(config)}).recipe())
     first = next(tensor for tensor in made.tensors if tensor.name == found.reports[0].tensor)
     with shard.open("r+b") as file:
         file.seek(first.offset)

@@ -451,8 +451,8 @@ def test_a_negative_divisor_divides() -> None:
             "'epsilon' 0.2 with 'density' 0.2: .*; set epsilon below 0.2",
         ),
         ("breadcrumbs", {"density": 0.9, "gamma": -0.1}, "parameter 'gamma' -0.1 -0.1 is the share of elements to drop"),
-        ("ties", {"density": [0.5, float("nan")]}, "parameter 'density' must be a finite number, not 0.5 nan"),
-        ("dare_ties", {"weight": [float("inf"), 1.0]}, "parameter 'weight' must be a finite number, not inf 1"),
+        ("ties", {"density": [0.5, float("nan")]}, "parameter 'density' must be a number below 1e30, not 'NaN'"),
+        ("dare_ties", {"weight": [float("inf"), 1.0]}, "parameter 'weight' must be a number below 1e30, not 'Infinity'"),
     ],
 )
 def test_mistakes(tmp_path: Path, method: str, parameters: dict[str, Any], sentence: str) -> None:

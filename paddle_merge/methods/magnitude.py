@@ -98,7 +98,8 @@ def keep_ranks(
 
     bounds: dict[tuple[int, bool], _Bound] = {}
     for place, ((model, lower, _), cut) in enumerate(zip(cuts, found, strict=True)):
-        beyond = np.nextafter(cut.value, type(cut.value)(np.inf if lower else -1.0))  # keeps none of the equals
+        with np.errstate(over="ignore"):  # of the largest number it is Inf
+            beyond = np.nextafter(cut.value, type(cut.value)(np.inf if lower else -1.0))  # keeps none of the equals
         if place not in index:
             bounds[model, lower] = _Bound(cut.value, 0, cut.value)
         elif lower and not descending:

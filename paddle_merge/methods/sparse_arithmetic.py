@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +27,6 @@ def _method(
 
     def make(weight: tuple[float, ...], density: tuple[float, ...], normalize: bool, rescale: bool, **others: Any) -> Mix:
         scale = others.pop("lambda")
-        for parameter, values in (("weight", weight), ("density", density), *others.items()):
-            if not all(map(math.isfinite, values)):
-                raise ValueError(f"parameter {parameter!r} must be a finite number, not {_shown(values)}")
         kept = sparsifier(density, *others.values(), rescale) if min(density) < 1.0 else None
         if elects:
             return Mix(kept, Ties(weight, normalize), scale)
