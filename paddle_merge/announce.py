@@ -14,6 +14,7 @@ from typing import Any
 from . import __version__, ceiling
 from .account import Account, Fate, Made, account, parameters
 from .config import MergeConfig
+from .destination import free_bytes
 from .engine import ROOMY
 from .errors import OutputError
 from .plan import Plan
@@ -21,7 +22,6 @@ from .readers.adapters import split
 from .recipe import Recipe
 from .resolve import uniform, weighted
 from .sidecars import CARD
-from .writer import free_bytes
 
 log = logging.getLogger("paddle_merge")
 SHOWN = 40  # kinds of tensors in the text; the file has all tensors

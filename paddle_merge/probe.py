@@ -21,13 +21,13 @@ import xxhash
 
 from .blocks import FileSource, Road, Source
 from .ceiling import alone, cores
+from .destination import existing_parent
 from .errors import WorkError
 from .files import Files, Scratch
 from .fingerprint import BLOCK
 from .methods.whole import Whole, is_matrix
 from .plan import Piece, Plan, TensorPlan
 from .worker import Backends
-from .writer import existing_parent
 
 SECONDS = 1.2  # for pieces, beside what reads from the disk, and flushing to it, may take
 DISK_SECONDS = 0.3  # for each of those

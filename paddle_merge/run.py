@@ -14,6 +14,7 @@ from .announce import announce, check_account, refused
 from .compare import differing
 from .config import MergeConfig
 from .crew import work
+from .destination import check_output
 from .donor import given_config
 from .errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from .flock import is_held, refusal
@@ -28,7 +29,7 @@ from .ranks import Ranks
 from .readers import adapters, hub
 from .sidecars import LOCK, RECORD, read_sidecars, record
 from .worker import Job, Report, notice
-from .writer import Output, check_output, uninterrupted
+from .writer import Output, uninterrupted
 
 log = logging.getLogger("paddle_merge")
 

@@ -9,11 +9,10 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from .errors import OutputError
@@ -21,14 +20,13 @@ from .files import fsync, remedy
 from .flock import Lock
 from .frames.formats import index_name, is_weights
 from .journal import is_journal, name_of
-from .leftovers import NAMES, PARTIAL, REPLACED, half_named, left_behind, read_names
+from .leftovers import NAMES, PARTIAL, REPLACED, left_behind, read_names
 from .plan import Shard
-from .sidecars import RECORD, WEIGHTS
+from .sidecars import RECORD
 
 log = logging.getLogger("paddle_merge")
 CONFIG = "config.json"  # without it few loaders open anything
 SEEN_SECONDS = 60.0
-MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
 
 
 class Contents(Protocol):
@@ -47,64 +45,6 @@ class Contents(Protocol):
 
     def index(self) -> bytes | None:
         """The content of the index file, None for no index."""
-
-
-def check_output(
-    folder: str,
-    inputs: Sequence[str],
-    save_format: str,
-    prefix: str,
-    nbytes: int,
-    names: Iterable[str],
-    overwrite: bool,
-) -> list[str]:
-    """Why `nbytes` of weights called `prefix`, and files called `names`, can't be written to `folder`: sentences.
-
-    inputs: paths of checkpoints and of their files. Touches nothing.
-    """
-    problems = []
-    folder = os.path.abspath(folder)
-    real = os.path.realpath(folder)
-    for path in inputs:
-        target = os.path.realpath(path)
-        if real == (os.path.dirname(target) if os.path.isfile(target) else target):
-            problems.append(f"--output_path {folder} is or holds one of the inputs ({path}); choose another folder")
-            break
-    if os.path.lexists(folder) and not os.path.isdir(folder):
-        problems.append(f"--output_path {folder} exists and is not a folder")
-    elif os.path.isdir(folder) and not problems:
-        ours = half_named(folder)
-        held = [name for name in sorted(os.listdir(folder)) if not (left_behind(name, prefix) or name in ours)]
-        foreign = [name for name in held if name.endswith(WEIGHTS) and not is_weights(name, save_format, prefix)]
-        if held and not overwrite:
-            problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace the weights in it")
-        if foreign:
-            problems.append(
-                f"--output_path {folder} holds weights that loaders would mix with the merged ones: {', '.join(foreign)}"
-            )
-        for name in names:
-            if os.path.isdir(os.path.join(folder, name)):
-                problems.append(f"--output_path {folder} holds a folder where the file {name} should go")
-    parent = existing_parent(real)
-    blocking = os.path.join(parent, os.path.relpath(real, parent).split(os.sep)[0])
-    if real != parent and blocking != real and os.path.lexists(blocking):
-        problems.append(f"--output_path {folder}: {blocking} is a file, so there can be no folder in it")
-    if not os.access(parent, os.W_OK):
-        problems.append(f"--output_path {folder}: no permission to write in {parent}")
-    free = free_bytes(folder, prefix)
-    needed = nbytes + MARGIN  # beside an earlier merge, which is replaced only when this one is whole
-    if free < needed:
-        problems.append(
-            f"--output_path {folder}: the merge needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
-        )
-    return problems
-
-
-def free_bytes(folder: str, prefix: str) -> int:
-    """How much can be written to the folder: what is free there, and what a merge that was killed left, which goes."""
-    free = shutil.disk_usage(existing_parent(os.path.realpath(folder))).free
-    left = [os.path.join(folder, name) for name in (os.listdir(folder) if os.path.isdir(folder) else ())]
-    return free + sum(os.stat(path).st_blocks * 512 for path in left if left_behind(os.path.basename(path), prefix))
 
 
 @contextlib.contextmanager
@@ -359,10 +299,3 @@ class Output:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-
-
-def existing_parent(folder: str) -> str:
-    """The folder itself, or the nearest above it that is there."""
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    return folder

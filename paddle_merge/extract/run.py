@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.np_backend import NumpyBackend
+from ..destination import check_output
 from ..detect import EMBEDDINGS, LINEARS, detect, is_linear, last_word, read_config
 from ..dtypes import FLOAT32, FLOATS, DType
 from ..errors import Attempts, CheckpointError, OutputError
@@ -26,7 +27,7 @@ from ..inputs import differences, open_inputs
 from ..layout import normalise
 from ..readers import Checkpoint, TensorEntry
 from ..sidecars import json_bytes
-from ..writer import Output, check_output
+from ..writer import Output
 from .adapter_files import LAYOUTS, PREFIXES, Adapter, Factors, make_adapter, whole_modules
 from .changes import BLOCK, Change, find_changes, read_change
 from .config import ExtractConfig
