@@ -35,7 +35,8 @@ FLAGS = {
 @dataclass(frozen=True)
 class Made:
     """A tensor of the output. dtypes: of each input. how: in a word or a few. notes: on what is special about it, each
-    true of every tensor of its kind. sources: for each input the names, there, of what it is made of."""
+    true of every tensor of its kind. sources: for each input the names, there, of what it is made of. values: the method's
+    parameters, resolved for it."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,6 +45,7 @@ class Made:
     how: str
     notes: tuple[str, ...]
     sources: tuple[tuple[str, ...], ...]
+    values: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]
         how,
         tuple(notes),
         tuple(tuple(dict.fromkeys(name for (_, name), _, _ in _pieces(entry))) for entry in tensor.inputs),
+        tensor.values if tensor.merged else (),
     )
 
 

@@ -25,6 +25,7 @@ from .sidecars import CARD
 
 log = logging.getLogger("paddle_merge")
 SHOWN = 40  # kinds of tensors in the text; the file has all tensors
+FEW = 8  # values of a parameter over the layers
 MARK = "paddle_merge_account"  # the first key of the file; a file without it is not replaced
 Predicted = Mapping[str, Any]
 
@@ -38,7 +39,8 @@ def announce(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes], pla
     predicted = predict(plan, config, sidecars, planning)
     lines = describe(plan, config, sidecars)
     if config.dry_run:
-        lines += [*_inputs(accounted), *_tensors(accounted), *_prediction(predicted)]
+        varying = uniform(plan.recipe) is None
+        lines += [*_inputs(accounted), *_tensors(accounted, varying), *_prediction(predicted)]
         print("\n".join(lines))
     else:
         log.info("%s", "\n".join(lines))
@@ -146,8 +148,8 @@ def _inputs(accounted: Account) -> Iterator[str]:
                 yield f"         not used: {_times(count)}{name}: {why}"
 
 
-def _tensors(accounted: Account) -> Iterator[str]:
-    """Tensors of a kind on one line."""
+def _tensors(accounted: Account, varying: bool) -> Iterator[str]:
+    """Tensors of a kind on one line. varying: whether parameters aren't the same for all."""
 
     def kind(made: Made) -> object:
         return _template(made.name), made.shape, made.dtypes, made.dtype, made.how, made.notes
@@ -160,10 +162,34 @@ def _tensors(accounted: Account) -> Iterator[str]:
         dtype = made.dtype if dtypes == made.dtype else f"{dtypes} -> {made.dtype}"
         shape = f"[{', '.join(map(str, made.shape))}]"
         rows.append((name, f"{_times(count)}{shape} {dtype}: {'; '.join([made.how, *made.notes])}"))
+        if varying and made.values:
+            rows[-1] = (name, f"{rows[-1][1]}\nwith {_values([dict(one.values) for one in group])}")
     width = min(60, max((len(name) for name, _ in rows[:SHOWN]), default=0))
-    yield from (f"  {name:{width}}  {rest}" for name, rest in rows[:SHOWN])
+    for name, rest in rows[:SHOWN]:
+        first, *more = rest.split("\n")
+        yield f"  {name:{width}}  {first}"
+        yield from (f"  {'':{width}}  {line}" for line in more)
     if len(rows) > SHOWN:
         yield f"  and {len(rows) - SHOWN} kinds of tensors more; --account FILE.json lists every tensor"
+
+
+def _values(group: Sequence[Mapping[str, Any]]) -> str:
+    """Parameters of tensors of a kind, in the order of layers: one value where they agree, else a few of them."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, tuple):
+            return " ".join(map(word, value))
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    found = []
+    for name in group[0]:
+        words = [word(values[name]) for values in group]
+        if len(set(words)) == 1:
+            words = words[:1]
+        if len(words) > FEW:
+            words = [*words[: FEW // 2], "...", *words[-(FEW // 2) :]]
+        found.append(f"{name} {', '.join(words)}")
+    return "; ".join(found)
 
 
 def _times(count: int) -> str:
@@ -242,6 +268,7 @@ def _made(made: Made) -> dict[str, Any]:
         "dtype": made.dtype,
         "how": made.how,
         "notes": list(made.notes),
+        "parameters": dict(made.values),
         "made_of": [list(names) for names in made.sources],
     }
 

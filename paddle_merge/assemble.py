@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import CheckpointError, ConfigError
 from .names import in_layer, layer_of, stacks
@@ -18,13 +19,14 @@ _BEFORE = ("emb", "wte", "wpe")
 @dataclass(frozen=True)
 class Made:
     """A tensor of the output. sources: of the models; base: of what is subtracted, or None; numbers: of all their
-    checkpoints, the base's last, in Recipe.sources."""
+    checkpoints, the base's last, in Recipe.titles; values: the method's parameters, resolved for it."""
 
     name: str
     sources: tuple[TensorEntry, ...]
     base: TensorEntry | None
     numbers: tuple[int, ...]
     mix: Mix
+    values: tuple[tuple[str, Any], ...]
 
     @property
     def entries(self) -> tuple[TensorEntry, ...]:
@@ -64,7 +66,8 @@ def assemble(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> tuple[list
         if len(found) < len(entries) or problems:
             continue
         try:
-            mix = resolver.mix(part, place.name, place.t, names[: len(part.inputs)])
+            values = resolver.values(part, place.name, place.t, names[: len(part.inputs)])
+            mix = resolver.mix(values)
         except ValueError as error:
             wrong[str(error)] = None
             continue
@@ -72,7 +75,7 @@ def assemble(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> tuple[list
         if not found[0].dtype.is_float:
             found, numbers = _all_of(found, numbers)
         base = found.pop() if part.base is not None else None
-        made.append(Made(place.name, tuple(found), base, tuple(numbers), mix))
+        made.append(Made(place.name, tuple(found), base, tuple(numbers), mix, tuple(values.items())))
     if problems:
         raise CheckpointError(problems)
     if wrong:

@@ -200,7 +200,8 @@ class MergeConfig(Fields):
         if are_numbers and (sparsifier is None or sparsifier in SPARSIFIERS) and merge_type in MERGE_TYPES:
             recipe = self._recipe(method(sparsifier, merge_type, self.method))
             weighted = self.weight_list is None or len(self.weight_list) == len(self.models) >= 1
-            mix = Resolver(recipe).mix(recipe.slices[0], "", 0.0)
+            resolver = Resolver(recipe)
+            mix = resolver.mix(resolver.values(recipe.slices[0], "", 0.0))
             problems += mix.sparsifier.problems() if mix.sparsifier is not None else []
             problems += mix.merger.problems(len(self.models)) if weighted and self.models else []
         if problems:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .donor import Donor
 from .dtypes import DType, compute_dtype
@@ -29,6 +30,7 @@ class TensorPlan:
     mix: how it is merged. numbers: the places of its inputs in Recipe.sources.
     dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; a tied lm_head,
     the same bytes in every input, must stay the embedding. turned: whether it is a matrix [in, out], the reverse of torch's.
+    values: the method's parameters as they were resolved for it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class TensorPlan:
     numbers: tuple[int, ...]
     masked_as: str = ""
     turned: bool = False
+    values: tuple[tuple[str, Any], ...] = ()
 
     @property
     def size(self) -> int:

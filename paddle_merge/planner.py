@@ -174,6 +174,7 @@ def _lay_out(
                     numbers=one.numbers,
                     masked_as=first.setdefault(made_of, held.name),
                     turned=held.name in turned,
+                    values=one.values,
                 )
             )
         name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))

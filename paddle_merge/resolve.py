@@ -7,7 +7,7 @@ whose filter matches, and where none does, the next less particular setting. As 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .methods.named import REQUIRED, Parameter
@@ -25,21 +25,19 @@ class Resolver:
         self._made: dict[Any, Mix] = {}
         self.used: set[int] = set()  # ids of settings, and the condition's place
 
-    def mix(self, part: Slice, name: str, t: float, names: Sequence[str] = ()) -> Mix:
-        """For the output's tensor `name` in layer t (0: a stack's first, or none; 1: its last).
-
-        names: of the models' tensors, where they are called otherwise. Raises ValueError: a sentence with its name.
-        """
-        values = self.values(part, name, t, names)
-        if self._recipe.method.by_layer:
-            values["layer"] = t
+    def mix(self, values: Mapping[str, Any]) -> Mix:
+        """Of resolved values. Raises ValueError: a sentence with the parameter's name."""
         key = tuple(values.items())
         if key not in self._made:
             self._made[key] = self._recipe.method.make(**values)
         return self._made[key]
 
     def values(self, part: Slice, name: str, t: float, names: Sequence[str] = ()) -> dict[str, Any]:
-        """Every parameter of the method; of one that each model has its own of, a tuple. Raises ValueError."""
+        """Every parameter of the method, for the output's tensor `name`; of one that each model has its own of, a tuple.
+
+        t: its layer; 0: a stack's first, or none; 1: the last. names: of the models' tensors, where they are called
+        otherwise. Raises ValueError: a sentence with the parameter's name.
+        """
         own = names or [name] * len(part.inputs)
         shared = part.settings, self._recipe.settings
         values: dict[str, Any] = {}
@@ -51,7 +49,7 @@ class Resolver:
                 self._value(parameter, (model.settings, *shared), its, t)
                 for model, its in zip(part.inputs, own, strict=True)
             )
-        return values
+        return values | ({"layer": t} if self._recipe.method.by_layer else {})
 
     def _value(self, parameter: Parameter, places: Sequence[Settings], name: str, t: float) -> Any:
         for settings in places:
@@ -78,7 +76,8 @@ def uniform(recipe: Recipe) -> Mix | None:
         )
     ):
         return None
-    return Resolver(recipe).mix(recipe.slices[0], "", 0.0)
+    resolver = Resolver(recipe)
+    return resolver.mix(resolver.values(recipe.slices[0], "", 0.0))
 
 
 def weighted(recipe: Recipe) -> list[tuple[int, float | None]]:

@@ -157,6 +157,19 @@ def test_a_filter_that_matches_nothing_is_reported(here: Path, caplog: pytest.Lo
     assert "parameter 'weight': the filter 'atn' matches no tensor that it could count for" in caplog.text
 
 
+def test_a_dry_run_shows_what_each_tensor_gets(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parameters = "{t: [{filter: mlp, value: [0, 0.3]}, {value: 0.5}]}"
+    text = f"models: [{{model: a}}, {{model: b}}]\nmerge_method: slerp\nbase_model: a\nparameters: {parameters}\n"
+    merge(MergeConfig(recipe_yaml=text, output_path="out", dry_run=True, account="account.json"), progress=False)
+    said = capsys.readouterr().out
+    assert "with t 0, 0.1, 0.2, 0.3\n" in said
+    assert "with t 0.5\n" in said
+    tensors = {row["name"]: row["parameters"] for row in json.loads(Path("account.json").read_text())["tensors"]}
+    assert tensors[up(2)] == {"t": pytest.approx(0.2)}
+    assert tensors[q(3)] == {"t": 0.5}
+    assert not Path("out").exists()
+
+
 # --- slices ------------------------------------------------------------------------------------------------------------
 
 
