@@ -67,10 +67,11 @@ def merge_by_recipe(
     tensors = _plan(sources, recipe, kind)
     result, reports = {}, []
     for tensor in tensors:
-        values = [source[tensor.name] for source in sources]
+        like = sources[0][tensor.name]
         if not tensor.merged:
-            result[tensor.name] = kind.copy(values[0])
+            result[tensor.name] = kind.copy(like)
             continue
+        values = [sources[number][tensor.name] for number in tensor.numbers]
         backend = backends.of(tensor)
         blocks: list[Any] = []
         with backend.at_work():
@@ -79,9 +80,10 @@ def merge_by_recipe(
                 flat = [kind.flat(value, dtype) for value, dtype in zip(values, dtypes, strict=True)]
                 source = _MemorySource(flat, dtypes)
                 road = Road(tensor, Piece(0, 0, tensor.size), recipe.seed, source, backend, lambda _: None)
-                road.merge(lambda stored, _, blocks=blocks, like=values[0]: blocks.append(kind.keep(stored, like)))  # type: ignore[misc]
-                reports.append(Report(tensor.name, road.not_finite, road.overflowed))
-            result[tensor.name] = kind.join(blocks, values[0], tensor.dtype)
+                road.merge(lambda stored, _, blocks=blocks, like=like: blocks.append(kind.keep(stored, like)))  # type: ignore[misc]
+                not_finite = tuple(tensor.numbers[source] for source in road.not_finite)
+                reports.append(Report(tensor.name, not_finite, road.overflowed))
+            result[tensor.name] = kind.join(blocks, like, tensor.dtype)
     notice(reports, tensors, recipe.sources, strict)
     return result
 
