@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import CheckpointError
 from .methods.paddlenlp import PREFIX
+from .names import layer_of
 from .plan import Plan, TensorPlan, leaves
 from .readers import Lengths, LowRank, Origin, Part, TensorEntry
 from .readers.parts import as_boxes
@@ -90,7 +91,7 @@ def account(plan: Plan) -> Account:
             (checkpoint.path, role, checkpoint.tensors),
             *((adapter.path, f"adapter of {role}", adapter.tensors) for adapter in adapters),
         ]:
-            fates = tuple(ledger.fate((path, name), entry, problems) for name, entry in tensors.items())
+            fates = tuple(ledger.fate(number, (path, name), entry, problems) for name, entry in tensors.items())
             inputs.append(Input(path, its_role, fates))
     if problems:
         raise CheckpointError(problems)
@@ -111,9 +112,7 @@ class _Ledger:
         for tensor in plan.tensors:
             for _, entry in leaves(tensor):
                 self._read(tensor.name, entry)
-        recipe = plan.recipe
-        parts = [recipe.slices[0], *(stage.slices[0] for stage in recipe.stages)]
-        self._sliced = any(part.layers is not None for part in parts)
+        self._takes = _taken(plan.recipe)
 
     def _read(self, name: str, entry: TensorEntry) -> None:
         for origin, box, elements in _pieces(entry):
@@ -126,15 +125,15 @@ class _Ledger:
                 self._why[origin] = f"an adapter replaces {name!r}"
             replaced = replaced.adapted.replaced if replaced.adapted is not None else None
 
-    def fate(self, origin: Origin, entry: TensorEntry, problems: list[str]) -> Fate:
-        """What becomes of a stored tensor. One that gets lost is added to problems."""
+    def fate(self, number: int, origin: Origin, entry: TensorEntry, problems: list[str]) -> Fate:
+        """What becomes of a tensor that input `number` stores. One that gets lost is added to problems."""
         path, name = origin
         size = math.prod(entry.shape)
         read = sum(self._boxes[origin].values())
         into = tuple(self._readers[origin])
         why = "" if into else self._why.get(origin, "")
-        if not into and not why and self._sliced:
-            why = "no slice takes it"
+        if not into and not why:
+            why = self._not_asked_for(number, name)
         if not into and not why and "lm_head" in name:
             why = "the same as the embedding's, to which lm_head is tied"
         if not why and (not into or read != size):
@@ -143,6 +142,26 @@ class _Ledger:
                 " paddle_merge: please report it"
             )
         return Fate(name, entry.shape, entry.dtype.name, into, why)
+
+    def _not_asked_for(self, number: int, name: str) -> str:
+        """Why the recipe has no use for a tensor; "" if it has."""
+        if number not in self._takes:
+            return "the recipe merges nothing of it"
+        layers, layer = self._takes[number], layer_of(name)
+        return "" if layers is None or (layer is not None and layer[1] in layers) else "no slice takes it"
+
+
+def _taken(recipe: Recipe) -> dict[int, set[int] | None]:
+    """Of each input that is merged, the layers that slices take; None: whole models."""
+    found: dict[int, set[int] | None] = {}
+    for part in (*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)):
+        for one in (*part.inputs, *((part.base,) if part.base else ())):
+            layers = found.setdefault(one.number, set())
+            if part.layers is None or layers is None:
+                found[one.number] = None
+            else:
+                layers |= set(range(one.first, one.first + part.layers))
+    return found
 
 
 def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:

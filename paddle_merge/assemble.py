@@ -13,6 +13,7 @@ from .recipe import Input, Mix, Recipe, Slice, Stage
 from .resolve import Resolver, unused
 
 # Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
+REMEDY = "say which of them it is to be stored in (dtype), or convert the models"
 _BEFORE = ("emb", "wte", "wpe")
 
 
@@ -65,6 +66,9 @@ def assemble(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> tuple[list
                 )
         if len(found) < len(entries) or problems:
             continue
+        if (differ := _differ(found, recipe)) is not None:
+            problems.append(f"tensor {place.name!r} would be made of {differ}; {REMEDY}")
+            continue
         try:
             values = resolver.values(part, place.name, place.t, names[: len(part.inputs)])
             mix = resolver.mix(values)
@@ -81,6 +85,13 @@ def assemble(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> tuple[list
     if wrong:
         raise ConfigError(list(wrong))
     return made, unused(recipe, resolver)
+
+
+def _differ(entries: Sequence[TensorEntry], recipe: Recipe | Stage) -> str | None:
+    """Their dtypes, if they can't go together."""
+    floats = all(entry.dtype.is_float for entry in entries)
+    names = list(dict.fromkeys(entry.dtype.name for entry in entries))
+    return None if len(names) == 1 or (floats and recipe.out_dtype) else ", ".join(names)
 
 
 def _all_of(entries: Sequence[TensorEntry], numbers: Sequence[int]) -> tuple[list[TensorEntry], list[int]]:

@@ -228,6 +228,7 @@ class MergeConfig(Fields):
         return dataclasses.replace(
             recipe,
             seed=self.seed or recipe.seed,
+            stages=tuple(dataclasses.replace(stage, seed=self.seed or stage.seed) for stage in recipe.stages),
             prefix=self.merge_prefix,
             out_dtype=FLOATS.get(self.out_dtype or "") or recipe.out_dtype,
             layouts=tuple(self.layout or ()),

@@ -115,8 +115,9 @@ def read_lock(folder: str) -> Lock:
     try:
         shards = {str(name): (int(nbytes), str(frame)) for name, (nbytes, frame) in content["shards"].items()}
         tensors = {str(name): _written(row) for name, row in content["tensors"].items()}
-        if any(tensor.shard not in shards for tensor in tensors.values()):
-            raise ValueError("a tensor in no shard")
+        for tensor in tensors.values():
+            if tensor.offset + tensor.size * tensor.itemsize > shards[tensor.shard][0]:
+                raise ValueError("a tensor beyond its shard")
         for name in (*shards, *content["files"]):
             if os.path.isabs(name) or ".." in name.split("/"):
                 raise ValueError("a file elsewhere")

@@ -23,7 +23,7 @@ class Resolver:
     def __init__(self, recipe: Recipe | Stage):
         self._recipe = recipe
         self._made: dict[Any, Mix] = {}
-        self.used: set[int] = set()  # ids of settings, and the condition's place
+        self.used: set[int] = set()
 
     def mix(self, values: Mapping[str, Any]) -> Mix:
         """Of resolved values. Raises ValueError: a sentence with the parameter's name."""

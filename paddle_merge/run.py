@@ -101,9 +101,8 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
     if not leads:
         ranks.gather(None)
         return
-    with contextlib.suppress(
-        WorkError, KeyboardInterrupt
-    ):  # the checkpoint is whole, whatever happens to the others from here on
+    # The checkpoint is whole, whatever happens to the others from here on.
+    with contextlib.suppress(WorkError, KeyboardInterrupt):
         ranks.gather(None)
     seconds = time.perf_counter() - started
     rate = (plan.bytes_in + plan.bytes_out) / seconds / 1e9

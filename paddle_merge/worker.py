@@ -162,7 +162,7 @@ class Worker:
 
 
 def notice(reports: Sequence[Report], tensors: Sequence[TensorPlan], paths: Sequence[str], strict: bool) -> None:
-    """Warn of NaN and Inf met on the way, or raise WorkError under `strict`. paths: as Recipe.sources."""
+    """Warn of NaN and Inf met on the way, or raise WorkError under `strict`. paths: as Recipe.titles."""
     dtypes = {tensor.name: tensor.dtype.name for tensor in tensors}
     found = sorted(
         {

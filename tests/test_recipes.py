@@ -16,6 +16,7 @@ from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
 from paddle_merge.cli import main
 from paddle_merge.language.read import parse
 from paddle_merge.language.write import to_yaml
+from paddle_merge.memory import merge_by_recipe
 from paddle_merge.methods import METHODS
 from paddle_merge.methods.named import Parameter
 from paddle_merge.methods.registry import find
@@ -599,3 +600,56 @@ def test_the_recipes_that_people_share_run_as_they_stand(tmp_path: Path, path: P
     assert len([name for name in out if name.endswith("q_proj.weight")]) == layers
     assert all(np.isfinite(values).all() and values.any() for values in out.values())
     assert parse(path.read_text(), str(path)).recipe.models
+
+
+@pytest.mark.parametrize("method", ["arcee_fusion", "nearswap", "karcher"])
+def test_state_dicts_merge_as_files_do(here: Path, method: str) -> None:
+    """Whatever the place that the base has among what is merged."""
+    parameters = ["t=0.3"] if method == "nearswap" else None
+    a, b = models("a", "b")
+    config = MergeConfig(merge_method=method, method_parameters=parameters, model_path_list=["b"], base_model_path="a")
+    config.output_path = "files"
+    merge(config, progress=False)
+    narrow = [{name: x.astype(np.float32) for name, x in model.items()} for model in (b, a)]
+    merged = merge_by_recipe(narrow, config.recipe(), config.engine)
+    expected = read(Path("files"))
+    assert all((merged[name] == expected[name].astype(np.float32)).all() for name in expected)
+
+
+def test_a_model_that_only_gives_its_config(here: Path) -> None:
+    text = "models: [{model: a}]\nmerge_method: passthrough\nbase_model: c"
+    (a,) = models("a")
+    out = made(text, account="account.json")
+    assert all((out[name] == a[name].astype(np.float32)).all() for name in a)
+    left = json.loads(Path("account.json").read_text())["inputs"][1]["each"]
+    assert {row["left_out"] for row in left} == {"the recipe merges nothing of it"}
+
+
+def test_layers_of_other_dtypes_are_refused(here: Path) -> None:
+    model(here / "narrow", 5, dtype="bfloat16")
+    text = """
+slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: narrow, layer_range: [0, 2]}]}]
+merge_method: linear
+parameters: {weight: 1}
+"""
+    with pytest.raises(CheckpointError, match="would be made of float32, bfloat16; say which of them"):
+        made(text)
+    assert made(f"{text}dtype: float32")[q(0)].shape == (3, 3)
+
+
+def test_a_layer_that_a_slice_takes_may_not_get_lost(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account doesn't excuse it, as it does what no slice takes."""
+    from paddle_merge import planner
+
+    whole = planner.assemble
+    monkeypatch.setattr(planner, "assemble", lambda *given: ([one for one in whole(*given)[0] if one.name != up(1)], []))
+    with pytest.raises(CheckpointError, match=r"up_proj.+, 0 of 15 elements are read"):
+        made("slices: [{sources: [{model: a, layer_range: [0, 3]}]}]\nmerge_method: passthrough")
+
+
+def test_a_seed_given_by_flag_is_every_stages(here: Path) -> None:
+    dare = "merge_method: paddlenlp:dare_linear\nbase_model: c\nparameters: {reserve_p: 0.5}"
+    text = f"name: x\nmodels: [{{model: a}}, {{model: b}}]\n{dare}\n---\nmodels: [{{model: x}}, {{model: b}}]\n{dare}"
+    one, two = made(text, "one"), made(text, "two", seed=9)
+    assert MergeConfig(recipe_yaml=text, seed=9).recipe().stages[0].seed == 9
+    assert any((one[name] != two[name]).any() for name in one)

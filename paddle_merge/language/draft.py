@@ -117,7 +117,8 @@ class Drafts(Nodes):
         if len(modules) != 1:
             self.wrong(node, f"modules must hold one module, not {len(modules)}: {', '.join(modules)}")
             return None, [], {}
-        (_, content), *_ = modules.values()
+        ((key, content),) = modules.values()
+        self.note(key, "all tensors are merged as this module says, whatever it is called")
         inner = self.known(content, ("models", "slices", "parameters"), "a module")
         kinds: list[str] = [kind for kind in ("models", "slices") if kind in inner]
         if len(kinds) != 1:
@@ -138,6 +139,8 @@ class Drafts(Nodes):
                 for source in self.list(inner.get("sources", item), "sources")
             ]
             base = self.text(inner["base_model"]) if "base_model" in inner else None
+            if "residual_weight" in inner:
+                self.note(inner["residual_weight"], "'residual_weight' has no effect, here or in mergekit")
             settings = self._settings(inner.get("parameters"), method)
             found.append({"node": item, "sources": sources, "settings": settings, "base": base})
         if not found:

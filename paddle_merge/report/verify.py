@@ -161,6 +161,8 @@ def _remake(folder: str, lock: Lock, sample: int | None, n_process: int, progres
 def _judge(plan: Plan, tensor: TensorPlan, reports: Sequence[Report], lock: Lock) -> list[str]:
     """What differs between a tensor made again and the record."""
     name, then = tensor.name, lock.tensors[tensor.name]
+    if len(then.read) != len(tensor.numbers):
+        return [f"tensor {name!r} is made of {len(tensor.numbers)} inputs, and the record says {len(then.read)}"]
     off = []
     for place, number in enumerate(tensor.numbers):
         if added(report.read[place] for report in reports) != then.read[place]:
