@@ -72,7 +72,8 @@ class Fields:
     )
     method_parameters: list[str] | None = _flag(
         _METHOD,
-        "Parameters of methods that PaddleNLP doesn't have, by mergekit's names: `--method_parameters gamma=0.02`.",
+        "Parameters of methods that PaddleNLP doesn't have, by mergekit's names: `--method_parameters gamma=0.02`."
+        " normalize=true and rescale=true turn on what such a method leaves off.",
     )
     merge_type: str | None = _flag(
         _METHOD, "Instead of a method: how task vectors become one.", choices=MERGE_TYPES, shown="linear"
@@ -112,7 +113,9 @@ class Fields:
     slerp_alpha: float = _flag(_TUNE, "slerp: 0 is the first model, 1 the second.", 0.5)
     slerp_dot_threshold: float = _flag(_TUNE, "slerp: beyond this |cosine| interpolate linearly.", 0.9995)
     slerp_normalize_eps: float = _flag(_TUNE, "slerp: a norm up to this counts as 1.", 1e-8)
-    seed: int = _flag(_TUNE, "dare, magprune: the same seed gives the same masks, for any number of workers.", 0)
+    seed: int = _flag(
+        _TUNE, "The same seed gives the same random masks, for any number of workers. 0: a recipe's own, if it has one.", 0
+    )
     output_path: str | None = _flag(_OUTPUT, "Folder to write to.", shown="./merged-<method>")
     overwrite: bool = _flag(_OUTPUT, "Replace the weights of an earlier merge in that folder.", False)
     resume: bool = _flag(
