@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,7 +166,7 @@ def _taken(recipe: Recipe) -> dict[int, set[int] | None]:
 
 def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:
     """(origin, box, elements) of what is read for a tensor. Boxes are equal if they hold the same elements, in any order."""
-    if entry.adapted is not None or entry.staged is not None:
+    if entry.widened or entry.staged is not None:
         for one in entry.made_of:
             yield from _pieces(one)
         return
@@ -196,7 +196,7 @@ def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, 
 def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]]) -> Made:
     remarks: dict[str, list[str]] = {}
     for entry, number in zip(tensor.inputs, tensor.numbers, strict=True):
-        for remark in _remarks(entry, stored[number] if entry.staged is None else {}):
+        for remark in _remarks(entry, number, stored):
             remarks.setdefault(remark, []).append(plan.recipe.titles[number])
     everywhere = len(tensor.inputs)
     notes = [remark if len(paths) == everywhere else f"{remark} in {', '.join(paths)}" for remark, paths in remarks.items()]
@@ -222,11 +222,17 @@ def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]
     )
 
 
-def _remarks(entry: TensorEntry, there: Mapping[Origin, TensorEntry]) -> Iterator[str]:
-    """What is done to one input's tensor on the way. there: what the checkpoint stores."""
+def _remarks(entry: TensorEntry, number: int, stored: Sequence[Mapping[Origin, TensorEntry]]) -> Iterator[str]:
+    """What is done to the tensor of one input, by its number, on the way. stored: what each checkpoint stores."""
     if entry.staged is not None:
         yield f"made by {entry.staged.title}"
         return
+    if entry.aligned is not None:
+        yield "aligned token by token"
+        for pick in entry.aligned.picks:
+            yield from _remarks(pick.entry, number, stored) if pick.number == number else ()
+        return
+    there = stored[number]
     base = entry.adapted.stored if entry.adapted is not None else entry
     origins = list(dict.fromkeys(origin for origin, _, _ in _pieces(base)))
     words = [_word(name) for _, name in origins]

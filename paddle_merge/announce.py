@@ -25,6 +25,7 @@ from .sidecars import CARD
 
 log = logging.getLogger("paddle_merge")
 SHOWN = 40  # kinds of tensors in the text; the file has all tensors
+TOKENS = 4  # of those that were filled, or dropped
 FEW = 8  # values of a parameter over the layers
 MARK = "paddle_merge_account"  # the first key of the file; a file without it is not replaced
 Predicted = Mapping[str, Any]
@@ -64,6 +65,7 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
     lines += [f"adapter  {sentence}" for sentence in plan.folded]
     lines += [f"config   {plan.donor.note}"] if plan.donor.note else []
     lines += [f"layout   {sentence}" for sentence in plan.turned]
+    lines += _tokens(plan) if plan.tokens is not None else []
     lines.append(
         f"tensors  {len(merged)} merged ({count / 1e6:,.1f} M parameters, {dtypes})"
         + (f", {copied} copied (integers, equal in all models)" if copied else "")
@@ -82,6 +84,23 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
     nbytes = ceiling.memory(plan, _beside(sidecars)) / 1e6
     lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {nbytes:.0f} MB of memory")
     return lines
+
+
+def _tokens(plan: Plan) -> list[str]:
+    """Which tokens the output has, and what becomes of every input's."""
+    tokens = plan.tokens
+    assert tokens is not None
+    lines = [f"tokens   {tokens.title}: {len(tokens.vocabulary.ids)} tokens in {tokens.rows} rows"]
+    for fate in tokens.fates:
+        unnamed = f", {fate.unnamed} rows without a token dropped" if fate.unnamed else ""
+        said = f"{fate.matched} matched, {_few(fate.filled, 'filled')}, {_few(fate.dropped, 'dropped')}{unnamed}"
+        lines.append(f"         {plan.recipe.titles[fate.number]}: {said}")
+    return lines + ([f"         in no model: {_few(tokens.nowhere, 'of zeros')}"] if tokens.nowhere else [])
+
+
+def _few(tokens: Sequence[str], what: str) -> str:
+    shown = f" ({', '.join(map(repr, tokens[:TOKENS]))}{' ...' if len(tokens) > TOKENS else ''})" if tokens else ""
+    return f"{len(tokens)} {what}{shown}"
 
 
 def _weights(recipe: Recipe) -> list[tuple[str, str]]:
@@ -242,6 +261,7 @@ def as_json(plan: Plan, config: MergeConfig, accounted: Account, predicted: Pred
         "models": [{"path": recipe.titles[number], "weight": weight} for number, weight in weighted(recipe)],
         "base": recipe.base,
         "layout": plan.layout,
+        "tokens": _vocabulary(plan),
         "output": config.output,
         "predicted": predicted,
         "refused": [],
@@ -258,6 +278,16 @@ def as_json(plan: Plan, config: MergeConfig, accounted: Account, predicted: Pred
             for one in accounted.inputs
         ],
     }
+
+
+def _vocabulary(plan: Plan) -> dict[str, Any] | None:
+    tokens = plan.tokens
+    if tokens is None:
+        return None
+    titles = plan.recipe.titles
+    fates = [{"path": titles[fate.number], **dataclasses.asdict(fate)} for fate in tokens.fates]
+    size = {"source": tokens.title, "tokens": len(tokens.vocabulary.ids), "rows": tokens.rows}
+    return {**size, "in_no_model": tokens.nowhere, "inputs": fates}
 
 
 def _made(made: Made) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from .names import in_layer, layer_of, stacks
 from .readers import Checkpoint, TensorEntry
 from .recipe import Input, Mix, Recipe, Slice, Stage
 from .resolve import Resolver, unused
+from .vocabulary.align import Aligner
 
 # Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
 REMEDY = "say which of them it is to be stored in (dtype), or convert the models"
@@ -44,9 +45,11 @@ class _Place:
     t: float
 
 
-def assemble(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> tuple[list[Made], list[str]]:
+def assemble(
+    recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None = None
+) -> tuple[list[Made], list[str]]:
     """In the order of the base's tensors, else of the first model's; and a sentence on each filter that none of them met.
-    Raises CheckpointError, ConfigError."""
+    aligner: of the recipe's tokenizer, if it has one. Raises CheckpointError, ConfigError."""
     resolver, made, problems, wrong = Resolver(recipe), [], [], dict[str, None]()
     for place in _places(recipe, inputs):
         part = place.part
@@ -54,6 +57,9 @@ def assemble(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> tuple[list
         names = [_name_in(place, model) for model in models]
         entries = [inputs[model.number].tensors.get(name) for model, name in zip(models, names, strict=True)]
         found = [entry for entry in entries if entry is not None]
+        if aligner is not None and len(found) == len(entries):
+            found = aligner.align(found, [model.number for model in models])
+            entries = [*found]
         for model, name, entry in zip(models, names, entries, strict=True):
             if entry is None:
                 problems.append(

@@ -27,7 +27,7 @@ SAMPLE_WIDTH = 16  # neighbouring elements sampled together
 class Source(Protocol):
     """Where the elements of one tensor come from: models in order, then the base (TensorPlan.inputs).
 
-    dtypes: of what each gives; of adapted tensors, what they are merged in, and of all others what is stored.
+    dtypes: of what each gives; of adapted and aligned tensors, what they are merged in, and of all others what is stored.
     """
 
     dtypes: Sequence[DType]
@@ -39,12 +39,32 @@ class Source(Protocol):
         """(clusters * width,): the first `width` of every `step` elements, from the tensor's beginning."""
 
 
+def reader(entry: TensorEntry, compute: str, files: Files) -> tuple[DType, Callable[[int, np.ndarray], None]]:
+    """What gives a tensor's elements from an index on, and their dtype: as they are stored, or what they are merged in."""
+    if entry.staged is not None:
+        from .staged import StagedTensor
+
+        staged = StagedTensor(entry.staged, files)
+        return staged.dtype, staged.read
+    if entry.aligned is not None:
+        from .vocabulary.aligned import AlignedTensor
+
+        aligned = AlignedTensor(entry.aligned, compute, files)
+        return aligned.dtype, aligned.read
+    if entry.adapted is not None:
+        from .lora.adapted import AdaptedTensor  # and with it Numba
+
+        adapted = AdaptedTensor(entry.adapted, compute, files)
+        return adapted.dtype, adapted.read
+    return entry.dtype, functools.partial(files.read, entry)
+
+
 class FileSource:
     """From checkpoint files. keep: read everything at once if it is up to so many bytes; for a tensor that is passed over
     more than once. Takes the fingerprints of what it reads, in passing."""
 
     def __init__(self, tensor: TensorPlan, piece: Piece, block: int, keep: int, files: Files, scratch: Scratch):
-        self._read = [self._reader(entry, tensor.compute, files) for entry in tensor.inputs]
+        self._read = [reader(entry, tensor.compute, files) for entry in tensor.inputs]
         self.dtypes: Sequence[DType] = [dtype for dtype, _ in self._read]
         length = piece.stop - piece.start
         self._start, self._stop = piece.start, piece.stop
@@ -56,21 +76,6 @@ class FileSource:
             for (_, read), raw, fingerprint in zip(self._read, self._raw, self._fingerprints, strict=True):
                 read(piece.start, raw)
                 fingerprint.add(raw, piece.start)
-
-    @staticmethod
-    def _reader(entry: TensorEntry, compute: str, files: Files) -> tuple[DType, Callable[[int, np.ndarray], None]]:
-        """What gives the tensor's elements from an index on, and their dtype."""
-        if entry.staged is not None:
-            from .staged import StagedTensor
-
-            staged = StagedTensor(entry.staged, files)
-            return staged.dtype, staged.read
-        if entry.adapted is None:
-            return entry.dtype, functools.partial(files.read, entry)
-        from .lora.adapted import AdaptedTensor  # and with it Numba
-
-        adapted = AdaptedTensor(entry.adapted, compute, files)
-        return adapted.dtype, adapted.read
 
     def read(self, number: int, start: int, count: int) -> np.ndarray:
         if self._kept:

@@ -18,6 +18,7 @@ from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .plan import Plan, TensorPlan
+    from .readers import TensorEntry
 
 # From the fastest to the smallest, and how fast a worker is in each: small panels cost most, and they only where there are
 # scattered tensors, so that fewer workers come first.
@@ -83,7 +84,7 @@ class _Worker:
     def __init__(self, plan: Plan):
         self._kinds = list({_kind(tensor): tensor for tensor in plan.tensors if tensor.merged}.values())
         self._factors = _most(sum(entry.factor_bytes for entry in tensor.inputs) for tensor in plan.tensors)
-        self._in_parts = any(entry.parts for tensor in plan.tensors for entry in tensor.inputs)
+        self._in_parts = any(one.parts for tensor in plan.tensors for entry in tensor.inputs for one in _picked(entry))
 
     def memory(self, engine: Engine, alone: bool) -> int:
         """Bytes of one worker. alone: the merging happens in the command's own process."""
@@ -110,8 +111,8 @@ def _kind(tensor: TensorPlan) -> object:
         tensor.turned,
         tensor.dtype,
         tensor.mix,
-        *((entry.dtype, entry.scattered, entry.adapted is None) for entry in tensor.inputs),
-        *(_kind(entry.staged.plan) for entry in tensor.inputs if entry.staged is not None),
+        *((entry.dtype, entry.scattered, entry.widened) for entry in tensor.inputs),
+        *(_kind(plan) for entry in tensor.inputs for plan in _merges(entry)),
     )
 
 
@@ -134,7 +135,7 @@ def _measured(tensor: TensorPlan, room: Room) -> int:
 
 def _stored(tensor: TensorPlan) -> list[int]:
     """Bytes of an element of every input as it is handed to the computation."""
-    return [entry.dtype.itemsize if entry.adapted is None else _wide(tensor) for entry in tensor.inputs]
+    return [_wide(tensor) if entry.widened else entry.dtype.itemsize for entry in tensor.inputs]
 
 
 def _block(tensor: TensorPlan, block: int) -> int:
@@ -144,20 +145,39 @@ def _block(tensor: TensorPlan, block: int) -> int:
 
 
 def _adapted(tensor: TensorPlan) -> int:
-    """What tensors with adapters are read into."""
-    return _STEP * sum(entry.dtype.itemsize for entry in tensor.inputs if entry.adapted is not None)
+    """What tensors with adapters, and aligned ones, are read into."""
+    return sum(map(_buffers, tensor.inputs))
+
+
+def _buffers(entry: TensorEntry) -> int:
+    if entry.aligned is None:
+        return _STEP * entry.dtype.itemsize if entry.adapted is not None else 0
+    longest = max(_STEP, *(pick.entry.shape[entry.aligned.axis] for pick in entry.aligned.picks), 0)
+    return longest * 8 * (len(entry.aligned.picks) + 1) + sum(_buffers(pick.entry) for pick in entry.aligned.picks)
 
 
 def _staged(tensor: TensorPlan) -> int:
     """What merges that come before take while they are read."""
-    plans = [entry.staged.plan for entry in tensor.inputs if entry.staged is not None]
+    plans = [plan for entry in tensor.inputs for plan in _merges(entry)]
     return sum(_measured(plan, ROOMY) + _block(plan, ROOMY.block) + _STEP * 8 + _staged(plan) for plan in plans)
+
+
+def _merges(entry: TensorEntry) -> list[TensorPlan]:
+    """The earlier merges that give a tensor, or rows of it."""
+    if entry.staged is not None:
+        return [entry.staged.plan]
+    return [plan for pick in entry.aligned.picks for plan in _merges(pick.entry)] if entry.aligned is not None else []
+
+
+def _picked(entry: TensorEntry) -> list[TensorEntry]:
+    """The tensor itself, or those whose rows make it up."""
+    return [one for pick in entry.aligned.picks for one in _picked(pick.entry)] if entry.aligned is not None else [entry]
 
 
 def _each(panel: int, tensors: Iterable[TensorPlan]) -> list[int]:
     """The panels of a tensor's scattered inputs, and another, which takes one's place."""
     sizes = [
-        [min(panel, tensor.size * entry.dtype.itemsize) for entry in tensor.inputs if entry.scattered] for tensor in tensors
+        [min(panel, one.nbytes) for entry in tensor.inputs for one in _picked(entry) if one.scattered] for tensor in tensors
     ]
     return max(([*one, max(one)] for one in sizes if one), key=sum, default=[])
 

@@ -38,11 +38,8 @@ def equal(one: TensorEntry, other: TensorEntry) -> bool:
     """Whether two tensors are surely the same to the byte. Raises WorkError."""
     if dataclasses.replace(one, name="") == dataclasses.replace(other, name=""):  # the very same bytes
         return True
-    alike = (one.shape, one.dtype) == (
-        other.shape,
-        other.dtype,
-    ) and (one.adapted, one.staged) == (other.adapted, other.staged) == (None, None)
-    return alike and not differing([one, other])
+    stored = not any(entry.widened or entry.staged for entry in (one, other))
+    return stored and (one.shape, one.dtype) == (other.shape, other.dtype) and not differing([one, other])
 
 
 def is_zero(entry: TensorEntry) -> bool:

@@ -20,7 +20,7 @@ from .methods.paddlenlp import method
 from .methods.registry import NAMED
 from .parsing import coerce, nearest, parse_size
 from .readers.adapters import absolute
-from .recipe import Input, Recipe, Slice, constant
+from .recipe import Input, Recipe, Slice, constant, tokenizer_of
 from .resolve import Resolver
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def to_types(config: Any) -> None:
         except ValueError as error:
             problems.append(f"--{item.name} {error}")
             continue
-        if "_path" in item.name or item.name in ("config_from", "account"):
+        if "_path" in item.name or item.name in ("config_from", "account", "tokenizer_source"):
             value = [os.path.expanduser(path) for path in value] if isinstance(value, list) else os.path.expanduser(value)
             if not _can_be_paths(value):
                 problems.append(f"--{item.name} {value!r} holds a character that no path can")
@@ -225,6 +225,11 @@ class MergeConfig(Fields):
 
     def _with_flags(self, recipe: Recipe) -> Recipe:
         """What flags say of any recipe."""
+        tokenizer = recipe.tokenizer
+        if self.tokenizer_source:
+            places = {absolute(path): number for number, path in enumerate(recipe.sources)}
+            base = len(recipe.models) if recipe.base is not None else None
+            tokenizer = tokenizer_of(str(self._tokenizer_source), None, places, base, recipe.taken[0])
         return dataclasses.replace(
             recipe,
             seed=self.seed or recipe.seed,
@@ -236,11 +241,18 @@ class MergeConfig(Fields):
             strict_layout=self.strict_layout,
             save_format=self.save_format,
             config_from=self.config_from,
+            tokenizer=tokenizer,
         )
+
+    @property
+    def _tokenizer_source(self) -> str | None:
+        """A path made absolute."""
+        source = self.tokenizer_source
+        return source if source in (None, "union", "base") else absolute(str(source))
 
     def to_record(self) -> dict[str, Any]:
         """The fields that, read back from any folder, repeat this merge: paths made absolute, the method resolved."""
-        record = dataclasses.asdict(self)
+        record = {**dataclasses.asdict(self), "tokenizer_source": self._tokenizer_source}
         for name in ("model_path_str", "overwrite", "resume", "dry_run", "account", "print_recipe"):
             del record[name]
         sparsifier, merge_type = self.parts

@@ -152,6 +152,12 @@ class Fields:
         " one, such as a PaddleFormers checkpoint-N.",
         shown="the base model's, else the first model's that has them",
     )
+    tokenizer_source: str | None = _flag(
+        _OUTPUT,
+        "Align vocabularies that differ, token by token, to those of one tokenizer, which the output gets: union (all tokens"
+        " of all models), base (the base's, else the first model's), one of the models, or the folder of another.",
+        shown="none: rows are merged as they stand",
+    )
     copy_file_list: list[str] | None = _flag(
         _OUTPUT, "More files to copy from the folder that config and tokenizer come from, beside them."
     )

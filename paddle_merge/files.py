@@ -35,8 +35,8 @@ class Files:
 
     def read(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
         """Fill out, C-contiguous in the entry's raw dtype, with the elements from index `start` on. Raises WorkError."""
-        if entry.adapted is not None or entry.staged is not None:  # its base alone would be a wrong answer
-            raise ValueError("an adapted tensor is read by AdaptedTensor, a staged one by StagedTensor")
+        if entry.widened or entry.staged is not None:  # what lies there alone would be a wrong answer
+            raise ValueError("blocks.reader reads tensors that are made of others")
         try:
             if not entry.parts:
                 self._fill(entry.file, entry.offset + start * entry.dtype.itemsize, out.view(np.uint8).data)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .detect import read_config
+from .detect import EMBEDDINGS, last_word, read_config
 from .donor import Donor
 from .dtypes import DType
 from .errors import CheckpointError
+from .layout import HEAD
 from .quantised import problems as quantised
 from .readers import Checkpoint, TensorEntry
 from .readers.adapters import Adapter, open_model
@@ -59,8 +60,11 @@ def _marked(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEn
     return found
 
 
-def differences(inputs: Sequence[Checkpoint], out_dtype: DType | None) -> list[str]:
-    """Every way in which the inputs' tensors don't match: names, shapes, dtypes (of numbers, if no out_dtype is given)."""
+def differences(
+    inputs: Sequence[Checkpoint], out_dtype: DType | None, aligned: Callable[[str], bool] = lambda name: False
+) -> list[str]:
+    """Every way in which the inputs' tensors don't match: names, shapes (but of those that will be aligned), dtypes (of
+    numbers, if no out_dtype is given)."""
     everywhere = {name: None for checkpoint in inputs for name in checkpoint.tensors}
     if not everywhere:
         return [f"{inputs[0].path}: holds no tensors"]
@@ -74,9 +78,10 @@ def differences(inputs: Sequence[Checkpoint], out_dtype: DType | None) -> list[s
             missing.append(f"tensor {name!r} is missing in {', '.join(without)} (it is in {', '.join(holders)})")
             continue
         entries = [(checkpoint.path, checkpoint.tensors[name]) for checkpoint in inputs]
-        if len({entry.shape for _, entry in entries}) > 1:
+        if len({entry.shape for _, entry in entries}) > 1 and not aligned(name):
             shown = ", ".join(f"{list(entry.shape)} in {path}" for path, entry in entries)
-            shapes.append(f"tensor {name!r} has different shapes: {shown}")
+            remedy = "; --tokenizer_source union (or base) aligns vocabularies that differ" if _holds_tokens(name) else ""
+            shapes.append(f"tensor {name!r} has different shapes: {shown}{remedy}")
         all_float = all(entry.dtype.is_float for _, entry in entries)
         if len({entry.dtype for _, entry in entries}) > 1 and not (all_float and out_dtype):
             shown = ", ".join(f"{entry.dtype.name} in {path}" for path, entry in entries)
@@ -86,6 +91,10 @@ def differences(inputs: Sequence[Checkpoint], out_dtype: DType | None) -> list[s
     for found in (missing, shapes, dtypes):
         problems += found
     return problems
+
+
+def _holds_tokens(name: str) -> bool:
+    return last_word(name) in (*EMBEDDINGS, last_word(HEAD))
 
 
 def warnings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]:

@@ -17,6 +17,7 @@ from .fingerprint import BLOCK
 from .readers import Checkpoint, TensorEntry
 from .readers.adapters import Adapter
 from .recipe import Mix, Recipe
+from .vocabulary.align import Tokens
 
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
 
@@ -100,6 +101,7 @@ class Plan:
     turned: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
     folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]
+    tokens: Tokens | None  # of the output, if vocabularies are aligned
     opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]  # the inputs as they are stored
 
     @property
@@ -154,10 +156,17 @@ class Plan:
 def leaves(tensor: TensorPlan) -> Iterator[tuple[int, TensorEntry]]:
     """What is read from checkpoints for a tensor, each with the checkpoint's place in Recipe.sources."""
     for number, entry in zip(tensor.numbers, tensor.inputs, strict=True):
-        if entry.staged is not None:
-            yield from leaves(entry.staged.plan)
-        else:
-            yield number, entry
+        yield from _leaves(number, entry)
+
+
+def _leaves(number: int, entry: TensorEntry) -> Iterator[tuple[int, TensorEntry]]:
+    if entry.staged is not None:
+        yield from leaves(entry.staged.plan)
+    elif entry.aligned is not None:
+        for pick in entry.aligned.picks:
+            yield from _leaves(pick.number, pick.entry)
+    else:
+        yield number, entry
 
 
 def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:

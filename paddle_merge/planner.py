@@ -19,6 +19,7 @@ from .lora.fold import adapt
 from .plan import Plan, Shard, TensorPlan, cut
 from .readers import Checkpoint, Staged, TensorEntry
 from .recipe import Recipe, Stage
+from .vocabulary.align import Aligner, Vocabularies
 
 
 def make_plan(
@@ -36,15 +37,18 @@ def make_plan(
     inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, donor.config)
     if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
-    inputs, idle = _with_stages(recipe, inputs, layout)
-    problems = _differences(recipe, inputs)
+    vocabularies = Vocabularies(inputs)
+    idle = _with_stages(recipe, vocabularies, layout)
+    inputs = tuple(vocabularies.inputs)
+    aligner = _aligner(recipe, vocabularies, layout)
+    problems = _differences(recipe, inputs, aligner)
     if recipe.save_format == "pdparams":
         problems += _not_paddles(inputs, layout)
     if problems:
         raise CheckpointError(problems)
 
-    made, more = assemble(recipe, inputs)
-    idle += more
+    made, more = assemble(recipe, inputs, aligner)
+    idle += [*more, *vocabularies.notes, *(vocabularies.unlike(recipe.taken) if aligner is None else ())]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _turned(made, layout))
     pieces = cut(tensors, n_process * ranks)
@@ -62,17 +66,24 @@ def make_plan(
         tuple(turned),
         tuple(folded),
         (*idle, *worries, *warnings(inputs, donor)),
+        aligner.tokens if aligner is not None else None,
         tuple(zip(opened, adapters, strict=True)),
     )
 
 
-def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[str]:
+def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | None) -> Aligner | None:
+    """Raises CheckpointError."""
+    return Aligner(recipe.tokenizer, recipe.taken, vocabularies, layout) if recipe.tokenizer is not None else None
+
+
+def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None) -> list[str]:
     """Of whole models, in which ways their tensors don't match; slices of layers are looked at one by one."""
     if recipe.slices[0].layers is not None:
         return []
     part = recipe.slices[0]
     numbers = [one.number for one in (*part.inputs, *((part.base,) if part.base else ()))]
-    return differences([inputs[number] for number in numbers], recipe.out_dtype)
+    aligned = aligner.has if aligner is not None else lambda name: False
+    return differences([inputs[number] for number in numbers], recipe.out_dtype, aligned)
 
 
 def _turned(made: Sequence[Made], layout: str | None) -> Set[str]:
@@ -80,23 +91,23 @@ def _turned(made: Sequence[Made], layout: str | None) -> Set[str]:
     return turned_in({one.name: one.entries[-1] for one in made}, layout)
 
 
-def _with_stages(
-    recipe: Recipe, inputs: Sequence[Checkpoint], layout: str | None
-) -> tuple[tuple[Checkpoint, ...], list[str]]:
-    """The inputs and, after them, what the recipe's earlier merges make, which is merged when it is read; and a sentence on
-    each filter that met nothing. Raises CheckpointError, ConfigError."""
-    found, idle = list(inputs), list[str]()
+def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None) -> list[str]:
+    """Puts behind the inputs what the recipe's earlier merges make, which is merged when it is read; a sentence on each
+    filter that met nothing. Raises CheckpointError, ConfigError."""
+    idle = list[str]()
     for stage in recipe.stages:
-        if problems := _differences(stage, found):
+        found, aligner = vocabularies.inputs, _aligner(stage, vocabularies, layout)
+        if problems := _differences(stage, found, aligner):
             raise CheckpointError(problems)
-        made, more = assemble(stage, found)
+        made, more = assemble(stage, found, aligner)
         title = recipe.titles[len(found)]
         turned = _turned(made, layout)
         entries = {one.name: _staged(one, stage, title, one.name in turned) for one in made}
         pattern = found[made[0].numbers[0]]
-        found.append(dataclasses.replace(pattern, path=title, tensors=entries))
+        vocabulary = aligner.tokens.vocabulary if aligner is not None else made[0].numbers[0]
+        vocabularies.add(dataclasses.replace(pattern, path=title, tensors=entries), vocabulary)
         idle += more
-    return tuple(found), idle
+    return idle
 
 
 def _staged(one: Made, stage: Stage, title: str, turned: bool) -> TensorEntry:

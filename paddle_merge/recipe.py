@@ -6,7 +6,7 @@ for each group of tensors (resolve.py says which counts for a tensor).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -81,6 +81,30 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Tokenizer:
+    """The output's tokenizer, to whose tokens all vocabularies are aligned.
+
+    source: "union", of all the inputs' tokens; or the input it is taken from, by its number; or the folder of another.
+    base: the input that a union begins with and that tokens are taken from rather than averaged, by its number; None: the
+    first model begins it.
+    multiple: what the number of rows is made a multiple of; None: as many as the input has that it is taken from.
+    """
+
+    source: int | str
+    base: int | None = None
+    multiple: int | None = None
+
+
+def tokenizer_of(source: str, multiple: int | None, places: Mapping[str, int], base: int | None, first: int) -> Tokenizer:
+    """source: "union", "base", what an input is called, or a folder. places: the inputs' numbers by what they are called;
+    base: the base's, if there is one; first: the first model's."""
+    if source == "union":
+        return Tokenizer(source, base, multiple)
+    main = base if base is not None else first
+    return Tokenizer(main if source == "base" else places.get(source, source), base, multiple)
+
+
+@dataclass(frozen=True)
 class Stage:
     """A merge whose output a later one of the same recipe takes for a model. The fields are as Recipe's."""
 
@@ -90,6 +114,12 @@ class Stage:
     settings: Settings
     seed: int
     out_dtype: DType | None
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def taken(self) -> list[int]:
+        """The numbers of the inputs that it merges, the base's last."""
+        return _taken(self.slices)
 
 
 @dataclass(frozen=True)
@@ -110,6 +140,7 @@ class Recipe:
     strict_layout: refuse sources of different layouts.
     save_format: "safetensors" or "pdparams".
     config_from: the folder of config.json and the tokenizer; None: the base's, or a model's.
+    tokenizer: None: rows are merged as they stand.
     """
 
     models: tuple[str, ...]
@@ -126,6 +157,12 @@ class Recipe:
     strict_layout: bool = False
     save_format: str = "safetensors"
     config_from: str | None = None
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def taken(self) -> list[int]:
+        """The numbers of the inputs that its last merge takes, the base's last."""
+        return _taken(self.slices)
 
     @property
     def title(self) -> str:
@@ -141,6 +178,12 @@ class Recipe:
     def titles(self) -> tuple[str, ...]:
         """What to call each input: by its path, or its stage."""
         return (*self.sources, *(f"{stage.name} (merged by this recipe)" for stage in self.stages))
+
+
+def _taken(slices: Sequence[Slice]) -> list[int]:
+    inputs = [one.number for part in slices for one in part.inputs]
+    bases = [part.base.number for part in slices if part.base is not None]
+    return list(dict.fromkeys([*inputs, *bases]))
 
 
 def is_recipe(content: Mapping[str, Any]) -> bool:

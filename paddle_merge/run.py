@@ -172,6 +172,7 @@ def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes]
         attempt(_check_equal, plan)
         paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     paths += [config.config_from] if config.config_from else []
+    paths += [plan.tokens.source.folder] if plan is not None and plan.tokens is not None else []
     nbytes = plan.bytes_out if plan else 0
     stored = config.save_format, config.merge_prefix, nbytes
     problems = check_output(config.output, paths, *stored, (*(sidecars or ()), LOCK), config.overwrite)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import __version__
@@ -13,20 +13,17 @@ from .config import MergeConfig
 from .detect import last_word
 from .errors import CheckpointError
 from .plan import Plan
-from .readers import read_json, read_small
+from .readers import parsed, read_small
 from .resolve import weighted
+from .vocabulary.ids import of_vocabulary
+from .vocabulary.write import FILES as TOKENIZER
+from .vocabulary.write import is_tokenizers, with_tokens
 
 # Never the weights, indexes, optimizer states or the litter that loaders and trainers leave.
 COPIED = (
     "config.json",
     "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
+    *TOKENIZER,
     "preprocessor_config.json",
     "processor_config.json",
 )
@@ -44,9 +41,9 @@ FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_
 
 def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
     """What to write beside the weights, by name: the model card, and copies from plan.donor.folder (config.json with the new
-    dtype, if there is one). Raises CheckpointError listing the files of copy_file_list that aren't there or may not be
-    copied."""
-    folder = plan.donor.folder
+    dtype and vocabulary, if there are such), the tokenizer's from plan.tokens. Raises CheckpointError listing the files of
+    copy_file_list that aren't there or may not be copied."""
+    folder, tokens = plan.donor.folder, plan.tokens
     problems = []
     extra = [os.path.normpath(name) for name in config.copy_file_list or ()]
     for name in extra:
@@ -59,9 +56,27 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
     if problems:
         raise CheckpointError(problems)
 
-    usual = [name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatch(name, pattern) for pattern in COPIED)]
     contents: dict[str, bytes] = {CARD: model_card(plan, config).encode("utf-8", "surrogateescape")}
-    for name in [*usual, *extra]:
+    contents |= _read(folder, [*_usual(folder), *extra])
+    if tokens is not None:
+        theirs = [name for name in _usual(tokens.source.folder) if is_tokenizers(name)]
+        contents = {name: content for name, content in contents.items() if name in extra or not is_tokenizers(name)}
+        contents |= with_tokens(_read(tokens.source.folder, theirs), tokens.source, tokens.vocabulary)
+        contents = of_vocabulary(contents, tokens, folder)
+    path = os.path.join(folder, "config.json")
+    if "config.json" in contents and isinstance(model := parsed(path, contents["config.json"]), dict):
+        contents["config.json"] = _model_config(contents["config.json"], model, plan)
+    return contents
+
+
+def _usual(folder: str) -> list[str]:
+    return [name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatch(name, pattern) for pattern in COPIED)]
+
+
+def _read(folder: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Raises CheckpointError."""
+    contents = {}
+    for name in names:
         path = os.path.join(folder, name)
         if not os.path.isfile(path) or name.endswith(WEIGHTS):
             continue
@@ -69,8 +84,6 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
             contents[name] = read_small(path, MAX_SIDECAR)
         except OSError as error:
             raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
-        if name == "config.json" and isinstance(model := read_json(path), dict):
-            contents[name] = _model_config(contents[name], model, plan)
     return contents
 
 

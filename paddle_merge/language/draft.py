@@ -17,8 +17,11 @@ from ..recipe import Condition, Setting, Value
 from ..resolve import typed
 from .nodes import Nodes, is_null
 
-KEYS = ("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name")
-LATER = ("tokenizer_source", "tokenizer", "chat_template")
+KEYS = (
+    *("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name"),
+    *("tokenizer_source", "tokenizer"),
+)
+LATER = ("chat_template",)
 Settings = dict[str, Setting]
 
 
@@ -34,6 +37,7 @@ class Draft:
     settings: Settings
     seed: Any
     out_dtype: DType | None
+    tokenizer: tuple[str, int | None] | None  # its source, and what its rows are to be a multiple of
 
     @property
     def specs(self) -> list[str]:
@@ -74,7 +78,7 @@ class Drafts(Nodes):
         name = self.text(given["name"]) if "name" in given else ""
         if method is None:
             return None
-        return Draft(node, name, method, base, parts, settings, seed, out_dtype)
+        return Draft(node, name, method, base, parts, settings, seed, out_dtype, self._tokenizer(given))
 
     def _top(self, node: yaml.Node) -> dict[str, yaml.Node]:
         given = {}
@@ -109,6 +113,21 @@ class Drafts(Nodes):
         if name not in FLOATS:
             self.wrong(given[key], f"{key} {name!r} must be one of {', '.join(FLOATS)}{nearest(name, FLOATS)}")
         return FLOATS.get(name)
+
+    def _tokenizer(self, given: Mapping[str, yaml.Node]) -> tuple[str, int | None] | None:
+        """(source, multiple)."""
+        if "tokenizer" not in given:
+            return (self.text(given["tokenizer_source"]), None) if "tokenizer_source" in given else None
+        if "tokenizer_source" in given:
+            self.wrong(given["tokenizer_source"], "give one of tokenizer_source and tokenizer, not both")
+        inner = self.known(given["tokenizer"], ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
+        if "tokens" in inner:
+            self.wrong(inner["tokens"], "'tokens' can't be used yet: tokens that only some models have are filled by rule")
+        multiple = self.scalar(inner["pad_to_multiple_of"]) if "pad_to_multiple_of" in inner else None
+        if multiple is not None and (type(multiple) is not int or not 1 <= multiple <= 1 << 20):
+            self.wrong(inner["pad_to_multiple_of"], "pad_to_multiple_of must be a whole number from 1 on")
+        source = self.text(inner["source"]) if "source" in inner else "union"
+        return source, multiple  # type: ignore[return-value]
 
     # --- what is merged
 

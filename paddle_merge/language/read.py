@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from ..recipe import Input, Recipe, Slice, Stage
+from ..recipe import Input, Recipe, Slice, Stage, tokenizer_of
 from .draft import Draft, Drafts
 from .nodes import documents
 
@@ -80,6 +80,7 @@ class _Reader(Drafts):
             stages=tuple(before),
             seed=last.seed,
             out_dtype=last.out_dtype,
+            tokenizer=last.tokenizer,
         )
 
     def _in_order(self, drafts: Sequence[Draft]) -> tuple[Draft, list[Draft]]:
@@ -117,7 +118,12 @@ class _Reader(Drafts):
     def _stage(self, draft: Draft, place: Mapping[str, int]) -> Stage:
         slices = [self._slice(draft, part, place) for part in draft.parts]
         found = tuple(one for one in slices if one is not None)
-        return Stage(draft.name, draft.method, found, draft.settings, draft.seed, draft.out_dtype)
+        tokenizer = None
+        if draft.tokenizer is not None:
+            source, multiple = draft.tokenizer
+            base = place[draft.base] if draft.base else None
+            tokenizer = tokenizer_of(source, multiple, place, base, found[0].inputs[0].number if found else 0)
+        return Stage(draft.name, draft.method, found, draft.settings, draft.seed, draft.out_dtype, tokenizer)
 
     def _slice(self, draft: Draft, part: dict[str, Any], place: Mapping[str, int]) -> Slice | None:
         """The base found its role: subtracted, or one of the models."""

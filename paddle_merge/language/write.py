@@ -7,18 +7,18 @@ from typing import Any
 
 import yaml
 
-from ..recipe import Recipe, Setting, Slice, Stage
+from ..recipe import Recipe, Setting, Slice, Stage, Tokenizer
 
 
 def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
     """The recipe as `parse` reads it. absolute: applied to the models' paths."""
     paths = [*map(absolute, recipe.sources), *(stage.name for stage in recipe.stages)]
-    documents = [{"name": stage.name, **_document(stage, paths)} for stage in recipe.stages]
-    documents.append(_document(recipe, paths))
+    documents = [{"name": stage.name, **_document(stage, paths, absolute)} for stage in recipe.stages]
+    documents.append(_document(recipe, paths, absolute))
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _document(recipe: Recipe | Stage, paths: Sequence[str]) -> dict[str, Any]:
+def _document(recipe: Recipe | Stage, paths: Sequence[str], absolute: Callable[[str], str]) -> dict[str, Any]:
     content: dict[str, Any] = {"merge_method": recipe.method.name}
     first = recipe.slices[0]
     if recipe.method.base == "first":
@@ -34,7 +34,19 @@ def _document(recipe: Recipe | Stage, paths: Sequence[str]) -> dict[str, Any]:
         content["slices"] = parts
     content |= {"parameters": _plain(recipe.settings)} if recipe.settings else {}
     content |= {"out_dtype": recipe.out_dtype.name} if recipe.out_dtype else {}
+    content |= _tokenizer(recipe.tokenizer, paths, absolute) if recipe.tokenizer is not None else {}
     return content | ({"seed": recipe.seed} if recipe.seed else {})
+
+
+def _tokenizer(tokenizer: Tokenizer, paths: Sequence[str], absolute: Callable[[str], str]) -> dict[str, Any]:
+    source = tokenizer.source
+    if isinstance(source, int):
+        source = "base" if source == tokenizer.base else paths[source]
+    elif source != "union":
+        source = absolute(source)
+    if tokenizer.multiple is None:
+        return {"tokenizer_source": source}
+    return {"tokenizer": {"source": source, "pad_to_multiple_of": tokenizer.multiple}}
 
 
 def _part(part: Slice, paths: Sequence[str]) -> dict[str, Any]:

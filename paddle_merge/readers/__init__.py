@@ -99,10 +99,35 @@ class Staged:
 
 
 @dataclass(frozen=True)
+class Pick:
+    """Rows of a tensor (axis 1: columns) that become rows of an aligned one.
+
+    number: of its checkpoint, in Recipe.titles. runs: (n, 5) int64, as bytes so that entries can be compared, in order: the
+    first row there, the first row of this one, how many; of how many tensors those rows are the mean, and this one's place
+    among them.
+    """
+
+    number: int
+    entry: TensorEntry
+    runs: bytes
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A tensor with a row (axis 1: a column) per token, put together anew from rows of several. Rows that no pick gives are
+    zeros; means: (n, 2) int64, likewise, first row and how many: those that are the mean of all others."""
+
+    shape: tuple[int, ...]
+    axis: int
+    picks: tuple[Pick, ...]
+    means: bytes = b""
+
+
+@dataclass(frozen=True)
 class TensorEntry:
     """Where one tensor lies: `nbytes` contiguous little-endian bytes at `offset` of `file`, in row-major order; or, if there
-    are parts, wherever they lie (then file and offset are the first part's); or, if it is adapted or staged, what it
-    is made of.
+    are parts, wherever they lie (then file and offset are the first part's); or, if it is adapted, staged or aligned, what
+    it is made of.
 
     origin: as Part.origin; of one that has parts, theirs count."""
 
@@ -116,13 +141,21 @@ class TensorEntry:
     adapted: Adapted | None = None
     origin: Origin = _ORIGIN
     staged: Staged | None = None
+    aligned: Aligned | None = None
 
     @property
     def made_of(self) -> Sequence[TensorEntry]:
-        """What is read instead, of one that is adapted or staged."""
+        """What is read instead, of one that is not stored as it is."""
         if self.adapted is not None:
             return self.adapted.entries
+        if self.aligned is not None:
+            return [pick.entry for pick in self.aligned.picks]
         return self.staged.plan.inputs if self.staged is not None else ()
+
+    @property
+    def widened(self) -> bool:
+        """Whether it is handed on in what it is merged in, instead of as it is stored."""
+        return self.adapted is not None or self.aligned is not None
 
     @property
     def files(self) -> set[str]:
@@ -132,15 +165,23 @@ class TensorEntry:
 
     @property
     def factor_bytes(self) -> int:
-        """What its changes take in memory while it is read, as float64 and once more in what it is merged in."""
+        """What is known of it in memory while it is read: its changes, as float64 and once more in what it is merged in;
+        which rows become which."""
         changes = self.adapted.changes if self.adapted is not None else ()
-        return 16 * sum(math.prod(entry.shape) for change in changes for entry in change.entries)
+        found = 16 * sum(math.prod(entry.shape) for change in changes for entry in change.entries)
+        if self.aligned is not None:
+            picks, rows = self.aligned.picks, self.aligned.shape[self.aligned.axis]
+            found += sum(2 * len(pick.runs) + pick.entry.factor_bytes for pick in picks)
+            found += (rows * (16 + 24 * len(picks))) if self.aligned.axis else 16 * math.prod(self.shape[1:])
+        return found
 
     @property
     def whole(self) -> bool:
         """Whether no part of it is known before all of it has been looked at."""
         if self.staged is not None:
             return self.staged.plan.mix.measures or any(entry.whole for entry in self.staged.plan.inputs)
+        if self.aligned is not None:
+            return bool(self.aligned.means) or any(pick.entry.whole for pick in self.aligned.picks)
         return self.adapted is not None and any(isinstance(change, Lengths) for change in self.adapted.changes)
 
     @cached_property
@@ -198,9 +239,15 @@ def read_small(path: str, limit: int = MAX_JSON) -> bytes:
 def read_json(path: str) -> Any:
     """The parsed file. Raises CheckpointError, naming the file, if it can't be read or isn't JSON with unique keys."""
     try:
-        return parse_json(read_small(path))
+        return parsed(path, read_small(path))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+
+
+def parsed(path: str, content: bytes) -> Any:
+    """What a file holds. Raises CheckpointError, naming it."""
+    try:
+        return parse_json(content)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error})") from None
 

@@ -1,0 +1,78 @@
+"""What config.json and generation_config.json say of tokens, said of the output's."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..readers import parsed, read_json
+from .align import Tokens
+from .tokens import Vocabulary, read_vocabulary
+
+log = logging.getLogger("paddle_merge")
+CONFIGS = ("config.json", "generation_config.json")
+IDS = ("_token_id", "_token_ids", "_token_index")  # how fields end that hold ids of tokens
+
+
+def of_vocabulary(files: Mapping[str, bytes], tokens: Tokens, folder: str) -> dict[str, bytes]:
+    """The files, by name, that stand in `folder`: config.json with the vocabulary's size; and in both configs the ids of the
+    same tokens as before. Of tokens that the vocabulary doesn't have, what the configs beside its own tokenizer say.
+
+    Raises CheckpointError."""
+    found = dict(files)
+    before = tokens.main if os.path.realpath(folder) == os.path.realpath(tokens.main.folder) else read_vocabulary(folder)
+    for name in CONFIGS:
+        path = os.path.join(folder, name)
+        content = parsed(path, files[name]) if name in files else None
+        if not isinstance(content, dict):
+            continue
+        changed = _sized(content, tokens.rows) if name == "config.json" else content
+        if before is not None:
+            changed = _Ids(path, before, tokens).of(changed)
+        if changed != content:
+            found[name] = (json.dumps(changed, indent=2) + "\n").encode()
+    return found
+
+
+def _sized(config: dict[str, Any], rows: int) -> dict[str, Any]:
+    text = config.get("text_config")
+    if isinstance(text, dict) and "vocab_size" in text:
+        config = {**config, "text_config": {**text, "vocab_size": rows}}
+    return {**config, "vocab_size": rows} if "vocab_size" in config or not isinstance(text, dict) else config
+
+
+class _Ids:
+    """Of one config, at `path`. before: the vocabulary that it speaks of."""
+
+    def __init__(self, path: str, before: Vocabulary, tokens: Tokens):
+        self._path, self._after = path, tokens.vocabulary.ids
+        self._named = {number: token for token, number in before.ids.items()}
+        self._others: Any = {}
+        other = os.path.join(tokens.source.folder, os.path.basename(path))
+        if os.path.isfile(other):
+            self._others = read_json(other)
+
+    def of(self, config: dict[str, Any]) -> dict[str, Any]:
+        return {key: self._value(key, value) for key, value in config.items()}
+
+    def _value(self, key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return self.of(value)
+        if not key.endswith(IDS):
+            return value
+        numbers = value if isinstance(value, list) else [value]
+        named = [self._named.get(number) if type(number) is int else None for number in numbers]
+        if all(token is None for token in named):  # no ids, or of rows without a token
+            return value
+        if all(token in self._after for token in named):
+            ids = [self._after[str(token)] for token in named]
+            return ids if isinstance(value, list) else ids[0]
+        other = self._others.get(key) if isinstance(self._others, dict) else None
+        missing = next(token for token in named if token not in self._after)
+        log.warning(
+            "%s: %s is %r, which the output's tokenizer doesn't have; it becomes %r", self._path, key, missing, other
+        )
+        return other

@@ -1,0 +1,155 @@
+"""The vocabulary of a tokenizer, from the files that stand beside a checkpoint."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import CheckpointError
+from ..readers import read_json, read_small
+
+MAX_FILE = 1 << 30  # bytes
+SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
+PLAIN = dict.fromkeys(SETTINGS, False) | {"normalized": True}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """folder: where its files are. ids: token -> id, by rising id. added: the tokens that stand beside the tokenizer's own
+    model -> how they are matched (SETTINGS)."""
+
+    folder: str
+    ids: Mapping[str, int]
+    added: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        """One more than the largest id."""
+        return max(self.ids.values(), default=-1) + 1
+
+
+def same_files(one: str, other: str) -> bool:
+    """Whether two folders hold the same files of tokens, to the byte."""
+    for name in ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE, "added_tokens.json"):
+        paths = [os.path.join(folder, name) for folder in (one, other)]
+        there = [os.path.isfile(path) for path in paths]
+        if there[0] != there[1] or (there[0] and not filecmp.cmp(paths[0], paths[1], shallow=False)):
+            return False
+    return True
+
+
+def read_vocabulary(folder: str) -> Vocabulary | None:
+    """From tokenizer.json, vocab.json, vocab.txt, or a sentencepiece model, the first there is, and what
+    tokenizer_config.json and added_tokens.json add; None if there is no tokenizer. Raises CheckpointError."""
+    for name, read in [
+        ("tokenizer.json", _of_tokenizers),
+        ("vocab.json", _of_json),
+        ("vocab.txt", _of_text),
+        *((name, _of_sentencepiece) for name in SENTENCEPIECE),
+    ]:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            ids, added = read(path)
+            break
+    else:
+        return None
+    for file, token, number, settings in _more(folder):
+        if ids.setdefault(token, number) != number:
+            raise CheckpointError(
+                f"{file}: gives the token {token!r} the id {number}, and {path} gives it {ids[token]}; they must agree"
+            )
+        if token not in added or settings:
+            added[token] = {**PLAIN, **settings}
+    if any(number < 0 for number in ids.values()) or len(set(ids.values())) < len(ids):
+        raise CheckpointError(f"{folder}: its tokenizer gives two tokens the same id, or one an id below 0")
+    return Vocabulary(folder, dict(sorted(ids.items(), key=lambda pair: pair[1])), added)
+
+
+Found = tuple[dict[str, int], dict[str, dict[str, Any]]]
+
+
+def _of_tokenizers(path: str) -> Found:
+    import tokenizers
+
+    try:
+        content = read_small(path, MAX_FILE).decode()
+        read = tokenizers.Tokenizer.from_str(content)
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+    except Exception as error:  # the library raises nothing more particular
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: the tokenizers library can't read it ({reason})") from None
+    added = {
+        token.content: {name: bool(getattr(token, name)) for name in SETTINGS}
+        for token in read.get_added_tokens_decoder().values()
+    }
+    return read.get_vocab(with_added_tokens=True), added
+
+
+def _of_json(path: str) -> Found:
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
+        raise CheckpointError(f"{path}: must hold a number for each token")
+    return content, {}
+
+
+def _of_text(path: str) -> Found:
+    try:
+        lines = read_small(path, MAX_FILE).decode().split("\n")
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: is not UTF-8 text") from None
+    tokens = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    ids = {token: number for number, token in enumerate(tokens)}
+    if len(ids) < len(tokens):
+        raise CheckpointError(f"{path}: holds a token twice")
+    return ids, {}
+
+
+def _of_sentencepiece(path: str) -> Found:
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise CheckpointError(f"{path}: to read its tokens, install sentencepiece: pip install sentencepiece") from None
+    try:
+        model = SentencePieceProcessor(model_file=path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: sentencepiece can't read it ({' '.join(str(error).split())})") from None
+    return {model.id_to_piece(number): number for number in range(model.get_piece_size())}, {}
+
+
+def _more(folder: str) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+    """(file, token, id, settings) of the tokens that are added beside the tokenizer's model. Raises CheckpointError."""
+    path = os.path.join(folder, "tokenizer_config.json")
+    content = read_json(path) if os.path.isfile(path) else {}
+    decoder = content.get("added_tokens_decoder") if isinstance(content, dict) else None
+    for number, token in decoder.items() if isinstance(decoder, dict) else ():
+        if not str(number).isdecimal() or not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise CheckpointError(f"{path}: its added_tokens_decoder must hold a token for each id")
+        yield path, token["content"], int(number), {name: bool(token[name]) for name in SETTINGS if name in token}
+    path = os.path.join(folder, "added_tokens.json")
+    if os.path.isfile(path):
+        for token, number in _of_json(path)[0].items():
+            yield path, token, number, {}
+
+
+def union(base: Vocabulary, others: list[Vocabulary]) -> Vocabulary:
+    """The base's tokens with their ids, and after them those that only others have: in order of the others, those of their
+    models first. A token that is added in any is added in the union, as the first has it."""
+    ids, end = dict(base.ids), base.end
+    added: dict[str, Mapping[str, Any]] = {}
+    for is_added in (False, True):
+        for other in others:
+            for token in other.ids:
+                if (token in other.added) == is_added and token not in ids:
+                    ids[token] = end
+                    end += 1
+    for one in (base, *others):
+        added = {**one.added, **added}
+    added = {token: added.get(token, PLAIN) for token in ids if token in added or token not in base.ids}
+    return Vocabulary(base.folder, ids, added)
