@@ -33,6 +33,7 @@ setup(
         "tqdm",  # the progress bar
         "xxhash>=3",  # checksums of what is written, at the speed of memory
         "pyyaml",  # config files in YAML
+        "tokenizers>=0.20",  # which token each row of an embedding is
         "threadpoolctl",  # singular vectors on one thread: BLAS's results depend on how many it takes
     ],
     extras_require={
@@ -44,6 +45,7 @@ setup(
             *demo,  # the demo is tested too
             "pytest",
             "hypothesis",  # properties over wide input spaces
+            "sentencepiece",  # vocabularies in its files
             "ml_dtypes",  # bfloat16 arrays as others hold them
             "psutil",  # the bench watches its processes' memory
             "ruff",  # lint

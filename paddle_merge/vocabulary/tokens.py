@@ -14,6 +14,8 @@ from ..readers import read_json, read_small
 MAX_FILE = 1 << 30  # bytes
 SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 PLAIN = dict.fromkeys(SETTINGS, False) | {"normalized": True}
 
 
@@ -64,6 +66,10 @@ def read_vocabulary(folder: str) -> Vocabulary | None:
             )
         if token not in added or settings:
             added[token] = {**PLAIN, **settings}
+    for token in _special(folder):  # what loaders do with those that no file gives an id
+        if token not in ids:
+            ids[token] = max(ids.values(), default=-1) + 1
+            added[token] = {**PLAIN, "normalized": False, "special": True}
     if any(number < 0 for number in ids.values()) or len(set(ids.values())) < len(ids):
         raise CheckpointError(f"{folder}: its tokenizer gives two tokens the same id, or one an id below 0")
     return Vocabulary(folder, dict(sorted(ids.items(), key=lambda pair: pair[1])), added)
@@ -136,6 +142,20 @@ def _more(folder: str) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
     if os.path.isfile(path):
         for token, number in _of_json(path)[0].items():
             yield path, token, number, {}
+
+
+def _special(folder: str) -> Iterator[str]:
+    """The special tokens that configs name. Raises CheckpointError."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = os.path.join(folder, name)
+        content = read_json(path) if os.path.isfile(path) else {}
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path}: must hold names and values")
+        lists = [content[key] for key in MORE_SPECIAL if isinstance(content.get(key), list)]
+        for token in [*map(content.get, SPECIAL), *(one for each in lists for one in each)]:
+            word = token.get("content") if isinstance(token, dict) else token
+            if isinstance(word, str):
+                yield word
 
 
 def union(base: Vocabulary, others: list[Vocabulary]) -> Vocabulary:

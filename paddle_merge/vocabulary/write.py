@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..readers import parsed
-from .tokens import Vocabulary
+from .tokens import MORE_SPECIAL, Vocabulary
 
 # What of a folder belongs to its tokenizer.
 FILES = (
@@ -42,10 +42,21 @@ def with_tokens(files: Mapping[str, bytes], vocabulary: Vocabulary, added: Vocab
     if "tokenizer_config.json" in files:
         content = _parsed("tokenizer_config.json", files, vocabulary)
         decoder = {str(added.ids[token]): {"content": token, **settings} for token, settings in added.added.items()}
+        content = _with_special(content, vocabulary, added)
         found["tokenizer_config.json"] = _json({**content, "added_tokens_decoder": decoder})
+    if "special_tokens_map.json" in files:
+        content = _parsed("special_tokens_map.json", files, vocabulary)
+        found["special_tokens_map.json"] = _json(_with_special(content, vocabulary, added))
     if "added_tokens.json" in files or "tokenizer.json" not in files:
         found["added_tokens.json"] = _json({token: added.ids[token] for token in added.added})
     return found
+
+
+def _with_special(content: dict[str, Any], vocabulary: Vocabulary, added: Vocabulary) -> dict[str, Any]:
+    """A config with the special tokens that are new among those that it names; PaddleNLP splits text at no others."""
+    new = [token for token, how in added.added.items() if how.get("special") and token not in vocabulary.ids]
+    key = next((key for key in MORE_SPECIAL if isinstance(content.get(key), list)), MORE_SPECIAL[0])
+    return {**content, key: [*(content.get(key) or ()), *new]} if new else content
 
 
 def _of_tokenizers(content: bytes, vocabulary: Vocabulary, added: Vocabulary) -> bytes:

@@ -63,7 +63,8 @@ def work(script: ModuleType) -> None:
                 answers[name] = traceback.format_exc()
     for entry in job.get("tokenize", ()):
         name = entry.pop("name")
-        answers[name] = str(script.tokenize(**entry)(TEXT)["input_ids"])
+        text = entry.pop("text", TEXT)
+        answers[name] = str(script.tokenize(**entry)(text)["input_ids"])
     for entry in job.get("adapt", ()):
         script.adapt(**entry)
     for entry in job.get("fold", ()):

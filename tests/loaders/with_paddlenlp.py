@@ -64,8 +64,10 @@ def load(folder: str, model_type: str, options: dict[str, object]) -> tuple[np.n
     return answer(model), f"{own.lm_head.weight.dtype}, num_beams {own.generation_config.num_beams}".removeprefix("paddle.")
 
 
-def save_tokenizer(folder: str, vocab: str, merges: str) -> None:
-    Qwen2Tokenizer(vocab_file=vocab, merges_file=merges).save_pretrained(folder)
+def save_tokenizer(folder: str, vocab: str, merges: str, added: list[str] | None = None) -> None:
+    tokenizer = Qwen2Tokenizer(vocab_file=vocab, merges_file=merges)
+    tokenizer.add_special_tokens({"additional_special_tokens": added or []})
+    tokenizer.save_pretrained(folder)
 
 
 def tokenize(folder: str, **options: object):

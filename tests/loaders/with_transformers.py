@@ -50,12 +50,14 @@ def load(folder: str, model_type: str, options: dict[str, object]) -> tuple[np.n
     return answer(model), str(wrong or f"{own.dtype}, num_beams {own.generation_config.num_beams}").removeprefix("torch.")
 
 
-def save_tokenizer(folder: str, vocab: str, merges: str) -> None:
+def save_tokenizer(folder: str, vocab: str, merges: str, added: list[str] | None = None) -> None:
     with open(vocab) as file:
         words = json.load(file)
     with open(merges) as file:
         pairs = [tuple(line.split()) for line in file.read().splitlines()[1:]]
-    Qwen2Tokenizer(vocab=words, merges=pairs).save_pretrained(folder)
+    tokenizer = Qwen2Tokenizer(vocab=words, merges=pairs)
+    tokenizer.add_special_tokens({"additional_special_tokens": added or []})
+    tokenizer.save_pretrained(folder)
 
 
 def tokenize(folder: str, **options: object):
