@@ -142,6 +142,7 @@ class Aligner:
         self._keys = keys(vocabulary, rows)
         title = "union" if wanted.source == "union" else self._inputs[owner].path if isinstance(owner, int) else owner
         held = {number: {key for key in self._keys_of(number) if isinstance(key, str)} for number in dict.fromkeys(taken)}
+        somewhere = set[str]().union(*held.values())
         self.tokens = Tokens(
             title,
             source,
@@ -149,7 +150,7 @@ class Aligner:
             self._known[main],
             rows,
             tuple(self._fate(number, tokens) for number, tokens in held.items()),
-            tuple(token for token in vocabulary.ids if token not in set[str]().union(*held.values())),
+            tuple(token for token in vocabulary.ids if token not in somewhere),
         )
 
     def has(self, name: str) -> bool:
