@@ -236,6 +236,7 @@ class MergeConfig(Fields):
             strict_layout=self.strict_layout,
             save_format=self.save_format,
             config_from=self.config_from,
+            chat_template=self.chat_template or recipe.chat_template,
         )
 
     def to_record(self) -> dict[str, Any]:

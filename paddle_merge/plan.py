@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .chat import ChatTemplate
 from .donor import Donor
 from .dtypes import DType, compute_dtype
 from .engine import Engine
@@ -101,6 +102,7 @@ class Plan:
     folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]
     opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]  # the inputs as they are stored
+    chat_template: ChatTemplate | None  # None: the tokenizer's own
 
     @property
     def prefix(self) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence, Set
 
+from . import chat
 from .assemble import Made, assemble
 from .detect import LAYOUTS
 from .donor import find_donor
@@ -48,6 +49,8 @@ def make_plan(
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _turned(made, layout))
     pieces = cut(tensors, n_process * ranks)
+    folders = [(checkpoint.path, checkpoint.folder) for checkpoint in opened]
+    template, doubts = chat.choose(recipe.chat_template, folders, donor.folder)
     return Plan(
         recipe,
         inputs,
@@ -61,8 +64,9 @@ def make_plan(
         layout,
         tuple(turned),
         tuple(folded),
-        (*idle, *worries, *warnings(inputs, donor)),
+        (*idle, *worries, *doubts, *warnings(inputs, donor)),
         tuple(zip(opened, adapters, strict=True)),
+        template,
     )
 
 

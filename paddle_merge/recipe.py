@@ -110,6 +110,7 @@ class Recipe:
     strict_layout: refuse sources of different layouts.
     save_format: "safetensors" or "pdparams".
     config_from: the folder of config.json and the tokenizer; None: the base's, or a model's.
+    chat_template: a name, "auto", or Jinja (chat.py); None: the tokenizer's own.
     """
 
     models: tuple[str, ...]
@@ -126,6 +127,7 @@ class Recipe:
     strict_layout: bool = False
     save_format: str = "safetensors"
     config_from: str | None = None
+    chat_template: str | None = None
 
     @property
     def title(self) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from . import __version__
+from . import __version__, chat
 from .config import MergeConfig
 from .detect import last_word
 from .errors import CheckpointError
@@ -71,7 +71,7 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
             raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
         if name == "config.json" and isinstance(model := read_json(path), dict):
             contents[name] = _model_config(contents[name], model, plan)
-    return contents
+    return chat.placed(plan.chat_template, contents) if plan.chat_template is not None else contents
 
 
 def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:

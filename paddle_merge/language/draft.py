@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from .. import chat
 from ..dtypes import FLOATS, DType
 from ..methods.named import Method, Parameter
 from ..methods.registry import IDLE, find, names, parameter_names
@@ -17,14 +18,17 @@ from ..recipe import Condition, Setting, Value
 from ..resolve import typed
 from .nodes import Nodes, is_null
 
-KEYS = ("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name")
-LATER = ("tokenizer_source", "tokenizer", "chat_template")
+KEYS = (
+    *("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name"),
+    "chat_template",
+)
+LATER = ("tokenizer_source", "tokenizer")
 Settings = dict[str, Setting]
 
 
 @dataclass(eq=False)
 class Draft:
-    """A document. parts: its slices, with models by path."""
+    """A document. parts: its slices, with models by path. chat_template: where it is given, else None."""
 
     node: yaml.Node
     name: str
@@ -34,6 +38,7 @@ class Draft:
     settings: Settings
     seed: Any
     out_dtype: DType | None
+    chat_template: yaml.Node | None
 
     @property
     def specs(self) -> list[str]:
@@ -57,6 +62,9 @@ class Drafts(Nodes):
         if base:
             self.specs.setdefault(base, len(self.specs))
         out_dtype = self._dtype(given, "out_dtype") or self._dtype(given, "dtype")
+        template = self.text(given["chat_template"]) if "chat_template" in given else ""
+        if template and (wrong := chat.mistake(template)):
+            self.wrong(given["chat_template"], f"chat_template {wrong}")
         kinds: list[str] = [kind for kind in ("models", "slices", "modules") if kind in given]
         if len(kinds) != 1:
             named = ", ".join(kinds) or "none of them"
@@ -74,7 +82,7 @@ class Drafts(Nodes):
         name = self.text(given["name"]) if "name" in given else ""
         if method is None:
             return None
-        return Draft(node, name, method, base, parts, settings, seed, out_dtype)
+        return Draft(node, name, method, base, parts, settings, seed, out_dtype, given.get("chat_template"))
 
     def _top(self, node: yaml.Node) -> dict[str, yaml.Node]:
         given = {}

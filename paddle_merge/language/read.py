@@ -71,6 +71,11 @@ class _Reader(Drafts):
         if self.problems:
             return None
         *before, last = made
+        for stage in stages:
+            if stage.chat_template is not None:
+                self.note(
+                    stage.chat_template, "'chat_template' has no effect here, where only tensors are made for another merge"
+                )
         return Recipe(
             models=tuple(order[:-1] if base else order),
             base=base,
@@ -80,6 +85,7 @@ class _Reader(Drafts):
             stages=tuple(before),
             seed=last.seed,
             out_dtype=last.out_dtype,
+            chat_template=self.text(final.chat_template) if final.chat_template is not None else None,
         )
 
     def _in_order(self, drafts: Sequence[Draft]) -> tuple[Draft, list[Draft]]:

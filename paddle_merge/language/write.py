@@ -14,7 +14,8 @@ def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
     """The recipe as `parse` reads it. absolute: applied to the models' paths."""
     paths = [*map(absolute, recipe.sources), *(stage.name for stage in recipe.stages)]
     documents = [{"name": stage.name, **_document(stage, paths)} for stage in recipe.stages]
-    documents.append(_document(recipe, paths))
+    told = {"chat_template": recipe.chat_template} if recipe.chat_template else {}
+    documents.append({**_document(recipe, paths), **told})
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
