@@ -14,12 +14,13 @@ from typing import Any
 
 from .errors import CheckpointError
 from .methods.paddlenlp import PREFIX
+from .modules import module_of, names_of
 from .names import layer_of
 from .plan import Plan, TensorPlan, leaves
 from .readers import Lengths, LowRank, Origin, Part, TensorEntry
 from .readers.parts import as_boxes
 from .readers.pickles import MalformedError
-from .recipe import Mix, Recipe
+from .recipe import Mix, Recipe, Stage
 from .resolve import Resolver
 
 # What methods call their parameters -> the flag of it.
@@ -147,20 +148,26 @@ class _Ledger:
         """Why the recipe has no use for a tensor; "" if it has."""
         if number not in self._takes:
             return "the recipe merges nothing of it"
-        layers, layer = self._takes[number], layer_of(name)
-        return "" if layers is None or (layer is not None and layer[1] in layers) else "no slice takes it"
+        layer, why = layer_of(name), "the recipe takes this module of other models"
+        for layers, module, modules in self._takes[number]:
+            if module is not None and module_of(name, modules) != module:
+                continue
+            if layers is None or (layer is not None and layer[1] in layers):
+                return ""
+            why = "no slice takes it"
+        return why
 
 
-def _taken(recipe: Recipe) -> dict[int, set[int] | None]:
-    """Of each input that is merged, the layers that slices take; None: whole models."""
-    found: dict[int, set[int] | None] = {}
-    for part in (*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)):
-        for one in (*part.inputs, *((part.base,) if part.base else ())):
-            layers = found.setdefault(one.number, set())
-            if part.layers is None or layers is None:
-                found[one.number] = None
-            else:
-                layers |= set(range(one.first, one.first + part.layers))
+def _taken(recipe: Recipe) -> dict[int, list[tuple[range | None, str | None, tuple[str, ...]]]]:
+    """Of each input that is merged, what slices take: layers (None: all, and what is in none), of which module of which."""
+    found: dict[int, list[tuple[range | None, str | None, tuple[str, ...]]]] = defaultdict(list)
+    merges: list[Recipe | Stage] = [recipe, *recipe.stages]
+    for merge in merges:
+        modules = names_of(merge)
+        for part in merge.slices:
+            for one in part.everything:
+                layers = None if part.layers is None else range(one.first, one.first + part.layers)
+                found[one.number].append((layers, part.module, modules))
     return found
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from . import __version__, ceiling, chat
+from . import __version__, ceiling, chat, modules
 from .account import Account, Fate, Made, account, parameters
 from .config import MergeConfig
 from .destination import free_bytes
@@ -59,6 +59,7 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
     alone = recipe.title == "fold"
     lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_shown(recipe)}"]
     lines += [f"model    {weight}{path}" for path, weight in _weights(recipe)]
+    lines += [f"module   {line}" for line in modules.described(recipe, (tensor.name for tensor in plan.tensors))]
     if not alone:
         lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
     lines += [f"adapter  {sentence}" for sentence in plan.folded]

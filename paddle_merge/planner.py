@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence, Set
 
-from . import chat
+from . import chat, modules
 from .assemble import Made, assemble
 from .detect import LAYOUTS
 from .donor import find_donor
@@ -64,19 +64,24 @@ def make_plan(
         layout,
         tuple(turned),
         tuple(folded),
-        (*idle, *worries, *doubts, *warnings(inputs, donor)),
+        (*idle, *worries, *doubts, *modules.with_depths(donor.config, recipe)[1], *warnings(inputs, donor)),
         tuple(zip(opened, adapters, strict=True)),
         template,
     )
 
 
 def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[str]:
-    """Of whole models, in which ways their tensors don't match; slices of layers are looked at one by one."""
-    if recipe.slices[0].layers is not None:
-        return []
-    part = recipe.slices[0]
-    numbers = [one.number for one in (*part.inputs, *((part.base,) if part.base else ()))]
-    return differences([inputs[number] for number in numbers], recipe.out_dtype)
+    """Of whole models, or modules, in which ways their tensors don't match; slices of layers are looked at one by one."""
+    found, names = list[str](), modules.names_of(recipe)
+    for module, (part, *_) in modules.parts(recipe):
+        its = [modules.within(inputs[one.number].tensors, module, names) for one in part.everything]
+        compared = [
+            dataclasses.replace(inputs[one.number], tensors=tensors)
+            for one, tensors in zip(part.everything, its, strict=True)
+        ]
+        if part.layers is None and (module is None or all(its)):
+            found += differences(compared, recipe.out_dtype)
+    return found
 
 
 def _turned(made: Sequence[Made], layout: str | None) -> Set[str]:

@@ -12,6 +12,7 @@ from . import __version__, chat
 from .config import MergeConfig
 from .detect import last_word
 from .errors import CheckpointError
+from .modules import with_depths
 from .plan import Plan
 from .readers import read_json, read_small
 from .resolve import weighted
@@ -37,7 +38,6 @@ LOCK = "merge_lock.json"
 ADAPTERS = ("adapter_config.json", "lora_config.json", "extract_report.json")  # beside an adapter's weights
 # Endings of what loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")
-DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # of the stack of layers, as config.json calls them
 # What PaddleNLP's config.json says about layers that the weights have fused.
 FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_up_fused_proj"}}
 
@@ -88,9 +88,8 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     if len(dtypes) == 1 and not stored_only and told:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
     wanted.update(_older_rope(model))
-    if plan.recipe.slices[0].layers is not None:
-        wanted.update({name: sum(part.layers or 0 for part in plan.recipe.slices) for name in DEPTHS if name in model})
-    if isinstance(text := model.get("text_config"), dict):
+    wanted, _ = with_depths(wanted, plan.recipe)
+    if isinstance(text := wanted.get("text_config"), dict):
         wanted["text_config"] = {**text, **_older_rope(text)}
     if plan.layout is not None:
         wanted.pop("source", None)

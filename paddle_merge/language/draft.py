@@ -71,13 +71,11 @@ class Drafts(Nodes):
             self.wrong(node, f"give one of models, slices and modules, not {named}")
             return None
         settings = self._settings(given.get("parameters"), method)
-        module: yaml.Node | None = given[kinds[0]]
         if kinds == ["modules"]:
-            module, kinds, own = self._module(given["modules"], method)
+            parts, own = self._modules(given["modules"], method)
             settings = _joined(own, settings)
-        if module is None:
-            return None
-        parts = self._models(module, method) if kinds == ["models"] else self._slices(module, method)
+        else:
+            parts = self._parts(kinds[0], given[kinds[0]], method)
         seed = self._value(given["seed"], Parameter("seed", int)) if "seed" in given else 0
         name = self.text(given["name"]) if "name" in given else ""
         if method is None:
@@ -120,19 +118,29 @@ class Drafts(Nodes):
 
     # --- what is merged
 
-    def _module(self, node: yaml.Node, method: Method | None) -> tuple[yaml.Node | None, list[str], Settings]:
+    def _modules(self, node: yaml.Node, method: Method | None) -> tuple[list[dict[str, Any]], Settings]:
+        """The slices of all modules; and the parameters of one that is alone, and has all tensors."""
         modules = self.mapping(node, "modules")
-        if len(modules) != 1:
-            self.wrong(node, f"modules must hold one module, not {len(modules)}: {', '.join(modules)}")
-            return None, [], {}
-        ((key, content),) = modules.values()
-        self.note(key, "all tensors are merged as this module says, whatever it is called")
-        inner = self.known(content, ("models", "slices", "parameters"), "a module")
-        kinds: list[str] = [kind for kind in ("models", "slices") if kind in inner]
-        if len(kinds) != 1:
-            self.wrong(content, "a module must have models or slices")
-            return None, [], {}
-        return inner[kinds[0]], kinds, self._settings(inner.get("parameters"), method)
+        if not modules:
+            self.wrong(node, "modules is empty")
+        parts: list[dict[str, Any]] = []
+        for name, (key, content) in modules.items():
+            inner = self.known(content, ("models", "slices", "parameters"), "a module")
+            kinds: list[str] = [kind for kind in ("models", "slices") if kind in inner]
+            settings = self._settings(inner.get("parameters"), method)
+            if len(kinds) != 1:
+                self.wrong(content, f"module {name!r} must have models or slices")
+                continue
+            found = self._parts(kinds[0], inner[kinds[0]], method)
+            if len(modules) == 1:
+                self.note(key, "all tensors are merged as this module says, whatever it is called")
+                return found, settings
+            own = {"module": name, "at": self._at(key)}
+            parts += [{**part, **own, "settings": _joined(part["settings"], settings)} for part in found]
+        return parts, {}
+
+    def _parts(self, kind: str, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
+        return self._models(node, method) if kind == "models" else self._slices(node, method)
 
     def _models(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
         sources = [self._source(item, ("model", "parameters"), method) for item in self.list(node, "models")]

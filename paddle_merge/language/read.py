@@ -155,4 +155,5 @@ class _Reader(Drafts):
             self.wrong(node, f"{method.name} takes {method.least}{most}{more} models, not {len(models)}")
         layers = next(iter(lengths)) if lengths else None
         inputs = tuple(map(an_input, models))
-        return Slice(inputs, an_input(based[0]) if subtracts and based else None, layers, part["settings"])
+        subtracted = an_input(based[0]) if subtracts and based else None
+        return Slice(inputs, subtracted, layers, part["settings"], part.get("module"), part.get("at", ""))

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ..modules import parts
 from ..recipe import Recipe, Setting, Slice, Stage
 
 
@@ -28,19 +29,25 @@ def _document(recipe: Recipe | Stage, paths: Sequence[str]) -> dict[str, Any]:
         content["base_model"] = paths[first.base.number]
     elif isinstance(recipe, Recipe) and recipe.base is not None:
         content["base_model"] = paths[len(recipe.models)]
-    parts = [_part(part, paths) for part in recipe.slices]
-    if first.layers is None:
-        content["models"] = parts[0]["sources"]
-    else:
-        content["slices"] = parts
+    modules = {module: _slices(slices, paths) for module, slices in parts(recipe)}
+    content |= modules.get(None, {"modules": modules})
     content |= {"parameters": _plain(recipe.settings)} if recipe.settings else {}
     content |= {"out_dtype": recipe.out_dtype.name} if recipe.out_dtype else {}
     return content | ({"seed": recipe.seed} if recipe.seed else {})
 
 
+def _slices(slices: Sequence[Slice], paths: Sequence[str]) -> dict[str, Any]:
+    """Of a module, or of all there is."""
+    written = [_part(part, paths) for part in slices]
+    if slices[0].layers is not None:
+        return {"slices": written}
+    whole = written[0]
+    return {"models": whole.pop("sources"), **whole}
+
+
 def _part(part: Slice, paths: Sequence[str]) -> dict[str, Any]:
     sources = []
-    for one in (*part.inputs, *((part.base,) if part.base else ())):
+    for one in part.everything:
         source: dict[str, Any] = {"model": paths[one.number]}
         source |= {"layer_range": [one.first, one.first + part.layers]} if part.layers is not None else {}
         source |= {"parameters": _plain(one.settings)} if one.settings else {}
