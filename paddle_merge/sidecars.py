@@ -44,8 +44,8 @@ FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_
 
 def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
     """What to write beside the weights, by name: the model card, and copies from plan.donor.folder (config.json with the new
-    dtype, if there is one). Raises CheckpointError listing the files of copy_file_list that aren't there or may not be
-    copied."""
+    dtype, if there is one; with the chat template that was asked for, if one was). Raises CheckpointError listing the files
+    of copy_file_list that aren't there or may not be copied."""
     folder = plan.donor.folder
     problems = []
     extra = [os.path.normpath(name) for name in config.copy_file_list or ()]
@@ -54,6 +54,8 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
             problems.append(f"--copy_file_list {name}: must be inside {folder}")
         elif name.endswith(WEIGHTS) or name in (RECORD, LOCK):
             problems.append(f"--copy_file_list {name}: would stand in the way of the merged weights or their record")
+        elif plan.chat_template is not None and name in (chat.FILE, chat.OLDER):
+            problems.append(f"--copy_file_list {name}: would contradict the chat template that is asked for")
         elif not os.path.isfile(os.path.join(folder, name)):
             problems.append(f"--copy_file_list {name}: no such file in {folder}")
     if problems:

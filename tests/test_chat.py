@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, chat, merge
-from paddle_merge.cli import main
+from paddle_merge.cli import FIELDS, main
 from paddle_merge.language.read import parse
 from paddle_merge.report.verify import verify
 
@@ -91,7 +91,8 @@ def ours(name: str) -> str:
     return template.text
 
 
-def test_there_are_texts_for_each_template() -> None:
+def test_there_are_texts_for_each_template_and_help_names_it() -> None:
+    assert all(name in FIELDS["chat_template"].metadata["help"] for name in [*EXPECTED, chat.AUTO])
     assert chat.names() == sorted(EXPECTED) == ["alpaca", "chatml", "exaone", "llama3", "mistral"]
 
 
@@ -246,6 +247,16 @@ def test_a_tokenizer_config_that_is_none(here: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer_config.json, beside the weights, can't take the chat template"):
         merged("a", "b", chat_template="chatml")
     assert not Path("out").exists()
+
+
+def test_files_that_would_contradict(here: Path) -> None:
+    wanted = ["chat_template.jinja", "./chat_template.json", "tokenizer_config.json"]
+    with pytest.raises(CheckpointError) as caught:
+        merged("e", "a", chat_template="chatml", copy_file_list=wanted)
+    assert caught.value.problems == [
+        f"--copy_file_list chat_template.{kind}: would contradict the chat template that is asked for"
+        for kind in ("jinja", "json")
+    ]
 
 
 # --- asked for, and refused ----------------------------------------------------------------------------------------------

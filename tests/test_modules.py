@@ -257,6 +257,18 @@ def test_what_is_written_is_what_was_read(recipe: str) -> None:
     assert (again.settings, again.models) == (read_once.settings, read_once.models)
 
 
+@given(st.text(max_size=40), st.integers(0, 400))
+def test_no_text_in_it_breaks_the_reader(text: str, place: int) -> None:
+    try:
+        told = parse(MODULES[:place] + text + MODULES[place:], "r")
+    except ConfigError as error:
+        told, problems = None, error.problems
+    if told is None:
+        assert all(sentence.startswith("r:") for sentence in problems)
+    else:
+        assert parse(to_yaml(told.recipe), "r").recipe.slices == told.recipe.slices
+
+
 def test_one_module_has_all_tensors(here: Path) -> None:
     told = parse("modules: {any: {models: [{model: a}, {model: b}], parameters: {weight: 2}}}\nmerge_method: linear", "r")
     assert told.notes == ("r:1:11: all tensors are merged as this module says, whatever it is called",)
