@@ -131,7 +131,7 @@ def problems(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[str]:
 
 
 def one_stack(part: Slice, tensors: Iterable[str], path: str) -> tuple[str | None, str]:
-    """The stack of layers that is sliced, and "" ; or None, and why there isn't one."""
+    """The stack of layers that is sliced, and ""; or None, and why there isn't one."""
     found, at = list(stacks(tensors)), f"{part.at}: " if part.at else ""
     if len(found) == 1:
         return found[0], ""
@@ -175,7 +175,8 @@ def with_depths(config: Mapping[str, Any], recipe: Recipe) -> tuple[dict[str, An
         if slices[0].layers is None:
             continue
         picked = [part.inputs[0].first + layer for part in slices for layer in range(part.layers or 0)]
-        kind = next((kind[0] for kind in _KINDS if module in kind), None) if module else _TEXT[0]
+        known = _kind_of(module) if module else _TEXT
+        kind = known[0] if known else None
         placed = False
         for section in ("", *_SECTIONS.get(kind or "", ())):
             its = changed if not section else changed.get(section)

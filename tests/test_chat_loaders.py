@@ -20,6 +20,10 @@ from .test_loaders import LIBRARIES, pytestmark, work  # noqa: F401 - pytest rea
 EXPECTED = {
     "chatml": "<|im_start|>system\nb<|im_end|>\n<|im_start|>user\nab c<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
     "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": "<|start_header_id|>system<|end_header_id|>\n\nb<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nab c"
+    "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nc<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "exaone": "[|system|]b[|endofturn|]\n[|user|]ab c\n[|assistant|]a[|endofturn|]\n[|user|]c\n[|assistant|]",
     "mistral": " [INST] b\n\nab c [/INST] a<|endoftext|> [INST] c [/INST]",
     "alpaca": "b\n\n### Instruction:\nab c\n\n### Response:\na<|endoftext|>\n\n### Instruction:\nc\n\n### Response:\n",
     "{% for m in messages %}\n  {{ m['role'] }};\n{% endfor %}\n": "  system;\n  user;\n  assistant;\n  user;\n",

@@ -400,6 +400,8 @@ def test_modules_of_models_that_do_not_match(here: Path) -> None:
         ("encoder", {"num_decoder_layers": 4, "num_layers": 4}, {"num_decoder_layers": 4, "num_layers": 2}, False),
         ("vision_tower", {"num_hidden_layers": 4, "vision_config": {}}, {"num_hidden_layers": 4, "vision_config": {}}, True),
         ("text_model", {"num_hidden_layers": 4}, {"num_hidden_layers": 2}, False),
+        ("model.visual.blocks", {"vision_config": {"depth": 4}}, {"vision_config": {"depth": 2}}, False),
+        ("model.layers", {"num_hidden_layers": 4}, {"num_hidden_layers": 4}, True),
         (
             "visual",
             {"depth": 4, "vision_config": {"num_hidden_layers": 4, "layer_types": ["x", "y"]}},
