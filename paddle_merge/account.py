@@ -14,13 +14,13 @@ from typing import Any
 
 from .errors import CheckpointError
 from .methods.paddlenlp import PREFIX
-from .modules import module_of, names_of
+from .modules import module_of, taken
 from .names import layer_of
 from .plan import Plan, TensorPlan, leaves
 from .readers import Lengths, LowRank, Origin, Part, TensorEntry
 from .readers.parts import as_boxes
 from .readers.pickles import MalformedError
-from .recipe import Mix, Recipe, Stage
+from .recipe import Mix, Recipe
 from .resolve import Resolver
 
 # What methods call their parameters -> the flag of it.
@@ -113,7 +113,7 @@ class _Ledger:
         for tensor in plan.tensors:
             for _, entry in leaves(tensor):
                 self._read(tensor.name, entry)
-        self._takes = _taken(plan.recipe)
+        self._takes = taken(plan.recipe)
 
     def _read(self, name: str, entry: TensorEntry) -> None:
         for origin, box, elements in _pieces(entry):
@@ -156,19 +156,6 @@ class _Ledger:
                 return ""
             why = "no slice takes it"
         return why
-
-
-def _taken(recipe: Recipe) -> dict[int, list[tuple[range | None, str | None, tuple[str, ...]]]]:
-    """Of each input that is merged, what slices take: layers (None: all, and what is in none), of which module of which."""
-    found: dict[int, list[tuple[range | None, str | None, tuple[str, ...]]]] = defaultdict(list)
-    merges: list[Recipe | Stage] = [recipe, *recipe.stages]
-    for merge in merges:
-        modules = names_of(merge)
-        for part in merge.slices:
-            for one in part.everything:
-                layers = None if part.layers is None else range(one.first, one.first + part.layers)
-                found[one.number].append((layers, part.module, modules))
-    return found
 
 
 def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:

@@ -164,6 +164,19 @@ def described(recipe: Recipe, names: Iterable[str]) -> list[str]:
     return found
 
 
+def taken(recipe: Recipe) -> dict[int, list[tuple[range | None, str | None, tuple[str, ...]]]]:
+    """Of each input that is merged, what slices take: layers (None: all, and what is in none), of which module of which."""
+    found: dict[int, list[tuple[range | None, str | None, tuple[str, ...]]]] = {}
+    merges: list[Recipe | Stage] = [recipe, *recipe.stages]
+    for merge in merges:
+        modules = names_of(merge)
+        for part in merge.slices:
+            for one in part.everything:
+                layers = None if part.layers is None else range(one.first, one.first + part.layers)
+                found.setdefault(one.number, []).append((layers, part.module, modules))
+    return found
+
+
 # --- config.json -----------------------------------------------------------------------------------------------------------
 
 
