@@ -24,7 +24,7 @@ setup(
     license="Apache-2.0",
     license_files=["paddle_merge/LICENSE"],
     packages=find_packages(include=["paddle_merge", "paddle_merge.*"]),
-    package_data={"paddle_merge": ["LICENSE"]},
+    package_data={"paddle_merge": ["LICENSE", "templates/*.jinja"]},
     python_requires=">=3.10",
     install_requires=[
         "numpy>=1.26",  # blocks of tensors
@@ -34,6 +34,7 @@ setup(
         "xxhash>=3",  # checksums of what is written, at the speed of memory
         "pyyaml",  # config files in YAML
         "tokenizers>=0.20",  # which token each row of an embedding is
+        "jinja2>=3",  # tells a mistake in a chat template before the merge, not when the model is first talked to
         "threadpoolctl",  # singular vectors on one thread: BLAS's results depend on how many it takes
     ],
     extras_require={

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import CheckpointError
 from .methods.paddlenlp import PREFIX
+from .modules import module_of, taken
 from .names import layer_of
 from .plan import Plan, TensorPlan, leaves
 from .readers import Lengths, LowRank, Origin, Part, TensorEntry
@@ -112,7 +113,7 @@ class _Ledger:
         for tensor in plan.tensors:
             for _, entry in leaves(tensor):
                 self._read(tensor.name, entry)
-        self._takes = _taken(plan.recipe)
+        self._takes = taken(plan.recipe)
 
     def _read(self, name: str, entry: TensorEntry) -> None:
         for origin, box, elements in _pieces(entry):
@@ -147,21 +148,14 @@ class _Ledger:
         """Why the recipe has no use for a tensor; "" if it has."""
         if number not in self._takes:
             return "the recipe merges nothing of it"
-        layers, layer = self._takes[number], layer_of(name)
-        return "" if layers is None or (layer is not None and layer[1] in layers) else "no slice takes it"
-
-
-def _taken(recipe: Recipe) -> dict[int, set[int] | None]:
-    """Of each input that is merged, the layers that slices take; None: whole models."""
-    found: dict[int, set[int] | None] = {}
-    for part in (*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)):
-        for one in (*part.inputs, *((part.base,) if part.base else ())):
-            layers = found.setdefault(one.number, set())
-            if part.layers is None or layers is None:
-                found[one.number] = None
-            else:
-                layers |= set(range(one.first, one.first + part.layers))
-    return found
+        layer, why = layer_of(name), "the recipe takes this module of other models"
+        for layers, module, modules in self._takes[number]:
+            if module is not None and module_of(name, modules) != module:
+                continue
+            if layers is None or (layer is not None and layer[1] in layers):
+                return ""
+            why = "no slice takes it"
+        return why
 
 
 def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from . import __version__, ceiling
+from . import __version__, ceiling, chat, modules
 from .account import Account, Fate, Made, account, parameters
 from .config import MergeConfig
 from .destination import free_bytes
@@ -60,10 +60,12 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
     alone = recipe.title == "fold"
     lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_shown(recipe)}"]
     lines += [f"model    {weight}{path}" for path, weight in _weights(recipe)]
+    lines += [f"module   {line}" for line in modules.described(recipe, (tensor.name for tensor in plan.tensors))]
     if not alone:
         lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
     lines += [f"adapter  {sentence}" for sentence in plan.folded]
     lines += [f"config   {plan.donor.note}"] if plan.donor.note else []
+    lines += [f"chat     {plan.chat_template.origin}"] if plan.chat_template is not None else []
     lines += [f"layout   {sentence}" for sentence in plan.turned]
     lines += _tokens(plan) if plan.tokens is not None else []
     lines.append(
@@ -74,7 +76,8 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
         f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if plan.measures else ''}"
     )
     lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
-    names = ", ".join(name for name in sidecars if name != CARD)
+    ours = (CARD, *([chat.FILE] if plan.chat_template is not None else []))
+    names = ", ".join(name for name in sidecars if name not in ours)
     lines.append(f"copied   {names or 'nothing'} from {plan.donor.folder}")
     if plan.engine.tensor_type == "pd":
         budget = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""

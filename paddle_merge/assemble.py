@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import CheckpointError, ConfigError
+from .modules import names_of, one_stack, parts, problems, within
 from .names import in_layer, layer_of, stacks
 from .readers import Checkpoint, TensorEntry
 from .recipe import Input, Mix, Recipe, Slice, Stage
@@ -50,10 +51,12 @@ def assemble(
 ) -> tuple[list[Made], list[str]]:
     """In the order of the base's tensors, else of the first model's; and a sentence on each filter that none of them met.
     aligner: of the recipe's tokenizer, if it has one. Raises CheckpointError, ConfigError."""
-    resolver, made, problems, wrong = Resolver(recipe), [], [], dict[str, None]()
+    resolver, made, wrong = Resolver(recipe), [], dict[str, None]()
+    if faults := problems(recipe, inputs):
+        raise CheckpointError(faults)
     for place in _places(recipe, inputs):
         part = place.part
-        models = part.inputs if part.base is None else (*part.inputs, part.base)
+        models = part.everything
         names = [_name_in(place, model) for model in models]
         entries = [inputs[model.number].tensors.get(name) for model, name in zip(models, names, strict=True)]
         found = [entry for entry in entries if entry is not None]
@@ -62,18 +65,16 @@ def assemble(
             entries = [*found]
         for model, name, entry in zip(models, names, entries, strict=True):
             if entry is None:
-                problems.append(
-                    f"{inputs[model.number].path}: has no tensor {name!r}, which {place.name!r} would be made of"
-                )
+                faults.append(f"{inputs[model.number].path}: has no tensor {name!r}, which {place.name!r} would be made of")
             elif entry.shape != found[0].shape:
-                problems.append(
+                faults.append(
                     f"{inputs[model.number].path}: tensor {name!r} is {list(entry.shape)}, and"
                     f" {inputs[models[0].number].path}'s {names[0]!r} is {list(found[0].shape)}"
                 )
-        if len(found) < len(entries) or problems:
+        if len(found) < len(entries) or faults:
             continue
         if (differ := _differ(found, recipe)) is not None:
-            problems.append(f"tensor {place.name!r} would be made of {differ}; {REMEDY}")
+            faults.append(f"tensor {place.name!r} would be made of {differ}; {REMEDY}")
             continue
         try:
             values = resolver.values(part, place.name, place.t, names[: len(part.inputs)])
@@ -86,8 +87,8 @@ def assemble(
             found, numbers = _all_of(found, numbers)
         base = found.pop() if part.base is not None else None
         made.append(Made(place.name, tuple(found), base, tuple(numbers), mix, tuple(values.items())))
-    if problems:
-        raise CheckpointError(problems)
+    if faults:
+        raise CheckpointError(faults)
     if wrong:
         raise ConfigError(list(wrong))
     return made, unused(recipe, resolver)
@@ -115,12 +116,19 @@ def _name_in(place: _Place, model: Input) -> str:
 
 
 def _places(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[_Place]:
-    first = recipe.slices[0]
-    pattern = inputs[(first.base or first.inputs[0]).number].tensors
-    if first.layers is None:
+    places, modules = list[_Place](), names_of(recipe)
+    for module, slices in parts(recipe):
+        first = slices[0]
+        if first.layers is not None:
+            used = {part.inputs[0].number for part in slices}
+            models = {number: inputs[number] for number in used}
+            its = {number: within(one.tensors, module, modules) for number, one in models.items()}
+            places += _sliced(slices, its, {number: one.path for number, one in models.items()})
+            continue
+        pattern = within(inputs[(first.base or first.inputs[0]).number].tensors, module, modules)
         depths = stacks(pattern)
-        return [_Place(name, first, None, _t(layer_of(name), depths)) for name in pattern]
-    return _sliced(recipe, inputs)
+        places += [_Place(name, first, None, _t(layer_of(name), depths)) for name in pattern]
+    return places
 
 
 def _t(layer: tuple[str, int] | None, depths: dict[str, int]) -> float:
@@ -131,29 +139,29 @@ def _t(layer: tuple[str, int] | None, depths: dict[str, int]) -> float:
     return min(1.0, number / (depths[stack] - 1)) if depths[stack] > 1 else 1.0
 
 
-def _sliced(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[_Place]:
-    """Raises CheckpointError where there isn't one stack of layers to slice."""
-    first, last = recipe.slices[0], recipe.slices[-1]
-    head = inputs[first.inputs[0].number]
-    found = stacks(head.tensors)
-    if len(found) != 1:
-        named = ", ".join(found) or "none"
-        raise CheckpointError(f"{head.path}: layer_range needs a model of one stack of layers, and it has {named}")
-    (stack,) = found
-    places = [_Place(name, first, None, 0.0) for name in head.tensors if not layer_of(name) and _comes_before(name)]
+def _sliced(slices: Sequence[Slice], tensors: Mapping[int, Iterable[str]], paths: Mapping[int, str]) -> list[_Place]:
+    """tensors, paths: of the first model of each slice, by its number: names, and what to call it. Raises CheckpointError
+    where there isn't one stack of layers to slice."""
+    first, last = slices[0], slices[-1]
+    head = first.inputs[0].number
+    stack, fault = one_stack(first, tensors[head], paths[head])
+    if stack is None:
+        raise CheckpointError(fault)
+    places = [_Place(name, first, None, 0.0) for name in tensors[head] if not layer_of(name) and _comes_before(name)]
     number = 0
-    for part in recipe.slices:
+    for part in slices:
         assert part.layers is not None
-        like = inputs[part.inputs[0].number].tensors
+        like = tensors[part.inputs[0].number]
         for layer in range(part.layers):
             t = layer / (part.layers - 1) if part.layers > 1 else 1.0
             at = stack, part.inputs[0].first + layer
             mine = [name for name in like if layer_of(name) == at]
             if not mine:
-                raise CheckpointError(f"{inputs[part.inputs[0].number].path}: has no layer {at[1]} of {stack}")
+                where = f"{part.at}: " if part.at else ""
+                raise CheckpointError(f"{where}{paths[part.inputs[0].number]}: has no layer {at[1]} of {stack}")
             places += [_Place(in_layer(name, number), part, layer, t) for name in mine]
             number += 1
-    tail = inputs[last.inputs[0].number].tensors
+    tail = tensors[last.inputs[0].number]
     return places + [_Place(name, last, None, 0.0) for name in tail if not layer_of(name) and not _comes_before(name)]
 
 

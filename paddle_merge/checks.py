@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from . import engine
+from . import chat, engine
 from .methods import METHODS
 from .methods.registry import NAMED
 from .parsing import nearest, parse_size
@@ -78,6 +78,8 @@ def _running(config: MergeConfig) -> list[str]:
             parse_size("1GB" if size is None else size)
         except ValueError as error:
             found.append(f"--{name} {error}")
+    if config.chat_template and (wrong := chat.mistake(config.chat_template)):
+        found.append(f"--chat_template {wrong}")
     return found + _device(config)
 
 

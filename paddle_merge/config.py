@@ -242,6 +242,7 @@ class MergeConfig(Fields):
             save_format=self.save_format,
             config_from=self.config_from,
             tokenizer=tokenizer,
+            chat_template=self.chat_template or recipe.chat_template,
         )
 
     @property

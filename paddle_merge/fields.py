@@ -161,6 +161,11 @@ class Fields:
     copy_file_list: list[str] | None = _flag(
         _OUTPUT, "More files to copy from the folder that config and tokenizer come from, beside them."
     )
+    chat_template: str | None = _flag(
+        _OUTPUT,
+        "The output's chat template: alpaca, chatml, exaone, llama3, mistral; auto, what most inputs have; or one in Jinja.",
+        shown="that of the tokenizer",
+    )
     n_process: int = _flag(_RUN, "Worker processes. The result doesn't depend on it.", 1)
     max_memory: str | None = _flag(
         _RUN,

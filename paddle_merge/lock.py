@@ -168,6 +168,7 @@ def _resolved(plan: Plan) -> dict[str, Any]:
         "out_dtype": recipe.out_dtype.name if recipe.out_dtype else None,
         "layout": plan.layout,
         "save_format": recipe.save_format,
+        "chat_template": recipe.chat_template,
     }
 
 

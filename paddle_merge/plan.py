@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .chat import ChatTemplate
 from .donor import Donor
 from .dtypes import DType, compute_dtype
 from .engine import Engine
@@ -103,6 +104,7 @@ class Plan:
     warnings: tuple[str, ...]
     tokens: Tokens | None  # of the output, if vocabularies are aligned
     opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]  # the inputs as they are stored
+    chat_template: ChatTemplate | None  # None: the tokenizer's own
 
     @property
     def prefix(self) -> str:

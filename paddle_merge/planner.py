@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence, Set
 
+from . import chat, modules
 from .assemble import Made, assemble
 from .detect import LAYOUTS
 from .donor import find_donor
@@ -52,6 +53,9 @@ def make_plan(
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _turned(made, layout))
     pieces = cut(tensors, n_process * ranks)
+    folders = [(checkpoint.path, checkpoint.folder) for checkpoint in opened]
+    tokens = aligner.tokens if aligner is not None else None
+    template, doubts = chat.choose(recipe.chat_template, folders, tokens.source.folder if tokens else donor.folder)
     return Plan(
         recipe,
         inputs,
@@ -65,9 +69,10 @@ def make_plan(
         layout,
         tuple(turned),
         tuple(folded),
-        (*idle, *worries, *warnings(inputs, donor)),
-        aligner.tokens if aligner is not None else None,
+        (*idle, *worries, *doubts, *modules.with_depths(donor.config, recipe)[1], *warnings(inputs, donor)),
+        tokens,
         tuple(zip(opened, adapters, strict=True)),
+        template,
     )
 
 
@@ -77,13 +82,18 @@ def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | N
 
 
 def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None) -> list[str]:
-    """Of whole models, in which ways their tensors don't match; slices of layers are looked at one by one."""
-    if recipe.slices[0].layers is not None:
-        return []
-    part = recipe.slices[0]
-    numbers = [one.number for one in (*part.inputs, *((part.base,) if part.base else ()))]
+    """Of whole models, or modules, in which ways their tensors don't match; slices of layers are looked at one by one."""
+    found, names = list[str](), modules.names_of(recipe)
     aligned = aligner.has if aligner is not None else lambda name: False
-    return differences([inputs[number] for number in numbers], recipe.out_dtype, aligned)
+    for module, (part, *_) in modules.parts(recipe):
+        its = [modules.within(inputs[one.number].tensors, module, names) for one in part.everything]
+        compared = [
+            dataclasses.replace(inputs[one.number], tensors=tensors)
+            for one, tensors in zip(part.everything, its, strict=True)
+        ]
+        if part.layers is None and (module is None or all(its)):
+            found += differences(compared, recipe.out_dtype, aligned)
+    return found
 
 
 def _turned(made: Sequence[Made], layout: str | None) -> Set[str]:

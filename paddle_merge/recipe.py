@@ -72,12 +72,20 @@ class Input:
 @dataclass(frozen=True)
 class Slice:
     """Some layers of the output. inputs: what they are made of, without the base that is subtracted; base: that, as an
-    Input, or None; layers: how many; None: whole models, whatever layers they have."""
+    Input, or None; layers: how many; None: whole models, whatever layers they have. module: of which part of the models
+    (modules.py); None: they have one; at: where a recipe names it."""
 
     inputs: tuple[Input, ...]
     base: Input | None = None
     layers: int | None = None
     settings: Settings = field(default_factory=dict)
+    module: str | None = None
+    at: str = field(default="", compare=False, repr=False)
+
+    @property
+    def everything(self) -> tuple[Input, ...]:
+        """The models, then the base."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,7 @@ class Recipe:
     save_format: "safetensors" or "pdparams".
     config_from: the folder of config.json and the tokenizer; None: the base's, or a model's.
     tokenizer: None: rows are merged as they stand.
+    chat_template: a name, "auto", or Jinja (chat.py); None: the tokenizer's own.
     """
 
     models: tuple[str, ...]
@@ -158,6 +167,7 @@ class Recipe:
     save_format: str = "safetensors"
     config_from: str | None = None
     tokenizer: Tokenizer | None = None
+    chat_template: str | None = None
 
     @property
     def taken(self) -> list[int]:

@@ -8,10 +8,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import __version__
+from . import __version__, chat
 from .config import MergeConfig
 from .detect import last_word
 from .errors import CheckpointError
+from .modules import with_depths
 from .plan import Plan
 from .readers import parsed, read_small
 from .resolve import weighted
@@ -34,15 +35,14 @@ LOCK = "merge_lock.json"
 ADAPTERS = ("adapter_config.json", "lora_config.json", "extract_report.json")  # beside an adapter's weights
 # Endings of what loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")
-DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # of the stack of layers, as config.json calls them
 # What PaddleNLP's config.json says about layers that the weights have fused.
 FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_up_fused_proj"}}
 
 
 def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
     """What to write beside the weights, by name: the model card, and copies from plan.donor.folder (config.json with the new
-    dtype and vocabulary, if there are such), the tokenizer's from plan.tokens. Raises CheckpointError listing the files of
-    copy_file_list that aren't there or may not be copied."""
+    dtype and vocabulary, if there are such), the tokenizer's from plan.tokens; with the chat template that was asked for, if
+    one was. Raises CheckpointError listing the files of copy_file_list that aren't there or may not be copied."""
     folder, tokens = plan.donor.folder, plan.tokens
     problems = []
     extra = [os.path.normpath(name) for name in config.copy_file_list or ()]
@@ -51,6 +51,8 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
             problems.append(f"--copy_file_list {name}: must be inside {folder}")
         elif name.endswith(WEIGHTS) or name in (RECORD, LOCK):
             problems.append(f"--copy_file_list {name}: would stand in the way of the merged weights or their record")
+        elif plan.chat_template is not None and name in (chat.FILE, chat.OLDER):
+            problems.append(f"--copy_file_list {name}: would contradict the chat template that is asked for")
         elif not os.path.isfile(os.path.join(folder, name)):
             problems.append(f"--copy_file_list {name}: no such file in {folder}")
     if problems:
@@ -66,7 +68,7 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
     path = os.path.join(folder, "config.json")
     if "config.json" in contents and isinstance(model := parsed(path, contents["config.json"]), dict):
         contents["config.json"] = _model_config(contents["config.json"], model, plan)
-    return contents
+    return chat.placed(plan.chat_template, contents) if plan.chat_template is not None else contents
 
 
 def _usual(folder: str) -> list[str]:
@@ -101,9 +103,8 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     if len(dtypes) == 1 and not stored_only and told:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
     wanted.update(_older_rope(model))
-    if plan.recipe.slices[0].layers is not None:
-        wanted.update({name: sum(part.layers or 0 for part in plan.recipe.slices) for name in DEPTHS if name in model})
-    if isinstance(text := model.get("text_config"), dict):
+    wanted, _ = with_depths(wanted, plan.recipe)
+    if isinstance(text := wanted.get("text_config"), dict):
         wanted["text_config"] = {**text, **_older_rope(text)}
     if plan.layout is not None:
         wanted.pop("source", None)

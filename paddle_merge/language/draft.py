@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from .. import chat
 from ..dtypes import FLOATS, DType
 from ..methods.named import Method, Parameter
 from ..methods.registry import IDLE, find, names, parameter_names
@@ -19,15 +20,14 @@ from .nodes import Nodes, is_null
 
 KEYS = (
     *("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name"),
-    *("tokenizer_source", "tokenizer"),
+    *("tokenizer_source", "tokenizer", "chat_template"),
 )
-LATER = ("chat_template",)
 Settings = dict[str, Setting]
 
 
 @dataclass(eq=False)
 class Draft:
-    """A document. parts: its slices, with models by path."""
+    """A document. parts: its slices, with models by path. chat_template: where it is given, else None."""
 
     node: yaml.Node
     name: str
@@ -38,6 +38,7 @@ class Draft:
     seed: Any
     out_dtype: DType | None
     tokenizer: tuple[str, int | None] | None  # its source, and what its rows are to be a multiple of
+    chat_template: yaml.Node | None
 
     @property
     def specs(self) -> list[str]:
@@ -61,32 +62,32 @@ class Drafts(Nodes):
         if base:
             self.specs.setdefault(base, len(self.specs))
         out_dtype = self._dtype(given, "out_dtype") or self._dtype(given, "dtype")
+        template = self.text(given["chat_template"]) if "chat_template" in given else ""
+        if template and (wrong := chat.mistake(template)):
+            self.wrong(given["chat_template"], f"chat_template {wrong}")
         kinds: list[str] = [kind for kind in ("models", "slices", "modules") if kind in given]
         if len(kinds) != 1:
             named = ", ".join(kinds) or "none of them"
             self.wrong(node, f"give one of models, slices and modules, not {named}")
             return None
         settings = self._settings(given.get("parameters"), method)
-        module: yaml.Node | None = given[kinds[0]]
         if kinds == ["modules"]:
-            module, kinds, own = self._module(given["modules"], method)
+            parts, own = self._modules(given["modules"], method)
             settings = _joined(own, settings)
-        if module is None:
-            return None
-        parts = self._models(module, method) if kinds == ["models"] else self._slices(module, method)
+        else:
+            parts = self._parts(kinds[0], given[kinds[0]], method)
         seed = self._value(given["seed"], Parameter("seed", int)) if "seed" in given else 0
         name = self.text(given["name"]) if "name" in given else ""
         if method is None:
             return None
-        return Draft(node, name, method, base, parts, settings, seed, out_dtype, self._tokenizer(given))
+        tokenizer = self._tokenizer(given)
+        return Draft(node, name, method, base, parts, settings, seed, out_dtype, tokenizer, given.get("chat_template"))
 
     def _top(self, node: yaml.Node) -> dict[str, yaml.Node]:
         given = {}
         for name, (key, value) in self.mapping(node, "a recipe").items():
             if name in KEYS:
                 given[name] = value
-            elif name in LATER:
-                self.wrong(key, f"{name!r} can't be used yet")
             elif nearest(name, KEYS):
                 self.wrong(key, f"unknown key {name!r}{nearest(name, KEYS)}")
             else:
@@ -131,19 +132,29 @@ class Drafts(Nodes):
 
     # --- what is merged
 
-    def _module(self, node: yaml.Node, method: Method | None) -> tuple[yaml.Node | None, list[str], Settings]:
+    def _modules(self, node: yaml.Node, method: Method | None) -> tuple[list[dict[str, Any]], Settings]:
+        """The slices of all modules; and the parameters of one that is alone, and has all tensors."""
         modules = self.mapping(node, "modules")
-        if len(modules) != 1:
-            self.wrong(node, f"modules must hold one module, not {len(modules)}: {', '.join(modules)}")
-            return None, [], {}
-        ((key, content),) = modules.values()
-        self.note(key, "all tensors are merged as this module says, whatever it is called")
-        inner = self.known(content, ("models", "slices", "parameters"), "a module")
-        kinds: list[str] = [kind for kind in ("models", "slices") if kind in inner]
-        if len(kinds) != 1:
-            self.wrong(content, "a module must have models or slices")
-            return None, [], {}
-        return inner[kinds[0]], kinds, self._settings(inner.get("parameters"), method)
+        if not modules:
+            self.wrong(node, "modules is empty")
+        parts: list[dict[str, Any]] = []
+        for name, (key, content) in modules.items():
+            inner = self.known(content, ("models", "slices", "parameters"), "a module")
+            kinds: list[str] = [kind for kind in ("models", "slices") if kind in inner]
+            settings = self._settings(inner.get("parameters"), method)
+            if len(kinds) != 1:
+                self.wrong(content, f"module {name!r} must have models or slices")
+                continue
+            found = self._parts(kinds[0], inner[kinds[0]], method)
+            if len(modules) == 1:
+                self.note(key, "all tensors are merged as this module says, whatever it is called")
+                return found, settings
+            own = {"module": name, "at": self._at(key)}
+            parts += [{**part, **own, "settings": _joined(part["settings"], settings)} for part in found]
+        return parts, {}
+
+    def _parts(self, kind: str, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
+        return self._models(node, method) if kind == "models" else self._slices(node, method)
 
     def _models(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
         sources = [self._source(item, ("model", "parameters"), method) for item in self.list(node, "models")]

@@ -71,6 +71,11 @@ class _Reader(Drafts):
         if self.problems:
             return None
         *before, last = made
+        for stage in stages:
+            if stage.chat_template is not None:
+                self.note(
+                    stage.chat_template, "'chat_template' has no effect here, where only tensors are made for another merge"
+                )
         return Recipe(
             models=tuple(order[:-1] if base else order),
             base=base,
@@ -81,6 +86,7 @@ class _Reader(Drafts):
             seed=last.seed,
             out_dtype=last.out_dtype,
             tokenizer=last.tokenizer,
+            chat_template=self.text(final.chat_template) if final.chat_template is not None else None,
         )
 
     def _in_order(self, drafts: Sequence[Draft]) -> tuple[Draft, list[Draft]]:
@@ -155,4 +161,5 @@ class _Reader(Drafts):
             self.wrong(node, f"{method.name} takes {method.least}{most}{more} models, not {len(models)}")
         layers = next(iter(lengths)) if lengths else None
         inputs = tuple(map(an_input, models))
-        return Slice(inputs, an_input(based[0]) if subtracts and based else None, layers, part["settings"])
+        subtracted = an_input(based[0]) if subtracts and based else None
+        return Slice(inputs, subtracted, layers, part["settings"], part.get("module"), part.get("at", ""))

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ..modules import parts
 from ..recipe import Recipe, Setting, Slice, Stage, Tokenizer
 
 
@@ -14,7 +15,8 @@ def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
     """The recipe as `parse` reads it. absolute: applied to the models' paths."""
     paths = [*map(absolute, recipe.sources), *(stage.name for stage in recipe.stages)]
     documents = [{"name": stage.name, **_document(stage, paths, absolute)} for stage in recipe.stages]
-    documents.append(_document(recipe, paths, absolute))
+    told = {"chat_template": recipe.chat_template} if recipe.chat_template else {}
+    documents.append({**_document(recipe, paths, absolute), **told})
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -27,11 +29,8 @@ def _document(recipe: Recipe | Stage, paths: Sequence[str], absolute: Callable[[
         content["base_model"] = paths[first.base.number]
     elif isinstance(recipe, Recipe) and recipe.base is not None:
         content["base_model"] = paths[len(recipe.models)]
-    parts = [_part(part, paths) for part in recipe.slices]
-    if first.layers is None:
-        content["models"] = parts[0]["sources"]
-    else:
-        content["slices"] = parts
+    modules = {module: _slices(slices, paths) for module, slices in parts(recipe)}
+    content |= modules.get(None, {"modules": modules})
     content |= {"parameters": _plain(recipe.settings)} if recipe.settings else {}
     content |= {"out_dtype": recipe.out_dtype.name} if recipe.out_dtype else {}
     content |= _tokenizer(recipe.tokenizer, paths, absolute) if recipe.tokenizer is not None else {}
@@ -49,9 +48,18 @@ def _tokenizer(tokenizer: Tokenizer, paths: Sequence[str], absolute: Callable[[s
     return {"tokenizer": {"source": source, "pad_to_multiple_of": tokenizer.multiple}}
 
 
+def _slices(slices: Sequence[Slice], paths: Sequence[str]) -> dict[str, Any]:
+    """Of a module, or of all there is."""
+    written = [_part(part, paths) for part in slices]
+    if slices[0].layers is not None:
+        return {"slices": written}
+    whole = written[0]
+    return {"models": whole.pop("sources"), **whole}
+
+
 def _part(part: Slice, paths: Sequence[str]) -> dict[str, Any]:
     sources = []
-    for one in (*part.inputs, *((part.base,) if part.base else ())):
+    for one in part.everything:
         source: dict[str, Any] = {"model": paths[one.number]}
         source |= {"layer_range": [one.first, one.first + part.layers]} if part.layers is not None else {}
         source |= {"parameters": _plain(one.settings)} if one.settings else {}

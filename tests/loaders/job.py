@@ -7,6 +7,7 @@ A job is a JSON file: the name of a script's function -> a list of keyword argum
     reference       sets weights into the library's own model: logits
     load            opens a folder: logits, and what it says of itself
     tokenize        opens a folder's tokenizer: token ids
+    chat            opens a folder's tokenizer: a conversation by its chat template
     adapt           writes a random model, adapters on it, and what the library makes of the two
     fold            opens a model and an adapter; writes what the library makes of the two
 
@@ -30,6 +31,12 @@ from safetensors.numpy import save_file
 
 TOKENS = np.array([[1, 5, 9, 2, 33, 17, 4, 8]])
 TEXT = "ab c"
+CHAT = [
+    {"role": "system", "content": "b"},
+    {"role": "user", "content": "ab c"},
+    {"role": "assistant", "content": "a"},
+    {"role": "user", "content": "c"},
+]
 
 
 def read_state(path: str) -> dict[str, np.ndarray]:
@@ -65,6 +72,9 @@ def work(script: ModuleType) -> None:
         name = entry.pop("name")
         text = entry.pop("text", TEXT)
         answers[name] = str(script.tokenize(**entry)(text)["input_ids"])
+    for entry in job.get("chat", ()):
+        name, tokenizer = entry.pop("name"), script.tokenize(**entry)
+        answers[name] = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     for entry in job.get("adapt", ()):
         script.adapt(**entry)
     for entry in job.get("fold", ()):
