@@ -102,16 +102,12 @@ def test_commands_name_files_that_are_there(page: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
-def bits(x: np.ndarray) -> np.ndarray:
-    return widened(x)
-
-
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=name_of)
 def test_every_recipe_runs_as_it_stands(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """On small Llamas by the names that it gives; no filter is there in vain."""
     caplog.set_level(logging.WARNING, "paddle_merge")
     out = tried(path)
-    assert all(np.isfinite(widened(x)).all() for x in out.values())
+    assert all(np.isfinite(widened(x)).all() and (x.any() or path.stem == "block_expansion") for x in out.values())
     assert [record.message for record in caplog.records if "int8_mask" not in record.message] == []
     depth = {"block_expansion": 40, "depth_up_scaling": 48, "frankenmerge": 40, "layer_scale": 48}
     depth |= {"passthrough": 40, "gradient_slerp": 32}

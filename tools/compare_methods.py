@@ -90,11 +90,11 @@ SETTINGS = {
     ],
 }
 
-_SOME, _FACTORS = [0.2, 0.5, 0.8], [0.3, 0.5, 0.7, 1.0]
-_VOTED = {"density": _SOME, "lambda": [0.5, 1.0, 1.5]}
+_SOME, _FACTORS = [0.2, 0.5, 0.8], [0.2, 0.3, 0.5, 0.7]
+_VOTED = {"density": _SOME, "lambda": [0.3, 0.5, 1.0]}
 _SUMMED = {"density": _SOME, "lambda": _FACTORS}
-_OUTLIERS = {"density": [0.5, 0.8], "lambda": [0.5, 0.7, 1.0], "gamma": [0.01, 0.1]}
-_FLAGS = {"reserve_p": _SOME, "scale": [1.0, 1.5, 2.0]}
+_OUTLIERS = {"density": [0.5, 0.8], "lambda": [0.3, 0.5, 0.7], "gamma": [0.01, 0.1]}
+_FLAGS = {"reserve_p": _SOME, "scale": [1.0, 2.0]}
 # method -> parameters to try. "base": with or without a base model, where a method takes both.
 GRIDS: Mapping[str, Mapping[str, list[Any]]] = {
     "linear": {},
@@ -109,13 +109,13 @@ GRIDS: Mapping[str, Mapping[str, list[Any]]] = {
     "della_linear": _SUMMED,
     "breadcrumbs": _OUTLIERS,
     "breadcrumbs_ties": _OUTLIERS,
-    "consensus_ta": {"lambda_mask": [0.2, 0.4, 0.6], "lambda": _FACTORS},
-    "lines": {"alpha": [0.2, 0.4, 0.6, 0.8], "beta": [0.0, 0.2, 0.4]},
+    "consensus_ta": {"lambda_mask": [0.2, 0.4, 0.6], "lambda": [0.3, 0.5, 1.0]},
+    "lines": {"alpha": [0.2, 0.4], "beta": [0.2, 0.4]},
     "sce": {"select_topk": [0.1, 0.5, 1.0]},
     "ram": {"epsilon": [1e-5, 1e-3, 3e-3]},
     "ramplus_tl": {"epsilon": [1e-5, 1e-3, 3e-3], "r": [0.1, 0.5]},
     "tsv": {"lambda": [0.7, 1.0, 1.3]},
-    "iso_c": {"lambda": [0.7, 1.0, 2.0, 3.0]},
+    "iso_c": {"lambda": [1.0, 2.0, 3.0, 4.0]},
     "paddlenlp:linear": {"scale": [1.0, 1.5, 2.0]},
     "paddlenlp:ties": {"reserve_p": _SOME, "rescale": [True, False]},
     "paddlenlp:dare_linear": _FLAGS,
