@@ -138,7 +138,9 @@ def apart(ours: np.ndarray, theirs: np.ndarray, base: np.ndarray) -> float:
 
 def compare(path: Path, work: Path, mergekit: str) -> str:
     """One line on one recipe."""
-    recipe = yaml.safe_load(path.read_text())
+    recipe, *more = yaml.safe_load_all(path.read_text())
+    if more:
+        return "not compared: merges of merges are another command's in mergekit"
     recipe |= {"dtype": "float32", "out_dtype": "bfloat16"}
     text = prepared(recipe, work)
     (work / "recipe.yaml").write_text(text)

@@ -1,0 +1,68 @@
+"""Runs recipes as they stand on small models: do they mean something, before any large model is read?
+
+    python tools/try_recipes.py configs/recipes
+
+Every model that a recipe names becomes a small Llama of random weights in a temporary folder, as deep as its layers ask for:
+./base, and what was fine-tuned from it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from paddle_merge import MergeConfig, MergeError, merge
+from tools.compare_with_mergekit import Tensors, llama, load, places, save
+
+
+def models(documents: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Leave the models that a recipe names in the folder."""
+    found: dict[str, int] = {}
+    for document in documents:
+        places(document, found)
+    layers = max([4, *found.values()])
+    base = llama(layers, 0, None)
+    for name in found.keys() - {document.get("name") for document in documents}:
+        save(folder / name, base if name == "./base" else llama(layers, zlib.crc32(name.encode()), base), layers)
+
+
+def tried(path: Path) -> Tensors:
+    """What the recipe makes of small models: bits of bfloat16, whatever its dtype. Raises MergeError."""
+    text, here = path.read_text(), Path.cwd()
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            os.chdir(work)  # a recipe's paths begin where it is run
+            models(list(yaml.safe_load_all(text)), Path(work))
+            merge(MergeConfig(recipe_yaml=text, output_path="out", out_dtype="bfloat16"), progress=False)
+            return load(Path("out"))
+        finally:
+            os.chdir(here)
+
+
+def main(recipes: Annotated[list[Path], typer.Argument(help="Recipes, or folders of them (*.yaml).")]) -> None:
+    """Run recipes on small models; tell what comes out."""
+    logging.getLogger("paddle_merge").setLevel(logging.WARNING)
+    failed = False
+    for path in [found for one in recipes for found in (sorted(one.rglob("*.yaml")) if one.is_dir() else [one])]:
+        try:
+            out = tried(path)
+            layers = {name.split(".")[2] for name in out if ".layers." in name}
+            print(f"{path}: {len(layers)} layers, {sum(x.size for x in out.values()):,} parameters", flush=True)
+        except MergeError as error:
+            failed = True
+            print(f"{path}: {error}", flush=True)
+    raise typer.Exit(failed)
+
+
+if __name__ == "__main__":
+    typer.run(main)
