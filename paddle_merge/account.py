@@ -152,15 +152,20 @@ class _Ledger:
 
 
 def _taken(recipe: Recipe) -> dict[int, set[int] | None]:
-    """Of each input that is merged, the layers that slices take; None: whole models."""
+    """Of each input that is merged, and each stage, the layers that slices take; None: whole models."""
     found: dict[int, set[int] | None] = {}
-    for part in (*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)):
-        for one in (*part.inputs, *((part.base,) if part.base else ())):
-            layers = found.setdefault(one.number, set())
-            if part.layers is None or layers is None:
-                found[one.number] = None
-            else:
-                layers |= set(range(one.first, one.first + part.layers))
+    stages = list(enumerate(recipe.stages, len(recipe.sources)))
+    merges = [(-1, recipe.slices), *((number, stage.slices) for number, stage in reversed(stages))]
+    for number, slices in merges:  # each after those that take it
+        wanted, layer = found.get(number), 0
+        for part in slices:
+            for one in (*part.inputs, *((part.base,) if part.base else ())):
+                taken, before = wanted, found.get(one.number, set())
+                if part.layers is not None:
+                    some = [k for k in range(part.layers) if wanted is None or layer + k in wanted]
+                    taken = {one.first + k for k in some}
+                found[one.number] = None if taken is None or before is None else taken | before
+            layer += part.layers or 0
     return found
 
 

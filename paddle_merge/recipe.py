@@ -141,8 +141,3 @@ class Recipe:
     def titles(self) -> tuple[str, ...]:
         """What to call each input: by its path, or its stage."""
         return (*self.sources, *(f"{stage.name} (merged by this recipe)" for stage in self.stages))
-
-
-def is_recipe(content: Mapping[str, Any]) -> bool:
-    """Whether a YAML mapping is a recipe, not flags as fields."""
-    return bool({"models", "slices", "modules"} & content.keys())

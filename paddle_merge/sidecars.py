@@ -5,15 +5,16 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import __version__
 from .config import MergeConfig
-from .detect import last_word
+from .detect import last_word, read_config
 from .errors import CheckpointError
 from .plan import Plan
 from .readers import read_json, read_small
+from .recipe import Slice
 from .resolve import weighted
 
 # Never the weights, indexes, optimizer states or the litter that loaders and trainers leave.
@@ -88,10 +89,9 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     if len(dtypes) == 1 and not stored_only and told:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
     wanted.update(_older_rope(model))
-    if plan.recipe.slices[0].layers is not None:
-        wanted.update({name: sum(part.layers or 0 for part in plan.recipe.slices) for name in DEPTHS if name in model})
+    wanted.update(_depth(model, plan))
     if isinstance(text := model.get("text_config"), dict):
-        wanted["text_config"] = {**text, **_older_rope(text)}
+        wanted["text_config"] = {**text, **_older_rope(text), **_depth(text, plan)}
     if plan.layout is not None:
         wanted.pop("source", None)
         if plan.layout == "paddleformers":
@@ -101,6 +101,35 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
             if flag in wanted or (plan.layout == "paddlenlp" and words & layers):
                 wanted[flag] = bool(words & layers)
     return content if wanted == model else json_bytes(wanted)
+
+
+def _depth(model: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """What changes where slices pick layers: how many there are, and what lists say of each."""
+    if plan.recipe.slices[0].layers is None:
+        return {}
+    depths = {name: sum(part.layers or 0 for part in plan.recipe.slices) for name in DEPTHS if name in model}
+    lists = [
+        name
+        for name, value in model.items()
+        if "layer" in name and isinstance(value, list) and len(value) in [model[depth] for depth in depths]
+    ]
+    return {**depths, **{name: _of_each(name, model[name], plan.recipe.slices, plan) for name in lists}}
+
+
+def _of_each(name: str, usual: list[Any], slices: Sequence[Slice], plan: Plan) -> list[Any]:
+    """What config.json's list says of each layer that slices take, in the model that they take it from. usual: for models
+    without such a list."""
+    found: list[Any] = []
+    sources = len(plan.recipe.sources)
+    for part in slices:
+        one = part.inputs[0]
+        if one.number < sources:
+            config = read_config(plan.opened[one.number][0].folder)
+            own = config.get(name, (config.get("text_config") or {}).get(name, usual))
+        else:
+            own = _of_each(name, usual, plan.recipe.stages[one.number - sources].slices, plan)
+        found += own if part.layers is None else own[one.first : one.first + part.layers]
+    return found
 
 
 def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ..methods.named import Method
 from ..recipe import Recipe, Setting, Slice, Stage
 
 
@@ -21,13 +22,9 @@ def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
 def _document(recipe: Recipe | Stage, paths: Sequence[str]) -> dict[str, Any]:
     content: dict[str, Any] = {"merge_method": recipe.method.name}
     first = recipe.slices[0]
-    if recipe.method.base == "first":
-        content["base_model"] = paths[first.inputs[0].number]
-    elif first.base is not None:
-        content["base_model"] = paths[first.base.number]
-    elif isinstance(recipe, Recipe) and recipe.base is not None:
-        content["base_model"] = paths[len(recipe.models)]
-    parts = [_part(part, paths) for part in recipe.slices]
+    base = _common_base(recipe)
+    content |= {"base_model": paths[base]} if base is not None else {}
+    parts = [_part(part, recipe.method, base, paths) for part in recipe.slices]
     if first.layers is None:
         content["models"] = parts[0]["sources"]
     else:
@@ -37,14 +34,36 @@ def _document(recipe: Recipe | Stage, paths: Sequence[str]) -> dict[str, Any]:
     return content | ({"seed": recipe.seed} if recipe.seed else {})
 
 
-def _part(part: Slice, paths: Sequence[str]) -> dict[str, Any]:
+def _common_base(recipe: Recipe | Stage) -> int | None:
+    """The number of what is the base where a slice doesn't say otherwise. A recipe's own gives config and tokenizer, too."""
+    own = _base_of(recipe.slices[0], recipe.method)
+    if not isinstance(recipe, Recipe):
+        return own
+    if recipe.slices[0].layers is None and own is not None:
+        return own
+    if recipe.base is not None:
+        return len(recipe.models)
+    return own if own is not None and own >= len(recipe.sources) else None
+
+
+def _base_of(part: Slice, method: Method) -> int | None:
+    if method.base == "first":
+        return part.inputs[0].number
+    return part.base.number if part.base is not None else None
+
+
+def _part(part: Slice, method: Method, common: int | None, paths: Sequence[str]) -> dict[str, Any]:
     sources = []
-    for one in (*part.inputs, *((part.base,) if part.base else ())):
+    models = [one for one in part.inputs if part.base is None or one.number != part.base.number]
+    for one in (*models, *((part.base,) if part.base else ())):
         source: dict[str, Any] = {"model": paths[one.number]}
         source |= {"layer_range": [one.first, one.first + part.layers]} if part.layers is not None else {}
         source |= {"parameters": _plain(one.settings)} if one.settings else {}
         sources.append(source)
-    return {"sources": sources, **({"parameters": _plain(part.settings)} if part.settings else {})}
+    content: dict[str, Any] = {"sources": sources}
+    own = _base_of(part, method)
+    content |= {"base_model": paths[own]} if own not in (None, common) else {}
+    return content | ({"parameters": _plain(part.settings)} if part.settings else {})
 
 
 def _plain(settings: Mapping[str, Setting]) -> dict[str, Any]:
