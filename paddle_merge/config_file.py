@@ -29,21 +29,27 @@ def _is_recipe(text: str, where: str) -> bool:
     )
 
 
-def _parse_yaml(text: str) -> Any:
-    """Raises ValueError, or RecursionError."""
+def _parse_yaml(text: str, where: str) -> Any:
+    """Raises ValueError, RecursionError, or ConfigError."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         """YAML's own rule, which PyYAML doesn't keep: no key twice in one mapping."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if len(set(keys)) != len(keys):
-                raise yaml.constructor.ConstructorError(None, None, "the same key twice", node.start_mark)
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            names = [key.value for key in keys]
+            for place, key in enumerate(keys):
+                if key.value in names[:place]:
+                    raise yaml.constructor.ConstructorError(None, None, "the same key twice", key.start_mark)
             return super().construct_mapping(node, deep)
 
     try:
         return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        raise ConfigError(f"{at}: can't be parsed ({error.problem})") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     except (
@@ -66,7 +72,9 @@ def read_config_file(path: str) -> dict[str, Any]:
     if not is_json and _is_recipe(text, path):
         return {"recipe_yaml": path}
     try:
-        content = json.loads(text, object_pairs_hook=unique_keys) if is_json else _parse_yaml(text)
+        content = json.loads(text, object_pairs_hook=unique_keys) if is_json else _parse_yaml(text, path)
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: can't be parsed ({error})") from None
     if not isinstance(content, dict):

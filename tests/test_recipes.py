@@ -653,30 +653,3 @@ def test_a_seed_given_by_flag_is_every_stages(here: Path) -> None:
     one, two = made(text, "one"), made(text, "two", seed=9)
     assert MergeConfig(recipe_yaml=text, seed=9).recipe().stages[0].seed == 9
     assert any((one[name] != two[name]).any() for name in one)
-
-
-def test_what_config_says_of_each_layer_goes_with_the_layers(here: Path) -> None:
-    """transformers refuses a config.json whose layer_types aren't as many as its layers."""
-    for name in ("a", "deep"):
-        config = json.loads(Path(name, "config.json").read_text())
-        kinds = [f"{name}{number}" for number in range(config["num_hidden_layers"])]
-        Path(name, "config.json").write_text(json.dumps({**config, "layer_types": kinds, "eos_token_id": [1, 2, 3, 4]}))
-    text = """
-name: stacked
-slices:
-  - sources: [{model: a, layer_range: [2, 4]}]
-  - sources: [{model: deep, layer_range: [3, 5]}]
-merge_method: passthrough
----
-slices:
-  - sources: [{model: stacked, layer_range: [1, 3]}]
-  - sources: [{model: a, layer_range: [0, 1]}, {model: deep, layer_range: [5, 6]}]
-  - sources: [{model: b, layer_range: [1, 2]}]
-merge_method: linear
-base_model: a
-parameters: {weight: 1}
-"""
-    made(text)
-    config = json.loads(Path("out/config.json").read_text())
-    assert (config["num_hidden_layers"], config["eos_token_id"]) == (4, [1, 2, 3, 4])
-    assert config["layer_types"] == ["a3", "deep3", "a0", "a1"]  # b has none; the donor's

@@ -119,12 +119,17 @@ def prepared(recipe: dict[str, Any], work: Path) -> str:
     return text
 
 
-def units(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, in bfloat16's units in the last place of the larger number; of numbers below 1/256 of the
-    tensor's root mean square, in units of that: where terms cancel, what is left of them is rounding."""
+def distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """In bfloat16's units in the last place of the larger number; of numbers below 1/256 of the tensor's root mean square,
+    in units of that: where terms cancel, what is left of them is rounding."""
     floor = np.sqrt((theirs**2).mean()) / 256 if theirs.size else 0.0
     larger = np.maximum(np.maximum(abs(ours), abs(theirs)), max(floor, 1e-30))
-    return float((abs(ours - theirs) / 2.0 ** (np.floor(np.log2(larger)) - 7)).max(initial=0.0))
+    return np.asarray(abs(ours - theirs) / 2.0 ** (np.floor(np.log2(larger)) - 7))
+
+
+def units(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest distance."""
+    return float(distances(ours, theirs).max(initial=0.0))
 
 
 def apart(ours: np.ndarray, theirs: np.ndarray, base: np.ndarray) -> float:
