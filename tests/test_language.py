@@ -103,6 +103,21 @@ def test_slices_whose_base_is_in_doubt(sources: str, words: str) -> None:
     assert any(words in sentence for sentence in mistakes(text)), mistakes(text)
 
 
+def test_what_comes_after_the_layers_is_made_of_all_models_of_the_last_slice(here: Path) -> None:  # noqa: F811
+    """Where the first slice has fewer; mergekit then takes only as many as that has."""
+    text = """
+slices:
+  - sources: [{model: a, layer_range: [0, 1]}]
+  - sources: [{model: b, layer_range: [1, 2]}, {model: c, layer_range: [1, 2], parameters: {weight: 3}}]
+merge_method: linear
+parameters: {weight: 1}
+"""
+    a, b, c = models("a", "b", "c")
+    out = made(text)
+    np.testing.assert_allclose(out[HEAD], (b[HEAD] + 3 * c[HEAD]) / 4, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out[q(0)], a[q(0)], rtol=1e-6)
+
+
 # --- YAML ----------------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +178,8 @@ LAUGHS = "".join(f"{name}: &{name} [{', '.join(f'{{value: *{last}}}' for _ in ra
         ("models: [{model: a}]\nmerge_method: LINEAR", "unknown merge_method 'LINEAR'; did you mean 'linear'?"),
         (f"models: {'[' * 3000}", "r.yaml: is nested too deeply"),
         ("---\n---\n", "r.yaml: holds no recipe"),
+        (f"{MODELS}parameters: {{weight: 1}}\nseed: 1.5", "r.yaml:4:7: parameter 'seed' must be a whole number, not 1.5"),
+        ("- a: 1", "r.yaml:1:1: a recipe must hold names and values"),
     ],
 )
 def test_what_users_get_wrong(text: str, words: str) -> None:
@@ -209,6 +226,13 @@ def test_files_with_mistakes_on_the_command_line(here: Path, capsys: Any, text: 
     assert not Path("out").exists()
 
 
+def test_parameters_that_mergekit_once_had() -> None:
+    told = parse(f"{MODELS}parameters: {{weight: 1, embed_slerp: true}}", "r.yaml")
+    assert told.notes == (
+        "r.yaml:3:25: 'embed_slerp' has no effect: mergekit had it once; embeddings are merged as all else",
+    )
+
+
 # --- what is printed is what was read --------------------------------------------------------------------------------------
 
 
@@ -219,6 +243,29 @@ def test_any_recipe_is_printed_as_it_was_read(number: int) -> None:
         recipe = parse(yaml.safe_dump(made_up, sort_keys=False), "r").recipe
     except ConfigError:
         return  # some are wrong on purpose
+    assert parse(to_yaml(recipe), "r").recipe == recipe
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
+
+
+@given(
+    st.lists(
+        st.one_of(NAMES, st.sampled_from(["yes", "~", "null", "1e-3", "<<", "*a", "a b", "- a", "a: b", "0x1"])),
+        min_size=3,
+        max_size=3,
+    )
+)
+def test_models_of_any_name_are_printed_as_they_were_read(names: list[str]) -> None:
+    first, second, base = names
+    content = {"merge_method": "ties", "base_model": base, "models": [{"model": first}, {"model": second}]}
+    text = yaml.safe_dump({**content, "parameters": {"weight": [{"filter": first, "value": 1}, {"value": 0.5}]}})
+    try:
+        recipe = parse(text, "r").recipe
+    except ConfigError as error:
+        assert {base} & {first, second} or first.startswith("re:"), error
+        return
+    assert set(recipe.sources) == set(names)
     assert parse(to_yaml(recipe), "r").recipe == recipe
 
 

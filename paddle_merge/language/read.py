@@ -1,4 +1,11 @@
-"""mergekit's recipes: YAML -> Recipe. Every mistake is told by line and column, with what was probably meant."""
+"""mergekit's recipes: YAML -> Recipe. Every mistake is told by line and column, with what was probably meant.
+
+Read otherwise than by mergekit: what would give NaN or was hardly meant is refused (weights that are divided by their sum,
+zero; true for a number; a key twice); a base that slices don't name is taken from the same layers, where mergekit refuses
+them (but for methods to which it is a model like others: there, as in mergekit, it is none of the slice's); one model may
+stand in a slice with several ranges of its layers. Of what comes after the layers (norm, lm_head), mergekit takes only as
+many of the last slice's models as the first slice has, which is a fault; here they are all taken.
+"""
 
 from __future__ import annotations
 
