@@ -80,11 +80,16 @@ def _plain(settings: Mapping[str, Setting]) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Gradients and ranges on one line."""
+    """Gradients and ranges on one line; line breaks, YAML's own too, escaped, as they would be folded."""
 
     def represent_list(self, data: Any) -> yaml.SequenceNode:
         flow = not any(isinstance(item, dict) for item in data)
         return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if data.splitlines() != [data] else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
 
 _Dumper.add_representer(list, _Dumper.represent_list)
+_Dumper.add_representer(str, _Dumper.represent_str)
