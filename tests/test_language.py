@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from paddle_merge import ConfigError, MergeConfig, merge
 from paddle_merge.cli import main
+from paddle_merge.kernels_votes import _variance
 from paddle_merge.language.read import parse
 from paddle_merge.language.write import to_yaml
 from tools.fuzz_recipes import Maker
@@ -88,6 +89,9 @@ def test_sce_of_one_model(here: Path) -> None:  # noqa: F811
     a, c = models("a", "c")
     np.testing.assert_allclose(made(text.format(1), "o1")[q(0)], a[q(0)], rtol=1e-5, atol=1e-6)
     assert (made(text.format(0.5), "o2")[q(0)] == c[q(0)].astype(np.float32)).all()
+    found = np.full(3, 7.0)
+    _variance(np.array([[1.0, -2.0, 3.0]]), 0, found)
+    assert found.tolist() == [0.0, 0.0, 0.0]  # whatever was in memory
 
 
 @pytest.mark.parametrize(
