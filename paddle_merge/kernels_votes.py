@@ -39,6 +39,8 @@ def consensus(x, weights, lambdas, least):
 def _variance(x, begin, found):
     """found (n,): what methods.sce.variance gives of the elements from `begin` on."""
     end = begin + found.size
+    if x.shape[0] == 1:
+        found[:] = x[0, begin:end] * x.dtype.type(0)
     for j in range(1, x.shape[0]):
         for k in range(j):
             a, b = x[j, begin:end], x[k, begin:end]

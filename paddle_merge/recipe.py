@@ -194,8 +194,3 @@ def _taken(slices: Sequence[Slice]) -> list[int]:
     inputs = [one.number for part in slices for one in part.inputs]
     bases = [part.base.number for part in slices if part.base is not None]
     return list(dict.fromkeys([*inputs, *bases]))
-
-
-def is_recipe(content: Mapping[str, Any]) -> bool:
-    """Whether a YAML mapping is a recipe, not flags as fields."""
-    return bool({"models", "slices", "modules"} & content.keys())

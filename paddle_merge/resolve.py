@@ -11,10 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .methods.named import REQUIRED, Parameter
+from .parsing import shown
 from .recipe import Condition, Mix, Recipe, Setting, Settings, Slice, Stage, Value
 
 LARGEST = 1e30  # as of flags
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_WORDS = {
+    **dict.fromkeys(("true", "yes", "on", "1", "t", "y"), True),
+    **dict.fromkeys(("false", "no", "off", "0", "f", "n"), False),
+}
 
 
 class Resolver:
@@ -128,7 +132,7 @@ def typed(value: Value, parameter: Parameter) -> Any:
         return wanted(value)
     except (KeyError, ValueError, OverflowError):
         kinds = {bool: "true or false", int: "a whole number", float: "a number below 1e30", str: "a word"}
-        raise ValueError(f"parameter {parameter.name!r} must be {kinds[wanted]}, not {value!r}") from None
+        raise ValueError(f"parameter {parameter.name!r} must be {kinds[wanted]}, not {shown(value)}") from None
 
 
 def unused(recipe: Recipe | Stage, resolver: Resolver) -> list[str]:

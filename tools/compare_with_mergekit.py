@@ -76,11 +76,13 @@ def save(folder: Path, tensors: Tensors, layers: int) -> None:
 
 
 def load(folder: Path) -> Tensors:
-    """bfloat16 bits."""
+    """float64, of bfloat16 or float32."""
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         for name, held in deserialize(path.read_bytes()):
-            tensors[name] = np.frombuffer(held["data"], np.uint16).reshape(held["shape"])
+            narrow = held["dtype"] == "BF16"
+            values = widened(np.frombuffer(held["data"], np.uint16)) if narrow else np.frombuffer(held["data"], np.float32)
+            tensors[name] = values.astype(np.float64).reshape(held["shape"])
     return tensors
 
 
@@ -117,18 +119,22 @@ def prepared(recipe: dict[str, Any], work: Path) -> str:
     return text
 
 
+def distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """In bfloat16's units in the last place of the larger number; of numbers below 1/256 of the tensor's root mean square,
+    in units of that: where terms cancel, what is left of them is rounding."""
+    floor = np.sqrt((theirs**2).mean()) / 256 if theirs.size else 0.0
+    larger = np.maximum(np.maximum(abs(ours), abs(theirs)), max(floor, 1e-30))
+    return np.asarray(abs(ours - theirs) / 2.0 ** (np.floor(np.log2(larger)) - 7))
+
+
 def units(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, in units in the last place of the larger number; of numbers below 1/256 of the tensor's root
-    mean square, in units of that: where terms cancel, what is left of them is rounding."""
-    a, b = widened(ours), widened(theirs)
-    floor = np.sqrt((b**2).mean()) / 256 if b.size else 0.0
-    larger = np.maximum(np.maximum(abs(a), abs(b)), max(floor, 1e-30))
-    return float((abs(a - b) / 2.0 ** (np.floor(np.log2(larger)) - 7)).max(initial=0.0))
+    """The largest distance."""
+    return float(distances(ours, theirs).max(initial=0.0))
 
 
 def apart(ours: np.ndarray, theirs: np.ndarray, base: np.ndarray) -> float:
     """The most of the differences of share, mean and spread of what changed, in standard errors."""
-    a, b = (widened(x).ravel() - widened(base).ravel() for x in (ours, theirs))
+    a, b = ((x - base).ravel() for x in (ours, theirs))
     found = [0.0]
     for one, two in ((a != 0, b != 0), (a, b), (a**2, b**2)):
         error = np.sqrt((one.var() + two.var()) / len(a))

@@ -13,7 +13,7 @@ from .. import chat
 from ..dtypes import FLOATS, DType
 from ..methods.named import Method, Parameter
 from ..methods.registry import IDLE, find, names, parameter_names
-from ..parsing import nearest
+from ..parsing import nearest, shown
 from ..recipe import Condition, Setting, Value
 from ..resolve import typed
 from .nodes import Nodes, is_null
@@ -44,7 +44,7 @@ class Draft:
     def specs(self) -> list[str]:
         """What it is made of."""
         found = [source["spec"] for part in self.parts for source in part["sources"]]
-        return [*found, *([self.base] if self.base else [])]
+        return [*found, *(base for base in (self.base, *(part["base"] for part in self.parts)) if base)]
 
 
 class Drafts(Nodes):
@@ -88,6 +88,8 @@ class Drafts(Nodes):
         for name, (key, value) in self.mapping(node, "a recipe").items():
             if name in KEYS:
                 given[name] = value
+            elif getattr(value, "again", False):  # a place to write down what others refer to
+                continue
             elif nearest(name, KEYS):
                 self.wrong(key, f"unknown key {name!r}{nearest(name, KEYS)}")
             else:
@@ -103,7 +105,9 @@ class Drafts(Nodes):
         name = self.text(value)
         method = find(name)
         if method is None and name:
-            self.wrong(value, f"unknown merge_method {name!r}{nearest(name, names())}; there are {', '.join(names())}")
+            self.wrong(
+                value, f"unknown merge_method {shown(name)}{nearest(name.lower(), names())}; there are {', '.join(names())}"
+            )
         return method
 
     def _dtype(self, given: Mapping[str, yaml.Node], key: str) -> DType | None:
@@ -158,17 +162,23 @@ class Drafts(Nodes):
 
     def _models(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
         sources = [self._source(item, ("model", "parameters"), method) for item in self.list(node, "models")]
+        if not sources and isinstance(node, yaml.SequenceNode):
+            self.wrong(node, "models is empty")
         return [{"node": node, "sources": sources, "settings": {}, "base": None}]
 
     def _slices(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
         found = []
         for item in self.list(node, "slices"):
             inner = self.known(item, ("sources", "parameters", "base_model", "residual_weight"), "a slice")
+            if not getattr(inner.get("sources"), "value", None):
+                self.wrong(item, "sources, a list of models with a layer_range, is missing or empty")
             sources = [
                 self._source(source, ("model", "layer_range", "parameters"), method)
-                for source in self.list(inner.get("sources", item), "sources")
+                for source in (self.list(inner["sources"], "sources") if "sources" in inner else ())
             ]
             base = self.text(inner["base_model"]) if "base_model" in inner else None
+            if base:
+                self.specs.setdefault(base, len(self.specs))
             if "residual_weight" in inner:
                 self.note(inner["residual_weight"], "'residual_weight' has no effect, here or in mergekit")
             settings = self._settings(inner.get("parameters"), method)
@@ -178,6 +188,8 @@ class Drafts(Nodes):
         return found
 
     def _source(self, node: yaml.Node, keys: tuple[str, ...], method: Method | None) -> dict[str, Any]:
+        if isinstance(node, yaml.ScalarNode) and node.value.startswith("model:"):
+            self.wrong(node, f"write model: {node.value[6:]}, with a space after the colon")
         if isinstance(node, yaml.ScalarNode) and "layer_range" not in keys:
             inner: dict[str, yaml.Node] = {"model": node}
         else:
@@ -194,6 +206,7 @@ class Drafts(Nodes):
 
     def _range(self, node: yaml.Node) -> tuple[int, int] | None:
         values = [self.scalar(item) for item in node.value] if isinstance(node, yaml.SequenceNode) else []
+        values = [int(value) if isinstance(value, str) and value.isdecimal() else value for value in values]
         if len(values) == 2 and all(type(value) is int for value in values) and 0 <= values[0] < values[1]:  # type: ignore[operator]
             return values[0], values[1]  # type: ignore[return-value]
         self.wrong(node, "layer_range must be two whole numbers, [first, end], the end not included and larger")
@@ -207,7 +220,9 @@ class Drafts(Nodes):
             return found
         known = {parameter.name: parameter for parameter in method.parameters}
         for name, (key, value) in (self.mapping(node, "parameters") if node is not None else {}).items():
-            if name in known:
+            if name in known and is_null(value):
+                self.wrong(key, f"{name!r} has no value")
+            elif name in known:
                 if setting := self._setting(value, known[name]):
                     found[name] = setting
                 if of_model and not known[name].each:
@@ -246,7 +261,12 @@ class Drafts(Nodes):
                 re.compile(filter[3:])
             except re.error as error:
                 self.wrong(inner["filter"], f"{filter!r} is no regular expression ({error})")
-        return tuple(Condition(one.value, filter) for one in self._setting(inner["value"], parameter))
+        value = inner["value"]
+        items = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(item, yaml.ScalarNode) for item in items):
+            self.wrong(value, f"a value of {parameter.name!r} must be one, or a list of them; filters don't nest")
+            return ()
+        return tuple(Condition(one.value, filter) for one in self._setting(value, parameter))
 
     def _value(self, node: yaml.Node, parameter: Parameter) -> Value:
         value = self.scalar(node)

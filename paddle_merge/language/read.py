@@ -1,4 +1,11 @@
-"""mergekit's recipes: YAML -> Recipe. Every mistake is told by line and column, with what was probably meant."""
+"""mergekit's recipes: YAML -> Recipe. Every mistake is told by line and column, with what was probably meant.
+
+Read otherwise than by mergekit: what would give NaN or was hardly meant is refused (weights that are divided by their sum,
+zero; true for a number; a key twice); a base that slices don't name is taken from the same layers, where mergekit refuses
+them (but for methods to which it is a model like others: there, as in mergekit, it is none of the slice's); one model may
+stand in a slice with several ranges of its layers. Of what comes after the layers (norm, lm_head), mergekit takes only as
+many of the last slice's models as the first slice has, which is a fault; here they are all taken.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +17,10 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from ..recipe import Input, Recipe, Slice, Stage, tokenizer_of
+from ..methods.named import REQUIRED
+from ..recipe import Input, Recipe, Slice, Stage, constant, tokenizer_of
 from .draft import Draft, Drafts
-from .nodes import documents
+from .nodes import documents, is_null
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,14 @@ class _Reader(Drafts):
         except RecursionError:
             raise ConfigError(f"{self._where}: is nested too deeply") from None
         if self.problems or recipe is None:
-            raise ConfigError(self.problems)
-        return Told(recipe, tuple(self.notes))
+            raise ConfigError(list(dict.fromkeys(self.problems)))  # of what stands in several places once
+        return Told(recipe, tuple(dict.fromkeys(self.notes)))
 
     # --- the documents
 
     def _recipe(self, nodes: Sequence[yaml.Node]) -> Recipe | None:
         """One merge per document; what a later one calls by an earlier one's name is its output."""
+        nodes = [node for node in nodes if not is_null(node)]
         drafts = [draft for node in nodes if (draft := self.draft(node)) is not None]
         if not nodes:
             self.problems.append(f"{self._where}: holds no recipe")
@@ -133,9 +142,7 @@ class _Reader(Drafts):
 
     def _slice(self, draft: Draft, part: dict[str, Any], place: Mapping[str, int]) -> Slice | None:
         """The base found its role: subtracted, or one of the models."""
-        node, sources, method, base = part["node"], list(part["sources"]), draft.method, draft.base
-        if part["base"] not in (None, base):
-            self.wrong(node, f"base_model of a slice must be the recipe's, {base!r}")
+        node, sources, method, base = part["node"], list(part["sources"]), draft.method, part["base"] or draft.base
         if base is None and method.base in ("required", "first"):
             self.wrong(draft.node, f"base_model is missing, which {method.name} needs")
             return None
@@ -144,16 +151,25 @@ class _Reader(Drafts):
             self.wrong(node, "all sources of a slice must have the same number of layers")
         based = [source for source in sources if source["spec"] == base]
         others = [source for source in sources if source["spec"] != base]
-        if base is not None and not based:
-            like = sources[0]["layers"] if sources else None
-            based = [{"spec": base, "layers": like, "settings": {}}]
+        subtracts = method.base in ("required", "optional")
+        if base is not None and not based and (method.base != "model" or not lengths):  # as in mergekit
+            ranges = list(dict.fromkeys(source["layers"] for source in sources))
+            if len(ranges) > 1:
+                self.wrong(
+                    node, f"sources have different layers, so it must have {base!r}, the base, with those of it to take"
+                )
+            based = [{"spec": base, "layers": ranges[0] if ranges else None, "settings": {}}]
+        if subtracts and len(based) > 1:
+            self.wrong(node, f"{base!r}, the base, twice")
+        if subtracts and based and not others and method.least == 1 and method.most is None:
+            needed = [one.name for one in method.parameters if one.each and one.default is REQUIRED]
+            others = [{**based[0], "settings": dict.fromkeys(needed, constant(1.0))}]  # the base stays as it is
 
         def an_input(source: Mapping[str, Any]) -> Input:
             return Input(place[source["spec"]], source["layers"][0] if source["layers"] else 0, source["settings"])
 
-        subtracts = method.base in ("required", "optional")
         models = others if subtracts else [*based, *others]
-        if method.name == "passthrough" and not subtracts and others:
+        if method.name == "passthrough" and others:
             models = sources  # a base that isn't named among them only gives config and tokenizer
         if not (method.least <= len(models) <= (method.most or len(models))):
             most = f" to {method.most}" if method.most and method.most > method.least else ""

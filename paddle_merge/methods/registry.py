@@ -46,7 +46,7 @@ _FILES: tuple[Any, ...] = (
 )
 NAMED: dict[str, Method] = {one.name: one for module in _FILES for one in module.METHODS}
 # Parameters that recipes carry and no method here needs -> why.
-IDLE = {"int8_mask": "masks take no memory here"}
+IDLE = {"int8_mask": "masks take no memory here", "embed_slerp": "mergekit had it once; embeddings are merged as all else"}
 
 
 def find(name: str) -> Method | None:

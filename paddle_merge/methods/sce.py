@@ -30,7 +30,9 @@ _TRIES = ((1.0, False), (1.0, True), (2.0**-530, True), (2.0**530, True))
 
 def variance(xp: Any, x: Any) -> Any:
     """x: a row (n,) per model -> (n,): their variance, element by element, times models squared: as the sum of squared
-    differences, exact where elements have few bits, so that equals are equal."""
+    differences, exact where elements have few bits, so that equals are equal. Of one model: 0."""
+    if len(x) == 1:
+        return x[0] * 0
     return total((x[j] - x[k]) * (x[j] - x[k]) for j in range(1, len(x)) for k in range(j))
 
 
@@ -133,7 +135,6 @@ METHODS = (
         _sce,
         (Parameter("select_topk", float, 1.0, about="share of elements to select, those in which models differ most"),),
         base="required",
-        least=2,
         source="Wan et al. 2024, FuseChat",
     ),
 )
