@@ -19,6 +19,7 @@ from .lora.fold import adapt
 from .plan import Plan, Shard, TensorPlan, cut
 from .readers import Checkpoint, Staged, TensorEntry
 from .recipe import Recipe, Stage
+from .stacked import stack_of
 
 
 def make_plan(
@@ -48,6 +49,8 @@ def make_plan(
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _turned(made, layout))
     pieces = cut(tensors, n_process * ranks)
+    stack = stack_of(recipe, tensors, inputs)
+    worries = [*worries, *(stack.problems(donor.config) if stack else ())]
     return Plan(
         recipe,
         inputs,

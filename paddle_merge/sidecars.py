@@ -15,6 +15,7 @@ from .errors import CheckpointError
 from .plan import Plan
 from .readers import read_json, read_small
 from .resolve import weighted
+from .stacked import stack_of
 
 # Never the weights, indexes, optimizer states or the litter that loaders and trainers leave.
 COPIED = (
@@ -37,7 +38,6 @@ LOCK = "merge_lock.json"
 ADAPTERS = ("adapter_config.json", "lora_config.json", "extract_report.json")  # beside an adapter's weights
 # Endings of what loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")
-DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # of the stack of layers, as config.json calls them
 # What PaddleNLP's config.json says about layers that the weights have fused.
 FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_up_fused_proj"}}
 
@@ -88,10 +88,10 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     if len(dtypes) == 1 and not stored_only and told:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
     wanted.update(_older_rope(model))
-    if plan.recipe.slices[0].layers is not None:
-        wanted.update({name: sum(part.layers or 0 for part in plan.recipe.slices) for name in DEPTHS if name in model})
+    stack = stack_of(plan.recipe, plan.tensors, plan.inputs)
+    wanted.update(stack.restack(model) if stack else {})
     if isinstance(text := model.get("text_config"), dict):
-        wanted["text_config"] = {**text, **_older_rope(text)}
+        wanted["text_config"] = {**text, **_older_rope(text), **(stack.restack(text) if stack else {})}
     if plan.layout is not None:
         wanted.pop("source", None)
         if plan.layout == "paddleformers":
