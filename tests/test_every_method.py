@@ -22,8 +22,9 @@ from paddle_merge.config import Engine
 from paddle_merge.engine import Room
 from paddle_merge.memory import merge_by_recipe
 from paddle_merge.methods import MERGE_TYPES, METHODS, SPARSIFIERS
-from paddle_merge.methods.registry import find, names
+from paddle_merge.methods.registry import NAMED, find, names
 from paddle_merge.worker import Report, Worker
+from tools.bench import RECIPES
 
 from .checkpoints import dtypes, from_bits, read, to_bits, write
 
@@ -113,6 +114,7 @@ def every_method() -> list[str]:
 def test_every_method_has_its_laws() -> None:
     assert set(LAWS) == set(every_method())
     assert all(law.why for law in LAWS.values() if law.same is None)
+    assert set(RECIPES) == set(NAMED)  # the bench knows them too
 
 
 def count(method: str) -> int:
