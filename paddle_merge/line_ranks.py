@@ -66,7 +66,10 @@ def _ordered(panel: Any, narrow: bool) -> Iterator[tuple[slice, Any]]:
     count = max(1, SORTED // length)
     for k in range(0, outer * width, count):
         numbers = np.arange(k, min(k + count, outer * width))
-        magnitudes = panel[numbers // width, :, numbers % width]
+        if width == 1:  # as they lie in memory
+            magnitudes = panel.reshape(outer, length)[k : k + count]
+        else:
+            magnitudes = panel[numbers // width, :, numbers % width]
         if narrow:
             order = np.empty(magnitudes.shape, np.uint64)
             kernels.rank_keys(magnitudes, order)
