@@ -149,10 +149,10 @@ class _Ledger:
         if number not in self._takes:
             return "the recipe merges nothing of it"
         layer, why = layer_of(name), "the recipe takes this module of other models"
-        for layers, module, modules in self._takes[number]:
-            if module is not None and module_of(name, modules) != module:
+        for claim in self._takes[number]:
+            if claim.module is not None and module_of(name, claim.modules) != claim.module:
                 continue
-            if layers is None or (layer is not None and layer[1] in layers):
+            if claim.layers is None or (layer is not None and layer[1] in claim.layers):
                 return ""
             why = "no slice takes it"
         return why

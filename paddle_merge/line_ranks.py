@@ -51,7 +51,11 @@ def _panels(tensor: Tensor, backend: Any, axes: Axes, models: Sequence[int]) -> 
                 count = min(together, outer - done)
                 end = (done + count) * length * inner
                 for row, panel in zip(rows, panels, strict=True):
-                    kernels.gather(row[at - start : end - start], at, inner, first, panel, done * length)
+                    some = row[at - start : end - start]
+                    if inner == 1:  # lines lie as they are needed
+                        np.abs(some, out=panel.reshape(-1)[at - done * length :][: some.size])
+                    else:
+                        kernels.gather(some, at, inner, first, panel, done * length)
                 if end <= stop:
                     origins = (done + np.arange(count)[:, None]) * (length * inner) + first + np.arange(columns)
                     yield panels[:, : count * length].reshape(-1, count, length, columns), origins.reshape(-1), inner
@@ -66,7 +70,8 @@ def _ordered(panel: Any, narrow: bool) -> Iterator[tuple[slice, Any]]:
     count = max(1, SORTED // length)
     for k in range(0, outer * width, count):
         numbers = np.arange(k, min(k + count, outer * width))
-        magnitudes = panel[numbers // width, :, numbers % width]
+        as_they_lie = panel.reshape(outer, length)[k : k + count] if width == 1 else None
+        magnitudes = panel[numbers // width, :, numbers % width] if as_they_lie is None else as_they_lie
         if narrow:
             order = np.empty(magnitudes.shape, np.uint64)
             kernels.rank_keys(magnitudes, order)

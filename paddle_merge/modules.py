@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from .names import layer_of, stacks
 from .parsing import nearest
@@ -30,14 +31,6 @@ _KINDS = (
 )
 _TEXT = _KINDS[0]
 _SHARED = ("shared", "lm_head")  # of T5
-# Where config.json says something of each, and what it calls the number of layers.
-_SECTIONS = dict(
-    zip(
-        (kind[0] for kind in _KINDS), (("text_config", "llm_config"), ("vision_config",), (), ("audio_config",)), strict=True
-    )
-)
-_DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")
-_BY_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")  # lists of one word per layer
 T = TypeVar("T")
 
 
@@ -138,19 +131,19 @@ def one_stack(part: Slice, tensors: Iterable[str], path: str) -> tuple[str | Non
     named, where = ", ".join(found) or "none", f" in module {part.module!r}" if part.module else ""
     remedy = "" if found else "; merge it whole, with models instead of slices"
     if found and not part.module:
-        first, *others = _called(found)
+        first, *others = dict.fromkeys(called(found).values())
         rest = "".join(f", {one}: {{models: ...}}" for one in others)
         remedy = f"; write slices below a module, as in modules: {{{first}: {{slices: ...}}{rest}}}"
     return None, f"{at}{path}: layer_range needs a model of one stack of layers, and it has {named}{where}{remedy}"
 
 
-def _called(found: Sequence[str]) -> list[str]:
-    """Names of modules for stacks of layers: the one that nothing tells of is language."""
+def called(found: Sequence[str]) -> dict[str, str]:
+    """Stacks of layers -> what mergekit calls the module; one that nothing tells of is language, several by their names."""
     unknown = [stack for stack in found if _kind_of(stack) is None]
     names = {stack: (_kind_of(stack) or _TEXT)[0] for stack in found}
     if len(unknown) > 1:
         names |= {stack: stack.split(".")[-2] if "." in stack else stack for stack in unknown}
-    return list(dict.fromkeys(names.values()))
+    return names
 
 
 def described(recipe: Recipe, names: Iterable[str]) -> list[str]:
@@ -164,68 +157,38 @@ def described(recipe: Recipe, names: Iterable[str]) -> list[str]:
     return found
 
 
-def taken(recipe: Recipe) -> dict[int, list[tuple[range | None, str | None, tuple[str, ...]]]]:
-    """Of each input that is merged, what slices take: layers (None: all, and what is in none), of which module of which."""
-    found: dict[int, list[tuple[range | None, str | None, tuple[str, ...]]]] = {}
-    merges: list[Recipe | Stage] = [recipe, *recipe.stages]
-    for merge in merges:
+@dataclass(frozen=True)
+class Claim:
+    """What a slice takes of an input: layers (None: all, and what is in none), of which of the modules."""
+
+    layers: frozenset[int] | None
+    module: str | None
+    modules: tuple[str, ...]
+
+
+def taken(recipe: Recipe) -> dict[int, list[Claim]]:
+    """What is claimed of each input, and of each earlier merge, by what is claimed of its output in turn."""
+    found: dict[int, list[Claim]] = {}
+    stages = list(enumerate(recipe.stages, len(recipe.sources)))
+    merges: list[tuple[int, Recipe | Stage]] = [(-1, recipe), *reversed(stages)]  # each after those that take it
+    for number, merge in merges:
         modules = names_of(merge)
-        for part in merge.slices:
-            for one in part.everything:
-                layers = None if part.layers is None else range(one.first, one.first + part.layers)
-                found.setdefault(one.number, []).append((layers, part.module, modules))
+        for module, slices in parts(merge):
+            wanted = _wanted(found[number], module, modules) if number in found else None
+            before = 0
+            for part in slices:
+                for one in part.everything:
+                    layers = wanted
+                    if part.layers is not None:
+                        some = (layer for layer in range(part.layers) if wanted is None or before + layer in wanted)
+                        layers = frozenset(one.first + layer for layer in some)
+                    found.setdefault(one.number, []).append(Claim(layers, module, modules))
+                before += part.layers or 0
     return found
 
 
-# --- config.json -----------------------------------------------------------------------------------------------------------
-
-
-def with_depths(config: Mapping[str, Any], recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
-    """config.json as slices of layers make it: how many there are, and what each is, of every module that is sliced; and
-    sentences on what had no place there, or is left as it was."""
-    changed, worries = dict(config), list[str]()
-    for module, slices in parts(recipe):
-        if slices[0].layers is None:
-            continue
-        picked = [part.inputs[0].first + layer for part in slices for layer in range(part.layers or 0)]
-        known = _kind_of(module) if module else _TEXT
-        kind = known[0] if known else None
-        placed = False
-        for section in ("", *_SECTIONS.get(kind or "", ())):
-            its = changed if not section else changed.get(section)
-            if not isinstance(its, dict) or (not section and kind not in (None, _TEXT[0])):
-                continue
-            words = _DEPTHS if kind else (f"{module}_layers", f"num_{module}_layers")
-            if not section and module == "encoder":  # T5's is called like a decoder's elsewhere
-                words = (*words, "num_layers", "num_hidden_layers")
-            new, indexes = _resized(its, words, picked)
-            placed |= new is not None
-            if new is not None:
-                changed = {**changed, section: new} if section else new
-            worries += [
-                f"config.json: {name} names layers{f' of {module}' if module else ''} by number, and stays as it was; see"
-                " whether that is still right"
-                for name in indexes
-            ]
-        if not placed and module:
-            worries.append(
-                f"config.json: how many layers {module} has isn't said where it was expected; write {len(picked)}"
-            )
-    return changed, list(dict.fromkeys(worries))
-
-
-def _resized(
-    config: Mapping[str, Any], words: Sequence[str], picked: Sequence[int]
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The same for one section; None if it counts no layers. And its lists of layers' numbers."""
-    counts = {name: len(picked) for name in words if name in config}
-    if not counts:
-        return None, []
-    new = {**config, **counts}
-    for name in _BY_LAYER:
-        each = config.get(name)
-        if isinstance(each, list) and max(picked) < len(each):
-            new[name] = [each[layer] for layer in picked]
-        elif isinstance(each, list):  # of another model's layers: loaders know better
-            del new[name]
-    return new, [name for name in config if name.endswith("_indexes") and config[name]]
+def _wanted(claims: Iterable[Claim], module: str | None, modules: tuple[str, ...]) -> frozenset[int] | None:
+    """The layers of a merge's module that are claimed."""
+    its = [one.layers for one in claims if one.modules != modules or one.module == module]
+    known = [layers for layers in its if layers is not None]
+    return frozenset().union(*known) if len(known) == len(its) else None

@@ -20,6 +20,7 @@ from .lora.fold import adapt
 from .plan import Plan, Shard, TensorPlan, cut
 from .readers import Checkpoint, Staged, TensorEntry
 from .recipe import Recipe, Stage
+from .stacked import restacked
 from .vocabulary.align import Aligner, Vocabularies
 
 
@@ -56,6 +57,7 @@ def make_plan(
     folders = [(checkpoint.path, checkpoint.folder) for checkpoint in opened]
     tokens = aligner.tokens if aligner is not None else None
     template, doubts = chat.choose(recipe.chat_template, folders, tokens.source.folder if tokens else donor.folder)
+    doubts = [*doubts, *restacked(donor.config, recipe, tensors, inputs)[1]]
     return Plan(
         recipe,
         inputs,
@@ -69,7 +71,7 @@ def make_plan(
         layout,
         tuple(turned),
         tuple(folded),
-        (*idle, *worries, *doubts, *modules.with_depths(donor.config, recipe)[1], *warnings(inputs, donor)),
+        (*idle, *worries, *doubts, *warnings(inputs, donor)),
         tokens,
         tuple(zip(opened, adapters, strict=True)),
         template,

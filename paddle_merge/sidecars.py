@@ -12,10 +12,10 @@ from . import __version__, chat
 from .config import MergeConfig
 from .detect import last_word
 from .errors import CheckpointError
-from .modules import with_depths
 from .plan import Plan
 from .readers import parsed, read_small
 from .resolve import weighted
+from .stacked import restacked
 from .vocabulary.ids import of_vocabulary
 from .vocabulary.write import FILES as TOKENIZER
 from .vocabulary.write import is_tokenizers, with_tokens
@@ -103,7 +103,7 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     if len(dtypes) == 1 and not stored_only and told:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
     wanted.update(_older_rope(model))
-    wanted, _ = with_depths(wanted, plan.recipe)
+    wanted, _ = restacked(wanted, plan.recipe, plan.tensors, plan.inputs)
     if isinstance(text := wanted.get("text_config"), dict):
         wanted["text_config"] = {**text, **_older_rope(text)}
     if plan.layout is not None:

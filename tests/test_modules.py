@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
 from paddle_merge.language.read import parse
 from paddle_merge.language.write import to_yaml
-from paddle_merge.modules import module_of, with_depths
+from paddle_merge.modules import module_of
 from paddle_merge.report.verify import verify
 
 from .checkpoints import read, write
@@ -237,7 +237,7 @@ parameters: {weight: 0.5}
     assert vision(2) not in out
     config = json.loads(Path("out/config.json").read_text())
     assert (config["text_config"]["num_hidden_layers"], config["vision_config"]["depth"]) == (4, 2)
-    assert "deepstack_visual_indexes names layers of vision_tower by number, and stays as it was" in caplog.text
+    assert "'deepstack_visual_indexes' of config.json names layers by number, and stays as it was" in caplog.text
 
 
 def test_modules_in_a_merge_that_another_takes(here: Path) -> None:
@@ -393,30 +393,33 @@ def test_modules_of_models_that_do_not_match(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "config", "expected", "worried"),
+    ("stack", "config", "expected", "worried"),
     [
-        ("decoder", {"decoder_layers": 4, "encoder_layers": 4}, {"decoder_layers": 2, "encoder_layers": 4}, False),
-        ("decoder", {"num_decoder_layers": 4, "num_layers": 4}, {"num_decoder_layers": 2, "num_layers": 4}, False),
-        ("encoder", {"num_decoder_layers": 4, "num_layers": 4}, {"num_decoder_layers": 4, "num_layers": 2}, False),
-        ("vision_tower", {"num_hidden_layers": 4, "vision_config": {}}, {"num_hidden_layers": 4, "vision_config": {}}, True),
-        ("text_model", {"num_hidden_layers": 4}, {"num_hidden_layers": 2}, False),
+        ("decoder.layers", {"decoder_layers": 4, "encoder_layers": 4}, {"decoder_layers": 2, "encoder_layers": 4}, False),
+        ("decoder.layers", {"num_decoder_layers": 4, "num_layers": 4}, {"num_decoder_layers": 2, "num_layers": 4}, False),
+        ("encoder.block", {"num_decoder_layers": 4, "num_layers": 4}, {"num_decoder_layers": 4, "num_layers": 2}, False),
+        ("vision_tower.layers", {"num_hidden_layers": 4}, {"num_hidden_layers": 4}, True),
         ("model.visual.blocks", {"vision_config": {"depth": 4}}, {"vision_config": {"depth": 2}}, False),
-        ("model.layers", {"num_hidden_layers": 4}, {"num_hidden_layers": 4}, True),
         (
-            "visual",
-            {"depth": 4, "vision_config": {"num_hidden_layers": 4, "layer_types": ["x", "y"]}},
-            {"depth": 4, "vision_config": {"num_hidden_layers": 2}},
+            "visual.blocks",
+            {"depth": 4, "vision_config": {"num_hidden_layers": 4, "layer_types": list("wxyz")}},
+            {"depth": 4, "vision_config": {"num_hidden_layers": 2, "layer_types": ["x", "y"]}},
             False,
         ),
     ],
 )
-def test_where_layers_are_counted(module: str, config: Any, expected: Any, worried: bool) -> None:
-    sources = "slices: [{sources: [{model: a, layer_range: [1, 3]}]}]"
-    recipe = parse(
-        f"modules: {{{module}: {{{sources}}}, other: {{models: [{{model: a}}]}}}}\nmerge_method: passthrough", "r"
-    )
-    changed, worries = with_depths(config, recipe.recipe)
-    assert changed == expected
-    assert worries == (
-        [f"config.json: how many layers {module} has isn't said where it was expected; write 2"] if worried else []
-    )
+def test_where_layers_are_counted(
+    here: Path, caplog: pytest.LogCaptureFixture, stack: str, config: Any, expected: Any, worried: bool
+) -> None:
+    """Layers 1 and 2 of four."""
+    other = "encoder.block" if stack.startswith("decoder") else "decoder.layers"
+    names = [f"{one}.{number}.mlp.weight" for one in (stack, other) for number in range(4)]
+    write(here / "m", {name: np.ones((2, 3)) for name in names}, config=config)
+    sliced = f"{stack.rpartition('.')[0]}: {{slices: [{{sources: [{{model: m, layer_range: [1, 3]}}]}}]}}"
+    rest = f"{other.partition('.')[0]}: {{models: [{{model: m}}]}}"
+    out = made(f"modules: {{{sliced}, {rest}}}\nmerge_method: passthrough\n")
+    assert len(out) == 6
+    told = json.loads(Path("out/config.json").read_text())
+    assert {name: told[name] for name in expected} == expected
+    sentence = f"config.json: how many layers {stack} has isn't said where it was expected; write 2"
+    assert (sentence in caplog.text) == worried

@@ -640,3 +640,28 @@ def test_a_seed_given_by_flag_is_every_stages(here: Path) -> None:
     one, two = made(text, "one"), made(text, "two", seed=9)
     assert MergeConfig(recipe_yaml=text, seed=9).recipe().stages[0].seed == 9
     assert any((one[name] != two[name]).any() for name in one)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "said"),
+    [
+        ("slerp", "{slerp_alpha: 3}", "slerp_alpha 3 must lie between 0"),
+        ("ties", "{reserve_p: 0}", "reserve_p 0 keeps nothing"),
+        ("dare_linear", "{reserve_p: 1.5}", "reserve_p 1.5 is the fraction"),
+        ("della", "{epsilon: 3}", "epsilon 3 with reserve_p 0.7 would need probabilities outside 0 to 1"),
+        ("ties", "{ties_elect_type: most}", "parameter 'ties_elect_type' must be sum or count, not 'most'"),
+        ("linear", "{weight: 0}", "parameter 'weight' 0 0 sums to zero, so it can't be normalised; set normalize: false"),
+    ],
+)
+def test_parameters_of_paddlenlps_methods_that_are_wrong(here: Path, method: str, parameters: str, said: str) -> None:
+    """As their flags are, in a recipe's words; also for some tensors only."""
+    text = f"merge_method: paddlenlp:{method}\nbase_model: c\nmodels: [{{model: a}}, {{model: b}}]\nparameters: {parameters}"
+    with pytest.raises(ConfigError) as caught:
+        made(text)
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(said)
+
+
+def test_one_model_is_none_for_paddlenlps_slerp(here: Path) -> None:
+    with pytest.raises(ConfigError, match="paddlenlp:slerp takes 2 models, not 1"):
+        made("merge_method: paddlenlp:slerp\nbase_model: c\nmodels: [{model: a}]")

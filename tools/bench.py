@@ -3,6 +3,7 @@ byte, paired in one run on the same files, with the same number of processes; pe
 
     python tools/bench.py                       # Qwen2-0.5B's shapes, three experts and a base, about 5 GB read and written
     python tools/bench.py --model tiny          # a minute
+    python tools/bench.py --methods recipe:ties,recipe:sce  # as a recipe means them; recipes: all of those
     python tools/bench.py --tensor_type pd --device gpu     # and how much of the bus's speed it reaches
     python tools/bench.py --peers formers=PYTHON --peers nlp=PYTHON --peers mergekit=PYTHON   # their environments' Pythons
 
@@ -30,6 +31,9 @@ import numpy as np
 import psutil
 import typer
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from paddle_merge.methods.registry import NAMED
+
 MODELS = {
     # name: hidden, intermediate, layers, key/value width, vocabulary
     "tiny": (256, 1024, 4, 64, 30_000),
@@ -39,6 +43,34 @@ MODELS = {
     "2gb-tensor": (1024, 1024, 1, 128, 1_048_576),  # an embedding of 2.1 GB in bfloat16
 }
 METHODS = ("linear", "slerp", "dare_linear", "dare_ties", "ties", "della_linear", "della", "fold")
+_W, _KEEP = {"weight": 1.0}, {"weight": 1.0, "density": 0.7}
+# recipe:NAME -> its parameters, and whether mergekit has it, too
+RECIPES: dict[str, tuple[dict[str, object], bool]] = {
+    "linear": (_W, True),
+    "task_arithmetic": (_W, True),
+    "slerp": ({"t": 0.5}, True),
+    "nuslerp": (_W, True),
+    "multislerp": (_W, True),
+    "karcher": ({}, True),
+    "ties": (_KEEP, True),
+    "dare_linear": (_KEEP, True),
+    "dare_ties": (_KEEP, True),
+    "della": (_KEEP, True),
+    "della_linear": (_KEEP, True),
+    "breadcrumbs": (_KEEP, True),
+    "breadcrumbs_ties": (_KEEP, True),
+    "sce": ({"select_topk": 0.5}, True),
+    "ram": ({}, True),
+    "ramplus_tl": ({}, True),
+    "model_stock": ({}, True),
+    "nearswap": ({"t": 0.001}, True),
+    "arcee_fusion": ({}, True),
+    "passthrough": ({"scale": 0.5}, True),
+    "consensus_ta": (_W, False),
+    "lines": ({"weight": 1.0, "alpha": 0.3, "beta": 0.5}, False),
+    "tsv": ({}, False),
+    "iso_c": ({}, False),
+}
 RANK = 32  # of the adapter that fold folds into the base
 FLOOR = """
 import os, sys, threading
@@ -219,12 +251,29 @@ def merge_command(
     command += ["--max_shard_size", "100GB", "--tensor_type", tensor_type, "--device", device]
     if method == "fold":
         return [*command, "--lora_model_path", str(adapter), "--base_model_path", str(base)], [base]
+    if method.startswith("recipe:"):
+        path, inputs = write_recipe(method.removeprefix("recipe:"), base, models, out)
+        return [*command[:3], str(path), *command[3:]], inputs
     models = models[:2] if method == "slerp" else models
     inputs = models if method == "slerp" else [*models, base]
     command += ["--merge_method", method, "--model_path_list", *map(str, models)]
     if method != "slerp":
         command += ["--base_model_path", str(base)]
     return command, inputs
+
+
+def write_recipe(name: str, base: Path, models: list[Path], out: Path) -> tuple[Path, list[Path]]:
+    """A recipe of the method, which mergekit reads too, and the checkpoints that it takes."""
+    method = NAMED[name]
+    models = models[: (method.most or 3) - (method.base == "first")]
+    based = method.base != "model" and name not in ("nuslerp", "multislerp")
+    recipe: dict[str, object] = {"merge_method": name, "dtype": "bfloat16", "parameters": RECIPES[name][0]}
+    recipe["models"] = [{"model": str(path)} for path in ([base, *models] if method.base == "first" else models)]
+    if based:
+        recipe["base_model"] = str(base)
+    path = out.with_suffix(".yaml")
+    path.write_text(json.dumps(recipe, indent=1))
+    return path, [*models, base] if based else models
 
 
 def peak_memory(command: list[str]) -> int:
@@ -262,6 +311,8 @@ def peer_command(
     peer: str, python: str, method: str, inputs: list[Path], out: Path, n_process: int, tensor_type: str
 ) -> list[str]:
     """The same merge by another tool."""
+    if method.startswith("recipe:"):  # written by merge_command
+        return [str(Path(python).parent / "mergekit-yaml"), str(out.with_suffix(".yaml")), str(out), "--allow-crimes"]
     has_base = method != "slerp"
     base, models = (inputs[-1], inputs[:-1]) if has_base else (None, inputs)
     if peer == "mergekit":
@@ -307,7 +358,7 @@ def main(
         + "".join(f" {peer} s | x |" for peer in named)
     )
     print("| --- |" + " ---: |" * (5 + gpu_head.count("|") + 2 * len(named)), flush=True)
-    for method in methods.split(","):
+    for method in methods.replace("recipes", ",".join(f"recipe:{name}" for name in RECIPES)).split(","):
         command, inputs = merge_command(method, paths, out, n_process, tensor_type, device)
         moved = sum((path / "model.safetensors").stat().st_size for path in [*inputs, inputs[0]])
         seconds(command)  # compiles the loops if this is their first use, and fills the page cache
@@ -328,6 +379,10 @@ def main(
             row += f" {share:.0%} | {device_memory(command):.0f} |"
             shutil.rmtree(out)
         for peer, python in named.items():
+            name = method.removeprefix("recipe:")
+            if name != method and (peer != "mergekit" or not RECIPES[name][1]):
+                row += " | |"
+                continue
             if method == "fold":  # PaddleFormers wants a package for Qwen2 that isn't on PyPI, PaddleNLP its own layout
                 row += " | |"
                 continue

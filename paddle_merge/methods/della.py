@@ -78,9 +78,10 @@ class Della:
         return drawn * (size // 8 + 1) + min(drawn * size * itemsize, room.selecting) + min(size, SORTED) * (itemsize + 8)
 
     def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
-        """What lines take that are longer than what is sorted together: one of each model, and its order; its limits."""
+        """What lines take that are longer than what is sorted together: one of each model, and its order; its limits,
+        by rank and by element."""
         length = lines(shape, turned)[1]
-        return length * (len(self._drawn) * itemsize + itemsize + 8 + 8 + 4 + 8)
+        return length * (len(self._drawn) * itemsize + itemsize + 8 + 8 + 4 + 8 + 4 + 1)
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         """Per model (bits, factor); what is kept where that is nothing; or None where it is all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ..recipe import Mix
@@ -44,8 +45,14 @@ _MERGERS = {
 _SCALE = Parameter("scale", float, 1.0, about="factor on the merged task vector")
 
 
+_WORDS = {"ties_elect_type": ("sum", "count"), "ties_zero_sign": ("positive", "majority", "drop")}
+# What flags are called in recipes.
+_IN_RECIPES = {"--weight_list": "parameter 'weight'", "pass --no_normalize": "set normalize: false", "--": ""}
+
+
 def method(sparsifier: str | None, merge_type: str, name: str) -> Method:
-    """The pair, called paddlenlp:`name`. make raises nothing: what is wrong is said by `problems` of the parts."""
+    """The pair, called paddlenlp:`name`, as flags mean it. make raises nothing: what is wrong is said by `problems` of the
+    parts."""
 
     def make(*, scale: float, **values: Any) -> Mix:
         kept = [values.pop(parameter.name) for parameter in _SPARSIFIERS[sparsifier]]
@@ -55,6 +62,28 @@ def method(sparsifier: str | None, merge_type: str, name: str) -> Method:
         merger = {"linear": Linear, "ties": Ties, "slerp": Slerp}[merge_type]
         return Mix(parts[sparsifier](*kept), merger(weights, *others), scale)
 
-    most = 2 if merge_type == "slerp" else None
+    least, most = (2, 2) if merge_type == "slerp" else (1, None)
     parameters = (*_SPARSIFIERS[sparsifier], *_MERGERS[merge_type], _SCALE)
-    return Method(PREFIX + name, make, parameters, most=most, source="PaddleNLP's mergekit")
+    return Method(PREFIX + name, make, parameters, least=least, most=most, source="PaddleNLP's mergekit")
+
+
+def in_recipes(one: Method) -> Method:
+    """The same, whose make raises ValueError, in a recipe's words."""
+
+    def make(**values: Any) -> Mix:
+        found = [
+            f"parameter {name!r} must be {', '.join(words[:-1])} or {words[-1]}, not {values[name]!r}"
+            for name, words in _WORDS.items()
+            if values.get(name, words[0]) not in words
+        ]
+        mix = one.make(**values)
+        found += mix.sparsifier.problems() if mix.sparsifier is not None else []
+        found += mix.merger.problems(len(values.get("weight", (1.0, 1.0))))
+        if found:
+            told = "; ".join(found)
+            for flag, parameter in _IN_RECIPES.items():
+                told = told.replace(flag, parameter)
+            raise ValueError(told)
+        return mix
+
+    return dataclasses.replace(one, make=make)

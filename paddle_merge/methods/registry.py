@@ -26,7 +26,7 @@ from . import (
 )
 from . import METHODS as PAIRS
 from .named import Method
-from .paddlenlp import PREFIX, method
+from .paddlenlp import PREFIX, in_recipes, method
 
 _FILES: tuple[Any, ...] = (
     plain,
@@ -58,7 +58,7 @@ def find(name: str) -> Method | None:
     pair = PAIRS.get(word) or ((sparsifier, merge_type) if plus else None)
     if pair is None or pair[0] not in (None, *SPARSIFIERS) or pair[1] not in MERGE_TYPES:
         return None
-    return method(*pair, word)
+    return in_recipes(method(*pair, word))
 
 
 def names() -> list[str]:
