@@ -10,7 +10,8 @@ import time
 
 from . import ceiling, checks
 from . import journal as journals
-from .announce import announce, check_account, refused
+from .account_file import check_account, refused
+from .announce import announce
 from .compare import differing
 from .config import MergeConfig
 from .crew import work
