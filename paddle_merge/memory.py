@@ -18,6 +18,7 @@ from .dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
 from .engine import Engine, import_paddle
 from .errors import CheckpointError, ConfigError
 from .inputs import differences
+from .layout import turned_in
 from .plan import Piece, TensorPlan
 from .quantised import problems as quantised
 from .readers import Checkpoint, TensorEntry
@@ -36,7 +37,9 @@ def merge_state_dicts(
 
     state_dicts: one per model, tensor name -> tensor: NumPy arrays with tensor_type "np", Paddle tensors with "pd". NumPy
         arrays of uint16 are bfloat16's bits, as in Paddle; ml_dtypes' bfloat16, float8_e4m3fn and float8_e5m2 work too.
-    config: the method, its parameters, out_dtype, strict, tensor_type and device. Paths and n_process are not looked at.
+    config: the method, its parameters, out_dtype, strict, tensor_type and device. Paths and n_process are not looked at;
+        layout, one for all, is by methods that go by rows of matrices: without it Paddle tensors are taken to be a Paddle
+        model's, [in, out], and arrays are taken as they stand.
     base: the base model's state dict.
     Returns tensors of the same kind, names and shapes, in the first model's order and on its device, with the same values as
     a merge of the same tensors from files. Where out_dtype is one that NumPy alone lacks, and the first model's isn't
@@ -113,11 +116,13 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
     if problems:
         raise CheckpointError(problems)
     tensors = []
+    turned = turned_in(inputs[0].tensors, _layout(recipe, inputs[0], kind))
     made = {one.name: one for one in assemble(recipe, inputs)[0]}
     for name, first in inputs[0].tensors.items():
         one, merged = made[name], first.dtype.is_float
         dtype = recipe.out_dtype if merged and recipe.out_dtype else first.dtype
-        tensors.append(TensorPlan(name, first.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers))
+        plan = TensorPlan(name, first.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers)
+        tensors.append(dataclasses.replace(plan, turned=name in turned))
         values = [] if merged else [kind.array(source[name]) for source in sources]
         unequal = [recipe.sources[k] for k, value in enumerate(values) if not np.array_equal(value, values[0])]
         if unequal:
@@ -125,6 +130,16 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
     if problems:
         raise CheckpointError(problems)
     return tensors
+
+
+def _layout(recipe: Recipe, first: Checkpoint, kind: _Numpy | _Paddle) -> str | None:
+    """How their matrices lie. Raises CheckpointError."""
+    told = list(dict.fromkeys(layout for layout in recipe.layouts if layout is not None))
+    if len(told) > 1:
+        raise CheckpointError(f"state dicts are merged as they are, so they must be of one layout, not of {', '.join(told)}")
+    if told or isinstance(kind, _Numpy):
+        return told[0] if told else None
+    return "paddleformers" if any(name.startswith("model.") for name in first.tensors) else "paddlenlp"
 
 
 def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, problems: list[str]) -> Checkpoint:

@@ -12,8 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
+from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge, merge_state_dicts
 from paddle_merge.cli import main
+from paddle_merge.engine import import_paddle
 from paddle_merge.language.read import parse
 from paddle_merge.language.write import to_yaml
 from paddle_merge.memory import merge_by_recipe
@@ -665,3 +666,30 @@ def test_parameters_of_paddlenlps_methods_that_are_wrong(here: Path, method: str
 def test_one_model_is_none_for_paddlenlps_slerp(here: Path) -> None:
     with pytest.raises(ConfigError, match="paddlenlp:slerp takes 2 models, not 1"):
         made("merge_method: paddlenlp:slerp\nbase_model: c\nmodels: [{model: a}]")
+
+
+@pytest.mark.parametrize("kind", ["np", "pd"])
+def test_state_dicts_of_paddles_layout_have_their_rows_across(kind: str) -> None:
+    """model_stock with an angle per output of a layer: [in, out] merges to what [out, in] does, turned."""
+    random = np.random.default_rng(0)
+    name, embed = "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"
+    states = [
+        {name: random.standard_normal((5, 3)).astype("float32"), embed: random.standard_normal((4, 3)).astype("float32")}
+        for _ in range(3)
+    ]
+    turned = [{name: np.ascontiguousarray(state[name].T), embed: state[embed]} for state in states]
+    fields: dict[str, Any] = {"merge_method": "model_stock", "method_parameters": ["filter_wise=true"]}
+    expected = merge_state_dicts(states[1:], MergeConfig(**fields, layout=["hf"] * 3), states[0])
+    as_they_stand = merge_state_dicts(turned[1:], MergeConfig(**fields), turned[0])
+    assert np.abs(as_they_stand[name].T - expected[name]).max() > 0.01
+    if kind == "np":
+        found = merge_state_dicts(turned[1:], MergeConfig(**fields, layout=["paddleformers"] * 3), turned[0])
+    else:
+        paddle = import_paddle()
+        tensors = [{key: paddle.to_tensor(value) for key, value in state.items()} for state in turned]
+        merged = merge_state_dicts(tensors[1:], MergeConfig(**fields, tensor_type="pd"), tensors[0])
+        found = {key: value.numpy() for key, value in merged.items()}
+    np.testing.assert_allclose(found[name].T, expected[name], rtol=1e-6)
+    np.testing.assert_allclose(found[embed], expected[embed], rtol=1e-6)
+    with pytest.raises(CheckpointError, match="they must be of one layout, not of hf, paddlenlp"):
+        merge_state_dicts(states[1:], MergeConfig(**fields, layout=["hf", "hf", "paddlenlp"]), states[0])
