@@ -33,6 +33,7 @@ from paddle_merge.frames.safetensors import frame
 
 HIDDEN, WIDE, HEADS, WORDS = 64, 160, 4, 128
 RANDOM = ("dare", "della")  # how the names of methods that draw begin
+EMBEDDINGS = ("model.embed_tokens", "lm_head")
 Tensors = dict[str, np.ndarray]
 # Which of equal elements torch's sort takes first is arbitrary; a stable one takes them in order, as we do.
 MERGEKIT = """
@@ -59,6 +60,37 @@ def llama(layers: int, seed: int, base: Tensors | None) -> Tensors:
     return {name: 0.05 * x if base is None else base[name] + 0.002 * x for name, x in drawn.items()}
 
 
+def with_words(folder: Path, tensors: Tensors, name: str, is_base: bool) -> Tensors:
+    """Leave a tokenizer in the folder. The tensors, with rows in its order: a model that isn't the base has the base's words
+    in another order, and three of its own."""
+    random = np.random.default_rng(zlib.crc32(name.encode()))
+    order = np.arange(WORDS) if is_base else random.permutation(WORDS)
+    own = [] if is_base else [f"{name}{number}" for number in range(3)]
+    ids = {word: row for row, word in enumerate([*(f"w{number}" for number in order), *own])}
+    rest: dict[str, Any] = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    model = {"type": "WordLevel", "vocab": ids, "unk_token": "w0"}
+    split = {"type": "WhitespaceSplit"}
+    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": split, "model": model, **rest}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return {
+        key: np.concatenate([x[order], 0.05 * random.standard_normal((len(own), HIDDEN)).astype(x.dtype)])
+        if key.startswith(EMBEDDINGS)
+        else x
+        for key, x in tensors.items()
+    }
+
+
+def by_word(folder: Path, tensors: Tensors) -> dict[str, Tensors]:
+    """Tensors with a row per word -> word -> its row; of none, if there is no tokenizer."""
+    path = folder / "tokenizer.json"
+    ids = json.loads(path.read_text())["model"]["vocab"] if path.exists() else {}
+    ids |= {one["content"]: one["id"] for one in json.loads(path.read_text())["added_tokens"]} if ids else {}
+    embeddings = {name: x for name, x in tensors.items() if name.startswith(EMBEDDINGS)}
+    return {name: {word: x[row] for word, row in ids.items()} for name, x in embeddings.items()}
+
+
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
     """Bits, rounded to nearest even."""
     bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
@@ -66,10 +98,11 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
 
 
 def save(folder: Path, tensors: Tensors, layers: int) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     head = frame([Held(name, BFLOAT16, x.shape, 2 * x.size) for name, x in tensors.items()], "pt").pieces[0][1]
     (folder / "model.safetensors").write_bytes(head + b"".join(to_bfloat16(x).tobytes() for x in tensors.values()))
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": WIDE, "num_hidden_layers": layers, "vocab_size": WORDS}
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": WIDE, "num_hidden_layers": layers}
+    sizes["vocab_size"] = len(tensors["lm_head.weight"])
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "tie_word_embeddings": False}
     kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps({**kind, **sizes, **heads}))
@@ -103,6 +136,11 @@ def places(recipe: Any, found: dict[str, int]) -> None:
             places(value, found)
 
 
+def tells_words(recipe: dict[str, Any]) -> bool:
+    """Whether its models' vocabularies may differ."""
+    return bool({"tokenizer", "tokenizer_source"} & recipe.keys())
+
+
 def prepared(recipe: dict[str, Any], work: Path) -> str:
     """The recipe with its models made, named by their paths."""
     found: dict[str, int] = {}
@@ -114,8 +152,11 @@ def prepared(recipe: dict[str, Any], work: Path) -> str:
         folder = work / "models" / re.sub(r"\W+", "_", name)
         if not folder.exists():
             is_base = name == recipe.get("base_model") and recipe["merge_method"] not in ("slerp", "linear")
-            save(folder, base if is_base else llama(layers, zlib.crc32(name.encode()), base), layers)
-        text = re.sub(rf"(model: ){re.escape(name)}(?=\s|$)", rf"\g<1>{folder}", text)
+            tensors = base if is_base else llama(layers, zlib.crc32(name.encode()), base)
+            if tells_words(recipe):
+                tensors = with_words(folder, tensors, name.strip("./"), is_base)
+            save(folder, tensors, layers)
+        text = re.sub(rf"((?:model|source): ){re.escape(name)}(?=\s|$)", rf"\g<1>{folder}", text)
     return text
 
 
@@ -147,6 +188,8 @@ def compare(path: Path, work: Path, mergekit: str) -> str:
     recipe, *more = yaml.safe_load_all(path.read_text())
     if more:
         return "not compared: merges of merges are another command's in mergekit"
+    if "re:" in path.read_text():
+        return "not compared: mergekit has no regular expressions"
     recipe |= {"dtype": "float32", "out_dtype": "bfloat16"}
     text = prepared(recipe, work)
     (work / "recipe.yaml").write_text(text)
@@ -162,9 +205,16 @@ def compare(path: Path, work: Path, mergekit: str) -> str:
     ours, theirs = load(work / "ours"), load(work / "theirs")
     if ours.keys() != theirs.keys():
         return f"other tensors: {', '.join(sorted(ours.keys() ^ theirs.keys())[:3])}"
+    if tells_words(recipe):
+        words, others = by_word(work / "ours", ours), by_word(work / "theirs", theirs)
+        for name, rows in words.items():
+            if rows.keys() != others[name].keys():
+                return f"other words: {', '.join(sorted(rows.keys() ^ others[name].keys())[:3])}"
+            ours[name], theirs[name] = (np.stack([its[name][word] for word in rows]) for its in (words, others))
     if recipe["merge_method"].startswith(RANDOM):
         base = load(work / "models" / re.sub(r"\W+", "_", recipe["base_model"]))
-        worst = max((apart(ours[name], theirs[name], base[name]), name) for name in ours)
+        alike = [name for name in ours if ours[name].shape == base[name].shape]
+        worst = max((apart(ours[name], theirs[name], base[name]), name) for name in alike)
         return f"{worst[0]:.1f} standard errors ({worst[1]})"
     worst_units = max((units(ours[name], theirs[name]), name) for name in ours)
     differing = sum(int((ours[name] != theirs[name]).sum()) for name in ours) / sum(x.size for x in ours.values())

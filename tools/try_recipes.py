@@ -22,7 +22,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddle_merge import MergeConfig, MergeError, merge
-from tools.compare_with_mergekit import Tensors, llama, load, places, save
+from tools.compare_with_mergekit import Tensors, llama, load, places, save, tells_words, with_words
 
 
 def models(documents: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -33,11 +33,14 @@ def models(documents: Sequence[dict[str, Any]], folder: Path) -> None:
     layers = max([4, *found.values()])
     base = llama(layers, 0, None)
     for name in found.keys() - {document.get("name") for document in documents}:
-        save(folder / name, base if name == "./base" else llama(layers, zlib.crc32(name.encode()), base), layers)
+        tensors = base if name == "./base" else llama(layers, zlib.crc32(name.encode()), base)
+        if any(map(tells_words, documents)):
+            tensors = with_words(folder / name, tensors, name.strip("./"), name == "./base")
+        save(folder / name, tensors, layers)
 
 
 def tried(path: Path) -> Tensors:
-    """What the recipe makes of small models: bits of bfloat16, whatever its dtype. Raises MergeError."""
+    """What the recipe makes of small models, in float64. Raises MergeError."""
     text, here = path.read_text(), Path.cwd()
     with tempfile.TemporaryDirectory() as work:
         try:
