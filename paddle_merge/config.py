@@ -232,8 +232,10 @@ class MergeConfig(Fields):
             tokenizer = tokenizer_of(str(self._tokenizer_source), None, places, base, recipe.taken[0])
         return dataclasses.replace(
             recipe,
-            seed=self.seed or recipe.seed,
-            stages=tuple(dataclasses.replace(stage, seed=self.seed or stage.seed) for stage in recipe.stages),
+            seed=recipe.seed if self.seed is None else self.seed,
+            stages=tuple(
+                dataclasses.replace(stage, seed=stage.seed if self.seed is None else self.seed) for stage in recipe.stages
+            ),
             prefix=self.merge_prefix,
             out_dtype=FLOATS.get(self.out_dtype or "") or recipe.out_dtype,
             layouts=tuple(self.layout or ()),

@@ -113,8 +113,8 @@ class Fields:
     slerp_alpha: float = _flag(_TUNE, "slerp: 0 is the first model, 1 the second.", 0.5)
     slerp_dot_threshold: float = _flag(_TUNE, "slerp: beyond this |cosine| interpolate linearly.", 0.9995)
     slerp_normalize_eps: float = _flag(_TUNE, "slerp: a norm up to this counts as 1.", 1e-8)
-    seed: int = _flag(
-        _TUNE, "The same seed gives the same random masks, for any number of workers. 0: a recipe's own, if it has one.", 0
+    seed: int | None = _flag(
+        _TUNE, "The same seed gives the same random masks, for any number of workers.", shown="0, or the recipe's own"
     )
     output_path: str | None = _flag(_OUTPUT, "Folder to write to.", shown="./merged-<method>")
     overwrite: bool = _flag(_OUTPUT, "Replace the weights of an earlier merge in that folder.", False)

@@ -474,7 +474,7 @@ def test_the_help_page_names_every_flag_and_every_method(
         ("reserve_p", "0.7"),
         ("epsilon", "0.14"),
         ("max_shard_size", "5GB"),
-        ("seed", "0"),
+        ("seed", "0, or the recipe's own"),
         ("n_process", "1"),
         ("output_path", "./merged-<method>"),
         ("ties_zero_sign", "positive"),

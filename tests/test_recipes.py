@@ -693,3 +693,13 @@ def test_state_dicts_of_paddles_layout_have_their_rows_across(kind: str) -> None
     np.testing.assert_allclose(found[embed], expected[embed], rtol=1e-6)
     with pytest.raises(CheckpointError, match="they must be of one layout, not of hf, paddlenlp"):
         merge_state_dicts(states[1:], MergeConfig(**fields, layout=["hf", "hf", "paddlenlp"]), states[0])
+
+
+def test_a_seed_by_flag_wins_over_the_recipes(here: Path) -> None:
+    """0, too."""
+    text = "models: [{model: b}]\nmerge_method: dare_linear\nbase_model: a\nparameters: {weight: 1, density: 0.5}\n"
+    own, unsaid = made(text + "seed: 7"), made(text, "unsaid")
+    assert (own[q(0)] != unsaid[q(0)]).any()
+    for seed, expected in ((0, unsaid), (7, own), (None, own)):
+        again = made(text + "seed: 7", f"again {seed}", seed=seed)
+        assert (again[q(0)] == expected[q(0)]).all()

@@ -29,7 +29,7 @@ class MergeConfig:
 
     Beyond PaddleNLP's fields and PaddleFormers', for what can't be guessed:
     device: where tensor_type "pd" computes, as paddle_merge.MergeConfig.device; None: where Paddle is set to.
-    seed: of dare's and magprune's masks; NumPy's and Paddle's random states don't matter.
+    seed: of dare's and magprune's masks, None: 0; NumPy's and Paddle's random states don't matter.
     layout: as paddle_merge.MergeConfig.layout, where it can't be detected.
     """
 
@@ -62,7 +62,7 @@ class MergeConfig:
     merge_with_qdq_base_model: bool = False
     _: KW_ONLY
     device: Optional[str] = None
-    seed: int = 0
+    seed: Optional[int] = None
     layout: Optional[list[str]] = None
 
     def __post_init__(self) -> None:
