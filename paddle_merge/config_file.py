@@ -9,7 +9,7 @@ from .errors import ConfigError
 from .readers import read_small, unique_keys
 
 # Keys that a recipe has, and no flag is called.
-_OF_RECIPES = {"models", "slices", "modules", "base_model", "parameters", "dtype", "tokenizer_source", "tokenizer", "name"}
+_OF_RECIPES = {"models", "slices", "modules", "base_model", "parameters", "dtype", "tokenizer", "name"}
 
 
 def _is_recipe(text: str, where: str) -> bool:

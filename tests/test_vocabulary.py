@@ -518,3 +518,12 @@ def test_rows_by_the_rules_read_aloud(
         AlignedTensor(aligned, "float32", files).read(first, read_back)
         files.close()
         np.testing.assert_allclose(read_back, flat[first:], rtol=1e-6, atol=1e-6)
+
+
+def test_in_a_file_of_flags(here: Path) -> None:
+    """tokenizer_source is a flag, too: such a file is no recipe for that."""
+    Path("merge.yaml").write_text(
+        "model_path_list: [a, b]\nmerge_method: linear\ntokenizer_source: union\noutput_path: out\n"
+    )
+    merge(MergeConfig.from_mapping(MergeConfig.from_file("merge.yaml")), progress=False)
+    assert read(here / "out")[EMBED][:, 0].tolist() == [0, 5.5, 2, 16.5, 40]

@@ -531,7 +531,6 @@ def test_paddles_layout_gives_the_same_model(tmp_path: Path, method: str, layout
     ("method", "parameters", "models", "said"),
     [
         ("sce", "{select_topk: 1.5}", 2, "parameter 'select_topk' 1.5 is the share of elements to select: from 0 to 1"),
-        ("sce", "{}", 1, "sce takes 2 or more models, not 1"),
         ("arcee_fusion", "{}", 2, "arcee_fusion takes 2 models, not 3"),
         ("tsv", "{k: 0}", 2, "parameter 'k' 0 is the share of singular vectors to keep: greater than 0 and at most 1"),
         ("consensus_ta", "{}", 1, "parameter 'k' 2 is how many models an element must matter to: from 0 to the 1 that"),

@@ -29,8 +29,12 @@ class _Loader(yaml.SafeLoader):
 
 def documents(text: str, where: str) -> list[yaml.Node]:
     """Raises ConfigError."""
+    loader, found = None, list[yaml.Node]()
     try:
-        return list(yaml.compose_all(text, _Loader))
+        loader = _Loader(text)
+        while loader.check_node():
+            found.append(loader.get_node())  # type: ignore[arg-type]
+        return found
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark, str(error.problem)
         at = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
@@ -42,6 +46,9 @@ def documents(text: str, where: str) -> list[yaml.Node]:
         before = text[: error.position]
         at = f"{where}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
         raise ConfigError(f"{at}: can't be parsed (character {error.character:#x} is not allowed)") from None
+    except (ValueError, OverflowError):  # "\\UFFFFFFFF"
+        mark = loader.get_mark() if loader is not None else yaml.Mark(where, 0, 0, 0, None, 0)
+        raise ConfigError(f"{where}:{mark.line + 1}:{mark.column + 1}: can't be parsed (no such character)") from None
     except RecursionError:
         raise ConfigError(f"{where}: is nested too deeply") from None
 
