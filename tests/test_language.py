@@ -171,6 +171,7 @@ LAUGHS = "".join(f"{name}: &{name} [{', '.join(f'{{value: *{last}}}' for _ in ra
         (f"{MODELS}parameters: {{<<: {{weight: 1}}, <<: {{weight: 2}}}}", "r.yaml:3:31: '<<' twice; give it a list"),
         (f"{MODELS}parameters: {{<<: *nowhere}}", "r.yaml:3:18: can't be parsed (found undefined alias 'nowhere')"),
         (f"a: &a [{{value: 1}}]\n{LAUGHS}{WEIGHT.format('*k')}", "a value of 'weight' must be one"),
+        ('models: [{model: "\\UFFFFFFFF"}]', "can't be parsed (no such character)"),
         ("models:\n\t- model: a\nmerge_method: linear", "r.yaml:2:1: can't be parsed (found character '\\t'"),
         ("models:\n\t- model: a\nmerge_method: linear", "; YAML takes spaces, not tabs"),
         ("models:\n  - model: a\n   parameters: {}\nmerge_method: linear", "is the indentation right?"),
