@@ -238,6 +238,24 @@ def test_tied_embeddings_stay_tied(here: Path) -> None:
     assert HEAD not in made(text + "tokenizer_source: union", "hf", layout=["hf"] * 3)
 
 
+@pytest.mark.parametrize("source", ["", "tokenizer_source: union\n"])
+@pytest.mark.parametrize("layout", ["paddlenlp", "paddleformers"])
+def test_an_earlier_merge_stays_tied(here: Path, source: str, layout: str) -> None:
+    """Its lm_head is the embedding, dropped at random alike, and so is what is made of it; written apart, the same bytes."""
+    for name, scale in (("x", 1), ("y", 10), ("z", 5)):
+        tokens = [f"t{number}" for number in range(12)]
+        model(here / name, tokens, scale, tied=True, model_type="llama", num_attention_heads=1)
+    how = f"base_model: z\nmerge_method: dare_linear\nparameters: {{weight: 1, density: 0.5}}\n{source}"
+    first, second = f"models: [{{model: x}}, {{model: y}}]\n{how}", f"models: [{{model: m}}, {{model: x}}]\n{how}"
+    out = made(f"name: m\n{first}---\n{second}", output_layout=layout, layout=["hf"] * 3)
+    np.testing.assert_array_equal(out[HEAD], next(values for name, values in out.items() if "embed_tokens" in name))
+    made(first, "m", output_layout=layout, layout=["hf"] * 3)
+    apart = made(second, "apart", output_layout=layout, layout=[layout, "hf", "hf"])
+    assert out.keys() == apart.keys()
+    for name, values in apart.items():
+        np.testing.assert_array_equal(out[name], values)
+
+
 def test_a_head_of_columns(here: Path) -> None:
     """PaddleNLP's lm_head is [h, V]: its columns are tokens."""
     text = AVERAGE + "tokenizer: {source: union, pad_to_multiple_of: 4}"
