@@ -462,6 +462,7 @@ def test_mistakes(here: Path, text: str, said: str) -> None:
         ("tokenizer.json", b"\xff", "the tokenizers library can't read it"),
         ("added_tokens.json", b'{"t1": 3}', "gives the token 't1' the id 3"),
         ("added_tokens.json", b'{"new": 1}', "gives two tokens the same id"),
+        ("added_tokens.json", b'{"new": 3000000000}', "gives 'new' the id 3000000000"),
         ("added_tokens.json", b"[]", "must hold a number for each token"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": 1}}', "must hold a token for each id"),
     ],
@@ -471,6 +472,17 @@ def test_damaged_tokenizers(here: Path, name: str, content: bytes, said: str) ->
     with pytest.raises(CheckpointError, match=said):
         made(AVERAGE + "tokenizer_source: union")
     assert not (here / "out").exists()
+
+
+def test_a_tokenizer_that_the_library_panics_at(here: Path) -> None:
+    """Its panics are no Exception. Where tokens aren't aligned, the tokenizer isn't needed."""
+    path = here / "b" / "tokenizer.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}})
+    )
+    with pytest.raises(CheckpointError, match="the tokenizers library can't read it .Precompiled"):
+        made(AVERAGE + "tokenizer_source: base")
+    assert made(AVERAGE)[EMBED].shape == (4, WIDTH)
 
 
 # --- properties ----------------------------------------------------------------------------------------------------------

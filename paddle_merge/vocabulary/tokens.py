@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from ..readers import read_json, read_small
 
 MAX_FILE = 1 << 30  # bytes
+MAX_IDS = 1 << 22  # far more than any tokenizer has
 SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -72,6 +73,9 @@ def read_vocabulary(folder: str) -> Vocabulary | None:
             added[token] = {**PLAIN, "normalized": False, "special": True}
     if any(number < 0 for number in ids.values()) or len(set(ids.values())) < len(ids):
         raise CheckpointError(f"{folder}: its tokenizer gives two tokens the same id, or one an id below 0")
+    for token, number in ids.items():
+        if number >= MAX_IDS:
+            raise CheckpointError(f"{folder}: its tokenizer gives {token!r} the id {number}, as if there were so many tokens")
     return Vocabulary(folder, dict(sorted(ids.items(), key=lambda pair: pair[1])), added)
 
 
@@ -86,7 +90,9 @@ def _of_tokenizers(path: str) -> Found:
         read = tokenizers.Tokenizer.from_str(content)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
-    except Exception as error:  # the library raises nothing more particular
+    except BaseException as error:  # the library raises nothing more particular, and where it panics not even Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: the tokenizers library can't read it ({reason})") from None
     added = {
