@@ -120,7 +120,7 @@ def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None)
 
 
 def _staged(made: Sequence[Made], stage: Stage, title: str, turned: Set[str]) -> dict[str, TensorEntry]:
-    """The tensors of an earlier merge. One that is made as another is, of the same bytes, is that very tensor, so that a tied
+    """The tensors of an earlier merge. One that is made of the same bytes as another, and alike, is that very tensor: a tied
     lm_head stays the embedding. turned: names of matrices [in, out]."""
     entries: dict[str, TensorEntry] = {}
     first: dict[object, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,6 +54,7 @@ class Vocabularies:
 
     def __init__(self, inputs: Sequence[Checkpoint]):
         self.inputs, self.notes = list(inputs), dict[str, None]()
+        self._folders = [os.path.realpath(checkpoint.folder) for checkpoint in inputs]
         self._known, self._like = dict[int, Vocabulary | None](), dict[int, int]()
 
     def of(self, number: int, otherwise: int | None = None) -> Vocabulary:
@@ -77,6 +79,11 @@ class Vocabularies:
             like = self._like.get(number)
             self._known[number] = self.read(like) if like is not None else read_vocabulary(self.inputs[number].folder)
         return self._known[number]
+
+    def called(self, source: int | str) -> int | str:
+        """The number of the input whose folder it is, whatever path it is called by; else the folder."""
+        folder = os.path.realpath(source) if isinstance(source, str) else None
+        return self._folders.index(folder) if folder in self._folders else source
 
     def add(self, made: Checkpoint, vocabulary: Vocabulary | int) -> None:
         """The output of an earlier merge. vocabulary: its own, or the number of the input that it has it from."""
@@ -117,7 +124,7 @@ class Aligner:
         self._made: dict[object, Aligned | None] = {}
         self._rows: dict[tuple[int, ...], Rows] = {}
         main = wanted.base if wanted.base is not None else taken[0]
-        owner = main if wanted.source == "union" else wanted.source
+        owner = main if wanted.source == "union" else vocabularies.called(wanted.source)
         numbers = dict.fromkeys([main, *taken, *([owner] if isinstance(owner, int) else [])])
         problems: list[str] = []
 

@@ -75,7 +75,7 @@ def read_vocabulary(folder: str) -> Vocabulary | None:
         raise CheckpointError(f"{folder}: its tokenizer gives two tokens the same id, or one an id below 0")
     for token, number in ids.items():
         if number >= MAX_IDS:
-            raise CheckpointError(f"{folder}: its tokenizer gives {token!r} the id {number}, as if there were so many tokens")
+            raise CheckpointError(f"{folder}: its tokenizer gives {token!r} the id {number}, more than tokenizers have")
     return Vocabulary(folder, dict(sorted(ids.items(), key=lambda pair: pair[1])), added)
 
 
