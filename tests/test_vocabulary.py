@@ -285,6 +285,30 @@ def test_a_head_of_columns(here: Path) -> None:
     np.testing.assert_array_equal(made(text, "back", output_layout="hf")[HEAD], plain[HEAD])
 
 
+def test_layers_with_rows_of_tokens(here: Path) -> None:
+    """DeepSeek's layers that predict the token after next hold the embedding and a head once more."""
+    inner = {"model.layers.1.embed_tokens.weight": EMBED, "model.layers.1.shared_head.head.weight": HEAD}
+    for name in ("a", "b"):
+        content = read(here / name)
+        more = {new: content[old] for new, old in inner.items()}
+        write(here / name, {**content, **more}, format="pt", config=config_of(name))
+    out = made(AVERAGE + "tokenizer_source: base")
+    for name, like in inner.items():
+        np.testing.assert_array_equal(out[name], out[like])
+
+
+@pytest.mark.parametrize("name", [HEAD, "model.embed_tokens_per_layer.weight"])
+def test_rows_whose_tokens_are_not_known(here: Path, name: str) -> None:
+    """6 rows beside an embedding of 4: if tokens move, it isn't known which of them those are."""
+    for folder in ("a", "b"):
+        content = read(here / folder)
+        write(here / folder, {**content, name: np.ones((6, WIDTH))}, format="pt", config=config_of(folder))
+    with pytest.raises(CheckpointError, match=r"a: tensor '.*' is \[6, 3\], and the embedding has 4 rows"):
+        made(AVERAGE + "tokenizer_source: base")
+    assert not (here / "out").exists()
+    assert made("models: [{model: a}]\nmerge_method: passthrough\ntokenizer_source: base")[name].shape == (6, WIDTH)
+
+
 def test_a_bias_per_token(here: Path) -> None:
     for name in ("a", "b"):
         content = read(here / name)

@@ -18,6 +18,8 @@ from ..recipe import Tokenizer
 from .rows import WORDS, Rows, keys, sizes
 from .tokens import Vocabulary, read_vocabulary, same_files, union
 
+_HEADS = (last_word(HEAD), "head")  # the latter in DeepSeek's layers that predict more than one token
+_TOKENS = (last_word(HEAD), "embed_tokens_per_layer")  # what surely has a row per token; the latter is Gemma 3n's
 MULTIPLE = 128  # at most: what the rows of a padded embedding stay a multiple of
 
 
@@ -169,11 +171,19 @@ class Aligner:
         """What one tensor of the output is made of, an entry for each of the inputs `numbers`: with their rows aligned, or
         as they are, if they have no row per token. Raises CheckpointError."""
         axis, chosen = self._axis(entries, numbers), tuple(numbers)
-        if axis is None or len({(*entry.shape[:axis], *entry.shape[axis + 1 :]) for entry in entries}) > 1:
+        if axis is None and last_word(entries[0].name) not in _TOKENS:
             return list(entries)
         if chosen not in self._rows:
             base = chosen.index(self._base) if self._base in chosen else None
             self._rows[chosen] = Rows.of([self._keys_of(number) for number in chosen], self._keys, base)
+        if axis is None and self._rows[chosen].moves([self._sizes[number][0] for number in chosen]):
+            first, (rows, _) = self._inputs[numbers[0]], self._sizes[numbers[0]]
+            raise CheckpointError(
+                f"{first.path}: tensor {entries[0].name!r} is {list(entries[0].shape)}, and the embedding has {rows} rows,"
+                " so it can't be told which token each of its own is"
+            )
+        if axis is None or len({(*entry.shape[:axis], *entry.shape[axis + 1 :]) for entry in entries}) > 1:
+            return list(entries)
         # A tied lm_head is the very entry that the embedding is, but for its name, and so must become.
         nameless = tuple(replace(entry, name="") for entry in entries)
         found = []
@@ -199,7 +209,7 @@ class Aligner:
         """Along which axis a tensor has an element per token; None: along none. Raises CheckpointError if that can't be
         told."""
         name = entries[0].name
-        if layer_of(name) is not None:
+        if layer_of(name) is not None and last_word(name) not in (*WORDS, *_HEADS):
             return None
         shapes = [self._sizes[number] for number in numbers]
         fitting = [
@@ -211,7 +221,7 @@ class Aligner:
             return 0
         if len(fitting) < 2 and all(rows != width for rows, width in shapes):
             return fitting[0] if fitting else None
-        if last_word(name) != last_word(HEAD) or not fitting:
+        if last_word(name) not in _HEADS or not fitting:
             return None
         if len(fitting) == 1:
             return fitting[0]
