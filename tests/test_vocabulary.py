@@ -393,6 +393,23 @@ def test_nested_configs(here: Path) -> None:
     assert config_of("more")["text_config"]["vocab_size"] == 5
 
 
+@pytest.mark.parametrize(
+    ("known", "wanted"),
+    [
+        ({"llm_config": {"vocab_size": 4}}, {"llm_config": {"vocab_size": 5}}),  # InternVL
+        ({"thinker_config": {"text_config": {"vocab_size": 4}}}, {"thinker_config": {"text_config": {"vocab_size": 5}}}),
+        ({"padded_vocab_size": 4}, {"padded_vocab_size": 5}),  # ChatGLM
+        ({}, {"vocab_size": 5}),
+    ],
+)
+def test_the_size_where_configs_say_it(here: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    config = {"hidden_size": WIDTH, "tie_word_embeddings": False, **known}
+    write(here / "a", read(here / "a"), format="pt", config=config)
+    made(AVERAGE + "tokenizer_source: union")
+    made_config = config_of("out")
+    assert {name: value for name, value in made_config.items() if "vocab" in name or "_config" in name} == wanted
+
+
 @pytest.mark.parametrize("kind", ["vocab.json", "vocab.txt"])
 def test_slow_tokenizers(here: Path, kind: str) -> None:
     """GPT-2's and BERT's files, and Paddle's added_tokens.json beside them."""

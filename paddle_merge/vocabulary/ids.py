@@ -14,6 +14,8 @@ from .tokens import Vocabulary, read_vocabulary
 
 log = logging.getLogger("paddle_merge")
 CONFIGS = ("config.json", "generation_config.json")
+SIZES = ("vocab_size", "padded_vocab_size")  # the latter is ChatGLM's
+SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 IDS = ("_token_id", "_token_ids", "_token_index")  # how fields end that hold ids of tokens
 
 
@@ -38,10 +40,12 @@ def of_vocabulary(files: Mapping[str, bytes], tokens: Tokens, folder: str) -> di
 
 
 def _sized(config: dict[str, Any], rows: int) -> dict[str, Any]:
-    text = config.get("text_config")
-    if isinstance(text, dict) and "vocab_size" in text:
-        config = {**config, "text_config": {**text, "vocab_size": rows}}
-    return {**config, "vocab_size": rows} if "vocab_size" in config or not isinstance(text, dict) else config
+    """Wherever it says the vocabulary's size: for the whole model, or its language model."""
+    changed: dict[str, Any] = {name: rows for name in SIZES if name in config}
+    for section in SECTIONS:
+        if isinstance(its := config.get(section), dict):
+            changed[section] = _sized(its, rows)
+    return {**config, **(changed or {SIZES[0]: rows})}
 
 
 class _Ids:
