@@ -439,6 +439,15 @@ def test_sentencepiece(here: Path, tmp_path: Path) -> None:
     assert list(found.ids.values()) == list(range(len(found.ids)))
 
 
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spiece.model"])
+def test_files_whose_tokens_loaders_renumber(here: Path, name: str) -> None:
+    """XLM-R has <pad> at 1, and every piece one further on; T5 ends in tokens that spiece.model doesn't have."""
+    (here / "b" / "tokenizer.json").unlink()
+    (here / "b" / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="number its tokens otherwise than it does"):
+        made(AVERAGE + "tokenizer_source: union")
+
+
 def test_union_keeps_the_bases_ids() -> None:
     base = Vocabulary("x", {"a": 0, "b": 1, "<s>": 5}, {"<s>": {"special": True}})
     other = Vocabulary("y", {"<s>": 0, "<e>": 1, "c": 2, "b": 3}, {"<e>": {"special": True}, "b": {"special": False}})

@@ -14,6 +14,7 @@ from ..readers import read_json, read_small
 MAX_FILE = 1 << 30  # bytes
 MAX_IDS = 1 << 22  # far more than any tokenizer has
 SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+RENUMBERED = ("sentencepiece.bpe.model", "spiece.model")  # XLM-R, mBART; T5, Pegasus
 SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
@@ -124,6 +125,11 @@ def _of_text(path: str) -> Found:
 
 
 def _of_sentencepiece(path: str) -> Found:
+    if os.path.basename(path) in RENUMBERED:
+        raise CheckpointError(
+            f"{path}: the models that have such a file number its tokens otherwise than it does; save the tokenizer with"
+            " tokenizer.json beside it, as transformers' save_pretrained does"
+        )
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
