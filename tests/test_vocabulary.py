@@ -309,6 +309,17 @@ def test_rows_whose_tokens_are_not_known(here: Path, name: str) -> None:
     assert made("models: [{model: a}]\nmerge_method: passthrough\ntokenizer_source: base")[name].shape == (6, WIDTH)
 
 
+@pytest.mark.parametrize(
+    "name", ["transformer.wpe.weight", "embeddings.position_embeddings.weight", "model.visual.merger.mlp.weight"]
+)
+def test_as_long_as_the_vocabulary_by_accident(here: Path, name: str) -> None:
+    """4 positions, or 4 inputs of a projector, are no tokens."""
+    values = np.arange(16.0).reshape(4, 4)
+    for folder in ("a", "b"):
+        write(here / folder, {**read(here / folder), name: values}, format="pt", config=config_of(folder))
+    np.testing.assert_array_equal(made(AVERAGE + "tokenizer_source: union")[name], values)
+
+
 def test_a_bias_per_token(here: Path) -> None:
     for name in ("a", "b"):
         content = read(here / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ..detect import last_word
 from ..errors import CheckpointError
 from ..layout import HEAD, turned_in
+from ..modules import suggested
 from ..names import layer_of
 from ..readers import Aligned, Checkpoint, TensorEntry
 from ..recipe import Tokenizer
@@ -20,6 +22,7 @@ from .tokens import Vocabulary, read_vocabulary, same_files, union
 
 _HEADS = (last_word(HEAD), "head")  # the latter in DeepSeek's layers that predict more than one token
 _TOKENS = (last_word(HEAD), "embed_tokens_per_layer")  # what surely has a row per token; the latter is Gemma 3n's
+_POSITIONS = re.compile(r"\bwpe\b|pos(ition|_emb|_\b)")  # there may be as many as tokens
 MULTIPLE = 128  # at most: what the rows of a padded embedding stay a multiple of
 
 
@@ -209,7 +212,7 @@ class Aligner:
         """Along which axis a tensor has an element per token; None: along none. Raises CheckpointError if that can't be
         told."""
         name = entries[0].name
-        if layer_of(name) is not None and last_word(name) not in (*WORDS, *_HEADS):
+        if last_word(name) not in (*WORDS, *_HEADS) and not _may_hold_tokens(name):
             return None
         shapes = [self._sizes[number] for number in numbers]
         fitting = [
@@ -232,6 +235,11 @@ class Aligner:
                 " stored with --layout"
             )
         return int(name in turned_in(first.tensors, self._layout))
+
+
+def _may_hold_tokens(name: str) -> bool:
+    """Whether a side as long as the vocabulary means tokens: not in layers, nor of positions, nor of images."""
+    return layer_of(name) is None and not _POSITIONS.search(name) and suggested([name]) == suggested([HEAD])
 
 
 def _elsewhere(folder: str) -> Vocabulary:
