@@ -349,6 +349,28 @@ def test_slices_take_rows_of_their_own_models(here: Path) -> None:
     assert out[HEAD][:, 0].tolist() == [100, 110, 0, 130, 140]
 
 
+@pytest.mark.parametrize("source", ["", "tokenizer_source: union\n"])
+def test_slices_of_tied_models_stay_tied(here: Path, source: str) -> None:
+    """In Hugging Face's layout there is one tensor, the first slice's; Paddle's lm_head is no other."""
+    for name, tokens, scale in (("a", ["t0", "t1", "t2", "t3"], 1), ("b", ["t0", "t3", "t1", "t4"], 10)):
+        model(here / name, tokens, scale, tied=True, model_type="llama", num_attention_heads=1)
+    text = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [0, 1]}]}]\n"
+    text += f"merge_method: passthrough\n{source}"
+    out = made(text, output_layout="paddleformers", layout=["hf"] * 2)
+    np.testing.assert_array_equal(out[HEAD], out[EMBED])
+    np.testing.assert_array_equal(out[EMBED], made(text, "hf", output_layout="hf", layout=["hf"] * 2)[EMBED])
+
+
+def test_the_last_slice_gives_the_head_of_gpt_neox(here: Path) -> None:
+    for name in ("a", "b"):
+        content = read(here / name)
+        content["embed_out.weight"] = content.pop(HEAD)
+        write(here / name, content, format="pt", config=config_of(name))
+    text = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [0, 1]}]}]\n"
+    out = made(text + "merge_method: passthrough\n")
+    assert out["embed_out.weight"][:, 0].tolist() == [100, 130, 110, 140]
+
+
 @pytest.mark.parametrize("n_process", [1, 3])
 @pytest.mark.parametrize("backend", ["np", "pd"])
 def test_the_same_bytes_however_it_is_computed(here: Path, n_process: int, backend: str) -> None:
