@@ -73,6 +73,7 @@ def make_plan(
         tokens,
         tuple(zip(opened, adapters, strict=True)),
         template,
+        vocabularies.counts(tokens),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -385,6 +387,40 @@ def test_the_same_bytes_however_it_is_computed(here: Path, n_process: int, backe
     one, other = (here / name / "model.safetensors" for name in ("one", "other"))
     assert one.read_bytes() == other.read_bytes()
     assert verify("other", None, 1, False, progress=False).off == []
+
+
+def pairs_tokenizer(folder: Path, count: int, seed: int) -> None:
+    """So many tokens of byte-pair encoding, at random, each with its merge, as large ones are."""
+    random = np.random.default_rng(seed)
+    words, merges = [chr(number) for number in range(33, 127)], []
+    known = set(words)
+    while len(words) < count:
+        for one, other in random.integers(0, len(words), (1000, 2)).tolist():
+            if (made_word := words[one] + words[other]) not in known and len(made_word) < 10 and len(words) < count:
+                known.add(made_word)
+                words.append(made_word)
+                merges.append([words[one], words[other]])
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] = {"type": "BPE", "vocab": {word: row for row, word in enumerate(words)}, "merges": merges}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    rows = np.zeros((len(words), WIDTH))
+    write(folder, {EMBED: rows, HEAD: rows}, format="pt", config={**config_of(folder), "vocab_size": len(words)})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak so")
+@pytest.mark.parametrize("source", ["", "tokenizer_source: union"])
+def test_vocabularies_are_in_the_ceiling(here: Path, source: str) -> None:
+    """Tokenizers are read to align tokens, or to warn of those that differ: the memory for it is foretold."""
+    for seed, name in enumerate("ab"):
+        pairs_tokenizer(here / name, 60_000, seed)
+    (here / "recipe.yaml").write_text(AVERAGE + source + "\n")
+    code = "import pathlib, sys; from paddle_merge.cli import main\n"
+    code += "try: main(sys.argv[1:])\nfinally: print(pathlib.Path('/proc/self/status').read_text())"
+    command = [sys.executable, "-c", code, "recipe.yaml", "--output_path", "out"]
+    done = subprocess.run([*command, "--account", "account.json"], capture_output=True, text=True, check=True)
+    foretold = json.loads((here / "account.json").read_text())["predicted"]["memory"]
+    (peak,) = [int(line.split()[1]) * 1024 for line in done.stdout.splitlines() if line.startswith("VmHWM")]
+    assert 100_000_000 < peak <= foretold
 
 
 # --- the tokenizer's files -----------------------------------------------------------------------------------------------

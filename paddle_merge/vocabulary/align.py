@@ -98,6 +98,11 @@ class Vocabularies:
             self._like[len(self.inputs)] = vocabulary
         self.inputs.append(made)
 
+    def counts(self, tokens: Tokens | None) -> tuple[int, ...]:
+        """How many tokens each vocabulary has that was read so far, or made, the output's included."""
+        known = [*self._known.values(), *((tokens.source, tokens.vocabulary) if tokens is not None else ())]
+        return tuple(len(one.ids) for one in {id(one): one for one in known if one is not None}.values())
+
     def unlike(self, numbers: Sequence[int]) -> list[str]:
         """A sentence on each of these inputs that has other tokens for some rows than the first of them."""
         first, *others = numbers
