@@ -343,6 +343,15 @@ def test_an_earlier_merges_vocabulary(here: Path) -> None:
         np.testing.assert_array_equal(out[name], values)
 
 
+@pytest.mark.parametrize("source", ["m", "base", "union"])
+def test_an_earlier_merges_tokens_are_written(here: Path, source: str) -> None:
+    """t4 is in none of the files that the tokenizer is copied from, and the last merge adds no token."""
+    second = "models: [{model: m}, {model: a}]\nmerge_method: linear\nparameters: {weight: 1}\n"
+    out = made(f"name: m\n{AVERAGE}tokenizer_source: union\n---\n{second}tokenizer_source: {source}")
+    assert tokens_of("out") == {"t0": 0, "t1": 1, "t2": 2, "t3": 3, "t4": 4}
+    assert out[EMBED].shape == (5, WIDTH)
+
+
 def test_slices_take_rows_of_their_own_models(here: Path) -> None:
     """The embedding is of the first slice's model, lm_head of the last one's; each in the union's order."""
     text = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [0, 1]}]}]\n"

@@ -24,11 +24,12 @@ PLAIN = dict.fromkeys(SETTINGS, False) | {"normalized": True}
 @dataclass(frozen=True)
 class Vocabulary:
     """folder: where its files are. ids: token -> id, by rising id. added: the tokens that stand beside the tokenizer's own
-    model -> how they are matched (SETTINGS)."""
+    model -> how they are matched (SETTINGS). stored: what the files say, if that is less, as of a union."""
 
     folder: str
     ids: Mapping[str, int]
     added: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stored: Vocabulary | None = field(default=None, compare=False)
 
     @property
     def end(self) -> int:
@@ -184,4 +185,4 @@ def union(base: Vocabulary, others: list[Vocabulary]) -> Vocabulary:
     for one in (base, *others):
         added = {**one.added, **added}
     added = {token: added.get(token, PLAIN) for token in ids if token in added or token not in base.ids}
-    return Vocabulary(base.folder, ids, added)
+    return Vocabulary(base.folder, ids, added, base.stored or base)
