@@ -79,7 +79,11 @@ def make_plan(
 
 def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | None) -> Aligner | None:
     """Raises CheckpointError."""
-    return Aligner(recipe.tokenizer, recipe.taken, vocabularies, layout) if recipe.tokenizer is not None else None
+    if recipe.tokenizer is not None:
+        return Aligner(recipe.tokenizer, recipe.taken, vocabularies, layout)
+    if problems := vocabularies.estranged(recipe.taken):
+        raise CheckpointError(problems)
+    return None
 
 
 def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None) -> list[str]:
@@ -113,9 +117,9 @@ def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None)
         made, more = assemble(stage, found, aligner)
         title = recipe.titles[len(found)]
         entries = _staged(made, stage, title, _turned(made, layout))
-        pattern = found[made[0].numbers[0]]
-        vocabulary = aligner.tokens.vocabulary if aligner is not None else made[0].numbers[0]
-        vocabularies.add(dataclasses.replace(pattern, path=title, tensors=entries), vocabulary)
+        like = made[0].numbers[0]
+        output = dataclasses.replace(found[like], path=title, tensors=entries)
+        vocabularies.add(output, like, aligner.tokens.vocabulary if aligner is not None else None)
         idle += more
     return idle
 

@@ -352,6 +352,17 @@ def test_an_earlier_merges_tokens_are_written(here: Path, source: str) -> None:
     assert out[EMBED].shape == (5, WIDTH)
 
 
+@pytest.mark.parametrize("source", ["union", "b"])
+def test_what_is_made_of_other_tokens_says_whose_they_are(here: Path, source: str) -> None:
+    """m would stand beside a's tokenizer, whose tokens aren't m's. Where they are, nothing need be said."""
+    model(here / "b", ["t0", "t3", "t1", "t2"] if source == "b" else ["t0", "t3", "t1", "t4"], 10)
+    second = "models: [{model: m}]\nmerge_method: passthrough\n"
+    with pytest.raises(CheckpointError, match=r"m .*: has other tokens than the tokenizer of a, so"):
+        made(f"name: m\n{AVERAGE}tokenizer_source: {source}\n---\n{second}")
+    out = made(f"name: m\n{AVERAGE}tokenizer_source: a\n---\n{second}")
+    assert out[EMBED][1, 0] == 5.5
+
+
 def test_slices_take_rows_of_their_own_models(here: Path) -> None:
     """The embedding is of the first slice's model, lm_head of the last one's; each in the union's order."""
     text = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [0, 1]}]}]\n"
@@ -620,6 +631,16 @@ def test_a_tokenizer_that_the_library_panics_at(here: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"the tokenizers library can't read it \(Precompiled"):
         made(AVERAGE + "tokenizer_source: base")
+    assert made(AVERAGE)[EMBED].shape == (4, WIDTH)
+
+
+def test_unreadable_tokenizers_that_are_not_needed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """root may read everything, so that comparing files fails as it would for others."""
+
+    def refuse(*_: object, **__: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filecmp.cmp", refuse)
     assert made(AVERAGE)[EMBED].shape == (4, WIDTH)
 
 

@@ -60,7 +60,7 @@ class Vocabularies:
     def __init__(self, inputs: Sequence[Checkpoint]):
         self.inputs, self.notes = list(inputs), dict[str, None]()
         self._folders = [os.path.realpath(checkpoint.folder) for checkpoint in inputs]
-        self._known, self._like = dict[int, Vocabulary | None](), dict[int, int]()
+        self._known, self._like, self._aligned = dict[int, Vocabulary | None](), dict[int, int](), set[int]()
 
     def of(self, number: int, otherwise: int | None = None) -> Vocabulary:
         """otherwise: the input whose vocabulary it is taken to have, if it has no tokenizer, and as many rows. Raises
@@ -90,13 +90,26 @@ class Vocabularies:
         folder = os.path.realpath(source) if isinstance(source, str) else None
         return self._folders.index(folder) if folder in self._folders else source
 
-    def add(self, made: Checkpoint, vocabulary: Vocabulary | int) -> None:
-        """The output of an earlier merge. vocabulary: its own, or the number of the input that it has it from."""
-        if isinstance(vocabulary, Vocabulary):
+    def add(self, made: Checkpoint, like: int, vocabulary: Vocabulary | None) -> None:
+        """The output of an earlier merge. like: the number of the input whose folder it has; vocabulary: its own, if its
+        rows were aligned."""
+        if vocabulary is not None:
             self._known[len(self.inputs)] = vocabulary
-        else:
-            self._like[len(self.inputs)] = vocabulary
+            self._aligned.add(len(self.inputs))
+        self._like[len(self.inputs)] = like
         self.inputs.append(made)
+
+    def estranged(self, numbers: Sequence[int]) -> list[str]:
+        """A sentence on each of these inputs that has other tokens than the tokenizer in its folder."""
+        return [
+            f"{self.inputs[number].path}: has other tokens than the tokenizer of {self.inputs[self._like[number]].path},"
+            " so what is made of it must have a tokenizer_source, too, such as base"
+            for number in numbers
+            if number in self._aligned
+            and (own := self.read(number)) is not None
+            and (its := self.read(self._like[number])) is not None
+            and own.ids != its.ids
+        ]
 
     def counts(self, tokens: Tokens | None) -> tuple[int, ...]:
         """How many tokens each vocabulary has that was read so far, or made, the output's included."""
@@ -108,7 +121,7 @@ class Vocabularies:
         first, *others = numbers
         found = []
         for number in others:
-            with contextlib.suppress(CheckpointError):  # its tokenizer can't be read; it isn't needed, either
+            with contextlib.suppress(CheckpointError, OSError):  # its tokenizer can't be read; it isn't needed, either
                 one, other = self.inputs[first], self.inputs[number]
                 if same_files(one.folder, other.folder) or not (known := self.read(first)) or not (its := self.read(number)):
                     continue
