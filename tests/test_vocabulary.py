@@ -572,6 +572,16 @@ def test_other_tokens_in_the_same_rows_are_noticed(here: Path, caplog: pytest.Lo
     assert "tokens are other rows" not in caplog.text
 
 
+def test_pieces_that_become_added_tokens_are_noticed(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Added tokens are found before the tokenizer's model sees the text: mergekit's union does the same, without a word."""
+    made(AVERAGE + "tokenizer_source: union")
+    assert "1 tokens of other models' own vocabularies, such as 't4', become added tokens" in caplog.text
+    caplog.clear()
+    model(here / "b", ["t0", "t3", "t1", "t4"], 10, added={"t4": 3})
+    made(AVERAGE + "tokenizer_source: union", "again")
+    assert "become added tokens" not in caplog.text
+
+
 def test_other_numbers_of_rows_are_told_the_remedy(here: Path) -> None:
     with pytest.raises(CheckpointError, match=r"different shapes.*--tokenizer_source union"):
         made("models: [{model: a}, {model: c}]\nmerge_method: linear\nparameters: {weight: 1}")

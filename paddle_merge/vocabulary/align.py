@@ -167,6 +167,15 @@ class Aligner:
         source = self._known[owner] if isinstance(owner, int) else _elsewhere(owner)
         others = [self._known[number] for number in dict.fromkeys(taken) if number != main]
         vocabulary = union(source, others) if wanted.source == "union" else source
+        pieces = [
+            token for token in vocabulary.ids if token not in source.ids and not any(token in one.added for one in others)
+        ]
+        if pieces:
+            vocabularies.notes[
+                f"{len(pieces)} tokens of other models' own vocabularies, such as {pieces[0]!r}, become added tokens of the"
+                " union's tokenizer, which finds them in text before any other: it may split text as no model was trained"
+                " on; tokenizer_source base doesn't"
+            ] = None
         own = self._sizes[owner][0] if isinstance(owner, int) else 0
         rows = _rows(vocabulary.end, source.end, own, wanted.multiple)
         self._keys = keys(vocabulary, rows)
