@@ -474,6 +474,19 @@ def test_ids_in_configs_follow_their_tokens(here: Path, caplog: pytest.LogCaptur
     assert "bos_token_id is 't2', which the output's tokenizer doesn't have; it becomes 3" in caplog.text
 
 
+def test_ids_that_configs_hold_otherwise(here: Path) -> None:
+    """b has t3 at 1. Row 4 has no token, before and after; a config that stands alone speaks of the base's tokens."""
+    model(here / "a", ["t0", "t1", "t2", "t3", None], eos_token_id=[3, 4])
+    (here / "a" / "generation_config.json").write_text('{"suppress_tokens": [3], "begin_suppress_tokens": [-1]}')
+    made(AVERAGE + "tokenizer_source: b")
+    assert config_of("out")["eos_token_id"] == [1, 4]
+    assert config_of("out", "generation_config.json") == {"suppress_tokens": [1], "begin_suppress_tokens": [-1]}
+    (here / "alone").mkdir()
+    (here / "alone" / "config.json").write_text(json.dumps({**config_of("a"), "eos_token_id": 3}))
+    made(AVERAGE + "tokenizer_source: b", "other", config_from="alone")
+    assert config_of("other")["eos_token_id"] == 1
+
+
 def test_nested_configs(here: Path) -> None:
     model(here / "a", ["t0", "t1", "t2", "t3"], text_config={"vocab_size": 4, "eos_token_id": 3})
     made(AVERAGE + "tokenizer_source: b")
