@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import CheckpointError, ConfigError
@@ -14,9 +14,10 @@ from .recipe import Input, Mix, Recipe, Slice, Stage
 from .resolve import Resolver, unused
 from .vocabulary.align import Aligner
 
-# Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
 REMEDY = "say which of them it is to be stored in (dtype), or convert the models"
+# Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
 _BEFORE = ("emb", "wte", "wpe")
+_BEHIND = "embed_out"  # GPT-NeoX's head
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,19 @@ def _t(layer: tuple[str, int] | None, depths: dict[str, int]) -> float:
     return min(1.0, number / (depths[stack] - 1)) if depths[stack] > 1 else 1.0
 
 
-def _sliced(slices: Sequence[Slice], tensors: Mapping[int, Iterable[str]], paths: Mapping[int, str]) -> list[_Place]:
-    """tensors, paths: of the first model of each slice, by its number: names, and what to call it. Raises CheckpointError
-    where there isn't one stack of layers to slice."""
+def _sliced(
+    slices: Sequence[Slice], tensors: Mapping[int, Mapping[str, TensorEntry]], paths: Mapping[int, str]
+) -> list[_Place]:
+    """tensors, paths: of the first model of each slice, by its number, and what to call it. Raises CheckpointError where
+    there isn't one stack of layers to slice."""
     first, last = slices[0], slices[-1]
     head = first.inputs[0].number
     stack, fault = one_stack(first, tensors[head], paths[head])
     if stack is None:
         raise CheckpointError(fault)
-    places = [_Place(name, first, None, 0.0) for name in tensors[head] if not layer_of(name) and _comes_before(name)]
+    tied = _tied(tensors[head])
+    before = [name for name in tensors[head] if not layer_of(name) and (_comes_before(name) or name in tied)]
+    places = [_Place(name, first, None, 0.0) for name in before]
     number = 0
     for part in slices:
         assert part.layers is not None
@@ -162,8 +167,15 @@ def _sliced(slices: Sequence[Slice], tensors: Mapping[int, Iterable[str]], paths
             places += [_Place(in_layer(name, number), part, layer, t) for name in mine]
             number += 1
     tail = tensors[last.inputs[0].number]
-    return places + [_Place(name, last, None, 0.0) for name in tail if not layer_of(name) and not _comes_before(name)]
+    behind = [name for name in tail if not layer_of(name) and not _comes_before(name) and name not in tied]
+    return places + [_Place(name, last, None, 0.0) for name in behind]
+
+
+def _tied(tensors: Mapping[str, TensorEntry]) -> set[str]:
+    """What is the very tensor that comes before the layers, too: lm_head, of Paddle's files, if it is the embedding."""
+    embeddings = {replace(one, name="") for name, one in tensors.items() if not layer_of(name) and _comes_before(name)}
+    return {name for name, one in tensors.items() if not _comes_before(name) and replace(one, name="") in embeddings}
 
 
 def _comes_before(name: str) -> bool:
-    return any(word in name for word in _BEFORE)
+    return any(word in name for word in _BEFORE) and _BEHIND not in name

@@ -32,6 +32,8 @@ _ALONE = 222 << 20  # the same, when it is the command too
 _COMMAND = 60 << 20  # the command without Numba
 _PADDLE = 330 << 20  # Paddle's libraries and what it holds
 _HEADER = 1 << 10  # what the command knows of one tensor in one input
+_TOKEN = 200  # of a vocabulary
+_TOKENIZER = 1450  # per token, while the library, or JSON, has a tokenizer in memory
 _STEP = 1 << 16  # elements of an adapted tensor read at a time
 _COPIED = 5 << 20  # while pieces of scattered tensors, or of those stored as text, are put in place
 
@@ -75,7 +77,9 @@ def alone(plan: Plan) -> bool:
 
 def _command(plan: Plan, beside: int) -> int:
     """What the command itself takes, less what it takes as a worker if it is alone."""
-    return beside + len(plan.tensors) * (len(plan.inputs) + 1) * _HEADER + (0 if alone(plan) else _COMMAND)
+    headers = len(plan.tensors) * (len(plan.inputs) + 1) * _HEADER
+    tokens = _TOKEN * sum(plan.tokens_known) + _TOKENIZER * max(plan.tokens_known, default=0)
+    return beside + headers + tokens + (0 if alone(plan) else _COMMAND)
 
 
 class _Worker:

@@ -65,6 +65,8 @@ def merge_by_recipe(
     sources: Sequence[Mapping[str, Any]], recipe: Recipe, engine: Engine, strict: bool = False
 ) -> dict[str, Any]:
     """The same for what a recipe's sources stand for, of which there may be only one. Raises as merge_state_dicts does."""
+    if recipe.tokenizer is not None:
+        raise ConfigError("tokenizer_source can't align state dicts: they have no tokenizer that says which token a row is")
     backends = Backends(engine)
     kind = _Paddle() if engine.tensor_type == "pd" else _Numpy()
     tensors = _plan(sources, recipe, kind)

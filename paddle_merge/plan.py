@@ -105,6 +105,7 @@ class Plan:
     tokens: Tokens | None  # of the output, if vocabularies are aligned
     opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]  # the inputs as they are stored
     chat_template: ChatTemplate | None  # None: the tokenizer's own
+    tokens_known: tuple[int, ...]  # how many tokens each vocabulary has that was read, or made
 
     @property
     def prefix(self) -> str:

@@ -75,12 +75,17 @@ def make_plan(
         tokens,
         tuple(zip(opened, adapters, strict=True)),
         template,
+        vocabularies.counts(tokens),
     )
 
 
 def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | None) -> Aligner | None:
     """Raises CheckpointError."""
-    return Aligner(recipe.tokenizer, recipe.taken, vocabularies, layout) if recipe.tokenizer is not None else None
+    if recipe.tokenizer is not None:
+        return Aligner(recipe.tokenizer, recipe.taken, vocabularies, layout)
+    if problems := vocabularies.estranged(recipe.taken):
+        raise CheckpointError(problems)
+    return None
 
 
 def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None) -> list[str]:
@@ -113,24 +118,39 @@ def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None)
             raise CheckpointError(problems)
         made, more = assemble(stage, found, aligner)
         title = recipe.titles[len(found)]
-        turned = _turned(made, layout)
-        entries = {one.name: _staged(one, stage, title, one.name in turned) for one in made}
-        pattern = found[made[0].numbers[0]]
-        vocabulary = aligner.tokens.vocabulary if aligner is not None else made[0].numbers[0]
-        vocabularies.add(dataclasses.replace(pattern, path=title, tensors=entries), vocabulary)
+        entries = _staged(made, stage, title, _turned(made, layout))
+        like = made[0].numbers[0]
+        output = dataclasses.replace(found[like], path=title, tensors=entries)
+        vocabularies.add(output, like, aligner.tokens.vocabulary if aligner is not None else None)
         idle += more
     return idle
 
 
-def _staged(one: Made, stage: Stage, title: str, turned: bool) -> TensorEntry:
-    """A tensor of an earlier merge."""
-    entry = one.base or one.sources[0]
-    merged = entry.dtype.is_float
-    dtype = stage.out_dtype if stage.out_dtype and merged else entry.dtype
-    plan = TensorPlan(one.name, entry.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers)
-    plan = dataclasses.replace(plan, turned=turned)
-    nbytes = plan.size * dtype.itemsize
-    return TensorEntry(one.name, dtype, entry.shape, title, 0, nbytes, staged=Staged(plan, stage.seed, title))
+def _staged(made: Sequence[Made], stage: Stage, title: str, turned: Set[str]) -> dict[str, TensorEntry]:
+    """The tensors of an earlier merge. One that is made of the same bytes as another, and alike, is that very tensor: a tied
+    lm_head stays the embedding. turned: names of matrices [in, out]."""
+    entries: dict[str, TensorEntry] = {}
+    first: dict[object, str] = {}
+    for one in made:
+        entry = one.base or one.sources[0]
+        merged = entry.dtype.is_float
+        dtype = stage.out_dtype if stage.out_dtype and merged else entry.dtype
+        like = first.setdefault(_made_of(one), one.name)
+        other = entries.get(like)
+        if other is not None and other.staged is not None and other.staged.plan.mix == one.mix:
+            entries[one.name] = dataclasses.replace(other, name=one.name)
+            continue
+        plan = TensorPlan(one.name, entry.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers)
+        plan = dataclasses.replace(plan, masked_as=like, turned=one.name in turned)
+        nbytes = plan.size * dtype.itemsize
+        staged = Staged(plan, stage.seed, title)
+        entries[one.name] = TensorEntry(one.name, dtype, entry.shape, title, 0, nbytes, staged=staged)
+    return entries
+
+
+def _made_of(one: Made) -> tuple[TensorEntry, ...]:
+    """What is read for a tensor, whatever it is called."""
+    return tuple(dataclasses.replace(entry, name="") for entry in one.entries)
 
 
 def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
@@ -182,7 +202,6 @@ def _lay_out(
         problems += form.problems([held for held, _ in group])
         frame = form.frame([held for held, _ in group], format)
         for (held, one), offset in zip(group, frame.offsets, strict=True):
-            made_of = tuple(dataclasses.replace(entry, name="") for entry in one.entries)
             tensors.append(
                 TensorPlan(
                     name=held.name,
@@ -195,7 +214,7 @@ def _lay_out(
                     offset=offset,
                     mix=one.mix,
                     numbers=one.numbers,
-                    masked_as=first.setdefault(made_of, held.name),
+                    masked_as=first.setdefault(_made_of(one), held.name),
                     turned=held.name in turned,
                     values=one.values,
                 )

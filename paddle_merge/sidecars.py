@@ -63,7 +63,8 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
     if tokens is not None:
         theirs = [name for name in _usual(tokens.source.folder) if is_tokenizers(name)]
         contents = {name: content for name, content in contents.items() if name in extra or not is_tokenizers(name)}
-        contents |= with_tokens(_read(tokens.source.folder, theirs), tokens.source, tokens.vocabulary)
+        stored = tokens.vocabulary.stored or tokens.vocabulary
+        contents |= with_tokens(_read(stored.folder, theirs), stored, tokens.vocabulary)
         contents = of_vocabulary(contents, tokens, folder)
     path = os.path.join(folder, "config.json")
     if "config.json" in contents and isinstance(model := parsed(path, contents["config.json"]), dict):

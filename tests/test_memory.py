@@ -166,6 +166,12 @@ def test_nan_is_warned_of_or_refused(caplog: pytest.LogCaptureFixture) -> None:
         merge_state_dicts(models, MergeConfig(strict=True))
 
 
+def test_vocabularies_need_tokenizers() -> None:
+    rows = {"model.embed_tokens.weight": np.ones((4, 3), np.float32)}
+    with pytest.raises(ConfigError, match="tokenizer_source can't align state dicts"):
+        merge_state_dicts([rows, rows], MergeConfig(tokenizer_source="union"))
+
+
 def test_static_mode_is_refused() -> None:
     """Looking at a tensor there can crash the process."""
     tensors = [{"w": paddle.ones([2])}] * 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,16 @@ def test_another_models_tokenizer(here: Path) -> None:
     assert tokens_of("out") == tokens_of("b")
 
 
+@pytest.mark.parametrize("source", ["./p", "p/", "{here}/p", "{here}/link"])
+def test_a_model_by_another_path(here: Path, source: str) -> None:
+    """p is the model, with its padding: 6 rows, not 4. Row 4 and 5 are its alone."""
+    model(here / "p", ["t0", "t1", "t2", "t3", None, None])
+    (here / "link").symlink_to(here / "p")
+    text = "models: [{model: p}, {model: b}]\nmerge_method: linear\nparameters: {weight: 1}\n"
+    out = made(text + f"tokenizer_source: {source.format(here=here)}")
+    assert out[EMBED][:, 0].tolist() == [0, 5.5, 2, 16.5, -1, -1]
+
+
 def test_a_tokenizer_that_no_model_has(here: Path) -> None:
     """t9 is in none: zeros, as mergekit's, and the plan says so."""
     tokenizer(here / "words", ["t0", "t9", "t3"])
@@ -238,6 +250,24 @@ def test_tied_embeddings_stay_tied(here: Path) -> None:
     assert HEAD not in made(text + "tokenizer_source: union", "hf", layout=["hf"] * 3)
 
 
+@pytest.mark.parametrize("source", ["", "tokenizer_source: union\n"])
+@pytest.mark.parametrize("layout", ["paddlenlp", "paddleformers"])
+def test_an_earlier_merge_stays_tied(here: Path, source: str, layout: str) -> None:
+    """Its lm_head is the embedding, dropped at random alike, and so is what is made of it; written apart, the same bytes."""
+    for name, scale in (("x", 1), ("y", 10), ("z", 5)):
+        tokens = [f"t{number}" for number in range(12)]
+        model(here / name, tokens, scale, tied=True, model_type="llama", num_attention_heads=1)
+    how = f"base_model: z\nmerge_method: dare_linear\nparameters: {{weight: 1, density: 0.5}}\n{source}"
+    first, second = f"models: [{{model: x}}, {{model: y}}]\n{how}", f"models: [{{model: m}}, {{model: x}}]\n{how}"
+    out = made(f"name: m\n{first}---\n{second}", output_layout=layout, layout=["hf"] * 3)
+    np.testing.assert_array_equal(out[HEAD], next(values for name, values in out.items() if "embed_tokens" in name))
+    made(first, "m", output_layout=layout, layout=["hf"] * 3)
+    apart = made(second, "apart", output_layout=layout, layout=[layout, "hf", "hf"])
+    assert out.keys() == apart.keys()
+    for name, values in apart.items():
+        np.testing.assert_array_equal(out[name], values)
+
+
 def test_a_head_of_columns(here: Path) -> None:
     """PaddleNLP's lm_head is [h, V]: its columns are tokens."""
     text = AVERAGE + "tokenizer: {source: union, pad_to_multiple_of: 4}"
@@ -255,6 +285,41 @@ def test_a_head_of_columns(here: Path) -> None:
     np.testing.assert_array_equal(out["llama.embed_tokens.weight"], plain[EMBED])
     # And when they are read into the other layout.
     np.testing.assert_array_equal(made(text, "back", output_layout="hf")[HEAD], plain[HEAD])
+
+
+def test_layers_with_rows_of_tokens(here: Path) -> None:
+    """DeepSeek's layers that predict the token after next hold the embedding and a head once more."""
+    inner = {"model.layers.1.embed_tokens.weight": EMBED, "model.layers.1.shared_head.head.weight": HEAD}
+    for name in ("a", "b"):
+        content = read(here / name)
+        more = {new: content[old] for new, old in inner.items()}
+        write(here / name, {**content, **more}, format="pt", config=config_of(name))
+    out = made(AVERAGE + "tokenizer_source: base")
+    for name, like in inner.items():
+        np.testing.assert_array_equal(out[name], out[like])
+
+
+@pytest.mark.parametrize("name", [HEAD, "model.embed_tokens_per_layer.weight"])
+def test_rows_whose_tokens_are_not_known(here: Path, name: str) -> None:
+    """6 rows beside an embedding of 4: if tokens move, it isn't known which of them those are."""
+    for folder in ("a", "b"):
+        content = read(here / folder)
+        write(here / folder, {**content, name: np.ones((6, WIDTH))}, format="pt", config=config_of(folder))
+    with pytest.raises(CheckpointError, match=r"a: tensor '.*' is \[6, 3\], and the embedding has 4 rows"):
+        made(AVERAGE + "tokenizer_source: base")
+    assert not (here / "out").exists()
+    assert made("models: [{model: a}]\nmerge_method: passthrough\ntokenizer_source: base")[name].shape == (6, WIDTH)
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer.wpe.weight", "embeddings.position_embeddings.weight", "model.visual.merger.mlp.weight"]
+)
+def test_as_long_as_the_vocabulary_by_accident(here: Path, name: str) -> None:
+    """4 positions, or 4 inputs of a projector, are no tokens."""
+    values = np.arange(16.0).reshape(4, 4)
+    for folder in ("a", "b"):
+        write(here / folder, {**read(here / folder), name: values}, format="pt", config=config_of(folder))
+    np.testing.assert_array_equal(made(AVERAGE + "tokenizer_source: union")[name], values)
 
 
 def test_a_bias_per_token(here: Path) -> None:
@@ -278,12 +343,54 @@ def test_an_earlier_merges_vocabulary(here: Path) -> None:
         np.testing.assert_array_equal(out[name], values)
 
 
+@pytest.mark.parametrize("source", ["m", "base", "union"])
+def test_an_earlier_merges_tokens_are_written(here: Path, source: str) -> None:
+    """t4 is in none of the files that the tokenizer is copied from, and the last merge adds no token."""
+    second = "models: [{model: m}, {model: a}]\nmerge_method: linear\nparameters: {weight: 1}\n"
+    out = made(f"name: m\n{AVERAGE}tokenizer_source: union\n---\n{second}tokenizer_source: {source}")
+    assert tokens_of("out") == {"t0": 0, "t1": 1, "t2": 2, "t3": 3, "t4": 4}
+    assert out[EMBED].shape == (5, WIDTH)
+
+
+@pytest.mark.parametrize("source", ["union", "b"])
+def test_what_is_made_of_other_tokens_says_whose_they_are(here: Path, source: str) -> None:
+    """m would stand beside a's tokenizer, whose tokens aren't m's. Where they are, nothing need be said."""
+    model(here / "b", ["t0", "t3", "t1", "t2"] if source == "b" else ["t0", "t3", "t1", "t4"], 10)
+    second = "models: [{model: m}]\nmerge_method: passthrough\n"
+    with pytest.raises(CheckpointError, match=r"m .*: has other tokens than the tokenizer of a, so"):
+        made(f"name: m\n{AVERAGE}tokenizer_source: {source}\n---\n{second}")
+    out = made(f"name: m\n{AVERAGE}tokenizer_source: a\n---\n{second}")
+    assert out[EMBED][1, 0] == 5.5
+
+
 def test_slices_take_rows_of_their_own_models(here: Path) -> None:
     """The embedding is of the first slice's model, lm_head of the last one's; each in the union's order."""
     text = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [0, 1]}]}]\n"
     out = made(text + "merge_method: passthrough\ntokenizer_source: union")
     assert out[EMBED][:, 0].tolist() == [0, 1, 2, 3, 0]  # t4 is in none that it is made of
     assert out[HEAD][:, 0].tolist() == [100, 110, 0, 130, 140]
+
+
+@pytest.mark.parametrize("source", ["", "tokenizer_source: union\n"])
+def test_slices_of_tied_models_stay_tied(here: Path, source: str) -> None:
+    """In Hugging Face's layout there is one tensor, the first slice's; Paddle's lm_head is no other."""
+    for name, tokens, scale in (("a", ["t0", "t1", "t2", "t3"], 1), ("b", ["t0", "t3", "t1", "t4"], 10)):
+        model(here / name, tokens, scale, tied=True, model_type="llama", num_attention_heads=1)
+    text = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [0, 1]}]}]\n"
+    text += f"merge_method: passthrough\n{source}"
+    out = made(text, output_layout="paddleformers", layout=["hf"] * 2)
+    np.testing.assert_array_equal(out[HEAD], out[EMBED])
+    np.testing.assert_array_equal(out[EMBED], made(text, "hf", output_layout="hf", layout=["hf"] * 2)[EMBED])
+
+
+def test_the_last_slice_gives_the_head_of_gpt_neox(here: Path) -> None:
+    for name in ("a", "b"):
+        content = read(here / name)
+        content["embed_out.weight"] = content.pop(HEAD)
+        write(here / name, content, format="pt", config=config_of(name))
+    text = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [0, 1]}]}]\n"
+    out = made(text + "merge_method: passthrough\n")
+    assert out["embed_out.weight"][:, 0].tolist() == [100, 130, 110, 140]
 
 
 @pytest.mark.parametrize("n_process", [1, 3])
@@ -300,6 +407,40 @@ def test_the_same_bytes_however_it_is_computed(here: Path, n_process: int, backe
     one, other = (here / name / "model.safetensors" for name in ("one", "other"))
     assert one.read_bytes() == other.read_bytes()
     assert verify("other", None, 1, False, progress=False).off == []
+
+
+def pairs_tokenizer(folder: Path, count: int, seed: int) -> None:
+    """So many tokens of byte-pair encoding, at random, each with its merge, as large ones are."""
+    random = np.random.default_rng(seed)
+    words, merges = [chr(number) for number in range(33, 127)], []
+    known = set(words)
+    while len(words) < count:
+        for one, other in random.integers(0, len(words), (1000, 2)).tolist():
+            if (made_word := words[one] + words[other]) not in known and len(made_word) < 10 and len(words) < count:
+                known.add(made_word)
+                words.append(made_word)
+                merges.append([words[one], words[other]])
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] = {"type": "BPE", "vocab": {word: row for row, word in enumerate(words)}, "merges": merges}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    rows = np.zeros((len(words), WIDTH))
+    write(folder, {EMBED: rows, HEAD: rows}, format="pt", config={**config_of(folder), "vocab_size": len(words)})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak so")
+@pytest.mark.parametrize("source", ["", "tokenizer_source: union"])
+def test_vocabularies_are_in_the_ceiling(here: Path, source: str) -> None:
+    """Tokenizers are read to align tokens, or to warn of those that differ: the memory for it is foretold."""
+    for seed, name in enumerate("ab"):
+        pairs_tokenizer(here / name, 60_000, seed)
+    (here / "recipe.yaml").write_text(AVERAGE + source + "\n")
+    code = "import pathlib, sys; from paddle_merge.cli import main\n"
+    code += "try: main(sys.argv[1:])\nfinally: print(pathlib.Path('/proc/self/status').read_text())"
+    command = [sys.executable, "-c", code, "recipe.yaml", "--output_path", "out"]
+    done = subprocess.run([*command, "--account", "account.json"], capture_output=True, text=True, check=True)
+    foretold = json.loads((here / "account.json").read_text())["predicted"]["memory"]
+    (peak,) = [int(line.split()[1]) * 1024 for line in done.stdout.splitlines() if line.startswith("VmHWM")]
+    assert 100_000_000 < peak <= foretold
 
 
 # --- the tokenizer's files -----------------------------------------------------------------------------------------------
@@ -333,12 +474,42 @@ def test_ids_in_configs_follow_their_tokens(here: Path, caplog: pytest.LogCaptur
     assert "bos_token_id is 't2', which the output's tokenizer doesn't have; it becomes 3" in caplog.text
 
 
+def test_ids_that_configs_hold_otherwise(here: Path) -> None:
+    """b has t3 at 1. Row 4 has no token, before and after; a config that stands alone speaks of the base's tokens."""
+    model(here / "a", ["t0", "t1", "t2", "t3", None], eos_token_id=[3, 4])
+    (here / "a" / "generation_config.json").write_text('{"suppress_tokens": [3], "begin_suppress_tokens": [-1]}')
+    made(AVERAGE + "tokenizer_source: b")
+    assert config_of("out")["eos_token_id"] == [1, 4]
+    assert config_of("out", "generation_config.json") == {"suppress_tokens": [1], "begin_suppress_tokens": [-1]}
+    (here / "alone").mkdir()
+    (here / "alone" / "config.json").write_text(json.dumps({**config_of("a"), "eos_token_id": 3}))
+    made(AVERAGE + "tokenizer_source: b", "other", config_from="alone")
+    assert config_of("other")["eos_token_id"] == 1
+
+
 def test_nested_configs(here: Path) -> None:
     model(here / "a", ["t0", "t1", "t2", "t3"], text_config={"vocab_size": 4, "eos_token_id": 3})
     made(AVERAGE + "tokenizer_source: b")
     assert config_of("out")["text_config"] == {"vocab_size": 4, "eos_token_id": 1}
     made(AVERAGE + "tokenizer_source: union", "more")
     assert config_of("more")["text_config"]["vocab_size"] == 5
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted"),
+    [
+        ({"llm_config": {"vocab_size": 4}}, {"llm_config": {"vocab_size": 5}}),  # InternVL
+        ({"thinker_config": {"text_config": {"vocab_size": 4}}}, {"thinker_config": {"text_config": {"vocab_size": 5}}}),
+        ({"padded_vocab_size": 4}, {"padded_vocab_size": 5}),  # ChatGLM
+        ({}, {"vocab_size": 5}),
+    ],
+)
+def test_the_size_where_configs_say_it(here: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    config = {"hidden_size": WIDTH, "tie_word_embeddings": False, **known}
+    write(here / "a", read(here / "a"), format="pt", config=config)
+    made(AVERAGE + "tokenizer_source: union")
+    made_config = config_of("out")
+    assert {name: value for name, value in made_config.items() if "vocab" in name or "_config" in name} == wanted
 
 
 @pytest.mark.parametrize("kind", ["vocab.json", "vocab.txt"])
@@ -368,6 +539,15 @@ def test_sentencepiece(here: Path, tmp_path: Path) -> None:
     assert found is not None
     assert list(found.ids)[:3] == ["<unk>", "<s>", "</s>"]
     assert list(found.ids.values()) == list(range(len(found.ids)))
+
+
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spiece.model"])
+def test_files_whose_tokens_loaders_renumber(here: Path, name: str) -> None:
+    """XLM-R has <pad> at 1, and every piece one further on; T5 ends in tokens that spiece.model doesn't have."""
+    (here / "b" / "tokenizer.json").unlink()
+    (here / "b" / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="number its tokens otherwise than it does"):
+        made(AVERAGE + "tokenizer_source: union")
 
 
 def test_union_keeps_the_bases_ids() -> None:
@@ -403,6 +583,16 @@ def test_other_tokens_in_the_same_rows_are_noticed(here: Path, caplog: pytest.Lo
     model(here / "d", ["t0", "t1", "t2", "t3"], 7)
     made("models: [{model: a}, {model: d}]\nmerge_method: linear\nparameters: {weight: 1}", "same")
     assert "tokens are other rows" not in caplog.text
+
+
+def test_pieces_that_become_added_tokens_are_noticed(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Added tokens are found before the tokenizer's model sees the text: mergekit's union does the same, without a word."""
+    made(AVERAGE + "tokenizer_source: union")
+    assert "1 tokens of other models' own vocabularies, such as 't4', become added tokens" in caplog.text
+    caplog.clear()
+    model(here / "b", ["t0", "t3", "t1", "t4"], 10, added={"t4": 3})
+    made(AVERAGE + "tokenizer_source: union", "again")
+    assert "become added tokens" not in caplog.text
 
 
 def test_other_numbers_of_rows_are_told_the_remedy(here: Path) -> None:
@@ -444,6 +634,7 @@ def test_mistakes(here: Path, text: str, said: str) -> None:
         ("tokenizer.json", b"\xff", "the tokenizers library can't read it"),
         ("added_tokens.json", b'{"t1": 3}', "gives the token 't1' the id 3"),
         ("added_tokens.json", b'{"new": 1}', "gives two tokens the same id"),
+        ("added_tokens.json", b'{"new": 3000000000}', "gives 'new' the id 3000000000"),
         ("added_tokens.json", b"[]", "must hold a number for each token"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": 1}}', "must hold a token for each id"),
     ],
@@ -453,6 +644,27 @@ def test_damaged_tokenizers(here: Path, name: str, content: bytes, said: str) ->
     with pytest.raises(CheckpointError, match=said):
         made(AVERAGE + "tokenizer_source: union")
     assert not (here / "out").exists()
+
+
+def test_a_tokenizer_that_the_library_panics_at(here: Path) -> None:
+    """Its panics are no Exception. Where tokens aren't aligned, the tokenizer isn't needed."""
+    path = here / "b" / "tokenizer.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}})
+    )
+    with pytest.raises(CheckpointError, match=r"the tokenizers library can't read it \(Precompiled"):
+        made(AVERAGE + "tokenizer_source: base")
+    assert made(AVERAGE)[EMBED].shape == (4, WIDTH)
+
+
+def test_unreadable_tokenizers_that_are_not_needed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """root may read everything, so that comparing files fails as it would for others."""
+
+    def refuse(*_: object, **__: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filecmp.cmp", refuse)
+    assert made(AVERAGE)[EMBED].shape == (4, WIDTH)
 
 
 # --- properties ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +13,16 @@ from typing import Any
 from ..detect import last_word
 from ..errors import CheckpointError
 from ..layout import HEAD, turned_in
+from ..modules import suggested
 from ..names import layer_of
 from ..readers import Aligned, Checkpoint, TensorEntry
 from ..recipe import Tokenizer
 from .rows import WORDS, Rows, keys, sizes
 from .tokens import Vocabulary, read_vocabulary, same_files, union
 
+_HEADS = (last_word(HEAD), "head")  # the latter in DeepSeek's layers that predict more than one token
+_TOKENS = (last_word(HEAD), "embed_tokens_per_layer")  # what surely has a row per token; the latter is Gemma 3n's
+_POSITIONS = re.compile(r"\bwpe\b|pos(ition|_emb|_\b)")  # there may be as many as tokens
 MULTIPLE = 128  # at most: what the rows of a padded embedding stay a multiple of
 
 
@@ -53,7 +59,8 @@ class Vocabularies:
 
     def __init__(self, inputs: Sequence[Checkpoint]):
         self.inputs, self.notes = list(inputs), dict[str, None]()
-        self._known, self._like = dict[int, Vocabulary | None](), dict[int, int]()
+        self._folders = [os.path.realpath(checkpoint.folder) for checkpoint in inputs]
+        self._known, self._like, self._aligned = dict[int, Vocabulary | None](), dict[int, int](), set[int]()
 
     def of(self, number: int, otherwise: int | None = None) -> Vocabulary:
         """otherwise: the input whose vocabulary it is taken to have, if it has no tokenizer, and as many rows. Raises
@@ -78,20 +85,43 @@ class Vocabularies:
             self._known[number] = self.read(like) if like is not None else read_vocabulary(self.inputs[number].folder)
         return self._known[number]
 
-    def add(self, made: Checkpoint, vocabulary: Vocabulary | int) -> None:
-        """The output of an earlier merge. vocabulary: its own, or the number of the input that it has it from."""
-        if isinstance(vocabulary, Vocabulary):
+    def called(self, source: int | str) -> int | str:
+        """The number of the input whose folder it is, whatever path it is called by; else the folder."""
+        folder = os.path.realpath(source) if isinstance(source, str) else None
+        return self._folders.index(folder) if folder in self._folders else source
+
+    def add(self, made: Checkpoint, like: int, vocabulary: Vocabulary | None) -> None:
+        """The output of an earlier merge. like: the number of the input whose folder it has; vocabulary: its own, if its
+        rows were aligned."""
+        if vocabulary is not None:
             self._known[len(self.inputs)] = vocabulary
-        else:
-            self._like[len(self.inputs)] = vocabulary
+            self._aligned.add(len(self.inputs))
+        self._like[len(self.inputs)] = like
         self.inputs.append(made)
+
+    def estranged(self, numbers: Sequence[int]) -> list[str]:
+        """A sentence on each of these inputs that has other tokens than the tokenizer in its folder."""
+        return [
+            f"{self.inputs[number].path}: has other tokens than the tokenizer of {self.inputs[self._like[number]].path},"
+            " so what is made of it must have a tokenizer_source, too, such as base"
+            for number in numbers
+            if number in self._aligned
+            and (own := self.read(number)) is not None
+            and (its := self.read(self._like[number])) is not None
+            and own.ids != its.ids
+        ]
+
+    def counts(self, tokens: Tokens | None) -> tuple[int, ...]:
+        """How many tokens each vocabulary has that was read so far, or made, the output's included."""
+        known = [*self._known.values(), *((tokens.source, tokens.vocabulary) if tokens is not None else ())]
+        return tuple(len(one.ids) for one in {id(one): one for one in known if one is not None}.values())
 
     def unlike(self, numbers: Sequence[int]) -> list[str]:
         """A sentence on each of these inputs that has other tokens for some rows than the first of them."""
         first, *others = numbers
         found = []
         for number in others:
-            with contextlib.suppress(CheckpointError):  # its tokenizer can't be read; it isn't needed, either
+            with contextlib.suppress(CheckpointError, OSError):  # its tokenizer can't be read; it isn't needed, either
                 one, other = self.inputs[first], self.inputs[number]
                 if same_files(one.folder, other.folder) or not (known := self.read(first)) or not (its := self.read(number)):
                     continue
@@ -117,7 +147,7 @@ class Aligner:
         self._made: dict[object, Aligned | None] = {}
         self._rows: dict[tuple[int, ...], Rows] = {}
         main = wanted.base if wanted.base is not None else taken[0]
-        owner = main if wanted.source == "union" else wanted.source
+        owner = main if wanted.source == "union" else vocabularies.called(wanted.source)
         numbers = dict.fromkeys([main, *taken, *([owner] if isinstance(owner, int) else [])])
         problems: list[str] = []
 
@@ -137,6 +167,15 @@ class Aligner:
         source = self._known[owner] if isinstance(owner, int) else _elsewhere(owner)
         others = [self._known[number] for number in dict.fromkeys(taken) if number != main]
         vocabulary = union(source, others) if wanted.source == "union" else source
+        pieces = [
+            token for token in vocabulary.ids if token not in source.ids and not any(token in one.added for one in others)
+        ]
+        if pieces:
+            vocabularies.notes[
+                f"{len(pieces)} tokens of other models' own vocabularies, such as {pieces[0]!r}, become added tokens of the"
+                " union's tokenizer, which finds them in text before any other: it may split text as no model was trained"
+                " on; tokenizer_source base doesn't"
+            ] = None
         own = self._sizes[owner][0] if isinstance(owner, int) else 0
         rows = _rows(vocabulary.end, source.end, own, wanted.multiple)
         self._keys = keys(vocabulary, rows)
@@ -162,11 +201,19 @@ class Aligner:
         """What one tensor of the output is made of, an entry for each of the inputs `numbers`: with their rows aligned, or
         as they are, if they have no row per token. Raises CheckpointError."""
         axis, chosen = self._axis(entries, numbers), tuple(numbers)
-        if axis is None or len({(*entry.shape[:axis], *entry.shape[axis + 1 :]) for entry in entries}) > 1:
+        if axis is None and last_word(entries[0].name) not in _TOKENS:
             return list(entries)
         if chosen not in self._rows:
             base = chosen.index(self._base) if self._base in chosen else None
             self._rows[chosen] = Rows.of([self._keys_of(number) for number in chosen], self._keys, base)
+        if axis is None and self._rows[chosen].moves([self._sizes[number][0] for number in chosen]):
+            first, (rows, _) = self._inputs[numbers[0]], self._sizes[numbers[0]]
+            raise CheckpointError(
+                f"{first.path}: tensor {entries[0].name!r} is {list(entries[0].shape)}, and the embedding has {rows} rows,"
+                " so it can't be told which token each of its own is"
+            )
+        if axis is None or len({(*entry.shape[:axis], *entry.shape[axis + 1 :]) for entry in entries}) > 1:
+            return list(entries)
         # A tied lm_head is the very entry that the embedding is, but for its name, and so must become.
         nameless = tuple(replace(entry, name="") for entry in entries)
         found = []
@@ -192,7 +239,7 @@ class Aligner:
         """Along which axis a tensor has an element per token; None: along none. Raises CheckpointError if that can't be
         told."""
         name = entries[0].name
-        if layer_of(name) is not None:
+        if last_word(name) not in (*WORDS, *_HEADS) and not _may_hold_tokens(name):
             return None
         shapes = [self._sizes[number] for number in numbers]
         fitting = [
@@ -204,7 +251,7 @@ class Aligner:
             return 0
         if len(fitting) < 2 and all(rows != width for rows, width in shapes):
             return fitting[0] if fitting else None
-        if last_word(name) != last_word(HEAD) or not fitting:
+        if last_word(name) not in _HEADS or not fitting:
             return None
         if len(fitting) == 1:
             return fitting[0]
@@ -215,6 +262,11 @@ class Aligner:
                 " stored with --layout"
             )
         return int(name in turned_in(first.tensors, self._layout))
+
+
+def _may_hold_tokens(name: str) -> bool:
+    """Whether a side as long as the vocabulary means tokens: not in layers, nor of positions, nor of images."""
+    return layer_of(name) is None and not _POSITIONS.search(name) and suggested([name]) == suggested([HEAD])
 
 
 def _elsewhere(folder: str) -> Vocabulary:

@@ -14,7 +14,9 @@ from .tokens import Vocabulary, read_vocabulary
 
 log = logging.getLogger("paddle_merge")
 CONFIGS = ("config.json", "generation_config.json")
-IDS = ("_token_id", "_token_ids", "_token_index")  # how fields end that hold ids of tokens
+SIZES = ("vocab_size", "padded_vocab_size")  # the latter is ChatGLM's
+SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
+IDS = ("_token_id", "_token_ids", "_token_index", "suppress_tokens")  # how fields end that hold ids of tokens
 
 
 def of_vocabulary(files: Mapping[str, bytes], tokens: Tokens, folder: str) -> dict[str, bytes]:
@@ -23,25 +25,27 @@ def of_vocabulary(files: Mapping[str, bytes], tokens: Tokens, folder: str) -> di
 
     Raises CheckpointError."""
     found = dict(files)
-    before = tokens.main if os.path.realpath(folder) == os.path.realpath(tokens.main.folder) else read_vocabulary(folder)
+    own = os.path.realpath(folder) == os.path.realpath(tokens.main.folder)
+    before = tokens.main if own else read_vocabulary(folder) or tokens.main
     for name in CONFIGS:
         path = os.path.join(folder, name)
         content = parsed(path, files[name]) if name in files else None
         if not isinstance(content, dict):
             continue
         changed = _sized(content, tokens.rows) if name == "config.json" else content
-        if before is not None:
-            changed = _Ids(path, before, tokens).of(changed)
+        changed = _Ids(path, before, tokens).of(changed)
         if changed != content:
             found[name] = (json.dumps(changed, indent=2) + "\n").encode()
     return found
 
 
 def _sized(config: dict[str, Any], rows: int) -> dict[str, Any]:
-    text = config.get("text_config")
-    if isinstance(text, dict) and "vocab_size" in text:
-        config = {**config, "text_config": {**text, "vocab_size": rows}}
-    return {**config, "vocab_size": rows} if "vocab_size" in config or not isinstance(text, dict) else config
+    """Wherever it says the vocabulary's size: for the whole model, or its language model."""
+    changed: dict[str, Any] = {name: rows for name in SIZES if name in config}
+    for section in SECTIONS:
+        if isinstance(its := config.get(section), dict):
+            changed[section] = _sized(its, rows)
+    return {**config, **(changed or {SIZES[0]: rows})}
 
 
 class _Ids:
@@ -67,11 +71,13 @@ class _Ids:
         named = [self._named.get(number) if type(number) is int else None for number in numbers]
         if all(token is None for token in named):  # no ids, or of rows without a token
             return value
-        if all(token in self._after for token in named):
-            ids = [self._after[str(token)] for token in named]
+        if all(token is None or token in self._after for token in named):
+            taken = set(self._after.values())  # an id without a token stays, unless it is now one
+            pairs = [pair for pair in zip(numbers, named, strict=True) if pair[1] is not None or pair[0] not in taken]
+            ids = [number if token is None else self._after[token] for number, token in pairs]
             return ids if isinstance(value, list) else ids[0]
         other = self._others.get(key) if isinstance(self._others, dict) else None
-        missing = next(token for token in named if token not in self._after)
+        missing = next(token for token in named if token is not None and token not in self._after)
         log.warning(
             "%s: %s is %r, which the output's tokenizer doesn't have; it becomes %r", self._path, key, missing, other
         )

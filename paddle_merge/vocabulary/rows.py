@@ -71,6 +71,10 @@ class Rows:
         unnamed = np.array([isinstance(key, int) for key in output], bool)
         return cls(own, donors, np.flatnonzero(unnamed & ~has.any(axis=0)))
 
+    def moves(self, sizes: Sequence[int]) -> bool:
+        """Whether any input, of so many rows each, doesn't stay as it is."""
+        return set(sizes) != {self.own.shape[1]} or bool((self.own != np.arange(self.own.shape[1])).any())
+
     def aligned(self, place: int, axis: int, entries: Sequence[TensorEntry], numbers: Sequence[int]) -> Aligned | None:
         """The tensor of the input at `place`, whose number is in `numbers`; None: as it is."""
         entry, (_, rows) = entries[place], self.own.shape

@@ -12,7 +12,9 @@ from ..errors import CheckpointError
 from ..readers import read_json, read_small
 
 MAX_FILE = 1 << 30  # bytes
+MAX_IDS = 1 << 22  # far more than any tokenizer has
 SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+RENUMBERED = ("sentencepiece.bpe.model", "spiece.model")  # XLM-R, mBART; T5, Pegasus
 SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
@@ -22,11 +24,12 @@ PLAIN = dict.fromkeys(SETTINGS, False) | {"normalized": True}
 @dataclass(frozen=True)
 class Vocabulary:
     """folder: where its files are. ids: token -> id, by rising id. added: the tokens that stand beside the tokenizer's own
-    model -> how they are matched (SETTINGS)."""
+    model -> how they are matched (SETTINGS). stored: what the files say, if that is less, as of a union."""
 
     folder: str
     ids: Mapping[str, int]
     added: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stored: Vocabulary | None = field(default=None, compare=False)
 
     @property
     def end(self) -> int:
@@ -72,6 +75,9 @@ def read_vocabulary(folder: str) -> Vocabulary | None:
             added[token] = {**PLAIN, "normalized": False, "special": True}
     if any(number < 0 for number in ids.values()) or len(set(ids.values())) < len(ids):
         raise CheckpointError(f"{folder}: its tokenizer gives two tokens the same id, or one an id below 0")
+    for token, number in ids.items():
+        if number >= MAX_IDS:
+            raise CheckpointError(f"{folder}: its tokenizer gives {token!r} the id {number}, more than tokenizers have")
     return Vocabulary(folder, dict(sorted(ids.items(), key=lambda pair: pair[1])), added)
 
 
@@ -86,7 +92,9 @@ def _of_tokenizers(path: str) -> Found:
         read = tokenizers.Tokenizer.from_str(content)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
-    except Exception as error:  # the library raises nothing more particular
+    except BaseException as error:  # the library raises nothing more particular, and where it panics not even Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: the tokenizers library can't read it ({reason})") from None
     added = {
@@ -118,6 +126,11 @@ def _of_text(path: str) -> Found:
 
 
 def _of_sentencepiece(path: str) -> Found:
+    if os.path.basename(path) in RENUMBERED:
+        raise CheckpointError(
+            f"{path}: the models that have such a file number its tokens otherwise than it does; save the tokenizer with"
+            " tokenizer.json beside it, as transformers' save_pretrained does"
+        )
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
@@ -172,4 +185,4 @@ def union(base: Vocabulary, others: list[Vocabulary]) -> Vocabulary:
     for one in (base, *others):
         added = {**one.added, **added}
     added = {token: added.get(token, PLAIN) for token in ids if token in added or token not in base.ids}
-    return Vocabulary(base.folder, ids, added)
+    return Vocabulary(base.folder, ids, added, base.stored or base)
