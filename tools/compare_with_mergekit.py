@@ -62,15 +62,17 @@ def llama(layers: int, seed: int, base: Tensors | None) -> Tensors:
 
 def with_words(folder: Path, tensors: Tensors, name: str, is_base: bool) -> Tensors:
     """Leave a tokenizer in the folder. The tensors, with rows in its order: a model that isn't the base has the base's words
-    in another order, and three of its own."""
+    in another order, and three that it added."""
     random = np.random.default_rng(zlib.crc32(name.encode()))
     order = np.arange(WORDS) if is_base else random.permutation(WORDS)
     own = [] if is_base else [f"{name}{number}" for number in range(3)]
-    ids = {word: row for row, word in enumerate([*(f"w{number}" for number in order), *own])}
+    ids = {f"w{number}": row for row, number in enumerate(order)}
+    kind = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    added = [{"id": WORDS + number, "content": word, **kind} for number, word in enumerate(own)]
     rest: dict[str, Any] = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
     model = {"type": "WordLevel", "vocab": ids, "unk_token": "w0"}
     split = {"type": "WhitespaceSplit"}
-    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": split, "model": model, **rest}
+    content = {"version": "1.0", "added_tokens": added, "pre_tokenizer": split, "model": model, **rest}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(content))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
