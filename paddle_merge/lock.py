@@ -167,6 +167,7 @@ def _resolved(plan: Plan) -> dict[str, Any]:
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype.name if recipe.out_dtype else None,
         "layout": plan.layout,
+        "tokens": plan.tokens.title if plan.tokens is not None else None,
         "save_format": recipe.save_format,
         "chat_template": recipe.chat_template,
     }

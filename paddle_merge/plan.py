@@ -18,7 +18,7 @@ from .fingerprint import BLOCK
 from .readers import Checkpoint, TensorEntry
 from .readers.adapters import Adapter
 from .recipe import Mix, Recipe
-from .vocabulary.align import Tokens
+from .vocabulary.vocabularies import Tokens
 
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
 

@@ -21,7 +21,8 @@ from .plan import Plan, Shard, TensorPlan, cut
 from .readers import Checkpoint, Staged, TensorEntry
 from .recipe import Recipe, Stage
 from .stacked import restacked
-from .vocabulary.align import Aligner, Vocabularies
+from .vocabulary.align import Aligner
+from .vocabulary.vocabularies import Vocabularies
 
 
 def make_plan(

@@ -466,11 +466,11 @@ def test_ids_in_configs_follow_their_tokens(here: Path, caplog: pytest.LogCaptur
     """config.json is a's, the tokenizer b's: t3 is row 3 of a, and 1 of b; t2, b doesn't have; b's config names its own."""
     model(here / "a", ["t0", "t1", "t2", "t3"], eos_token_id=3, bos_token_id=2, pad_token_id=None)
     model(here / "b", ["t0", "t3", "t1", "t4"], 10, bos_token_id=3)
-    (here / "a" / "generation_config.json").write_text('{"eos_token_id": [3, 1], "temperature": 0.5}')
+    (here / "a" / "generation_config.json").write_text('{"eos_token_id": [3, 1], "bad_words_ids": [[3], [2, 1], [1]]}')
     made(AVERAGE + "tokenizer_source: b")
     config = config_of("out")
     assert (config["eos_token_id"], config["bos_token_id"], config["pad_token_id"]) == (1, 3, None)
-    assert config_of("out", "generation_config.json") == {"eos_token_id": [1, 2], "temperature": 0.5}
+    assert config_of("out", "generation_config.json") == {"eos_token_id": [1, 2], "bad_words_ids": [[1], [2]]}
     assert "bos_token_id is 't2', which the output's tokenizer doesn't have; it becomes 3" in caplog.text
 
 

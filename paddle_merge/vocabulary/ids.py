@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..readers import parsed, read_json
-from .align import Tokens
 from .tokens import Vocabulary, read_vocabulary
+from .vocabularies import Tokens
 
 log = logging.getLogger("paddle_merge")
 CONFIGS = ("config.json", "generation_config.json")
 SIZES = ("vocab_size", "padded_vocab_size")  # the latter is ChatGLM's
 SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 IDS = ("_token_id", "_token_ids", "_token_index", "suppress_tokens")  # how fields end that hold ids of tokens
+
+WORDS = "bad_words_ids"
 
 
 def of_vocabulary(files: Mapping[str, bytes], tokens: Tokens, folder: str) -> dict[str, bytes]:
@@ -62,9 +64,16 @@ class _Ids:
     def of(self, config: dict[str, Any]) -> dict[str, Any]:
         return {key: self._value(key, value) for key, value in config.items()}
 
+    def _words(self, value: list[Any]) -> list[Any]:
+        """Lists of ids; those with a token that the output doesn't have can't come up in it."""
+        named = [[self._named.get(number) for number in word] for word in value if isinstance(word, list)]
+        return [[self._after[str(token)] for token in word] for word in named if all(token in self._after for token in word)]
+
     def _value(self, key: str, value: Any) -> Any:
         if isinstance(value, dict):
             return self.of(value)
+        if key == WORDS and isinstance(value, list):
+            return self._words(value)
         if not key.endswith(IDS):
             return value
         numbers = value if isinstance(value, list) else [value]
