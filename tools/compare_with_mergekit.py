@@ -104,7 +104,7 @@ def save(folder: Path, tensors: Tensors, layers: int) -> None:
     head = frame([Held(name, BFLOAT16, x.shape, 2 * x.size) for name, x in tensors.items()], "pt").pieces[0][1]
     (folder / "model.safetensors").write_bytes(head + b"".join(to_bfloat16(x).tobytes() for x in tensors.values()))
     sizes = {"hidden_size": HIDDEN, "intermediate_size": WIDE, "num_hidden_layers": layers}
-    sizes["vocab_size"] = len(tensors["lm_head.weight"])
+    sizes["vocab_size"] = len(tensors["model.embed_tokens.weight"])
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "tie_word_embeddings": False}
     kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps({**kind, **sizes, **heads}))
