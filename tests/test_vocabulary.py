@@ -527,10 +527,21 @@ def test_slow_tokenizers(here: Path, kind: str) -> None:
     assert (here / "out" / kind).read_bytes() == (here / "a" / kind).read_bytes()
 
 
-def test_sentencepiece(here: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tokenizer.model", {}),
+        ("sentencepiece.bpe.model", {"tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer"}}),  # as PaddleNLP has it
+        ("sentencepiece.bpe.model", {"config.json": {"model_type": "llama"}}),
+    ],
+)
+def test_sentencepiece(here: Path, name: str, said: dict[str, Any]) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
+    (here / "a" / "tokenizer_config.json").unlink()
+    for file, content in said.items():
+        (here / "a" / file).write_text(json.dumps(content))
     lines = iter(["ab abc abcd b c d", "a b c d e f g"] * 20)
-    with (here / "a" / "tokenizer.model").open("wb") as model_file:
+    with (here / "a" / name).open("wb") as model_file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines, model_writer=model_file, vocab_size=16, minloglevel=2, hard_vocab_limit=False
         )

@@ -14,7 +14,8 @@ from ..readers import read_json, read_small
 MAX_FILE = 1 << 30  # bytes
 MAX_IDS = 1 << 22  # far more than any tokenizer has
 SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
-RENUMBERED = ("sentencepiece.bpe.model", "spiece.model")  # XLM-R, mBART; T5, Pegasus
+RENUMBERED = ("sentencepiece.bpe.model", "spiece.model")  # by XLM-R and mBART; T5 and Pegasus
+AS_STORED = ("llama", "codellama", "code_llama", "gemma", "baichuan", "albert", "xlnet")  # not by these: PaddleNLP's Llama
 SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
@@ -126,7 +127,7 @@ def _of_text(path: str) -> Found:
 
 
 def _of_sentencepiece(path: str) -> Found:
-    if os.path.basename(path) in RENUMBERED:
+    if os.path.basename(path) in RENUMBERED and not _kind(os.path.dirname(path)).startswith(AS_STORED):
         raise CheckpointError(
             f"{path}: the models that have such a file number its tokens otherwise than it does; save the tokenizer with"
             " tokenizer.json beside it, as transformers' save_pretrained does"
@@ -140,6 +141,16 @@ def _of_sentencepiece(path: str) -> Found:
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: sentencepiece can't read it ({' '.join(str(error).split())})") from None
     return {model.id_to_piece(number): number for number in range(model.get_piece_size())}, {}
+
+
+def _kind(folder: str) -> str:
+    """The tokenizer's class, or the model's type, in small letters; "" if nothing tells. Raises CheckpointError."""
+    for name, key in (("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")):
+        path = os.path.join(folder, name)
+        content = read_json(path) if os.path.isfile(path) else {}
+        if isinstance(content, dict) and isinstance(told := content.get(key), str):
+            return told.lower()
+    return ""
 
 
 def _more(folder: str) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
