@@ -77,13 +77,13 @@ def announced(method: str, folder: Path, size: str) -> int:
 
 def peak_of(command: list[str]) -> int:
     """Bytes that all its processes hold, at most, looked at every few milliseconds."""
-    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     peak = 0
-    while process.poll() is None:
-        with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
-            peak = max(peak, sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]))
-        time.sleep(0.005)
-    assert process.returncode == 0, process.stderr.read().decode()
+    with psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
+                peak = max(peak, sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]))
+            time.sleep(0.005)
+        assert process.returncode == 0, process.stderr.read().decode()
     return peak
 
 
