@@ -22,7 +22,7 @@ from paddle_merge.readers import TensorEntry
 from paddle_merge.report.verify import verify
 from paddle_merge.vocabulary.aligned import AlignedTensor
 from paddle_merge.vocabulary.rows import Rows, keys
-from paddle_merge.vocabulary.tokens import Vocabulary, read_vocabulary, union
+from paddle_merge.vocabulary.tokens import Vocabulary, read_vocabulary, same_files, union
 
 from .checkpoints import read, write
 
@@ -594,6 +594,18 @@ def test_other_tokens_in_the_same_rows_are_noticed(here: Path, caplog: pytest.Lo
     model(here / "d", ["t0", "t1", "t2", "t3"], 7)
     made("models: [{model: a}, {model: d}]\nmerge_method: linear\nparameters: {weight: 1}", "same")
     assert "tokens are other rows" not in caplog.text
+
+
+def test_the_same_tokens_written_otherwise_are_the_same(here: Path) -> None:
+    """transformers writes tokenizer.json anew whenever it saves a model, not always alike."""
+    content = config_of("a", "tokenizer.json")
+    (here / "b" / "tokenizer.json").write_text(json.dumps({**content, "truncation": {"max_length": 5}}, indent=2))
+    assert same_files("a", "b")
+    content["model"]["vocab"]["t9"] = 4
+    (here / "b" / "tokenizer.json").write_text(json.dumps(content))
+    assert not same_files("a", "b")
+    (here / "b" / "tokenizer.json").write_text("[]")
+    assert not same_files("a", "b")
 
 
 def test_pieces_that_become_added_tokens_are_noticed(here: Path, caplog: pytest.LogCaptureFixture) -> None:

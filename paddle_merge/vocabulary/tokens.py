@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,13 +41,27 @@ class Vocabulary:
 
 
 def same_files(one: str, other: str) -> bool:
-    """Whether two folders hold the same files of tokens, to the byte."""
+    """Whether two folders hold files that give the same tokens the same ids, as far as that is known at a glance. Raises
+    OSError."""
     for name in ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE, "added_tokens.json"):
         paths = [os.path.join(folder, name) for folder in (one, other)]
         there = [os.path.isfile(path) for path in paths]
-        if there[0] != there[1] or (there[0] and not filecmp.cmp(paths[0], paths[1], shallow=False)):
+        if there[0] != there[1] or (there[0] and not _same(*paths)):
             return False
     return True
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two files are equal; of two tokenizer.json, which other versions of a library write otherwise, the ids."""
+    if filecmp.cmp(one, other, shallow=False):
+        return True
+    if not one.endswith("tokenizer.json"):
+        return False
+    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
+        first, second = (json.loads(read_small(path, MAX_FILE)) for path in (one, other))
+        added = [[(token["id"], token["content"]) for token in content["added_tokens"]] for content in (first, second)]
+        return bool(first["model"]["vocab"] == second["model"]["vocab"] and added[0] == added[1])
+    return False
 
 
 def read_vocabulary(folder: str) -> Vocabulary | None:
