@@ -278,6 +278,13 @@ def test_models_of_any_name_are_printed_as_they_were_read(names: list[str]) -> N
     assert parse(to_yaml(recipe), "r").recipe == recipe
 
 
+def test_scale_needs_a_base(here: Path) -> None:  # noqa: F811
+    """As --scale does; 1, which recipes of flags say, is none."""
+    text = "models: [{model: a}, {model: b}]\nmerge_method: paddlenlp:linear\nparameters: {weight: 1, scale: 0.5}"
+    assert mistakes(text) == ["r.yaml:1:9: 'scale' is a factor on the merged task vector, so it needs base_model"]
+    made(text.replace("0.5", "1.0"))
+
+
 @pytest.mark.parametrize("number", range(8))
 def test_the_record_of_a_recipe_repeats_it_to_the_byte(here: Path, number: int) -> None:  # noqa: F811
     make_models(here / "models")

@@ -146,6 +146,9 @@ class _Reader(Drafts):
         if base is None and method.base in ("required", "first"):
             self.wrong(draft.node, f"base_model is missing, which {method.name} needs")
             return None
+        scales = [one.value for its in (draft.settings, part["settings"]) for one in its.get("scale", ())]
+        if base is None and method.base == "optional" and set(scales) - {1.0}:
+            self.wrong(node, "'scale' is a factor on the merged task vector, so it needs base_model")
         lengths = {source["layers"][1] - source["layers"][0] for source in sources if source["layers"]}
         if len(lengths) > 1:
             self.wrong(node, "all sources of a slice must have the same number of layers")
