@@ -601,6 +601,11 @@ def test_the_same_tokens_written_otherwise_are_the_same(here: Path) -> None:
     content = config_of("a", "tokenizer.json")
     (here / "b" / "tokenizer.json").write_text(json.dumps({**content, "truncation": {"max_length": 5}}, indent=2))
     assert same_files("a", "b")
+    (here / "b" / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"4": {"content": "t9"}}}))
+    assert not same_files("a", "b")  # loaders add it
+    (here / "b" / "added_tokens.json").write_text('{"t9": 4}')
+    (here / "a" / "added_tokens.json").write_text('{"t9": 4}')
+    assert same_files("a", "b")  # said twice
     content["model"]["vocab"]["t9"] = 4
     (here / "b" / "tokenizer.json").write_text(json.dumps(content))
     assert not same_files("a", "b")
@@ -680,14 +685,18 @@ def test_a_tokenizer_that_the_library_panics_at(here: Path) -> None:
     assert made(AVERAGE)[EMBED].shape == (4, WIDTH)
 
 
-def test_unreadable_tokenizers_that_are_not_needed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """root may read everything, so that comparing files fails as it would for others."""
+def test_unreadable_tokenizers_that_are_not_needed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Are told of. root may read everything, so that comparing files fails as it would for others."""
 
     def refuse(*_: object, **__: object) -> bool:
-        raise PermissionError(13, "Permission denied")
+        raise PermissionError(13, "Permission denied", "b/tokenizer.json")
 
     monkeypatch.setattr("filecmp.cmp", refuse)
     assert made(AVERAGE)[EMBED].shape == (4, WIDTH)
+    said = "whether the rows of the embedding are the same tokens in b as in a can't be told (b/tokenizer.json: Permission"
+    assert said in caplog.text
 
 
 # --- properties ----------------------------------------------------------------------------------------------------------

@@ -42,13 +42,14 @@ class Vocabulary:
 
 def same_files(one: str, other: str) -> bool:
     """Whether two folders hold files that give the same tokens the same ids, as far as that is known at a glance. Raises
-    OSError."""
-    for name in ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE, "added_tokens.json"):
+    OSError, CheckpointError."""
+    for name in ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE):
         paths = [os.path.join(folder, name) for folder in (one, other)]
         there = [os.path.isfile(path) for path in paths]
         if there[0] != there[1] or (there[0] and not _same(*paths)):
             return False
-    return True
+    more = ({(token, number) for _, token, number, _ in _more(folder)} for folder in (one, other))
+    return next(more) == next(more)
 
 
 def _same(one: str, other: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,8 +107,8 @@ class Vocabularies:
         first, *others = numbers
         found = []
         for number in others:
-            with contextlib.suppress(CheckpointError, OSError):  # its tokenizer can't be read; it isn't needed, either
-                one, other = self.inputs[first], self.inputs[number]
+            one, other = self.inputs[first], self.inputs[number]
+            try:
                 if same_files(one.folder, other.folder) or not (known := self.read(first)) or not (its := self.read(number)):
                     continue
                 named = {row: token for token, row in known.ids.items()}
@@ -119,4 +118,10 @@ class Vocabularies:
                         f"{len(differing)} tokens are other rows of the embedding in {other.path} than in {one.path} (row"
                         f" {row} is {token!r}, and {named[row]!r}): --tokenizer_source base aligns them token by token"
                     )
+            except (CheckpointError, OSError) as error:
+                reason = error.problems[0] if isinstance(error, CheckpointError) else f"{error.filename}: {error.strerror}"
+                found.append(
+                    f"whether the rows of the embedding are the same tokens in {other.path} as in {one.path} can't be told"
+                    f" ({reason})"
+                )
         return found
