@@ -24,7 +24,8 @@ pytestmark = [
 FIRST = ["a", "b", "c", "\u0120", "ab", "\u0120c", "<|endoftext|>", *(f"w{number}" for number in range(30)), "<|user|>"]
 OTHER = [*FIRST[:-1][::-1], "x1", "x2", "<|tool|>"]
 UNION = [*FIRST, "x1", "x2", "<|tool|>"]
-ROWS = {"first": 40, "other": len(OTHER), "union": 42}  # 41 tokens: a multiple of 2, as 40 = 8 * 5 is of 8, would be 48
+# 41 tokens don't fit in the 40 rows of the first, which is padded to a multiple of 8; so 48.
+ROWS = {"first": 40, "other": len(OTHER), "union": 48}
 TEXT = "ab c<|tool|><|user|>ab"
 
 
@@ -73,7 +74,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     averages = {}
     for ties in ("untied", "tied"):
         states = {"first": state_of(1, ties, ROWS["first"]), "other": state_of(2, ties, ROWS["other"])}
-        averages[ties] = averaged(states["first"], states["other"], 48)
+        averages[ties] = averaged(states["first"], states["other"], ROWS["union"])
         for name, state in {**states, "union": averages[ties]}.items():
             path = folder / f"{ties}-{name}.npz"
             np.savez(path, **state)
