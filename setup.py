@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "(.+)"', (here / "paddle_merge" / "__init__.py").read_text()).group(1)
+version = re.search(r'__version__ = "(.+)"', (here / "paddle_merge" / "version.py").read_text()).group(1)
 
 demo = [
     "paddlepaddle>=3.0",  # trains the demo's networks
@@ -24,7 +24,7 @@ setup(
     license="Apache-2.0",
     license_files=["paddle_merge/LICENSE"],
     packages=find_packages(include=["paddle_merge", "paddle_merge.*"]),
-    package_data={"paddle_merge": ["LICENSE", "templates/*.jinja"]},
+    package_data={"paddle_merge": ["LICENSE", "recipe/templates/*.jinja"]},
     python_requires=">=3.10",
     install_requires=[
         "numpy>=1.26",  # blocks of tensors
@@ -56,5 +56,5 @@ setup(
             "types-psutil",
         ],
     },
-    entry_points={"console_scripts": ["paddle-merge = paddle_merge.cli:main"]},
+    entry_points={"console_scripts": ["paddle-merge = paddle_merge.commands.main:main"]},
 )

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .analysis.cli import AnalyzeConfig, analyze
-    from .config import MergeConfig
-    from .errors import CheckpointError, ConfigError, MergeError, OutputError, WorkError
-    from .extract.config import ExtractConfig
-    from .extract.run import extract_lora
-    from .memory import merge_state_dicts
-    from .report.diff_cli import DiffConfig, diff
-    from .report.inspect_cli import InspectConfig, inspect
-    from .run import merge
+from .version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from .commands.analyze.cli import AnalyzeConfig, analyze
+    from .commands.diff.cli import DiffConfig, diff
+    from .commands.extract_lora.config import ExtractConfig
+    from .commands.extract_lora.run import extract_lora
+    from .commands.inspect.cli import InspectConfig, inspect
+    from .errors import CheckpointError, ConfigError, MergeError, OutputError, WorkError
+    from .recipe.config import MergeConfig
+    from .run.merge import merge
+    from .run.state_dicts import merge_state_dicts
+
 __all__ = [
     "AnalyzeConfig",
     "CheckpointError",
@@ -40,17 +41,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AnalyzeConfig": "analysis.cli",
-    "DiffConfig": "report.diff_cli",
-    "ExtractConfig": "extract.config",
-    "InspectConfig": "report.inspect_cli",
-    "MergeConfig": "config",
-    "analyze": "analysis.cli",
-    "diff": "report.diff_cli",
-    "extract_lora": "extract.run",
-    "inspect": "report.inspect_cli",
-    "merge": "run",
-    "merge_state_dicts": "memory",
+    "AnalyzeConfig": "commands.analyze.cli",
+    "DiffConfig": "commands.diff.cli",
+    "ExtractConfig": "commands.extract_lora.config",
+    "InspectConfig": "commands.inspect.cli",
+    "MergeConfig": "recipe.config",
+    "analyze": "commands.analyze.cli",
+    "diff": "commands.diff.cli",
+    "extract_lora": "commands.extract_lora.run",
+    "inspect": "commands.inspect.cli",
+    "merge": "run.merge",
+    "merge_state_dicts": "run.state_dicts",
 }
 
 

@@ -68,3 +68,6 @@ FLOATS = {dtype.name: dtype for dtype in DTYPES if dtype.is_float}
 def compute_dtype(dtypes: Iterable[DType]) -> str:
     """What tensors of these storage dtypes are merged in together: the widest of their compute dtypes."""
     return "float64" if any(dtype.compute == "float64" for dtype in dtypes) else "float32"
+
+
+LARGEST = 1e30  # so that what is computed with it stays within float32

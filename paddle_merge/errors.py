@@ -69,3 +69,7 @@ class Attempts:
         if self.errors:
             problems = [problem for error in self.errors for problem in error.problems]
             raise type(self.errors[0])(list(dict.fromkeys(problems)))
+
+
+class MalformedError(Exception):
+    """What is wrong, as the part of a sentence that follows the file's name."""

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from . import checkpoints
+from tests import checkpoints
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 60.0  # that a merge of these may take, however busy the machine
@@ -35,7 +35,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 from paddle_merge import journal, plan
 journal.SECONDS, plan.PIECE_BYTES = {seconds}, 200_000
-from paddle_merge.cli import main
+from paddle_merge.commands.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main(sys.argv[1:])
 """
@@ -165,7 +165,7 @@ class Trial:
         if "failed to map segment" in said:  # a library could not be imported for want of memory
             said = f"error: out of memory: {said.replace('Traceback', '')}"
             self.said[-1] = said
-        if said.rstrip().endswith("KeyboardInterrupt") and "paddle_merge/cli.py" not in said:
+        if said.rstrip().endswith("KeyboardInterrupt") and "paddle_merge/commands/main.py" not in said:
             said = self.said[-1] = "interrupted while Python starts"
         if "Traceback" in said or "Exception ignored" in said:
             raise BrokenPromiseError(f"a traceback: {said}")

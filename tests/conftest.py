@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from paddle_merge.engine import Engine, import_paddle
+from paddle_merge.backends.engine import Engine, import_paddle
 
 
 @pytest.fixture(autouse=True)

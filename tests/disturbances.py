@@ -16,7 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from . import power
+from tests import power
+
 from .chaos import RECIPES, BrokenPromiseError, Trial, undisturbed
 from .test_ranks import free_ports
 

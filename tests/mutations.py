@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from . import attacks
+from tests import attacks
 
 Mutator = Callable[[Random, bytes, Sequence[bytes]], bytes]  # others: what to splice in
 NUMBERS = (

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from . import checkpoints, test_flex, test_torch_bin
+from tests import checkpoints, test_flex, test_torch_bin
 
 State = dict[str, np.ndarray]
 SIZES = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 10}

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_merge import CheckpointError, MergeConfig, OutputError, ceiling, merge, probe
-from paddle_merge.account import Account, account
-from paddle_merge.announce import _names
-from paddle_merge.engine import ROOMY
-from paddle_merge.plan import Plan
-from paddle_merge.planner import make_plan
+from paddle_merge import CheckpointError, MergeConfig, OutputError, merge
+from paddle_merge.backends.budget import ROOMY
+from paddle_merge.plan import memory_estimate
+from paddle_merge.plan.account import Account, account
+from paddle_merge.plan.describe import _names
+from paddle_merge.plan.plan import Plan
+from paddle_merge.plan.planner import make_plan
+from paddle_merge.run import time_estimate
+from tests import test_layout, test_lora
 
-from . import test_layout, test_lora
 from .checkpoints import write
 from .specimens import KINDS
 
@@ -97,7 +99,7 @@ def test_what_is_lost_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(CheckpointError, match=r"tensor 'v', 0 of 3 elements are read") as caught:
         account(dataclasses.replace(plan, tensors=tuple(one for one in plan.tensors if one.name != "v")))
     assert len(caught.value.problems) == 2
-    from paddle_merge.fused import select
+    from paddle_merge.checkpoints.views import select
 
     w = next(one for one in plan.tensors if one.name == "w")
     half = dataclasses.replace(w, sources=(select(w.sources[0], 1, [(0, 3)], "w"), w.sources[1]))
@@ -189,8 +191,8 @@ def test_names_that_differ_in_numbers() -> None:
 
 
 def test_a_forecast_survives_a_folder_that_cannot_be_written(pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_SPARE", 1 << 62)
-    found = probe.forecast(make_plan(MergeConfig(**pair).recipe()), pair["output_path"], 0.0)
+    monkeypatch.setattr(time_estimate, "_SPARE", 1 << 62)
+    found = time_estimate.forecast(make_plan(MergeConfig(**pair).recipe()), pair["output_path"], 0.0)
     assert "writing isn't counted" in found.notes[0]
     assert found.seconds > 0
 
@@ -216,20 +218,20 @@ def plan_of(tmp_path: Path, method: str, n_process: int) -> Plan:
 
 
 def test_workers_and_what_they_keep_follow_from_the_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceiling, "cores", lambda: 8)
+    monkeypatch.setattr(memory_estimate, "cores", lambda: 8)
     plan = plan_of(tmp_path, "ties", 8)
     before = 9
     for limit in (4_000_000_000, 2_000_000_000, 1_000_000_000, 600_000_000):
-        held = ceiling.within(plan, limit)
-        assert ceiling.memory(held) <= limit
+        held = memory_estimate.within(plan, limit)
+        assert memory_estimate.memory(held) <= limit
         assert 1 <= held.n_process <= before
         before = held.n_process
-    least = ceiling.memory(dataclasses.replace(plan, n_process=1)) - 1
-    held = ceiling.within(plan, least)
+    least = memory_estimate.memory(dataclasses.replace(plan, n_process=1)) - 1
+    held = memory_estimate.within(plan, least)
     assert (held.n_process, held.engine.room != ROOMY) == (1, True)
-    assert ceiling.memory(held) <= least
+    assert memory_estimate.memory(held) <= least
     with pytest.raises(ValueError, match=r"--max_memory 100 MB is too little: .* needs about \d+ MB"):
-        ceiling.within(plan, 100_000_000)
+        memory_estimate.within(plan, 100_000_000)
 
 
 @pytest.mark.parametrize("method", ["ties", "della", "slerp", "linear"])
@@ -241,7 +243,7 @@ def test_less_room_gives_the_same_bytes(tmp_path: Path, method: str, monkeypatch
     fields: dict[str, Any] = {"merge_method": method, "model_path_list": [str(tmp_path / "a"), str(tmp_path / "b")]}
     fields |= {"base_model_path": str(tmp_path / "base")}
     merge(MergeConfig(**fields, output_path=str(tmp_path / "roomy")))
-    monkeypatch.setattr(ceiling, "ROOMS", ceiling.ROOMS[-1:])
+    monkeypatch.setattr(memory_estimate, "ROOMS", memory_estimate.ROOMS[-1:])
     merge(MergeConfig(**fields, output_path=str(tmp_path / "tight"), max_memory="1GB"))
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("roomy", "tight"))
     assert one == other

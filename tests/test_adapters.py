@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ExtractConfig, MergeConfig, extract_lora, merge
-from paddle_merge.detect import LAYOUTS
+from paddle_merge.checkpoints.names import LAYOUTS
 
 from .checkpoints import read
 from .test_loaders import ABSENT, HEADS, HIDDEN, KV, LAYERS, LIBRARIES, VOCAB, State, config, laid_out, work

@@ -17,17 +17,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from paddle_merge import AnalyzeConfig, CheckpointError, ConfigError, MergeConfig, OutputError, analyze, merge
-from paddle_merge.analysis import measure
-from paddle_merge.analysis.measure import ROUNDS
-from paddle_merge.analysis.page import page
-from paddle_merge.analysis.show import lines
-from paddle_merge.analysis.sums import ModelSums, PairSums
-from paddle_merge.analysis.svg import line_chart
-from paddle_merge.cli import main
-from paddle_merge.engine import ROOMY
-from paddle_merge.methods import METHODS
+from paddle_merge.backends.budget import ROOMY
+from paddle_merge.commands.analyze import measure
+from paddle_merge.commands.analyze.measure import ROUNDS
+from paddle_merge.commands.analyze.page import page
+from paddle_merge.commands.analyze.show import lines
+from paddle_merge.commands.analyze.sums import ModelSums, PairSums
+from paddle_merge.commands.analyze.svg import line_chart
+from paddle_merge.commands.main import main
+from paddle_merge.methods.paddlenlp import METHODS
+from tests import oracle
 
-from . import oracle
 from .checkpoints import from_bits, read, to_bits, write
 from .test_layout import CONFIG, laid_out, llama, stored
 from .test_lora import factors, folded, in_peft, peft

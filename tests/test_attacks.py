@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from paddle_merge import CheckpointError
-from paddle_merge.readers import open_checkpoint
-from paddle_merge.readers.adapters import open_adapter
-
-from . import attacks
+from paddle_merge.checkpoints.adapters import open_adapter
+from paddle_merge.checkpoints.open import open_checkpoint
+from tests import attacks
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_merge import MergeConfig, OutputError, WorkError, flock, journal, merge
-from paddle_merge.worker import Report, Worker
-
-from . import chaos, checkpoints, disturbances, power
+from paddle_merge import MergeConfig, OutputError, WorkError, merge
+from paddle_merge.run.job import Report
+from paddle_merge.run.output import flock, journal
+from paddle_merge.run.worker import Worker
+from tests import chaos, checkpoints, disturbances, power
 
 ROOT = Path(__file__).parents[1]
 
@@ -290,7 +291,7 @@ def test_a_lock_lives_as_long_as_its_last_process(tmp_path: Path, monkeypatch: p
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     """Even those that have nothing to say, or never will."""
-    code = "from paddle_merge.worker import main; import sys; main(int(sys.argv[1]))"
+    code = "from paddle_merge.run.worker import main; import sys; main(int(sys.argv[1]))"
     from multiprocessing.connection import Pipe
 
     ours, theirs = Pipe()

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import yaml
 
-from paddle_merge import CheckpointError, ConfigError, MergeConfig, chat, merge
-from paddle_merge.cli import FIELDS, main
-from paddle_merge.language.read import parse
-from paddle_merge.report.verify import verify
+from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
+from paddle_merge.commands.main import FIELDS, main
+from paddle_merge.commands.verify.verify import verify
+from paddle_merge.plan import chat
+from paddle_merge.recipe import chat_template
+from paddle_merge.recipe.yaml_read import parse
 
 from .checkpoints import write
 
@@ -92,8 +94,8 @@ def ours(name: str) -> str:
 
 
 def test_there_are_texts_for_each_template_and_help_names_it() -> None:
-    assert all(name in FIELDS["chat_template"].metadata["help"] for name in [*EXPECTED, chat.AUTO])
-    assert chat.names() == sorted(EXPECTED) == ["alpaca", "chatml", "exaone", "llama3", "mistral"]
+    assert all(name in FIELDS["chat_template"].metadata["help"] for name in [*EXPECTED, chat_template.AUTO])
+    assert chat_template.names() == sorted(EXPECTED) == ["alpaca", "chatml", "exaone", "llama3", "mistral"]
 
 
 @pytest.mark.parametrize("trailing", [False, True])
@@ -328,7 +330,7 @@ def test_mistakes_in_flags(here: Path) -> None:
 
 def test_what_transformers_adds_to_jinja_is_no_mistake() -> None:
     marked = "{% generation %}{{ m | tojson }}{% endgeneration %}"
-    assert chat.mistake("{% for m in messages %}" + marked + "{% if 1 %}{% break %}{% endif %}{% endfor %}") is None
+    assert chat_template.mistake("{% for m in messages %}" + marked + "{% if 1 %}{% break %}{% endif %}{% endfor %}") is None
 
 
 def test_a_strangers_template_is_not_computed(here: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_merge.cli import main, merge_words
-from paddle_merge.config import MergeConfig
+from paddle_merge.commands.main import main, merge_words
 from paddle_merge.errors import ConfigError
-from paddle_merge.methods import METHODS
+from paddle_merge.methods.paddlenlp import METHODS
+from paddle_merge.recipe.config import MergeConfig
 from tests import checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -502,7 +502,7 @@ def in_fresh_python(code: str, cwd: Path | None = None) -> subprocess.CompletedP
 def test_help_imports_neither_numba_nor_paddle() -> None:
     code = """
 import sys
-from paddle_merge.cli import main
+from paddle_merge.commands.main import main
 try:
     main(["--help"])
 except SystemExit as end:
@@ -538,7 +538,7 @@ def test_python_m_is_the_same_command(here: Path) -> None:
 
 
 def test_the_console_script_is_the_same_command() -> None:
-    assert "paddle-merge = paddle_merge.cli:main" in (ROOT / "setup.py").read_text()
+    assert "paddle-merge = paddle_merge.commands.main:main" in (ROOT / "setup.py").read_text()
 
 
 # --- from Python ------------------------------------------------------------------------------------------------------
@@ -626,7 +626,7 @@ def test_workers_do_not_import_from_the_working_directory(here: Path) -> None:
     """A numpy.py lying where the user happens to be must not replace NumPy, as it doesn't in the main process."""
     (here / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
     (here / "bin").mkdir()
-    (here / "bin/start.py").write_text("from paddle_merge.cli import main\nmain()\n")
+    (here / "bin/start.py").write_text("from paddle_merge.commands.main import main\nmain()\n")
     command = [sys.executable, "bin/start.py", "--model_path_list", "a", "b", "--output_path", "o", "--n_process", "2", "-q"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 import paddle_merge
-from paddle_merge.compat import MergeConfig, MergeMethod, MergeModel, SparsifyMethod
+from paddle_merge.backends.engine import import_paddle
+from paddle_merge.compat.config import MergeConfig
+from paddle_merge.compat.model import MergeModel
 from paddle_merge.compat.scripts import NAMES, merge_lora_params, mergekit
-from paddle_merge.engine import import_paddle
-from paddle_merge.fields import Fields
+from paddle_merge.compat.tensors import MergeMethod, SparsifyMethod
+from paddle_merge.recipe.fields import Fields
+from tests import test_layout, test_lora
 
-from . import test_layout, test_lora
 from .checkpoints import read, write
 from .test_layout import State, laid_out
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from paddle_merge.demo import PICTURE, run
-from paddle_merge.methods import METHODS
-
-from . import checkpoints
+from paddle_merge.commands.demo import PICTURE, run
+from paddle_merge.methods.paddlenlp import METHODS
+from tests import checkpoints
 
 
 @pytest.fixture(scope="module")

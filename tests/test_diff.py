@@ -16,15 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, ConfigError, DiffConfig, MergeConfig, WorkError, diff, merge
-from paddle_merge.cli import main
-from paddle_merge.detect import LAYOUTS
+from paddle_merge.checkpoints.names import LAYOUTS, layer_of, pattern_of, word_of
+from paddle_merge.checkpoints.tensors import TensorEntry
+from paddle_merge.commands.diff.diff import compare, open_models
+from paddle_merge.commands.diff.measure import BLOCK, PIECE, Pair, Sums, measure
+from paddle_merge.commands.diff.show import lines
+from paddle_merge.commands.main import main
+from paddle_merge.commands.tables import percent, size, table
 from paddle_merge.dtypes import DTYPES
-from paddle_merge.names import layer_of, pattern_of, word_of
-from paddle_merge.readers import TensorEntry
-from paddle_merge.report.diff import compare, open_models
-from paddle_merge.report.measure import BLOCK, PIECE, Pair, Sums, measure
-from paddle_merge.report.show import lines
-from paddle_merge.report.tables import percent, size, table
 
 from .checkpoints import RAW, from_bits, to_bits, write
 from .test_layout import CONFIG, llama, stored

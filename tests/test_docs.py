@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from paddle_merge import MergeConfig, merge
-from paddle_merge.analysis.cli import FIELDS as ANALYZE_FIELDS
-from paddle_merge.cli import EXAMPLES, FIELDS
-from paddle_merge.extract.cli import FIELDS as EXTRACT_FIELDS
-from paddle_merge.methods import METHODS
-from paddle_merge.report.diff_cli import FIELDS as DIFF_FIELDS
-from paddle_merge.report.inspect_cli import FIELDS as INSPECT_FIELDS
-from paddle_merge.report.verify_cli import FIELDS as VERIFY_FIELDS
+from paddle_merge.commands.analyze.cli import FIELDS as ANALYZE_FIELDS
+from paddle_merge.commands.diff.cli import FIELDS as DIFF_FIELDS
+from paddle_merge.commands.extract_lora.cli import FIELDS as EXTRACT_FIELDS
+from paddle_merge.commands.inspect.cli import FIELDS as INSPECT_FIELDS
+from paddle_merge.commands.main import EXAMPLES, FIELDS
+from paddle_merge.commands.verify.cli import FIELDS as VERIFY_FIELDS
+from paddle_merge.methods.paddlenlp import METHODS
 
 from .checkpoints import write
 
@@ -84,7 +84,7 @@ def test_every_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_examples_of_the_help_page_are_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paddle_merge.cli import main
+    from paddle_merge.commands.main import main
 
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b", "c", "base"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, MergeConfig, OutputError, merge
-from paddle_merge.cli import main
+from paddle_merge.commands.main import main
 
 from .checkpoints import read, write
 from .test_flex import save

@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_merge import MergeConfig, journal, merge, plan
-from paddle_merge.config import Engine
-from paddle_merge.engine import Room
-from paddle_merge.memory import merge_by_recipe
-from paddle_merge.methods import MERGE_TYPES, METHODS, SPARSIFIERS
+from paddle_merge import MergeConfig, merge
+from paddle_merge.backends.budget import Room
+from paddle_merge.backends.engine import Engine
+from paddle_merge.methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
 from paddle_merge.methods.registry import NAMED, find, names
-from paddle_merge.worker import Report, Worker
+from paddle_merge.plan import plan
+from paddle_merge.run.job import Report
+from paddle_merge.run.output import journal
+from paddle_merge.run.state_dicts import merge_by_recipe
+from paddle_merge.run.worker import Worker
 from tools.bench import RECIPES
 
 from .checkpoints import dtypes, from_bits, read, to_bits, write
@@ -270,7 +273,7 @@ def test_the_same_bytes_however_it_is_cut(
     given, expected = LAWS[method].given, digest(made[method])
     with monkeypatch.context() as patch:
         room = Room(1 << 13, 1 << 13, resident=0, panel=1 << 13, selecting=0)
-        patch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
+        patch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
         assert digest(sources.merged(method, given)) == expected
 
     right, done = Worker.merge, 0
@@ -283,8 +286,8 @@ def test_the_same_bytes_however_it_is_cut(
         return right(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("paddle_merge.plan.PIECE_BYTES", 1 << 17)
-        patch.setattr("paddle_merge.planner.cut", lambda tensors, _: plan.cut(tensors, 2))  # as for two workers
+        patch.setattr("paddle_merge.plan.plan.PIECE_BYTES", 1 << 17)
+        patch.setattr("paddle_merge.plan.planner.cut", lambda tensors, _: plan.cut(tensors, 2))  # as for two workers
         patch.setattr(journal, "SECONDS", 0.0)
         patch.setattr(Worker, "merge", merge_few)
         with pytest.raises(KeyboardInterrupt):
@@ -312,7 +315,7 @@ def test_the_same_bytes_from_three_processes(
     """One method for each way of measuring a tensor: to a worker, pieces are what they are in the test above."""
     sources = by_np("bfloat16")
     expected = digest(sources.merged(method, LAWS[method].given))
-    monkeypatch.setattr("paddle_merge.plan.PIECE_BYTES", 1 << 17)
+    monkeypatch.setattr("paddle_merge.plan.plan.PIECE_BYTES", 1 << 17)
     assert digest(sources.merged(method, LAWS[method].given, n_process=3)) == expected
 
 

@@ -24,8 +24,8 @@ from paddle_merge import (
     extract_lora,
     merge,
 )
-from paddle_merge.cli import main
-from paddle_merge.extract.low_rank import _krylov, low_rank
+from paddle_merge.commands.extract_lora.low_rank import _krylov, low_rank
+from paddle_merge.commands.main import main
 
 from .checkpoints import dtypes, read, write
 from .test_layout import CONFIG, HIDDEN, State, laid_out, llama, stored
@@ -384,7 +384,7 @@ def test_paddle_alone_does_not_say_which_library_for_a_base_of_hugging_face(tmp_
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paddle_merge.files import Files
+    from paddle_merge.checkpoints.files import Files
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

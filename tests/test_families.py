@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_merge.methods.named import REQUIRED
 from paddle_merge.methods.registry import find, names
+from paddle_merge.methods.shared.method import REQUIRED
 from tools.compare_with_mergekit import Tensors
 from tools.try_recipes import tried
 

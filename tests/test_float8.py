@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge, merge_state_dicts
+from paddle_merge.backends.engine import import_paddle
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.dtypes import FLOATS
-from paddle_merge.engine import import_paddle
-from paddle_merge.methods import METHODS
+from paddle_merge.methods.paddlenlp import METHODS
 
 from .checkpoints import FLOAT8, dtypes, from_bits, read, to_bits, write
 

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, OutputError, merge
+from paddle_merge.backends.engine import import_paddle
+from paddle_merge.checkpoints.formats import pdparams as pdparams_frame
+from paddle_merge.checkpoints.formats.frame import Frame, Held
+from paddle_merge.checkpoints.formats.naming import FORMATS, index_name, is_weights, shard_name
+from paddle_merge.checkpoints.open import open_checkpoint
 from paddle_merge.dtypes import DTYPES, UINT16
-from paddle_merge.engine import import_paddle
-from paddle_merge.frames import Frame, Held
-from paddle_merge.frames import pdparams as pdparams_frame
-from paddle_merge.frames.formats import FORMATS, index_name, is_weights, shard_name
-from paddle_merge.readers import open_checkpoint
 
 from .checkpoints import from_bits, read, to_bits, write
 from .test_layout import CONFIG, laid_out, llama, means, stored

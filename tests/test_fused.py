@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, MergeConfig, merge
-from paddle_merge.files import Files
-from paddle_merge.fused import join, select, slices
-from paddle_merge.layout import transposed
-from paddle_merge.readers import TensorEntry, open_checkpoint
-from paddle_merge.readers.pickles import MalformedError
+from paddle_merge.checkpoints.files import Files
+from paddle_merge.checkpoints.open import open_checkpoint
+from paddle_merge.checkpoints.tensors import TensorEntry
+from paddle_merge.checkpoints.views import join, select, transposed
+from paddle_merge.conversion.fused import slices
+from paddle_merge.errors import MalformedError
 
 from .checkpoints import from_bits, read, to_bits, write
 from .test_flex import cut, save

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
-from paddle_merge.readers import open_checkpoint
+from paddle_merge.checkpoints.open import open_checkpoint
+from tests import attacks, specimens, trials
 
-from . import attacks, specimens, trials
 from .test_flex import Described, Index, Metadata, write_metadata
 from .test_pickles import MADE, text
 from .test_torch_bin import array_code, pickled, write_zip

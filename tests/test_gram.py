@@ -18,20 +18,23 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddle_merge import ConfigError, MergeConfig, ceiling, merge
-from paddle_merge.account import parameters
+from paddle_merge import ConfigError, MergeConfig, merge
+from paddle_merge.backends.budget import ROOMY, Room
+from paddle_merge.backends.engine import Engine, import_paddle
 from paddle_merge.backends.np_backend import NumpyBackend
-from paddle_merge.config import MergeConfig as Config
-from paddle_merge.engine import ROOMY, Engine, Room, import_paddle
-from paddle_merge.layout import turned_in
-from paddle_merge.methods.gram import Lines, lines
+from paddle_merge.checkpoints.names import LAYOUTS
+from paddle_merge.checkpoints.open import open_checkpoint
+from paddle_merge.conversion.layout import turned_in
 from paddle_merge.methods.registry import NAMED
-from paddle_merge.planner import make_plan
-from paddle_merge.readers import open_checkpoint
-from paddle_merge.recipe import Mix
+from paddle_merge.methods.shared.method import Mix
+from paddle_merge.methods.shared.rows import Lines, lines
+from paddle_merge.plan import memory_estimate
+from paddle_merge.plan.account import parameters
+from paddle_merge.plan.planner import make_plan
+from paddle_merge.recipe.config import MergeConfig as Config
 
 from .checkpoints import from_bits, read, to_bits, write
-from .test_layout import CONFIG, LAYOUTS, laid_out, llama, stored
+from .test_layout import CONFIG, laid_out, llama, stored
 
 import_paddle()
 
@@ -354,7 +357,7 @@ class TestLaws:
         assert (two / "model.safetensors").read_bytes() == expected
         for block in (1 << 10, 1 << 14):
             room = Room(block, block, resident=0, panel=block)
-            monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
+            monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
             out = run(tmp_path, kind, models, base, "bfloat16", f"b{block}")
             assert (out / "model.safetensors").read_bytes() == expected
 
@@ -589,7 +592,7 @@ def test_the_ceiling_counts_lines(tmp_path: Path) -> None:
     for filter_wise in (False, True):
         text = recipe("model_stock", paths[1:], paths[0], filter_wise=filter_wise)
         config = Config(recipe_yaml=text, output_path=str(tmp_path / "out"))
-        found[filter_wise] = ceiling.memory(make_plan(config.recipe()))
+        found[filter_wise] = memory_estimate.memory(make_plan(config.recipe()))
     assert 50_000 * (3 * 8 + 2 * 4) <= found[True] - found[False] <= 50_000 * 64
 
 

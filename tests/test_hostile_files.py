@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, MergeError, merge
-from paddle_merge.readers import open_checkpoint
-from paddle_merge.report.inspect_cli import InspectConfig, _lines, inspect
+from paddle_merge.checkpoints.open import open_checkpoint
+from paddle_merge.commands.inspect.cli import InspectConfig, _lines, inspect
+from tests import specimens
 
-from . import specimens
 from .checkpoints import read, write
 from .test_pickles import MADE, text
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
-from paddle_merge.cli import main
-from paddle_merge.readers import hub, open_checkpoint
+from paddle_merge.checkpoints import hub
+from paddle_merge.checkpoints.open import open_checkpoint
+from paddle_merge.commands.main import main
 
 from .checkpoints import read, write
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, InspectConfig, inspect
-from paddle_merge.cli import main
-from paddle_merge.detect import LAYOUTS
-from paddle_merge.files import Files
+from paddle_merge.checkpoints.files import Files
+from paddle_merge.checkpoints.names import LAYOUTS
+from paddle_merge.commands.main import main
 
 from .checkpoints import write
 from .test_flex import cut, save

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_merge import ConfigError, MergeConfig, merge
-from paddle_merge.cli import main
-from paddle_merge.kernels_votes import _variance
-from paddle_merge.language.read import parse
-from paddle_merge.language.write import to_yaml
+from paddle_merge.backends.kernels.mergers import _variance
+from paddle_merge.commands.main import main
+from paddle_merge.recipe.yaml_read import parse
+from paddle_merge.recipe.yaml_write import to_yaml
 from tools.fuzz_recipes import Maker, make_models
 
 from .checkpoints import read

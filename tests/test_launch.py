@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 import pytest
 
-from paddle_merge import MergeConfig, merge, writer
+from paddle_merge import MergeConfig, merge
+from paddle_merge.run.output import writer
 
 from .checkpoints import write
 
@@ -91,7 +92,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
                 "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
             }
-            code = "from paddle_merge.cli import main; main()"
+            code = "from paddle_merge.commands.main import main; main()"
             started.append(
                 subprocess.Popen(
                     [sys.executable, "-c", code, *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
@@ -201,7 +202,7 @@ def test_a_rank_that_is_interrupted_fails_all(tmp_path: Path, flags: list[str], 
 def test_a_folder_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What rank 0 created isn't there."""
     write(tmp_path / "a", {"w": np.zeros(3)})
-    from paddle_merge.planner import make_plan
+    from paddle_merge.plan.planner import make_plan
 
     recipe = MergeConfig(model_path_list=[str(tmp_path / "a")] * 2).recipe()
     monkeypatch.setattr(writer, "SEEN_SECONDS", 0.2)

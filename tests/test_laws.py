@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
-from paddle_merge.engine import Engine, Room
-from paddle_merge.methods import METHODS
+from paddle_merge.backends.budget import Room
+from paddle_merge.backends.engine import Engine
+from paddle_merge.methods.paddlenlp import METHODS
 
 from .checkpoints import from_bits, read, to_bits, write
 
@@ -134,7 +135,7 @@ def test_same_bytes_for_any_workers_blocks_and_shards(tmp_path: Path, method: st
         assert all((values == reference[name]).all() for name, values in read(sharded).items())
     for block in (1 << 10, 1 << 13):
         room = Room(block, block, resident=0, panel=block)
-        monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
+        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
         assert digest(run(tmp_path, models, base, "bfloat16", method, out=f"b{block}", **fields)) == expected
 
 
@@ -142,7 +143,7 @@ def test_pieces_of_one_tensor_make_the_whole(tmp_path: Path, monkeypatch: pytest
     """A tensor shared out among workers gets the same mask and the same bytes."""
     base, models = tensors(0, "float32"), [tensors(1, "float32"), tensors(2, "float32")]
     whole = run(tmp_path, models, base, "float32", "dare_linear", out="whole")
-    monkeypatch.setattr("paddle_merge.plan.PIECE_BYTES", 1 << 18)  # 2**16 elements
+    monkeypatch.setattr("paddle_merge.plan.plan.PIECE_BYTES", 1 << 18)  # 2**16 elements
     cut = run(tmp_path, models, base, "float32", "dare_linear", out="cut", n_process=2)
     assert (whole / "model.safetensors").read_bytes() == (cut / "model.safetensors").read_bytes()
 

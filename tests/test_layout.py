@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
-from paddle_merge.detect import LAYOUTS, detect
-from paddle_merge.layout import transposed
-from paddle_merge.readers import open_checkpoint
+from paddle_merge.checkpoints.names import LAYOUTS
+from paddle_merge.checkpoints.open import open_checkpoint
+from paddle_merge.checkpoints.views import transposed
+from paddle_merge.conversion.detect import detect
 
 from .checkpoints import from_bits, read, to_bits, write
 
@@ -217,7 +218,7 @@ def test_words_that_are_no_layout() -> None:
 
 def test_a_large_matrix_on_its_side(tmp_path: Path) -> None:
     """Read in blocks that begin anywhere, each in few reads."""
-    from paddle_merge.files import Files
+    from paddle_merge.checkpoints.files import Files
 
     values = np.arange(700 * 1300.0).reshape(700, 1300)
     entry = open_checkpoint(str(write(tmp_path / "a", {"w": values}, "float32"))).tensors["w"]
@@ -411,10 +412,10 @@ def test_paddles_and_torchs_files_of_unknown_models(tmp_path: Path) -> None:
 
 def test_row_shards_on_their_side(tmp_path: Path) -> None:
     """A matrix in runs of rows, as tensor-parallel and distributed checkpoints have it."""
+    from paddle_merge.checkpoints.files import Files
+    from paddle_merge.checkpoints.tensors import Part
+    from paddle_merge.checkpoints.views import assemble
     from paddle_merge.dtypes import FLOAT32
-    from paddle_merge.files import Files
-    from paddle_merge.readers import Part
-    from paddle_merge.readers.parts import assemble
 
     values = np.arange(60, dtype="<f4").reshape(10, 6)
     parts = []

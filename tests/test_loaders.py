@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
-from paddle_merge.detect import LAYOUTS
+from paddle_merge.checkpoints.names import LAYOUTS
 
 from .checkpoints import from_bits, read, to_bits
 

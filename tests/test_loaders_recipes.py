@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
+from tests import test_loaders
 
-from . import test_loaders
 from .test_loaders import HEADS, HIDDEN, INTER, KV, LIBRARIES, LOADS, VOCAB, State, computes, rounded, work
 
 pytestmark = test_loaders.pytestmark

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge, plan
-from paddle_merge.cli import main
-from paddle_merge.detect import LAYOUTS
-from paddle_merge.files import Files
-from paddle_merge.lora import adapted
-from paddle_merge.planner import make_plan
-from paddle_merge.readers.adapters import split
+from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
+from paddle_merge.checkpoints.adapters import split
+from paddle_merge.checkpoints.files import Files
+from paddle_merge.checkpoints.names import LAYOUTS
+from paddle_merge.commands.main import main
+from paddle_merge.conversion.lora import adapted
+from paddle_merge.plan import plan
+from paddle_merge.plan.planner import make_plan
 
 from .checkpoints import from_bits, read, to_bits, write
 from .test_flex import cut, save

@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from paddle_merge import kernels
+from paddle_merge.backends.kernels import sparsifiers
+from paddle_merge.backends.masks import block_key, hash_block, keep_limit, mask_key
 from paddle_merge.backends.np_backend import NumpyBackend
-from paddle_merge.masks import block_key, hash_block, keep_limit, mask_key
 from paddle_merge.methods.dare import dare
-
-from . import oracle
+from tests import oracle
 
 N = 1 << 20
 
@@ -38,7 +37,7 @@ def test_loop_and_plain_reading_agree_at_any_start() -> None:
         key = block_key(mask_key(7, 0, "w"), start)
         expected = hash_block(mask_key(7, 0, "w"), start, 4096) <= keep_limit(0.5)
         ones = np.ones(4096, np.float32)
-        kernels.dare(ones, np.uint32(key[0]), np.uint32(key[1]), np.array([keep_limit(0.5)]), np.ones(1, np.float32))
+        sparsifiers.dare(ones, np.uint32(key[0]), np.uint32(key[1]), np.array([keep_limit(0.5)]), np.ones(1, np.float32))
         assert (ones.astype(bool) == expected).all()
 
 

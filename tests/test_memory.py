@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, WorkError, merge, merge_state_dicts
-from paddle_merge.engine import import_paddle
-from paddle_merge.methods import METHODS
+from paddle_merge.backends.engine import import_paddle
+from paddle_merge.methods.paddlenlp import METHODS
 
 from .checkpoints import from_bits, read, to_bits, write
 

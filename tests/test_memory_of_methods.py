@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from paddle_merge import MergeConfig
-from paddle_merge.ceiling import memory
 from paddle_merge.methods.registry import find
-from paddle_merge.planner import make_plan
+from paddle_merge.plan.memory_estimate import memory
+from paddle_merge.plan.planner import make_plan
 
 from .checkpoints import to_bits
 from .test_every_method import LAWS

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
-from paddle_merge.methods import MERGE_TYPES, METHODS, SPARSIFIERS
 from paddle_merge.methods.dare import dare
-from paddle_merge.methods.linear import linear
 from paddle_merge.methods.magprune import keep_probabilities
+from paddle_merge.methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
+from paddle_merge.methods.shared.base import linear
 from paddle_merge.methods.ties import ties
+from tests import oracle
 
-from . import oracle
 from .checkpoints import from_bits, read, to_bits, write
 
 # MATH.md, section 1.3: PaddleNLP's own code gives these, bit for bit, in float64.

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
-from paddle_merge.language.read import parse
-from paddle_merge.language.write import to_yaml
-from paddle_merge.modules import module_of
-from paddle_merge.report.verify import verify
+from paddle_merge.commands.verify.verify import verify
+from paddle_merge.conversion.modules import module_of
+from paddle_merge.recipe.yaml_read import parse
+from paddle_merge.recipe.yaml_write import to_yaml
 
 from .checkpoints import read, write
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddle_merge import bits
+from paddle_merge.backends.kernels import bits
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from paddle_merge.methods.magprune import BINS, magnitude_bins, magprune
@@ -132,7 +132,7 @@ def test_ties_loop_is_its_formula(dtype: str, by_count: bool, zero_sign: float, 
     result = NumpyBackend(dtype).apply(ties, x.copy(), weights, by_count, zero_sign, normalize)
     np.testing.assert_allclose(result, expected, rtol=1e-6 if dtype == "float32" else 1e-14, atol=1e-30)
     signs = elect(np, list(weights[:, None] * x), by_count, 0.0)
-    assert NumpyBackend(dtype).elected_balance(x, weights, by_count) == int(signs.sum())
+    assert NumpyBackend(dtype).elected_balance(elect, x, weights, by_count) == int(signs.sum())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -142,11 +142,11 @@ def test_other_loops_are_their_formulas(dtype: str) -> None:
     threshold, factor = np.array([0.5], np.float32), backend.scalar(1.25)
     assert (backend.apply(trim, x.copy(), threshold, factor) == trim(np, x, threshold, factor)).all()
     counts = np.zeros(BINS, np.uint32)
-    backend.add_bins(x, counts)
+    backend.add_bins(magnitude_bins, x, counts)
     assert (counts == np.bincount(magnitude_bins(np, x), minlength=BINS)).all()
     limits = np.random.default_rng(0).integers(0, 2**32, BINS, dtype=np.uint32)
     scales = np.random.default_rng(0).random(BINS).astype(dtype)
-    from paddle_merge.masks import hash_block
+    from paddle_merge.backends.masks import hash_block
 
     expected = magprune(np, x, hash_block((5, 6), 0, x.size), limits, scales)
     assert (backend.apply_masked(magprune, x.copy(), (5, 6), limits, scales) == expected).all()

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_merge import ConfigError, MergeConfig, engine, merge
+from paddle_merge import ConfigError, MergeConfig, merge
+from paddle_merge.backends import engine
+from paddle_merge.backends.budget import Room
+from paddle_merge.backends.engine import Engine, import_paddle
+from paddle_merge.backends.masks import hash_block
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOATS
-from paddle_merge.engine import Engine, Room, import_paddle
-from paddle_merge.masks import hash_block
-from paddle_merge.methods import MERGE_TYPES, SPARSIFIERS
-from paddle_merge.select import select_quantile
+from paddle_merge.methods.paddlenlp import MERGE_TYPES, SPARSIFIERS
+from paddle_merge.methods.shared.selection import select_quantile
 
 from .checkpoints import from_bits, read, to_bits, write
 from .test_numbers import interesting
@@ -188,7 +190,8 @@ def test_pd_gives_nps_bytes(
 def test_command_line(tmp_path: Path) -> None:
     """Real workers: the bytes of np, for any number; and the command itself never imports Paddle."""
     base, paths = models(tmp_path, "bfloat16", 3)
-    code = "import sys; from paddle_merge.cli import main\ntry: main(sys.argv[1:])\nfinally: print('paddle' in sys.modules)"
+    code = "import sys; from paddle_merge.commands.main import main\n"
+    code += "try: main(sys.argv[1:])\nfinally: print('paddle' in sys.modules)"
     outputs = {}
     for name, flags in {"np": ["np"], "pd1": ["pd"], "pd3": ["pd", "--n_process", "3"]}.items():
         command = [sys.executable, "-c", code, "--merge_method", "dare_ties", "--model_path_list", *paths]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, MergeConfig, merge
-from paddle_merge.readers import open_checkpoint
+from paddle_merge.checkpoints.open import open_checkpoint
 from tests import checkpoints
 
 RANDOM = np.random.default_rng(9)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError
-from paddle_merge.readers import open_checkpoint
+from paddle_merge.checkpoints.open import open_checkpoint
 
 
 def refused(file: Path, content: bytes) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from paddle_merge import ranks
 from paddle_merge.errors import WorkError
+from paddle_merge.run import ranks
 
 ROOT = Path(__file__).parents[1]
 VARIABLES = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_CURRENT_ENDPOINT")

@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge, merge_state_dicts
-from paddle_merge.cli import main
-from paddle_merge.engine import import_paddle
-from paddle_merge.language.read import parse
-from paddle_merge.language.write import to_yaml
-from paddle_merge.memory import merge_by_recipe
-from paddle_merge.methods import METHODS
-from paddle_merge.methods.named import Parameter
+from paddle_merge.backends.engine import import_paddle
+from paddle_merge.commands.main import main
+from paddle_merge.commands.verify.verify import verify
+from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.methods.registry import find
-from paddle_merge.recipe import Condition, Recipe
-from paddle_merge.report.verify import verify
-from paddle_merge.resolve import Resolver, matches, typed
+from paddle_merge.methods.shared.method import Parameter
+from paddle_merge.recipe.parameters import Resolver, matches, typed
+from paddle_merge.recipe.recipe import Condition, Recipe
+from paddle_merge.recipe.yaml_read import parse
+from paddle_merge.recipe.yaml_write import to_yaml
+from paddle_merge.run.state_dicts import merge_by_recipe
 
 from .checkpoints import read, write
 
@@ -109,7 +109,7 @@ def test_where_a_gradient_stands(values: tuple[float, ...], t: float, expected: 
     method = find("slerp")
     assert method is not None
     recipe = Recipe((), None, method, (), {"t": (Condition(values),)})
-    from paddle_merge.recipe import Slice
+    from paddle_merge.recipe.recipe import Slice
 
     assert Resolver(recipe).values(Slice(()), "w", t) == {"t": pytest.approx(expected)}
     assert typed("1e-5", parameter) == 1e-5
@@ -627,7 +627,7 @@ parameters: {weight: 1}
 
 def test_a_layer_that_a_slice_takes_may_not_get_lost(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The account doesn't excuse it, as it does what no slice takes."""
-    from paddle_merge import planner
+    from paddle_merge.plan import planner
 
     whole = planner.assemble
     monkeypatch.setattr(planner, "assemble", lambda *given: ([one for one in whole(*given)[0] if one.name != up(1)], []))

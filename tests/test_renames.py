@@ -43,7 +43,7 @@ def test_a_rename_that_fails_brings_the_earlier_merge_back(
             raise OSError(errno.EIO, "Input/output error")
         real(source, target)
 
-    monkeypatch.setattr("paddle_merge.writer.os.replace", replace)
+    monkeypatch.setattr("paddle_merge.run.output.writer.os.replace", replace)
     try:
         merge(config)
     except OutputError:
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_synced_keeps_the_earlier_merge(tmp_path: Path, 
             raise OSError(errno.EINVAL, "Invalid argument")
         real(file)
 
-    monkeypatch.setattr("paddle_merge.writer.os.fsync", fsync)
+    monkeypatch.setattr("paddle_merge.run.output.writer.os.fsync", fsync)
     with pytest.raises(OutputError, match="Invalid argument"):
         merge(config)
     assert contents(tmp_path / "out") == before
@@ -88,7 +88,7 @@ def test_signals_wait_for_the_renames(tmp_path: Path, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patched:
         for name in ("replace", "unlink", "rmdir"):
-            patched.setattr(f"paddle_merge.writer.os.{name}", signalled(name, getattr(os, name)))
+            patched.setattr(f"paddle_merge.run.output.writer.os.{name}", signalled(name, getattr(os, name)))
         merge(config)
     after = contents(tmp_path / "out")
     assert after.keys() == before.keys()
@@ -107,8 +107,8 @@ def test_signals_wait_while_a_failed_merge_is_undone(tmp_path: Path, monkeypatch
     def fail(*_: Any) -> None:
         raise WorkError("no")
 
-    monkeypatch.setattr("paddle_merge.writer.os.unlink", unlink)
-    monkeypatch.setattr("paddle_merge.run.notice", fail)
+    monkeypatch.setattr("paddle_merge.run.output.writer.os.unlink", unlink)
+    monkeypatch.setattr("paddle_merge.run.merge.notice", fail)
     with pytest.raises(KeyboardInterrupt):
         merge(config)
     assert contents(tmp_path / "out") == before

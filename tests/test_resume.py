@@ -20,12 +20,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_merge import MergeConfig, OutputError, journal, merge, worker
-from paddle_merge.plan import Piece
-from paddle_merge.planner import make_plan
-from paddle_merge.worker import Report, Worker
+from paddle_merge import MergeConfig, OutputError, merge
+from paddle_merge.plan import file_names
+from paddle_merge.plan.plan import Piece
+from paddle_merge.plan.planner import make_plan
+from paddle_merge.run import worker
+from paddle_merge.run.job import Report
+from paddle_merge.run.output import journal
+from paddle_merge.run.worker import Worker
+from tests import checkpoints
 
-from . import checkpoints
 from .test_ranks import free_ports
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +39,7 @@ EAGER = """
 import sys
 from paddle_merge import journal, plan
 journal.SECONDS, plan.PIECE_BYTES = 0.0, 1 << 20
-from paddle_merge.cli import main
+from paddle_merge.commands.main import main
 main(sys.argv[1:])
 """
 
@@ -277,7 +281,7 @@ def test_a_journal_that_was_cut_off_is_believed_as_far_as_it_goes(
 ) -> None:
     out = tmp_path / "out"
     config = stopped(out, models, monkeypatch)
-    file = out / journal.name_of(0)
+    file = out / file_names.name_of(0)
     for size in range(file.stat().st_size, 0, -97):
         os.truncate(file, size)
         assert noted(out) <= 5

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from paddle_merge import MergeConfig, merge
-from paddle_merge import select as selection
 from paddle_merge.backends.np_backend import NumpyBackend
-from paddle_merge.select import select_quantile
+from paddle_merge.methods.shared import selection
+from paddle_merge.methods.shared.selection import select_quantile
 
 from .checkpoints import read, write
 

@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from paddle_merge import ConfigError, MergeConfig, merge
+from paddle_merge.backends.budget import Room
+from paddle_merge.backends.engine import Engine
 from paddle_merge.backends.np_backend import NumpyBackend
-from paddle_merge.engine import Engine, Room
 from paddle_merge.methods import ties as consensus
 from paddle_merge.methods.della import Della
-from paddle_merge.methods.l1 import l1_factors
-from paddle_merge.methods.magnitude import keep_ranks
-from paddle_merge.select import find_equals, select_ranks
+from paddle_merge.methods.shared.rank_masks import keep_ranks
+from paddle_merge.methods.shared.rescale import l1_factors
+from paddle_merge.methods.shared.selection import find_equals, select_ranks
+from tests import oracle
 
-from . import oracle
 from .checkpoints import from_bits, read, to_bits, write
 from .test_select import InMemory
 
@@ -404,7 +405,7 @@ def test_same_bytes_for_any_workers_blocks_and_backend(tmp_path: Path, method: s
     assert digest("pd", tensor_type="pd", device="cpu") == first
     for block in (1 << 10, 1 << 14):
         room = Room(block, block, resident=0, panel=block, selecting=block)
-        monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
+        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
         assert digest(f"b{block}") == first
 
 

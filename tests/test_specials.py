@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from paddle_merge import ConfigError, MergeConfig, WorkError, merge
+from tests import oracle
 
-from . import oracle
 from .checkpoints import read, write
 
 BLOCK = 1024  # elements: as small as blocks get
@@ -40,11 +40,12 @@ Tensors = dict[str, np.ndarray]
 @pytest.fixture(params=["np", "pd", "pd device"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """As conftest's each_backend, but in the smallest blocks there are, and tensors read again for every pass."""
+    from paddle_merge.backends.budget import Room
+    from paddle_merge.backends.engine import Engine, import_paddle
     from paddle_merge.backends.np_backend import NumpyBackend
-    from paddle_merge.engine import Engine, Room, import_paddle
 
     room = Room(BLOCK, BLOCK, resident=0, panel=BLOCK)
-    monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
+    monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
     if request.param != "np":
         import_paddle()
         from paddle_merge.backends.pd_backend import PaddleBackend

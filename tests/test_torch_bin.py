@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, MergeConfig, WorkError, merge
-from paddle_merge.files import Files
-from paddle_merge.readers import open_checkpoint
+from paddle_merge.checkpoints.files import Files
+from paddle_merge.checkpoints.open import open_checkpoint
 from tests import checkpoints
 
 from .checkpoints import damaged

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, MergeConfig, merge
-from paddle_merge.cli import main
-from paddle_merge.fingerprint import BLOCK, Fingerprint, added, of_file
-from paddle_merge.lock import read_lock
-from paddle_merge.report.verify import Findings, verify
+from paddle_merge.checkpoints.fingerprint import BLOCK, Fingerprint, added, of_file
+from paddle_merge.commands.main import main
+from paddle_merge.commands.verify.verify import Findings, verify
+from paddle_merge.run.output.lock import read_lock
+from tests import checkpoints
 
-from . import checkpoints
 from .test_layout import llama, stored
 from .test_lora import factors, in_peft, peft
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
+from paddle_merge.checkpoints.files import Files
+from paddle_merge.checkpoints.tensors import TensorEntry
+from paddle_merge.commands.verify.verify import verify
+from paddle_merge.conversion.vocabulary.aligned import AlignedTensor
+from paddle_merge.conversion.vocabulary.rows import Rows, keys
+from paddle_merge.conversion.vocabulary.tokens import Vocabulary, read_vocabulary, same_files, union
 from paddle_merge.dtypes import FLOATS
-from paddle_merge.files import Files
-from paddle_merge.readers import TensorEntry
-from paddle_merge.report.verify import verify
-from paddle_merge.vocabulary.aligned import AlignedTensor
-from paddle_merge.vocabulary.rows import Rows, keys
-from paddle_merge.vocabulary.tokens import Vocabulary, read_vocabulary, same_files, union
+from paddle_merge.run.sources import reader
 
 from .checkpoints import read, write
 
@@ -434,7 +436,7 @@ def test_vocabularies_are_in_the_ceiling(here: Path, source: str) -> None:
     for seed, name in enumerate("ab"):
         pairs_tokenizer(here / name, 60_000, seed)
     (here / "recipe.yaml").write_text(AVERAGE + source + "\n")
-    code = "import pathlib, sys; from paddle_merge.cli import main\n"
+    code = "import pathlib, sys; from paddle_merge.commands.main import main\n"
     code += "try: main(sys.argv[1:])\nfinally: print(pathlib.Path('/proc/self/status').read_text())"
     command = [sys.executable, "-c", code, "recipe.yaml", "--output_path", "out"]
     done = subprocess.run([*command, "--account", "account.json"], capture_output=True, text=True, check=True)
@@ -759,7 +761,7 @@ def test_rows_by_the_rules_read_aloud(
         files = Files()
         first = min(start, flat.size - 1)
         read_back = np.empty(flat.size - first, np.float32)
-        AlignedTensor(aligned, "float32", files).read(first, read_back)
+        AlignedTensor(aligned, "float32", functools.partial(reader, files=files)).read(first, read_back)
         files.close()
         np.testing.assert_allclose(read_back, flat[first:], rtol=1e-6, atol=1e-6)
 

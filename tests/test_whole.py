@@ -21,11 +21,12 @@ from hypothesis.extra import numpy as hnp
 from threadpoolctl import threadpool_limits
 
 from paddle_merge import ConfigError, MergeConfig, merge
+from paddle_merge.backends.budget import ROOMY, Room
+from paddle_merge.backends.engine import Engine, import_paddle
 from paddle_merge.backends.np_backend import NumpyBackend
-from paddle_merge.engine import ROOMY, Engine, Room, import_paddle
 from paddle_merge.methods.iso_c import IsoC
+from paddle_merge.methods.shared.whole_matrix import spectrum
 from paddle_merge.methods.tsv import Tsv
-from paddle_merge.methods.whole import spectrum
 
 from .checkpoints import from_bits, read, to_bits, write
 from .test_layout import CONFIG, laid_out, llama
@@ -273,7 +274,7 @@ def test_same_bytes_for_any_workers_blocks_and_backend(
     assert digest("paddle", tensor_type="pd") == expected
     for block in (1 << 10, 1 << 13):
         room = Room(block, block, resident=0, panel=block, selecting=0)
-        monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
+        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
         assert digest(f"b{block}") == expected
     import_paddle()
     from paddle_merge.backends.pd_backend import PaddleBackend
@@ -397,7 +398,7 @@ def test_a_stage_of_singular_vectors_may_be_read_again(tmp_path: Path, monkeypat
     generator = np.random.default_rng(0)
     states = [{"w": generator.standard_normal((300, 250))} for _ in range(3)]
     room = Room(1 << 14, 1 << 14, resident=0, panel=1 << 14)
-    monkeypatch.setattr("paddle_merge.config.Engine", functools.partial(Engine, room=room))
+    monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
     first = run(tmp_path, "tsv", states[1:], states[0], "float64")
     listed = "".join(f"  - model: {tmp_path}/m{number}\n" for number in range(2))
     then = "merge_method: sce\nbase_model: {base}\nmodels:\n  - model: {one}\n  - model: {base}\n  - model: {two}\n"
@@ -559,8 +560,8 @@ def test_dry_runs(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str
 
 def test_the_plan_counts_whole_matrices(tmp_path: Path) -> None:
     """A worker's memory holds what `prepare` takes, of the largest matrix."""
-    from paddle_merge.ceiling import memory
-    from paddle_merge.planner import make_plan
+    from paddle_merge.plan.memory_estimate import memory
+    from paddle_merge.plan.planner import make_plan
 
     base = {"w": np.zeros((500, 400)), "v": np.zeros(7)}
     taken = {}

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 
 from paddle_merge import MergeConfig, MergeError, merge
-from paddle_merge.extract.config import ExtractConfig
-from paddle_merge.extract.run import extract_lora
-from paddle_merge.report.diff_cli import DiffConfig, diff
-from paddle_merge.report.inspect_cli import InspectConfig, inspect
-from paddle_merge.report.inspect_cli import _lines as inspect_lines
-from paddle_merge.report.show import lines as diff_lines
+from paddle_merge.commands.diff.cli import DiffConfig, diff
+from paddle_merge.commands.diff.show import lines as diff_lines
+from paddle_merge.commands.extract_lora.config import ExtractConfig
+from paddle_merge.commands.extract_lora.run import extract_lora
+from paddle_merge.commands.inspect.cli import InspectConfig, inspect
+from paddle_merge.commands.inspect.cli import _lines as inspect_lines
+from tests import attacks, checkpoints
 
-from . import attacks, checkpoints
 from .mutations import damaged
 from .specimens import KINDS, Specimen, State
 
@@ -324,7 +324,7 @@ def _merge(specimen: Specimen, folder: Path) -> None:
         if os.path.abspath(os.path.expanduser(fields.get("output_path", "?"))) != str(folder / "out"):
             fields["dry_run"] = True  # the command says where to write, and means it
         if fields.get("dry_run"):
-            from paddle_merge.run import prepare
+            from paddle_merge.run.merge import prepare
 
             prepare(MergeConfig(**fields))
             raise MergeError("--dry_run")

@@ -38,7 +38,7 @@ import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 
 from paddle_merge import MergeConfig, merge
-from paddle_merge.demo import data, network
+from paddle_merge.commands.demo import data, network
 from paddle_merge.methods.registry import find
 
 WIDTH, DEPTH = 256, 4

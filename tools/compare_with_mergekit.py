@@ -27,9 +27,9 @@ from safetensors import deserialize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddle_merge import MergeConfig, MergeError, merge
+from paddle_merge.checkpoints.formats.frame import Held
+from paddle_merge.checkpoints.formats.safetensors import frame
 from paddle_merge.dtypes import BFLOAT16
-from paddle_merge.frames import Held
-from paddle_merge.frames.safetensors import frame
 
 HIDDEN, WIDE, HEADS, WORDS = 64, 160, 4, 128
 RANDOM = ("dare", "della")  # how the names of methods that draw begin

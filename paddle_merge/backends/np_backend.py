@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .. import bits, kernels, kernels_active, kernels_lines, kernels_sparse, kernels_votes
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
-from ..engine import ROOMY, Room
-from ..files import Scratch
-from ..masks import Key, hash_block
-
-if TYPE_CHECKING:
-    from ..select import Bracket
+from .budget import ROOMY, Room
+from .kernels import bits, measures, mergers, sparsifiers
+from .masks import Key, hash_block
+from .scratch import Scratch
 
 _LOAD = {
     BFLOAT16: bits.load_bfloat16,
@@ -29,7 +26,7 @@ _STORE = {
     FLOAT8_E4M3FN: bits.store_float8_e4m3fn,
     FLOAT8_E5M2: bits.store_float8_e5m2,
 }
-_LOOPS = (kernels, kernels_lines, kernels_active, kernels_sparse, kernels_votes)
+_LOOPS = (mergers, sparsifiers)
 
 
 def widen(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:
@@ -116,7 +113,7 @@ class NumpyBackend:
 
     def add_scaled(self, base: np.ndarray, x: np.ndarray, scale: float) -> np.ndarray:
         """base + scale * x. May reuse x's memory."""
-        kernels.add_scaled(base, x, self.scalar(scale))
+        mergers.add_scaled(base, x, self.scalar(scale))
         return x
 
     # --- formulas
@@ -133,7 +130,7 @@ class NumpyBackend:
 
     def apply_masked(self, formula: Callable[..., Any], x: np.ndarray, key: Key, *args: Any) -> np.ndarray:
         """The same for a formula of x (n,) and its elements' hashes, which a loop computes as it goes."""
-        loop = getattr(kernels, formula.__name__, None)
+        loop = getattr(sparsifiers, formula.__name__, None)
         if loop is None:
             x[...] = formula(np, x, hash_block(key, 0, x.size), *args)
         else:
@@ -154,36 +151,46 @@ class NumpyBackend:
 
     # --- measuring
 
-    def elected_balance(self, x: np.ndarray, weights: np.ndarray, by_count: bool) -> int:
-        """The number of elements of x that elect plus, less those that elect minus (methods/ties.py)."""
-        return int(kernels.elected_balance(x, weights, by_count))
+    def elected_balance(self, elect: Callable[..., Any], x: np.ndarray, weights: np.ndarray, by_count: bool) -> int:
+        """The number of elements of x whose elected sign is plus, less those whose sign is minus; `elect`, the formula that
+        elects, has its loop here."""
+        return int(measures.elected_balance(x, weights, by_count))
 
-    def add_bins(self, x: np.ndarray, counts: np.ndarray) -> None:
-        """counts (bins,) += the histogram of x (n,) over methods.magprune.magnitude_bins."""
-        kernels.add_bins(x, counts)
+    def add_bins(self, bins: Callable[..., Any], x: np.ndarray, counts: np.ndarray) -> None:
+        """counts (bins,) += the histogram of x (n,) over the formula `bins`, which gives each element's bin; it has its loop
+        here."""
+        measures.add_bins(x, counts)
 
     def add_magnitudes(self, x: np.ndarray, unit: float, sums: np.ndarray) -> None:
         """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
-        kernels_sparse.add_magnitudes(x, unit, sums)
+        measures.add_magnitudes(x, unit, sums)
 
     def add_gram(self, x: np.ndarray, gram: np.ndarray) -> None:
         """gram (models, models) float64 += x @ x.T."""
-        kernels.add_gram(x, gram)
+        measures.add_gram(x, gram)
 
     def add_line_grams(self, x: np.ndarray, start: int, across: bool, width: int, grams: np.ndarray) -> None:
         """grams (pairs, lines) float64 += the dot products of all pairs of rows in each line (methods/gram.py); x: the
         elements from `start` on."""
-        kernels_lines.add_line_grams(x, start, across, width, grams)
+        measures.add_line_grams(x, start, across, width, grams)
 
     def count_active(self, x: np.ndarray, epsilon: Any, counts: np.ndarray) -> None:
         """counts (models, 2) += how many elements of each row are beyond epsilon where no other row's is, and where some
         other's is."""
-        kernels_active.count_active(x, epsilon, counts)
+        measures.count_active(x, epsilon, counts)
 
     def count_equal(self, x: np.ndarray, value: Any) -> int:
         """How many |x| of x (n,) equal a scalar in the dtype in which magnitudes are compared; NaN counts as infinite."""
-        return int(kernels_sparse.count_equal(x, np.array([value])))
+        return int(measures.count_equal(x, np.array([value])))
 
-    def count_between(self, x: np.ndarray, search: Bracket) -> None:
-        """Count and collect x (n,) into the search."""
-        kernels.count_between(x, search.bounds, search.stride, search.counts, search.sums, search.values)
+    def count_between(
+        self, x: np.ndarray, bounds: np.ndarray, stride: int, counts: np.ndarray, sums: np.ndarray, values: np.ndarray
+    ) -> None:
+        """Count x (n,) of magnitudes below, at, between and above two bounds, and collect some of those between.
+
+        bounds: (2,), lo <= hi, in the dtype in which magnitudes are compared; NaN counts as infinite.
+        counts: (5,) int64 += [below lo, equal to lo, strictly between, equal to hi (if not lo), collected].
+        sums: (3,) float64 += |x| of [all, at or above hi, equal to lo]; (0,) if they aren't needed.
+        values: takes every stride-th of the values strictly between, from index counts[4] on.
+        """
+        measures.count_between(x, bounds, stride, counts, sums, values)

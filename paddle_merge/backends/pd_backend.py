@@ -12,19 +12,16 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import paddle
 
-from ..bits import float8_values
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
-from ..engine import ROOMY, Room
-from ..masks import Key
 from . import pd_words as xp
-
-if TYPE_CHECKING:
-    from ..select import Bracket
+from .budget import ROOMY, Room
+from .kernels.bits import float8_values
+from .masks import Key
 
 CHUNK = 1024  # elements; as in kernels.py
 TABLES = 5 << 20  # bytes per model that magprune's tables and counters take
@@ -175,18 +172,14 @@ class PaddleBackend:
 
     # --- measuring
 
-    def elected_balance(self, x: Any, weights: Any, by_count: bool) -> int:
-        """The number of elements of x that elect plus, less those that elect minus (methods/ties.py)."""
-        from ..methods.ties import elect
-
+    def elected_balance(self, elect: Callable[..., Any], x: Any, weights: Any, by_count: bool) -> int:
+        """The number of elements of x whose elected sign is plus, less those whose sign is minus."""
         sign = elect(xp, [weight * row for weight, row in zip(weights, x, strict=True)], by_count, 0.0)
         return int((sign > 0).astype("int64").sum() - (sign < 0).astype("int64").sum())
 
-    def add_bins(self, x: Any, counts: np.ndarray) -> None:
-        """counts (bins,) += the histogram of x (n,) over methods.magprune.magnitude_bins."""
-        from ..methods.magprune import magnitude_bins
-
-        counts += paddle.bincount(magnitude_bins(xp, x), minlength=len(counts)).numpy().astype(counts.dtype)
+    def add_bins(self, bins: Callable[..., Any], x: Any, counts: np.ndarray) -> None:
+        """counts (bins,) += the histogram of x (n,) over the formula `bins`, which gives each element's bin."""
+        counts += paddle.bincount(bins(xp, x), minlength=len(counts)).numpy().astype(counts.dtype)
 
     def add_magnitudes(self, x: Any, unit: float, sums: np.ndarray) -> None:
         """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
@@ -202,7 +195,7 @@ class PaddleBackend:
     def add_line_grams(self, x: Any, start: int, across: bool, width: int, grams: np.ndarray) -> None:
         """grams (pairs, lines) float64 += the dot products of all pairs of rows in each line (methods/gram.py); x: the
         elements from `start` on. On the host: a device would add them in an order of its own."""
-        from ..kernels_lines import add_line_grams
+        from .kernels.measures import add_line_grams
 
         add_line_grams(np.stack([row.numpy() for row in x]), start, across, width, grams)
 
@@ -222,33 +215,41 @@ class PaddleBackend:
         equal = ~(size < limit) if np.isinf(value) else _equal(size, limit)
         return int(equal.astype("int64").sum())
 
-    def count_between(self, x: Any, search: Bracket) -> None:
-        """Count and collect x (n,) into the search: kernels.count_between, an operation at a time."""
-        lo, hi = (paddle.to_tensor(search.bounds[k : k + 1], place=self._place) for k in (0, 1))
+    def count_between(
+        self, x: Any, bounds: np.ndarray, stride: int, counts: np.ndarray, sums: np.ndarray, values: np.ndarray
+    ) -> None:
+        """Count x (n,) of magnitudes below, at, between and above two bounds, and collect some of those between.
+
+        bounds: (2,), lo <= hi, in the dtype in which magnitudes are compared; NaN counts as infinite.
+        counts: (5,) int64 += [below lo, equal to lo, strictly between, equal to hi (if not lo), collected].
+        sums: (3,) float64 += |x| of [all, at or above hi, equal to lo]; (0,) if they aren't needed.
+        values: takes every stride-th of the values strictly between, from index counts[4] on.
+        """
+        lo, hi = (paddle.to_tensor(bounds[k : k + 1], place=self._place) for k in (0, 1))
         exact = paddle.abs(x)
         size = exact.astype(lo.dtype)
         size = paddle.where(paddle.isnan(size), paddle.full([1], float("inf"), lo.dtype), size)
         below, at_lo, at_hi = size < lo, _equal(size, lo), _equal(size, hi)
         inside = paddle.logical_and(size > lo, size < hi)
         found = paddle.stack([mask.astype("int64").sum() for mask in (below, at_lo, inside, at_hi)]).numpy()
-        if search.bounds[0] == search.bounds[1]:
+        if bounds[0] == bounds[1]:
             found[3] = 0
 
-        if search.sums.size:
+        if sums.size:
             wide = exact.astype("float64")
             nothing = paddle.zeros([1], "float64")
             for number, terms in enumerate(
                 (wide, paddle.where(size >= hi, wide, nothing), paddle.where(at_lo, wide, nothing))
             ):
-                search.sums[number] = _add_up(search.sums[number], terms)
+                sums[number] = _add_up(sums[number], terms)
 
-        skipped = -int(search.counts[2]) % search.stride
-        values = paddle.masked_select(exact, inside).numpy()[skipped :: search.stride] if found[2] else search.values[:0]
-        first = int(search.counts[4])
-        values = values[: len(search.values) - first]
-        search.values[first : first + len(values)] = values
-        search.counts[4] += len(values)
-        search.counts[:4] += found
+        skipped = -int(counts[2]) % stride
+        values = paddle.masked_select(exact, inside).numpy()[skipped::stride] if found[2] else values[:0]
+        first = int(counts[4])
+        values = values[: len(values) - first]
+        values[first : first + len(values)] = values
+        counts[4] += len(values)
+        counts[:4] += found
 
 
 def block_bytes(itemsize: int, models: int) -> int:

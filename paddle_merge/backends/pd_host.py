@@ -7,18 +7,15 @@ instead of a third of one). Going from a Paddle tensor to NumPy and back is a co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..dtypes import DType
-from ..engine import ROOMY, Room
-from ..masks import Key
+from .budget import ROOMY, Room
+from .masks import Key
 from .np_backend import NumpyBackend
 from .pd_backend import PaddleBackend
-
-if TYPE_CHECKING:
-    from ..select import Bracket
 
 
 class PaddleOnHost(PaddleBackend):
@@ -49,8 +46,8 @@ class PaddleOnHost(PaddleBackend):
     def apply_masked(self, formula: Callable[..., Any], x: Any, key: Key, *args: Any) -> Any:
         return self.constant(self._loops.apply_masked(formula, x.numpy(), key, *args))
 
-    def add_bins(self, x: Any, counts: np.ndarray) -> None:
-        self._loops.add_bins(x.numpy(), counts)
+    def add_bins(self, bins: Callable[..., Any], x: Any, counts: np.ndarray) -> None:
+        self._loops.add_bins(bins, x.numpy(), counts)
 
     def add_magnitudes(self, x: Any, unit: float, sums: np.ndarray) -> None:
         self._loops.add_magnitudes(x.numpy(), unit, sums)
@@ -64,5 +61,7 @@ class PaddleOnHost(PaddleBackend):
     def count_equal(self, x: Any, value: Any) -> int:
         return self._loops.count_equal(x.numpy(), value)
 
-    def count_between(self, x: Any, search: Bracket) -> None:
-        self._loops.count_between(x.numpy(), search)
+    def count_between(
+        self, x: Any, bounds: np.ndarray, stride: int, counts: np.ndarray, sums: np.ndarray, values: np.ndarray
+    ) -> None:
+        self._loops.count_between(x.numpy(), bounds, stride, counts, sums, values)

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Optional
 
-from ..config import MergeConfig as OurConfig
-from ..engine import LEAST, import_paddle
+from ..backends.engine import LEAST, import_paddle
 from ..errors import ConfigError
-from ..methods import METHODS
 from ..methods.magprune import Magprune
+from ..methods.paddlenlp import METHODS
 from ..parsing import nearest
-from ..sidecars import RECORD
+from ..plan.file_names import RECORD
+from ..recipe.config import MergeConfig as OurConfig
 
 MAY_BE_NONE = ("merge_method", "merge_type")  # although their default is something else
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from ..methods import METHODS
-from ..ranks import Ranks
+from ..methods.paddlenlp import METHODS
+from ..run.ranks import Ranks
 from .config import MergeConfig
 from .tensors import MergeMethod, SparsifyMethod
 
@@ -64,7 +64,7 @@ class MergeModel:
 
     def merge_model(self) -> None:
         """Write the merged model to output_path, in place of an earlier merge. Raises MergeError."""
-        from ..run import merge
+        from ..run.merge import merge
 
         config = self.merge_config.ours()
         config.copy_file_list = self._there() or None

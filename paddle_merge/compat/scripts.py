@@ -10,13 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..cli import FIELDS, command, merge_words, read_fields, run, set_up_logging
-from ..config import MergeConfig as OurConfig
-from ..detect import detect
+from ..checkpoints.open import open_checkpoint
+from ..commands.command import command, set_up_logging
+from ..commands.flags import SWITCHES, is_list
+from ..commands.main import FIELDS, merge_words, read_fields, run
+from ..conversion.detect import detect
 from ..errors import ConfigError
-from ..flags import SWITCHES, is_list
 from ..parsing import parse_bool
-from ..readers import open_checkpoint
+from ..recipe.config import MergeConfig as OurConfig
 from .config import MergeConfig
 from .model import MergeModel
 

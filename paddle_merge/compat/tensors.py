@@ -12,8 +12,8 @@ from typing import Any
 
 from ..dtypes import FLOATS
 from ..errors import CheckpointError, ConfigError
-from ..memory import merge_by_recipe
-from ..recipe import Slice
+from ..recipe.recipe import Slice
+from ..run.state_dicts import merge_by_recipe
 from .config import MergeConfig
 
 

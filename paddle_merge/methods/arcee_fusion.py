@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import select
-from ..engine import Room
-from ..recipe import Mix
-from . import Tensor
-from .derived import Derived
-from .gram import Lines, lines
-from .named import Method
+from ..backends.budget import Room
+from .shared import selection
+from .shared.base import Tensor
+from .shared.derived import Derived
+from .shared.method import Method, Mix
+from .shared.rows import Lines, lines
 
 
 def importance(xp: Any, x: Any, element: Any, divergence: Any, across: bool, width: int) -> Any:
@@ -56,8 +55,8 @@ class ArceeFusion:
         return [1.0] * models
 
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
-        samples = 4 * select.sampled(size) * 8  # their places and importance
-        return select.memory(3, size, itemsize, room) + samples
+        samples = 4 * selection.sampled(size) * 8  # their places and importance
+        return selection.memory(3, size, itemsize, room) + samples
 
     def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
         along = lines(shape, turned)
@@ -77,7 +76,7 @@ class ArceeFusion:
             return importance(np, x, first + np.arange(width), divergence, along.across, along.width)
 
         ranks = [(0, int(q * (tensor.size - 1))) for q in (0.25, 0.5, 0.75)]
-        cuts = select.select_ranks(Derived(tensor, block, sampled), backend, ranks)
+        cuts = selection.select_ranks(Derived(tensor, block, sampled), backend, ranks)
         first, median, third = (cut.value for cut in cuts)
         threshold = backend.constant(np.array([median + 1.5 * (third - first)], first.dtype))
         return threshold, on_device, along.across, along.width
@@ -85,7 +84,7 @@ class ArceeFusion:
     @staticmethod
     def _divergence(tensor: Tensor, backend: Any, along: Lines) -> np.ndarray:
         """(lines,), of the backend's dtype."""
-        from ..kernels_softmax import add_divergence, add_exponentials  # and with it Numba
+        from ..backends.kernels.measures import add_divergence, add_exponentials  # and with it Numba
 
         peaks, sums = np.full((2, along.count), -np.inf), np.zeros((2, along.count))
         for start, x in tensor.deltas():

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Room
-from ..masks import block_key, keep_limit, mask_key
-from . import Tensor
+from ..backends.budget import Room
+from ..backends.masks import block_key, keep_limit, mask_key
 from .dare import dare
-from .l1 import l1_factors
-from .magnitude import Kept, keep_nothing
+from .shared.base import Tensor
+from .shared.rank_masks import Kept, keep_nothing
+from .shared.rescale import l1_factors
 
 
 @dataclass(frozen=True)

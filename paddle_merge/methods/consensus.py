@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine import Room
-from ..recipe import Mix
-from . import Tensor, total
-from .named import Method, Parameter
+from ..backends.budget import Room
+from .shared.base import Tensor, total
+from .shared.method import Method, Mix, Parameter
 
 
 def consensus(xp: Any, x: Any, weights: Any, lambdas: Any, least: int) -> Any:

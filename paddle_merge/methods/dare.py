@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Room
-from ..masks import FINEST, block_key, keep_limit, mask_key
-from . import Tensor
+from ..backends.budget import Room
+from ..backends.masks import FINEST, block_key, keep_limit, mask_key
+from .shared.base import Tensor
 
 
 def dare(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Room
-from ..masks import keep_limit, mask_key
-from . import Tensor
-from .l1 import l1_factors
-from .magnitude import Kept, keep_nothing
+from ..backends.budget import Room
+from ..backends.masks import keep_limit, mask_key
+from .shared.base import Tensor
+from .shared.rank_masks import Kept, keep_nothing
+from .shared.rescale import l1_factors
 
 SORTED = 1 << 18  # elements that are sorted together, or one line
 
@@ -85,7 +85,7 @@ class Della:
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         """Per model (bits, factor); what is kept where that is nothing; or None where it is all."""
-        from ..line_ranks import keep_by_rank  # and with it Numba
+        from .shared.row_ranks import keep_by_rank  # and with it Numba
 
         axes = lines(tensor.shape, tensor.turned)
         draws = {}

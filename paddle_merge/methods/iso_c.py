@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..recipe import Mix
-from . import Tensor
-from .linear import linear
-from .named import Method, Parameter
-from .whole import Whole, spectrum
+from .shared.base import Tensor, linear
+from .shared.method import Method, Mix, Parameter
+from .shared.whole_matrix import Whole, spectrum
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..recipe import Mix
-from .gram import Angles, ByAngles
-from .named import Method, Parameter
+from .shared.angles import Angles, ByAngles
+from .shared.method import Method, Mix, Parameter
 
 
 def direction(cosines: Any, shares: Any, max_iter: int, tol: float) -> Any:

@@ -10,13 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine import Room
-from . import Tensor, total
-
-
-def linear(xp: Any, x: Any, weights: Any) -> Any:
-    """x: a row (n,) per model, weights (models,) -> (n,): sum_k w_k x_k."""
-    return total(weight * row for weight, row in zip(weights, x, strict=True))
+from ..backends.budget import Room
+from .shared.base import Tensor, linear
 
 
 @dataclass(frozen=True)

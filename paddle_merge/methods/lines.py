@@ -8,9 +8,8 @@ alpha = (|sum of task vectors|_1 / |the merged one|_1) / number of models, over 
 
 from __future__ import annotations
 
-from ..recipe import Mix
 from .linear import Linear
-from .named import Method, Parameter
+from .shared.method import Method, Mix, Parameter
 
 
 def _lines(weight: tuple[float, ...], alpha: float, beta: float | None, layer: float, **others: float) -> Mix:

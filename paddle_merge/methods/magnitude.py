@@ -14,105 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from .. import select
-from ..engine import Room
-from . import Tensor
-from .l1 import l1_factors
-
-
-def between(xp: Any, x: Any, low: Any, high: Any, factor: Any) -> Any:
-    """x (n,) -> (n,): x * factor where low <= |x| <= high, else 0 (NaN stays visible).
-
-    low, high: (1,) in the dtype in which magnitudes are compared.
-    """
-    size = xp.abs(x).astype(low.dtype)
-    return x * ((size >= low).astype(x.dtype) * (size <= high).astype(x.dtype) * factor)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Which elements of one model are kept. parts: (stop, low, high): up to the index `stop`, from where the last part
-    ended, those of low <= |x| <= high. factor: what they are multiplied by."""
-
-    parts: tuple[tuple[int, Any, Any], ...]
-    factor: Any
-
-    def apply(self, x: Any, start: int, backend: Any) -> Any:
-        """The block x (n,) that begins at element `start`. May reuse x's memory."""
-        done, begin = [], 0
-        for stop, low, high in self.parts:
-            end = min(x.shape[0], stop - start)
-            if end > begin:
-                done.append(backend.apply(between, x[begin:end], low, high, self.factor))
-                begin = end
-        return backend.joined(x, done)
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """A bound on magnitudes: `before` for elements up to `index`, `after` from there on."""
-
-    before: Any
-    index: int
-    after: Any
-
-    def at(self, index: int) -> Any:
-        return self.before if index < self.index else self.after
-
-
-def _kept(tensor: Tensor, backend: Any, low: _Bound, high: _Bound) -> Kept:
-    dtype = np.float32 if tensor.narrow else np.float64
-    parts, start = [], 0
-    for stop in sorted({low.index, high.index, tensor.size} - {0}):
-        bounds = [backend.constant(np.array([bound.at(start)], dtype)) for bound in (low, high)]
-        parts.append((stop, *bounds))
-        start = stop
-    return Kept(tuple(parts), backend.scalar(1.0))
-
-
-def keep_nothing(tensor: Tensor, backend: Any) -> Kept:
-    return _kept(tensor, backend, _Bound(np.inf, 0, np.inf), _Bound(-1.0, 0, -1.0))
-
-
-def keep_ranks(
-    tensor: Tensor, backend: Any, intervals: dict[int, tuple[int, int]], descending: bool = False
-) -> dict[int, Kept]:
-    """Of each model the elements of ascending rank first..stop by magnitude. descending: of those equal to the smallest
-    that is kept, those of the lowest indices, not the highest."""
-    cuts = [  # (model, whether it is the lower one, rank of the outermost element kept)
-        (model, lower, rank)
-        for model, (first, stop) in intervals.items()
-        for lower, rank, needed in ((True, first, first > 0), (False, stop - 1, stop < tensor.size))
-        if needed and first < stop
-    ]
-    found = select.select_ranks(tensor, backend, [(model, rank) for model, _, rank in cuts])
-    splits = []  # (place in cuts, how many of the equals lie before the index at which the cut falls among them)
-    for place, ((_, lower, rank), cut) in enumerate(zip(cuts, found, strict=True)):
-        under = rank - cut.below if lower else rank + 1 - cut.below  # equals that rank below the cut
-        if 0 < under < cut.equal:
-            splits.append((place, cut.equal - under if lower and descending else under))
-    indices = select.find_equals(tensor, backend, [(cuts[place][0], found[place].value, n) for place, n in splits])
-    index = dict(zip((place for place, _ in splits), indices, strict=True))
-
-    bounds: dict[tuple[int, bool], _Bound] = {}
-    for place, ((model, lower, _), cut) in enumerate(zip(cuts, found, strict=True)):
-        with np.errstate(over="ignore"):  # of the largest number it is Inf
-            beyond = np.nextafter(cut.value, type(cut.value)(np.inf if lower else -1.0))  # keeps none of the equals
-        if place not in index:
-            bounds[model, lower] = _Bound(cut.value, 0, cut.value)
-        elif lower and not descending:
-            bounds[model, lower] = _Bound(beyond, index[place], cut.value)
-        else:
-            bounds[model, lower] = _Bound(cut.value, index[place], beyond)
-    everything = {True: _Bound(0.0, 0, 0.0), False: _Bound(np.inf, 0, np.inf)}
-    return {
-        model: _kept(tensor, backend, *(bounds.get((model, lower), everything[lower]) for lower in (True, False)))
-        if first < stop
-        else keep_nothing(tensor, backend)
-        for model, (first, stop) in intervals.items()
-    }
+from ..backends.budget import Room
+from .shared import selection
+from .shared.base import Tensor
+from .shared.rank_masks import keep_ranks
+from .shared.rescale import l1_factors
 
 
 class _Ranked:
@@ -133,7 +39,7 @@ class _Ranked:
         return []
 
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
-        return select.memory(self.cuts * models, size, itemsize, room) if self.measures else 0
+        return selection.memory(self.cuts * models, size, itemsize, room) if self.measures else 0
 
     def interval(self, model: int, size: int) -> tuple[int, int]:
         """(first, stop): the ascending ranks to keep."""

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Room
-from ..masks import FINEST, block_key, keep_limit, mask_key
-from . import Tensor
+from ..backends.budget import Room
+from ..backends.masks import FINEST, block_key, keep_limit, mask_key
 from .dare import density_problems
+from .shared.base import Tensor
 
 BIN_SHIFT = 13  # of the float32 bits of |x|: 10 of 23 fraction bits are kept
 BINS = 1 << (31 - BIN_SHIFT)
@@ -81,7 +81,7 @@ class Magprune:
         counts = [np.zeros(BINS, counter) for _ in range(tensor.models)]
         for _, x in tensor.deltas():
             for row, count in zip(x, counts, strict=True):
-                backend.add_bins(row, count)
+                backend.add_bins(magnitude_bins, row, count)
         keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
         return [(key, *self._tables(count, backend)) for key, count in zip(keys, counts, strict=True)]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..recipe import Mix
-from .gram import Angles, ByAngles, Lines, lines
-from .named import Method, Parameter
+from .shared.angles import Angles, ByAngles
+from .shared.method import Method, Mix, Parameter
+from .shared.rows import Lines, lines
 
 _LEAST = 1e-6
 

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..recipe import Mix
-from .gram import Angles, ByAngles
-from .named import Method, Parameter
+from .shared.angles import Angles, ByAngles
+from .shared.method import Method, Mix, Parameter
 
 _ROUNDING = 1e-7  # of lengths: the root of that of their squares
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine import Room
-from ..recipe import Mix
-from . import Tensor
-from .named import Method, Parameter
+from ..backends.budget import Room
+from .shared.base import Tensor
+from .shared.method import Method, Mix, Parameter
 
 _LEAST = 1e-6
 

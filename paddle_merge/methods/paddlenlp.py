@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ..recipe import Mix
 from .dare import Dare
 from .linear import Linear
 from .magprune import Magprune
-from .named import Method, Parameter
+from .shared.method import Method, Mix, Parameter
 from .slerp import Slerp
 from .ties import Ties
 from .trim import Trim
@@ -87,3 +86,18 @@ def in_recipes(one: Method) -> Method:
         return mix
 
     return dataclasses.replace(one, make=make)
+
+
+SPARSIFIERS = ("trim", "dare", "magprune")
+MERGE_TYPES = ("linear", "ties", "slerp")
+
+# merge method -> (sparsifier, merge type)
+METHODS: dict[str, tuple[str | None, str]] = {
+    "linear": (None, "linear"),
+    "slerp": (None, "slerp"),
+    "ties": ("trim", "ties"),
+    "dare_linear": ("dare", "linear"),
+    "dare_ties": ("dare", "ties"),
+    "della": ("magprune", "ties"),
+    "della_linear": ("magprune", "linear"),
+}

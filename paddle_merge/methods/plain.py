@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from ..recipe import Mix
 from .linear import Linear
-from .named import Method, Parameter
+from .shared.method import LAMBDA, WEIGHT, Method, Mix, Parameter
 from .slerp import Slerp
-
-WEIGHT = Parameter("weight", float, each=True, about="how much a model counts")
-LAMBDA = Parameter("lambda", float, 1.0, about="factor on the merged task vector")
 
 
 def _linear(weight: tuple[float, ...], normalize: bool) -> Mix:

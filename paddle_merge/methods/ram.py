@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Room
-from ..recipe import Mix
-from . import Tensor, total
-from .named import Method, Parameter
+from ..backends.budget import Room
+from .shared.base import Tensor, total
+from .shared.method import Method, Mix, Parameter
 
 
 def ram(xp: Any, x: Any, epsilon: Any, factors: Any) -> Any:

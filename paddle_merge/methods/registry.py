@@ -7,13 +7,12 @@ from __future__ import annotations
 from typing import Any
 
 from . import (
-    MERGE_TYPES,
-    SPARSIFIERS,
     arcee_fusion,
     consensus,
     iso_c,
     karcher,
     lines,
+    mergekit,
     model_stock,
     multislerp,
     nearswap,
@@ -21,16 +20,15 @@ from . import (
     plain,
     ram,
     sce,
-    sparse_arithmetic,
     tsv,
 )
-from . import METHODS as PAIRS
-from .named import Method
-from .paddlenlp import PREFIX, in_recipes, method
+from .paddlenlp import MERGE_TYPES, PREFIX, SPARSIFIERS, in_recipes, method
+from .paddlenlp import METHODS as PAIRS
+from .shared.method import Method
 
 _FILES: tuple[Any, ...] = (
     plain,
-    sparse_arithmetic,
+    mergekit,
     nuslerp,
     multislerp,
     karcher,

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import select
-from ..engine import Room
-from ..recipe import Mix
-from . import Tensor, total
-from .derived import Derived
-from .named import Method, Parameter
+from ..backends.budget import Room
+from .shared import selection
+from .shared.base import Tensor, total
+from .shared.derived import Derived
+from .shared.method import Method, Mix, Parameter
 from .ties import elect
 
 # How squares are taken: times what, and whether without NaN and Inf. Those of float64 may leave its range, which their
@@ -74,8 +73,8 @@ class Sce:
         return [1.0 / models] * models  # of a tensor: they follow from its elements
 
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
-        samples = (models + 2) * select.sampled(size) * itemsize  # while their variance is taken
-        return select.memory(models, size, itemsize, room) + samples if self.select_topk < 1.0 else 0
+        samples = (models + 2) * selection.sampled(size) * itemsize  # while their variance is taken
+        return selection.memory(models, size, itemsize, room) + samples if self.select_topk < 1.0 else 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         threshold = self._threshold(tensor, backend) if self.select_topk < 1.0 else None
@@ -95,7 +94,7 @@ class Sce:
         count = int(differ * self.select_topk)
         if count == 0:
             return backend.constant(np.array([np.inf], np.float32 if tensor.narrow else np.float64))
-        (cut,) = select.select_ranks(variances, backend, [(0, tensor.size - count)])
+        (cut,) = selection.select_ranks(variances, backend, [(0, tensor.size - count)])
         return backend.constant(np.array([cut.value]))
 
     @staticmethod

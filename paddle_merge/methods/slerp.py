@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Room
-from . import Tensor
-from .linear import linear
+from ..backends.budget import Room
+from .shared.base import Tensor, linear
 
 _SMALL = 2.0**-530  # brings float64's largest to where it can be squared, and what can't be squared not below normalize_eps
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine import Room
-from . import Tensor, total
+from ..backends.budget import Room
 from .linear import normalize_problems
+from .shared.base import Tensor, total
 
 
 def elect(xp: Any, weighted: Any, by_count: bool, zero_sign: float) -> Any:
@@ -94,7 +94,7 @@ class Ties:
         by_count = self.elect == "count"
         if self.zero_sign != "majority":
             return weights, by_count, {"positive": 1.0, "drop": 0.0}[self.zero_sign]
-        balance = sum(backend.elected_balance(x, weights, by_count) for _, x in tensor.sparsified())
+        balance = sum(backend.elected_balance(elect, x, weights, by_count) for _, x in tensor.sparsified())
         return weights, by_count, float((balance > 0) - (balance < 0))
 
     def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:

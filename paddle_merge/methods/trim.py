@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import select
-from ..engine import Room
-from . import Tensor
+from ..backends.budget import Room
 from .dare import density_problems
+from .shared import selection
+from .shared.base import Tensor
 
 _SMALL = 2.0**-64
 
@@ -64,15 +64,15 @@ class Trim:
         return density_problems(self.density)
 
     def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
-        return select.memory(models, size, itemsize, room) if self.measures else 0
+        return selection.memory(models, size, itemsize, room) if self.measures else 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         if not self.measures:
             return [None] * tensor.models
-        cuts = select.select_quantile(tensor, backend, 1.0 - self.density)
+        cuts = selection.select_quantile(tensor, backend, 1.0 - self.density)
         sums = cuts
         if self.rescale and not tensor.narrow and not all(math.isfinite(cut.total) for cut in cuts):
-            sums = select.select_quantile(
+            sums = selection.select_quantile(
                 _Smaller(tensor), backend, 1.0 - self.density
             )  # the sums leave float64, not their ratio
         states = []

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ..recipe import Mix
-from . import Tensor
-from .named import Method, Parameter
-from .whole import Whole, inverse_root, spectrum
+from .shared.base import Tensor
+from .shared.method import Method, Mix, Parameter
+from .shared.whole_matrix import Whole, inverse_root, spectrum
 
 
 @dataclass(frozen=True)

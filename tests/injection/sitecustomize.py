@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-WORKER = any("paddle_merge.worker" in word for word in sys.orig_argv)
+WORKER = any("paddle_merge.run.worker" in word for word in sys.orig_argv)
 REAL = {name: getattr(os, name) for name in ("pwrite", "preadv", "fsync", "replace", "unlink", "open", "mkdir", "rename")}
 REAL_OPEN = builtins.open
 LOCK = threading.RLock()

@@ -1,0 +1,145 @@
+"""What computes: NumPy on the CPU, or Paddle on a device. Paddle is imported only where it is asked to compute, and to look
+at a device that the command names."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from .budget import ROOMY, Room
+
+GIB = 1 << 30
+LEAST = 1 / 16  # GiB: below this, tables and a few blocks don't fit
+SHARE = 0.7  # of a GPU's memory that blocks may take; the rest is for CUDA itself and for what others do there
+DEVICES = ("cpu", "gpu", "low_gpu_mem", "xpu", "npu")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """tensor_type and device: as in MergeConfig. memory: bytes of device memory that low_gpu_mem may take, on each device.
+    worker, workers: which of how many processes of this machine (of this rank, if there are several) this one is.
+    room: what of the host's memory each takes.
+    """
+
+    tensor_type: str = "np"
+    device: str = "cpu"
+    memory: int = GIB // 2
+    worker: int = 0
+    workers: int = 1
+    room: Room = ROOMY
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether no device but the CPU is used."""
+        return self.tensor_type == "np" or self.device == "cpu"
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether `memory` is the limit; on a "gpu" it is what the GPU has."""
+        return not self.on_cpu and self.device.partition(":")[0] != "gpu"
+
+    def backend(self, compute: str) -> Any:
+        """The backend for one compute dtype. Imports Paddle if need be."""
+        if self.tensor_type == "np":
+            from .np_backend import NumpyBackend
+
+            return NumpyBackend(compute, self.room)
+        import_paddle()
+        if self.on_cpu:
+            from .pd_host import PaddleOnHost
+
+            return PaddleOnHost(compute, self.room)
+        from .pd_backend import PaddleBackend
+
+        name, budget = self._device_and_budget()
+        return PaddleBackend(compute, name, budget, self.room)
+
+    def sharing(self, visible: list[str]) -> int:
+        """How many workers share a device, of those visible."""
+        return self.workers if ":" in self.device else -(-self.workers // len(visible))
+
+    def settle(self) -> None:
+        """Make this engine's device the one that Paddle computes on in this process, for good."""
+        if self.tensor_type == "pd":
+            import_paddle().device.set_device("cpu" if self.on_cpu else self._device_and_budget()[0])
+
+    def _device_and_budget(self) -> tuple[str, int]:
+        """The device that this worker computes on, "gpu:1", and the bytes of its memory that this worker may take."""
+        kind, _, number = self.device.partition(":")
+        visible = visible_devices(kind)
+        mine = number or visible[self.worker % len(visible)]
+        sharing = self.sharing(visible)
+        memory = self.memory
+        if not self.budgeted:
+            import paddle
+
+            memory = int(paddle.device.cuda.get_device_properties(int(mine)).total_memory * SHARE)
+        return f"{'gpu' if kind == 'low_gpu_mem' else kind}:{mine}", memory // sharing
+
+
+NUMPY = Engine()
+
+
+def import_paddle() -> Any:
+    """Paddle, without what it warns of at import (a missing ccache)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import paddle
+    return paddle
+
+
+def visible_devices(kind: str) -> list[str]:
+    """The numbers of the devices of this kind that Paddle sees, or that `paddle.distributed.launch` gave this process."""
+    paddle = import_paddle()
+    name = "gpu" if kind == "low_gpu_mem" else kind
+    if name == "gpu":
+        count = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+    elif name == "xpu" and paddle.is_compiled_with_xpu():
+        count = paddle.device.xpu.device_count()
+    else:
+        count = sum(device.partition(":")[0] == name for device in paddle.device.get_available_custom_device() or ())
+    there = [str(number) for number in range(count)]
+    given = os.environ.get(f"FLAGS_selected_{name}s", "").split(",")
+    return [number for number in given if number in there] or there
+
+
+def problems(engine: Engine) -> list[str]:
+    """Why this can't compute here: sentences that say what to install or to choose instead."""
+    if engine.tensor_type == "np":
+        return []
+    device = engine.device
+    if importlib.util.find_spec("paddle") is None:
+        return ["--tensor_type pd needs PaddlePaddle, which is not installed: python -m pip install paddlepaddle"]
+    if device == "cpu":
+        return []
+    kind, _, number = device.partition(":")
+    try:
+        paddle = import_paddle()
+    except Exception as error:  # a Paddle whose CUDA libraries are missing, for one
+        return [f"--device {device}: Paddle can't be imported ({type(error).__name__}: {error})"]
+    visible = visible_devices(kind)
+    if not visible:
+        installed = f"--device {device}: this PaddlePaddle {paddle.__version__}"
+        if kind not in ("gpu", "low_gpu_mem"):
+            return [f"{installed} sees no {kind}; install its build for {kind}, or pass --device cpu"]
+        if not paddle.is_compiled_with_cuda():
+            return [f"{installed} is built without CUDA; install paddlepaddle-gpu in its place, or pass --device cpu"]
+        return [f"{installed} sees no GPU; check the driver and CUDA_VISIBLE_DEVICES, or pass --device cpu"]
+    if number and number not in visible:
+        return [f"--device {device}: there is no such device; Paddle sees {', '.join(f'{kind}:{one}' for one in visible)}"]
+    share = engine.memory / GIB / engine.sharing(visible)
+    if engine.budgeted and share < LEAST:
+        workers = engine.sharing(visible)
+        return [
+            f"--max_tensor_mem {engine.memory / GIB:g} leaves {share:.3g} GiB to each of {workers} workers on a device, and"
+            f" they need {LEAST:g}; pass a smaller --n_process or more memory"
+        ]
+    return []
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,156 @@
+"""The Numba loops of an analysis (see kernels.py for their habits).
+
+As in report/loops.py a block is taken LANES elements at a time, and lane i sums up every LANES-th element, so that no sum
+depends on how wide this machine's vectors are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy import float64, uint32
+
+from .bits import jit
+
+LANES = 256
+
+
+@jit
+def _fold(lanes, sums):
+    """sums (k,) += the sum of each row of lanes (k, LANES): halves added onto each other. Overwrites them."""
+    for k in range(lanes.shape[0]):
+        width = LANES // 2
+        while width:
+            for i in range(width):
+                lanes[k, i] += lanes[k, i + width]
+            width //= 2
+        sums[k] += lanes[k, 0]
+
+
+@jit
+def add_model(x, base, counts, sums, largest):
+    """One task vector's block x (n,), and the base's. counts (1,) int64: elements that aren't zero. sums (4,) float64: |x|,
+    x**2, x * base, base**2. largest (1,) float64: the largest |x|."""
+    lanes, most = np.zeros((4, LANES), np.float64), np.zeros(LANES, x.dtype)
+    one, other = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
+    absolute, squares, along, base_squares = lanes[0], lanes[1], lanes[2], lanes[3]
+    for begin in range(0, x.size, LANES):
+        a, b = x[begin : begin + LANES], base[begin : begin + LANES]
+        changed = uint32(0)
+        for i in range(a.size):
+            changed = uint32(changed + uint32(a[i] != 0))
+        counts[0] += changed
+        for i in range(a.size):
+            most[i] = max(most[i], abs(a[i]))
+        for i in range(a.size):
+            one[i] = float64(a[i])
+        for i in range(a.size):
+            other[i] = float64(b[i])
+        for i in range(a.size):
+            absolute[i] += abs(one[i])
+        for i in range(a.size):
+            squares[i] += one[i] * one[i]
+        for i in range(a.size):
+            along[i] += one[i] * other[i]
+        for i in range(a.size):
+            base_squares[i] += other[i] * other[i]
+    _fold(lanes, sums)
+    for i in range(LANES):
+        largest[0] = max(largest[0], float64(most[i]))
+
+
+@jit
+def add_pair(x, y, counts, sums):
+    """Two task vectors' blocks (n,). counts (3,) int64: elements that are zero in neither, those of them whose signs differ,
+    and those that aren't equal. sums (2,) float64: x * y, |x * y|."""
+    lanes, product = np.zeros((2, LANES), np.float64), np.empty(LANES, np.float64)
+    products, sizes = lanes[0], lanes[1]
+    for begin in range(0, x.size, LANES):
+        a, b = x[begin : begin + LANES], y[begin : begin + LANES]
+        both, conflicts, different = uint32(0), uint32(0), uint32(0)
+        for i in range(a.size):
+            both = uint32(both + (uint32(a[i] != 0) & uint32(b[i] != 0)))
+        for i in range(a.size):
+            apart = (uint32(a[i] > 0) & uint32(b[i] < 0)) | (uint32(a[i] < 0) & uint32(b[i] > 0))
+            conflicts = uint32(conflicts + apart)
+        for i in range(a.size):
+            different = uint32(different + uint32(a[i] != b[i]))
+        counts[0] += both
+        counts[1] += conflicts
+        counts[2] += different
+        for i in range(a.size):
+            product[i] = float64(a[i]) * float64(b[i])
+        for i in range(a.size):
+            products[i] += product[i]
+        for i in range(a.size):
+            sizes[i] += abs(product[i])
+    _fold(lanes, sums)
+
+
+@jit
+def add_kept(x, s, counts, sums):
+    """A task vector's block x (n,), and what a sparsifier made of it. counts (1,) int64: elements of s that aren't zero.
+    sums (3,) float64: |x| there, |s|, (s - x)**2."""
+    lanes = np.zeros((3, LANES), np.float64)
+    one, other = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
+    mass, scaled, error = lanes[0], lanes[1], lanes[2]
+    for begin in range(0, x.size, LANES):
+        a, b = x[begin : begin + LANES], s[begin : begin + LANES]
+        kept = uint32(0)
+        for i in range(a.size):
+            kept = uint32(kept + uint32(b[i] != 0))
+        counts[0] += kept
+        for i in range(a.size):
+            one[i] = float64(a[i])
+        for i in range(a.size):
+            other[i] = float64(b[i])
+        for i in range(a.size):
+            mass[i] += abs(one[i]) * float64(b[i] != 0)
+        for i in range(a.size):
+            scaled[i] += abs(other[i])
+        for i in range(a.size):
+            error[i] += (other[i] - one[i]) * (other[i] - one[i])
+    _fold(lanes, sums)
+
+
+@jit
+def add_agreed(x, s, merged, counts, sums):
+    """The same, and what sign election made of all of them. counts (1,) int64: elements of s that have the sign of merged.
+    sums (1,) float64: |x| there."""
+    lanes, agrees = np.zeros((1, LANES), np.float64), np.empty(LANES, np.uint32)
+    mass = lanes[0]
+    for begin in range(0, x.size, LANES):
+        a, b, m = x[begin : begin + LANES], s[begin : begin + LANES], merged[begin : begin + LANES]
+        agreed = uint32(0)
+        for i in range(a.size):
+            agrees[i] = (uint32(b[i] > 0) & uint32(m[i] > 0)) | (uint32(b[i] < 0) & uint32(m[i] < 0))
+        for i in range(a.size):
+            agreed = uint32(agreed + agrees[i])
+        counts[0] += agreed
+        for i in range(a.size):
+            mass[i] += float64(abs(a[i])) * float64(agrees[i])
+    _fold(lanes, sums)
+
+
+@jit
+def add_absolute(x, sums):
+    """sums (1,) float64 += |x|."""
+    lanes = np.zeros((1, LANES), np.float64)
+    mass = lanes[0]
+    for begin in range(0, x.size, LANES):
+        a = x[begin : begin + LANES]
+        for i in range(a.size):
+            mass[i] += float64(abs(a[i]))
+    _fold(lanes, sums)
+
+
+@jit
+def count_both(x, y):
+    """How many elements are zero in neither."""
+    total = 0
+    for begin in range(0, x.size, LANES):
+        a, b = x[begin : begin + LANES], y[begin : begin + LANES]
+        both = uint32(0)
+        for i in range(a.size):
+            both = uint32(both + (uint32(a[i] != 0) & uint32(b[i] != 0)))
+        total += both
+    return total

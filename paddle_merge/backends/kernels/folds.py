@@ -1,0 +1,47 @@
+"""Helpers that other loops share: hashing, bits of magnitudes, and sums in a fixed order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy import uint32
+
+from .bits import jit
+
+CHUNK = 1024  # elements; every block starts at a multiple of it
+
+
+@jit
+def bits_of(value):
+    return np.float32(value).view(np.uint32)
+
+
+@jit
+def hash_of(i, k0, k1):
+    h = uint32(uint32(i) + k0)
+    h = uint32(uint32(h ^ uint32(h >> uint32(16))) * uint32(0x7FEB352D))
+    h = uint32(uint32(h ^ uint32(h >> uint32(15))) * uint32(0x846CA68B))
+    h = uint32(uint32(h ^ uint32(h >> uint32(16))) ^ k1)
+    h = uint32(uint32(h ^ uint32(h >> uint32(16))) * uint32(0x21F0AAAD))
+    h = uint32(uint32(h ^ uint32(h >> uint32(15))) * uint32(0xD35A2D97))
+    return uint32(h ^ uint32(h >> uint32(15)))
+
+
+@jit
+def bin_shift(bins):
+    """How far float32 bits of a magnitude, 31 of them, are shifted to index a table of this many bins, a power of two."""
+    shift = uint32(31)
+    while bins > 1:
+        bins //= 2
+        shift = uint32(shift - uint32(1))
+    return shift
+
+
+@jit
+def fold(terms):
+    """The sum of CHUNK float64 terms: halves added onto each other. Overwrites them."""
+    width = CHUNK // 2
+    while width:
+        for i in range(width):
+            terms[i] += terms[i + width]
+        width //= 2
+    return terms[0]

@@ -1,0 +1,232 @@
+"""Loops that measure a tensor: histograms, dot products, sums and counts of its elements."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy import float64, uint32
+
+from .bits import jit
+from .folds import CHUNK, bin_shift, bits_of, fold
+from .mergers import vote
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+@jit
+def elected_balance(x, weights, by_count):
+    """How many more elements elect plus than minus."""
+    n = x.shape[1]
+    balance = 0
+    votes, total = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
+    for begin in range(0, n, CHUNK):
+        end = min(begin + CHUNK, n)
+        v = votes[: end - begin]
+        vote(x, weights, by_count, begin, end, v, total[: end - begin])
+        for i in range(v.size):
+            balance += int(v[i] > 0) - int(v[i] < 0)
+    return balance
+
+
+@jit
+def add_bins(x, counts):
+    shift = bin_shift(counts.size)
+    for i in range(x.size):
+        counts[uint32(bits_of(abs(x[i])) >> shift)] += counts.dtype.type(1)
+
+
+@jit
+def add_gram(x, gram):
+    """gram += x @ x.T, in float64."""
+    terms = np.empty(CHUNK, np.float64)
+    for begin in range(0, x.shape[1], CHUNK):
+        for j in range(x.shape[0]):
+            for k in range(j + 1):
+                a, b = x[j, begin : begin + CHUNK], x[k, begin : begin + CHUNK]
+                for i in range(a.size):
+                    terms[i] = float64(a[i]) * float64(b[i])
+                terms[a.size :] = 0.0
+                gram[j, k] += fold(terms)
+                gram[k, j] = gram[j, k]
+
+
+@jit
+def count_between(x, bounds, stride, counts, sums, values):
+    """One block of select.Bracket's pass."""
+    kind = bounds.dtype.type
+    lo, hi = bounds[0], bounds[1]
+    magnitudes = np.empty(CHUNK, bounds.dtype)
+    terms = np.empty((3, CHUNK), np.float64)
+    inside, collected = counts[2], counts[4]
+    for begin in range(0, x.size, CHUNK):
+        chunk = x[begin : begin + CHUNK]
+        m = magnitudes[: chunk.size]
+        for i in range(m.size):
+            value = kind(abs(chunk[i]))
+            m[i] = value if value == value else kind(np.inf)
+
+        below, at_lo, at_hi = uint32(0), uint32(0), uint32(0)
+        for i in range(m.size):
+            below = uint32(below + uint32(m[i] < lo))
+            at_lo = uint32(at_lo + uint32(m[i] == lo))
+            at_hi = uint32(at_hi + uint32(m[i] == hi))
+        counts[0] += below
+        counts[1] += at_lo
+        counts[3] += at_hi if hi != lo else uint32(0)
+
+        if sums.size:
+            for i in range(m.size):
+                value = float64(abs(chunk[i]))
+                terms[0, i] = value
+                terms[1, i] = value if m[i] >= hi else 0.0
+                terms[2, i] = value if m[i] == lo else 0.0
+            terms[:, m.size :] = 0.0
+            for j in range(3):
+                sums[j] += fold(terms[j])
+
+        if stride == 1 and collected + m.size <= values.size:
+            before = collected
+            for group in range(0, m.size, 8):  # few groups hold any
+                eight, exact = m[group : group + 8], chunk[group : group + 8]
+                hits = uint32(0)
+                for i in range(eight.size):
+                    hits = uint32(hits + (uint32(eight[i] > lo) & uint32(eight[i] < hi)))
+                if hits:
+                    for i in range(eight.size):
+                        values[collected] = abs(exact[i])
+                        collected += (eight[i] > lo) & (eight[i] < hi)
+            inside += collected - before
+        else:
+            for i in range(m.size):
+                if m[i] > lo and m[i] < hi:
+                    if inside % stride == 0 and collected < values.size:
+                        values[collected] = abs(chunk[i])
+                        collected += 1
+                    inside += 1
+    counts[2] = inside
+    counts[4] = collected
+
+
+@jit
+def count_active(x, epsilon, counts):
+    """counts (models, 2) += elements of each row beyond epsilon, where no other row's is, and where some other's is."""
+    together = np.empty(CHUNK, np.uint16)
+    for begin in range(0, x.shape[1], CHUNK):
+        end = min(begin + CHUNK, x.shape[1])
+        n = together[: end - begin]
+        for i in range(n.size):
+            n[i] = 0
+        for k in range(x.shape[0]):
+            row = x[k, begin:end]
+            for i in range(row.size):
+                n[i] += np.uint16(abs(row[i]) > epsilon)
+        for k in range(x.shape[0]):
+            row = x[k, begin:end]
+            alone, shared = 0, 0
+            for i in range(row.size):
+                active = abs(row[i]) > epsilon
+                alone += active & (n[i] == 1)
+                shared += active & (n[i] > 1)
+            counts[k, 0] += alone
+            counts[k, 1] += shared
+
+
+@jit
+def _dot(a, b, terms):
+    """In float64: products, halves added onto each other. terms: room for as many."""
+    for i in range(a.size):
+        terms[i] = float64(a[i]) * float64(b[i])
+    width = a.size
+    while width > 1:
+        half = (width + 1) // 2
+        low, high = terms[:half], terms[half:width]
+        for i in range(high.size):
+            low[i] += high[i]
+        width = half
+    return terms[0]
+
+
+@jit
+def add_line_grams(x, start, across, width, grams):
+    """grams (pairs, lines) += the dot products of all pairs of rows of x, (0 0, 1 0, 1 1, 2 0 ...), in each line."""
+    done, size = 0, x.shape[1]
+    terms = np.empty(CHUNK, np.float64)
+    while done < size:
+        line = (start + done) // width
+        at = start + done - line * width
+        end = min(done + width - at, done + CHUNK - (start + done) % CHUNK, size)
+        pair = 0
+        for j in range(x.shape[0]):
+            for k in range(j + 1):
+                a, b = x[j, done:end], x[k, done:end]
+                if across:
+                    sums = grams[pair, at : at + a.size]
+                    for i in range(a.size):
+                        sums[i] += float64(a[i]) * float64(b[i])
+                else:
+                    grams[pair, line] += _dot(a, b, terms)
+                pair += 1
+        done = end
+
+
+EPSILON = 1e-8  # added to every probability
+
+
+@jit
+def _line(i, across, width):
+    return i % width if across else i // width
+
+
+@jit
+def add_exponentials(x, start, across, width, peaks, sums):
+    """peaks, sums (lines,): the largest element so far, and the sum of exp(element - peak); with x, the elements from
+    `start` on. Those that are NaN or Inf are passed over."""
+    for i in range(x.size):
+        value = float64(x[i])
+        if abs(value) < np.inf:
+            line = _line(start + i, across, width)
+            if value > peaks[line]:
+                sums[line] = sums[line] * np.exp(peaks[line] - value) + 1.0
+                peaks[line] = value
+            else:
+                sums[line] += np.exp(value - peaks[line])
+
+
+@jit
+def add_divergence(x, base, start, across, width, peaks, sums, divergence):
+    """divergence (lines,) += the terms p log(p / q) of x and base, the elements from `start` on. peaks, sums (2, lines): of
+    x's lines and of base's."""
+    for i in range(x.size):
+        a, b = float64(x[i]), float64(base[i])
+        if abs(a) < np.inf and abs(b) < np.inf:
+            line = _line(start + i, across, width)
+            p = np.exp(a - peaks[0, line]) / sums[0, line] + EPSILON
+            q = np.exp(b - peaks[1, line]) / sums[1, line] + EPSILON
+            divergence[line] += p * np.log(p / q)
+
+
+@jit
+def add_magnitudes(x, unit, sums):
+    terms = np.empty(CHUNK, np.float64)
+    for begin in range(0, x.size, CHUNK):
+        chunk = x[begin : begin + CHUNK]
+        for i in range(chunk.size):
+            terms[i] = float64(abs(chunk[i])) * unit
+        terms[chunk.size :] = 0.0
+        sums[0] += fold(terms)
+
+
+@jit
+def count_equal(x, values):
+    """How many |x| equal values (1,); NaN counts as infinite."""
+    value, found = values[0], 0
+    for begin in range(0, x.size, CHUNK):
+        chunk = x[begin : begin + CHUNK]
+        equal = uint32(0)
+        if value == np.inf:
+            for i in range(chunk.size):
+                equal = uint32(equal + uint32(not abs(chunk[i]) < value))
+        else:
+            for i in range(chunk.size):
+                equal = uint32(equal + uint32(values.dtype.type(abs(chunk[i])) == value))
+        found += equal
+    return found

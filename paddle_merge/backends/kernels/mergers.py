@@ -1,0 +1,249 @@
+"""The Numba loops that the np backend runs: the twin of each formula in methods/, and what measures a tensor.
+
+Three habits keep them fast: uint32 op uint32 becomes uint64 in Numba, so every integer step is cast back; a branch on random
+data costs ten times an arithmetic select, so there are hardly any in loops over elements; work goes in chunks that stay in
+the first-level cache. One keeps them the same everywhere: reductions fold chunks of fixed size in a fixed order, so they
+don't depend on block sizes or on how wide this machine's vectors are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .bits import jit
+from .folds import CHUNK
+
+# --- adding the base back -------------------------------------------------------------------------------------------
+
+
+@jit
+def add_scaled(base, x, scale):
+    for i in range(x.size):
+        x[i] = base[i] + scale * x[i]
+
+
+# --- merge types: the result replaces row 0 --------------------------------------------------------------------------
+
+
+@jit
+def linear(x, weights):
+    merged = x[0]
+    for i in range(merged.size):
+        merged[i] *= weights[0]
+    for k in range(1, x.shape[0]):
+        row, weight = x[k], weights[k]
+        for i in range(merged.size):
+            merged[i] += row[i] * weight
+
+
+@jit
+def vote(x, weights, by_count, begin, end, votes, total):
+    """votes: what the elected sign is the sign of; total: the weighted sum. Both for the chunk begin..end."""
+    zero = x.dtype.type(0)
+    rounding = x.dtype.type((x.shape[0] + 1) * np.finfo(x.dtype).eps)
+    size = np.empty(CHUNK, x.dtype)
+    for i in range(votes.size):
+        votes[i] = zero
+        total[i] = zero
+        size[i] = zero
+    for k in range(x.shape[0]):
+        row, weight = x[k, begin:end], weights[k]
+        for i in range(row.size):
+            value = row[i] * weight
+            total[i] += value
+            size[i] += abs(value)
+        if by_count:
+            for i in range(row.size):
+                value = row[i] * weight
+                votes[i] += x.dtype.type(value > zero) - x.dtype.type(value < zero)
+    if not by_count:
+        for i in range(votes.size):
+            votes[i] = total[i] if abs(total[i]) > rounding * size[i] else zero
+
+
+@jit
+def ties(x, weights, by_count, zero_sign, normalize):
+    one, zero = x.dtype.type(1), x.dtype.type(0)
+    sign, total = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
+    divisor, merged = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
+    for begin in range(0, x.shape[1], CHUNK):
+        end = min(begin + CHUNK, x.shape[1])
+        s, t, d, m = sign[: end - begin], total[: end - begin], divisor[: end - begin], merged[: end - begin]
+        vote(x, weights, by_count, begin, end, s, t)
+        for i in range(s.size):
+            s[i] = one if s[i] > zero else (-one if s[i] < zero else x.dtype.type(zero_sign))
+            m[i] = zero
+            d[i] = zero
+        for k in range(x.shape[0]):
+            row, weight = x[k, begin:end], weights[k]
+            for i in range(row.size):
+                along = row[i] * weight * s[i]  # positive where the model agrees
+                m[i] += max(along, zero)
+                d[i] += weight if along > zero else zero
+        out = x[0, begin:end]
+        if normalize:
+            for i in range(m.size):
+                m[i] /= d[i] if d[i] != zero else one
+        for i in range(m.size):
+            out[i] = m[i] * s[i] + zero * t[i]  # 0 * total keeps NaN and Inf visible
+
+
+@jit
+def nearswap(x, t, limit, gain):
+    row, zero, one = x[0], x.dtype.type(0), x.dtype.type(1)
+    for i in range(row.size):
+        near = one if abs(row[i]) < limit else zero
+        row[i] = row[i] * (near * gain) + np.sign(row[i]) * ((one - near) * t)
+
+
+@jit
+def ram(x, epsilon, factors):
+    one, zero, half = x.dtype.type(1), x.dtype.type(0), x.dtype.type(0.5)
+    counts, sums, lone = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
+    for begin in range(0, x.shape[1], CHUNK):
+        end = min(begin + CHUNK, x.shape[1])
+        n, s, m = counts[: end - begin], sums[: end - begin], lone[: end - begin]
+        for i in range(n.size):
+            n[i] = zero
+            s[i] = zero
+            m[i] = zero
+        for k in range(x.shape[0]):
+            row, factor = x[k, begin:end], factors[k]
+            for i in range(row.size):
+                active = one if abs(row[i]) > epsilon else zero
+                changed = row[i] * active
+                n[i] += active
+                s[i] += changed
+                m[i] += changed * factor
+        out = x[0, begin:end]
+        for i in range(n.size):
+            alone = one if n[i] < one + half else zero
+            mean = s[i] / (n[i] + (one if n[i] < half else zero))
+            out[i] = mean * (one - alone) + m[i] * alone
+
+
+@jit
+def linear_lines(x, weights, start, across, width):
+    done, size = 0, x.shape[1]
+    while done < size:
+        line = (start + done) // width
+        at = start + done - line * width
+        end = min(done + width - at, size)
+        merged = x[0, done:end]
+        for k in range(x.shape[0]):
+            row = x[k, done:end]
+            if across:
+                factors = weights[k, at : at + row.size]
+                if k == 0:
+                    for i in range(row.size):
+                        merged[i] *= factors[i]
+                else:
+                    for i in range(row.size):
+                        merged[i] += row[i] * factors[i]
+            else:
+                factor = weights[k, line]
+                if k == 0:
+                    for i in range(row.size):
+                        merged[i] *= factor
+                else:
+                    for i in range(row.size):
+                        merged[i] += row[i] * factor
+        done = end
+
+
+@jit
+def consensus(x, weights, lambdas, least):
+    one, zero = x.dtype.type(1), x.dtype.type(0)
+    together, votes = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
+    for begin in range(0, x.shape[1], CHUNK):
+        end = min(begin + CHUNK, x.shape[1])
+        merged, agree = together[: end - begin], votes[: end - begin]
+        for k in range(x.shape[0]):
+            row, weight = x[k, begin:end], weights[k]
+            if k == 0:
+                for i in range(row.size):
+                    merged[i] = row[i] * weight
+                    agree[i] = zero
+            else:
+                for i in range(row.size):
+                    merged[i] += row[i] * weight
+        for k in range(x.shape[0]):
+            row, weight, factor = x[k, begin:end], weights[k], lambdas[k]
+            for i in range(row.size):
+                value = row[i] * weight
+                agree[i] += one if abs(value) > abs(merged[i] - value) * factor else zero
+        out = x[0, begin:end]
+        for i in range(out.size):
+            out[i] = merged[i] * (one if agree[i] >= least else zero)
+
+
+@jit
+def _variance(x, begin, found):
+    """found (n,): what methods.sce.variance gives of the elements from `begin` on."""
+    end = begin + found.size
+    if x.shape[0] == 1:
+        found[:] = x[0, begin:end] * x.dtype.type(0)
+    for j in range(1, x.shape[0]):
+        for k in range(j):
+            a, b = x[j, begin:end], x[k, begin:end]
+            if j == 1:
+                for i in range(found.size):
+                    found[i] = (a[i] - b[i]) * (a[i] - b[i])
+            else:
+                for i in range(found.size):
+                    found[i] += (a[i] - b[i]) * (a[i] - b[i])
+
+
+@jit
+def variance(x):
+    found = np.empty(CHUNK, x.dtype)
+    for begin in range(0, x.shape[1], CHUNK):
+        end = min(begin + CHUNK, x.shape[1])
+        _variance(x, begin, found[: end - begin])
+        x[0, begin:end] = found[: end - begin]
+
+
+@jit
+def sce(x, weights, threshold):
+    one, zero = x.dtype.type(1), x.dtype.type(0)
+    rounding = x.dtype.type((x.shape[0] + 1) * np.finfo(x.dtype).eps)
+    work = np.empty((5, CHUNK), x.dtype)
+    for begin in range(0, x.shape[1], CHUNK):
+        end = min(begin + CHUNK, x.shape[1])
+        total, size, divisor, merged, found = work[:, : end - begin]
+        if threshold is not None:
+            _variance(x, begin, found)
+            limit = threshold[0]
+            for i in range(found.size):
+                found[i] = one if threshold.dtype.type(found[i]) >= limit else zero
+            for k in range(x.shape[0]):
+                row = x[k, begin:end]
+                for i in range(row.size):
+                    row[i] *= found[i]
+        for k in range(x.shape[0]):
+            row = x[k, begin:end]
+            if k == 0:
+                for i in range(row.size):
+                    total[i] = row[i]
+                    size[i] = abs(row[i])
+            else:
+                for i in range(row.size):
+                    total[i] += row[i]
+                    size[i] += abs(row[i])
+        for i in range(total.size):
+            size[i] = -one if total[i] < -rounding * size[i] else one  # the elected sign
+        for k in range(x.shape[0]):
+            row, weight = x[k, begin:end], weights[k]
+            if k == 0:
+                for i in range(row.size):
+                    agrees = weight if row[i] * size[i] > zero else zero
+                    divisor[i] = agrees
+                    merged[i] = row[i] * agrees
+            else:
+                for i in range(row.size):
+                    agrees = weight if row[i] * size[i] > zero else zero
+                    divisor[i] += agrees
+                    merged[i] += row[i] * agrees
+        out = x[0, begin:end]
+        for i in range(out.size):
+            out[i] = (merged[i] + total[i] * zero) / (divisor[i] if divisor[i] > zero else one)

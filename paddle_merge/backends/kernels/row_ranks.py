@@ -1,0 +1,55 @@
+"""Loops that rank the elements of a row by magnitude and keep some of them at random by rank."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy import uint8, uint32, uint64
+
+from .bits import jit
+from .folds import bits_of, hash_of
+
+
+@jit
+def gather(x, start, inner, first, panel, row):
+    """The columns first.. of a matrix (rows, inner), |x| of those elements from `start` on that x holds, into panel (rows,
+    width), which begins at `row`."""
+    width, done = panel.shape[1], 0
+    while done < x.size:
+        r = (start + done) // inner
+        begin = r * inner - start  # of the row, in x
+        low, high = max(done, begin + first), min(x.size, begin + first + width)
+        line = panel[r - row]
+        for i in range(low, high):
+            line[i - begin - first] = abs(x[i])
+        done = min(x.size, begin + inner)
+
+
+@jit
+def rank_keys(lines, keys):
+    """Float32 magnitudes (lines, n) -> keys that order as they do, and among equals as their indices, the low 32 bits."""
+    for k in range(lines.shape[0]):
+        line, key = lines[k], keys[k]
+        for j in range(line.size):
+            key[j] = (uint64(bits_of(line[j])) << uint64(32)) | uint64(j)
+
+
+@jit
+def keep_ranked(order, elements, step, k0, k1, limits, kept):
+    """Set the bit in `kept` of every element whose hash is at most the limit of its rank.
+
+    order (lines, n): the low 32 bits are the indices within a line by ascending rank. elements (lines,): each line's first
+    element; step: from one of its elements to the next.
+    """
+    n = order.shape[1]
+    highest, is_kept = np.empty(n, np.uint32), np.empty(n, np.uint8)
+    for k in range(order.shape[0]):
+        ranked, first = order[k], elements[k]
+        for rank in range(n):
+            highest[ranked[rank] & uint64(0xFFFFFFFF)] = limits[rank]
+        for j in range(n):  # in order, without a branch: by rank this takes three times as long
+            element = uint64(first + np.int64(j) * step)
+            low, high = uint32(element & uint64(0xFFFFFFFF)), uint32(element >> uint64(32))
+            is_kept[j] = hash_of(low, k0, uint32(k1 ^ high)) <= highest[j]
+        for j in range(n):
+            element = first + j * step
+            kept[element >> 3] |= uint8(is_kept[j] << uint8(7 - (element & 7)))

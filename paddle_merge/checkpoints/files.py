@@ -1,0 +1,139 @@
+"""Files read and written at offsets, and memory that is used again."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import resource
+from collections import OrderedDict
+
+import numpy as np
+
+from ..errors import WorkError
+from .gather import gather
+from .tensors import TEXT_STEP, Part, TensorEntry
+
+OPEN_FILES = 256
+PANEL = 16 << 20  # bytes of a scattered tensor that are read together, unless the memory budget says less
+FEW = 1 << 12  # bytes of one that are read alone: a sample, not a block
+
+
+class Files:
+    """Files by path, opened when first used and kept open, the least used closed when there are many.
+
+    panel: bytes of a scattered tensor that are read together.
+    """
+
+    def __init__(self, flags: int = os.O_RDONLY, panel: int = PANEL) -> None:
+        self._flags, self._panel = flags, panel
+        self._limit = max(8, min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._panels_of = ""
+        self._panels: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # first element, and the elements
+
+    def read(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
+        """Fill out, C-contiguous in the entry's raw dtype, with the elements from index `start` on. Raises WorkError."""
+        if entry.widened or entry.staged is not None:  # what lies there alone would be a wrong answer
+            raise ValueError("run.sources.reader reads tensors that are made of others")
+        try:
+            if not entry.parts:
+                self._fill(entry.file, entry.offset + start * entry.dtype.itemsize, out.view(np.uint8).data)
+            elif entry.scattered and FEW < out.nbytes < self._panel:
+                self._read_panels(entry, start, out.view(np.uint8).view(entry.dtype.raw))
+            else:
+                gather(self._fetch, entry, start, out.view(np.uint8).view(entry.dtype.raw))
+        except EOFError as error:
+            raise WorkError(f"{error}: ends before tensor {entry.name!r} does; was it changed while merging?") from None
+        except UnicodeError:
+            raise WorkError(f"{entry.file}: tensor {entry.name!r} is damaged; was it changed while merging?") from None
+        except OSError as error:
+            raise WorkError(f"{entry.file}: can't read tensor {entry.name!r} ({error.strerror})") from None
+
+    def _fill(self, path: str, offset: int, view: memoryview) -> None:
+        """Raises OSError, or EOFError with the path."""
+        file = self._file(path)
+        while view:
+            count = os.preadv(file, [view], offset)
+            if count == 0:
+                raise EOFError(path)
+            view, offset = view[count:], offset + count
+
+    def _fetch(self, part: Part, position: int, view: memoryview) -> None:
+        """Fill view with the part's bytes from `position` on. Raises OSError, EOFError, or UnicodeError."""
+        if not part.text:
+            self._fill(part.file, part.offset + position, view)
+            return
+        while view:
+            first = position // TEXT_STEP
+            last = min(first + 16, -(-(position + len(view)) // TEXT_STEP), len(part.text) - 1)
+            text = bytearray(part.text[last] - part.text[first])
+            self._fill(part.file, part.text[first], memoryview(text))
+            piece = text.decode().encode("latin-1")[position - first * TEXT_STEP :][: len(view)]
+            if not piece:
+                raise EOFError(part.file)
+            view[: len(piece)] = piece
+            view, position = view[len(piece) :], position + len(piece)
+
+    def _read_panels(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
+        """By way of whole rows, as many as fit into a panel, so that few blocks share the cost of many small reads."""
+        row = max(1, math.prod(entry.shape[1:]))
+        most = self._panel // entry.dtype.itemsize
+        length = most // row * row or most
+        if self._panels_of != entry.name:
+            self._panels_of = entry.name
+            self._panels.clear()
+        while out.size:
+            first = start // length * length
+            key = (entry.file, entry.offset)
+            if key not in self._panels or self._panels[key][0] != first:
+                panel = np.empty(min(length, math.prod(entry.shape) - first), entry.dtype.raw)
+                gather(self._fetch, entry, first, panel)
+                self._panels[key] = first, panel
+            piece = self._panels[key][1][start - first :][: out.size]
+            out[: piece.size] = piece
+            out, start = out[piece.size :], start + piece.size
+
+    def write(self, path: str, offset: int, raw: np.ndarray) -> None:
+        """Write all of raw, C-contiguous, at `offset` of the existing file. Raises OSError."""
+        file, view = self._file(path), raw.view(np.uint8).data
+        while view:
+            count = os.pwrite(file, view, offset)
+            view, offset = view[count:], offset + count
+
+    def start_writeback(self, path: str, offset: int, length: int) -> None:
+        """Let the disk begin while the next piece is computed, so that little is left for fsync to wait for.
+
+        On Linux DONTNEED starts writing dirty pages back, and drops only those that were already on disk.
+        """
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file(path), offset, length, os.POSIX_FADV_DONTNEED)
+
+    def _file(self, path: str) -> int:
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            if len(self._open) >= self._limit:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[path] = os.open(path, self._flags)
+        return self._open[path]
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+def fsync(path: str) -> None:
+    """Wait until what was written to a file, or the names in a folder, are on the disk. Raises OSError."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def remedy(error: OSError, path: str) -> str:
+    """What to do about a write that failed: the end of a sentence; "" where it says enough."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    return f": free some space on the disk of {os.path.dirname(os.path.abspath(path))}, then merge again"

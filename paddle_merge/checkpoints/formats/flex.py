@@ -1,0 +1,240 @@
+"""Paddle's distributed ("flex") checkpoints: N.metadata says which box of which tensor each rank's N-th .distcp holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ...errors import CheckpointError, MalformedError
+from ..names import last_word
+from ..tensors import Checkpoint, Part, TensorEntry
+from ..views import as_boxes, assemble, boxes, repeated, row_major, select
+from . import safetensors
+from .arrays import naturals
+from .folder import sniff
+from .pdparams import read_tensors
+from .pickles import MAX_STEPS, Record, load, open_window
+
+_MODULE = "paddle.distributed.flex_checkpoint.dcp.metadata"
+_OLDER = "paddle.distributed.checkpoint.metadata"
+WORDS: dict[tuple[str, str], Callable[..., Any]] = {
+    (module, name): Record
+    for module in (_MODULE, _OLDER)
+    for name in ("Metadata", "LocalTensorMetadata", "LocalTensorIndex")
+}
+_FOLDERS = {
+    "model": "model_state",
+    "master_weights": "master_weight",
+    "adapter": "model_state",
+}  # of a Trainer's checkpoint-N
+
+
+def metadata_folder(path: str, prefix: str) -> str | None:
+    """The folder that holds the metadata: `path`, or its folder of that prefix; None if there is none."""
+    for folder in (path, os.path.join(path, _FOLDERS.get(prefix, prefix))):
+        if _versions(folder):
+            return folder
+    return None
+
+
+def _versions(folder: str) -> list[int]:
+    """The N of every N.metadata."""
+    names = map(os.path.basename, glob.glob(os.path.join(glob.escape(folder), "*.metadata")))
+    return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"(\d{1,9})\.metadata", name)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A box of a tensor. span: if given, only these of its elements, counted in row-major order."""
+
+    at: tuple[int, ...]
+    shape: tuple[int, ...]
+    span: tuple[int, int] | None
+
+    @staticmethod
+    def of(fields: Mapping[str, Any]) -> Shard:
+        """Raises MalformedError."""
+        at, shape = fields.get("global_offset"), fields.get("local_shape")
+        span = fields.get("flattened_range") if fields.get("is_flattened") else None
+        if not naturals(at) or not naturals(shape) or len(at) != len(shape):
+            raise MalformedError("has a shard without a place")
+        if fields.get("is_flattened") and not (naturals(span) and len(span) == 2 and span[0] <= span[1]):
+            raise MalformedError("has a flattened shard without a range")
+        return Shard(at, shape, span)
+
+    def parts(self, held: TensorEntry) -> list[Part]:
+        """Where the shard's elements are, as boxes of the whole tensor. held: what its file holds. Raises MalformedError."""
+        if self.span is None and held.shape != self.shape:
+            raise MalformedError(f"should be {list(self.shape)} in {os.path.basename(held.file)}, but is {list(held.shape)}")
+        start, stop = self.span or (0, held.nbytes // held.dtype.itemsize)
+        if (stop - start) * held.dtype.itemsize != held.nbytes:
+            raise MalformedError(f"has {held.nbytes} bytes in {os.path.basename(held.file)}, which its metadata contradicts")
+        if self.span is None:
+            return [
+                dataclasses.replace(part, at=tuple(a + b for a, b in zip(self.at, part.at, strict=True)))
+                for part in as_boxes(held)
+            ]
+        if held.parts:
+            raise MalformedError("is flattened, and not stored as plain bytes; save it again with protocol 4")
+        found, before = [], 0
+        for corner, box in boxes(self.shape, start, stop):
+            at = tuple(a + c for a, c in zip(self.at, corner, strict=True))
+            found.append(Part(held.file, held.offset + before * held.dtype.itemsize, at, box, row_major(box)))
+            before += math.prod(box)
+        return found
+
+
+def open_folder(path: str, folder: str) -> Checkpoint:
+    """The checkpoint whose metadata is in `folder`, of the highest N. Raises CheckpointError listing all that is wrong."""
+    file = os.path.join(folder, f"{_versions(folder)[-1]}.metadata")
+    with open_window(file) as window:
+        metadata = load(window, WORDS)
+    try:
+        shards, shapes = _read(metadata)
+    except MalformedError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+
+    problems: list[str] = []
+    held: dict[str, dict[str, TensorEntry]] = {}
+    for name in sorted({name for places in shards.values() for _, name in places}):
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            problems.append(f"{file}: names a file outside its folder: {name!r}")
+            continue
+        try:
+            held[name] = _open(os.path.join(folder, name))
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(problems)
+
+    tensors = {}
+    for key, places in shards.items():
+        try:
+            tensors[key] = _tensor(key, shapes.get(key), places, held)
+        except MalformedError as error:
+            problems.append(f"{file}: tensor {key!r} {error}")
+    for name, entries in held.items():
+        for key in entries:
+            if key not in shards:
+                problems.append(f"{os.path.join(folder, name)}: tensor {key!r} is not in the metadata")
+    if problems:
+        raise CheckpointError(problems)
+    phi = any(last_word(key) == "gate_up_proj" for key in tensors)  # its qkv_proj has no groups that ranks could hold whole
+    split = [
+        key for key in tensors if phi and last_word(key) == "qkv_proj" and len({shard.at for shard, _ in shards[key]}) > 1
+    ]
+    if split:
+        raise CheckpointError(
+            f"{file}: tensor {split[0]!r} is fused in each tensor-parallel rank, and can't be put together; save the model"
+            " without tensor parallelism"
+        )
+    ordered = sorted(tensors.values(), key=lambda entry: (entry.file, entry.offset))
+    return Checkpoint(path, path, "np", {entry.name: entry for entry in ordered}, "flex")
+
+
+Places = dict[str, list[tuple[Shard, str]]]
+
+
+def _read(metadata: Any) -> tuple[Places, dict[str, tuple[int, ...]]]:
+    """Which shards each tensor has, in which files, and its shape where the metadata gives it. Raises MalformedError."""
+    fields = metadata.fields if isinstance(metadata, Record) else {}
+    described, stored = fields.get("state_dict_metadata"), fields.get("storage_metadata")
+    if not isinstance(described, dict) or not isinstance(stored, dict):
+        raise MalformedError("is no metadata of a distributed checkpoint")
+    shapes: dict[str, tuple[int, ...]] = {}
+    known: dict[str, set[Shard]] = {}
+    described_so_far = 0
+    for key, shards in described.items():
+        if not isinstance(key, str) or not isinstance(shards, list) or not all(isinstance(item, Record) for item in shards):
+            raise MalformedError("is damaged: it describes what is no tensor")
+        described_so_far += len(shards)
+        if described_so_far > MAX_STEPS // 16:  # the instructions that describe one; the same one many times is an attack
+            raise MalformedError("describes more shards than it can hold")
+        known[str(key)] = {Shard.of(item.fields) for item in shards}
+        told = [item.fields["global_shape"] for item in shards if item.fields.get("global_shape") is not None]
+        if not all(map(naturals, told)):
+            raise MalformedError(f"gives tensor {str(key)!r} a shape that is none")
+        given = set(told)
+        if len(given) > 1:
+            raise MalformedError(f"gives tensor {str(key)!r} different shapes: {sorted(given)}")
+        if given:
+            shapes[str(key)] = given.pop()
+    places: Places = {}
+    seen: set[tuple[str, Shard]] = set()
+    shaped: dict[tuple[str, Any], set[tuple[int, ...]]] = {}
+    for key, shards_of_key in known.items():
+        for shard in shards_of_key:
+            shaped.setdefault((key, shard.at), set()).add(shard.shape)
+    for index, name in stored.items():
+        key = index.fields.get("tensor_key") if isinstance(index, Record) else None
+        if not isinstance(key, str) or not isinstance(name, str):
+            raise MalformedError("is damaged: it places what is no tensor")
+        fields = dict(index.fields)
+        if fields.get("local_shape") is None:  # older versions tell the shape in the description alone
+            at = fields.get("global_offset")
+            same = shaped.get((key, at), set()) if naturals(at) else set()
+            fields["local_shape"] = next(iter(same)) if len(same) == 1 else None
+        shard = Shard.of(fields)
+        if shard not in known.get(key, ()):
+            raise MalformedError(f"places a shard of {str(key)!r} that it doesn't describe")
+        if (key, shard) not in seen:  # else a replica, which holds the same
+            seen.add((str(key), shard))
+            places.setdefault(str(key), []).append((shard, str(name)))
+    missing = sorted(key for key in known if key not in places)
+    if missing:
+        raise MalformedError(f"places no shard of {', '.join(missing[:5])}")
+    return places, shapes
+
+
+def _open(file: str) -> dict[str, TensorEntry]:
+    """What one rank's file holds, by tensor name. Raises CheckpointError."""
+    if not os.path.isfile(file):
+        raise CheckpointError(f"{file}: is named by the metadata, but isn't there; all ranks' files are needed")
+    if sniff(file) == "safetensors":
+        return safetensors.open_files(file, os.path.dirname(file), [file], None).tensors
+    return {entry.name: entry for entry in read_tensors(file)}
+
+
+def _tensor(
+    key: str, shape: tuple[int, ...] | None, places: list[tuple[Shard, str]], held: Mapping[str, Mapping[str, TensorEntry]]
+) -> TensorEntry:
+    """The tensor made of its shards. Raises MalformedError."""
+    parts: list[Part] = []
+    dtypes = set()
+    for shard, name in places:
+        if key not in held[name]:
+            raise MalformedError(f"should be in {name}, but isn't")
+        dtypes.add(held[name][key].dtype)
+        parts += shard.parts(held[name][key])
+    if len(dtypes) != 1:
+        raise MalformedError(f"has different dtypes: {', '.join(sorted(dtype.name for dtype in dtypes))}")
+    if shape is None:
+        ends = [[at + size for at, size in zip(shard.at, shard.shape, strict=True)] for shard, _ in places]
+        if len({len(end) for end in ends}) != 1:
+            raise MalformedError("has shards of different dimensions")
+        shape = tuple(max(end) for end in zip(*ends, strict=True))
+    if any(len(part.at) != len(shape) for part in parts):
+        raise MalformedError("has shards of other dimensions than its own")
+    whole = assemble(key, dtypes.pop(), shape, parts or [Part(held[places[0][1]][key].file, 0, (0,), (0,), (1,))])
+    return of_ranks(whole, {shard.at for shard, _ in places})
+
+
+def of_ranks(entry: TensorEntry, pieces: Collection[tuple[int, ...]]) -> TensorEntry:
+    """A tensor of a distributed checkpoint, where PaddleFormers has [gate | up] in each tensor-parallel rank, as [gate | up]
+    of the whole. Others as they are: a rank holds whole groups of a qkv_proj.
+
+    pieces: where the ranks' pieces begin. Raises MalformedError if they aren't equal ones along `out`.
+    """
+    if last_word(entry.name) not in ("up_gate_proj", "gate_up_proj") or len(pieces) == 1:
+        return entry
+    axis, count = len(entry.shape) - 1, len(pieces)
+    width, rest = divmod(entry.shape[axis], 2 * count)
+    if rest or {piece[axis] for piece in pieces} != set(range(0, entry.shape[axis], 2 * width)):
+        raise MalformedError("is fused, and the ranks' pieces of it aren't equal ones, so what is whose isn't certain")
+    halves = repeated(("gate", "up"), [width, width], count)
+    return select(entry, axis, [one for half in halves.values() for one in half], entry.name)

@@ -1,0 +1,169 @@
+"""safetensors, single and sharded: header length (8 bytes, little-endian), JSON header, tensors back to back.
+
+The header is read and checked here rather than by the safetensors library because the merge needs each tensor's byte
+offset, which the library doesn't tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+from ...dtypes import BFLOAT16, BY_TAG, UINT16
+from ...errors import CheckpointError
+from ...parsing import shown
+from ..json_files import MAX_JSON, open_regular, parse_json, read_json
+from ..tensors import MAX_DIMS, MAX_SIZE, Checkpoint, TensorEntry
+from .folder import misplaced
+from .frame import Frame, Held
+
+
+def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, str] | None) -> Checkpoint:
+    """The checkpoint made of `files`; `weight_map` (tensor -> shard), if given, must say exactly what the files hold."""
+    tensors: dict[str, TensorEntry] = {}
+    formats: set[str | None] = set()
+    everything: dict[str, str] = {}
+    problems: list[str] = []
+    for file in files:
+        try:
+            entries, metadata = _read_header(file, folder)
+        except CheckpointError as error:
+            problems += error.problems
+            continue
+        formats.add(metadata.get("format"))
+        everything |= metadata
+        for entry in entries:
+            if entry.name in tensors:
+                problems.append(f"{file}: tensor {entry.name!r} is also in {tensors[entry.name].file}")
+            tensors[entry.name] = entry
+    if weight_map is not None and not problems:
+        problems = misplaced(path, {name: entry.file for name, entry in tensors.items()}, weight_map)
+    if len(formats) > 1:
+        problems.append(f"{path}: its shards have different metadata formats: {sorted(map(str, formats))}")
+    if problems:
+        raise CheckpointError(problems)
+    return Checkpoint(path, folder, next(iter(formats)), tensors, metadata=everything)
+
+
+def _read_header(file: str, folder: str) -> tuple[list[TensorEntry], dict[str, str]]:
+    """One file's tensors, by offset, and its metadata. Raises CheckpointError listing all that is wrong with it."""
+    try:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= min(size - 8, MAX_JSON):
+                raise CheckpointError(f"{file}: is not a safetensors file, or is cut off within its header")
+            text = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
+    try:
+        header = parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: its header is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: its header is not a JSON object")
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{file}: its __metadata__ is not a map from strings to strings")
+
+    problems: list[str] = []
+    entries: list[TensorEntry] = []
+    for name, info in header.items():
+        try:
+            entries.append(_read_entry(name, info, file, 8 + length))
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(problems)
+
+    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    end = 8 + length
+    for entry in entries:
+        if entry.offset != end:
+            raise CheckpointError(f"{file}: tensor {entry.name!r} overlaps another, or leaves a gap before it")
+        end += entry.nbytes
+    if end != size:
+        fault = "is cut off" if end > size else "is longer than its header says"
+        raise CheckpointError(f"{file}: {fault} ({size} bytes, the header needs {end})")
+    if any(entry.dtype is UINT16 for entry in entries):
+        entries = [_uint16_is_bfloat16(entry, folder) for entry in entries]
+    return entries, metadata
+
+
+def _read_entry(name: str, info: Any, file: str, data_start: int) -> TensorEntry:
+    if not isinstance(info, dict) or len(info) > 3:  # something that might change what the three fields mean
+        raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry")
+    tag, shape, offsets = info.get("dtype"), info.get("shape"), info.get("data_offsets")
+    dtype = BY_TAG.get(tag) if isinstance(tag, str) else None
+    if dtype is None:
+        said = tag if isinstance(tag, str) else shown(tag)
+        raise CheckpointError(
+            f"{file}: tensor {name!r} has dtype {said}, which can't be merged yet; convert it to bfloat16 first"
+        )
+    if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
+        raise CheckpointError(f"{file}: tensor {name!r} has a malformed shape or data_offsets")
+    if math.prod(filter(None, shape)) >= MAX_SIZE:
+        raise CheckpointError(f"{file}: tensor {name!r} is {shape}, larger than anything can hold")
+    nbytes = math.prod(shape) * dtype.itemsize
+    if offsets[1] - offsets[0] != nbytes:
+        raise CheckpointError(
+            f"{file}: tensor {name!r} is {dtype.name} {shape}, {nbytes} bytes, but its data_offsets span"
+            f" {offsets[1] - offsets[0]}"
+        )
+    return TensorEntry(name, dtype, tuple(shape), file, data_start + offsets[0], nbytes)
+
+
+def _naturals(value: Any) -> TypeGuard[list[int]]:
+    small = isinstance(value, list) and len(value) <= MAX_DIMS
+    return small and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _uint16_is_bfloat16(entry: TensorEntry, folder: str) -> TensorEntry:
+    """PaddleNLP writes bfloat16 under the tag U16; its config.json tells, or that this is its adapter.
+
+    Any other uint16 tensor can't be weights.
+    """
+    if entry.dtype is not UINT16:
+        return entry
+    if os.path.isfile(os.path.join(folder, "lora_config.json")):
+        return dataclasses.replace(entry, dtype=BFLOAT16)
+    path = os.path.join(folder, "config.json")
+    config = read_json(path) if os.path.isfile(path) else {}
+    says = config.get("dtype", config.get("torch_dtype")) if isinstance(config, dict) else None
+    if says != "bfloat16":
+        raise CheckpointError(
+            f"{entry.file}: tensor {entry.name!r} has dtype U16, which PaddleNLP writes for bfloat16, but {path} doesn't"
+            ' say "dtype": "bfloat16"; add that if these are bfloat16 weights'
+        )
+    return dataclasses.replace(entry, dtype=BFLOAT16)
+
+
+METADATA = "__metadata__"
+
+
+def frame(tensors: Sequence[Held], format: str | None) -> Frame:
+    header: dict[str, object] = {METADATA: {"format": format}} if format is not None else {}
+    ends = [0]
+    for name, dtype, shape, nbytes in tensors:
+        header[name] = {"dtype": dtype.tag, "shape": list(shape), "data_offsets": [ends[-1], ends[-1] + nbytes]}
+        ends.append(ends[-1] + nbytes)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    head = struct.pack("<Q", len(text)) + text
+    starts = [len(head) + end for end in ends]
+    return Frame(((0, head),), tuple(starts[:-1]), starts[-1])
+
+
+def problems(tensors: Sequence[Held]) -> list[str]:
+    return [
+        f"tensor {tensor.name!r} is called as safetensors calls what isn't one; pass --save_format pdparams, or rename it"
+        for tensor in tensors
+        if tensor.name == METADATA
+    ]

@@ -1,0 +1,206 @@
+"""Tensors made of parts: whether the parts are the whole tensor, and the simplest way to say where they lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ..dtypes import DType
+from ..errors import MalformedError
+from .tensors import MAX_SIZE, Part, TensorEntry
+
+MAX_PARTS = 4096  # of one tensor
+
+
+def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Part]) -> TensorEntry:
+    """The tensor that the parts (at least one) make up: boxes of it, or runs of its elements.
+
+    Raises MalformedError if they leave anything out, overlap, or reach beyond it.
+    """
+    size, file, origin = math.prod(shape), parts[0].file, parts[0].origin
+    parts = [part for part in parts if math.prod(part.shape)]
+    problem = _uncovered(shape, parts)
+    if problem:
+        raise MalformedError(problem)
+    runs = sorted((_as_run(part, shape) for part in parts), key=lambda part: part.at)
+    if not runs:
+        return TensorEntry(name, dtype, shape, file, 0, 0, origin=origin)
+    first = runs[0]
+    if len(runs) == 1 and first.at == (0,) and first.shape == (size,) and first.strides == (1,) and not first.text:
+        return TensorEntry(name, dtype, shape, first.file, first.offset, size * dtype.itemsize, origin=first.origin)
+    return TensorEntry(name, dtype, shape, first.file, first.offset, size * dtype.itemsize, tuple(runs))
+
+
+def as_boxes(entry: TensorEntry) -> list[Part]:
+    """The same tensor in boxes of as many dimensions as it has. Raises MalformedError if a part can't be cut into them."""
+    strides = row_major(entry.shape)
+    if not entry.parts:
+        return [Part(entry.file, entry.offset, (0,) * len(entry.shape), entry.shape, strides, origin=entry.origin)]
+    found: list[Part] = []
+    for part in entry.parts:
+        if len(part.at) == len(entry.shape) and len(entry.shape) != 1:
+            found.append(part)
+            continue
+        ((first,), (count,), (step,)) = part.at, part.shape, part.strides
+        for corner, shape in boxes(entry.shape, first, first + count):
+            skipped = sum(index * stride for index, stride in zip(corner, strides, strict=True)) - first
+            if (skipped and part.text) or step != 1:
+                raise MalformedError("is in slices that can't be joined with others; save it again with protocol 4")
+            offset = part.offset + skipped * entry.dtype.itemsize
+            found.append(dataclasses.replace(part, offset=offset, at=corner, shape=shape, strides=strides))
+    return found
+
+
+def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
+    """What is wrong with parts as the whole of a tensor; else nothing."""
+    if math.prod(filter(None, shape)) >= MAX_SIZE:
+        return f"is {list(shape)}, larger than anything can hold"
+    if len(parts) > MAX_PARTS:
+        return f"is in {len(parts)} parts: more than can be checked"
+    whole = shape
+    if any(len(part.at) != len(shape) for part in parts):
+        whole = (math.prod(shape),)
+        if any(len(part.at) != 1 for part in parts):
+            return "is in boxes and in runs at once, which can't be checked"
+    for part in parts:
+        if any(at + count > full for at, count, full in zip(part.at, part.shape, whole, strict=True)):
+            return f"is {list(shape)}, but has a part {list(part.shape)} at {list(part.at)}"
+    starts = np.array([part.at for part in parts], np.int64).reshape(len(parts), len(whole))
+    stops = starts + np.array([part.shape for part in parts], np.int64).reshape(starts.shape)
+    for number, one in enumerate(parts):
+        both = (starts[number + 1 :] < stops[number]) & (stops[number + 1 :] > starts[number])
+        if (overlapping := np.flatnonzero(both.all(axis=1))).size:
+            return f"has parts that overlap, at {list(one.at)} and {list(parts[number + 1 + overlapping[0]].at)}"
+    held = sum(math.prod(part.shape) for part in parts)
+    return "" if held == math.prod(shape) else f"has {held} elements of {math.prod(shape)}: a part is missing"
+
+
+def _as_run(part: Part, shape: tuple[int, ...]) -> Part:
+    """The same part as a run of the tensor's elements, if it is one and lies together."""
+    if not shape:
+        return dataclasses.replace(part, at=(0,), shape=(1,), strides=(1,))
+    if len(part.at) != len(shape):
+        return part
+    inner = next((axis for axis, count in enumerate(part.shape) if count > 1), len(shape) - 1)
+    together = all(
+        count == 1 or stride == step
+        for count, stride, step in zip(part.shape, part.strides, row_major(part.shape), strict=True)
+    )
+    if not together or part.shape[inner + 1 :] != shape[inner + 1 :]:
+        return part
+    start = sum(at * step for at, step in zip(part.at, row_major(shape), strict=True))
+    return dataclasses.replace(part, at=(start,), shape=(math.prod(part.shape),), strides=(1,))
+
+
+Range = tuple[int, int]  # from the first index to behind the last
+
+
+def repeated(words: Sequence[str], sizes: Sequence[int], times: int) -> dict[str, list[Range]]:
+    """Pieces of these sizes side by side, so many times."""
+    found: dict[str, list[Range]] = {word: [] for word in words}
+    end = 0
+    for _ in range(times):
+        for word, size in zip(words, sizes, strict=True):
+            found[word].append((end, end + size))
+            end += size
+    return found
+
+
+# --- views -----------------------------------------------------------------------------------------------------------
+
+
+def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) -> TensorEntry:
+    """These indices along `axis`, in this order, as a tensor of its own. Raises MalformedError if it hasn't got them."""
+    parts: list[Part] = []
+    end = 0
+    for first, stop in ranges:
+        if not 0 <= first <= stop <= entry.shape[axis]:
+            raise MalformedError(f"is {list(entry.shape)}, so it has no {first}..{stop} along axis {axis}")
+        parts += _cut(entry, axis, (first, stop), end)
+        end += stop - first
+    return _made(entry, name, (*entry.shape[:axis], end, *entry.shape[axis + 1 :]), parts)
+
+
+def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Sequence[Range]], name: str) -> TensorEntry:
+    """The tensor in which these are interleaved: select's inverse. ranges: where along `axis`, by the entries' keys.
+
+    Raises MalformedError if that leaves anything out, or they don't go together.
+    """
+    parts: list[Part] = []
+    first = next(iter(entries.values()))
+    size = sum(entry.shape[axis] for entry in entries.values())
+    for word, entry in entries.items():
+        shapes = [(*shape[:axis], *shape[axis + 1 :]) for shape in (entry.shape, first.shape)]
+        if entry.dtype != first.dtype or shapes[0] != shapes[1]:
+            raise MalformedError(f"can't be fused: {entry.name!r} differs in shape or dtype from {first.name!r}")
+        end = 0
+        for start, stop in ranges[word]:
+            parts += _cut(entry, axis, (end, end + stop - start), start)
+            end += stop - start
+        if end != entry.shape[axis]:
+            shown = list(entry.shape)
+            raise MalformedError(f"can't be fused: {entry.name!r} is {shown}, but config.json says {end} along axis {axis}")
+    return _made(first, name, (*first.shape[:axis], size, *first.shape[axis + 1 :]), parts)
+
+
+def _made(entry: TensorEntry, name: str, shape: tuple[int, ...], parts: Sequence[Part]) -> TensorEntry:
+    if not parts:
+        return dataclasses.replace(entry, name=name, shape=shape, nbytes=0, parts=())
+    return assemble(name, entry.dtype, shape, parts)
+
+
+def _cut(entry: TensorEntry, axis: int, range_: Range, to: int) -> Iterable[Part]:
+    """The boxes within a range along `axis`, moved to begin at index `to`. Raises MalformedError."""
+    first, stop = range_
+    for box in as_boxes(entry):
+        at = box.at[axis]
+        low, high = max(first, at), min(stop, at + box.shape[axis])
+        if low >= high:
+            continue
+        if box.text and low > at:
+            raise MalformedError("is stored as text, which can't be cut; save it again with protocol 4")
+        yield dataclasses.replace(
+            box,
+            offset=box.offset + (low - at) * box.strides[axis] * entry.dtype.itemsize,
+            at=(*box.at[:axis], to + low - first, *box.at[axis + 1 :]),
+            shape=(*box.shape[:axis], high - low, *box.shape[axis + 1 :]),
+        )
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides, in elements, of a contiguous tensor."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The elements start..stop, counted in row-major order, as few boxes: (first index, shape)."""
+    if not shape:
+        if start < stop:
+            yield (), ()
+        return
+    inner = max(1, math.prod(shape[1:]))
+    first, last = -(-start // inner), stop // inner  # whole rows
+    if first > last:  # all within one row
+        for corner, box in boxes(shape[1:], start - last * inner, stop - last * inner):
+            yield (last, *corner), (1, *box)
+        return
+    if start < first * inner:
+        for corner, box in boxes(shape[1:], start - (first - 1) * inner, inner):
+            yield (first - 1, *corner), (1, *box)
+    if first < last:
+        yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:])
+    if last * inner < stop:
+        for corner, box in boxes(shape[1:], 0, stop - last * inner):
+            yield (last, *corner), (1, *box)
+
+
+def transposed(entry: TensorEntry, name: str) -> TensorEntry:
+    """The matrix on its side, without moving a byte."""
+    boxes = [
+        dataclasses.replace(box, at=box.at[::-1], shape=box.shape[::-1], strides=box.strides[::-1])
+        for box in as_boxes(entry)
+    ]
+    return dataclasses.replace(entry, name=name, shape=entry.shape[::-1], parts=tuple(boxes))

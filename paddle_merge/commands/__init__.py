@@ -1,0 +1,1 @@
+"""The command line: one package per command."""

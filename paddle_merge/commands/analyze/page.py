@@ -1,0 +1,200 @@
+"""An analysis as one HTML page that needs nothing but itself: no scripts, no files, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from ..tables import count, number, percent, shown
+from .show import cosine, flags
+from .svg import heat_map, line_chart
+
+Row = Mapping[str, Any]
+
+MOVED = 50  # tensors in the table
+STYLE = """
+:root { color-scheme: light dark; --ground: #fff; --ink: #1c2430; --pale: #5d6878; --line: #d9dee5; --above: #e0702e;
+  --below: #3b82d6; --warn: #fdf0e3; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14181e; --ink: #e6e9ee; --pale: #9aa5b4; --line: #333b46;
+  --warn: #3b2a1a; } }
+body { background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 1060px;
+  margin: 2em auto; padding: 0 1em; overflow-wrap: anywhere; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
+p.what { color: var(--pale); max-width: 52em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 3px 10px; border-bottom: 1px solid var(--line); text-align: right; overflow-wrap: normal; }
+th:first-child, td:first-child, table.words td, table.words th { text-align: left; overflow-wrap: anywhere; }
+th { color: var(--pale); font-weight: 600; }
+ul.said { list-style: none; padding: 0; }
+ul.said li { border-left: 4px solid var(--below); padding: 4px 12px; margin: 8px 0; }
+ul.said li.warning { border-color: var(--above); background: var(--warn); }
+h3 { font-size: 1em; margin: 1em 0 0.3em; }
+.scroll { overflow-x: auto; } .two { display: flex; flex-wrap: wrap; gap: 0 3em; }
+svg { display: block; } svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .grid { stroke: var(--line); }
+"""
+CHANCE = "Unrelated changes have cosines near 0 and conflict in half of the elements that both changed."
+
+
+def page(report: Row) -> str:
+    """Names and paths come from files: everything that isn't ours is escaped."""
+    title = "What the models changed"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+        + "\n".join(_parts(report))
+        + f"\n<p class='what'>paddle_merge {_safe(report['paddle_merge_version'])}</p>\n</body>\n</html>\n"
+    )
+
+
+def _parts(report: Row) -> Iterator[str]:
+    legend = [("base", report["base"]), *((row["label"], row["path"]) for row in report["models"])]
+    yield _table(("model", "path"), legend, "words")
+    yield "<h2>What stands out</h2>"
+    said = [(one["warning"], one["text"]) for one in report["advice"]] + [(False, note) for note in report["notes"]]
+    items = [f"<li{' class=warning' if warning else ''}>{_safe(text)}</li>" for warning, text in said]
+    yield f'<ul class="said">{"".join(items or ["<li>Nothing.</li>"])}</ul>'
+    if not report["compared_tensors"]:
+        return
+    yield from _models(report)
+    if report["pairs"]:
+        yield from _pairs(report)
+    yield from _methods(report)
+    yield from _layers(report)
+    yield from _kinds(report)
+    yield from _tensors(report)
+
+
+def _models(report: Row) -> Iterator[str]:
+    yield _title(
+        "Task vectors",
+        "Model minus base. Relative: the norm over the base's; max and mean: magnitudes of the elements that changed.",
+    )
+    headings = ("", "norm", "relative", "max", "mean", "changed", "tensors changed", "longest in")
+    rows = []
+    for row in report["models"]:
+        numbers = [number(row[name]) for name in ("norm", "relative", "largest", "mean")]
+        tensors = f"{count(row['changed_tensors'])} of {count(row['compared_tensors'])}"
+        rows.append((row["label"], *numbers, percent(row["changed_fraction"]), tensors, row["longest_tensor"] or "-"))
+    yield _table(headings, rows)
+
+
+def _pairs(report: Row) -> Iterator[str]:
+    yield _title(
+        "Pairs",
+        "Overlap: elements that changed in both, of those that changed in either; of trimmed: the same of what trim keeps at"
+        f" --reserve_p {report['reserve_p']:g}. Sign conflict: of the elements that changed in both, those whose signs"
+        f" differ; by weight: each counted by the product of both changes. {CHANCE}",
+    )
+    labels = [row["label"] for row in report["models"]]
+    between = {(row["a"], row["b"]): row["cosine"] for row in report["pairs"]}
+    between |= {(b, a): value for (a, b), value in between.items()}
+    if len(labels) > 2:
+        yield _picture(
+            "Cosines", heat_map(labels, labels, [[between.get((a, b)) for b in labels] for a in labels], "{:.2f}", 1.0)
+        )
+    headings = ("", "cosine", "overlap", "of trimmed", "sign conflict", "by weight")
+    names = ("overlap", "trimmed_overlap", "sign_conflict", "weighted_sign_conflict")
+    pairs = report["pairs"]
+    rows = [(f"{row['a']}-{row['b']}", cosine(row["cosine"]), *(percent(row[name]) for name in names)) for row in pairs]
+    yield _table(headings, rows)
+
+
+def _methods(report: Row) -> Iterator[str]:
+    yield _title(
+        "What each method would drop",
+        f"Of what changed, with {flags(report)}, all weights 1 and seed 0: of the elements, and of the sum of their"
+        " magnitudes (mass); the mass by sparsifying, and by electing signs. Cancels: what is lost where signs differ when"
+        " models are added. Moves: how far sparsifying moves the task vectors, in their lengths; what dare and della move is"
+        " noise, which averages out over many elements.",
+    )
+    rows = []
+    for row in report["methods"]:
+        elected = (row["dropped_by_election"] or {}).get("mass")
+        shares = (row["dropped"]["elements"], row["dropped"]["mass"], row["dropped_by_sparsifier"]["mass"], elected)
+        shown = (*map(percent, shares), percent(row["cancelled"]), number(row["sparsified_distance"]))
+        rows.append((row["method"], *shown))
+    yield _table(("", "elements", "mass", "by sparsifying", "by election", "cancels", "moves"), rows)
+
+
+def _layers(report: Row) -> Iterator[str]:
+    for stack in dict.fromkeys(row["stack"] for row in report["layers"]):
+        rows = sorted((row for row in report["layers"] if row["stack"] == stack), key=lambda row: int(row["layer"]))
+        numbers = [row["layer"] for row in rows]
+        labels = [row["label"] for row in report["models"]]
+        moved = [[row["models"].get(label, {}).get("relative") for row in rows] for label in labels]
+        yield _title(f"Layers of {stack}", "How far each model moved: the norm of its task vector over the base's.")
+        yield _picture("", line_chart(labels, numbers, moved, "layer"))
+        yield from _maps(report, [(str(row["layer"]), row) for row in rows])
+
+
+def _kinds(report: Row) -> Iterator[str]:
+    yield _title("Kinds of tensors", "How far each model moved: the norm of its task vector over the base's.")
+    labels = [row["label"] for row in report["models"]]
+    rows = [(row["kind"], row) for row in report["kinds"]]
+    values = [[row["models"].get(label, {}).get("relative") for label in labels] for _, row in rows]
+    yield _picture("", heat_map([name for name, _ in rows], labels, values, "{:.2g}", _largest(values)))
+    yield from _maps(report, rows)
+
+
+def _largest(values: Sequence[Sequence[float | None]]) -> float:
+    return max((value for row in values for value in row if value is not None), default=0.0)
+
+
+def _maps(report: Row, rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
+    """Cosines and sign conflicts of all pairs."""
+    pairs = [f"{pair['a']}-{pair['b']}" for pair in report["pairs"]]
+    if not pairs:
+        return
+    names = [name for name, _ in rows]
+
+    def values(what: str) -> list[list[float | None]]:
+        return [[row["pairs"].get(pair, {}).get(what) for pair in pairs] for _, row in rows]
+
+    yield '<div class="two">'
+    yield _picture("Cosine of task vectors", heat_map(names, pairs, values("cosine"), "{:.2f}", 1.0))
+    yield _picture("Sign conflict", heat_map(names, pairs, values("sign_conflict"), "{:.0%}", 0.5, 0.5))
+    yield "</div>"
+
+
+def _tensors(report: Row) -> Iterator[str]:
+    def farthest(row: Row) -> float:
+        return max((one["relative"] or 0.0 for one in row["models"].values()), default=0.0)
+
+    moved = sorted((row for row in report["tensors"] if farthest(row)), key=farthest, reverse=True)
+    yield _title(
+        "Tensors",
+        f"Those that moved most, {count(min(MOVED, len(moved)))} of {count(len(report['tensors']))}: the norms of task"
+        " vectors over the base's; the least and the greatest cosine of a pair. All numbers: --json.",
+    )
+    labels = [row["label"] for row in report["models"]]
+    rows = []
+    for row in moved[:MOVED]:
+        known = [pair["cosine"] for pair in row["pairs"].values() if pair["cosine"] is not None]
+        relative = [number(row["models"].get(label, {}).get("relative")) for label in labels]
+        rows.append((row["name"], *relative, cosine(min(known, default=None)), cosine(max(known, default=None))))
+    yield _table(("", *labels, "least", "greatest cosine"), rows)
+
+
+# --- HTML ----------------------------------------------------------------------------------------------------------------
+
+
+def _safe(text: Any) -> str:
+    return escape(shown(str(text)))
+
+
+def _title(text: str, what: str) -> str:
+    return f'<h2>{_safe(text)}</h2>\n<p class="what">{_safe(what)}</p>'
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_safe(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "\n".join(line("td", row) for row in rows)
+    return f'<div class="scroll"><table class="{kind}">\n{line("th", headings)}\n{body}\n</table></div>'
+
+
+def _picture(caption: str, svg: str) -> str:
+    return f'<div class="scroll">{f"<h3>{_safe(caption)}</h3>" if caption else ""}{svg}</div>'

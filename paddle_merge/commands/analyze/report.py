@@ -1,0 +1,208 @@
+"""What was measured of all tensors, as `analyze --json` prints it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice
+from typing import Any
+
+from ...checkpoints.names import layer_of, letters, word_of
+from ...conversion.inputs import Opened
+from ...methods.dare import Dare
+from ...methods.magprune import Magprune
+from ...methods.paddlenlp import METHODS
+from ...methods.trim import Trim
+from ...version import __version__
+from ..threads import in_threads
+from .advice import advice
+from .measure import Measured, measure
+from .sums import KeptSums, ModelSums, PairSums, json_of, ratio, root
+from .tensors import Survey, survey
+
+_MODEL = ("elements", "changed", "changed_fraction", "norm", "relative", "base_cosine", "mean", "largest")
+_PAIR = ("elements", "both", "conflicts", "cosine", "overlap", "trimmed_overlap", "sign_conflict", "weighted_sign_conflict")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The methods' parameters, by the names of their flags."""
+
+    reserve_p: float
+    epsilon: float
+    rescale: bool
+
+    @property
+    def sparsifiers(self) -> dict[str | None, Any]:
+        return {
+            None: None,
+            "trim": Trim(self.reserve_p, self.rescale),
+            "dare": Dare(self.reserve_p, self.rescale),
+            "magprune": Magprune(self.reserve_p, self.epsilon, self.rescale),
+        }
+
+
+def analyse(opened: Opened, asked: Asked, n_process: int, progress: bool | None = None) -> dict[str, Any]:
+    """The report. opened: the models, then the base. progress: as in in_threads. Raises WorkError."""
+    *models, base = opened.checkpoints
+    found = survey(models, base)
+    sparsifiers = asked.sparsifiers
+
+    def work(number: int, advance: Callable[[int], None]) -> Measured:
+        return measure(found.compared[number], sparsifiers, advance)
+
+    sizes = [tensor.nbytes for tensor in found.compared]
+    measured = in_threads(work, sizes, n_process, sum(sizes), "analysing", progress)
+    labels = list(islice(letters(), len(models)))
+    report = _Report(labels, [one.path for one in models], found, measured).json()
+    return {
+        "paddle_merge_version": __version__,
+        "base": base.path,
+        "layout": opened.layout,
+        "notes": opened.notes,
+        **dataclasses.asdict(asked),
+        "advice": advice(report, asked.reserve_p),
+        **report,
+    }
+
+
+@dataclass(frozen=True)
+class _Report:
+    """labels, paths: of the models. measured: of every tensor compared."""
+
+    labels: Sequence[str]
+    paths: Sequence[str]
+    found: Survey
+    measured: Sequence[Measured]
+
+    def json(self) -> dict[str, Any]:
+        tensors = self._tensors()
+        layers, kinds = self._groups(layer_of), self._groups(word_of)
+        models = range(len(self.labels))
+        totals = [ModelSums.total(one.models[k] for one in self.measured if k in one.models) for k in models]
+        return {
+            "compared_tensors": len(tensors),
+            "missing": {name: self._named(without) for name, without in self.found.missing.items()},
+            "different_shapes": {name: self._named(models) for name, models in self.found.shapes.items()},
+            "different_integers": {name: self._named(models) for name, models in self.found.unmerged.items() if models},
+            "not_finite": {row["name"]: row["not_finite"] for row in tensors if row["not_finite"]},
+            "same_bytes": self.found.shared,
+            "models": [self._model(k, sums) for k, sums in enumerate(totals)],
+            "pairs": [self._pair(j, k, totals) for j, k in combinations(models, 2)],
+            "methods": [row for method in METHODS if (row := self._method(method))],
+            "average_norm": self._average(totals),
+            "layers": [{"stack": key[0], "layer": key[1], **rows} for key, rows in layers.items()],
+            "kinds": [{"kind": key, **rows} for key, rows in kinds.items()],
+            "tensors": tensors,
+        }
+
+    def _named(self, models: Sequence[int | None]) -> list[str]:
+        return ["base" if model is None else self.labels[model] for model in models]
+
+    # --- tensors, and groups of them
+
+    def _rows(self, parts: Sequence[Measured]) -> dict[str, Any]:
+        models: dict[int, ModelSums] = {}
+        pairs: dict[tuple[int, int], PairSums] = {}
+        for part in parts:
+            for model, sums in part.models.items():
+                models[model] = models.get(model, ModelSums()) + sums
+            for pair, both in part.pairs.items():
+                pairs[pair] = pairs.get(pair, PairSums()) + both
+        return {
+            "models": {self.labels[model]: json_of(models[model], *_MODEL) for model in sorted(models)},
+            "pairs": {f"{self.labels[j]}-{self.labels[k]}": json_of(pairs[j, k], *_PAIR) for j, k in sorted(pairs)},
+        }
+
+    def _groups(self, key: Callable[[str], Any]) -> dict[Any, dict[str, Any]]:
+        """Rows of the tensors that have a key in common; those whose key is None are in none."""
+        parts: dict[Any, list[Measured]] = {}
+        for tensor, one in zip(self.found.compared, self.measured, strict=True):
+            if (group := key(tensor.name)) is not None:
+                parts.setdefault(group, []).append(one)
+        return {group: self._rows(held) for group, held in parts.items()}
+
+    def _tensors(self) -> list[dict[str, Any]]:
+        return [
+            {"name": tensor.name, "shape": list(tensor.base.shape), "dtype": tensor.base.dtype.name}
+            | self._rows([one])
+            | {"not_finite": self._named(one.not_finite)}
+            for tensor, one in zip(self.found.compared, self.measured, strict=True)
+        ]
+
+    # --- totals
+
+    def _model(self, k: int, sums: ModelSums) -> dict[str, Any]:
+        tensors = [tensor.name for tensor in self.found.compared]
+        held = [(name, one.models[k]) for name, one in zip(tensors, self.measured, strict=True) if k in one.models]
+        farthest = max(held, key=lambda pair: pair[1].squares, default=("", ModelSums()))
+        return {
+            "label": self.labels[k],
+            "path": self.paths[k],
+            **json_of(sums, *_MODEL),
+            "equals_base": bool(sums.elements) and not sums.changed and self._comparable(k),
+            "compared_tensors": len(held),
+            "changed_tensors": sum(bool(one.changed) for _, one in held),
+            "unchanged_tensors": [name for name, one in held if not one.changed],
+            "longest_tensor": farthest[0] if farthest[1].changed else None,
+        }
+
+    def _comparable(self, k: int) -> bool:
+        """Whether all of a model was measured, and it has the base's integers."""
+        found = self.found
+        left_out: list[Sequence[int | None]] = [*found.missing.values(), *found.shapes.values(), *found.unmerged.values()]
+        left_out += [one.not_finite for one in self.measured]
+        return not any(k in models for models in left_out) and not any(None in one.not_finite for one in self.measured)
+
+    def _pair(self, j: int, k: int, totals: Sequence[ModelSums]) -> dict[str, Any]:
+        sums = PairSums.total(one.pairs[j, k] for one in self.measured if (j, k) in one.pairs)
+        same = sums.elements == totals[j].elements == totals[k].elements and not sums.different
+        return {
+            "a": self.labels[j],
+            "b": self.labels[k],
+            **json_of(sums, *_PAIR, "distance"),
+            "identical": bool(sums.elements) and same and self._comparable(j) and self._comparable(k),
+        }
+
+    def _average(self, totals: Sequence[ModelSums]) -> float | None:
+        """The norm of the average of all task vectors."""
+        products = sum(both.products for one in self.measured for both in one.pairs.values())
+        norm = root(max(0.0, sum(sums.squares for sums in totals) + 2 * products))
+        return ratio(norm, len(totals))
+
+    def _method(self, method: str) -> dict[str, Any] | None:
+        """What it drops, of what changed: by elements and by their magnitudes (mass); None for one that can't be asked."""
+        sparsifier, merge_type = METHODS[method]
+        if merge_type == "slerp" and len(self.labels) != 2:
+            return None
+        kept = [
+            KeptSums.total(one.kept[sparsifier, k] for one in self.measured if (sparsifier, k) in one.kept)
+            for k in range(len(self.labels))
+        ]
+        everything = KeptSums.total(kept)
+        summed = sum(one.summed.get(sparsifier, 0.0) for one in self.measured)
+        left = ratio(summed, everything.scaled) if merge_type == "linear" else None
+        return {
+            "method": method,
+            "sparsifier": sparsifier,
+            "merge_type": merge_type,
+            **_dropped(everything, merge_type == "ties"),
+            "cancelled": None if left is None else max(0.0, 1.0 - left),
+            "sparsified_distance": everything.distance,
+            "models": {label: _dropped(sums, merge_type == "ties") for label, sums in zip(self.labels, kept, strict=True)},
+        }
+
+
+def _dropped(sums: KeptSums, elected: bool) -> dict[str, Mapping[str, float | None] | None]:
+    """Shares of what changed: of elements, and of the sum of their magnitudes."""
+
+    def shares(elements: int, mass: float) -> dict[str, float | None]:
+        return {"elements": ratio(elements, sums.changed), "mass": ratio(max(0.0, mass), sums.absolute)}
+
+    last, last_mass = (sums.agreed, sums.agreed_absolute) if elected else (sums.kept, sums.kept_absolute)
+    return {
+        "dropped": shares(sums.changed - last, sums.absolute - last_mass),
+        "dropped_by_sparsifier": shares(sums.changed - sums.kept, sums.absolute - sums.kept_absolute),
+        "dropped_by_election": shares(sums.kept - last, sums.kept_absolute - last_mass) if elected else None,
+    }

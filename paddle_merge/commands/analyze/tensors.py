@@ -1,0 +1,96 @@
+"""Which tensors can be measured, in which models; and what a merge would refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ...checkpoints.compare import differing
+from ...checkpoints.tensors import Checkpoint, TensorEntry
+from ...methods.linear import Linear
+from ...methods.shared.method import Mix
+from ...plan.plan import TensorPlan
+
+SUM = Mix(None, Linear((), normalize=False))  # of which nothing is asked: methods are measured one after the other
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A tensor of the base, and of those models that hold it in the same shape: by their numbers, ascending."""
+
+    base: TensorEntry
+    sources: Mapping[int, TensorEntry]
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.base.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * sum(entry.dtype.itemsize for entry in (self.base, *self.sources.values()))
+
+    def as_merged(self) -> TensorPlan:
+        """How a merge reads it."""
+        sources = tuple(self.sources.values())
+        numbers = tuple(range(len(sources) + 1))
+        return TensorPlan(self.name, self.base.shape, sources, self.base, True, self.base.dtype, 0, 0, SUM, numbers)
+
+    def without(self, models: Sequence[int]) -> Compared:
+        return Compared(self.base, {model: entry for model, entry in self.sources.items() if model not in models})
+
+
+@dataclass(frozen=True)
+class Survey:
+    """compared: float tensors of the base, which are measured. missing: tensor -> the checkpoints without it. shapes: tensor
+    -> the models in which its shape isn't the base's. unmerged: integers and booleans, which merges copy -> the models that
+    don't hold the base's. shared: tensors that are the very bytes of another, which stands for both.
+
+    Models are numbers; the base is None.
+    """
+
+    compared: list[Compared] = field(default_factory=list)
+    missing: dict[str, list[int | None]] = field(default_factory=dict)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    unmerged: dict[str, list[int]] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
+
+
+def survey(models: Sequence[Checkpoint], base: Checkpoint) -> Survey:
+    """From headers; integers are read. Raises WorkError."""
+    found = Survey()
+    first: dict[tuple[TensorEntry, ...], str] = {}
+    for name in dict.fromkeys(name for one in (base, *models) for name in one.tensors):
+        sources = {number: one.tensors[name] for number, one in enumerate(models) if name in one.tensors}
+        reference = base.tensors.get(name)
+        without: list[int | None] = [number for number in range(len(models)) if number not in sources]
+        if reference is None or without:
+            found.missing[name] = [*without, None] if reference is None else without
+        if reference is None:
+            continue
+        if shapes := [number for number, entry in sources.items() if entry.shape != reference.shape]:
+            found.shapes[name] = shapes
+        tensor = Compared(reference, sources).without(shapes)
+        entries = [reference, *tensor.sources.values()]
+        if not all(entry.dtype.is_float for entry in entries):
+            found.unmerged[name] = _other_than_base(tensor)
+        elif tensor.sources:
+            made_of = tuple(dataclasses.replace(entry, name="") for entry in entries)
+            twin = first.setdefault(made_of, name) if reference.nbytes else name
+            if twin == name:
+                found.compared.append(tensor)
+            else:
+                found.shared[name] = twin
+    return found
+
+
+def _other_than_base(tensor: Compared) -> list[int]:
+    alike = {number: entry for number, entry in tensor.sources.items() if entry.dtype == tensor.base.dtype}
+    other = [number for number in tensor.sources if number not in alike]
+    moved = differing([tensor.base, *alike.values()])
+    return sorted([*other, *(number for number, entry in alike.items() if entry in moved)])

@@ -1,0 +1,1 @@
+"""The command `diff`: compare the numbers of two checkpoints."""

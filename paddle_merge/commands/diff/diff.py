@@ -1,0 +1,141 @@
+"""What the numbers of two checkpoints differ by: headers -> pairs of tensors -> workers -> a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...checkpoints.names import layer_of, word_of
+from ...checkpoints.tensors import Checkpoint
+from ...conversion.inputs import open_together
+from ...dtypes import DTYPES
+from ...version import __version__
+from ..threads import in_threads
+from .measure import Pair, Sums, measure
+
+
+@dataclass(frozen=True)
+class Models:
+    """Both, adapters folded in, in one layout (None: it can't be told). notes: sentences on how that came about."""
+
+    a: Checkpoint
+    b: Checkpoint
+    layout: str | None
+    notes: list[str]
+
+    @property
+    def has_layers(self) -> bool:
+        return any(layer_of(name) for name in self.a.tensors if name in self.b.tensors)
+
+
+def open_models(specs: tuple[str, str], layouts: tuple[str | None, str | None], prefix: str) -> Models:
+    """Read the headers. Raises CheckpointError listing everything wrong with either."""
+    opened = open_together(specs, layouts, prefix)
+    a, b = opened.checkpoints
+    return Models(a, b, opened.layout, opened.notes)
+
+
+def compare(models: Models, n_process: int, progress: bool | None = None) -> dict[str, Any]:
+    """The report, as `diff --json` prints it. progress: whether to show a progress bar; None: if standard error is a
+    terminal. Raises WorkError."""
+    a, b = models.a.tensors, models.b.tensors
+    both = [name for name in a if name in b]
+    pairs = [Pair(a[name], b[name]) for name in both if a[name].shape == b[name].shape]
+    measured = _measure(pairs, n_process, progress)
+    only_in_a, only_in_b = [name for name in a if name not in b], [name for name in b if name not in a]
+    shapes = [name for name in both if a[name].shape != b[name].shape]
+    total = _added(measured)
+    by_units = _groups(pairs, measured, lambda pair: pair.units.name if pair.units else None)
+    in_layers = _groups(pairs, measured, lambda pair: (layer_of(pair.name), word_of(pair.name)))
+    order = [dtype.name for dtype in DTYPES if dtype.name in by_units]
+    return {
+        "paddle_merge_version": __version__,
+        "a": models.a.path,
+        "b": models.b.path,
+        "layout": models.layout,
+        "notes": models.notes,
+        "same": not (total.changed or only_in_a or only_in_b or shapes),
+        "only_in_a": only_in_a,
+        "only_in_b": only_in_b,
+        "different_shapes": [{"name": name, "a": list(a[name].shape), "b": list(b[name].shape)} for name in shapes],
+        "different_dtypes": [
+            {"name": pair.name, "a": pair.a.dtype.name, "b": pair.b.dtype.name}
+            for pair in pairs
+            if pair.a.dtype != pair.b.dtype
+        ],
+        "compared_tensors": len(pairs),
+        "changed_tensors": sum(bool(sums.changed) for sums in measured),
+        "total": _row(total),
+        "distances": {name: _buckets(by_units[name].buckets) for name in order},
+        "layers": [
+            {"stack": stack, "layer": layer, **_row(sums)}
+            | {"relative_by_kind": {kind: one.relative for (its, kind), one in in_layers.items() if its == (stack, layer)}}
+            for (stack, layer), sums in _groups(pairs, measured, lambda pair: layer_of(pair.name)).items()
+        ],
+        "kinds": [
+            {"kind": kind, **_row(sums)} for kind, sums in _groups(pairs, measured, lambda pair: word_of(pair.name)).items()
+        ],
+        "tensors": [
+            {"name": pair.name, "shape": list(pair.a.shape), "dtype": pair.a.dtype.name, **_row(sums)}
+            | {"distances": _buckets(sums.buckets), "units": pair.units.name if pair.units else None}
+            for pair, sums in zip(pairs, measured, strict=True)
+        ],
+    }
+
+
+# --- the work ----------------------------------------------------------------------------------------------------------
+
+
+def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> list[Sums]:
+    """What each pair differs by."""
+    pieces = [(number, start, stop) for number, pair in enumerate(pairs) for start, stop in pair.pieces()]
+    nbytes = sum(pair.size * (pair.a.dtype.itemsize + pair.b.dtype.itemsize) for pair in pairs)
+
+    def work(which: int, advance: Callable[[int], None]) -> Sums:
+        number, start, stop = pieces[which]
+        return measure(pairs[number], start, stop, advance)
+
+    sizes = [stop - start for _, start, stop in pieces]
+    result = [Sums() for _ in pairs]
+    for (number, _, _), sums in zip(pieces, in_threads(work, sizes, n_process, nbytes, "comparing", progress), strict=True):
+        result[number] += sums
+    return result
+
+
+# --- the report --------------------------------------------------------------------------------------------------------
+
+
+def _added(parts: Iterable[Sums]) -> Sums:
+    return sum(parts, Sums())
+
+
+def _groups(pairs: Sequence[Pair], measured: Sequence[Sums], key: Callable[[Pair], Any]) -> dict[Any, Sums]:
+    """Sums of the tensors that have a key in common, in order of appearance; those whose key is None are in none."""
+    found: dict[Any, Sums] = {}
+    for pair, sums in zip(pairs, measured, strict=True):
+        if (group := key(pair)) is not None:
+            found[group] = found.get(group, Sums()) + sums
+    return found
+
+
+def _row(sums: Sums) -> dict[str, Any]:
+    """JSON: numbers that don't exist, or leave float64 (overflowed), are None."""
+    return {
+        "elements": sums.elements,
+        "changed": sums.changed,
+        "changed_fraction": sums.changed_fraction,
+        "max": sums.greatest,
+        "mean": sums.mean,
+        "relative": sums.relative,
+        "cosine": sums.cosine,
+        "not_finite_a": sums.not_finite_a,
+        "not_finite_b": sums.not_finite_b,
+        "overflowed": sums.overflowed,
+    }
+
+
+def _buckets(buckets: Sequence[int]) -> dict[str, int]:
+    """ "0", "1", "2-3", "4-7" ... -> how many elements."""
+    names = ["0", "1", *(f"{1 << power}-{(2 << power) - 1}" for power in range(1, len(buckets) - 1))]
+    return dict(zip(names, buckets, strict=False))

@@ -1,0 +1,172 @@
+"""One tensor in two checkpoints: what its elements differ by, read block by block and summed in float64.
+
+Sums are of blocks in order, and blocks lie where they lie whoever reads them, so the numbers don't depend on the number of
+workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...backends.kernels import comparing
+from ...checkpoints.files import Files
+from ...checkpoints.tensors import TensorEntry
+from ...dtypes import DType
+from ..pairs import TensorReader
+
+BLOCK = 1 << 16  # elements at a time
+PIECE = 1 << 22  # elements that a worker takes at a time; a multiple of BLOCK
+# Bits of the fraction, by which the coarser of two dtypes is told.
+_FRACTION = {"float8_e5m2": 2, "float8_e4m3fn": 3, "bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tensor that both checkpoints hold, in one shape."""
+
+    a: TensorEntry
+    b: TensorEntry
+
+    @property
+    def name(self) -> str:
+        return self.a.name
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.a.shape)
+
+    @property
+    def units(self) -> DType | None:
+        """In whose units in the last place distances are counted: the coarser dtype's, to which the other is rounded.
+        Integers are subtracted. None between integers and floats, and of uint64 with other integers."""
+        a, b = self.a.dtype, self.b.dtype
+        if a.is_float != b.is_float or (a != b and "uint64" in (a.name, b.name)):
+            return None
+        return min(a, b, key=lambda dtype: _FRACTION[dtype.name]) if a.is_float else a
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """(start, stop) of what workers take. What must be prepared for, or is read by panels, stays whole."""
+        together = any(entry.adapted is not None or entry.scattered for entry in (self.a, self.b))
+        step = max(1, self.size) if together else PIECE
+        for start in range(0, self.size, step):
+            yield start, min(start + step, self.size)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What elements differ by. They add up.
+
+    elements: of the tensor. compared: those that are finite in both, of which alone the sums are. changed: a NaN is equal to
+    a NaN, and minus zero to zero. absolute, squares: of |a - b|. products: a * b. buckets: how many lie 0, 1, 2-3, 4-7 ...
+    units in the last place apart; empty where that can't be said.
+    """
+
+    elements: int = 0
+    compared: int = 0
+    changed: int = 0
+    not_finite_a: int = 0
+    not_finite_b: int = 0
+    largest: float = 0.0
+    absolute: float = 0.0
+    squares: float = 0.0
+    squares_a: float = 0.0
+    squares_b: float = 0.0
+    products: float = 0.0
+    buckets: tuple[int, ...] = ()
+
+    def __add__(self, other: Sums) -> Sums:
+        longest = max(len(self.buckets), len(other.buckets))
+        first, second = (one.buckets + (0,) * (longest - len(one.buckets)) for one in (self, other))
+        return Sums(
+            self.elements + other.elements,
+            self.compared + other.compared,
+            self.changed + other.changed,
+            self.not_finite_a + other.not_finite_a,
+            self.not_finite_b + other.not_finite_b,
+            max(self.largest, other.largest),
+            self.absolute + other.absolute,
+            self.squares + other.squares,
+            self.squares_a + other.squares_a,
+            self.squares_b + other.squares_b,
+            self.products + other.products,
+            tuple(one + two for one, two in zip(first, second, strict=True)),
+        )
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether a sum has left float64, though what it is of is finite."""
+        sums = (self.largest, self.absolute, self.squares, self.squares_a, self.squares_b, self.products)
+        return not all(map(math.isfinite, sums))
+
+    @property
+    def greatest(self) -> float | None:
+        """The largest |a - b|; None if there is none, or it leaves float64."""
+        return _known(self.largest) if self.compared else None
+
+    @property
+    def mean(self) -> float | None:
+        """Of |a - b|."""
+        return _known(self.absolute / self.compared) if self.compared else None
+
+    @property
+    def relative(self) -> float | None:
+        """||a - b|| / ||a||; None if a is all zeros and b isn't, or squares leave float64."""
+        if self.compared and not self.largest:
+            return 0.0
+        if not self.squares_a or self.overflowed:
+            return None
+        return _known(math.sqrt(self.squares) / math.sqrt(self.squares_a))
+
+    @property
+    def cosine(self) -> float | None:
+        """None if a or b is all zeros, or squares leave float64."""
+        if not (self.squares_a and self.squares_b):
+            return None
+        if not self.largest:
+            return 1.0
+        if self.overflowed:
+            return None
+        return max(-1.0, min(1.0, self.products / math.sqrt(self.squares_a) / math.sqrt(self.squares_b)))
+
+    @property
+    def changed_fraction(self) -> float | None:
+        return self.changed / self.elements if self.elements else None
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def measure(pair: Pair, start: int, stop: int, progress: Callable[[int], object]) -> Sums:
+    """What the elements start..stop differ by; progress hears of bytes read. Raises WorkError.
+
+    Its files are closed at the end, so that many workers don't keep more open than the system allows.
+    """
+    sums, counts, buckets = np.zeros(6), np.zeros(4, np.int64), np.zeros(comparing.BUCKETS, np.int64)
+    finite = np.empty(min(BLOCK, stop - start), np.uint8)
+    units = pair.units
+    wide: type[np.unsignedinteger[Any]] = np.uint32 if units and units.is_float and units.itemsize < 8 else np.uint64
+    sign = wide(1 << (8 * units.itemsize - 1) if units and units.is_float else 0)
+    with contextlib.closing(Files()) as files_a, contextlib.closing(Files()) as files_b:
+        a, b = TensorReader(pair.a, files_a), TensorReader(pair.b, files_b)
+        for first in range(start, stop, BLOCK):
+            count = min(BLOCK, stop - first)
+            a.read(first, count)
+            b.read(first, count)
+            comparing.add_block(a.numbers, b.numbers, sums, counts, finite)
+            if units is not None:
+                comparing.add_distances(a.bits(units, wide), b.bits(units, wide), sign, finite, buckets)
+            progress(count * (pair.a.dtype.itemsize + pair.b.dtype.itemsize))
+    changed, not_finite_a, not_finite_b, compared = map(int, counts)
+    if units is not None and not units.is_float:  # float64 doesn't keep all of them apart
+        changed = int(buckets[1:].sum())
+    within = tuple(map(int, np.trim_zeros(buckets, "b")))
+    absolute, squares, squares_a, squares_b, products, largest = map(float, sums)
+    counted = (stop - start, compared, changed, not_finite_a, not_finite_b)
+    return Sums(*counted, largest, absolute, squares, squares_a, squares_b, products, within)

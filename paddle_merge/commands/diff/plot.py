@@ -1,0 +1,46 @@
+"""How far layers moved, as a picture. Needs matplotlib, which nothing else here does."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import OutputError
+
+
+def plot(report: Mapping[str, Any], path: str) -> None:
+    """A PNG: for each stack of layers ||A - B|| / ||A|| of every layer, and of its kinds of tensors. Raises OutputError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    stacks = list(dict.fromkeys(row["stack"] for row in report["layers"]))
+    figure = Figure(figsize=(10, 1 + 4.5 * len(stacks)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle("How far B moved from A, by layer")
+    for axes, stack in zip(figure.subplots(len(stacks), squeeze=False)[:, 0], stacks, strict=True):
+        rows = sorted((row for row in report["layers"] if row["stack"] == stack), key=lambda row: row["layer"])
+        numbers = [row["layer"] for row in rows]
+        kinds = list(dict.fromkeys(kind for row in rows for kind in row["relative_by_kind"]))
+        for position, kind in enumerate(kinds):
+            values = [row["relative_by_kind"].get(kind) for row in rows]
+            line = "-" if position < 10 else "--" if position < 20 else ":"  # the colours repeat after ten
+            axes.plot(numbers, _drawn(values), line, marker=".", linewidth=1, label=kind)
+        axes.plot(numbers, _drawn([row["relative"] for row in rows]), "k", marker="o", linewidth=2, label="the layer")
+        axes.set(xlabel=f"layer of {stack}", ylabel="||A - B|| / ||A||")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize="small")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    try:
+        with open(path, "wb") as file:
+            file.write(picture.getvalue())
+    except OSError as error:
+        raise OutputError(f"--plot {path}: can't be written ({error.strerror})") from None
+
+
+def _drawn(values: list[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]

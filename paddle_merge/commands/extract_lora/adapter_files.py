@@ -1,0 +1,193 @@
+"""LoRA adapters as files: what PEFT, PaddleNLP and PaddleFormers read. No file is touched here.
+
+    format          files                                           what the weight of layer X gains
+    peft            adapter_config.json, adapter_model.safetensors  X.lora_B.weight [out, r] @ X.lora_A.weight [r, in], both
+                                                                    named after "base_model.model."
+    paddlenlp,      lora_config.json, peft_model.safetensors.index  X.lora_A [in, r] @ X.lora_B [r, out]
+    paddleformers   .json, peft_model-00001-of-00001.safetensors
+
+All scale the product by alpha / r, which is 1 here. Tensors that replace the base model's stand beside the factors: in PEFT
+biases, and those of `modules_to_save` (a whole module each); in Paddle those of `trainable_modules`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...checkpoints.formats.frame import Held
+from ...checkpoints.formats.safetensors import frame
+from ...checkpoints.tensors import TensorEntry
+from ...dtypes import DType
+from ...plan.file_names import json_bytes
+from ...plan.plan import Shard
+
+LAYOUTS = {"peft": "hf", "paddlenlp": "paddlenlp", "paddleformers": "paddleformers"}  # format -> the layout of its names
+PREFIXES = {"peft": "adapter_model", "paddlenlp": "peft_model", "paddleformers": "peft_model"}  # of its weights file
+
+
+@dataclass(frozen=True)
+class Factors:
+    """left [m, r] @ right [r, n] is what a weight [m, n] gains, in its layout; elements as they are stored, in `dtype`."""
+
+    left: np.ndarray
+    right: np.ndarray
+    dtype: DType
+
+    @property
+    def rank(self) -> int:
+        return len(self.right)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: what is written of it, and where.
+
+    tensors: byte offset in the one shard -> elements as they are stored, C-contiguous, or where they lie in a checkpoint.
+    configs: contents of the files beside the weights, by name.
+    """
+
+    prefix: str
+    shards: tuple[Shard, ...]
+    tensors: Mapping[int, np.ndarray | TensorEntry]
+    configs: Mapping[str, bytes]
+    names: tuple[str, ...]
+    indexed: bool
+    save_format: str = "safetensors"
+
+    def index(self) -> bytes | None:
+        """The content of the index file, which PaddleNLP wants of a single shard too."""
+        if not self.indexed:
+            return None
+        shard = self.shards[0]
+        content = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in self.tensors.values())},
+            "weight_map": dict.fromkeys(self.names, shard.name),
+        }
+        return json_bytes(content)
+
+
+def make_adapter(
+    format: str,
+    factors: Mapping[str, Factors],
+    whole: Mapping[str, TensorEntry],
+    base: Mapping[str, TensorEntry],
+    base_path: str,
+) -> Adapter:
+    """The adapter of a format, one of LAYOUTS.
+
+    factors: by the name of the weight, at least one. whole: tensors that replace the base's, by name; for PEFT of whole
+    modules, see `whole_modules`. base: all tensors of the base model by name, in the format's layout.
+    """
+    make = _peft if format == "peft" else _paddle
+    return make(factors, whole, base, base_path)
+
+
+def whole_modules(names: Collection[str], factors: Collection[str], tensors: Collection[str]) -> list[str]:
+    """The tensors to store so that PEFT can replace `names`: all of each one's module; the bias alone where only it changed,
+    and in a module with factors."""
+    modules = {_module(name) for name in names if not name.endswith(".bias")} - {_module(name) for name in factors}
+    return [name for name in tensors if name in names or _module(name) in modules]
+
+
+def _peft(
+    factors: Mapping[str, Factors], whole: Mapping[str, TensorEntry], base: Mapping[str, TensorEntry], base_path: str
+) -> Adapter:
+    rank = max(item.rank for item in factors.values())
+    ranks = {_module(name): item.rank for name, item in factors.items() if item.rank != rank}
+    targets = [_module(name) for name in factors]
+    modules = {_module(name) for name in whole if not name.endswith(".bias")}
+    biases = any(_module(name) not in modules for name in whole)
+    tensors: dict[str, np.ndarray | TensorEntry] = {}
+    dtypes: dict[str, DType] = {}
+    for name, item in factors.items():
+        for key, value in (("lora_A", item.right), ("lora_B", item.left)):
+            tensors[f"base_model.model.{_module(name)}.{key}.weight"] = value
+            dtypes[f"base_model.model.{_module(name)}.{key}.weight"] = item.dtype
+    for name, entry in whole.items():
+        inner = "base_layer." if _module(name) in targets else ""
+        key = f"base_model.model.{_module(name)}.{inner}{name.rpartition('.')[2]}"
+        tensors[key], dtypes[key] = entry, entry.dtype
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_path,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "target_modules": _last_words(targets, base) or targets,
+        "modules_to_save": sorted(modules) or None,
+        "bias": "all" if biases else "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+    return _adapter(PREFIXES["peft"], tensors, dtypes, {"adapter_config.json": json_bytes(config)}, "pt")
+
+
+def _paddle(
+    factors: Mapping[str, Factors], whole: Mapping[str, TensorEntry], base: Mapping[str, TensorEntry], base_path: str
+) -> Adapter:
+    """Paddle's adapters have one rank: where less was kept, the rest is zeros."""
+    rank = max(item.rank for item in factors.values())
+    targets = [_module(name) for name in factors]
+    words = _last_words(targets, base)
+    tensors: dict[str, np.ndarray | TensorEntry] = {}
+    dtypes: dict[str, DType] = {}
+    for name, item in factors.items():
+        missing = rank - item.rank
+        tensors[f"{_module(name)}.lora_A"] = np.ascontiguousarray(np.pad(item.left, ((0, 0), (0, missing))))
+        tensors[f"{_module(name)}.lora_B"] = np.ascontiguousarray(np.pad(item.right, ((0, missing), (0, 0))))
+        dtypes |= {f"{_module(name)}.{key}": item.dtype for key in ("lora_A", "lora_B")}
+    for name, entry in whole.items():
+        tensors[name], dtypes[name] = entry, entry.dtype
+    config = {
+        "base_model_name_or_path": base_path,
+        "r": rank,
+        "lora_alpha": rank,
+        "scaling": 1.0,
+        "target_modules": [rf".*\.{re.escape(word)}" for word in words] or [re.escape(name) for name in targets],
+        "trainable_modules": [re.escape(name) for name in whole] or None,
+        "dtype": next(iter(factors.values())).dtype.name,
+        "lora_dropout": 0.0,
+        "rslora": False,
+    }
+    return _adapter(PREFIXES["paddlenlp"], tensors, dtypes, {"lora_config.json": json_bytes(config)}, "np")
+
+
+def _adapter(
+    prefix: str,
+    tensors: Mapping[str, np.ndarray | TensorEntry],
+    dtypes: Mapping[str, DType],
+    configs: Mapping[str, bytes],
+    format: str,
+) -> Adapter:
+    """One safetensors file, wide dtypes first so that every tensor is aligned to its own width."""
+    names = sorted(tensors, key=lambda name: -dtypes[name].itemsize)
+    held = [Held(name, dtypes[name], tuple(tensors[name].shape), tensors[name].nbytes) for name in names]
+    around = frame(held, format)
+    indexed = prefix != PREFIXES["peft"]
+    shard = Shard(
+        f"{prefix}-00001-of-00001.safetensors" if indexed else f"{prefix}.safetensors", around.pieces, around.nbytes
+    )
+    offsets = {offset: tensors[name] for name, offset in zip(names, around.offsets, strict=True)}
+    return Adapter(prefix, (shard,), offsets, configs, tuple(names), indexed)
+
+
+def _last_words(modules: Collection[str], base: Mapping[str, TensorEntry]) -> list[str]:
+    """["q_proj", ...] if these words mean exactly `modules` among all modules of the base; else []."""
+    words = {module.rpartition(".")[2] for module in modules}
+    meant = {module for module in map(_module, base) if module.rpartition(".")[2] in words}
+    return sorted(words) if meant == set(modules) and all("." in module for module in modules) else []
+
+
+def _module(name: str) -> str:
+    """The layer that a tensor belongs to: "model.norm" of "model.norm.weight"."""
+    return name.rpartition(".")[0]

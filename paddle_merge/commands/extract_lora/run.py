@@ -1,0 +1,260 @@
+"""Extracting a LoRA adapter: what fine-tuning changed, tensor by tensor, as the matrix of low rank that comes closest.
+
+Folding the adapter into the base model gives the fine-tuned model back, up to what the report says isn't kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...backends.np_backend import NumpyBackend
+from ...checkpoints.config_json import read_config
+from ...checkpoints.files import Files
+from ...checkpoints.names import EMBEDDINGS, LINEARS, is_linear, last_word
+from ...checkpoints.tensors import Checkpoint, TensorEntry
+from ...conversion.detect import detect
+from ...conversion.inputs import differences, open_inputs
+from ...conversion.layout import normalise
+from ...dtypes import FLOAT32, FLOATS, DType
+from ...errors import Attempts, CheckpointError, OutputError
+from ...plan.file_names import json_bytes
+from ...run.output.destination import check_output
+from ...run.output.writer import Output
+from ..pairs import BLOCK
+from .adapter_files import LAYOUTS, PREFIXES, Adapter, Factors, make_adapter, whole_modules
+from .changes import Change, find_changes, read_change
+from .config import ExtractConfig
+from .low_rank import low_rank
+from .report import REPORT, SHOWN, announce, describe, report, summarise
+
+log = logging.getLogger("paddle_merge")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The two checkpoints in the adapter's layout, and the format that goes with it.
+
+    dtype: of the factors. tied: lm_head is the embedding.
+    """
+
+    finetuned: Checkpoint
+    base: Checkpoint
+    format: str
+    dtype: DType
+    tied: bool
+
+
+def extract_lora(config: ExtractConfig, progress: bool | None = None) -> dict[str, Any]:
+    """Write the adapter that `config` asks for; return its report, which stands beside it as extract_report.json.
+
+    progress: whether to show a progress bar; None: if standard error is a terminal.
+    Raises MergeError (ConfigError, CheckpointError, OutputError), each listing all problems found. An extraction that fails
+    or is interrupted leaves nothing that looks like an adapter.
+    """
+    started = time.perf_counter()
+    inputs = _open(config)
+    files = Files()
+    try:
+        linear, rest = _changes(inputs, files)
+        tensors = len(inputs.base.tensors)
+        announce(config, inputs.format, inputs.dtype, tensors, linear, rest)
+        factors, kept = {}, []
+        for change in _watched(linear, progress):
+            factors[change.name], row = _factorise(change, config, inputs.dtype, files)
+            kept.append(row)
+        whole = {} if config.only_linear else _whole(inputs, rest, factors)
+        adapter = make_adapter(inputs.format, factors, whole, inputs.base.tensors, config.base_model_path)
+        said = report(config, inputs.format, inputs.dtype, tensors, kept, rest)
+        _write(config, adapter, said, files)
+    finally:
+        files.close()
+    summarise(said, adapter, time.perf_counter() - started)
+    return said
+
+
+# --- before anything is computed ---------------------------------------------------------------------------------------
+
+
+def _open(config: ExtractConfig) -> Inputs:
+    """Raises MergeError with the problems of flags, inputs and output together; of its kinds, the first met."""
+    attempt = Attempts()
+    attempt(config.check)
+    paths = [path for path in (config.finetuned_path, config.base_model_path) if path]
+    pairs = attempt(open_inputs, paths, "model")
+    if pairs and any(adapters for _, adapters in pairs):
+        attempt.errors.append(CheckpointError("extract-lora takes models without adapters; fold them first"))
+    opened = [checkpoint for checkpoint, _ in pairs or ()]
+    inputs = attempt(_in_one_layout, config, opened) if opened and not attempt.errors else None
+    nbytes, files = 0, []
+    if inputs is not None:
+        shapes = [entry.shape for name, entry in inputs.base.tensors.items() if _factored(entry)]
+        size = sum(sum(shape) * config.most(shape) for shape in shapes)
+        nbytes = 0 if config.energy is not None else size * inputs.dtype.itemsize
+        entries = [*inputs.base.tensors.values(), *inputs.finetuned.tensors.values()]
+        files = sorted({file for entry in entries for file in entry.files})
+    prefix = PREFIXES[inputs.format] if inputs is not None else "adapter_model"
+    problems = check_output(config.output_path, [*paths, *files], "safetensors", prefix, nbytes, [REPORT], config.overwrite)
+    if problems:
+        attempt.errors.append(OutputError(problems))
+    attempt.finish()
+    assert inputs is not None
+    return inputs
+
+
+def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Inputs:
+    """Raises CheckpointError listing what doesn't fit."""
+    finetuned, base = opened
+    finetuned_layout, base_layout = config.layouts
+    target = LAYOUTS.get(config.format or "")
+    given = (base_layout, finetuned_layout)
+    pair, layout, turned = normalise((base, finetuned), given, target, False, "model", read_config(base.folder))
+    if layout is None:
+        raise CheckpointError(
+            f"{base.path}: can't tell its layout, by which an adapter names and turns its factors; say it with --layout, one"
+            f" of {', '.join(LAYOUTS.values())}"
+        )
+    if config.format == "paddle" and layout == "hf":
+        raise CheckpointError(
+            f"{base.path} is in Hugging Face's layout, which both of Paddle's libraries read; say --format paddlenlp or"
+            " --format paddleformers"
+        )
+    problems = differences(pair, FLOAT32)
+    if problems:
+        raise CheckpointError(problems)
+    for sentence in turned:
+        log.info("layout   %s", sentence)
+    base, finetuned = pair
+    mixed = [name for name, entry in base.tensors.items() if entry.dtype != finetuned.tensors[name].dtype]
+    if mixed:
+        log.warning(
+            "the models' dtypes differ (%s is %s and %s), so the change holds what rounding changed too",
+            mixed[0],
+            base.tensors[mixed[0]].dtype.name,
+            finetuned.tensors[mixed[0]].dtype.name,
+        )
+    format = next(name for name, other in LAYOUTS.items() if other == layout)
+    dtypes = [entry.dtype for entry in base.tensors.values() if _factored(entry)]
+    dtype = FLOAT32 if format == "peft" or not dtypes else dtypes[0]
+    dtype = FLOATS[config.out_dtype] if config.out_dtype else dtype
+    return Inputs(finetuned, base, format, dtype, detect(opened[1], "model", {}, base_layout).tied)
+
+
+def _factored(entry: TensorEntry) -> bool:
+    """Whether a tensor gets factors if it changes: a Linear layer's matrix; not a mixture's router, which is small, and no
+    Linear layer in some libraries."""
+    word = last_word(entry.name)
+    router = word in LINEARS and LINEARS[word] is None
+    return is_linear(entry.name) and not router and len(entry.shape) == 2 and entry.dtype.is_float
+
+
+def _changes(inputs: Inputs, files: Files) -> tuple[list[Change], list[Change]]:
+    """What changed: the matrices that get factors, and the rest. Raises CheckpointError, also if there are none."""
+    changes = find_changes(inputs.finetuned.tensors, inputs.base.tensors, files)
+    linear = [change for change in changes if _factored(change.base)]
+    rest = [change for change in changes if not _factored(change.base)]
+    if not changes:
+        raise CheckpointError(
+            f"{inputs.finetuned.path} and {inputs.base.path} hold the same weights: there is nothing to extract"
+        )
+    if not linear:
+        names = ", ".join(change.name for change in rest[:SHOWN])
+        raise CheckpointError(f"no Linear layer's matrix changed, so there is nothing to factor; what changed is {names}")
+    return linear, rest
+
+
+# --- factors -------------------------------------------------------------------------------------------------------------
+
+
+def _factorise(change: Change, config: ExtractConfig, dtype: DType, files: Files) -> tuple[Factors, dict[str, Any]]:
+    """The factors, and what they keep, measured on them as they are stored. Raises CheckpointError."""
+    shape, backend = change.shape, NumpyBackend("float64")
+    delta = read_change(change, files)
+    found = low_rank(delta, config.most(shape), config.energy)
+    stored, numbers = [], []
+    for factor in (found.left, found.right):
+        raw, bad = backend.store(np.ascontiguousarray(factor).reshape(-1), dtype)
+        if bad:
+            raise CheckpointError(
+                f"tensor {change.name!r}: its factors don't fit into {dtype.name}; give another --out_dtype"
+            )
+        stored.append(raw.copy().reshape(factor.shape))
+        numbers.append(backend.load([raw.copy()], [dtype], based=False)[0][0].copy().reshape(factor.shape))
+    left, right = numbers
+    lost = 0.0
+    rows = max(1, BLOCK * 16 // shape[1])
+    for start in range(0, shape[0], rows):
+        piece = delta[start : start + rows] - left[start : start + rows] @ right
+        lost += float(np.einsum("ij,ij->", piece, piece))
+    row = describe(change) | {
+        "rank": len(found.values),
+        "kept": 1 - lost / change.squares,
+        "lost_norm": math.sqrt(lost),
+        "largest_singular_value": float(found.values[0]),
+        "largest_remaining_singular_value": found.remaining,
+    }
+    return Factors(stored[0], stored[1], dtype), row
+
+
+def _watched(changes: Sequence[Change], progress: bool | None) -> Iterator[Change]:
+    """The changes, with a progress bar over their elements."""
+    from tqdm import tqdm
+
+    disable = not log.isEnabledFor(logging.INFO) or (not sys.stderr.isatty() if progress is None else not progress)
+    total = sum(math.prod(change.shape) for change in changes)
+    with tqdm(total=total, unit="", unit_scale=True, desc="factoring", disable=disable) as bar:
+        for change in changes:
+            yield change
+            bar.update(math.prod(change.shape))
+
+
+# --- what is written -----------------------------------------------------------------------------------------------------
+
+
+def _whole(inputs: Inputs, rest: Sequence[Change], factors: Mapping[str, Factors]) -> dict[str, TensorEntry]:
+    """The tensors that the adapter stores whole, by name."""
+    tensors, names = inputs.finetuned.tensors, [change.name for change in rest]
+    if inputs.format != "peft":
+        return {name: tensors[name] for name in names}
+    whole = {name: tensors[name] for name in whole_modules(names, factors, tensors)}
+    if inputs.tied and "lm_head.weight" not in tensors:  # PEFT replaces the embedding, and leaves lm_head what it was
+        heads = [entry for name, entry in whole.items() if last_word(name) in EMBEDDINGS and len(entry.shape) == 2]
+        if heads:
+            whole["lm_head.weight"] = dataclasses.replace(heads[0], name="lm_head.weight")
+    return whole
+
+
+def _write(config: ExtractConfig, adapter: Adapter, said: Mapping[str, Any], files: Files) -> None:
+    """All files or none. Raises OutputError."""
+    output, written = Output(config.output_path, adapter, REPORT), None
+    try:
+        output.create()
+        (path,) = output.partial_paths
+        written = Files(os.O_WRONLY)
+        for offset, tensor in adapter.tensors.items():
+            if isinstance(tensor, np.ndarray):
+                written.write(path, offset, tensor)
+                continue
+            size = math.prod(tensor.shape)
+            for start in range(0, size, BLOCK):
+                raw = np.empty(min(BLOCK, size - start), tensor.dtype.raw)
+                files.read(tensor, start, raw)
+                written.write(path, offset + start * tensor.dtype.itemsize, raw)
+        output.finish(adapter.configs, json_bytes(said))
+    except BaseException as error:
+        output.abandon()
+        if isinstance(error, OSError):
+            raise OutputError(f"{config.output_path}: can't be written to ({error.strerror})") from None
+        raise
+    finally:
+        if written is not None:
+            written.close()

@@ -1,0 +1,1 @@
+"""The command `inspect`: describe checkpoints from their headers."""

@@ -1,0 +1,49 @@
+"""What a LoRA adapter is, from its headers and its config."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ...checkpoints.adapters import Adapter, sort
+from ...checkpoints.names import stacks, word_of
+from ...conversion.lora.config import scaling, unfit
+from ...errors import MalformedError
+
+_BASES = ("base_model_name_or_path", "base_model_name")  # PEFT's word, PaddleNLP's
+
+
+def describe_adapter(adapter: Adapter) -> dict[str, Any]:
+    """What `inspect --json` says of it, but for what it says of all files.
+
+    ranks, scales, targets: how many modules have each. problems: why it couldn't be folded into any model.
+    """
+    modules, others = sort(adapter)
+    ranks: Counter[int] = Counter()
+    scales: Counter[float] = Counter()
+    targets: Counter[str] = Counter()
+    problems = unfit(adapter)
+    for module in modules:
+        a = module.tensors.get("A") or module.tensors.get("embedding A")
+        if a is None or len(a.shape) != 2:
+            continue
+        rank = a.shape[0 if adapter.kind == "peft" else 1]
+        ranks[rank] += 1
+        targets[word_of(f"{module.name}.weight")] += 1
+        try:
+            scales[scaling(adapter, module.name, rank)] += 1
+        except MalformedError as error:
+            problems.append(f"{adapter.path}: {module.name!r} {error}")
+    config = adapter.config
+    return {
+        "adapter": adapter.kind,
+        "base_model": next((config[name] for name in _BASES if isinstance(config.get(name), str)), None),
+        "modules": sum(targets.values()),
+        "ranks": {str(rank): ranks[rank] for rank in sorted(ranks)},
+        "scales": {f"{scale:.6g}": scales[scale] for scale in sorted(scales)},
+        "targets": dict(targets),
+        "dora": any("lengths" in module.tensors for module in modules),
+        "whole_tensors": [name for name, _ in others],
+        "layers": stacks(module.name + ".weight" for module in modules),
+        "problems": problems,
+    }

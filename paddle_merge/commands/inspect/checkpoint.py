@@ -1,0 +1,138 @@
+"""What one checkpoint is, from its headers and config.json. Only a tied lm_head and its embedding are read, if both are
+stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from ...checkpoints.adapters import kind_of, open_adapter, split
+from ...checkpoints.compare import equal
+from ...checkpoints.config_json import read_config
+from ...checkpoints.names import EMBEDDINGS, HEAD, last_word, stacks
+from ...checkpoints.open import open_checkpoint
+from ...checkpoints.quantised import signs
+from ...checkpoints.tensors import Checkpoint, TensorEntry
+from ...conversion.detect import detect
+from ...conversion.inputs import SETTINGS, setting
+from ...errors import CheckpointError
+from .adapter import describe_adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Looked:
+    """A path that was looked at: its checkpoint (None if it is an adapter), and what is said of it, as JSON has it."""
+
+    checkpoint: Checkpoint | None
+    said: dict[str, Any]
+
+
+def look(spec: str, prefix: str) -> Looked:
+    """A checkpoint, an adapter, or a checkpoint with adapters (`base+adapter`). Raises CheckpointError."""
+    path, *adapters = split(spec)
+    if not adapters and kind_of(path):
+        try:
+            checkpoint = open_checkpoint(path, prefix)
+        except CheckpointError:
+            return Looked(None, _adapter(path))
+        return Looked(checkpoint, _describe(checkpoint, prefix))
+    problems: list[str] = []
+    opened, said = None, []
+    try:
+        opened = open_checkpoint(path, prefix)
+    except CheckpointError as error:
+        problems += error.problems
+    for adapter in adapters:
+        try:
+            said.append(_adapter(adapter))
+        except CheckpointError as error:
+            problems += error.problems
+    if opened is None or problems:
+        raise CheckpointError(problems)
+    found = _describe(opened, prefix)
+    return Looked(opened, found | {"path": spec, "adapters": said} if said else found)
+
+
+def _adapter(path: str) -> dict[str, Any]:
+    adapter = open_adapter(path)
+    return {"path": path, **describe_adapter(adapter), **_contents(adapter.tensors, [])}
+
+
+def _describe(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
+    """What `inspect --json` says of a checkpoint without adapters."""
+    detected = detect(checkpoint, prefix, {})
+    config = read_config(checkpoint.folder)
+    tensors = checkpoint.tensors
+    tied = _tied(checkpoint, detected.tied, config)
+    twice = _shared(tensors)
+    copies = [name for names in twice for name in names[1:]]
+    if tied["same_values"] and HEAD not in copies:
+        copies.append(HEAD)
+    settings = {name: setting(config, name) for name in SETTINGS if setting(config, name) is not None}
+    return {
+        "path": checkpoint.path,
+        "format": checkpoint.kind,
+        "metadata": dict(checkpoint.metadata),
+        "layout": detected.layout,
+        "layout_evidence": detected.evidence,
+        "family": config.get("model_type"),
+        "architectures": config.get("architectures"),
+        "settings": settings,
+        "layers": stacks(tensors),
+        **_contents(tensors, copies),
+        "tied": tied,
+        "shared": twice,
+        "quantised": signs(checkpoint, config),
+    }
+
+
+def _contents(tensors: Mapping[str, TensorEntry], copies: Collection[str]) -> dict[str, Any]:
+    """copies: tensors that don't count as parameters of their own."""
+    entries = tensors.values()
+    return {
+        "files": sorted({os.path.basename(file) for entry in entries for file in entry.files}),
+        "tensors": len(tensors),
+        "parameters": sum(math.prod(entry.shape) for name, entry in tensors.items() if name not in copies),
+        "bytes": sum(entry.nbytes for entry in entries),
+        "dtypes": _dtypes(entries),
+    }
+
+
+def _dtypes(entries: Iterable[TensorEntry]) -> dict[str, dict[str, int]]:
+    """dtype -> how many tensors, parameters and bytes of it; the most bytes first."""
+    found: dict[str, Counter[str]] = {}
+    for entry in entries:
+        counter = found.setdefault(entry.dtype.name, Counter(tensors=0, parameters=0, bytes=0))
+        counter.update(tensors=1, parameters=math.prod(entry.shape), bytes=entry.nbytes)
+    return {name: dict(found[name]) for name in sorted(found, key=lambda name: -found[name]["bytes"])}
+
+
+def _tied(checkpoint: Checkpoint, tied: bool, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether lm_head is the embedding: as config.json says (None: it doesn't), as it is taken, and as the values are (None
+    unless both are stored alike)."""
+    tensors = checkpoint.tensors
+    embedding = next((e for name, e in tensors.items() if last_word(name) in EMBEDDINGS and len(e.shape) == 2), None)
+    head, same = tensors.get(HEAD), None
+    if head is not None and embedding is not None and (head.shape, head.dtype) == (embedding.shape, embedding.dtype):
+        same = equal(head, embedding)
+    says = config.get("tie_word_embeddings")
+    language_model = embedding is not None or head is not None
+    return {
+        "config": says if isinstance(says, bool) else None,
+        "tied": tied and language_model,
+        "stored": [entry.name for entry in (embedding, head) if entry is not None],
+        "same_values": same,
+    }
+
+
+def _shared(tensors: Mapping[str, TensorEntry]) -> list[list[str]]:
+    """The names of tensors that are the very same bytes of a file."""
+    places: dict[TensorEntry, list[str]] = {}
+    for name, entry in tensors.items():
+        if entry.nbytes:
+            places.setdefault(dataclasses.replace(entry, name=""), []).append(name)
+    return [names for names in places.values() if len(names) > 1]

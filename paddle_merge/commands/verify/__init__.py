@@ -1,0 +1,1 @@
+"""The command `verify`: check whether a folder is still what a merge wrote."""

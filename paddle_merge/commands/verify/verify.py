@@ -1,0 +1,182 @@
+"""Whether a merge's output is what the merge wrote, and whether its inputs still make it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import xxhash
+
+from ...checkpoints.fingerprint import added, of_file
+from ...errors import CheckpointError, MergeError
+from ...plan.file_names import RECORD, WEIGHTS
+from ...plan.plan import Plan, TensorPlan
+from ...plan.planner import make_plan
+from ...recipe.config import MergeConfig
+from ...run.job import Job, Report
+from ...run.output.lock import Lock, Written, read_lock
+from ...run.pool import work
+from ...run.ranks import Ranks
+
+STEP = 1 << 24  # elements of a tensor that a thread takes at a time
+
+
+@dataclass
+class Findings:
+    """off: what isn't as the merge left it, in sentences. remade: the tensors that were made again from the inputs, of so
+    many. notes: what could not be looked at."""
+
+    output: str
+    files: int = 0
+    tensors: int = 0
+    nbytes: int = 0
+    remade: list[str] = field(default_factory=list)
+    off: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(folder: str, sample: int | None, n_process: int, tolerant: bool, progress: bool | None = None) -> Findings:
+    """Compare all bytes of the output with the record, then make `sample` tensors (None: all) again and compare them.
+
+    tolerant: inputs that are gone are worth a note, no error. Raises CheckpointError, WorkError.
+    """
+    lock = read_lock(folder)
+    found = Findings(folder, len(lock.files) + len(lock.shards), len(lock.tensors), sum(n for n, _ in lock.shards.values()))
+    _files(folder, lock, found)
+    _tensors(folder, lock, found, n_process)
+    if sample == 0 or any(sentence.startswith(os.path.join(folder, RECORD)) for sentence in found.off):
+        found.notes.append(f"nothing was made again from the inputs: {'--sample 0' if sample == 0 else f'{RECORD} is off'}")
+        return found
+    try:
+        _remake(folder, lock, sample, n_process, progress, found)
+    except CheckpointError as error:
+        if not tolerant:
+            raise
+        found.notes += [f"nothing was made again from the inputs: {problem}" for problem in error.problems]
+    return found
+
+
+# --- the output against the record
+
+
+def _files(folder: str, lock: Lock, found: Findings) -> None:
+    """What isn't weights, what stands around the weights, and weights that are no part of it."""
+    for name, checksum in lock.files.items():
+        path = os.path.join(folder, name)
+        try:
+            with open(path, "rb") as file:
+                if xxhash.xxh3_128_hexdigest(file.read()) != checksum:
+                    found.off.append(f"{path}: has changed since the merge")
+        except OSError as error:
+            found.off.append(f"{path}: can't be read ({error.strerror})")
+    for name, (nbytes, frame) in lock.shards.items():
+        path = os.path.join(folder, name)
+        try:
+            if (size := os.path.getsize(path)) != nbytes:
+                found.off.append(f"{path}: has {size:,} bytes, and the merge wrote {nbytes:,}")
+            elif _frame(path, nbytes, [tensor for tensor in lock.tensors.values() if tensor.shard == name]) != frame:
+                found.off.append(f"{path}: its header, what stands around the tensors, isn't what the merge wrote")
+        except OSError as error:
+            found.off.append(f"{path}: can't be read ({error.strerror})")
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(WEIGHTS) and name not in {*lock.shards, *lock.files}:
+            found.off.append(f"{os.path.join(folder, name)}: isn't of this merge, and loaders may take it for its weights")
+
+
+def _frame(path: str, nbytes: int, tensors: Sequence[Written]) -> str:
+    """The XXH3 of what no tensor covers. Raises OSError."""
+    checksum, at = xxhash.xxh3_128(), 0
+    with open(path, "rb") as file:
+        for start, stop in [
+            *sorted((one.offset, one.offset + one.size * one.itemsize) for one in tensors),
+            (nbytes, nbytes),
+        ]:
+            file.seek(at)
+            checksum.update(file.read(max(0, start - at)))
+            at = stop
+    return checksum.hexdigest()
+
+
+def _tensors(folder: str, lock: Lock, found: Findings, n_process: int) -> None:
+    """The bytes of every tensor. Threads read: hashing and reading don't hold Python's lock."""
+
+    def stretches() -> Iterator[tuple[str, int, int]]:
+        for name, tensor in lock.tensors.items():
+            for start in range(0, tensor.size, STEP):
+                yield name, start, min(start + STEP, tensor.size)
+
+    def take(stretch: tuple[str, int, int]) -> str:
+        name, start, stop = stretch
+        tensor = lock.tensors[name]
+        try:
+            return of_file(os.path.join(folder, tensor.shard), tensor.offset, tensor.itemsize, start, stop)
+        except (OSError, EOFError):
+            return ""  # no fingerprint: it isn't there
+
+    pieces: dict[str, list[str]] = {name: [] for name in lock.tensors}
+    with ThreadPoolExecutor(n_process) as pool:
+        for (name, _, _), fingerprint in zip(stretches(), pool.map(take, stretches()), strict=True):
+            pieces[name].append(fingerprint)
+    for name, tensor in lock.tensors.items():
+        if "" in pieces[name] or added(pieces[name]) != tensor.written:
+            found.off.append(f"tensor {name!r} in {os.path.join(folder, tensor.shard)} isn't what the merge wrote")
+
+
+# --- the inputs against the record
+
+
+def _remake(folder: str, lock: Lock, sample: int | None, n_process: int, progress: bool | None, found: Findings) -> None:
+    """Merge again, without writing. Raises CheckpointError, WorkError."""
+    path = os.path.join(folder, RECORD)
+    try:
+        config = MergeConfig.from_mapping(MergeConfig.from_file(path), path)
+        recipe = config.recipe()
+        plan = make_plan(recipe, n_process, config.shard_bytes(), config.engine)
+    except MergeError as error:
+        raise CheckpointError(error.problems) from None
+    made = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in plan.tensors}
+    if made != {name: (tensor.dtype, tensor.shape) for name, tensor in lock.tensors.items()}:
+        found.off.append(f"the inputs that {path} names have other tensors now than when they were merged")
+        return
+    filled = [tensor.name for tensor in plan.tensors if tensor.size]
+    chosen = set(filled if sample is None else _choose(filled, sample))
+    pieces = tuple(piece for piece in plan.pieces if plan.tensors[piece.tensor].name in chosen)
+    if not pieces:
+        return
+    plan = dataclasses.replace(plan, pieces=pieces, n_process=min(n_process, len(pieces)))
+    reports: dict[str, list[Report]] = {}
+    for report in work(plan, Job(recipe.seed, None, plan.engine), progress, Ranks(0, ["alone"]), doing="verifying"):
+        reports.setdefault(report.tensor, []).append(report)
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    for name in filter(reports.__contains__, made):
+        found.remade.append(name)
+        found.off += _judge(plan, tensors[name], reports[name], lock)
+
+
+def _judge(plan: Plan, tensor: TensorPlan, reports: Sequence[Report], lock: Lock) -> list[str]:
+    """What differs between a tensor made again and the record."""
+    name, then = tensor.name, lock.tensors[tensor.name]
+    if len(then.read) != len(tensor.numbers):
+        return [f"tensor {name!r} is made of {len(tensor.numbers)} inputs, and the record says {len(then.read)}"]
+    off = []
+    for place, number in enumerate(tensor.numbers):
+        if added(report.read[place] for report in reports) != then.read[place]:
+            off.append(f"tensor {name!r} of {plan.recipe.titles[number]} isn't what was merged")
+    if not off and added(report.written for report in reports) != then.written:
+        by = ", ".join(f"{what} {which}" for what, which in lock.versions.items())
+        off.append(f"tensor {name!r}, made again from the same inputs, isn't what the merge wrote; that was made by {by}")
+    return off
+
+
+def _choose(names: Sequence[str], count: int) -> list[str]:
+    """So many of them, drawn anew each time: of every kind (names that differ by numbers only) one, before a second."""
+    kinds: dict[str, list[str]] = {}
+    for name in random.sample(names, len(names)):
+        kinds.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    ranked = [(turn, name) for kind in kinds.values() for turn, name in enumerate(kind)]
+    return [name for _, name in sorted(ranked, key=lambda pair: pair[0])][:count]

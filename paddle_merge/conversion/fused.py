@@ -1,0 +1,164 @@
+"""Fused weights: query, key and value in one matrix, gate and up in one. Which slices of `out` are whose, and views that
+take them apart and put them together without moving a byte.
+
+    PaddleNLP, PaddleFormers  qkv_proj                        by groups: a key's queries, the key, its value; then the next
+    Phi-3, wherever           qkv_proj                        [queries | keys | values]
+    PaddleNLP                 gate_up_fused_proj              [gate | up]
+    PaddleFormers             up_gate_proj                    [gate | up]
+    Phi-3 and GLM, wherever   gate_up_proj                    [gate | up]
+
+Nothing else is taken apart: a guess would give a model of the right shapes that talks nonsense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from ..checkpoints.config_json import widths
+from ..checkpoints.names import last_word
+from ..checkpoints.tensors import TensorEntry
+from ..checkpoints.views import MAX_PARTS, Range, join, repeated, select
+from ..errors import MalformedError
+from ..parsing import shown
+
+_QKV, _FFN = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+PIECES = {"qkv_proj": _QKV, "gate_up_fused_proj": _FFN, "up_gate_proj": _FFN, "gate_up_proj": _FFN}
+# The families whose qkv_proj PaddleNLP or PaddleFormers make by groups, of weights that are apart in Hugging Face's layout.
+BY_GROUPS = ("llama", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "ernie4_5", "ernie4_5_moe", "gemma3_text", "glm4_moe")
+ALWAYS_FUSED = {"qkv_proj": ("phi3",), "gate_up_proj": ("phi3", "glm", "glm4")}  # in every layout, and alike
+_FFN_NAMES = {"paddlenlp": "gate_up_fused_proj", "paddleformers": "up_gate_proj"}
+
+
+def slices(word: str, layout: str | None, config: Mapping[str, Any]) -> dict[str, list[Range]] | None:
+    """Which indices of a fused layer's `out` are whose, in order: {"q_proj": [(0, 8), (16, 24)], ...}.
+
+    word: the layer's name, of PIECES. layout: how its checkpoint is stored. None where that isn't certain, or config.json
+    doesn't tell the sizes.
+    """
+    sizes, family = widths(config), config.get("model_type")
+    always = _always(word, family) and layout in ("hf", "paddleformers")
+    if word == "qkv_proj":
+        if not {"head", "heads", "kv"} <= sizes.keys() or sizes["heads"] % sizes["kv"]:
+            return None
+        if not always and (family not in BY_GROUPS or layout not in _FFN_NAMES):
+            return None
+        groups = 1 if always else sizes["kv"] // sizes["head"]
+        if groups > MAX_PARTS:
+            return None
+        queries, keys = sizes["heads"] // groups, sizes["kv"] // groups
+        return repeated(_QKV, [queries, keys, keys], groups)
+    if word not in PIECES or "intermediate" not in sizes:
+        return None
+    if not always and word != _FFN_NAMES.get(str(layout)):
+        return None
+    return repeated(_FFN, [sizes["intermediate"]] * 2, 1)
+
+
+def _always(word: str, family: Any) -> bool:
+    return family in ALWAYS_FUSED.get(word, ())
+
+
+# --- whole checkpoints -----------------------------------------------------------------------------------------------
+
+
+def kept(word: str, layout: str, goal: str, config: Mapping[str, Any]) -> str | None:
+    """What a layer that is fused in one layout, and stays so, is called in another; None if it doesn't, or isn't known."""
+    if layout == goal or (_always(word, config.get("model_type")) and "paddlenlp" not in (layout, goal)):
+        return word
+    if "hf" in (layout, goal) or slices(word, layout, config) is None:
+        return None
+    return word if word == "qkv_proj" else _FFN_NAMES[goal]
+
+
+def apart(names: Iterable[str], layout: str, config: Mapping[str, Any]) -> set[str]:
+    """These names, with pieces instead of what Hugging Face's layout has not fused."""
+    found = set()
+    for name in names:
+        word = last_word(name)
+        if word in PIECES and kept(word, layout, "hf", config) is None:
+            found |= {_renamed(name, piece) for piece in PIECES[word]}
+        else:
+            found.add(name)
+    return found
+
+
+def refit(
+    tensors: Mapping[str, TensorEntry], wanted: Collection[str], layout: str, config: Mapping[str, Any]
+) -> tuple[dict[str, TensorEntry], list[str], list[str]]:
+    """Take apart and fuse, so that tensors get the names in `wanted` where they can.
+
+    Returns them; the names of those made; and sentences about those that can't be made, beginning with their names.
+    """
+    found: dict[str, TensorEntry] = {}
+    made: list[str] = []
+    problems: list[str] = []
+    for name, entry in tensors.items():
+        word = last_word(name)
+        fused = [whole for whole, pieces in PIECES.items() if word in pieces and _renamed(name, whole) in wanted]
+        pieces = [_renamed(name, piece) for piece in PIECES.get(word, ())]
+        try:
+            if name not in wanted and pieces and all(piece in wanted for piece in pieces):
+                taken = _split(entry, layout, config)
+            elif name not in wanted and fused:
+                if _renamed(name, fused[0]) in made:
+                    continue
+                taken = _fuse(tensors, name, fused[0], layout, config)
+            else:
+                found[name] = entry
+                continue
+            made += [new for new in taken if new not in found]
+            if twice := [new for new in taken if new in tensors]:
+                raise MalformedError(f"would be converted to {twice[0]!r}, which is there already")
+        except MalformedError as error:
+            problems.append(f"tensor {name!r} {error}")
+            continue
+        found |= taken
+    return found, made, problems
+
+
+def _split(entry: TensorEntry, layout: str, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+    """Its pieces, by name. Raises MalformedError."""
+    ranges = _certain(last_word(entry.name), layout, config)
+    axis, total = _axis(entry, layout), max(stop for piece in ranges.values() for _, stop in piece)
+    if entry.shape[axis] != total:
+        raise MalformedError(f"is {list(entry.shape)}, but config.json says {total} along axis {axis}")
+    names = {word: _renamed(entry.name, word) for word in ranges}
+    return {names[word]: select(entry, axis, piece, names[word]) for word, piece in ranges.items()}
+
+
+def _fuse(
+    tensors: Mapping[str, TensorEntry], name: str, word: str, layout: str, config: Mapping[str, Any]
+) -> dict[str, TensorEntry]:
+    """The fused tensor of which `name` is a piece, by its name. Raises MalformedError."""
+    ranges = _certain(word, layout, config)
+    whole, entries = _renamed(name, word), {piece: tensors.get(_renamed(name, piece)) for piece in ranges}
+    held = {piece: entry for piece, entry in entries.items() if entry is not None}
+    if len(held) < len(ranges):
+        raise MalformedError(f"would be fused into {whole!r}, but there aren't all of {', '.join(ranges)}")
+    return {whole: join(held, _axis(tensors[name], layout), ranges, whole)}
+
+
+def _certain(word: str, layout: str, config: Mapping[str, Any]) -> dict[str, list[Range]]:
+    ranges = slices(word, layout, config)
+    if ranges is None:
+        raise MalformedError(
+            f"can't be converted between {word} and {', '.join(PIECES[word])}: how a model of type"
+            f" {shown(config.get('model_type'))} in layout {layout} fuses them isn't known, or config.json doesn't tell the"
+            " sizes"
+        )
+    return ranges
+
+
+def _axis(entry: TensorEntry, layout: str) -> int:
+    """Along which its `out` lies. Raises MalformedError unless it is a Linear layer's weight or bias."""
+    kind = entry.name.rpartition(".")[2]
+    if (kind, len(entry.shape)) not in (("weight", 2), ("bias", 1)):
+        raise MalformedError(f"{list(entry.shape)} is not the weight or bias of one Linear layer, so it can't be converted")
+    return 1 if kind == "weight" and layout != "hf" else 0
+
+
+def _renamed(name: str, word: str) -> str:
+    """The tensor's name in another layer of its module."""
+    *module, _, kind = name.split(".")
+    return ".".join([*module, word, kind])

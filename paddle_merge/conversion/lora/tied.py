@@ -1,0 +1,82 @@
+"""Adapters of models that tie lm_head to the embedding, or other tensors to one another.
+
+PEFT trains the two apart, and an adapter of the embedding leaves lm_head what it was; one that was told to tie them
+(ensure_weight_tying) holds the same for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...checkpoints.adapters import Adapter, Module
+from ...checkpoints.compare import equal
+from ...checkpoints.names import EMBEDDINGS, HEAD, last_word
+from ...checkpoints.tensors import Checkpoint, TensorEntry
+from ...checkpoints.views import transposed
+from ...errors import MalformedError
+from .config import scaling
+
+Others = Sequence[tuple[str, TensorEntry]]
+Apart = list[tuple[str, TensorEntry | None]]
+
+
+def without_head(
+    adapter: Adapter, modules: Sequence[Module], others: Others
+) -> tuple[list[Module], list[tuple[str, TensorEntry]], Apart]:
+    """What readers.adapters.sort gave, less what is for lm_head, if that is the same as what is for the embedding; and what
+    PEFT trained of the embedding apart from lm_head, which a tied model can't hold: names, and whole tensors."""
+    factors = next((module for module in modules if last_word(f"{module.name}.") in EMBEDDINGS), None)
+    whole = next((entry for name, entry in others if last_word(name) in EMBEDDINGS), None)
+    head_factors = next((module for module in modules if f"{module.name}.weight" == HEAD), None)
+    head_whole = next((entry for name, entry in others if name == HEAD), None)
+    if head_factors is None and head_whole is None:
+        apart: Apart = [(factors.name, None)] if factors is not None else []
+        apart += [(name, entry) for name, entry in others if last_word(name) in EMBEDDINGS]
+        tied = adapter.kind != "peft" or adapter.config.get("ensure_weight_tying")
+        return list(modules), list(others), [] if tied else apart
+    same = (head_factors is None) == (factors is None) and (head_whole is None) == (whole is None)
+    if factors is not None and head_factors is not None:
+        same = same and _are_alike(adapter, factors, head_factors)
+    if whole is not None and head_whole is not None:
+        same = same and equal(whole, head_whole)
+    if not same:
+        return list(modules), list(others), []
+    return [one for one in modules if one is not head_factors], [one for one in others if one[0] != HEAD], []
+
+
+class Sharers:
+    """Which tensors of a checkpoint are one, whatever is said of lm_head."""
+
+    def __init__(self, checkpoint: Checkpoint, config: Mapping[str, Any]):
+        self._tensors, self._silent = checkpoint.tensors, not isinstance(config.get("tie_word_embeddings"), bool)
+        self._names: dict[Any, list[str]] = {}
+        for name, entry in self._tensors.items():
+            self._names.setdefault(_place(entry), []).append(name)
+
+    def of(self, target: str) -> list[str]:
+        """The others that lie in the very bytes of this one, as tied ones do in torch's files; lm_head and the embedding, if
+        they hold the same and config.json doesn't say whether they are tied. Raises WorkError."""
+        entry, head = self._tensors[target], self._tensors.get(HEAD)
+        found = [name for name in self._names[_place(entry)] if name != target and entry.nbytes]
+        if self._silent and head is not None and (target == HEAD or last_word(target) in EMBEDDINGS):
+            words = [name for name in self._tensors if last_word(name) in EMBEDDINGS and target in (name, HEAD)]
+            found += [HEAD if name == target else name for name in words if equal(self._tensors[name], head)]
+        return found
+
+
+def _place(entry: TensorEntry) -> tuple[str, int, tuple[int, ...]]:
+    return entry.file, entry.offset, entry.shape
+
+
+def _are_alike(adapter: Adapter, embedding: Module, head: Module) -> bool:
+    """Whether these change the embedding and lm_head alike: PEFT's factors of the one are those of the other, turned."""
+    if embedding.tensors.keys() != {"embedding A", "embedding B"} or head.tensors.keys() != {"A", "B"}:
+        return False
+    a, b = embedding.tensors["embedding A"], embedding.tensors["embedding B"]
+    with contextlib.suppress(MalformedError):
+        rank = a.shape[0]
+        same = scaling(adapter, embedding.name, rank) == scaling(adapter, head.name, rank)
+        return same and equal(transposed(b, ""), head.tensors["A"]) and equal(transposed(a, ""), head.tensors["B"])
+    return False

@@ -1,0 +1,194 @@
+"""Models whose vocabularies differ, brought to one: what every tensor of a merge that has a row per token is made of."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ...checkpoints.names import HEAD, last_word, layer_of
+from ...checkpoints.tensors import Aligned, TensorEntry
+from ...errors import CheckpointError
+from ..layout import turned_in
+from ..modules import suggested
+from .rows import WORDS, Rows, keys, sizes
+from .tokens import Vocabulary, read_vocabulary, union
+from .vocabularies import Fate, Tokens, Vocabularies
+
+_HEADS = (last_word(HEAD), "head")  # the latter in DeepSeek's layers that predict more than one token
+_TOKENS = (last_word(HEAD), "embed_tokens_per_layer")  # what surely has a row per token; the latter is Gemma 3n's
+_POSITIONS = re.compile(r"\bwpe\b|pos(ition|_emb|_\b)")  # there may be as many as tokens
+MULTIPLE = 128  # at most: what the rows of a padded embedding stay a multiple of
+
+
+class Aligner:
+    """The tensors of one merge, with their rows in the order of its tokenizer. tokens: what that means for each input.
+
+    source, base, multiple: as in recipe.recipe.Tokenizer. taken: the numbers of the inputs that the merge is made of.
+
+    Raises CheckpointError listing every input whose rows aren't known.
+    """
+
+    def __init__(
+        self,
+        source: int | str,
+        base: int | None,
+        multiple: int | None,
+        taken: Sequence[int],
+        vocabularies: Vocabularies,
+        layout: str | None,
+    ):
+        self._inputs, self._base, self._layout = vocabularies.inputs, base, layout
+        self._made: dict[object, Aligned | None] = {}
+        self._rows: dict[tuple[int, ...], Rows] = {}
+        main = base if base is not None else taken[0]
+        owner = main if source == "union" else vocabularies.called(source)
+        numbers = dict.fromkeys([main, *taken, *([owner] if isinstance(owner, int) else [])])
+        problems: list[str] = []
+
+        def each(read: Callable[[int], tuple[int, int] | Vocabulary]) -> dict[int, Any]:
+            found = {}
+            for number in numbers:
+                try:
+                    found[number] = read(number)
+                except CheckpointError as error:
+                    problems.extend(error.problems)
+            return found
+
+        self._sizes: dict[int, tuple[int, int]] = each(lambda number: sizes(self._inputs[number]))
+        self._known: dict[int, Vocabulary] = {} if problems else each(lambda number: vocabularies.of(number, main))
+        if problems:
+            raise CheckpointError(list(dict.fromkeys(problems)))
+        first = self._known[owner] if isinstance(owner, int) else _elsewhere(owner)
+        others = [self._known[number] for number in dict.fromkeys(taken) if number != main]
+        vocabulary = union(first, others) if source == "union" else first
+        pieces = [
+            token for token in vocabulary.ids if token not in first.ids and not any(token in one.added for one in others)
+        ]
+        if pieces:
+            vocabularies.notes[
+                f"{len(pieces)} tokens of other models' own vocabularies, such as {pieces[0]!r}, become added tokens of the"
+                " union's tokenizer, which finds them in text before any other: it may split text as no model was trained"
+                " on; tokenizer_source base doesn't"
+            ] = None
+        own = self._sizes[owner][0] if isinstance(owner, int) else 0
+        rows = _rows(vocabulary.end, first.end, own, multiple)
+        self._keys = keys(vocabulary, rows)
+        title = "union" if source == "union" else self._inputs[owner].path if isinstance(owner, int) else owner
+        held = {number: {key for key in self._keys_of(number) if isinstance(key, str)} for number in dict.fromkeys(taken)}
+        somewhere = set[str]().union(*held.values())
+        self.tokens = Tokens(
+            title,
+            first,
+            vocabulary,
+            self._known[main],
+            rows,
+            tuple(self._fate(number, tokens) for number, tokens in held.items()),
+            tuple(token for token in vocabulary.ids if token not in somewhere),
+        )
+
+    def has(self, name: str) -> bool:
+        """Whether all inputs that hold the tensor have a row of it per token. Raises CheckpointError."""
+        holders = [number for number in self._known if name in self._inputs[number].tensors]
+        return bool(holders) and self._axis([self._inputs[number].tensors[name] for number in holders], holders) is not None
+
+    def align(self, entries: Sequence[TensorEntry], numbers: Sequence[int]) -> list[TensorEntry]:
+        """What one tensor of the output is made of, an entry for each of the inputs `numbers`: with their rows aligned, or
+        as they are, if they have no row per token. Raises CheckpointError."""
+        axis, chosen = self._axis(entries, numbers), tuple(numbers)
+        if axis is None and last_word(entries[0].name) not in _TOKENS:
+            return list(entries)
+        if chosen not in self._rows:
+            base = chosen.index(self._base) if self._base in chosen else None
+            self._rows[chosen] = Rows.of([self._keys_of(number) for number in chosen], self._keys, base)
+        if axis is None and self._rows[chosen].moves([self._sizes[number][0] for number in chosen]):
+            first, (rows, _) = self._inputs[numbers[0]], self._sizes[numbers[0]]
+            raise CheckpointError(
+                f"{first.path}: tensor {entries[0].name!r} is {list(entries[0].shape)}, and the embedding has {rows} rows,"
+                " so it can't be told which token each of its own is"
+            )
+        if axis is None or len({(*entry.shape[:axis], *entry.shape[axis + 1 :]) for entry in entries}) > 1:
+            return list(entries)
+        # A tied lm_head is the very entry that the embedding is, but for its name, and so must become.
+        nameless = tuple(replace(entry, name="") for entry in entries)
+        found = []
+        for place, entry in enumerate(entries):
+            key = nameless, chosen, place, axis
+            if key not in self._made:
+                self._made[key] = self._rows[chosen].aligned(place, axis, entries, chosen)
+            found.append(_replaced(entry, self._made[key], self._inputs[chosen[place]].path))
+        return found
+
+    def _keys_of(self, number: int) -> list[str | int]:
+        return keys(self._known[number], self._sizes[number][0])
+
+    def _fate(self, number: int, own: set[str]) -> Fate:
+        """own: the tokens that it has a row for."""
+        named = {key for key in self._keys if isinstance(key, str)}
+        left = set(self._keys_of(number)) - set(self._keys)
+        dropped = tuple(token for token in self._known[number].ids if token in left)
+        filled = tuple(key for key in self._keys if isinstance(key, str) and key not in own)
+        return Fate(number, len(own & named), filled, dropped, len(left) - len(dropped))
+
+    def _axis(self, entries: Sequence[TensorEntry], numbers: Sequence[int]) -> int | None:
+        """Along which axis a tensor has an element per token; None: along none. Raises CheckpointError if that can't be
+        told."""
+        name = entries[0].name
+        if last_word(name) not in (*WORDS, *_HEADS) and not _may_hold_tokens(name):
+            return None
+        shapes = [self._sizes[number] for number in numbers]
+        fitting = [
+            axis
+            for axis in range(min(2, *(len(entry.shape) for entry in entries)))
+            if all(entry.shape[axis] == rows for entry, (rows, _) in zip(entries, shapes, strict=True))
+        ]
+        if last_word(name) in WORDS and 0 in fitting:
+            return 0
+        if len(fitting) < 2 and all(rows != width for rows, width in shapes):
+            return fitting[0] if fitting else None
+        if last_word(name) not in _HEADS or not fitting:
+            return None
+        if len(fitting) == 1:
+            return fitting[0]
+        first = self._inputs[numbers[0]]
+        if self._layout is None:
+            raise CheckpointError(
+                f"{first.path}: tensor {name!r} is square, so it can't be told which of its sides is tokens; say how it is"
+                " stored with --layout"
+            )
+        return int(name in turned_in(first.tensors, self._layout))
+
+
+def _may_hold_tokens(name: str) -> bool:
+    """Whether a side as long as the vocabulary means tokens: not in layers, nor of positions, nor of images."""
+    return layer_of(name) is None and not _POSITIONS.search(name) and suggested([name]) == suggested([HEAD])
+
+
+def _elsewhere(folder: str) -> Vocabulary:
+    """Raises CheckpointError."""
+    found = read_vocabulary(folder)
+    if found is None:
+        raise CheckpointError(
+            f"tokenizer_source {folder}: no tokenizer is there, and none of the models is called so; give union, base, a"
+            " model as it is called in the merge, or the folder of a tokenizer"
+        )
+    return found
+
+
+def _rows(end: int, source: int, own: int, multiple: int | None) -> int:
+    """How many the output's embedding has. end: of its ids; source: of the ids that it begins with; own: the rows of the
+    embedding that these belong to, whose padding is kept."""
+    if multiple is None and end <= own:
+        return own
+    if multiple is None:
+        multiple = math.gcd(own, MULTIPLE) if own > source else 1
+    return -(-end // multiple) * multiple
+
+
+def _replaced(entry: TensorEntry, aligned: Aligned | None, path: str) -> TensorEntry:
+    if aligned is None:
+        return entry
+    nbytes = math.prod(aligned.shape) * entry.dtype.itemsize
+    return TensorEntry(entry.name, entry.dtype, aligned.shape, path, 0, nbytes, aligned=aligned)

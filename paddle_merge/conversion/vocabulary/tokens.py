@@ -1,0 +1,216 @@
+"""The vocabulary of a tokenizer, from the files that stand beside a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...checkpoints.json_files import read_json, read_small
+from ...errors import CheckpointError
+
+MAX_FILE = 1 << 30  # bytes
+MAX_IDS = 1 << 22  # far more than any tokenizer has
+SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+RENUMBERED = ("sentencepiece.bpe.model", "spiece.model")  # by XLM-R and mBART; T5 and Pegasus
+AS_STORED = ("llama", "codellama", "code_llama", "gemma", "baichuan", "albert", "xlnet")  # not by these: PaddleNLP's Llama
+SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+PLAIN = dict.fromkeys(SETTINGS, False) | {"normalized": True}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """folder: where its files are. ids: token -> id, by rising id. added: the tokens that stand beside the tokenizer's own
+    model -> how they are matched (SETTINGS). stored: what the files say, if that is less, as of a union."""
+
+    folder: str
+    ids: Mapping[str, int]
+    added: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stored: Vocabulary | None = field(default=None, compare=False)
+
+    @property
+    def end(self) -> int:
+        """One more than the largest id."""
+        return max(self.ids.values(), default=-1) + 1
+
+
+def same_files(one: str, other: str) -> bool:
+    """Whether two folders hold files that give the same tokens the same ids, as far as that is known at a glance. Raises
+    OSError, CheckpointError."""
+    for name in ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE):
+        paths = [os.path.join(folder, name) for folder in (one, other)]
+        there = [os.path.isfile(path) for path in paths]
+        if there[0] != there[1] or (there[0] and not _same(*paths)):
+            return False
+    more = ({(token, number) for _, token, number, _ in _more(folder)} for folder in (one, other))
+    return next(more) == next(more)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two files are equal; of two tokenizer.json, which other versions of a library write otherwise, the ids."""
+    if filecmp.cmp(one, other, shallow=False):
+        return True
+    if not one.endswith("tokenizer.json"):
+        return False
+    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
+        first, second = (json.loads(read_small(path, MAX_FILE)) for path in (one, other))
+        added = [[(token["id"], token["content"]) for token in content["added_tokens"]] for content in (first, second)]
+        return bool(first["model"]["vocab"] == second["model"]["vocab"] and added[0] == added[1])
+    return False
+
+
+def read_vocabulary(folder: str) -> Vocabulary | None:
+    """From tokenizer.json, vocab.json, vocab.txt, or a sentencepiece model, the first there is, and what
+    tokenizer_config.json and added_tokens.json add; None if there is no tokenizer. Raises CheckpointError."""
+    for name, read in [
+        ("tokenizer.json", _of_tokenizers),
+        ("vocab.json", _of_json),
+        ("vocab.txt", _of_text),
+        *((name, _of_sentencepiece) for name in SENTENCEPIECE),
+    ]:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            ids, added = read(path)
+            break
+    else:
+        return None
+    for file, token, number, settings in _more(folder):
+        if ids.setdefault(token, number) != number:
+            raise CheckpointError(
+                f"{file}: gives the token {token!r} the id {number}, and {path} gives it {ids[token]}; they must agree"
+            )
+        if token not in added or settings:
+            added[token] = {**PLAIN, **settings}
+    for token in _special(folder):  # what loaders do with those that no file gives an id
+        if token not in ids:
+            ids[token] = max(ids.values(), default=-1) + 1
+            added[token] = {**PLAIN, "normalized": False, "special": True}
+    if any(number < 0 for number in ids.values()) or len(set(ids.values())) < len(ids):
+        raise CheckpointError(f"{folder}: its tokenizer gives two tokens the same id, or one an id below 0")
+    for token, number in ids.items():
+        if number >= MAX_IDS:
+            raise CheckpointError(f"{folder}: its tokenizer gives {token!r} the id {number}, more than tokenizers have")
+    return Vocabulary(folder, dict(sorted(ids.items(), key=lambda pair: pair[1])), added)
+
+
+Found = tuple[dict[str, int], dict[str, dict[str, Any]]]
+
+
+def _of_tokenizers(path: str) -> Found:
+    import tokenizers
+
+    try:
+        content = read_small(path, MAX_FILE).decode()
+        read = tokenizers.Tokenizer.from_str(content)
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+    except BaseException as error:  # the library raises nothing more particular, and where it panics not even Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: the tokenizers library can't read it ({reason})") from None
+    added = {
+        token.content: {name: bool(getattr(token, name)) for name in SETTINGS}
+        for token in read.get_added_tokens_decoder().values()
+    }
+    return read.get_vocab(with_added_tokens=True), added
+
+
+def _of_json(path: str) -> Found:
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
+        raise CheckpointError(f"{path}: must hold a number for each token")
+    return content, {}
+
+
+def _of_text(path: str) -> Found:
+    try:
+        lines = read_small(path, MAX_FILE).decode().split("\n")
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: is not UTF-8 text") from None
+    tokens = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    ids = {token: number for number, token in enumerate(tokens)}
+    if len(ids) < len(tokens):
+        raise CheckpointError(f"{path}: holds a token twice")
+    return ids, {}
+
+
+def _of_sentencepiece(path: str) -> Found:
+    if os.path.basename(path) in RENUMBERED and not _kind(os.path.dirname(path)).startswith(AS_STORED):
+        raise CheckpointError(
+            f"{path}: the models that have such a file number its tokens otherwise than it does; save the tokenizer with"
+            " tokenizer.json beside it, as transformers' save_pretrained does"
+        )
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise CheckpointError(f"{path}: to read its tokens, install sentencepiece: pip install sentencepiece") from None
+    try:
+        model = SentencePieceProcessor(model_file=path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: sentencepiece can't read it ({' '.join(str(error).split())})") from None
+    return {model.id_to_piece(number): number for number in range(model.get_piece_size())}, {}
+
+
+def _kind(folder: str) -> str:
+    """The tokenizer's class, or the model's type, in small letters; "" if nothing tells. Raises CheckpointError."""
+    for name, key in (("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")):
+        path = os.path.join(folder, name)
+        content = read_json(path) if os.path.isfile(path) else {}
+        if isinstance(content, dict) and isinstance(told := content.get(key), str):
+            return told.lower()
+    return ""
+
+
+def _more(folder: str) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+    """(file, token, id, settings) of the tokens that are added beside the tokenizer's model. Raises CheckpointError."""
+    path = os.path.join(folder, "tokenizer_config.json")
+    content = read_json(path) if os.path.isfile(path) else {}
+    decoder = content.get("added_tokens_decoder") if isinstance(content, dict) else None
+    for number, token in decoder.items() if isinstance(decoder, dict) else ():
+        if not str(number).isdecimal() or not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise CheckpointError(f"{path}: its added_tokens_decoder must hold a token for each id")
+        yield path, token["content"], int(number), {name: bool(token[name]) for name in SETTINGS if name in token}
+    path = os.path.join(folder, "added_tokens.json")
+    if os.path.isfile(path):
+        for token, number in _of_json(path)[0].items():
+            yield path, token, number, {}
+
+
+def _special(folder: str) -> Iterator[str]:
+    """The special tokens that configs name. Raises CheckpointError."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = os.path.join(folder, name)
+        content = read_json(path) if os.path.isfile(path) else {}
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path}: must hold names and values")
+        lists = [content[key] for key in MORE_SPECIAL if isinstance(content.get(key), list)]
+        for token in [*map(content.get, SPECIAL), *(one for each in lists for one in each)]:
+            word = token.get("content") if isinstance(token, dict) else token
+            if isinstance(word, str):
+                yield word
+
+
+def union(base: Vocabulary, others: list[Vocabulary]) -> Vocabulary:
+    """The base's tokens with their ids, and after them those that only others have: in order of the others, those of their
+    models first. A token that is added in any is added in the union, as the first has it."""
+    ids, end = dict(base.ids), base.end
+    added: dict[str, Mapping[str, Any]] = {}
+    for is_added in (False, True):
+        for other in others:
+            for token in other.ids:
+                if (token in other.added) == is_added and token not in ids:
+                    ids[token] = end
+                    end += 1
+    for one in (base, *others):
+        added = {**one.added, **added}
+    added = {token: added.get(token, PLAIN) for token in ids if token in added or token not in base.ids}
+    return Vocabulary(base.folder, ids, added, base.stored or base)

@@ -1,0 +1,90 @@
+"""The files of the output's tokenizer: those of the folder it is taken from, with the tokens that a union adds."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ...checkpoints.json_files import parsed
+from ...errors import CheckpointError
+from .tokens import MORE_SPECIAL, Vocabulary
+
+# What of a folder belongs to its tokenizer.
+FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+)
+
+
+def is_tokenizers(name: str) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in FILES)
+
+
+def with_tokens(files: Mapping[str, bytes], vocabulary: Vocabulary, added: Vocabulary) -> dict[str, bytes]:
+    """The same files, telling of the added tokens wherever some loader looks for them.
+
+    files: by name, as they stand beside `vocabulary`'s tokenizer; added: the same vocabulary with more tokens. Raises
+    CheckpointError.
+    """
+    found = dict(files)
+    if added.ids == vocabulary.ids and added.added.keys() == vocabulary.added.keys():
+        return found
+    if "tokenizer.json" in files:
+        found["tokenizer.json"] = _of_tokenizers(files["tokenizer.json"], vocabulary, added)
+    if "tokenizer_config.json" in files:
+        content = _parsed("tokenizer_config.json", files, vocabulary)
+        decoder = {str(added.ids[token]): {"content": token, **settings} for token, settings in added.added.items()}
+        content = _with_special(content, vocabulary, added)
+        found["tokenizer_config.json"] = _json({**content, "added_tokens_decoder": decoder})
+    if "special_tokens_map.json" in files:
+        content = _parsed("special_tokens_map.json", files, vocabulary)
+        found["special_tokens_map.json"] = _json(_with_special(content, vocabulary, added))
+    if "added_tokens.json" in files or "tokenizer.json" not in files:
+        found["added_tokens.json"] = _json({token: added.ids[token] for token in added.added})
+    return found
+
+
+def _with_special(content: dict[str, Any], vocabulary: Vocabulary, added: Vocabulary) -> dict[str, Any]:
+    """A config with the special tokens that are new among those that it names; PaddleNLP splits text at no others."""
+    new = [token for token, how in added.added.items() if how.get("special") and token not in vocabulary.ids]
+    key = next((key for key in MORE_SPECIAL if isinstance(content.get(key), list)), MORE_SPECIAL[0])
+    return {**content, key: [*(content.get(key) or ()), *new]} if new else content
+
+
+def _of_tokenizers(content: bytes, vocabulary: Vocabulary, added: Vocabulary) -> bytes:
+    import tokenizers
+
+    parsed = _parsed("tokenizer.json", {"tokenizer.json": content}, vocabulary)
+    listed = list(parsed.get("added_tokens") or ())
+    known = {one["content"] for one in listed}
+    listed += [
+        {"id": added.ids[token], "content": token, **settings}
+        for token, settings in added.added.items()
+        if token not in known
+    ]
+    made = _json({**parsed, "added_tokens": sorted(listed, key=lambda one: one["id"])})
+    ids = tokenizers.Tokenizer.from_str(made.decode()).get_vocab(with_added_tokens=True)
+    wrong = [token for token, number in added.ids.items() if ids.get(token) != number]
+    if wrong:
+        raise CheckpointError(
+            f"{vocabulary.folder}/tokenizer.json: its ids have gaps, so that {wrong[0]!r} and {len(wrong) - 1} others can't"
+            " be added behind them; take tokenizer_source base, or a model's, instead of a union"
+        )
+    return made
+
+
+def _parsed(name: str, files: Mapping[str, bytes], vocabulary: Vocabulary) -> dict[str, Any]:
+    content = parsed(os.path.join(vocabulary.folder, name), files[name])
+    return content if isinstance(content, dict) else {}
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

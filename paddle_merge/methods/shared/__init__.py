@@ -1,0 +1,1 @@
+"""What several methods need: base classes, selection, masks by rank, rows, angles, whole matrices."""

@@ -1,0 +1,81 @@
+"""Which elements of a tensor are kept, drawn by their ranks within lines: whole lines at a time are gathered from blocks,
+put in order, and what is kept is noted, a bit for each element (methods/della.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...backends.kernels import row_ranks
+from ...backends.masks import Key
+from ..della import SORTED
+from .base import Tensor
+
+Axes = tuple[int, int, int]
+
+
+def keep_by_rank(tensor: Tensor, backend: Any, axes: Axes, draws: Mapping[int, tuple[Key, Any]]) -> dict[int, Any]:
+    """Of each model in draws the bits, packed as np.packbits does, of the elements to keep: those whose hash is at most the
+    limit of their rank by magnitude, equals by index.
+
+    axes: as della.lines. draws: model -> (mask key, limits (length,) uint32 by ascending rank).
+    """
+    bits = {model: np.zeros(-(-tensor.size // 8), np.uint8) for model in draws}
+    for panels, elements, step in _panels(tensor, backend, axes, list(draws)):
+        for (model, (key, limits)), panel in zip(draws.items(), panels, strict=True):
+            for some, order in _ordered(panel, tensor.narrow):
+                row_ranks.keep_ranked(order, elements[some], step, *map(np.uint32, key), limits, bits[model])
+    return bits
+
+
+def _panels(tensor: Tensor, backend: Any, axes: Axes, models: Sequence[int]) -> Iterator[tuple[Any, Any, int]]:
+    """Whole lines, as many at a time as there is room for: (panels, elements, step). panels (models, outer, length, width):
+    |x| of `outer` times `width` lines; elements (outer * width,) int64: the first of each; step: from one to the next.
+
+    Reads the tensor once, unless the lines that lie side by side (all of a turned matrix) are more than there is room for.
+    """
+    outer, length, inner = axes
+    room = max(1, backend.room.selecting // (backend.dtype.itemsize * max(1, len(models) * length)))  # lines
+    width = min(inner, room)
+    together = min(outer, max(1, room // inner))  # of the outer axes
+    for first in range(0, inner if models else 0, width):
+        columns = min(width, inner - first)
+        panels = np.empty((len(models), together * length, columns), backend.dtype)
+        done = 0  # of the outer axes
+        for start, x in tensor.deltas():
+            rows = [backend.fetch(x[model])() for model in models]
+            at, stop = start, start + len(rows[0])
+            while at < stop:
+                count = min(together, outer - done)
+                end = (done + count) * length * inner
+                for row, panel in zip(rows, panels, strict=True):
+                    some = row[at - start : end - start]
+                    if inner == 1:  # lines lie as they are needed
+                        np.abs(some, out=panel.reshape(-1)[at - done * length :][: some.size])
+                    else:
+                        row_ranks.gather(some, at, inner, first, panel, done * length)
+                if end <= stop:
+                    origins = (done + np.arange(count)[:, None]) * (length * inner) + first + np.arange(columns)
+                    yield panels[:, : count * length].reshape(-1, count, length, columns), origins.reshape(-1), inner
+                    done += count
+                at = min(end, stop)
+
+
+def _ordered(panel: Any, narrow: bool) -> Iterator[tuple[slice, Any]]:
+    """panel (outer, length, width) of magnitudes -> for some of the lines at a time: which, and (lines, length) uint64,
+    whose low 32 bits are their elements' indices by ascending magnitude, equals by index."""
+    outer, length, width = panel.shape
+    count = max(1, SORTED // length)
+    for k in range(0, outer * width, count):
+        numbers = np.arange(k, min(k + count, outer * width))
+        as_they_lie = panel.reshape(outer, length)[k : k + count] if width == 1 else None
+        magnitudes = panel[numbers // width, :, numbers % width] if as_they_lie is None else as_they_lie
+        if narrow:
+            order = np.empty(magnitudes.shape, np.uint64)
+            row_ranks.rank_keys(magnitudes, order)
+            order.sort(axis=1)
+        else:
+            order = np.argsort(magnitudes, axis=1, kind="stable").astype(np.uint64)
+        yield slice(k, k + count), order

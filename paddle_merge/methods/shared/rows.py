@@ -1,0 +1,30 @@
+"""Describe a tensor as rows or columns, each a vector of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lines:
+    """How a tensor is made of vectors. count: how many; across: element i belongs to number i % width, and width is their
+    count; else to number i // width, and width is their length."""
+
+    count: int
+    across: bool
+    width: int
+
+
+def lines(shape: tuple[int, ...], turned: bool, first_axis: bool = False) -> Lines | None:
+    """The vectors along torch's last axis: a matrix's rows, one for each output of a layer; or along its first. None if
+    there is but one.
+
+    turned: whether the matrix is [in, out], as Paddle has it.
+    """
+    size = math.prod(shape)
+    if len(shape) < 2 or not size:
+        return None
+    if first_axis != (turned and len(shape) == 2):
+        return Lines(size // shape[0], True, size // shape[0])
+    return Lines(size // shape[-1], False, shape[-1])

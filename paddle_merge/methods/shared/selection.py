@@ -1,0 +1,291 @@
+"""Exact quantiles and order statistics of |x| over a whole tensor, in blocks, without sorting it: usually in one pass.
+
+A sample brackets the wanted order statistics between two of its values. One pass then counts what lies below, at and
+between the two, and collects the few values between; if the order statistics are among those, they are exact. If not (an
+unlucky sample, or more values between than fit, as with a hundred million elements whose rows differ much), the pass has
+still narrowed the candidates, and the next one uses a bracket inside them. Every failed pass rules out at least one distinct
+value, so it ends; equal values cost nothing, as the two ends of the bracket are counted apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ...backends.budget import Room
+    from .base import Tensor
+
+SMALL = 1 << 14  # up to this size, take all values instead of a sample
+CAPACITY = 1 << 22  # values a pass may collect, per model
+MARGIN = 4.0  # standard errors of the sample to each side
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """threshold: the quantile, a NumPy scalar in the dtype magnitudes are compared in: float32, or float64 for float64
+    storage. total: sum of |x|. kept: sum of |x| over |x| >= threshold. Both float64.
+    """
+
+    threshold: Any
+    total: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An order statistic. value: a NumPy scalar, as Quantile.threshold; below, equal: how many magnitudes are."""
+
+    value: Any
+    below: int
+    equal: int
+
+
+@dataclass
+class Bracket:
+    """One model's search: what a pass over its blocks counts and collects. lo and hi are magnitudes, lo <= hi.
+
+    limits: the order statistics are known to lie within them (inclusive).
+    stride: collect every stride-th of the values strictly between lo and hi.
+    counts (int64): [below lo, equal to lo, strictly between, equal to hi (if not lo), collected]; NaN counts as infinite.
+    sums (float64) of |x|: [all, at or above hi, equal to lo]; of no elements, if they aren't needed.
+    Comparisons are in `dtype`; values are collected, and summed, as they are computed.
+    """
+
+    dtype: Any
+    compute: Any
+    capacity: int
+    limits: tuple[float, float]
+    lo: float
+    hi: float
+    stride: int = 1
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(5, np.int64))
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(3, np.float64))
+
+    def __post_init__(self) -> None:
+        self.bounds = np.array([self.lo, self.hi], self.dtype)
+        self.values = np.empty(self.capacity, self.compute)
+
+    @property
+    def between(self) -> np.ndarray:
+        """The collected values, ascending once `value` may be asked."""
+        return self.values[: self.counts[4]]
+
+    def value(self, rank: int) -> Any | None:
+        """The rank-th smallest magnitude (from 0), or None if this pass hasn't pinned it down."""
+        below, at_lo, inside, at_hi, collected = self.counts
+        rank -= below
+        if 0 <= rank < at_lo:
+            return self.bounds[0]
+        rank -= at_lo
+        if 0 <= rank < inside:
+            return self.dtype(self.between[rank]) if collected == inside else None
+        rank -= inside
+        return self.bounds[1] if 0 <= rank < at_hi else None
+
+    def cut(self, value: Any) -> Cut:
+        """What is known of a value that `value` gave."""
+        below, at_lo, inside, at_hi, _ = map(int, self.counts)
+        if value == self.bounds[0]:
+            return Cut(value, below, at_lo)
+        if value == self.bounds[1]:
+            return Cut(value, below + at_lo + inside, at_hi)
+        between = self.between.astype(self.dtype, copy=False)
+        first, last = (int(np.searchsorted(between, value, side)) for side in ("left", "right"))
+        return Cut(value, below + at_lo + first, last - first)
+
+    def sum_from(self, threshold: Any) -> float:
+        """The sum of |x| over |x| >= threshold, for lo <= threshold <= hi and all values between collected."""
+        kept = self.between[np.searchsorted(self.between.astype(self.dtype, copy=False), threshold) :]
+        result = float(self.sums[1])
+        if len(kept):
+            with np.errstate(over="ignore"):
+                result += _sum_in_order(kept)
+        if threshold <= self.bounds[0] < self.bounds[1]:
+            result += float(self.sums[2])
+        return result
+
+    def next(self, ranks: tuple[int, int]) -> Bracket:
+        """The bracket for another pass, after this one failed to pin the ranks down."""
+        below, at_lo, inside, at_hi, collected = map(int, self.counts)
+        if ranks[0] < below:
+            return self._at((self.limits[0], self.lo), self.limits[0], self.lo)
+        if ranks[1] >= below + at_lo + inside + at_hi:
+            return self._at((self.hi, self.limits[1]), self.hi, self.limits[1])
+        limits = self.lo, self.hi
+        if collected < inside and self.stride == 1:  # too many, and what was collected is the tensor's beginning only
+            return self._at(limits, *limits, stride=math.ceil(inside / self.capacity))
+        shares = [(rank - below - at_lo) / inside for rank in ranks]
+        return self._at(limits, *_around(self.between[:, None], shares, limits))
+
+    def narrowed_to(self, lower: float, upper: float) -> Bracket:
+        """The bracket whose ends are the order statistics themselves: nothing lies between neighbours."""
+        return self._at((lower, upper), lower, upper)
+
+    def _at(self, limits: tuple[float, float], lo: float, hi: float, stride: int = 1) -> Bracket:
+        counts, sums = np.zeros_like(self.counts), np.zeros_like(self.sums)
+        return replace(self, limits=limits, lo=lo, hi=hi, stride=stride, counts=counts, sums=sums)
+
+
+def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPACITY) -> list[Quantile]:
+    """Per model, what np.quantile(|x|, q) gives (linear interpolation, NumPy 1.26's arithmetic), and the sums around it.
+
+    q in [0, 1]; the tensor is not empty.
+    """
+    position = (tensor.size - 1) * q
+    low = math.floor(position)
+    ranks = low, min(low + 1, tensor.size - 1)
+
+    def read(search: Bracket) -> Quantile | Bracket:
+        lower, upper = (search.value(rank) for rank in ranks)
+        if lower is None or upper is None:
+            return search.next(ranks)
+        if search.counts[4] < search.counts[2]:  # known, but not all that lies between, which sum_from needs
+            return search.narrowed_to(float(lower), float(upper))
+        threshold = _interpolate(lower, upper, position - low)
+        return Quantile(threshold, float(search.sums[0]), search.sum_from(threshold))
+
+    return _search(tensor, backend, [(model, ranks, read) for model in range(tensor.models)], capacity, True)
+
+
+def select_ranks(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, int]], capacity: int = CAPACITY) -> list[Cut]:
+    """For each (model, rank): the rank-th smallest |x| (from 0) of that model. NaN counts as infinite."""
+
+    def reader(rank: int) -> Callable[[Bracket], Cut | Bracket]:
+        def read(search: Bracket) -> Cut | Bracket:
+            value = search.value(rank)
+            return search.next((rank, rank)) if value is None else search.cut(value)
+
+        return read
+
+    return _search(tensor, backend, [(model, (rank, rank), reader(rank)) for model, rank in wanted], capacity, False)
+
+
+def find_equals(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, Any, int]]) -> list[int]:
+    """For each (model, value, number): the index of the number-th element (from 0) of |x| equal to a value that
+    `select_ranks` gave, which has more than `number`. One pass, at most."""
+    found: dict[int, int] = {}
+    passed = [0] * len(wanted)
+    for start, x in tensor.deltas() if wanted else ():
+        for place, (model, value, number) in enumerate(wanted):
+            if place in found:
+                continue
+            equal = backend.count_equal(x[model], value)
+            if passed[place] + equal > number:
+                size = np.abs(backend.fetch(x[model])()).astype(type(value))
+                equals = np.flatnonzero((size == value) | (np.isnan(size) & np.isinf(value)))
+                found[place] = start + int(equals[number - passed[place]])
+            passed[place] += equal
+        if len(found) == len(wanted):
+            break
+    return [found[place] for place in range(len(wanted))]
+
+
+def _search(
+    tensor: Tensor,
+    backend: Any,
+    wanted: Sequence[tuple[int, tuple[int, int], Callable[[Bracket], Any]]],
+    capacity: int,
+    summing: bool,
+) -> list[Any]:
+    """For each (model, ranks, read): what `read` gives of a bracket after a pass, once it isn't the next one to try.
+    summing: whether it looks at sums."""
+    if not wanted:
+        return []
+    dtype = np.float32 if tensor.narrow else np.float64
+    capacity = min(capacity, tensor.size)
+
+    def make(limits: tuple[float, float], lo: float, hi: float) -> Bracket:
+        return Bracket(dtype, backend.dtype, capacity, limits, lo, hi, sums=np.zeros(3 if summing else 0))
+
+    searches = _first_brackets(tensor, [(model, ranks) for model, ranks, _ in wanted], dtype, make)
+    done: dict[int, Any] = {}
+    together = max(1, backend.room.selecting // max(1, searches[0].values.nbytes))
+    while len(done) < len(wanted):
+        turn = [place for place in range(len(wanted)) if place not in done][:together]
+        for _, x in tensor.deltas():
+            for place in turn:
+                search = searches[place]
+                backend.count_between(
+                    x[wanted[place][0]], search.bounds, search.stride, search.counts, search.sums, search.values
+                )
+        for place in turn:
+            search = searches[place]
+            search.between.sort()
+            result = wanted[place][2](search)
+            if isinstance(result, Bracket):
+                searches[place] = result
+            else:
+                done[place] = result
+                search.values = np.empty(0, search.compute)
+    return [done[place] for place in range(len(wanted))]
+
+
+def sampled(size: int) -> int:
+    """How many elements to sample: n^(2/3) balances the work on the sample against that on the values between."""
+    return int(size ** (2 / 3))
+
+
+def memory(models: int, size: int, itemsize: int, room: Room) -> int:
+    """Bytes that selecting one thing of each model takes, at most, beside the blocks: samples as they are read, widened and
+    put together; the values between; a copy of one model's while a bracket is narrowed."""
+    values = min(CAPACITY, size) * itemsize
+    together = min(models, max(1, room.selecting // max(1, values)))
+    samples = min(size, sampled(size)) if size > SMALL else 0
+    return samples * ((models + 1) * (8 + itemsize) + (models + 2) * itemsize) + (together + 1) * values
+
+
+def _sum_in_order(values: np.ndarray) -> float:
+    """In float64, one after the other, unlike np.sum's, so that it is the same on any machine. Of at least one."""
+    result = np.zeros(1)
+    for start in range(0, len(values), SMALL):
+        result = np.cumsum(np.concatenate([result[-1:], values[start : start + SMALL]]), dtype=np.float64)
+    return float(result[-1])
+
+
+def _interpolate(lower: Any, upper: Any, fraction: float) -> Any:
+    """NumPy 1.26's lerp: the difference in the values' dtype, the rest in float64, the result in the values' dtype."""
+    if not np.isfinite(upper):
+        return upper
+    difference = float(upper - lower)
+    exact = float(lower) + difference * fraction if fraction < 0.5 else float(upper) - difference * (1.0 - fraction)
+    return lower.dtype.type(exact)
+
+
+def _first_brackets(
+    tensor: Tensor, wanted: Sequence[tuple[int, tuple[int, int]]], dtype: Any, make: Callable[..., Bracket]
+) -> list[Bracket]:
+    whole = -1.0, math.inf
+    if tensor.size <= SMALL:
+        return [make(whole, *whole) for _ in wanted]
+    samples = tensor.sample(sampled(tensor.size))
+    samples = np.abs(samples, out=samples).astype(dtype, copy=False)
+    return [make(whole, *_around(samples[model], [rank / tensor.size for rank in ranks], whole)) for model, ranks in wanted]
+
+
+def _around(sample: np.ndarray, shares: list[float], limits: tuple[float, float]) -> tuple[float, float]:
+    """Two of the sample's values (or limits) that, but for bad luck, hold the given shares between them.
+
+    sample (clusters, width): elements that lie side by side in the tensor are alike, so the standard error of a share is
+    taken from how much it varies between clusters.
+    """
+    ascending = np.sort(sample, axis=None)
+    count = len(ascending)
+    middle = ascending[min(int(shares[0] * count), count - 1)]
+    if sample.shape[1] > 1:
+        deviation = float((sample < middle).mean(1).std())
+    else:  # maybe millions, so without another array of them
+        share = np.count_nonzero(sample < middle) / len(sample)
+        deviation = math.sqrt(share * (1 - share))
+    error = deviation / math.sqrt(len(sample))
+    margin = MARGIN * error * count + 2.0
+    first, last = math.floor(shares[0] * count - margin), math.ceil(shares[1] * count + margin)
+    if first < 0 and last >= count:  # a margin that rules nothing out would not end the search
+        first = last = min(int(shares[0] * count), count - 1)
+    lo = float(ascending[first]) if first >= 0 else limits[0]
+    hi = float(ascending[last]) if last < count else limits[1]
+    return (lo, hi) if lo == lo and hi == hi else limits

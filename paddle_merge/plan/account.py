@@ -1,0 +1,301 @@
+"""The accounting of a plan: how every tensor of the output is made, and what becomes of every tensor of every input.
+
+It follows each stored tensor by its elements, through renaming, turning, cutting, joining and folding, to where they are
+read. So what is lost on the way, by whatever fault, is found here, before a byte is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoints.names import layer_of
+from ..checkpoints.tensors import Lengths, LowRank, Origin, Part, TensorEntry
+from ..checkpoints.views import as_boxes
+from ..conversion.modules import module_of
+from ..errors import CheckpointError, MalformedError
+from ..methods.paddlenlp import PREFIX
+from ..methods.shared.method import Mix
+from ..recipe.parameters import Resolver
+from ..recipe.recipe import Recipe
+from .modules import taken
+from .plan import Plan, TensorPlan, leaves
+
+# What methods call their parameters -> the flag of it.
+FLAGS = {
+    "density": "reserve_p",
+    "t": "slerp_alpha",
+    "normalize_eps": "slerp_normalize_eps",
+    "dot_threshold": "slerp_dot_threshold",
+    "elect": "ties_elect_type",
+    "zero_sign": "ties_zero_sign",
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor of the output. dtypes: of each input. how: in a word or a few. notes: on what is special about it, each
+    true of every tensor of its kind. sources: for each input the names, there, of what it is made of. values: the method's
+    parameters, resolved for it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    dtype: str
+    how: str
+    notes: tuple[str, ...]
+    sources: tuple[tuple[str, ...], ...]
+    values: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Fate:
+    """A tensor of an input or adapter. into: names in the output. why: it is in none, or not read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    into: tuple[str, ...]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A checkpoint, or an adapter to fold into one. role: "model 1", "base", "adapter of model 1"."""
+
+    path: str
+    role: str
+    fates: tuple[Fate, ...]
+
+    @property
+    def left_out(self) -> list[Fate]:
+        return [fate for fate in self.fates if not fate.into]
+
+
+@dataclass(frozen=True)
+class Account:
+    made: tuple[Made, ...]
+    inputs: tuple[Input, ...]
+
+
+def account(plan: Plan) -> Account:
+    """Raises CheckpointError, naming them, if there are tensors, or parts of some, that get lost."""
+    based = plan.recipe.base is not None
+    inputs: list[Input] = []
+    problems: list[str] = []
+    ledger = _Ledger(plan)
+    for number, (checkpoint, adapters) in enumerate(plan.opened):
+        role = "base" if based and number == len(plan.recipe.models) else f"model {number + 1}"
+        for path, its_role, tensors in [
+            (checkpoint.path, role, checkpoint.tensors),
+            *((adapter.path, f"adapter of {role}", adapter.tensors) for adapter in adapters),
+        ]:
+            fates = tuple(ledger.fate(number, (path, name), entry, problems) for name, entry in tensors.items())
+            inputs.append(Input(path, its_role, fates))
+    if problems:
+        raise CheckpointError(problems)
+    stored = [{entry.origin: entry for entry in checkpoint.tensors.values()} for checkpoint, _ in plan.opened]
+    return Account(tuple(_made(tensor, plan, stored) for tensor in plan.tensors), tuple(inputs))
+
+
+# --- inputs ------------------------------------------------------------------------------------------------------------
+
+
+class _Ledger:
+    """Which tensors of the output read which elements of what inputs and their adapters hold."""
+
+    def __init__(self, plan: Plan):
+        self._readers: dict[Origin, list[str]] = defaultdict(list)
+        self._boxes: dict[Origin, dict[object, int]] = defaultdict(dict)
+        self._why: dict[Origin, str] = {}
+        for tensor in plan.tensors:
+            for _, entry in leaves(tensor):
+                self._read(tensor.name, entry)
+        self._takes = taken(plan.recipe)
+
+    def _read(self, name: str, entry: TensorEntry) -> None:
+        for origin, box, elements in _pieces(entry):
+            if self._readers[origin][-1:] != [name]:
+                self._readers[origin].append(name)
+            self._boxes[origin][box] = elements
+        replaced = entry.adapted.replaced if entry.adapted is not None else None
+        while replaced is not None:
+            for origin, _, _ in _pieces(replaced):
+                self._why[origin] = f"an adapter replaces {name!r}"
+            replaced = replaced.adapted.replaced if replaced.adapted is not None else None
+
+    def fate(self, number: int, origin: Origin, entry: TensorEntry, problems: list[str]) -> Fate:
+        """What becomes of a tensor that input `number` stores. One that gets lost is added to problems."""
+        path, name = origin
+        size = math.prod(entry.shape)
+        read = sum(self._boxes[origin].values())
+        into = tuple(self._readers[origin])
+        why = "" if into else self._why.get(origin, "")
+        if not into and not why:
+            why = self._not_asked_for(number, name)
+        if not into and not why and "lm_head" in name:
+            why = "the same as the embedding's, to which lm_head is tied"
+        if not why and (not into or read != size):
+            problems.append(
+                f"{path}: of tensor {name!r}, {read} of {size} elements are read; the rest would be lost. This is a fault of"
+                " paddle_merge: please report it"
+            )
+        return Fate(name, entry.shape, entry.dtype.name, into, why)
+
+    def _not_asked_for(self, number: int, name: str) -> str:
+        """Why the recipe has no use for a tensor; "" if it has."""
+        if number not in self._takes:
+            return "the recipe merges nothing of it"
+        layer, why = layer_of(name), "the recipe takes this module of other models"
+        for claim in self._takes[number]:
+            if claim.module is not None and module_of(name, claim.modules) != claim.module:
+                continue
+            if claim.layers is None or (layer is not None and layer[1] in claim.layers):
+                return ""
+            why = "no slice takes it"
+        return why
+
+
+def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:
+    """(origin, box, elements) of what is read for a tensor. Boxes are equal if they hold the same elements, in any order."""
+    if entry.widened or entry.staged is not None:
+        for one in entry.made_of:
+            yield from _pieces(one)
+        return
+    if not entry.parts:
+        size = math.prod(entry.shape)
+        yield entry.origin, (entry.file, entry.offset, _dims((size,), (1,))), size
+    for part in entry.parts:
+        yield part.origin, (part.file, part.offset, _dims(part.shape, part.strides)), math.prod(part.shape)
+
+
+def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Sizes and strides by falling stride, as few as will do."""
+    found: list[tuple[int, int]] = []
+    for stride, size in sorted(zip(strides, shape, strict=True), reverse=True):
+        if size == 1:
+            continue
+        if found and found[-1][1] == size * stride:
+            found[-1] = found[-1][0] * size, stride
+        else:
+            found.append((size, stride))
+    return tuple(found)
+
+
+# --- the output --------------------------------------------------------------------------------------------------------
+
+
+def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]]) -> Made:
+    remarks: dict[str, list[str]] = {}
+    for entry, number in zip(tensor.inputs, tensor.numbers, strict=True):
+        for remark in _remarks(entry, number, stored):
+            remarks.setdefault(remark, []).append(plan.recipe.titles[number])
+    everywhere = len(tensor.inputs)
+    notes = [remark if len(paths) == everywhere else f"{remark} in {', '.join(paths)}" for remark, paths in remarks.items()]
+    if tensor.masked_as not in ("", tensor.name):
+        notes.append(f"tied to {tensor.masked_as}: the same bytes, the same masks")
+    folded = any(entry.adapted is not None for entry in tensor.inputs)
+    if not tensor.merged:
+        how = f"copied from {tensor.inputs[-1].file}, equal in all inputs"
+    elif plan.recipe.title == "fold":
+        how = "folded" if folded else "as it is"
+    else:
+        base = " and the base" if tensor.base is not None else ""
+        how = f"{plan.recipe.title} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
+    return Made(
+        tensor.name,
+        tensor.shape,
+        tuple((entry.adapted.stored if entry.adapted else entry).dtype.name for entry in tensor.inputs),
+        tensor.dtype.name,
+        how,
+        tuple(notes),
+        tuple(tuple(dict.fromkeys(name for (_, name), _, _ in _pieces(entry))) for entry in tensor.inputs),
+        tensor.values if tensor.merged else (),
+    )
+
+
+def _remarks(entry: TensorEntry, number: int, stored: Sequence[Mapping[Origin, TensorEntry]]) -> Iterator[str]:
+    """What is done to the tensor of one input, by its number, on the way. stored: what each checkpoint stores."""
+    if entry.staged is not None:
+        yield f"made by {entry.staged.title}"
+        return
+    if entry.aligned is not None:
+        yield "aligned token by token"
+        for pick in entry.aligned.picks:
+            yield from _remarks(pick.entry, number, stored) if pick.number == number else ()
+        return
+    there = stored[number]
+    base = entry.adapted.stored if entry.adapted is not None else entry
+    origins = list(dict.fromkeys(origin for origin, _, _ in _pieces(base)))
+    words = [_word(name) for _, name in origins]
+    if len(origins) > 1:
+        yield f"joined from {', '.join(words)}"
+    elif origins and origins[0] in there and math.prod(there[origins[0]].shape) > math.prod(entry.shape):
+        yield f"cut out of {words[0]}"
+    if origins and origins[0] in there and _is_turned(base, there[origins[0]]):
+        yield f"turned {_axes(base.shape[::-1])} -> {_axes(base.shape)}"
+    if entry.adapted is None:
+        return
+    if entry.adapted.replaced is not None:
+        yield "replaced by an adapter's"
+    for change in entry.adapted.changes:
+        if isinstance(change, Lengths):
+            yield "with DoRA's lengths"
+        elif change.left is None:
+            yield f"plus an adapter's bias, scale {change.scale:.6g}"
+        else:
+            yield f"plus an adapter's r={_rank(change)}, scale {change.scale:.6g}"
+
+
+def _rank(change: LowRank) -> int:
+    return change.right.shape[0] if len(change.right.shape) == 2 else 1
+
+
+def _axes(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _word(name: str) -> str:
+    """The layer that a tensor belongs to: q_proj of model.layers.0.self_attn.q_proj.weight."""
+    words = name.split(".")
+    return words[-2] if len(words) > 1 else name
+
+
+def _is_turned(entry: TensorEntry, stored: TensorEntry) -> bool:
+    """Whether a matrix is read with its sides exchanged."""
+    if len(entry.shape) != 2 or len(stored.shape) != 2 or min(entry.shape) < 2:
+        return False
+    try:
+        strides, before = (_first(one).strides for one in (entry, stored))
+    except MalformedError:  # in pieces of text, which can't be turned
+        return False
+    return strides != before and strides == before[::-1]
+
+
+def _first(entry: TensorEntry) -> Part:
+    return as_boxes(entry)[0]
+
+
+# --- parameters --------------------------------------------------------------------------------------------------------
+
+
+def parameters(recipe: Recipe, mix: Mix) -> dict[str, Any]:
+    """A mix's parameters as they count, without each model's own: PaddleNLP's by the names of their flags, mergekit's by
+    those that recipes have."""
+    found: dict[str, Any] = {}
+    if recipe.method.name.startswith(PREFIX):
+        for part in (mix.sparsifier, mix.merger):
+            for name, value in vars(part).items() if part is not None else ():
+                if name != "weights":
+                    found[FLAGS.get(name, name)] = value
+        if recipe.base is not None:
+            found["scale"] = mix.scale
+    else:
+        values = Resolver(recipe).values(recipe.slices[0], "", 0.0)
+        found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
+    if mix.sparsifier is not None and mix.sparsifier.random:
+        found["seed"] = recipe.seed
+    return found

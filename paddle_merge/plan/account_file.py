@@ -1,0 +1,119 @@
+"""The account as a file: everything that is known of a merge before it begins, for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..checkpoints.adapters import split
+from ..errors import OutputError
+from ..recipe.config import MergeConfig
+from ..recipe.parameters import uniform, weighted
+from ..version import __version__
+from .account import Account, Fate, Made, parameters
+from .plan import Plan
+
+log = logging.getLogger("paddle_merge")
+MARK = "paddle_merge_account"  # the first key of the file; a file without it is not replaced
+Predicted = Mapping[str, Any]
+
+
+def as_json(plan: Plan, config: MergeConfig, accounted: Account, predicted: Predicted) -> dict[str, Any]:
+    """Everything: how each tensor of the output is made, and what becomes of each of every input."""
+    recipe, mix = plan.recipe, uniform(plan.recipe)
+    return {
+        MARK: __version__,
+        "method": recipe.title,
+        "parameters": parameters(recipe, mix) if mix else None,
+        "models": [{"path": recipe.titles[number], "weight": weight} for number, weight in weighted(recipe)],
+        "base": recipe.base,
+        "layout": plan.layout,
+        "tokens": _vocabulary(plan),
+        "output": config.output,
+        "predicted": predicted,
+        "refused": [],
+        "tensors": [_made(made) for made in accounted.made],
+        "inputs": [
+            {
+                "path": one.path,
+                "role": one.role,
+                "tensors": len(one.fates),
+                "used": len(one.fates) - len(one.left_out),
+                "left_out": len(one.left_out),
+                "each": [_fate(fate) for fate in one.fates],
+            }
+            for one in accounted.inputs
+        ],
+    }
+
+
+def _vocabulary(plan: Plan) -> dict[str, Any] | None:
+    tokens = plan.tokens
+    if tokens is None:
+        return None
+    titles = plan.recipe.titles
+    fates = [{"path": titles[fate.number], **dataclasses.asdict(fate)} for fate in tokens.fates]
+    size = {"source": tokens.title, "tokens": len(tokens.vocabulary.ids), "rows": tokens.rows}
+    return {**size, "in_no_model": tokens.nowhere, "inputs": fates}
+
+
+def _made(made: Made) -> dict[str, Any]:
+    return {
+        "name": made.name,
+        "shape": list(made.shape),
+        "dtypes": list(made.dtypes),
+        "dtype": made.dtype,
+        "how": made.how,
+        "notes": list(made.notes),
+        "parameters": dict(made.values),
+        "made_of": [list(names) for names in made.sources],
+    }
+
+
+def _fate(fate: Fate) -> dict[str, Any]:
+    row = {"name": fate.name, "shape": list(fate.shape), "dtype": fate.dtype}
+    return row | ({"into": list(fate.into)} if fate.into else {"left_out": fate.why})
+
+
+def refused(config: MergeConfig, problems: Sequence[str]) -> None:
+    """Write why there is no plan to where its account was to be, if that can be written. Raises OutputError."""
+    paths = [path for spec in config.sources for path in split(spec)]
+    with contextlib.suppress(OutputError):
+        check_account(config, [*paths, *([config.config_from] if config.config_from else [])])
+        write(str(config.account), {MARK: __version__, "output": config.output, "refused": list(problems)})
+
+
+def check_account(config: MergeConfig, inputs: Sequence[str]) -> None:
+    """Raises OutputError if the account can't be written to where it should be. inputs: paths of checkpoints and files."""
+    if not config.account:
+        return
+    path, said = os.path.realpath(config.account), f"--account {config.account}"
+    folder = os.path.dirname(path)
+    if not path.endswith(".json"):
+        raise OutputError(f"{said}: is a JSON file, so give it a name that ends in .json")
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise OutputError(f"{said}: can't be written; give a file in a folder that is there")
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        if MARK.encode() not in file.read(64):
+            raise OutputError(f"{said}: exists, and is no account of a merge; give another name")
+    held = [os.path.realpath(one) for one in [*inputs, config.output]]
+    if any(path == one or path.startswith(one + os.sep) for one in held):
+        raise OutputError(f"{said}: lies in an input or in the output folder; give another place")
+
+
+def write(path: str, content: Mapping[str, Any]) -> None:
+    """Raises OutputError."""
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"--account {path}: can't be written ({error.strerror})") from None
+    log.info("account  %s", path)

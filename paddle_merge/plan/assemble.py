@@ -1,0 +1,183 @@
+"""Which tensors the output has, and which tensors of the inputs each is made of: slices of layers, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..checkpoints.names import in_layer, layer_of, stacks
+from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..conversion.modules import within
+from ..conversion.vocabulary.align import Aligner
+from ..errors import CheckpointError, ConfigError
+from ..methods.shared.method import Mix
+from ..recipe.parameters import Resolver, unused
+from ..recipe.recipe import Input, Recipe, Slice, Stage, names_of, parts
+from .modules import one_stack, problems
+
+REMEDY = "say which of them it is to be stored in (dtype), or convert the models"
+# Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
+_BEFORE = ("emb", "wte", "wpe")
+_BEHIND = "embed_out"  # GPT-NeoX's head
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor of the output. sources: of the models; base: of what is subtracted, or None; numbers: of all their
+    checkpoints, the base's last, in Recipe.titles; values: the method's parameters, resolved for it."""
+
+    name: str
+    sources: tuple[TensorEntry, ...]
+    base: TensorEntry | None
+    numbers: tuple[int, ...]
+    mix: Mix
+    values: tuple[tuple[str, Any], ...]
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        return self.sources if self.base is None else (*self.sources, self.base)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor of the output in its slice, and in which layer of each input to look for it; layer None: in none."""
+
+    name: str
+    part: Slice
+    layer: int | None
+    t: float
+
+
+def assemble(
+    recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None = None
+) -> tuple[list[Made], list[str]]:
+    """In the order of the base's tensors, else of the first model's; and a sentence on each filter that none of them met.
+    aligner: of the recipe's tokenizer, if it has one. Raises CheckpointError, ConfigError."""
+    resolver, made, wrong = Resolver(recipe), [], dict[str, None]()
+    if faults := problems(recipe, inputs):
+        raise CheckpointError(faults)
+    for place in _places(recipe, inputs):
+        part = place.part
+        models = part.everything
+        names = [_name_in(place, model) for model in models]
+        entries = [inputs[model.number].tensors.get(name) for model, name in zip(models, names, strict=True)]
+        found = [entry for entry in entries if entry is not None]
+        if aligner is not None and len(found) == len(entries):
+            found = aligner.align(found, [model.number for model in models])
+            entries = [*found]
+        for model, name, entry in zip(models, names, entries, strict=True):
+            if entry is None:
+                faults.append(f"{inputs[model.number].path}: has no tensor {name!r}, which {place.name!r} would be made of")
+            elif entry.shape != found[0].shape:
+                faults.append(
+                    f"{inputs[model.number].path}: tensor {name!r} is {list(entry.shape)}, and"
+                    f" {inputs[models[0].number].path}'s {names[0]!r} is {list(found[0].shape)}"
+                )
+        if len(found) < len(entries) or faults:
+            continue
+        if (differ := _differ(found, recipe)) is not None:
+            faults.append(f"tensor {place.name!r} would be made of {differ}; {REMEDY}")
+            continue
+        try:
+            values = resolver.values(part, place.name, place.t, names[: len(part.inputs)])
+            mix = resolver.mix(values)
+        except ValueError as error:
+            wrong[str(error)] = None
+            continue
+        numbers = [model.number for model in models]
+        if not found[0].dtype.is_float:
+            found, numbers = _all_of(found, numbers)
+        base = found.pop() if part.base is not None else None
+        made.append(Made(place.name, tuple(found), base, tuple(numbers), mix, tuple(values.items())))
+    if faults:
+        raise CheckpointError(faults)
+    if wrong:
+        raise ConfigError(list(wrong))
+    return made, unused(recipe, resolver)
+
+
+def _differ(entries: Sequence[TensorEntry], recipe: Recipe | Stage) -> str | None:
+    """Their dtypes, if they can't go together."""
+    floats = all(entry.dtype.is_float for entry in entries)
+    names = list(dict.fromkeys(entry.dtype.name for entry in entries))
+    return None if len(names) == 1 or (floats and recipe.out_dtype) else ", ".join(names)
+
+
+def _all_of(entries: Sequence[TensorEntry], numbers: Sequence[int]) -> tuple[list[TensorEntry], list[int]]:
+    """Of integers, which must be equal everywhere, those of earlier merges' models instead of the earlier merges'."""
+    found: list[tuple[TensorEntry, int]] = []
+    for entry, number in zip(entries, numbers, strict=True):
+        inner = entry.staged.plan if entry.staged is not None else None
+        found += zip(inner.inputs, inner.numbers, strict=True) if inner is not None else [(entry, number)]
+    return [entry for entry, _ in found], [number for _, number in found]
+
+
+def _name_in(place: _Place, model: Input) -> str:
+    """What an input calls the tensor."""
+    return place.name if place.layer is None else in_layer(place.name, model.first + place.layer)
+
+
+def _places(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[_Place]:
+    places, modules = list[_Place](), names_of(recipe)
+    for module, slices in parts(recipe):
+        first = slices[0]
+        if first.layers is not None:
+            used = {part.inputs[0].number for part in slices}
+            models = {number: inputs[number] for number in used}
+            its = {number: within(one.tensors, module, modules) for number, one in models.items()}
+            places += _sliced(slices, its, {number: one.path for number, one in models.items()})
+            continue
+        pattern = within(inputs[(first.base or first.inputs[0]).number].tensors, module, modules)
+        depths = stacks(pattern)
+        places += [_Place(name, first, None, _t(layer_of(name), depths)) for name in pattern]
+    return places
+
+
+def _t(layer: tuple[str, int] | None, depths: dict[str, int]) -> float:
+    """Where in its stack: 0 is the first layer, or none; 1 the last, or the only one."""
+    if layer is None:
+        return 0.0
+    stack, number = layer
+    return min(1.0, number / (depths[stack] - 1)) if depths[stack] > 1 else 1.0
+
+
+def _sliced(
+    slices: Sequence[Slice], tensors: Mapping[int, Mapping[str, TensorEntry]], paths: Mapping[int, str]
+) -> list[_Place]:
+    """tensors, paths: of the first model of each slice, by its number, and what to call it. Raises CheckpointError where
+    there isn't one stack of layers to slice."""
+    first, last = slices[0], slices[-1]
+    head = first.inputs[0].number
+    stack, fault = one_stack(first, tensors[head], paths[head])
+    if stack is None:
+        raise CheckpointError(fault)
+    tied = _tied(tensors[head])
+    before = [name for name in tensors[head] if not layer_of(name) and (_comes_before(name) or name in tied)]
+    places = [_Place(name, first, None, 0.0) for name in before]
+    number = 0
+    for part in slices:
+        assert part.layers is not None
+        like = tensors[part.inputs[0].number]
+        for layer in range(part.layers):
+            t = layer / (part.layers - 1) if part.layers > 1 else 1.0
+            at = stack, part.inputs[0].first + layer
+            mine = [name for name in like if layer_of(name) == at]
+            if not mine:
+                where = f"{part.at}: " if part.at else ""
+                raise CheckpointError(f"{where}{paths[part.inputs[0].number]}: has no layer {at[1]} of {stack}")
+            places += [_Place(in_layer(name, number), part, layer, t) for name in mine]
+            number += 1
+    tail = tensors[last.inputs[0].number]
+    behind = [name for name in tail if not layer_of(name) and not _comes_before(name) and name not in tied]
+    return places + [_Place(name, last, None, 0.0) for name in behind]
+
+
+def _tied(tensors: Mapping[str, TensorEntry]) -> set[str]:
+    """What is the very tensor that comes before the layers, too: lm_head, of Paddle's files, if it is the embedding."""
+    embeddings = {replace(one, name="") for name, one in tensors.items() if not layer_of(name) and _comes_before(name)}
+    return {name for name, one in tensors.items() if not _comes_before(name) and replace(one, name="") in embeddings}
+
+
+def _comes_before(name: str) -> bool:
+    return any(word in name for word in _BEFORE) and _BEHIND not in name

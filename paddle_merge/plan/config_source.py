@@ -1,0 +1,116 @@
+"""Where the output's config.json and tokenizer come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoints.config_json import is_tied, read_config
+from ..checkpoints.names import last_word
+from ..checkpoints.tensors import Checkpoint
+from ..conversion.inputs import SETTINGS, setting
+from ..errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Donor:
+    """folder: where they are. config: what config.json says, for inputs that have none, too; empty if there is none.
+    note: for people, if they aren't the base model's (else the first model's) own."""
+
+    folder: str
+    config: Mapping[str, Any]
+    note: str = ""
+
+
+def find_donor(inputs: Sequence[Checkpoint], based: bool, given: str | None) -> Donor:
+    """`given`, if any; else of the base model and then the models the first that has a config.json.
+
+    inputs: models in order, then the base if `based`. Raises CheckpointError if what is given doesn't fit.
+    """
+    if given is not None:
+        return Donor(given, _fitting(inputs, given), f"config.json and the tokenizer are taken from {given}")
+    ordered = [inputs[-1], *inputs[:-1]] if based else list(inputs)
+    own = ordered[0].folder
+    folder = next((one.folder for one in ordered if os.path.isfile(os.path.join(one.folder, "config.json"))), own)
+    note = f"{own} has no config.json, so it and the tokenizer are taken from {folder}" if folder != own else ""
+    return Donor(folder, read_config(folder), note)
+
+
+def given_config(folder: str) -> Mapping[str, Any]:
+    """config.json of the folder that --config_from names. Raises CheckpointError if there is none that a merge can have."""
+    if not os.path.isfile(os.path.join(folder, "config.json")):
+        fault = "has no config.json" if os.path.isdir(folder) else "no such folder"
+        raise CheckpointError(f"--config_from {folder}: {fault}; give a folder that holds config.json and the tokenizer")
+    config = read_config(folder)
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"--config_from {folder}: its config.json has a quantization_config, and merged weights are plain numbers;"
+            " remove it there, or give another folder"
+        )
+    return config
+
+
+def _fitting(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any]:
+    """The same, if it isn't of another model, as far as can be seen."""
+    config = given_config(folder)
+    numbers = set(re.findall(r"\d+", json.dumps(config)))
+    for name, entry in inputs[0].tensors.items():
+        missing = [size for size in reversed(entry.shape) if str(size) not in numbers]
+        if last_word(name) == "embed_tokens" and len(entry.shape) == 2 and missing:
+            what = "width" if missing[0] == entry.shape[1] else "number of rows"
+            raise CheckpointError(
+                f"--config_from {folder}: its config.json is of another model: it doesn't mention {missing[0]}, the"
+                f" {what} of tensor {name!r} in {inputs[0].path}"
+            )
+    for checkpoint in inputs:
+        own = read_config(checkpoint.folder).get("tie_word_embeddings")
+        ties = is_tied(checkpoint, config)
+        if isinstance(own, bool) and own != ties:
+            says, does = ("does", "does not") if ties else ("does not", "does")
+            raise CheckpointError(
+                f"--config_from {folder}: its config.json is of another model: it {says} tie lm_head to the embedding, which"
+                f" {checkpoint.path} {does}"
+            )
+    return config
+
+
+def warnings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]:
+    """What is allowed but likely not meant."""
+    found = []
+    formats = {checkpoint.format for checkpoint in inputs}
+    if len(formats) > 1:
+        shown = ", ".join(f"{checkpoint.format} in {checkpoint.path}" for checkpoint in inputs)
+        found.append(
+            f"the inputs' metadata formats differ ({shown}): if one stores Linear weights transposed, square ones"
+            " merge wrongly"
+        )
+    real = [os.path.realpath(checkpoint.path) for checkpoint in inputs]
+    for path in sorted({checkpoint.path for checkpoint in inputs if real.count(os.path.realpath(checkpoint.path)) > 1}):
+        found.append(f"{path} is given more than once")
+    if not os.path.isfile(os.path.join(donor.folder, "config.json")):
+        found.append(
+            "no input has a config.json, so the output won't either; loaders need it: --config_from says where it is"
+        )
+    elif "model_type" in donor.config and not donor.config.get("architectures"):
+        found.append(f"{donor.folder}/config.json names no architectures, which PaddleNLP and PaddleFormers need to load it")
+    return found + _different_settings(inputs, donor)
+
+
+def _different_settings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]:
+    """Where an input's config.json has its weights used otherwise than the output's will."""
+    found = []
+    for checkpoint in inputs:
+        config = read_config(checkpoint.folder)
+        pairs = [(name, setting(config, name), setting(donor.config, name)) for name in SETTINGS]
+        differing = [
+            f"{name} {its} (not {other})" for name, its, other in pairs if None not in (its, other) and its != other
+        ]
+        if differing:
+            found.append(
+                f"{checkpoint.path} was trained with {', '.join(differing)}: the output gets config.json from {donor.folder}"
+            )
+    return found

@@ -1,0 +1,190 @@
+"""The plan for people, in lines that fit a screen."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..backends.budget import ROOMY
+from ..recipe.config import MergeConfig
+from ..recipe.parameters import uniform, weighted
+from ..recipe.recipe import Recipe
+from . import chat, memory_estimate, modules
+from .account import Account, Made, parameters
+from .file_names import CARD
+from .plan import Plan
+
+log = logging.getLogger("paddle_merge")
+SHOWN = 40  # kinds of tensors in the text; the file has all tensors
+TOKENS = 4  # of those that were filled, or dropped
+FEW = 8  # values of a parameter over the layers
+
+
+def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> list[str]:
+    """What will be done, in a few lines."""
+    recipe = plan.recipe
+    merged = [tensor for tensor in plan.tensors if tensor.merged]
+    dtypes = ", ".join(sorted({tensor.dtype.name for tensor in merged})) or "none"
+    count = sum(tensor.size for tensor in merged)
+    copied = len(plan.tensors) - len(merged)
+    shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
+    alone = recipe.title == "fold"
+    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_shown(recipe)}"]
+    lines += [f"model    {weight}{path}" for path, weight in _weights(recipe)]
+    lines += [f"module   {line}" for line in modules.described(recipe, (tensor.name for tensor in plan.tensors))]
+    if not alone:
+        lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
+    lines += [f"adapter  {sentence}" for sentence in plan.folded]
+    lines += [f"config   {plan.donor.note}"] if plan.donor.note else []
+    lines += [f"chat     {plan.chat_template.origin}"] if plan.chat_template is not None else []
+    lines += [f"layout   {sentence}" for sentence in plan.turned]
+    lines += _tokens(plan) if plan.tokens is not None else []
+    lines.append(
+        f"tensors  {len(merged)} merged ({count / 1e6:,.1f} M parameters, {dtypes})"
+        + (f", {copied} copied (integers, equal in all models)" if copied else "")
+    )
+    lines.append(
+        f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if plan.measures else ''}"
+    )
+    lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
+    ours = (CARD, *([chat.FILE] if plan.chat_template is not None else []))
+    names = ", ".join(name for name in sidecars if name not in ours)
+    lines.append(f"copied   {names or 'nothing'} from {plan.donor.folder}")
+    if plan.engine.tensor_type == "pd":
+        budget = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""
+        lines.append(f"engine   Paddle on {plan.engine.device}{budget}")
+    fewer = f" of {config.n_process}, for --max_memory" if config.max_memory and plan.n_process < config.n_process else ""
+    smaller = "" if plan.engine.room == ROOMY else ", each keeping less at a time than it could"
+    nbytes = memory_estimate.memory(plan, sidecar_bytes(sidecars)) / 1e6
+    lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {nbytes:.0f} MB of memory")
+    return lines
+
+
+def _tokens(plan: Plan) -> list[str]:
+    """Which tokens the output has, and what becomes of every input's."""
+    tokens = plan.tokens
+    assert tokens is not None
+    lines = [f"tokens   {tokens.title}: {len(tokens.vocabulary.ids)} tokens in {tokens.rows} rows"]
+    for fate in tokens.fates:
+        unnamed = f", {fate.unnamed} rows without a token dropped" if fate.unnamed else ""
+        said = f"{fate.matched} matched, {_few(fate.filled, 'filled')}, {_few(fate.dropped, 'dropped')}{unnamed}"
+        lines.append(f"         {plan.recipe.titles[fate.number]}: {said}")
+    return lines + ([f"         in no model: {_few(tokens.nowhere, 'of zeros')}"] if tokens.nowhere else [])
+
+
+def _few(tokens: Sequence[str], what: str) -> str:
+    shown = f" ({', '.join(map(repr, tokens[:TOKENS]))}{' ...' if len(tokens) > TOKENS else ''})" if tokens else ""
+    return f"{len(tokens)} {what}{shown}"
+
+
+def _weights(recipe: Recipe) -> list[tuple[str, str]]:
+    """What is merged, and how much it counts, if that is the same everywhere."""
+    return [(recipe.titles[number], "" if weight is None else f"{weight:<8.4g} x ") for number, weight in weighted(recipe)]
+
+
+def _shown(recipe: Recipe) -> str:
+    mix = uniform(recipe)
+    if mix is None:
+        return "parameters by layer and tensor, as the recipe says"
+    return ", ".join(f"{name} {value}" for name, value in parameters(recipe, mix).items()) or "no parameters"
+
+
+def sidecar_bytes(sidecars: Mapping[str, bytes]) -> int:
+    return sum(map(len, sidecars.values()))
+
+
+# --- the account as text -------------------------------------------------------------------------------------------------
+
+
+def input_lines(accounted: Account) -> Iterator[str]:
+    """Of every input how many of its tensors are used, and which aren't."""
+    for one in accounted.inputs:
+        left_out = one.left_out
+        used = f"{len(one.fates) - len(left_out)} used" if left_out else "all used"
+        yield f"from     {one.path} ({one.role}): {len(one.fates)} tensors, {used}"
+        for why, fates in _by(left_out, lambda fate: fate.why).items():
+            for name, count in _names(fate.name for fate in fates):
+                yield f"         not used: {_times(count)}{name}: {why}"
+
+
+def tensor_lines(accounted: Account, varying: bool) -> Iterator[str]:
+    """Tensors of a kind on one line. varying: whether parameters aren't the same for all."""
+
+    def kind(made: Made) -> object:
+        return _template(made.name), made.shape, made.dtypes, made.dtype, made.how, made.notes
+
+    rows = []
+    for group in _by(accounted.made, kind).values():
+        (name, count), *_ = _names(made.name for made in group)
+        made = group[0]
+        dtypes = " ".join(dict.fromkeys(made.dtypes))
+        dtype = made.dtype if dtypes == made.dtype else f"{dtypes} -> {made.dtype}"
+        shape = f"[{', '.join(map(str, made.shape))}]"
+        rows.append((name, f"{_times(count)}{shape} {dtype}: {'; '.join([made.how, *made.notes])}"))
+        if varying and made.values:
+            rows[-1] = (name, f"{rows[-1][1]}\nwith {_values([dict(one.values) for one in group])}")
+    width = min(60, max((len(name) for name, _ in rows[:SHOWN]), default=0))
+    for name, rest in rows[:SHOWN]:
+        first, *more = rest.split("\n")
+        yield f"  {name:{width}}  {first}"
+        yield from (f"  {'':{width}}  {line}" for line in more)
+    if len(rows) > SHOWN:
+        yield f"  and {len(rows) - SHOWN} kinds of tensors more; --account FILE.json lists every tensor"
+
+
+def _values(group: Sequence[Mapping[str, Any]]) -> str:
+    """Parameters of tensors of a kind, in the order of layers: one value where they agree, else a few of them."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, tuple):
+            return " ".join(map(word, value))
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    found = []
+    for name in group[0]:
+        words = [word(values[name]) for values in group]
+        if len(set(words)) == 1:
+            words = words[:1]
+        if len(words) > FEW:
+            words = [*words[: FEW // 2], "...", *words[-(FEW // 2) :]]
+        found.append(f"{name} {', '.join(words)}")
+    return "; ".join(found)
+
+
+def _times(count: int) -> str:
+    return f"{count} x " if count > 1 else ""
+
+
+def _by(rows: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
+    found: dict[Any, list[Any]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
+
+
+def _template(name: str) -> tuple[str, ...]:
+    return tuple("#" if re.fullmatch(r"\d+", word) else word for word in name.split("."))
+
+
+def _names(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Names that differ in numbers only as one, "layers.{0..79}.w"; and how many each stands for."""
+    found = []
+    for template, group in _by(names, _template).items():
+        columns = zip(template, zip(*(name.split(".") for name in group), strict=True), strict=True)
+        shown = [_ranges(set(map(int, column))) if word == "#" else word for word, column in columns]
+        found.append((".".join(shown), len(group)))
+    return found
+
+
+def _ranges(numbers: set[int]) -> str:
+    if len(numbers) == 1:
+        return str(*numbers)
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return "{" + ",".join(str(first) if first == last else f"{first}..{last}" for first, last in runs) + "}"

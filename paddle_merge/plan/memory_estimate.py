@@ -1,0 +1,191 @@
+"""How much memory a merge takes, and how it stays below a ceiling: by fewer workers, or by workers that keep less.
+
+An upper estimate of what all processes have resident, each page counted once for every process that has it, page cache
+aside. What Python and its libraries take is measured; the rest follows from the plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from ..backends.budget import ROOMY, Room
+from ..backends.engine import Engine, cores
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..checkpoints.tensors import TensorEntry
+    from .plan import Plan, TensorPlan
+
+# From the fastest to the smallest, and how fast a worker is in each: small panels cost most, and they only where there are
+# scattered tensors, so that fewer workers come first.
+ROOMS = (
+    (ROOMY, 1.0),
+    (Room(1 << 16, 1 << 23, 8 << 20, 8 << 20, 1 << 25), 0.8),
+    (Room(1 << 14, 1 << 20, 1 << 20, 2 << 20, 0), 0.4),
+)
+_INTERPRETER = 184 << 20  # Python with NumPy and Numba, which may have to compile: 34 MB of it
+_ALONE = 222 << 20  # the same, when it is the command too
+_COMMAND = 60 << 20  # the command without Numba
+_PADDLE = 330 << 20  # Paddle's libraries and what it holds
+_HEADER = 1 << 10  # what the command knows of one tensor in one input
+_TOKEN = 200  # of a vocabulary
+_TOKENIZER = 1450  # per token, while the library, or JSON, has a tokenizer in memory
+_STEP = 1 << 16  # elements of an adapted tensor read at a time
+_COPIED = 5 << 20  # while pieces of scattered tensors, or of those stored as text, are put in place
+
+
+def memory(plan: Plan, beside: int = 0) -> int:
+    """Bytes of all processes of one rank together. beside: of config and tokenizer."""
+    worker = _Worker(plan)
+    return _command(plan, beside) + plan.n_process * worker.memory(plan.engine, alone(plan))
+
+
+def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
+    """The same with as many workers, and as much room for each, as stay within so many bytes; of the ways to do so the
+    fastest. Raises ConfigError if there is none."""
+    worker, usable = _Worker(plan), cores()
+    found: list[tuple[float, Plan]] = []
+    needed = 0
+    for room, speed in ROOMS:
+        for count in range(plan.n_process, 0, -1):
+            other = dataclasses.replace(plan, n_process=count, engine=dataclasses.replace(plan.engine, room=room))
+            needed = _command(other, beside) + count * worker.memory(other.engine, alone(other))
+            if needed <= limit:
+                found.append((min(count, usable) * speed, other))
+                break
+    if not found:
+        raise ConfigError(
+            f"--max_memory {limit / 1e6:.0f} MB is too little: with one worker, this merge needs about"
+            f" {math.ceil(needed / 1e6)} MB"
+        )
+    return max(found, key=lambda pair: pair[0])[1]  # of equals the first
+
+
+def alone(plan: Plan) -> bool:
+    """Whether the command merges by itself, without workers."""
+    return plan.n_process == 1 and plan.ranks == 1 and plan.engine.tensor_type == "np"
+
+
+def _command(plan: Plan, beside: int) -> int:
+    """What the command itself takes, less what it takes as a worker if it is alone."""
+    headers = len(plan.tensors) * (len(plan.inputs) + 1) * _HEADER
+    tokens = _TOKEN * sum(plan.tokens_known) + _TOKENIZER * max(plan.tokens_known, default=0)
+    return beside + headers + tokens + (0 if alone(plan) else _COMMAND)
+
+
+class _Worker:
+    """What one worker of a plan holds. Of each thing the most that any tensor takes: buffers are used again, never freed."""
+
+    def __init__(self, plan: Plan):
+        self._kinds = list({_kind(tensor): tensor for tensor in plan.tensors if tensor.merged}.values())
+        self._factors = _most(sum(entry.factor_bytes for entry in tensor.inputs) for tensor in plan.tensors)
+        self._in_parts = any(one.parts for tensor in plan.tensors for entry in tensor.inputs for one in _picked(entry))
+
+    def memory(self, engine: Engine, alone: bool) -> int:
+        """Bytes of one worker. alone: the merging happens in the command's own process."""
+        room = engine.room
+        found = _ALONE if alone else _INTERPRETER
+        found += self._factors + (_COPIED if self._in_parts else 0) + _most(map(_adapted, self._kinds))
+        found += sum(_each(room.panel, self._kinds))
+        found += sum(_kept(room.resident, [one for one in self._kinds if one.mix.measures]))
+        found += _most(_measured(one, room) for one in self._kinds) + _most(map(_staged, self._kinds))
+        blocks = _most(_block(one, room.block) for one in self._kinds)
+        if engine.tensor_type == "np":
+            return found + blocks
+        if engine.on_cpu:
+            return found + _PADDLE + 2 * blocks
+        # On the host: the sources of two blocks, pinned, and of one that is not.
+        device = _most(3 * _block(one, room.device_block) for one in self._kinds)
+        return found + _PADDLE + (min(device, 2 * engine.memory) if engine.budgeted else device)
+
+
+def _kind(tensor: TensorPlan) -> object:
+    """Tensors of one kind take the same memory."""
+    return (
+        tensor.shape,
+        tensor.turned,
+        tensor.dtype,
+        tensor.mix,
+        *((entry.dtype, entry.scattered, entry.widened) for entry in tensor.inputs),
+        *(_kind(plan) for entry in tensor.inputs for plan in _merges(entry)),
+    )
+
+
+def _most(numbers: Iterable[int]) -> int:
+    return max(numbers, default=0)
+
+
+def _wide(tensor: TensorPlan) -> int:
+    """Bytes of an element while it is computed with."""
+    return 8 if tensor.compute == "float64" else 4
+
+
+def _measured(tensor: TensorPlan, room: Room) -> int:
+    """What methods know of a tensor."""
+    models, wide = len(tensor.sources), _wide(tensor)
+    return tensor.mix.memory(models, tensor.size, wide, room) + tensor.mix.line_memory(
+        models, tensor.shape, tensor.turned, wide
+    )
+
+
+def _stored(tensor: TensorPlan) -> list[int]:
+    """Bytes of an element of every input as it is handed to the computation."""
+    return [_wide(tensor) if entry.widened else entry.dtype.itemsize for entry in tensor.inputs]
+
+
+def _block(tensor: TensorPlan, block: int) -> int:
+    """What a block takes: as it is read, computed with, and written; once more for the other compute dtype's rows."""
+    inputs = _stored(tensor)
+    return min(block, tensor.size) * (sum(inputs) + (len(inputs) + 1) * (_wide(tensor) + 4) + tensor.dtype.itemsize)
+
+
+def _adapted(tensor: TensorPlan) -> int:
+    """What tensors with adapters, and aligned ones, are read into."""
+    return sum(map(_buffers, tensor.inputs))
+
+
+def _buffers(entry: TensorEntry) -> int:
+    if entry.aligned is None:
+        return _STEP * entry.dtype.itemsize if entry.adapted is not None else 0
+    longest = max(_STEP, *(pick.entry.shape[entry.aligned.axis] for pick in entry.aligned.picks), 0)
+    return longest * 8 * (len(entry.aligned.picks) + 1) + sum(_buffers(pick.entry) for pick in entry.aligned.picks)
+
+
+def _staged(tensor: TensorPlan) -> int:
+    """What merges that come before take while they are read."""
+    plans = [plan for entry in tensor.inputs for plan in _merges(entry)]
+    return sum(_measured(plan, ROOMY) + _block(plan, ROOMY.block) + _STEP * 8 + _staged(plan) for plan in plans)
+
+
+def _merges(entry: TensorEntry) -> list[TensorPlan]:
+    """The earlier merges that give a tensor, or rows of it."""
+    if entry.staged is not None:
+        return [entry.staged.plan]
+    return [plan for pick in entry.aligned.picks for plan in _merges(pick.entry)] if entry.aligned is not None else []
+
+
+def _picked(entry: TensorEntry) -> list[TensorEntry]:
+    """The tensor itself, or those whose rows make it up."""
+    return [one for pick in entry.aligned.picks for one in _picked(pick.entry)] if entry.aligned is not None else [entry]
+
+
+def _each(panel: int, tensors: Iterable[TensorPlan]) -> list[int]:
+    """The panels of a tensor's scattered inputs, and another, which takes one's place."""
+    sizes = [
+        [min(panel, one.nbytes) for entry in tensor.inputs for one in _picked(entry) if one.scattered] for tensor in tensors
+    ]
+    return max(([*one, max(one)] for one in sizes if one), key=sum, default=[])
+
+
+def _kept(resident: int, tensors: Iterable[TensorPlan]) -> list[int]:
+    """Of each input the largest of the tensors that are kept."""
+    found: list[int] = []
+    for tensor in tensors:
+        sizes = [tensor.size * itemsize for itemsize in _stored(tensor)]
+        if sum(sizes) <= resident:
+            found = [max(pair) for pair in zip_longest(sizes, found, fillvalue=0)]
+    return found

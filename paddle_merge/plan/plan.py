@@ -1,0 +1,185 @@
+"""Plan: what will be done, decided from headers alone. Every tensor of every input is accounted for, every byte of the
+output has its place, and everything that is wrong is found at once, before a weight is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..backends.engine import Engine
+from ..checkpoints.adapters import Adapter
+from ..checkpoints.fingerprint import BLOCK
+from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..conversion.vocabulary.vocabularies import Tokens
+from ..dtypes import DType, compute_dtype
+from ..methods.shared.method import Mix
+from ..recipe.recipe import Recipe
+from .chat import ChatTemplate
+from .config_source import Donor
+
+PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the output.
+
+    sources: one per model; base: the base model's, or None. They have the same shape, and the same dtype unless an output
+    dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
+    mix: how it is merged. numbers: the places of its inputs in Recipe.sources.
+    dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; a tied lm_head,
+    the same bytes in every input, must stay the embedding. turned: whether it is a matrix [in, out], the reverse of torch's.
+    values: the method's parameters as they were resolved for it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[TensorEntry, ...]
+    base: TensorEntry | None
+    merged: bool
+    dtype: DType
+    shard: int
+    offset: int
+    mix: Mix
+    numbers: tuple[int, ...]
+    masked_as: str = ""
+    turned: bool = False
+    values: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def compute(self) -> str:
+        """What it is merged in: "float32" or "float64"."""
+        return compute_dtype([*(entry.dtype for entry in self.inputs), self.dtype])
+
+    @property
+    def inputs(self) -> tuple[TensorEntry, ...]:
+        return self.sources if self.base is None else (*self.sources, self.base)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file: its final name, the bytes around the tensors, each with its offset, and its size."""
+
+    name: str
+    frame: tuple[tuple[int, bytes], ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a worker takes at a time: elements start..stop of one tensor."""
+
+    tensor: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """tensors in output order; pieces largest first; warnings: sentences for the user before work starts."""
+
+    recipe: Recipe
+    inputs: tuple[Checkpoint, ...]  # as Recipe.sources
+    donor: Donor
+    tensors: tuple[TensorPlan, ...]
+    shards: tuple[Shard, ...]
+    pieces: tuple[Piece, ...]
+    n_process: int
+    ranks: int  # how many processes, of n_process workers each, share the pieces
+    engine: Engine
+    layout: str | None  # of the output, if it is known
+    turned: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
+    folded: tuple[str, ...]  # a sentence on each adapter
+    warnings: tuple[str, ...]
+    tokens: Tokens | None  # of the output, if vocabularies are aligned
+    opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]  # the inputs as they are stored
+    chat_template: ChatTemplate | None  # None: the tokenizer's own
+    tokens_known: tuple[int, ...]  # how many tokens each vocabulary has that was read, or made
+
+    @property
+    def prefix(self) -> str:
+        """What the output's files are called after."""
+        return self.recipe.prefix
+
+    @property
+    def save_format(self) -> str:
+        return self.recipe.save_format
+
+    @property
+    def measures(self) -> bool:
+        """Whether some tensor is read twice: once to measure it, once to merge it."""
+        return any(tensor.merged and tensor.mix.measures for tensor in self.tensors)
+
+    @property
+    def bytes_in(self) -> int:
+        return sum(entry.nbytes for tensor in self.tensors for entry in tensor.inputs)
+
+    @property
+    def bytes_out(self) -> int:
+        return sum(shard.nbytes for shard in self.shards)
+
+    def share(self, rank: int, ranks: int) -> tuple[Piece, ...]:
+        """The pieces that one of several ranks merges: largest first, each to the rank with the least to do so far."""
+        loads = [0] * ranks
+        mine = []
+        for piece in self.pieces:
+            least = loads.index(min(loads))
+            loads[least] += self.traffic(piece)
+            if least == rank:
+                mine.append(piece)
+        return tuple(mine)
+
+    def traffic(self, piece: Piece) -> int:
+        """Bytes read for the first time, and written."""
+        tensor = self.tensors[piece.tensor]
+        itemsizes = [entry.dtype.itemsize for entry in tensor.inputs] + [tensor.dtype.itemsize]
+        return (piece.stop - piece.start) * sum(itemsizes)
+
+    def index(self) -> bytes | None:
+        """The content of the index file; None if the output is one file."""
+        if len(self.shards) == 1:
+            return None
+        weight_map = {tensor.name: self.shards[tensor.shard].name for tensor in self.tensors}
+        total = sum(tensor.nbytes for tensor in self.tensors)
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def leaves(tensor: TensorPlan) -> Iterator[tuple[int, TensorEntry]]:
+    """What is read from checkpoints for a tensor, each with the checkpoint's place in Recipe.sources."""
+    for number, entry in zip(tensor.numbers, tensor.inputs, strict=True):
+        yield from _leaves(number, entry)
+
+
+def _leaves(number: int, entry: TensorEntry) -> Iterator[tuple[int, TensorEntry]]:
+    if entry.staged is not None:
+        yield from leaves(entry.staged.plan)
+    elif entry.aligned is not None:
+        for pick in entry.aligned.picks:
+            yield from _leaves(pick.number, pick.entry)
+    else:
+        yield number, entry
+
+
+def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
+    """The pieces, largest first so that workers finish together. A tensor that must be measured stays whole."""
+    pieces = []
+    for number, tensor in enumerate(tensors):
+        step = max(1, PIECE_BYTES // tensor.dtype.itemsize // BLOCK) * BLOCK
+        if workers == 1 or (tensor.merged and tensor.mix.measures) or any(entry.whole for entry in tensor.inputs):
+            step = max(1, tensor.size)
+        for start in range(0, tensor.size, step):
+            pieces.append(Piece(number, start, min(start + step, tensor.size)))
+    return tuple(sorted(pieces, key=lambda piece: piece.start - piece.stop))

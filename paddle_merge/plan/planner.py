@@ -1,0 +1,229 @@
+"""Recipe + the headers of its inputs -> Plan. What is wrong is found here, all at once, before a weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence, Set
+
+from ..backends.engine import NUMPY, Engine
+from ..checkpoints.formats.frame import Held
+from ..checkpoints.formats.naming import FORMATS, shard_name
+from ..checkpoints.names import LAYOUTS
+from ..checkpoints.tensors import Checkpoint, Staged, TensorEntry
+from ..conversion import modules
+from ..conversion.inputs import differences, open_inputs
+from ..conversion.layout import METADATA, normalise, turned_in
+from ..conversion.lora.fold import adapt
+from ..conversion.vocabulary.align import Aligner
+from ..conversion.vocabulary.vocabularies import Vocabularies
+from ..errors import CheckpointError
+from ..recipe.recipe import Recipe, Stage, names_of, parts
+from . import chat
+from .assemble import Made, assemble
+from .config_source import find_donor, warnings
+from .layer_config import restacked
+from .plan import Plan, Shard, TensorPlan, cut
+
+
+def make_plan(
+    recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000, engine: Engine = NUMPY, ranks: int = 1
+) -> Plan:
+    """Read the headers of all inputs and decide. ranks: how many processes, of n_process workers each, share the plan.
+
+    Raises CheckpointError listing everything that doesn't fit.
+    """
+    opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
+    donor = find_donor(opened, recipe.base is not None, recipe.config_from)
+    inputs, layout, turned = normalise(
+        opened, recipe.layouts, recipe.output_layout, recipe.strict_layout, recipe.prefix, donor.config
+    )
+    inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, donor.config)
+    if layout is not None:
+        inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
+    vocabularies = Vocabularies(inputs)
+    idle = _with_stages(recipe, vocabularies, layout)
+    inputs = tuple(vocabularies.inputs)
+    aligner = _aligner(recipe, vocabularies, layout)
+    problems = _differences(recipe, inputs, aligner)
+    if recipe.save_format == "pdparams":
+        problems += _not_paddles(inputs, layout)
+    if problems:
+        raise CheckpointError(problems)
+
+    made, more = assemble(recipe, inputs, aligner)
+    idle += [*more, *vocabularies.notes, *(vocabularies.unlike(recipe.taken) if aligner is None else ())]
+    pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
+    tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _turned(made, layout))
+    pieces = cut(tensors, n_process * ranks)
+    folders = [(checkpoint.path, checkpoint.folder) for checkpoint in opened]
+    tokens = aligner.tokens if aligner is not None else None
+    template, doubts = chat.choose(recipe.chat_template, folders, tokens.source.folder if tokens else donor.folder)
+    doubts = [*doubts, *restacked(donor.config, recipe, tensors, inputs)[1]]
+    return Plan(
+        recipe,
+        inputs,
+        donor,
+        tensors,
+        shards,
+        pieces,
+        max(1, min(n_process, len(pieces))),
+        ranks,
+        engine,
+        layout,
+        tuple(turned),
+        tuple(folded),
+        (*idle, *worries, *doubts, *warnings(inputs, donor)),
+        tokens,
+        tuple(zip(opened, adapters, strict=True)),
+        template,
+        vocabularies.counts(tokens),
+    )
+
+
+def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | None) -> Aligner | None:
+    """Raises CheckpointError."""
+    if recipe.tokenizer is not None:
+        wanted = recipe.tokenizer
+        return Aligner(wanted.source, wanted.base, wanted.multiple, recipe.taken, vocabularies, layout)
+    if problems := vocabularies.estranged(recipe.taken):
+        raise CheckpointError(problems)
+    return None
+
+
+def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None) -> list[str]:
+    """Of whole models, or modules, in which ways their tensors don't match; slices of layers are looked at one by one."""
+    found, names = list[str](), names_of(recipe)
+    aligned = aligner.has if aligner is not None else lambda name: False
+    for module, (part, *_) in parts(recipe):
+        its = [modules.within(inputs[one.number].tensors, module, names) for one in part.everything]
+        compared = [
+            dataclasses.replace(inputs[one.number], tensors=tensors)
+            for one, tensors in zip(part.everything, its, strict=True)
+        ]
+        if part.layers is None and (module is None or all(its)):
+            found += differences(compared, recipe.out_dtype, aligned)
+    return found
+
+
+def _turned(made: Sequence[Made], layout: str | None) -> Set[str]:
+    """The names of matrices [in, out]."""
+    return turned_in({one.name: one.entries[-1] for one in made}, layout)
+
+
+def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None) -> list[str]:
+    """Puts behind the inputs what the recipe's earlier merges make, which is merged when it is read; a sentence on each
+    filter that met nothing. Raises CheckpointError, ConfigError."""
+    idle = list[str]()
+    for stage in recipe.stages:
+        found, aligner = vocabularies.inputs, _aligner(stage, vocabularies, layout)
+        if problems := _differences(stage, found, aligner):
+            raise CheckpointError(problems)
+        made, more = assemble(stage, found, aligner)
+        title = recipe.titles[len(found)]
+        entries = _staged(made, stage, title, _turned(made, layout))
+        like = made[0].numbers[0]
+        output = dataclasses.replace(found[like], path=title, tensors=entries)
+        vocabularies.add(output, like, aligner.tokens.vocabulary if aligner is not None else None)
+        idle += more
+    return idle
+
+
+def _staged(made: Sequence[Made], stage: Stage, title: str, turned: Set[str]) -> dict[str, TensorEntry]:
+    """The tensors of an earlier merge. One that is made of the same bytes as another, and alike, is that very tensor: a tied
+    lm_head stays the embedding. turned: names of matrices [in, out]."""
+    entries: dict[str, TensorEntry] = {}
+    first: dict[object, str] = {}
+    for one in made:
+        entry = one.base or one.sources[0]
+        merged = entry.dtype.is_float
+        dtype = stage.out_dtype if stage.out_dtype and merged else entry.dtype
+        like = first.setdefault(_made_of(one), one.name)
+        other = entries.get(like)
+        if other is not None and other.staged is not None and other.staged.plan.mix == one.mix:
+            entries[one.name] = dataclasses.replace(other, name=one.name)
+            continue
+        plan = TensorPlan(one.name, entry.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers)
+        plan = dataclasses.replace(plan, masked_as=like, turned=one.name in turned)
+        nbytes = plan.size * dtype.itemsize
+        staged = Staged(plan, stage.seed, title)
+        entries[one.name] = TensorEntry(one.name, dtype, entry.shape, title, 0, nbytes, staged=staged)
+    return entries
+
+
+def _made_of(one: Made) -> tuple[TensorEntry, ...]:
+    """What is read for a tensor, whatever it is called."""
+    return tuple(dataclasses.replace(entry, name="") for entry in one.entries)
+
+
+def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
+    """Why the merged model is none for Paddle's files, which hold matrices [in, out]."""
+    if layout == "hf":
+        return [
+            "--save_format pdparams is for Paddle, and the merged model would be in Hugging Face's layout: pass"
+            " --output_layout paddlenlp or paddleformers too"
+        ]
+    torch = [checkpoint for checkpoint in inputs if checkpoint.kind == "bin" or checkpoint.format == "pt"]
+    if layout is not None or not torch:
+        return []
+    matrices = [name for name, entry in torch[0].tensors.items() if len(entry.shape) == 2 and min(entry.shape) > 1]
+    return [
+        f"--save_format pdparams is for Paddle, and {torch[0].path} is torch's, which may store {name!r} turned; say how"
+        f" with --layout, one of {', '.join(LAYOUTS)} for each model and then the base, and pass --output_layout"
+        " paddlenlp or paddleformers too"
+        for name in matrices[:1]
+    ]
+
+
+def _lay_out(
+    made: Sequence[Made], recipe: Recipe, format: str | None, shard_bytes: int, turned: Set[str]
+) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
+    """Which tensor goes where: in the given order, shards filled up to shard_bytes, wide dtypes first within a shard.
+    turned: names of matrices [in, out].
+
+    Raises CheckpointError listing the tensors that the output's format can't hold.
+    """
+    groups: list[list[tuple[Held, Made]]] = [[]]
+    filled = 0
+    for one in made:
+        entry = one.base or one.sources[0]
+        dtype = recipe.out_dtype if recipe.out_dtype and entry.dtype.is_float else entry.dtype
+        nbytes = math.prod(entry.shape) * dtype.itemsize
+        if groups[-1] and filled + nbytes > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append((Held(one.name, dtype, entry.shape, nbytes), one))
+        filled += nbytes
+
+    tensors: list[TensorPlan] = []
+    shards: list[Shard] = []
+    problems: list[str] = []
+    first: dict[tuple[TensorEntry, ...], str] = {}  # what a tensor is made of in every input -> its name
+    form = FORMATS[recipe.save_format]
+    for number, group in enumerate(groups):
+        group.sort(key=lambda pair: -pair[0].dtype.itemsize)  # so that every tensor is aligned to its own width
+        problems += form.problems([held for held, _ in group])
+        frame = form.frame([held for held, _ in group], format)
+        for (held, one), offset in zip(group, frame.offsets, strict=True):
+            tensors.append(
+                TensorPlan(
+                    name=held.name,
+                    shape=held.shape,
+                    sources=one.sources,
+                    base=one.base,
+                    merged=one.sources[0].dtype.is_float,
+                    dtype=held.dtype,
+                    shard=number,
+                    offset=offset,
+                    mix=one.mix,
+                    numbers=one.numbers,
+                    masked_as=first.setdefault(_made_of(one), held.name),
+                    turned=held.name in turned,
+                    values=one.values,
+                )
+            )
+        name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))
+        shards.append(Shard(name, frame.pieces, frame.nbytes))
+    if problems:
+        raise CheckpointError(problems)
+    return tuple(tensors), tuple(shards)

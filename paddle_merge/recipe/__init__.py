@@ -1,0 +1,1 @@
+"""What was asked: flags, fields, YAML and Python objects become one Recipe."""

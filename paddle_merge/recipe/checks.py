@@ -1,0 +1,183 @@
+"""What is wrong with a MergeConfig, and what is allowed but likely not meant: sentences for the user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..backends import engine
+from ..checkpoints.adapters import split
+from ..dtypes import LARGEST
+from ..methods.paddlenlp import METHODS
+from ..methods.registry import NAMED
+from ..parsing import nearest, parse_size
+from . import chat_template
+from .fields import of_fields
+
+if TYPE_CHECKING:
+    from .config import MergeConfig
+
+# Fields that a recipe has words of its own for.
+OF_RECIPES = (
+    *("model_path_list", "model_path_str", "base_model_path", "lora_model_path"),
+    *("merge_method", "merge_type", "sparsify_type", "weight_list", "normalize", "scale"),
+    *("reserve_p", "rescale", "epsilon", "ties_elect_type", "ties_zero_sign"),
+    *("slerp_alpha", "slerp_dot_threshold", "slerp_normalize_eps"),
+)
+
+
+def problems(config: MergeConfig) -> list[str]:
+    """Why `config` can't be carried out, as far as no file needs to be looked at."""
+    if config.told is not None:
+        return _beside_a_recipe(config) + of_fields(config) + _running(config)
+    found = of_fields(config) + _models(config)
+    if config.merge_method in METHODS:
+        sparsifier, merge_type = METHODS[config.merge_method]
+        if config.merge_type not in (None, merge_type) or config.sparsify_type not in (None, sparsifier or "none"):
+            found.append(
+                f"--merge_method {config.merge_method} means --sparsify_type {sparsifier or 'none'} --merge_type"
+                f" {merge_type}; leave out the method or the types that contradict it"
+            )
+    if config.weight_list is not None:
+        if config.parts[1] == "slerp":
+            if len(set(config.weight_list)) > 1:
+                found.append("slerp goes by --slerp_alpha, not by --weight_list")
+        elif len(config.weight_list) != len(config.models):
+            found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(config.models)} models")
+    if any(0 < abs(weight) < 1 / LARGEST for weight in config.weight_list or ()):
+        found.append(f"--weight_list has a weight smaller than {1 / LARGEST:g}, too small for float32; scale them all up")
+    if config.scale != 1.0 and not config.base_model_path:
+        found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
+    found += _running(config)
+    if config.strict:
+        found += _without_base(config)
+    return found
+
+
+def _beside_a_recipe(config: MergeConfig) -> list[str]:
+    """Flags that say what a recipe says."""
+    if not config.recipe_yaml:
+        return []
+    defaults = type(config)()
+    given = [name for name in OF_RECIPES if getattr(config, name) != getattr(defaults, name)]
+    if not given:
+        return []
+    return [
+        f"{', '.join(f'--{name}' for name in given)}: with a recipe, models, method and parameters are the recipe's to say"
+    ]
+
+
+def _running(config: MergeConfig) -> list[str]:
+    """Why it can't be carried out here, whatever is merged."""
+    found = []
+    sources = len(config.sources)
+    if config.layout is not None and len(config.layout) != sources:
+        found.append(f"--layout has {len(config.layout)} words for {sources} models (the base last)")
+    if config.n_process < 1:
+        found.append(f"--n_process {config.n_process} must be at least 1")
+    for name, size in (("max_shard_size", config.max_shard_size), ("max_memory", config.max_memory)):
+        try:
+            parse_size("1GB" if size is None else size)
+        except ValueError as error:
+            found.append(f"--{name} {error}")
+    if config.chat_template and (wrong := chat_template.mistake(config.chat_template)):
+        found.append(f"--chat_template {wrong}")
+    return found + _device(config)
+
+
+def _models(config: MergeConfig) -> list[str]:
+    plain = config.parts == (None, "linear") and config.scale == 1.0 and config.weight_list in (None, [1.0])
+    if not config.lora_model_path:
+        if len(config.models) >= 2 or (config.models and config.base_model_path):
+            return []
+        if not config.models or len(split(config.models[0])) == 1:
+            return ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
+        if plain:
+            return []
+        return [
+            f"{config.models[0]}, alone, is folded as the adapter was trained; to sparsify or weaken it, give"
+            " --base_model_path too"
+        ]
+    found = []
+    if not config.base_model_path:
+        found.append("--lora_model_path needs --base_model_path, the model that the adapter was trained on")
+    if config.model_path_list or config.model_path_str:
+        found.append(
+            "--lora_model_path folds one adapter into its base; to merge it with other models, write --model_path_list"
+            " BASE+ADAPTER OTHER"
+        )
+    if not plain:
+        found.append(
+            "--lora_model_path folds the adapter as it was trained; to sparsify or weaken it, write --model_path_list"
+            " BASE+ADAPTER --base_model_path BASE with a method or --scale"
+        )
+    return found
+
+
+def _device(config: MergeConfig) -> list[str]:
+    kind, colon, number = config.device.partition(":")
+    if kind not in engine.DEVICES or (colon and not (number.isascii() and number.isdecimal() and kind != "cpu")):
+        named = ", ".join(engine.DEVICES)
+        return [
+            f"--device {config.device!r} must be one of {named}, or a numbered one: gpu:1{nearest(kind, engine.DEVICES)}"
+        ]
+    if config.max_tensor_mem < engine.LEAST:
+        return [f"--max_tensor_mem {config.max_tensor_mem:g} (GiB) must be at least {engine.LEAST:g}"]
+    return engine.problems(config.engine)
+
+
+def _without_base(config: MergeConfig) -> list[str]:
+    sparsifier, _ = config.parts
+    if sparsifier is None or config.base_model_path or config.reserve_p == 1:
+        return []
+    return [
+        f"without --base_model_path, {sparsifier} zeroes {1 - config.reserve_p:.0%} of the models' weights themselves, not"
+        " of what fine-tuning changed; the merged model will likely be broken"
+    ]
+
+
+def _idle(config: MergeConfig) -> list[str]:
+    """Flags of PaddleNLP's methods that another method doesn't know."""
+    defaults = type(config)()
+    flags = {
+        "reserve_p": "density",
+        "scale": "lambda",
+        "weight_list": "weight",
+        "normalize": "normalize",
+        "rescale": "rescale",
+    }
+    known = {parameter.name for parameter in NAMED[str(config.merge_method)].parameters}
+    given = [name for name in OF_RECIPES[6:] if getattr(config, name) != getattr(defaults, name)]
+    idle = [name for name in given if flags.get(name) not in known]
+    return [f"{', '.join(f'--{name}' for name in idle)}: no effect with {config.merge_method}"] if idle else []
+
+
+def warnings(config: MergeConfig) -> list[str]:
+    """What is allowed but likely not meant."""
+    if config.told is not None:
+        return list(config.told.notes) + ([] if config.recipe_yaml else _idle(config))
+    found = _without_base(config)
+    sparsifier, merge_type = config.parts
+    used = {
+        "reserve_p": sparsifier is not None,
+        "rescale": sparsifier is not None,
+        "epsilon": sparsifier == "magprune",
+        "seed": sparsifier in ("dare", "magprune"),
+        "ties_elect_type": merge_type == "ties",
+        "ties_zero_sign": merge_type == "ties",
+        "slerp_alpha": merge_type == "slerp",
+        "slerp_dot_threshold": merge_type == "slerp",
+        "slerp_normalize_eps": merge_type == "slerp",
+        "normalize": merge_type != "slerp",
+        "split_pieces": False,
+        "merge_with_qdq_base_model": False,  # a base that has a quantization_config is refused
+        "max_tensor_mem": config.engine.budgeted,
+    }
+    defaults = type(config)()
+    idle = [name for name, matters in used.items() if not matters and getattr(config, name) != getattr(defaults, name)]
+    if config.tensor_type == "np" and config.device != "cpu":
+        found.append(f"--device {config.device}: np computes on the CPU, so that is where it merges; pass --tensor_type pd")
+    if idle:
+        found.append(f"{', '.join(f'--{name}' for name in idle)}: no effect with {config.method}")
+    if not config.normalize and config.weight_list is None and merge_type != "slerp":
+        found.append("--no_normalize without --weight_list: all models count the same and are averaged, as in PaddleNLP")
+    return found

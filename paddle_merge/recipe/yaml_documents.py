@@ -1,0 +1,282 @@
+"""A document of a recipe, read as far as that can be done without the others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ..dtypes import FLOATS, DType
+from ..methods.registry import IDLE, find, names, parameter_names
+from ..methods.shared.method import Method, Parameter
+from ..parsing import nearest, shown
+from . import chat_template
+from .parameters import typed
+from .recipe import Condition, Setting, Value
+from .yaml_nodes import Nodes, is_null
+
+KEYS = (
+    *("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name"),
+    *("tokenizer_source", "tokenizer", "chat_template"),
+)
+Settings = dict[str, Setting]
+
+
+@dataclass(eq=False)
+class Draft:
+    """A document. parts: its slices, with models by path. chat_template: where it is given, else None."""
+
+    node: yaml.Node
+    name: str
+    method: Method
+    base: str | None
+    parts: list[dict[str, Any]]
+    settings: Settings
+    seed: Any
+    out_dtype: DType | None
+    tokenizer: tuple[str, int | None] | None  # its source, and what its rows are to be a multiple of
+    chat_template: yaml.Node | None
+
+    @property
+    def specs(self) -> list[str]:
+        """What it is made of."""
+        found = [source["spec"] for part in self.parts for source in part["sources"]]
+        return [*found, *(base for base in (self.base, *(part["base"] for part in self.parts)) if base)]
+
+
+class Drafts(Nodes):
+    """Reads documents. specs: the paths and names of models met, in order."""
+
+    def __init__(self, where: str):
+        super().__init__(where)
+        self.specs: dict[str, int] = {}
+
+    def draft(self, node: yaml.Node) -> Draft | None:
+        """A document, read as far as that can be done without the others."""
+        given = self._top(node)
+        method = self._method(node, given.get("merge_method"))
+        base = self.text(given["base_model"]) if "base_model" in given else None
+        if base:
+            self.specs.setdefault(base, len(self.specs))
+        out_dtype = self._dtype(given, "out_dtype") or self._dtype(given, "dtype")
+        template = self.text(given["chat_template"]) if "chat_template" in given else ""
+        if template and (wrong := chat_template.mistake(template)):
+            self.wrong(given["chat_template"], f"chat_template {wrong}")
+        kinds: list[str] = [kind for kind in ("models", "slices", "modules") if kind in given]
+        if len(kinds) != 1:
+            named = ", ".join(kinds) or "none of them"
+            self.wrong(node, f"give one of models, slices and modules, not {named}")
+            return None
+        settings = self._settings(given.get("parameters"), method)
+        if kinds == ["modules"]:
+            parts, own = self._modules(given["modules"], method)
+            settings = _joined(own, settings)
+        else:
+            parts = self._parts(kinds[0], given[kinds[0]], method)
+        seed = self._value(given["seed"], Parameter("seed", int)) if "seed" in given else 0
+        name = self.text(given["name"]) if "name" in given else ""
+        if method is None:
+            return None
+        tokenizer = self._tokenizer(given)
+        return Draft(node, name, method, base, parts, settings, seed, out_dtype, tokenizer, given.get("chat_template"))
+
+    def _top(self, node: yaml.Node) -> dict[str, yaml.Node]:
+        given = {}
+        for name, (key, value) in self.mapping(node, "a recipe").items():
+            if name in KEYS:
+                given[name] = value
+            elif getattr(value, "again", False):  # a place to write down what others refer to
+                continue
+            elif nearest(name, KEYS):
+                self.wrong(key, f"unknown key {name!r}{nearest(name, KEYS)}")
+            else:
+                belongs = "; it belongs under parameters" if name in parameter_names() else ""
+                self.note(key, f"{name!r} has no effect, here or in mergekit{belongs}")
+        return {name: value for name, value in given.items() if not is_null(value)}
+
+    def _method(self, node: yaml.Node, value: yaml.Node | None) -> Method | None:
+        """None if there is none; the rest is read all the same, for its mistakes."""
+        if value is None:
+            self.wrong(node, "merge_method is missing")
+            return None
+        name = self.text(value)
+        method = find(name)
+        if method is None and name:
+            self.wrong(
+                value, f"unknown merge_method {shown(name)}{nearest(name.lower(), names())}; there are {', '.join(names())}"
+            )
+        return method
+
+    def _dtype(self, given: Mapping[str, yaml.Node], key: str) -> DType | None:
+        if key not in given:
+            return None
+        name = self.text(given[key]).removeprefix("torch.")
+        name = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(name, name)
+        if name not in FLOATS:
+            self.wrong(given[key], f"{key} {name!r} must be one of {', '.join(FLOATS)}{nearest(name, FLOATS)}")
+        return FLOATS.get(name)
+
+    def _tokenizer(self, given: Mapping[str, yaml.Node]) -> tuple[str, int | None] | None:
+        """(source, multiple)."""
+        if "tokenizer" not in given:
+            return (self.text(given["tokenizer_source"]), None) if "tokenizer_source" in given else None
+        if "tokenizer_source" in given:
+            self.wrong(given["tokenizer_source"], "give one of tokenizer_source and tokenizer, not both")
+        inner = self.known(given["tokenizer"], ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
+        if "tokens" in inner:
+            self.wrong(inner["tokens"], "'tokens' can't be used yet: tokens that only some models have are filled by rule")
+        multiple = self.scalar(inner["pad_to_multiple_of"]) if "pad_to_multiple_of" in inner else None
+        if multiple is not None and (type(multiple) is not int or not 1 <= multiple <= 1 << 20):
+            self.wrong(inner["pad_to_multiple_of"], "pad_to_multiple_of must be a whole number from 1 on")
+        source = self.text(inner["source"]) if "source" in inner else "union"
+        return source, multiple  # type: ignore[return-value]
+
+    # --- what is merged
+
+    def _modules(self, node: yaml.Node, method: Method | None) -> tuple[list[dict[str, Any]], Settings]:
+        """The slices of all modules; and the parameters of one that is alone, and has all tensors."""
+        modules = self.mapping(node, "modules")
+        if not modules:
+            self.wrong(node, "modules is empty")
+        parts: list[dict[str, Any]] = []
+        for name, (key, content) in modules.items():
+            inner = self.known(content, ("models", "slices", "parameters"), "a module")
+            kinds: list[str] = [kind for kind in ("models", "slices") if kind in inner]
+            settings = self._settings(inner.get("parameters"), method)
+            if len(kinds) != 1:
+                self.wrong(content, f"module {name!r} must have models or slices")
+                continue
+            found = self._parts(kinds[0], inner[kinds[0]], method)
+            if len(modules) == 1:
+                self.note(key, "all tensors are merged as this module says, whatever it is called")
+                return found, settings
+            own = {"module": name, "at": self._at(key)}
+            parts += [{**part, **own, "settings": _joined(part["settings"], settings)} for part in found]
+        return parts, {}
+
+    def _parts(self, kind: str, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
+        return self._models(node, method) if kind == "models" else self._slices(node, method)
+
+    def _models(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
+        sources = [self._source(item, ("model", "parameters"), method) for item in self.list(node, "models")]
+        if not sources and isinstance(node, yaml.SequenceNode):
+            self.wrong(node, "models is empty")
+        return [{"node": node, "sources": sources, "settings": {}, "base": None}]
+
+    def _slices(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
+        found = []
+        for item in self.list(node, "slices"):
+            inner = self.known(item, ("sources", "parameters", "base_model", "residual_weight"), "a slice")
+            if not getattr(inner.get("sources"), "value", None):
+                self.wrong(item, "sources, a list of models with a layer_range, is missing or empty")
+            sources = [
+                self._source(source, ("model", "layer_range", "parameters"), method)
+                for source in (self.list(inner["sources"], "sources") if "sources" in inner else ())
+            ]
+            base = self.text(inner["base_model"]) if "base_model" in inner else None
+            if base:
+                self.specs.setdefault(base, len(self.specs))
+            if "residual_weight" in inner:
+                self.note(inner["residual_weight"], "'residual_weight' has no effect, here or in mergekit")
+            settings = self._settings(inner.get("parameters"), method)
+            found.append({"node": item, "sources": sources, "settings": settings, "base": base})
+        if not found:
+            self.wrong(node, "slices is empty")
+        return found
+
+    def _source(self, node: yaml.Node, keys: tuple[str, ...], method: Method | None) -> dict[str, Any]:
+        if isinstance(node, yaml.ScalarNode) and node.value.startswith("model:"):
+            self.wrong(node, f"write model: {node.value[6:]}, with a space after the colon")
+        if isinstance(node, yaml.ScalarNode) and "layer_range" not in keys:
+            inner: dict[str, yaml.Node] = {"model": node}
+        else:
+            inner = self.known(node, keys, "a model")
+        if "model" not in inner:
+            self.wrong(node, "model, the path of a checkpoint, is missing")
+        spec = self.text(inner["model"]) if "model" in inner else ""
+        self.specs.setdefault(spec, len(self.specs))
+        layers = self._range(inner["layer_range"]) if "layer_range" in inner else None
+        if "layer_range" in keys and layers is None and "layer_range" not in inner:
+            self.wrong(node, "layer_range is missing: [first, end], the end not included")
+        settings = self._settings(inner.get("parameters"), method, of_model=True)
+        return {"node": node, "spec": spec, "layers": layers, "settings": settings}
+
+    def _range(self, node: yaml.Node) -> tuple[int, int] | None:
+        values = [self.scalar(item) for item in node.value] if isinstance(node, yaml.SequenceNode) else []
+        values = [int(value) if isinstance(value, str) and value.isdecimal() else value for value in values]
+        if len(values) == 2 and all(type(value) is int for value in values) and 0 <= values[0] < values[1]:  # type: ignore[operator]
+            return values[0], values[1]  # type: ignore[return-value]
+        self.wrong(node, "layer_range must be two whole numbers, [first, end], the end not included and larger")
+        return None
+
+    # --- parameters
+
+    def _settings(self, node: yaml.Node | None, method: Method | None, of_model: bool = False) -> Settings:
+        found: Settings = {}
+        if method is None:
+            return found
+        known = {parameter.name: parameter for parameter in method.parameters}
+        for name, (key, value) in (self.mapping(node, "parameters") if node is not None else {}).items():
+            if name in known and is_null(value):
+                self.wrong(key, f"{name!r} has no value")
+            elif name in known:
+                if setting := self._setting(value, known[name]):
+                    found[name] = setting
+                if of_model and not known[name].each:
+                    self.note(key, f"{name!r} is for all models together: beside one it has no effect, as in mergekit")
+            elif name in IDLE:
+                self.note(key, f"{name!r} has no effect: {IDLE[name]}")
+            elif name in parameter_names():
+                self.note(key, f"{name!r} has no effect with {method.name}, which takes {', '.join(known) or 'none'}")
+            else:
+                self.wrong(key, f"unknown parameter {name!r}{nearest(name, known)}; {method.name} takes {', '.join(known)}")
+        return found
+
+    def _setting(self, node: yaml.Node, parameter: Parameter) -> Setting:
+        """A value, a gradient, a condition, or a list of them."""
+        if is_null(node):
+            return ()
+        if isinstance(node, yaml.ScalarNode):
+            return (Condition(self._value(node, parameter)),)
+        if isinstance(node, yaml.MappingNode):
+            return self._condition(node, parameter)
+        if not node.value:
+            self.wrong(node, f"{parameter.name!r} is an empty list")
+            return ()
+        if all(isinstance(item, yaml.ScalarNode) for item in node.value):
+            return (Condition(tuple(self._value(item, parameter) for item in node.value)),)
+        return tuple(condition for item in node.value for condition in self._condition(item, parameter))
+
+    def _condition(self, node: yaml.Node, parameter: Parameter) -> Setting:
+        inner = self.known(node, ("filter", "value"), f"an item of {parameter.name!r}")
+        if "value" not in inner:
+            self.wrong(node, f"an item of {parameter.name!r} needs a value")
+            return ()
+        filter = self.text(inner["filter"]) if "filter" in inner else None
+        if filter is not None and filter.startswith("re:"):
+            try:
+                re.compile(filter[3:])
+            except re.error as error:
+                self.wrong(inner["filter"], f"{filter!r} is no regular expression ({error})")
+        value = inner["value"]
+        items = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(item, yaml.ScalarNode) for item in items):
+            self.wrong(value, f"a value of {parameter.name!r} must be one, or a list of them; filters don't nest")
+            return ()
+        return tuple(Condition(one.value, filter) for one in self._setting(value, parameter))
+
+    def _value(self, node: yaml.Node, parameter: Parameter) -> Value:
+        value = self.scalar(node)
+        try:
+            return typed(value, parameter)  # type: ignore[no-any-return]
+        except ValueError as error:
+            self.wrong(node, str(error))
+            return value
+
+
+def _joined(first: Settings, second: Settings) -> Settings:
+    """Where no condition of the first's matches, the second's count."""
+    return {name: first.get(name, ()) + second.get(name, ()) for name in {**first, **second}}

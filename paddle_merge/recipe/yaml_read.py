@@ -1,0 +1,184 @@
+"""mergekit's recipes: YAML -> Recipe. Every mistake is told by line and column, with what was probably meant.
+
+Read otherwise than by mergekit: what would give NaN or was hardly meant is refused (weights that are divided by their sum,
+zero; true for a number; a key twice); a base that slices don't name is taken from the same layers, where mergekit refuses
+them (but for methods to which it is a model like others: there, as in mergekit, it is none of the slice's); one model may
+stand in a slice with several ranges of its layers. Of what comes after the layers (norm, lm_head), mergekit takes only as
+many of the last slice's models as the first slice has, which is a fault; here they are all taken.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+from ..methods.shared.method import REQUIRED
+from .recipe import Input, Recipe, Slice, Stage, constant, tokenizer_of
+from .yaml_documents import Draft, Drafts
+from .yaml_nodes import documents, is_null
+
+
+@dataclass(frozen=True)
+class Told:
+    """notes: what is allowed but likely not meant."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def read(recipe: str) -> Told:
+    """recipe: a file, or YAML (which has more than one line). Raises ConfigError listing every mistake."""
+    if "\n" in recipe:
+        return parse(recipe, "recipe_yaml")
+    try:
+        with open(recipe, encoding="utf-8-sig") as file:
+            text = file.read()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"{recipe}: can't be read ({reason})") from None
+    return parse(text, recipe)
+
+
+@functools.lru_cache(8)
+def parse(text: str, where: str) -> Told:
+    """where: what to call the text in errors. Raises ConfigError listing every mistake."""
+    return _Reader(where).read(text)
+
+
+class _Reader(Drafts):
+    def read(self, text: str) -> Told:
+        try:
+            recipe = self._recipe(documents(text, self._where))
+        except RecursionError:
+            raise ConfigError(f"{self._where}: is nested too deeply") from None
+        if self.problems or recipe is None:
+            raise ConfigError(list(dict.fromkeys(self.problems)))  # of what stands in several places once
+        return Told(recipe, tuple(dict.fromkeys(self.notes)))
+
+    # --- the documents
+
+    def _recipe(self, nodes: Sequence[yaml.Node]) -> Recipe | None:
+        """One merge per document; what a later one calls by an earlier one's name is its output."""
+        nodes = [node for node in nodes if not is_null(node)]
+        drafts = [draft for node in nodes if (draft := self.draft(node)) is not None]
+        if not nodes:
+            self.problems.append(f"{self._where}: holds no recipe")
+        if self.problems or not drafts:
+            return None
+        final, stages = self._in_order(drafts)
+        used = {spec for draft in [*stages, final] for spec in draft.specs} - {stage.name for stage in stages}
+        real = [spec for spec in self.specs if spec in used]
+        base = final.base if final.base in real else None
+        order = [*(spec for spec in real if spec != base), *([base] if base else [])]
+        place = {spec: number for number, spec in enumerate([*order, *(stage.name for stage in stages)])}
+        made = [self._stage(draft, place) for draft in [*stages, final]]
+        if self.problems:
+            return None
+        *before, last = made
+        for stage in stages:
+            if stage.chat_template is not None:
+                self.note(
+                    stage.chat_template, "'chat_template' has no effect here, where only tensors are made for another merge"
+                )
+        return Recipe(
+            models=tuple(order[:-1] if base else order),
+            base=base,
+            method=last.method,
+            slices=last.slices,
+            settings=last.settings,
+            stages=tuple(before),
+            seed=last.seed,
+            out_dtype=last.out_dtype,
+            tokenizer=last.tokenizer,
+            chat_template=self.text(final.chat_template) if final.chat_template is not None else None,
+        )
+
+    def _in_order(self, drafts: Sequence[Draft]) -> tuple[Draft, list[Draft]]:
+        """The merge that is asked for, the one without a name or else the last; and what it needs, each after what it needs
+        itself."""
+        unnamed = [draft for draft in drafts if not draft.name]
+        final = unnamed[0] if unnamed else drafts[-1]
+        for draft in unnamed[1:]:
+            self.wrong(draft.node, "a second recipe without a name; give name to those that others use")
+        named: dict[str, Draft] = {}
+        for draft in drafts:
+            if draft is final:
+                continue
+            if draft.name in named:
+                self.wrong(draft.node, f"a second recipe is called {draft.name!r}")
+            named[draft.name] = draft
+        order: list[Draft] = []
+        by_name = {**named, **({final.name: final} if final.name else {})}
+
+        def visit(draft: Draft, above: tuple[Draft, ...]) -> None:
+            if draft in above:
+                self.wrong(draft.node, f"{draft.name!r} would be made of itself")
+            elif draft not in order:
+                for spec in draft.specs:
+                    if spec in by_name:
+                        visit(by_name[spec], (*above, draft))
+                order.append(draft)
+
+        visit(final, ())
+        for draft in named.values():
+            if draft not in order:
+                self.note(draft.node, f"nothing uses {draft.name!r}, so it is left out")
+        return final, [draft for draft in order if draft is not final]
+
+    def _stage(self, draft: Draft, place: Mapping[str, int]) -> Stage:
+        slices = [self._slice(draft, part, place) for part in draft.parts]
+        found = tuple(one for one in slices if one is not None)
+        tokenizer = None
+        if draft.tokenizer is not None:
+            source, multiple = draft.tokenizer
+            base = place[draft.base] if draft.base else None
+            tokenizer = tokenizer_of(source, multiple, place, base, found[0].inputs[0].number if found else 0)
+        return Stage(draft.name, draft.method, found, draft.settings, draft.seed, draft.out_dtype, tokenizer)
+
+    def _slice(self, draft: Draft, part: dict[str, Any], place: Mapping[str, int]) -> Slice | None:
+        """The base found its role: subtracted, or one of the models."""
+        node, sources, method, base = part["node"], list(part["sources"]), draft.method, part["base"] or draft.base
+        if base is None and method.base in ("required", "first"):
+            self.wrong(draft.node, f"base_model is missing, which {method.name} needs")
+            return None
+        scales = [one.value for its in (draft.settings, part["settings"]) for one in its.get("scale", ())]
+        if base is None and method.base == "optional" and set(scales) - {1.0}:
+            self.wrong(node, "'scale' is a factor on the merged task vector, so it needs base_model")
+        lengths = {source["layers"][1] - source["layers"][0] for source in sources if source["layers"]}
+        if len(lengths) > 1:
+            self.wrong(node, "all sources of a slice must have the same number of layers")
+        based = [source for source in sources if source["spec"] == base]
+        others = [source for source in sources if source["spec"] != base]
+        subtracts = method.base in ("required", "optional")
+        if base is not None and not based and (method.base != "model" or not lengths):  # as in mergekit
+            ranges = list(dict.fromkeys(source["layers"] for source in sources))
+            if len(ranges) > 1:
+                self.wrong(
+                    node, f"sources have different layers, so it must have {base!r}, the base, with those of it to take"
+                )
+            based = [{"spec": base, "layers": ranges[0] if ranges else None, "settings": {}}]
+        if subtracts and len(based) > 1:
+            self.wrong(node, f"{base!r}, the base, twice")
+        if subtracts and based and not others and method.least == 1 and method.most is None:
+            needed = [one.name for one in method.parameters if one.each and one.default is REQUIRED]
+            others = [{**based[0], "settings": dict.fromkeys(needed, constant(1.0))}]  # the base stays as it is
+
+        def an_input(source: Mapping[str, Any]) -> Input:
+            return Input(place[source["spec"]], source["layers"][0] if source["layers"] else 0, source["settings"])
+
+        models = others if subtracts else [*based, *others]
+        if method.name == "passthrough" and others:
+            models = sources  # a base that isn't named among them only gives config and tokenizer
+        if not (method.least <= len(models) <= (method.most or len(models))):
+            most = f" to {method.most}" if method.most and method.most > method.least else ""
+            more = " or more" if method.most is None else ""
+            self.wrong(node, f"{method.name} takes {method.least}{most}{more} models, not {len(models)}")
+        layers = next(iter(lengths)) if lengths else None
+        inputs = tuple(map(an_input, models))
+        subtracted = an_input(based[0]) if subtracts and based else None
+        return Slice(inputs, subtracted, layers, part["settings"], part.get("module"), part.get("at", ""))

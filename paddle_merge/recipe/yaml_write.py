@@ -1,0 +1,113 @@
+"""Recipe -> mergekit's YAML, as read.py reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ..methods.shared.method import Method
+from .recipe import Recipe, Setting, Slice, Stage, Tokenizer, parts
+
+
+def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
+    """The recipe as `parse` reads it. absolute: applied to the models' paths."""
+    paths = [*map(absolute, recipe.sources), *(stage.name for stage in recipe.stages)]
+    documents = [{"name": stage.name, **_document(stage, paths, absolute)} for stage in recipe.stages]
+    told = {"chat_template": recipe.chat_template} if recipe.chat_template else {}
+    documents.append({**_document(recipe, paths, absolute), **told})
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _document(recipe: Recipe | Stage, paths: Sequence[str], absolute: Callable[[str], str]) -> dict[str, Any]:
+    content: dict[str, Any] = {"merge_method": recipe.method.name}
+    base = _common_base(recipe)
+    content |= {"base_model": paths[base]} if base is not None else {}
+    modules = {module: _slices(slices, recipe.method, base, paths) for module, slices in parts(recipe)}
+    content |= modules.get(None, {"modules": modules})
+    content |= {"parameters": _plain(recipe.settings)} if recipe.settings else {}
+    content |= {"out_dtype": recipe.out_dtype.name} if recipe.out_dtype else {}
+    content |= _tokenizer(recipe.tokenizer, paths, absolute) if recipe.tokenizer is not None else {}
+    return content | ({"seed": recipe.seed} if recipe.seed else {})
+
+
+def _tokenizer(tokenizer: Tokenizer, paths: Sequence[str], absolute: Callable[[str], str]) -> dict[str, Any]:
+    source = tokenizer.source
+    if isinstance(source, int):
+        source = "base" if source == tokenizer.base else paths[source]
+    elif source != "union":
+        source = absolute(source)
+    if tokenizer.multiple is None:
+        return {"tokenizer_source": source}
+    return {"tokenizer": {"source": source, "pad_to_multiple_of": tokenizer.multiple}}
+
+
+def _slices(slices: Sequence[Slice], method: Method, common: int | None, paths: Sequence[str]) -> dict[str, Any]:
+    """Of a module, or of all there is."""
+    written = [_part(part, method, common, paths) for part in slices]
+    if slices[0].layers is not None:
+        return {"slices": written}
+    whole = written[0]
+    return {"models": whole.pop("sources"), **whole}
+
+
+def _common_base(recipe: Recipe | Stage) -> int | None:
+    """The number of what is the base where a slice doesn't say otherwise. A recipe's own gives config and tokenizer, too."""
+    own = _base_of(recipe.slices[0], recipe.method)
+    if not isinstance(recipe, Recipe):
+        return own
+    if recipe.slices[0].layers is None and own is not None:
+        return own
+    if recipe.base is not None:
+        return len(recipe.models)
+    return own if own is not None and own >= len(recipe.sources) else None
+
+
+def _base_of(part: Slice, method: Method) -> int | None:
+    if method.base == "first":
+        return part.inputs[0].number
+    return part.base.number if part.base is not None else None
+
+
+def _part(part: Slice, method: Method, common: int | None, paths: Sequence[str]) -> dict[str, Any]:
+    sources = []
+    models = [one for one in part.inputs if part.base is None or one.number != part.base.number]
+    for one in (*models, *((part.base,) if part.base else ())):
+        source: dict[str, Any] = {"model": paths[one.number]}
+        source |= {"layer_range": [one.first, one.first + part.layers]} if part.layers is not None else {}
+        source |= {"parameters": _plain(one.settings)} if one.settings else {}
+        sources.append(source)
+    content: dict[str, Any] = {"sources": sources}
+    own = _base_of(part, method)
+    content |= {"base_model": paths[own]} if own not in (None, common) else {}
+    return content | ({"parameters": _plain(part.settings)} if part.settings else {})
+
+
+def _plain(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, setting in settings.items():
+        values = [list(one.value) if isinstance(one.value, tuple) else one.value for one in setting]
+        alone = len(setting) == 1 and setting[0].filter is None
+        conditions = [
+            {**({"filter": one.filter} if one.filter is not None else {}), "value": value}
+            for one, value in zip(setting, values, strict=True)
+        ]
+        found[name] = values[0] if alone else conditions
+    return found
+
+
+class _Dumper(yaml.SafeDumper):
+    """Gradients and ranges on one line; line breaks, YAML's own too, escaped, as they would be folded."""
+
+    def represent_list(self, data: Any) -> yaml.SequenceNode:
+        flow = not any(isinstance(item, dict) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if data.splitlines() != [data] else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+_Dumper.add_representer(str, _Dumper.represent_str)

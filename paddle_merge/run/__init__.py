@@ -1,0 +1,1 @@
+"""Carry out a plan: the only package with readers and a writer."""

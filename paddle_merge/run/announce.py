@@ -1,0 +1,68 @@
+"""Print the plan of a merge before it starts, and predict its duration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..plan import memory_estimate
+from ..plan.account import account
+from ..plan.account_file import Predicted, as_json, write
+from ..plan.describe import describe, input_lines, log, sidecar_bytes, tensor_lines
+from ..plan.plan import Plan
+from ..recipe.config import MergeConfig
+from ..recipe.parameters import uniform
+from .output.destination import free_bytes
+
+
+def announce(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes], planning: float) -> None:
+    """Print the plan if it is a dry run, with all that is to be known about it; else log it. Write it to config.account.
+
+    planning: seconds that it took to make. Raises CheckpointError if a tensor would be lost; OutputError, WorkError.
+    """
+    accounted = account(plan)
+    predicted = predict(plan, config, sidecars, planning)
+    lines = describe(plan, config, sidecars)
+    if config.dry_run:
+        varying = uniform(plan.recipe) is None
+        lines += [*input_lines(accounted), *tensor_lines(accounted, varying), *_prediction(predicted)]
+        print("\n".join(lines))
+    else:
+        log.info("%s", "\n".join(lines))
+    if config.account:
+        write(config.account, as_json(plan, config, accounted, predicted))
+
+
+def predict(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes], planning: float) -> Predicted:
+    """Memory and disk, in bytes; of a dry run time, too, in seconds."""
+    found: dict[str, Any] = {
+        "workers": plan.n_process,
+        "memory": memory_estimate.memory(plan, sidecar_bytes(sidecars)),
+        "disk": plan.bytes_out + sidecar_bytes(sidecars),
+        "disk_free": free_bytes(config.output, config.merge_prefix),
+    }
+    if config.dry_run:
+        from .time_estimate import forecast  # and with it Numba
+
+        time = forecast(plan, config.output, planning)
+        found["time"] = {"seconds": time.seconds, **dataclasses.asdict(time)}
+    return found
+
+
+def _prediction(predicted: Predicted) -> Iterator[str]:
+    yield f"disk     {predicted['disk'] / 1e9:.2f} GB, of {predicted['disk_free'] / 1e9:.0f} GB free"
+    time = predicted["time"]
+    parts = {"starting": "starting", "reading": "reading", "computing": "computing", "writing": "writing"}
+    parts |= {"flushing": "waiting for the disk"} if time["flushing"] >= 0.05 else {}
+    shown = ", ".join(f"{word} {_seconds(time[name])}" for name, word in parts.items())
+    cached = time["cached"]
+    where = "" if cached is None or not predicted["disk"] else f"; {cached:.0%} of the inputs are in memory already"
+    yield f"time     about {_seconds(time['seconds'])} ({shown}{where})"
+    yield from (f"         {note}" for note in time["notes"])
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,224 @@
+"""Plan -> workers -> finished checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import time
+
+from ..checkpoints import adapters, hub
+from ..checkpoints.compare import differing
+from ..conversion.inputs import open_inputs
+from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
+from ..parsing import parse_size
+from ..plan import memory_estimate
+from ..plan.account_file import check_account, refused
+from ..plan.config_source import given_config
+from ..plan.file_names import LOCK, RECORD
+from ..plan.plan import Plan
+from ..plan.planner import make_plan
+from ..recipe import checks
+from ..recipe.config import MergeConfig
+from .announce import announce
+from .job import Job, Report, notice
+from .output import journal as journals
+from .output.destination import check_output
+from .output.flock import is_held, refusal
+from .output.journal import Journal, remaining, whole
+from .output.leftovers import is_unfinished
+from .output.lock import make_lock
+from .output.sidecars import read_sidecars, record
+from .output.writer import Output, uninterrupted
+from .pool import work
+from .ranks import Ranks
+
+log = logging.getLogger("paddle_merge")
+
+
+def merge(config: MergeConfig, progress: bool | None = None, ranks: Ranks | None = None) -> str:
+    """Merge as `config` says; return the output folder.
+
+    progress: whether to show a progress bar; None: if standard error is a terminal.
+    ranks: this process among several that all make this call with the same config, each to merge its share; None: it is
+        alone.
+    Raises MergeError (ConfigError, CheckpointError, OutputError, WorkError), each listing all problems found. A merge that
+    fails or is interrupted, on any rank, leaves nothing that looks like a checkpoint.
+    """
+    ranks = ranks or Ranks(0, ["alone"])
+    try:
+        ranks.connect()
+        _merge(config, progress, ranks)
+    except BaseException as error:
+        ranks.fail(error.problems if isinstance(error, MergeError) else ["it was interrupted"])
+        raise
+    finally:
+        ranks.close()
+    return config.output
+
+
+def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
+    started = time.perf_counter()
+    try:
+        plan, sidecars, merge_record = prepare(config, ranks.count)
+    except MergeError as error:
+        if config.account and ranks.number == 0:
+            refused(config, error.problems)
+        raise
+    leads = ranks.number == 0
+    _agree(plan, ranks)
+    if leads:
+        for warning in [*checks.warnings(config), *plan.warnings]:
+            log.warning("%s", warning)
+        announce(plan, config, sidecars, time.perf_counter() - started)
+    if config.dry_run:
+        return
+
+    output = Output(config.output, plan)
+    journal = Journal(output.folder, ranks.number, plan, output.partial_paths)
+    try:
+        done = _begin(config, plan, output, journal, ranks)
+        output.wait_until_seen()
+        left = dataclasses.replace(plan, pieces=remaining(plan, done))
+        reports = done if leads else []
+        for report in work(left, Job(plan.recipe.seed, output.partial_paths, plan.engine), progress, ranks, output.lock):
+            journal.add(report)
+            reports.append(report)
+        journal.close(stopped=False)
+        if not leads:
+            output.sync()
+        everything = ranks.gather([dataclasses.asdict(report) for report in reports])
+        if leads:
+            reports = [Report.of(report) for part in everything for report in part]
+            notice(reports, plan.tensors, plan.recipe.titles, config.strict)
+            lock = make_lock(plan, reports, {**sidecars, RECORD: merge_record})
+            output.finish({**sidecars, LOCK: lock.to_bytes()}, merge_record)
+    except BaseException:
+        with uninterrupted():
+            journal.close(stopped=True)
+            kept = output.abandon(leads and journals.read(output.folder) is not None)
+        if kept:
+            log.warning("what is done is kept in %s: the same command with --resume goes on from there", config.output)
+        raise
+    if not leads:
+        ranks.gather(None)
+        return
+    # The checkpoint is whole, whatever happens to the others from here on.
+    with contextlib.suppress(WorkError, KeyboardInterrupt):
+        ranks.gather(None)
+    seconds = time.perf_counter() - started
+    rate = (plan.bytes_in + plan.bytes_out) / seconds / 1e9
+    log.info("merged into %s in %.1f s (%.2f GB/s read and written)", config.output, seconds, rate)
+    device_memory = max((report.device_memory for report in reports), default=0)
+    if device_memory:
+        log.info("device memory: at most %.0f MB per worker", device_memory / 1e6)
+
+
+def _begin(config: MergeConfig, plan: Plan, output: Output, journal: Journal, ranks: Ranks) -> list[Report]:
+    """Make the output's files and this rank's journal; the pieces that a merge that was stopped has done."""
+    leads, done = ranks.number == 0, []
+    header = journals.describe(config, plan)
+    if leads:
+        stopped = journals.read(output.folder) if config.resume else None
+        output.create(resume=stopped is not None)
+        if stopped is not None:
+            done = whole(stopped.reports, plan, output.partial_paths)
+            share = sum(report.stop - report.start for report in done) / sum(tensor.size for tensor in plan.tensors)
+            log.info("resume   %.0f %% of the output is there, and whole", 100 * share)
+        journal.start(header, done)
+        output.drop_journals(but=0)
+    done = [Report.of(report) for report in ranks.gather([dataclasses.asdict(report) for report in done])[0]]
+    if not leads:
+        journal.start(header, [])
+    return done
+
+
+def _agree(plan: Plan, ranks: Ranks) -> None:
+    """All ranks must have made the same plan. Raises WorkError on rank 0, from which the others hear it."""
+    digest = hashlib.sha256(repr((plan.recipe, plan.shards, plan.pieces)).encode("utf-8", "surrogatepass"))
+    for tensor in plan.tensors if ranks.count > 1 else ():
+        digest.update(repr(tensor).encode("utf-8", "surrogatepass"))
+    digests = ranks.gather(digest.hexdigest())
+    others = [str(number) for number, other in enumerate(digests) if other != digests[0]]
+    if others and ranks.number == 0:
+        raise WorkError(
+            f"rank {', '.join(others)} would merge something else than rank 0: give all ranks the same flags, and the same"
+            " files under the same paths"
+        )
+
+
+def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes], bytes]:
+    """The plan, shared by so many ranks, the files to write beside the weights, by name, and the content of
+    merge_config.json. Touches nothing.
+
+    Raises MergeError with the problems of flags, inputs and output together; of its kinds, the first met.
+    """
+    attempt = Attempts()
+    specs = config.sources
+    paths = [path for spec in specs for path in adapters.split(spec)]
+    recipe = attempt(config.recipe)
+    plan = sidecars = None
+    if config.config_from:
+        attempt(given_config, config.config_from)
+    if recipe is None:
+        # Nothing is downloaded for it.
+        remote = {spec for spec in specs if hub.installed() and any(map(hub.is_name, adapters.split(spec)))}
+        attempt(open_inputs, [spec for spec in specs if spec not in remote], config.merge_prefix)
+    else:
+        plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes(), config.engine, ranks)
+    if plan is not None:
+        sidecars = attempt(read_sidecars, plan, config)
+        if config.max_memory:
+            beside = sum(map(len, (sidecars or {}).values()))
+            plan = attempt(memory_estimate.within, plan, parse_size(config.max_memory), beside) or plan
+        attempt(_check_equal, plan)
+        paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
+    paths += [config.config_from] if config.config_from else []
+    paths += [plan.tokens.source.folder] if plan is not None and plan.tokens is not None else []
+    nbytes = plan.bytes_out if plan else 0
+    stored = config.save_format, config.merge_prefix, nbytes
+    problems = check_output(config.output, paths, *stored, (*(sidecars or ()), LOCK), config.overwrite)
+    if problems:
+        attempt.errors.append(OutputError(problems))
+    attempt(_may_go_on, config, plan)
+    attempt(check_account, config, paths)
+    attempt.finish()
+    assert plan is not None
+    assert sidecars is not None
+    return plan, sidecars, record(config)
+
+
+def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
+    """Raises OutputError if a merge into the folder was stopped, and isn't dealt with."""
+    stopped = journals.read(config.output)
+    if stopped is None:
+        return
+    if is_held(config.output):
+        raise OutputError(refusal(config.output))
+    if not is_unfinished(config.output):  # it was killed when it stood
+        return
+    if not config.resume and not config.overwrite:
+        raise OutputError(
+            f"--output_path {config.output} holds an unfinished merge; --resume goes on with it, --overwrite begins again"
+        )
+    changed = journals.changes(stopped.header, journals.describe(config, plan)) if config.resume and plan else []
+    if changed:
+        raise OutputError(
+            f"--resume can't go on with the merge in {config.output}: {'; '.join(changed)}; --overwrite without --resume"
+            " begins again"
+        )
+
+
+def _check_equal(plan: Plan) -> None:
+    """Integers and booleans can't be averaged: they must be the same in all inputs. Raises CheckpointError."""
+    problems = []
+    for tensor in plan.tensors:
+        if not tensor.merged and (unequal := differing(tensor.inputs)):
+            problems.append(
+                f"tensor {tensor.name!r} is {tensor.dtype.name}, which can't be averaged, and differs between"
+                f" {tensor.inputs[0].file} and {', '.join(sorted({entry.file for entry in unequal}))}; remove it from the"
+                " checkpoints, or make it equal"
+            )
+    if problems:
+        raise CheckpointError(problems)

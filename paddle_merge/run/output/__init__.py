@@ -1,0 +1,1 @@
+"""Write the output folder: all of it, or nothing that looks like a checkpoint."""

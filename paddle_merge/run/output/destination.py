@@ -1,0 +1,78 @@
+"""Whether an output folder can be written to: what stands there, who may write, how much room there is. Touches nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+
+from ...checkpoints.formats.naming import is_weights
+from ...plan.file_names import WEIGHTS
+from .leftovers import half_named, left_behind
+
+MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
+
+
+def check_output(
+    folder: str,
+    inputs: Sequence[str],
+    save_format: str,
+    prefix: str,
+    nbytes: int,
+    names: Iterable[str],
+    overwrite: bool,
+) -> list[str]:
+    """Why `nbytes` of weights called `prefix`, and files called `names`, can't be written to `folder`: sentences.
+
+    inputs: paths of checkpoints and of their files. Touches nothing.
+    """
+    problems = []
+    folder = os.path.abspath(folder)
+    real = os.path.realpath(folder)
+    for path in inputs:
+        target = os.path.realpath(path)
+        if real == (os.path.dirname(target) if os.path.isfile(target) else target):
+            problems.append(f"--output_path {folder} is or holds one of the inputs ({path}); choose another folder")
+            break
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        problems.append(f"--output_path {folder} exists and is not a folder")
+    elif os.path.isdir(folder) and not problems:
+        ours = half_named(folder)
+        held = [name for name in sorted(os.listdir(folder)) if not (left_behind(name, prefix) or name in ours)]
+        foreign = [name for name in held if name.endswith(WEIGHTS) and not is_weights(name, save_format, prefix)]
+        if held and not overwrite:
+            problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace the weights in it")
+        if foreign:
+            problems.append(
+                f"--output_path {folder} holds weights that loaders would mix with the merged ones: {', '.join(foreign)}"
+            )
+        for name in names:
+            if os.path.isdir(os.path.join(folder, name)):
+                problems.append(f"--output_path {folder} holds a folder where the file {name} should go")
+    parent = existing_parent(real)
+    blocking = os.path.join(parent, os.path.relpath(real, parent).split(os.sep)[0])
+    if real != parent and blocking != real and os.path.lexists(blocking):
+        problems.append(f"--output_path {folder}: {blocking} is a file, so there can be no folder in it")
+    if not os.access(parent, os.W_OK):
+        problems.append(f"--output_path {folder}: no permission to write in {parent}")
+    free = free_bytes(folder, prefix)
+    needed = nbytes + MARGIN  # beside an earlier merge, which is replaced only when this one is whole
+    if free < needed:
+        problems.append(
+            f"--output_path {folder}: the merge needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
+        )
+    return problems
+
+
+def free_bytes(folder: str, prefix: str) -> int:
+    """How much can be written to the folder: what is free there, and what a merge that was killed left, which goes."""
+    free = shutil.disk_usage(existing_parent(os.path.realpath(folder))).free
+    left = [os.path.join(folder, name) for name in (os.listdir(folder) if os.path.isdir(folder) else ())]
+    return free + sum(os.stat(path).st_blocks * 512 for path in left if left_behind(os.path.basename(path), prefix))
+
+
+def existing_parent(folder: str) -> str:
+    """The folder itself, or the nearest above it that is there."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder

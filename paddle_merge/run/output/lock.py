@@ -1,0 +1,213 @@
+"""merge_lock.json: what a merge read and wrote, so that anyone can tell later whether it is still so (report/verify.py).
+
+It is the same for the same merge, whatever the number of workers, and whether it was stopped in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import xxhash
+
+from ...checkpoints.adapters import absolute
+from ...checkpoints.fingerprint import added
+from ...checkpoints.formats.naming import index_name
+from ...checkpoints.json_files import read_json
+from ...dtypes import BY_NAME
+from ...errors import CheckpointError
+from ...methods.shared.method import Mix
+from ...plan.file_names import CARD, LOCK
+from ...plan.plan import Plan, Shard, leaves
+from ...version import __version__
+from ..job import Report
+
+
+@dataclass(frozen=True)
+class Written:
+    """A tensor of the output: its place in a shard, how it was merged (a place in recipe["mixes"]), and the fingerprints of
+    what was written, and of what was read of each input (in the output's layout, adapters folded in)."""
+
+    shard: str
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    mix: int
+    written: str
+    read: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        return BY_NAME[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Lock:
+    """versions: of what computed. recipe: with every default resolved. inputs: of each, its path and the files read, with
+    their bytes. files: the XXH3 (128 bits) of each file that isn't weights. shards: of each, the bytes, and the XXH3 of what
+    stands around the tensors, in order. tensors: by name, in order of their places."""
+
+    versions: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    inputs: Sequence[Mapping[str, Any]]
+    files: Mapping[str, str]
+    shards: Mapping[str, tuple[int, str]]
+    tensors: Mapping[str, Written]
+
+    def to_bytes(self) -> bytes:
+        content = dataclasses.asdict(self)
+        # A line per tensor: short files, short differences.
+        rows = [f"    {json.dumps(name)}: {json.dumps(tensor)}" for name, tensor in content.pop("tensors").items()]
+        head = json.dumps(content, indent=2)
+        return (head.removesuffix("\n}") + ',\n  "tensors": {\n' + ",\n".join(rows) + "\n  }\n}\n").encode()
+
+
+def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes]) -> Lock:
+    """Of a merge that is done. files: contents of what stands beside the weights and their index, by name."""
+    if (index := plan.index()) is not None:
+        files = {**files, index_name(plan.save_format, plan.prefix): index}
+    pieces: dict[str, list[Report]] = {tensor.name: [] for tensor in plan.tensors}
+    for report in reports:
+        pieces[report.tensor].append(report)
+    tensors, mixes = {}, _mixes(plan)
+    for tensor in plan.tensors:
+        mine = pieces[tensor.name]
+        if sum(report.stop - report.start for report in mine) != tensor.size:
+            raise RuntimeError(f"the pieces of tensor {tensor.name!r} don't add up")
+        read = tuple(added(report.read[number] for report in mine) for number in range(len(tensor.inputs)))
+        tensors[tensor.name] = Written(
+            plan.shards[tensor.shard].name,
+            tensor.offset,
+            tensor.dtype.name,
+            tensor.shape,
+            mixes[tensor.mix],
+            added(report.written for report in mine),
+            read,
+        )
+    return Lock(
+        _versions(plan),
+        _resolved(plan),
+        _inputs(plan),
+        {name: xxhash.xxh3_128_hexdigest(content) for name, content in files.items() if name != CARD},
+        {shard.name: (shard.nbytes, _frame(shard)) for shard in plan.shards},
+        tensors,
+    )
+
+
+def read_lock(folder: str) -> Lock:
+    """Raises CheckpointError."""
+    path = os.path.join(folder, LOCK)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{folder}: holds no {LOCK}, which a merge writes; it can't be verified without")
+    content = read_json(path)
+    try:
+        shards = {str(name): (int(nbytes), str(frame)) for name, (nbytes, frame) in content["shards"].items()}
+        tensors = {str(name): _written(row) for name, row in content["tensors"].items()}
+        for tensor in tensors.values():
+            if tensor.offset + tensor.size * tensor.itemsize > shards[tensor.shard][0]:
+                raise ValueError("a tensor beyond its shard")
+        for name in (*shards, *content["files"]):
+            if os.path.isabs(name) or ".." in name.split("/"):
+                raise ValueError("a file elsewhere")
+        versions, recipe = dict(content["versions"]), dict(content["recipe"])
+        inputs = [{"path": str(one["path"]), "files": dict(one["files"])} for one in content["inputs"]]
+        files = {str(name): str(checksum) for name, checksum in content["files"].items()}
+        return Lock(versions, recipe, inputs, files, shards, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CheckpointError(f"{path}: is damaged: it doesn't say what a merge writes there") from None
+
+
+def _written(row: Mapping[str, Any]) -> Written:
+    """Raises KeyError, TypeError, or ValueError."""
+    numbers = [int(row["offset"]), int(row["mix"]), *map(int, row["shape"])]
+    if min(numbers) < 0:
+        raise ValueError("a negative size")
+    words = [str(row[name]) for name in ("shard", "dtype", "written")]
+    read = tuple(map(str, row["read"]))
+    added((words[2], *read))
+    return Written(words[0], numbers[0], BY_NAME[words[1]].name, tuple(numbers[2:]), numbers[1], words[2], read)
+
+
+def _versions(plan: Plan) -> dict[str, str]:
+    found = {"paddle_merge": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    found |= {name: version(name) for name in ("numpy", "numba")}
+    if plan.engine.tensor_type == "pd":
+        found |= {"paddle": _paddle(), "device": plan.engine.device}
+    return found
+
+
+def _paddle() -> str:
+    """The version that workers compute with; it isn't imported for that."""
+    for name in ("paddlepaddle", "paddlepaddle-gpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return "unknown"
+
+
+def _resolved(plan: Plan) -> dict[str, Any]:
+    """What was asked, with every default. mixes: the ways in which tensors were merged; Written.mix is a place in it."""
+    recipe = plan.recipe
+    return {
+        "method": recipe.method.name,
+        "models": [absolute(path) for path in recipe.models],
+        "base": absolute(recipe.base) if recipe.base else None,
+        "mixes": [_shown(mix) for mix in _mixes(plan)],
+        "seed": recipe.seed,
+        "out_dtype": recipe.out_dtype.name if recipe.out_dtype else None,
+        "layout": plan.layout,
+        "tokens": plan.tokens.title if plan.tokens is not None else None,
+        "save_format": recipe.save_format,
+        "chat_template": recipe.chat_template,
+    }
+
+
+def _mixes(plan: Plan) -> dict[Mix, int]:
+    """Each once, in order of appearance -> its place."""
+    mixes: dict[Mix, int] = {}
+    for tensor in plan.tensors:
+        mixes.setdefault(tensor.mix, len(mixes))
+    return mixes
+
+
+def _shown(mix: Mix) -> dict[str, Any]:
+    parts = {"sparsifier": mix.sparsifier, "merger": mix.merger}
+    shown = {
+        name: {"name": type(part).__name__.lower(), **dataclasses.asdict(part)} if part is not None else None  # type: ignore[call-overload]
+        for name, part in parts.items()
+    }
+    return {**shown, "scale": mix.scale}
+
+
+def _inputs(plan: Plan) -> list[dict[str, Any]]:
+    found = []
+    for number, spec in enumerate(plan.recipe.sources):
+        files = sorted(
+            {
+                os.path.abspath(file)
+                for tensor in plan.tensors
+                for its, entry in leaves(tensor)
+                if its == number
+                for file in entry.files
+            }
+        )
+        found.append({"path": absolute(spec), "files": {file: os.path.getsize(file) for file in files}})
+    return found
+
+
+def _frame(shard: Shard) -> str:
+    checksum = xxhash.xxh3_128()
+    for _, content in sorted(shard.frame):
+        checksum.update(content)
+    return checksum.hexdigest()

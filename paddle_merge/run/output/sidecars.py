@@ -1,0 +1,173 @@
+"""What stands beside the weights: config and tokenizer (from donor.py's folder), the merge's record, and a model card."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...checkpoints.json_files import parsed, read_small
+from ...checkpoints.names import last_word
+from ...conversion.vocabulary.ids import of_vocabulary
+from ...conversion.vocabulary.write import is_tokenizers, with_tokens
+from ...errors import CheckpointError
+from ...plan import chat
+from ...plan.file_names import CARD, COPIED, LOCK, RECORD, WEIGHTS, json_bytes
+from ...plan.layer_config import restacked
+from ...plan.plan import Plan
+from ...recipe.config import MergeConfig
+from ...recipe.parameters import weighted
+from ...version import __version__
+
+MAX_SIDECAR = 1 << 30  # bytes; they are held in memory
+
+
+# What PaddleNLP's config.json says about layers that the weights have fused.
+FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_up_fused_proj"}}
+
+
+def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
+    """What to write beside the weights, by name: the model card, and copies from plan.donor.folder (config.json with the new
+    dtype and vocabulary, if there are such), the tokenizer's from plan.tokens; with the chat template that was asked for, if
+    one was. Raises CheckpointError listing the files of copy_file_list that aren't there or may not be copied."""
+    folder, tokens = plan.donor.folder, plan.tokens
+    problems = []
+    extra = [os.path.normpath(name) for name in config.copy_file_list or ()]
+    for name in extra:
+        if os.path.isabs(name) or name.split(os.sep)[0] == "..":
+            problems.append(f"--copy_file_list {name}: must be inside {folder}")
+        elif name.endswith(WEIGHTS) or name in (RECORD, LOCK):
+            problems.append(f"--copy_file_list {name}: would stand in the way of the merged weights or their record")
+        elif plan.chat_template is not None and name in (chat.FILE, chat.OLDER):
+            problems.append(f"--copy_file_list {name}: would contradict the chat template that is asked for")
+        elif not os.path.isfile(os.path.join(folder, name)):
+            problems.append(f"--copy_file_list {name}: no such file in {folder}")
+    if problems:
+        raise CheckpointError(problems)
+
+    contents: dict[str, bytes] = {CARD: model_card(plan, config).encode("utf-8", "surrogateescape")}
+    contents |= _read(folder, [*_usual(folder), *extra])
+    if tokens is not None:
+        theirs = [name for name in _usual(tokens.source.folder) if is_tokenizers(name)]
+        contents = {name: content for name, content in contents.items() if name in extra or not is_tokenizers(name)}
+        stored = tokens.vocabulary.stored or tokens.vocabulary
+        contents |= with_tokens(_read(stored.folder, theirs), stored, tokens.vocabulary)
+        contents = of_vocabulary(contents, tokens, folder)
+    path = os.path.join(folder, "config.json")
+    if "config.json" in contents and isinstance(model := parsed(path, contents["config.json"]), dict):
+        contents["config.json"] = _model_config(contents["config.json"], model, plan)
+    return chat.placed(plan.chat_template, contents) if plan.chat_template is not None else contents
+
+
+def _usual(folder: str) -> list[str]:
+    return [name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatch(name, pattern) for pattern in COPIED)]
+
+
+def _read(folder: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Raises CheckpointError."""
+    contents = {}
+    for name in names:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path) or name.endswith(WEIGHTS):
+            continue
+        try:
+            contents[name] = read_small(path, MAX_SIDECAR)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+    return contents
+
+
+def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
+    """config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and Paddle's
+    libraries, rotary embeddings likewise; and, where the layout is known, PaddleFormers' mark and what is fused. As it is
+    where it says all that already.
+
+    8-bit floats are only stored: loaders compute in what config.json says, and fail if it says float8.
+    """
+    dtypes = {tensor.dtype.name for tensor in plan.tensors if tensor.merged}
+    wanted = dict(model)
+    stored_only = any(tensor.merged and tensor.dtype.itemsize == 1 for tensor in plan.tensors)
+    told = plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()
+    if len(dtypes) == 1 and not stored_only and told:
+        wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
+    wanted.update(_older_rope(model))
+    wanted, _ = restacked(wanted, plan.recipe, plan.tensors, plan.inputs)
+    if isinstance(text := wanted.get("text_config"), dict):
+        wanted["text_config"] = {**text, **_older_rope(text)}
+    if plan.layout is not None:
+        wanted.pop("source", None)
+        if plan.layout == "paddleformers":
+            wanted["source"] = "paddle"
+        words = {last_word(tensor.name) for tensor in plan.tensors}
+        for flag, layers in FUSED_FLAGS.items():
+            if flag in wanted or (plan.layout == "paddlenlp" and words & layers):
+                wanted[flag] = bool(words & layers)
+    return content if wanted == model else json_bytes(wanted)
+
+
+def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What rope_parameters, which transformers 5 writes, says in the words that PaddleNLP and transformers 4 read: without
+    them they take their defaults, and compute something else without a word."""
+    parameters = model.get("rope_parameters")
+    if not isinstance(parameters, dict) or "rope_theta" not in parameters:  # none, or some for each type of layer
+        return {}
+    missing = {name: parameters[name] for name in ("rope_theta", "partial_rotary_factor") if name in parameters}
+    scaling = {name: value for name, value in parameters.items() if name not in missing}
+    if scaling.get("rope_type", "default") != "default":
+        missing["rope_scaling"] = scaling
+    return {name: value for name, value in missing.items() if model.get(name) is None}
+
+
+def record(config: MergeConfig) -> bytes:
+    """merge_config.json: `python -m paddle_merge merge_config.json --output_path elsewhere` repeats the merge."""
+    return json_bytes({"paddle_merge_version": __version__, **config.to_record()})
+
+
+def model_card(plan: Plan, config: MergeConfig) -> str:
+    """A short README.md: what was merged, how, with which weights."""
+    recipe = plan.recipe
+    folders = {os.path.abspath(path): os.path.basename(os.path.abspath(path)) for path in recipe.sources}
+    if len(set(folders.values())) < len(folders):  # d1/model and d2/model
+        folders = {path: path for path in folders}
+    names = [folders[os.path.abspath(path)] for path in recipe.sources] + [stage.name for stage in recipe.stages]
+    rows = [
+        f"| {names[number]} | {'by tensor' if weight is None else f'{weight:.6g}'} |" for number, weight in weighted(recipe)
+    ]
+    base = recipe.slices[0].base
+    against = f" on task vectors against the base model `{names[base.number]}`" if base else ""
+    defaults = MergeConfig().to_record()
+    told = ("model_path_list", "base_model_path", "output_path", "n_process", "merge_method", "merge_type", "sparsify_type")
+    given = config.to_record()
+    recipe_yaml = given.pop("recipe_yaml")
+    shown = {name: value for name, value in given.items() if name not in told and value != defaults[name]}
+    as_recipe = ["The recipe:", "", "```yaml", recipe_yaml.rstrip(), "```", ""] if recipe_yaml else []
+    return "\n".join(
+        [
+            "---",
+            "tags:",
+            "- merge",
+            "- paddle_merge",
+            "---",
+            "",
+            f"# {os.path.basename(os.path.abspath(config.output))}",
+            "",
+            f"Merged with paddle_merge {__version__} by `{recipe.title}`{against}.",
+            "",
+            "| model | weight |",
+            "| --- | --- |",
+            *rows,
+            "",
+            *as_recipe,
+            "Parameters that differ from the defaults:",
+            "",
+            "```json",
+            json.dumps(shown, indent=2),
+            "```",
+            "",
+            "The whole record is in `merge_config.json`; `python -m paddle_merge merge_config.json --output_path again`",
+            "repeats the merge, byte for byte.",
+            "",
+        ]
+    )

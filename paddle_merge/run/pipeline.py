@@ -1,0 +1,153 @@
+"""One tensor's road, block by block: read, widen, take the task vector, sparsify, merge, add the base, round, hand on.
+
+A block of all models stays in the second-level cache (in the device's memory, on a device) while every step runs over it, so
+a tensor of any size merges in the same few megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ..backends.np_backend import NumpyBackend
+    from ..dtypes import DType
+    from ..plan.plan import Piece, TensorPlan
+
+SAMPLE_WIDTH = 16  # neighbouring elements sampled together
+
+
+class Source(Protocol):
+    """Where the elements of one tensor come from: models in order, then the base (TensorPlan.inputs).
+
+    dtypes: of what each gives; of adapted and aligned tensors, what they are merged in, and of all others what is stored.
+    """
+
+    dtypes: Sequence[DType]
+
+    def read(self, number: int, start: int, count: int) -> Any:
+        """(count,): elements start.. of source `number`, as the backend loads them. Overlaps what it gave before."""
+
+    def sample(self, number: int, clusters: int, step: int, width: int) -> Any:
+        """(clusters * width,): the first `width` of every `step` elements, from the tensor's beginning."""
+
+
+class Road:
+    """The elements start..stop of one tensor in all models, as methods see them (methods.Tensor) and as they are merged.
+
+    not_finite: the sources (models in order, then the base) in which a NaN or Inf was met. overflowed: whether finite input
+    led to a number that the output's dtype can't hold. Both are known when the merge is done.
+    """
+
+    def __init__(
+        self,
+        tensor: TensorPlan,
+        piece: Piece,
+        seed: int,
+        source: Source,
+        backend: NumpyBackend,
+        progress: Callable[[int], None],
+    ):
+        self.name, self.shape, self.size = tensor.masked_as or tensor.name, tensor.shape, tensor.size
+        self.models, self.seed, self.turned = len(tensor.sources), seed, tensor.turned
+        self.narrow = all(entry.dtype.itemsize < 8 for entry in tensor.inputs)
+        self._tensor, self._piece, self._mix = tensor, piece, tensor.mix
+        self._source, self._backend, self._progress = source, backend, progress
+        self._dtypes = source.dtypes
+        self._based = tensor.base is not None
+        self._bad: list[list[Any]] = [
+            [] for _ in self._dtypes
+        ]  # of each source: a bool per block, maybe still on the device
+        self._bad_out: list[Any] = []
+        self._states: Sequence[Any] = ()
+        self._state: Any = None
+        self._counted = False  # whether the bytes read have been reported as progress
+        self._whole: tuple[int, Any, Any] | None = None  # the only block, where the backend leaves it as it is
+
+    @property
+    def not_finite(self) -> tuple[int, ...]:
+        return tuple(source for source, bad in enumerate(self._bad) if any(map(bool, bad)))
+
+    @property
+    def overflowed(self) -> bool:
+        return any(map(bool, self._bad_out)) and not self.not_finite
+
+    # --- what methods may ask for while they measure
+
+    def deltas(self) -> Iterator[tuple[int, Any]]:
+        for start, x, _ in self.blocks():
+            yield start, x
+
+    def sparsified(self) -> Iterator[tuple[int, Any]]:
+        for start, x, _ in self.blocks():
+            yield start, self._sparsify(start, x)
+
+    def sample(self, count: int) -> np.ndarray:
+        clusters = max(1, min(count, self.size) // SAMPLE_WIDTH)
+        step = self.size // clusters
+        width = min(SAMPLE_WIDTH, step)
+        raws = [self._source.sample(number, clusters, step, width) for number in range(len(self._dtypes))]
+        x, _, _ = self._backend.load(raws, self._dtypes, self._based)
+        return np.stack([self._backend.fetch(row)() for row in x]).reshape(self.models, clusters, width)
+
+    # --- the merge
+
+    def merge(self, hand_on: Callable[[Any, int], None]) -> None:
+        """Measure what the method needs, then merge; `hand_on` takes stored elements, where the backend holds them, and the
+        index of the first."""
+        self.prepare()
+        for stored, start in self.merged(self._piece.start, self._piece.stop):
+            hand_on(stored, start)
+            self._progress(len(stored) * self._tensor.dtype.itemsize)
+
+    def prepare(self) -> None:
+        """Measure what the method needs."""
+        if self._mix.sparsifier is not None:
+            self._states = self._mix.sparsifier.prepare(self, self._backend)
+        self._state = self._mix.merger.prepare(self, self._backend)
+
+    def merged(self, first: int, stop: int) -> Iterator[tuple[Any, int]]:
+        """(stored elements, index of the first) block by block, once it is prepared."""
+        mix, backend = self._mix, self._backend
+        for start, x, base in self.blocks(first, stop):
+            merged = mix.merger.apply(self._sparsify(start, x), start, self._state, backend)
+            if base is not None:
+                merged = backend.add_scaled(base, merged, mix.scale)
+            stored, bad = backend.store(merged, self._tensor.dtype)
+            self._bad_out.append(bad)
+            yield stored, start
+
+    def blocks(self, first: int | None = None, stop: int | None = None) -> Iterator[tuple[int, Any, Any]]:
+        """(start, x, base or None): rows of task vectors, or of weights if there is no base, in shared memory; of the piece,
+        or of elements first..stop of it."""
+        first = self._piece.start if first is None else first
+        stop = self._piece.stop if stop is None else stop
+        block = self._backend.block(self.models)
+        if self._whole is not None:
+            yield self._whole
+            return
+        for start in range(first, stop, block):
+            count = min(block, stop - start)
+            raws = []
+            for number, dtype in enumerate(self._dtypes):
+                raws.append(self._source.read(number, start, count))
+                if not self._counted:
+                    self._progress(count * dtype.itemsize)
+            x, base, bad = self._backend.load(raws, self._dtypes, self._based)
+            if not self._counted:
+                for found, block_bad in zip(self._bad, bad, strict=True):
+                    found.append(block_bad)
+            if count == self._piece.stop - self._piece.start and not self._backend.in_place:
+                self._whole = start, x, base
+            yield start, x, base
+        self._counted = True
+
+    def _sparsify(self, start: int, x: Any) -> Any:
+        sparsifier, backend = self._mix.sparsifier, self._backend
+        if sparsifier is None:
+            return x
+        return backend.replace(
+            x, [sparsifier.apply(row, start, state, backend) for row, state in zip(x, self._states, strict=True)]
+        )

@@ -1,0 +1,299 @@
+"""How the ranks of one merge talk: the processes that `paddle.distributed.launch` starts, on one machine or on several.
+
+Rank 0 listens; every other rank holds one connection to it. The system closes it when a process dies, and TCP keepalive
+when a machine loses its power. A message is [kind, content] in JSON, behind its length:
+
+    hello    a rank to rank 0: the job's token and its number. Who says anything else is a stranger, and dropped
+    welcome  rank 0's answer, with the token
+    gather   a rank's content, to rank 0; all contents, from rank 0
+    fail     sentences: the job failed. Rank 0 passes them on
+    bye      this rank needs nothing more: the end of its connection is not its death
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from typing import Any
+
+from ..errors import WorkError
+
+CONNECT_SECONDS = 300.0  # for all ranks to come
+CLOSE_SECONDS = 5.0  # for the others to read what was sent last
+MESSAGE_BYTES = 1 << 29
+TCP = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
+
+
+class Ranks:
+    """This process among the ranks. Connect; gather and check; fail, if this rank fails; close, whatever happened."""
+
+    def __init__(self, number: int, endpoints: Sequence[str]):
+        self.number, self.count, self._endpoints = number, len(endpoints), list(endpoints)
+        self.failure: list[str] = []  # why the job failed, if it did
+        hosts = [_address(endpoint)[0] for endpoint in endpoints]
+        self._titles = [f"rank {rank}" + f" ({host})" * (len(set(hosts)) > 1) for rank, host in enumerate(hosts)]
+        self._token = hashlib.sha256(",".join(endpoints).encode()).hexdigest()
+        self._peers: dict[int, _Peer] = {}  # on rank 0 all others, elsewhere rank 0
+
+    @classmethod
+    def from_environment(cls) -> Ranks | None:
+        """As the launcher's variables say; None if this process is alone. Raises WorkError where they make no sense."""
+        names = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_CURRENT_ENDPOINT")
+        count, rank, listed, ours = (os.environ.get(name, "").strip() for name in names)
+        words = [word.strip() for word in listed.split(",")]
+        if count in ("", "1"):
+            return None
+        if not count.isdecimal() or int(count) == 0:
+            raise WorkError(f"{names[0]} must be a number of processes, not {count!r}")
+        if not rank.isdecimal() or int(rank) >= int(count):
+            raise WorkError(f"{names[1]} must be a number from 0 to {int(count) - 1}, not {rank!r}")
+        if not len(words) == len(set(words)) == int(count) or not all(map(all, map(_address, words))):
+            raise WorkError(f"{names[2]} must hold {count} different endpoints, each host:port, not {listed!r}")
+        if ours not in ("", words[int(rank)]):
+            raise WorkError(f"{names[3]} is {ours!r}, but {names[2]} holds {words[int(rank)]!r} for rank {rank}")
+        return cls(int(rank), words)
+
+    def connect(self) -> None:
+        """Meet the other ranks; returns when all are there. Raises WorkError."""
+        if self.count > 1:
+            (self._reach if self.number else self._meet)()
+            self.gather(None)
+
+    def gather(self, content: Any) -> list[Any]:
+        """What every rank gave, by rank; every rank must call it equally often. Waits for the last one, however long.
+
+        content: what JSON can say; a tuple comes back as a list. Raises WorkError if a rank failed, died or left.
+        """
+        if self.number:
+            self._tell("gather", content)
+        while late := [number for number, peer in self._peers.items() if not peer.gathered]:
+            if gone := [number for number in late if self._peers[number].left]:
+                self._fail([f"{self._titles[number]} left before the others were done" for number in gone])
+            self._turn(None)
+        contents = [self._peers[number].gathered.popleft() for number in sorted(self._peers)]
+        if self.number == 0:
+            contents = [[json.loads(json.dumps(content)), *contents]]  # as the others get it
+            self._tell("gather", contents[0])
+            while any(peer.outgoing for peer in self._peers.values()):
+                self._turn(None)
+        self.check()
+        return list(contents[0])
+
+    def waitables(self) -> list[socket.socket]:
+        """What is readable when `check` has something to do; for multiprocessing.connection.wait."""
+        return [peer for peer in self._peers.values() if peer.fileno() >= 0]
+
+    def check(self) -> None:
+        """Read what has arrived, without waiting. Raises WorkError if a rank failed or died."""
+        while self._turn(0):
+            pass
+
+    def fail(self, problems: Sequence[str]) -> None:
+        """Tell the others why this rank failed, unless the job had failed before. Never raises; after any exception."""
+        with contextlib.suppress(Exception):
+            self._fail([f"{self._titles[self.number]}: {problem}" for problem in problems or ["failed"]])
+
+    def close(self) -> None:
+        """Leave; wait at most a few seconds for those connected here to leave too, so that nobody's last words are lost."""
+        limit = time.monotonic() + CLOSE_SECONDS
+        try:
+            if not self.failure:
+                self._tell("bye", None)
+            for peer in self._peers.values():
+                peer.leaving = True
+                peer.write()
+            while self.waitables() and (seconds := limit - time.monotonic()) > 0:
+                self._turn(seconds)
+        finally:
+            for peer in self._peers.values():
+                peer.close()
+
+    # --- talking -----------------------------------------------------------------------------------------------------
+
+    def _turn(self, seconds: float | None) -> bool:
+        """Wait until something can be read or written, and do that; whether there was anything. Raises WorkError."""
+        if self.failure and not any(peer.leaving for peer in self._peers.values()):
+            raise WorkError(self.failure)
+        with selectors.PollSelector() as selector:
+            for number, peer in self._peers.items():
+                if peer.fileno() >= 0:
+                    selector.register(peer, selectors.EVENT_READ | selectors.EVENT_WRITE * bool(peer.outgoing), number)
+            ready = [key.data for key, _ in selector.select(seconds)]
+        problems: list[str] = []
+        for number in ready:
+            peer = self._peers[number]
+            peer.write()
+            for kind, content in peer.read():
+                if kind == "gather":
+                    peer.gathered.append(content)
+                elif kind == "fail":
+                    problems += content
+                peer.left |= kind in ("fail", "bye")
+            if peer.fileno() < 0 and not (peer.left or peer.leaving):
+                problems.append(f"{self._titles[number]} ended unexpectedly")
+        self._fail(problems)
+        return bool(ready)
+
+    def _fail(self, sentences: list[str]) -> None:
+        if sentences and not self.failure:
+            self.failure = sentences
+            self._tell("fail", sentences)
+
+    def _tell(self, kind: str, content: Any) -> None:
+        frame = _frame(kind, content)
+        for peer in self._peers.values():
+            peer.tell(frame)
+
+    # --- meeting -----------------------------------------------------------------------------------------------------
+
+    def _meet(self) -> None:
+        """Rank 0: wait for the others. Raises WorkError."""
+        limit = time.monotonic() + CONNECT_SECONDS
+        missing = {_frame("hello", [self._token, number]): number for number in range(1, self.count)}
+        strangers: dict[socket.socket, bytes] = {}  # with what they have said so far
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(self._listen())
+            while missing:
+                ready = wait([listener, *strangers, *self.waitables()], max(0, limit - time.monotonic()))
+                if time.monotonic() >= limit:
+                    late = ", ".join(self._titles[number] for number in missing.values())
+                    advice = f"check the log there, and that {self._endpoints[0]} can be reached from there"
+                    self._fail([f"{late} didn't come within {CONNECT_SECONDS:g} seconds; {advice}"])
+                self.check()
+                for stranger in [one for one in strangers if one in ready]:
+                    said = strangers.pop(stranger)
+                    with contextlib.suppress(OSError):
+                        said += stranger.recv(1 << 10) or b"the end"
+                    if said in missing:
+                        peer = self._peers[missing.pop(said)] = _Peer(stranger)
+                        peer.tell(_frame("welcome", self._token))
+                    elif any(hello.startswith(said) for hello in missing):
+                        strangers[stranger] = said
+                    else:
+                        stranger.close()
+                if listener in ready:
+                    with contextlib.suppress(OSError):  # it went away again
+                        strangers[stack.enter_context(listener.accept()[0])] = b""
+
+    def _listen(self) -> socket.socket:
+        host, port = _address(self._endpoints[0])
+        for name in (host, "::" if ":" in host else "0.0.0.0"):  # it may not know the name that others know it by
+            try:
+                family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+                listener = socket.create_server(address[:2], family=family, backlog=128)
+                listener.setblocking(False)
+                return listener
+            except OSError as error:
+                reason = os.strerror(error.errno or 0)
+                if error.errno == errno.EADDRINUSE:
+                    break
+        problem = f"can't listen on {self._endpoints[0]} ({reason}); end what uses that port, or launch again"
+        raise WorkError(f"{self._titles[0]} {problem}")
+
+    def _reach(self) -> None:
+        """Every other rank: connect to rank 0, which may not be there yet. Raises WorkError."""
+        limit, welcome, problem = time.monotonic() + CONNECT_SECONDS, _frame("welcome", self._token), "no answer"
+        while (seconds := limit - time.monotonic()) > 0:
+            try:
+                family, _, _, _, address = socket.getaddrinfo(*_address(self._endpoints[0]), type=socket.SOCK_STREAM)[0]
+                with socket.socket(family, socket.SOCK_STREAM) as connection:
+                    # While nobody listens, a try may connect a port to itself. That must not keep rank 0 off its port.
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    connection.settimeout(seconds)
+                    connection.connect(address)
+                    connection.sendall(_frame("hello", [self._token, self.number]))
+                    said = b""
+                    while len(said) < len(welcome) and (more := connection.recv(len(welcome) - len(said))):
+                        said += more
+                    if said == welcome:
+                        self._peers[0] = _Peer(connection)
+                        return
+                    problem = "something else answers there"
+            except OSError as error:
+                problem = error.strerror or "no answer"
+            time.sleep(0.1)
+        raise WorkError(
+            f"{self._titles[self.number]} couldn't reach rank 0 at {self._endpoints[0]} within {CONNECT_SECONDS:g} seconds"
+            f" ({problem}); check that it runs and that its machine lets others connect to that port"
+        )
+
+
+class _Peer(socket.socket):
+    """The connection to another rank. `write` and `read` do what can be done at once."""
+
+    def __init__(self, connection: socket.socket):
+        super().__init__(fileno=connection.detach())
+        self.outgoing: deque[tuple[memoryview, list[int]]] = deque()  # frames, with how much each `send` took
+        self.gathered: deque[Any] = deque()  # contents for gathers to come
+        self.left = False  # it said that its end is no death
+        self.leaving = False  # it gets what is outgoing and nothing more; what it says is thrown away
+        self._received = bytearray()
+        self.setblocking(False)
+        with contextlib.suppress(OSError):  # it ended already
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name in TCP.keys() & vars(socket).keys():
+                self.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), TCP[name])
+
+    def tell(self, frame: bytes) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # it ended; there is no such option
+            # What a sleeping rank leaves unread may stay here for hours; but its machine takes a small frame at once.
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000 if len(frame) < 1 << 14 else 0)
+        self.outgoing.append((memoryview(frame), []))
+        self.write()
+
+    def write(self) -> None:
+        """A KeyboardInterrupt may come between any two steps here: no byte is lost or sent twice."""
+        try:
+            while self.outgoing:
+                frame, sent = self.outgoing[0]
+                if sum(sent) < len(frame):
+                    sent.extend(map(self.send, [frame[sum(sent) :]]))  # one step: `+=` would be two
+                else:
+                    self.outgoing.popleft()
+            if self.leaving:
+                self.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.outgoing.clear()  # it ended; what it said last can still be read
+
+    def read(self) -> Iterator[tuple[str, Any]]:
+        """The messages that are complete now. Closes when no more can come."""
+        try:
+            chunk = self.recv(1 << 20)
+            if not self.leaving:
+                self._received += chunk
+                while len(self._received) >= (end := 4 + int.from_bytes(self._received[:4], "big")):
+                    kind, content = json.loads(self._received[4:end])
+                    del self._received[:end]
+                    yield kind, content
+                chunk = chunk if end <= 4 + MESSAGE_BYTES else b""
+        except BlockingIOError:
+            return
+        except (OSError, ValueError, TypeError):
+            chunk = b""
+        if not chunk:
+            self.outgoing.clear()
+            self.close()
+
+
+def _frame(kind: str, content: Any) -> bytes:
+    text = json.dumps([kind, content]).encode()
+    if len(text) > MESSAGE_BYTES:
+        raise WorkError(f"a message between ranks would take {len(text)} bytes; the limit is {MESSAGE_BYTES}")
+    return len(text).to_bytes(4, "big") + text
+
+
+def _address(endpoint: str) -> tuple[str, int]:
+    """Of host:port or [IPv6 address]:port, with "" or 0 for what makes no sense."""
+    host, _, port = endpoint.rpartition(":")
+    return host.strip("[]"), int(port) if port.isdecimal() and int(port) < 1 << 16 else 0

@@ -1,0 +1,244 @@
+"""Merging models that are in memory: the same recipe, the same road, and no disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backends.engine import Engine, import_paddle
+from ..checkpoints.quantised import problems as quantised
+from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..conversion.inputs import differences
+from ..conversion.layout import turned_in
+from ..dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
+from ..errors import CheckpointError, ConfigError
+from ..plan.assemble import assemble
+from ..plan.plan import Piece, TensorPlan
+from ..recipe import checks
+from ..recipe.config import MergeConfig
+from ..recipe.recipe import Recipe
+from .job import Report, notice
+from .pipeline import Road
+from .worker import Backends
+
+log = logging.getLogger("paddle_merge")
+_DTYPES = {dtype.name: dtype for dtype in DTYPES} | {"uint16": BFLOAT16}
+_FLOAT8 = (FLOAT8_E4M3FN, FLOAT8_E5M2)
+
+
+def merge_state_dicts(
+    state_dicts: Sequence[Mapping[str, Any]], config: MergeConfig, base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Merge state dicts as `config` says; return the merged one, in new memory.
+
+    state_dicts: one per model, tensor name -> tensor: NumPy arrays with tensor_type "np", Paddle tensors with "pd". NumPy
+        arrays of uint16 are bfloat16's bits, as in Paddle; ml_dtypes' bfloat16, float8_e4m3fn and float8_e5m2 work too.
+    config: the method, its parameters, out_dtype, strict, tensor_type and device. Paths and n_process are not looked at;
+        layout, one for all, is by methods that go by rows of matrices: without it Paddle tensors are taken to be a Paddle
+        model's, [in, out], and arrays are taken as they stand.
+    base: the base model's state dict.
+    Returns tensors of the same kind, names and shapes, in the first model's order and on its device, with the same values as
+    a merge of the same tensors from files. Where out_dtype is one that NumPy alone lacks, and the first model's isn't
+    ml_dtypes', arrays hold its bits: uint16, or uint8.
+    Raises ConfigError and CheckpointError, listing all problems; WorkError for NaN and Inf under config.strict.
+    """
+    if base is None and config.base_model_path:
+        raise ConfigError(f"the base model {config.base_model_path} is not read here; pass its state dict as base=...")
+    state_dicts = list(state_dicts)
+    _check_kinds([*state_dicts, *([] if base is None else [base])], config)
+    labels = [f"state_dicts[{number}]" for number in range(len(state_dicts))]
+    config = dataclasses.replace(
+        config, model_path_list=labels, model_path_str=None, base_model_path=None if base is None else "base"
+    )
+    recipe = config.recipe()
+    sources = [*state_dicts, *([base] if base is not None else [])]
+    for warning in checks.warnings(config):
+        log.warning("%s", warning)
+    return merge_by_recipe(sources, recipe, config.engine, config.strict)
+
+
+def merge_by_recipe(
+    sources: Sequence[Mapping[str, Any]], recipe: Recipe, engine: Engine, strict: bool = False
+) -> dict[str, Any]:
+    """The same for what a recipe's sources stand for, of which there may be only one. Raises as merge_state_dicts does."""
+    if recipe.tokenizer is not None:
+        raise ConfigError("tokenizer_source can't align state dicts: they have no tokenizer that says which token a row is")
+    backends = Backends(engine)
+    kind = _Paddle() if engine.tensor_type == "pd" else _Numpy()
+    tensors = _plan(sources, recipe, kind)
+    result, reports = {}, []
+    for tensor in tensors:
+        like = sources[0][tensor.name]
+        if not tensor.merged:
+            result[tensor.name] = kind.copy(like)
+            continue
+        values = [sources[number][tensor.name] for number in tensor.numbers]
+        backend = backends.of(tensor)
+        blocks: list[Any] = []
+        with backend.at_work():
+            if tensor.size:
+                dtypes = [entry.dtype for entry in tensor.inputs]
+                flat = [kind.flat(value, dtype) for value, dtype in zip(values, dtypes, strict=True)]
+                source = _MemorySource(flat, dtypes)
+                road = Road(tensor, Piece(0, 0, tensor.size), recipe.seed, source, backend, lambda _: None)
+                road.merge(lambda stored, _, blocks=blocks, like=like: blocks.append(kind.keep(stored, like)))  # type: ignore[misc]
+                not_finite = tuple(tensor.numbers[source] for source in road.not_finite)
+                reports.append(Report(tensor.name, not_finite, road.overflowed))
+            result[tensor.name] = kind.join(blocks, like, tensor.dtype)
+    notice(reports, tensors, recipe.sources, strict)
+    return result
+
+
+def _check_kinds(sources: Sequence[Any], config: MergeConfig) -> None:
+    """What can't be looked at any further. Raises ConfigError, CheckpointError."""
+    if len(sources) < 2:
+        raise ConfigError("give at least two state dicts")
+    for source in sources:
+        if not isinstance(source, Mapping):
+            kind = f"{type(source).__module__}.{type(source).__name__}"
+            raise CheckpointError(
+                f"a {kind} is no state dict (a mapping from names to tensors); of a Layer, pass .state_dict()"
+            )
+    if config.tensor_type == "pd" and not import_paddle().in_dynamic_mode():
+        raise ConfigError("Paddle is in static mode, where tensors hold no values; call paddle.disable_static() first")
+    if config.tensor_type == "pd" and config.out_dtype in FLOATS and not hasattr(import_paddle(), config.out_dtype):
+        raise ConfigError(f"out_dtype {config.out_dtype}: this version of Paddle has no such tensors; use 3.0 or newer")
+
+
+def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _Paddle) -> list[TensorPlan]:
+    """What becomes of every tensor. Raises CheckpointError listing everything that doesn't fit."""
+    problems: list[str] = []
+    inputs = [_headers(source, label, kind, problems) for source, label in zip(sources, recipe.sources, strict=True)]
+    problems = problems or [problem for one in inputs for problem in quantised(one, {})]
+    problems = problems or differences(inputs, recipe.out_dtype)
+    if problems:
+        raise CheckpointError(problems)
+    tensors = []
+    turned = turned_in(inputs[0].tensors, _layout(recipe, inputs[0], kind))
+    made = {one.name: one for one in assemble(recipe, inputs)[0]}
+    for name, first in inputs[0].tensors.items():
+        one, merged = made[name], first.dtype.is_float
+        dtype = recipe.out_dtype if merged and recipe.out_dtype else first.dtype
+        plan = TensorPlan(name, first.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers)
+        tensors.append(dataclasses.replace(plan, turned=name in turned))
+        values = [] if merged else [kind.array(source[name]) for source in sources]
+        unequal = [recipe.sources[k] for k, value in enumerate(values) if not np.array_equal(value, values[0])]
+        if unequal:
+            problems.append(f"tensor {name!r} is {dtype.name}, which can't be averaged, and differs in {', '.join(unequal)}")
+    if problems:
+        raise CheckpointError(problems)
+    return tensors
+
+
+def _layout(recipe: Recipe, first: Checkpoint, kind: _Numpy | _Paddle) -> str | None:
+    """How their matrices lie. Raises CheckpointError."""
+    told = list(dict.fromkeys(layout for layout in recipe.layouts if layout is not None))
+    if len(told) > 1:
+        raise CheckpointError(f"state dicts are merged as they are, so they must be of one layout, not of {', '.join(told)}")
+    if told or isinstance(kind, _Numpy):
+        return told[0] if told else None
+    return "paddleformers" if any(name.startswith("model.") for name in first.tensors) else "paddlenlp"
+
+
+def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, problems: list[str]) -> Checkpoint:
+    """What the headers of a file would say; what is no tensor that can be merged is added to problems."""
+    entries = {}
+    for name, value in state_dict.items():
+        try:
+            dtype = kind.dtype(value)
+        except TypeError as error:
+            problems.append(f"{label}: tensor {name!r} {error}")
+            continue
+        shape = tuple(value.shape)
+        entries[name] = TensorEntry(name, dtype, shape, label, 0, math.prod(shape) * dtype.itemsize)
+    return Checkpoint(label, label, None, entries)
+
+
+class _MemorySource:
+    """blocks.Source over flat tensors."""
+
+    def __init__(self, flat: Sequence[Any], dtypes: Sequence[DType]):
+        self._flat, self.dtypes = flat, dtypes
+
+    def read(self, number: int, start: int, count: int) -> Any:
+        return self._flat[number][start : start + count]
+
+    def sample(self, number: int, clusters: int, step: int, width: int) -> Any:
+        return self._flat[number][: clusters * step].reshape((clusters, step))[:, :width].reshape((-1,))
+
+
+class _Numpy:
+    """What is done with NumPy arrays outside of the backend."""
+
+    def dtype(self, value: Any) -> DType:
+        """Raises TypeError."""
+        if not isinstance(value, np.ndarray | np.generic):
+            raise TypeError(f"is a {type(value).__module__}.{type(value).__name__}, not a NumPy array")
+        if value.dtype.name not in _DTYPES:
+            raise TypeError(f"is {value.dtype.name}, which can't be merged")
+        return _DTYPES[value.dtype.name]
+
+    def flat(self, value: np.ndarray, dtype: DType) -> np.ndarray:
+        native = np.asarray(value).astype(value.dtype.newbyteorder("="), order="C", copy=False)
+        return np.asarray(native.reshape(-1).view(dtype.raw))
+
+    def keep(self, block: np.ndarray, like: np.ndarray) -> np.ndarray:
+        return np.array(block)
+
+    def join(self, blocks: Sequence[np.ndarray], like: np.ndarray, dtype: DType) -> np.ndarray:
+        raw = np.concatenate([np.empty(0, dtype.raw), *blocks])
+        name: Any = dtype.name
+        if dtype in (BFLOAT16, *_FLOAT8):  # NumPy alone has no such numbers
+            name = like.dtype if like.dtype.name == dtype.name else dtype.raw
+        return np.asarray(raw.view(name).reshape(like.shape))
+
+    def copy(self, value: np.ndarray) -> np.ndarray:
+        return np.array(value)
+
+    def array(self, value: np.ndarray) -> np.ndarray:
+        return value
+
+
+class _Paddle:
+    """What is done with Paddle tensors outside of the backend."""
+
+    def dtype(self, value: Any) -> DType:
+        """Raises TypeError."""
+        import paddle
+
+        if not isinstance(value, paddle.Tensor):
+            raise TypeError(f"is a {type(value).__module__}.{type(value).__name__}, not a Paddle tensor")
+        if not value.is_dense():
+            raise TypeError("is sparse or distributed, which can't be merged")
+        name = str(value.dtype).removeprefix("paddle.")
+        if name not in _DTYPES:
+            raise TypeError(f"is {name}, which can't be merged")
+        return _DTYPES[name]
+
+    def flat(self, value: Any, dtype: DType) -> Any:
+        flat = value.detach().flatten()
+        return flat.view("uint8") if dtype in _FLOAT8 else flat
+
+    def keep(self, block: Any, like: Any) -> Any:
+        return block if block.place._equals(like.place) else block._copy_to(like.place, True)
+
+    def join(self, blocks: Sequence[Any], like: Any, dtype: DType) -> Any:
+        import paddle
+
+        name: Any = dtype.name
+        if not blocks:
+            nothing = paddle.to_tensor(np.empty(tuple(like.shape), dtype.raw), place=like.place)
+            return nothing.view(name) if dtype in _FLOAT8 else nothing.astype(name)
+        merged = (paddle.concat(list(blocks)) if len(blocks) > 1 else blocks[0]).reshape(like.shape)
+        return merged.view(name) if dtype in _FLOAT8 else merged
+
+    def copy(self, value: Any) -> Any:
+        return value.detach().clone() if value.size else self.join([], value, self.dtype(value))
+
+    def array(self, value: Any) -> Any:
+        return value.numpy()

@@ -1,0 +1,301 @@
+"""How long a merge will take here: a few pieces of it are carried out, and thrown away; the rest is arithmetic.
+
+It leaves no file behind, however it ends: what it writes goes to a file without a name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+
+from ..backends.engine import cores
+from ..backends.scratch import Scratch
+from ..checkpoints.files import Files
+from ..checkpoints.fingerprint import BLOCK
+from ..errors import WorkError
+from ..methods.shared.whole_matrix import Whole, is_matrix
+from ..plan.memory_estimate import alone
+from ..plan.plan import Piece, Plan, TensorPlan
+from .output.destination import existing_parent
+from .pipeline import Road, Source
+from .sources import FileSource
+from .worker import Backends
+
+SECONDS = 1.2  # for pieces, beside what reads from the disk, and flushing to it, may take
+DISK_SECONDS = 0.3  # for each of those
+PIECE = 24 << 20  # bytes of input merged at a time
+LOOKS = 64  # at places in the inputs, whether they are in the page cache
+WRITTEN = 64 << 20  # bytes of the nameless file, about
+_PYTHON = 0.35  # seconds until Python has imported what every command needs, and to its end
+_WORKER = 0.2  # until a worker has
+_SPARE = 256 << 20  # bytes of disk; where less is free, nothing is written
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of a merge: all; of those that pass until the first piece, and what all workers together then take for each
+    thing, divided by how many work at a time.
+
+    flushing: waiting for the disk in the end. cached: the share of the inputs in the page cache; None if that isn't known.
+    notes: sentences on what isn't counted, or was out of the ordinary.
+    """
+
+    starting: float
+    reading: float
+    computing: float
+    writing: float
+    flushing: float
+    cached: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        return self.starting + self.reading + self.computing + self.writing + self.flushing
+
+
+def forecast(plan: Plan, output: str, planning: float) -> Forecast:
+    """output: the folder to be written. planning: seconds that making the plan took.
+
+    Raises WorkError as the merge itself would.
+    """
+    notes: list[str] = []
+    random_places = random.Random(0)
+    with closing(Files(panel=plan.engine.room.panel)) as files, _nameless(output, notes) as written:
+        bench = _Bench(plan, files, written)
+        loading = bench.load()
+        if loading > 3:
+            notes.append(f"the loops were compiled for this forecast, which took {loading:.0f} s: once on this machine")
+        if any(isinstance(tensor.mix.merger, Whole) and is_matrix(tensor.shape) for tensor in plan.tensors):
+            notes.append("matrices' singular vectors aren't counted, and may take much longer than all else")
+        costs = bench.costs(random_places)
+        cached, disk = _page_cache(plan, random_places)
+        flush = _flush_rate(written)
+    at_a_time = min(plan.n_process, cores())
+    reading, computing, writing = (seconds / at_a_time for seconds in costs)
+    if cached is not None and cached < 1 and disk:
+        reading += plan.bytes_in * (1 - cached) / disk
+    starting = _PYTHON + planning + min(loading, 1.0) + (0 if alone(plan) else _WORKER)
+    busy = reading + computing + writing
+    flushing = max(0.0, plan.bytes_out / flush - busy) if flush else 0.0
+    return Forecast(starting, reading, computing, writing, flushing, cached, tuple(notes))
+
+
+# --- pieces of the merge -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Cost:
+    """Seconds, and the elements they went to."""
+
+    reading: float = 0.0
+    writing: float = 0.0
+    all: float = 0.0
+    elements: int = 0
+
+
+@dataclass
+class _Timed:
+    """A Source that is a window of another, from element `start` on, and notes how long it takes."""
+
+    source: Source
+    start: int
+    cost: _Cost
+    dtypes: Sequence[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dtypes = self.source.dtypes
+
+    def read(self, number: int, start: int, count: int) -> Any:
+        begun = time.perf_counter()
+        try:
+            return self.source.read(number, self.start + start, count)
+        finally:
+            self.cost.reading += time.perf_counter() - begun
+
+    def sample(self, number: int, clusters: int, step: int, width: int) -> Any:
+        begun = time.perf_counter()
+        try:
+            return self.source.sample(number, clusters, step, width)
+        finally:
+            self.cost.reading += time.perf_counter() - begun
+
+
+class _Bench:
+    """Merges pieces of a plan as a worker does, into nothing, and notes how long that takes."""
+
+    def __init__(self, plan: Plan, files: Files, written: IO[bytes] | None):
+        self._plan, self._files, self._written = plan, files, written
+        self._backends, self._scratch = Backends(plan.engine), Scratch()
+        self._at = 0
+        self._kinds: dict[object, list[TensorPlan]] = {}
+        for tensor in plan.tensors:
+            if tensor.merged and tensor.size:
+                self._kinds.setdefault(_kind(tensor), []).append(tensor)
+
+    def load(self) -> float:
+        """Seconds until the first elements of every kind are merged: loops are loaded, or compiled."""
+        begun = time.perf_counter()
+        try:
+            self._plan.engine.settle()
+        except Exception as error:
+            raise WorkError(f"--device {self._plan.engine.device}: can't be used here ({error})") from error
+        for tensors in self._kinds.values():
+            self._merge(min(tensors, key=lambda tensor: tensor.size), _Cost(), 0, 1 << 10)
+        return time.perf_counter() - begun
+
+    def costs(self, places: random.Random) -> tuple[float, float, float]:
+        """What one worker alone takes for the whole plan: seconds of reading from the page cache, computing, writing."""
+        sizes = {kind: sum(tensor.size for tensor in tensors) for kind, tensors in self._kinds.items()}
+        tried = sorted(sizes, key=lambda kind: -sizes[kind])[:4]  # others are taken for the average of these
+        all_of = sum(sizes.values())
+        shown = sum(sizes[kind] for kind in tried)
+        total = np.zeros(3)
+        for kind in tried:
+            tensors = self._kinds[kind]
+            found: list[list[float]] = []
+            end = time.perf_counter() + SECONDS * sizes[kind] / shown
+            while not found or (time.perf_counter() < end and len(found) < 50):
+                (tensor,) = places.choices(tensors, [tensor.size for tensor in tensors])
+                inputs = [entry.dtype.itemsize for entry in tensor.inputs]
+                count = min(tensor.size, PIECE // sum(inputs))
+                cost = _Cost()
+                self._begin_again()
+                self._merge(tensor, cost, places.randrange(tensor.size - count + 1), count)
+                computing = cost.all - cost.reading - cost.writing
+                found.append([seconds / cost.elements for seconds in (cost.reading, computing, cost.writing)])
+            total += np.median(found, axis=0) * sizes[kind] * all_of / shown
+        reading, computing, writing = map(float, total)
+        return reading, computing, writing
+
+    def _merge(self, tensor: TensorPlan, cost: _Cost, start: int, count: int) -> None:
+        """`count` elements from `start` on, as if they were the whole tensor."""
+        start, count = start // BLOCK * BLOCK, min(count, tensor.size)
+        backend = self._backends.of(tensor)
+        checksum = xxhash.xxh3_128()
+
+        def hand_on(stored: Any, first: int) -> None:
+            raw = backend.fetch(stored)()
+            begun = time.perf_counter()
+            checksum.update(raw.view(np.uint8).data)
+            self._write(raw)
+            cost.writing += time.perf_counter() - begun
+
+        begun = time.perf_counter()
+        block = backend.block(len(tensor.sources))
+        piece = Piece(0, start, start + count)
+        keep = self._plan.engine.room.resident if tensor.mix.measures else 0
+        source = FileSource(tensor, piece, block, keep, self._files, self._scratch)
+        cost.reading += time.perf_counter() - begun
+        window = dataclasses.replace(tensor, shape=(count,))
+        with backend.at_work():
+            timed = _Timed(source, start, cost)
+            Road(window, Piece(0, 0, count), self._plan.recipe.seed, timed, backend, lambda _: None).merge(hand_on)
+        cost.all += time.perf_counter() - begun
+        cost.elements += count
+
+    def _begin_again(self) -> None:
+        """Where much has been written; new pages are what takes time."""
+        if self._written is not None and self._at > WRITTEN:
+            os.ftruncate(self._written.fileno(), 0)
+            self._at = 0
+
+    def _write(self, raw: np.ndarray) -> None:
+        if self._written is None:
+            return
+        try:
+            os.pwrite(self._written.fileno(), raw.view(np.uint8).data, self._at)
+        except OSError:  # the disk is full, for one; the merge would say so
+            self._written = None
+        self._at += raw.nbytes
+
+
+def _kind(tensor: TensorPlan) -> object:
+    """Tensors of one kind take the same time per element, about."""
+    return tensor.dtype, *((entry.dtype, entry.scattered, entry.widened) for entry in tensor.inputs)
+
+
+# --- the disk ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _nameless(output: str, notes: list[str]) -> Iterator[IO[bytes] | None]:
+    """A file on the output's file system that is gone when it is closed; None, with a note, if there can't be one."""
+    folder = existing_parent(os.path.realpath(output))
+    state = os.statvfs(folder)
+    file = None
+    try:
+        if state.f_bavail * state.f_frsize > _SPARE:
+            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
+    except OSError:
+        file = None
+    if file is None:
+        notes.append(f"writing isn't counted: nothing can be written to {folder} now")
+        yield None
+        return
+    with file:
+        yield file
+
+
+def _flush_rate(file: IO[bytes] | None) -> float | None:
+    """Bytes per second that the output's disk takes; None if that isn't known."""
+    if file is None:
+        return None
+    content, done = bytes(8 << 20), 0
+    begun = time.perf_counter()
+    try:
+        os.fsync(file.fileno())
+        if time.perf_counter() - begun > DISK_SECONDS:
+            return None if not (size := os.fstat(file.fileno()).st_size) else size / (time.perf_counter() - begun)
+        begun = time.perf_counter()
+        while done < 2 * WRITTEN and time.perf_counter() - begun < DISK_SECONDS:
+            done += os.pwrite(file.fileno(), content, done % WRITTEN)
+            os.fsync(file.fileno())
+    except OSError:
+        return None
+    return done / (time.perf_counter() - begun)
+
+
+def _page_cache(plan: Plan, places: random.Random) -> tuple[float | None, float | None]:
+    """The share of the inputs that is in the page cache, and how many bytes per second of the rest the disk gives; None if
+    that isn't known."""
+    files = sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
+    sizes = [os.path.getsize(file) for file in files]
+    if not sum(sizes) or not hasattr(os, "RWF_NOWAIT"):
+        return None, None
+    found: list[bool] = []
+    read, seconds = 0, 0.0
+    for file in places.choices(files, sizes, k=LOOKS):
+        stream = os.open(file, os.O_RDONLY)
+        try:
+            at = places.randrange(os.fstat(stream).st_size) // 4096 * 4096
+            found.append(_is_cached(stream, at))
+            if not found[-1] and seconds < DISK_SECONDS:
+                begun = time.perf_counter()
+                read += len(os.pread(stream, 4 << 20, at))
+                seconds += time.perf_counter() - begun
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                return None, None
+            raise WorkError(f"{file}: can't be read ({error.strerror})") from None
+        finally:
+            os.close(stream)
+    return sum(found) / len(found), read / seconds if read else None
+
+
+def _is_cached(stream: int, at: int) -> bool:
+    """Whether a page of a file can be read without waiting for a disk. Raises OSError if the file system doesn't tell."""
+    try:
+        return os.preadv(stream, [bytearray(1)], at, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False

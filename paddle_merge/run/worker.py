@@ -1,0 +1,192 @@
+"""A worker: takes pieces of a plan, one after the other, and merges them into the output's files.
+
+It is a process of its own, started afresh (never forked), so it inherits no framework's state and nothing of a caller's
+script. It talks over one pipe: the job comes in, then piece numbers; progress, reports and errors go out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import select
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from ..backends.engine import Engine
+from ..backends.scratch import Scratch
+from ..checkpoints.files import Files, remedy
+from ..checkpoints.fingerprint import Fingerprint
+from ..errors import MergeError, WorkError
+from ..plan.plan import Piece, TensorPlan
+from .job import Job, Report
+from .pipeline import Road
+from .sources import FileSource
+
+log = logging.getLogger("paddle_merge")
+PROGRESS_SECONDS = 0.1
+OUT_OF_MEMORY = "out of memory; try a smaller --n_process, and on a GPU --device low_gpu_mem"
+Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the first of them in the tensor
+
+
+class Backends:
+    """The engine's backends, one per compute dtype, made when first used."""
+
+    def __init__(self, engine: Engine):
+        self._engine, self._made = engine, dict[str, Any]()
+
+    def of(self, tensor: TensorPlan) -> Any:
+        if tensor.compute not in self._made:
+            self._made[tensor.compute] = self._engine.backend(tensor.compute)
+        return self._made[tensor.compute]
+
+
+class Worker:
+    """Merges pieces. `progress` is called with numbers of bytes read for the first time, or written."""
+
+    def __init__(self, job: Job, progress: Callable[[int], None]):
+        self._seed, self._paths, self._progress = job.seed, job.paths, progress
+        self._files, self._shards, self._scratch = Files(panel=job.engine.room.panel), Files(os.O_WRONLY), Scratch()
+        self._backends = Backends(job.engine)
+        self._resident = job.engine.room.resident
+
+    def merge(self, tensor: TensorPlan, piece: Piece) -> Report:
+        """Raises WorkError, naming the tensor, whatever goes wrong."""
+        path = self._paths[tensor.shard] if self._paths is not None else None
+        itemsize, written = tensor.dtype.itemsize, Fingerprint(piece.start)
+
+        def write(raw: np.ndarray, start: int) -> None:
+            written.add(raw, start)
+            try:
+                if path is not None:
+                    self._shards.write(path, tensor.offset + start * itemsize, raw)
+            except OSError as error:
+                problem = f"can't write to {os.path.basename(path or '')} ({error.strerror}){remedy(error, path or '')}"
+                raise WorkError(f"tensor {tensor.name!r}: {problem}") from error
+
+        try:
+            report = self._merge(tensor, piece, write) if tensor.merged else self._copy(tensor, piece, write)
+            if path is not None:
+                nbytes = (piece.stop - piece.start) * itemsize
+                self._shards.start_writeback(path, tensor.offset + piece.start * itemsize, nbytes)
+        except MergeError:
+            raise
+        except MemoryError:
+            raise WorkError(f"tensor {tensor.name!r}: {OUT_OF_MEMORY}") from None
+        except Exception as error:  # nothing is swallowed: it fails the merge, with the tensor's name
+            raise WorkError(f"tensor {tensor.name!r}: {type(error).__name__}: {error}") from error
+        return dataclasses.replace(report, start=piece.start, stop=piece.stop, written=written.hexdigest())
+
+    def close(self) -> None:
+        self._files.close()
+        self._shards.close()
+
+    def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
+        backend = self._backends.of(tensor)
+        block = backend.block(len(tensor.sources))
+        keep = self._resident if tensor.mix.measures else 0
+        source = FileSource(tensor, piece, block, keep, self._files, self._scratch)
+        road = Road(tensor, piece, self._seed, source, backend, self._progress)
+        coming: deque[tuple[Callable[[], np.ndarray], int]] = deque()  # blocks on their way back from the device
+
+        def hand_on(stored: Any, start: int) -> None:
+            coming.append((backend.fetch(stored), start))
+            if len(coming) > backend.ahead:
+                end, first = coming.popleft()
+                write(end(), first)
+
+        with backend.at_work():
+            road.merge(hand_on)
+            for end, first in coming:
+                write(end(), first)
+            not_finite = tuple(tensor.numbers[source] for source in road.not_finite)
+            return Report(tensor.name, not_finite, road.overflowed, backend.peak(), read=source.fingerprints())
+
+    def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
+        step = (1 << 20) // tensor.dtype.itemsize
+        read = [Fingerprint(piece.start) for _ in tensor.inputs]
+        for start in range(piece.start, piece.stop, step):
+            raw = np.empty(min(step, piece.stop - start), tensor.dtype.raw)
+            for entry, fingerprint in zip(tensor.inputs, read, strict=True):  # all equal, when the plan was made
+                self._files.read(entry, start, raw)
+                fingerprint.add(raw, start)
+            write(raw, start)
+            self._progress(raw.nbytes * (len(tensor.inputs) + 1))
+        return Report(tensor.name, read=tuple(fingerprint.hexdigest() for fingerprint in read))
+
+
+class _Throttle:
+    """Adds up progress and sends it a few times a second."""
+
+    def __init__(self, send: Callable[[int], None]):
+        self._send, self._bytes, self._last = send, 0, time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        self._bytes += count
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_SECONDS:
+            self.flush()
+            self._last = now
+
+    def flush(self) -> None:
+        if self._bytes:
+            self._send(self._bytes)
+            self._bytes = 0
+
+
+def _settle(engine: Engine) -> None:
+    """Raises WorkError, whatever goes wrong in a framework that starts."""
+    try:
+        engine.settle()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise WorkError(
+            f"--tensor_type {engine.tensor_type} --device {engine.device}: can't be used here ({reason})"
+        ) from error
+
+
+def serve(connection: Connection) -> None:
+    """Receive a Job, then (tensor, piece) until None; send ("progress", bytes), ("done", Report) and ("error", sentence,
+    traceback)."""
+    throttle = _Throttle(lambda count: connection.send(("progress", count)))
+    try:
+        job = connection.recv()
+        _settle(job.engine)
+        worker = Worker(job, throttle)
+        while (work := connection.recv()) is not None:
+            report = worker.merge(*work)
+            throttle.flush()
+            connection.send(("done", report))
+        worker.close()
+    except (EOFError, OSError):
+        return  # the parent is gone; its output will never be finished
+    except MemoryError:
+        with contextlib.suppress(OSError):
+            connection.send(("error", OUT_OF_MEMORY, traceback.format_exc()))
+    except MergeError as error:
+        with contextlib.suppress(OSError):
+            connection.send(("error", str(error), traceback.format_exc()))
+
+
+def main(pipe: int) -> None:
+    """What the parent starts. pipe: the file descriptor of this end."""
+    sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]  # Numba would import it, 0.15 s, for loops we don't have
+    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    serve(Connection(pipe))
+
+
+def _end_with_parent(pipe: int) -> None:
+    """However the parent dies: nothing more may be written, for another merge may begin in the same folder."""
+    ends = select.poll()
+    ends.register(pipe, 0)  # a hang-up is reported unasked
+    ends.poll()
+    os._exit(1)
