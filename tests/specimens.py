@@ -364,8 +364,8 @@ def adapter(kind: str) -> Specimen:
                 pickle.dumps({f"{ADAPTED}.lora_{word}": x for word, x in factors.items()}, protocol=4)
             )
         else:
-            turned = {f"base_model.model.{ADAPTED}.lora_{word}.weight": x.T.copy() for word, x in factors.items()}
-            checkpoints.write(folder / "b", turned, prefix="adapter_model", format="pt")
+            transposed = {f"base_model.model.{ADAPTED}.lora_{word}.weight": x.T.copy() for word, x in factors.items()}
+            checkpoints.write(folder / "b", transposed, prefix="adapter_model", format="pt")
             (folder / "b" / "config.json").unlink()
         extra = {"peft_type": "LORA", "rank_pattern": {}, "alpha_pattern": {}} if kind == "peft" else {"scaling": 1.5}
         (folder / "b" / name).write_text(json.dumps({**config, **extra}))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, MergeConfig, OutputError, merge
-from paddle_merge.backends.budget import ROOMY
+from paddle_merge.backends.budget import DEFAULT_BUDGET
 from paddle_merge.plan import memory_estimate
 from paddle_merge.plan.account import Account, account
 from paddle_merge.plan.describe import _names
@@ -69,9 +69,9 @@ def test_every_layout(tmp_path: Path, one: str, other: str, tied: bool) -> None:
     found = accounted(model_path_list=models)
     holds(found, models)
     notes = {made.name: made.notes for made in found.made}
-    turned = any("turned [16, 24] -> [24, 16] in" in note or "turned [24, 16] -> [16, 24] in" in note
+    transposed = any("turned [16, 24] -> [24, 16] in" in note or "turned [24, 16] -> [16, 24] in" in note
                  for note in next(value for name, value in notes.items() if "gate_proj" in name))  # fmt: skip
-    assert turned == ((one == "hf") != (other == "hf"))
+    assert transposed == ((one == "hf") != (other == "hf"))
     assert not any(one.left_out for one in found.inputs)
     tie = [note for note in notes.get("lm_head.weight", ()) if re.match(r"tied to \w+\.embed_tokens\.weight: ", note)]
     assert bool(tie) == (tied and "lm_head.weight" in notes)
@@ -228,7 +228,7 @@ def test_workers_and_what_they_keep_follow_from_the_ceiling(tmp_path: Path, monk
         before = held.n_process
     least = memory_estimate.memory(dataclasses.replace(plan, n_process=1)) - 1
     held = memory_estimate.within(plan, least)
-    assert (held.n_process, held.engine.room != ROOMY) == (1, True)
+    assert (held.n_process, held.engine.budget != DEFAULT_BUDGET) == (1, True)
     assert memory_estimate.memory(held) <= least
     with pytest.raises(ValueError, match=r"--max_memory 100 MB is too little: .* needs about \d+ MB"):
         memory_estimate.within(plan, 100_000_000)
@@ -243,7 +243,7 @@ def test_less_room_gives_the_same_bytes(tmp_path: Path, method: str, monkeypatch
     fields: dict[str, Any] = {"merge_method": method, "model_path_list": [str(tmp_path / "a"), str(tmp_path / "b")]}
     fields |= {"base_model_path": str(tmp_path / "base")}
     merge(MergeConfig(**fields, output_path=str(tmp_path / "roomy")))
-    monkeypatch.setattr(memory_estimate, "ROOMS", memory_estimate.ROOMS[-1:])
+    monkeypatch.setattr(memory_estimate, "ROOMS", memory_estimate.BUDGETS[-1:])
     merge(MergeConfig(**fields, output_path=str(tmp_path / "tight"), max_memory="1GB"))
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("roomy", "tight"))
     assert one == other

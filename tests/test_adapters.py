@@ -54,10 +54,10 @@ class Model:
         layout, family = LAYOUT[self.library], str(self.config["model_type"])
         result = {}
         for name, value in state.items():
-            turned = layout != "hf" and name.endswith("_proj.weight")
-            turned |= layout == "paddlenlp" and name == "lm_head.weight" and self.ties == "untied"
+            transposed = layout != "hf" and name.endswith("_proj.weight")
+            transposed |= layout == "paddlenlp" and name == "lm_head.weight" and self.ties == "untied"
             first, _, rest = name.partition(".")
-            result[f"model.{rest}" if first == family and layout == "paddlenlp" else name] = value.T if turned else value
+            result[f"model.{rest}" if first == family and layout == "paddlenlp" else name] = value.T if transposed else value
         if self.ties == "tied" and "lm_head.weight" in result:
             np.testing.assert_array_equal(result.pop("lm_head.weight"), result["model.embed_tokens.weight"])
         return result

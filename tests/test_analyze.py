@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from paddle_merge import AnalyzeConfig, CheckpointError, ConfigError, MergeConfig, OutputError, analyze, merge
-from paddle_merge.backends.budget import ROOMY
+from paddle_merge.backends.budget import DEFAULT_BUDGET
 from paddle_merge.commands.analyze import measure
 from paddle_merge.commands.analyze.measure import ROUNDS
 from paddle_merge.commands.analyze.page import page
@@ -252,7 +252,9 @@ def test_the_same_for_any_number_of_workers_and_any_memory(tmp_path: Path, monke
     first = analysed(tmp_path, base, *models, dtype="bfloat16", n_process=1)
     paths = [tmp_path / f"model{number}" for number in range(3)]
     assert report(tmp_path / "base", *paths, n_process=5) == first
-    monkeypatch.setattr(measure, "ROOMY", replace(ROOMY, resident=0))  # tensors that are too large to be kept between passes
+    monkeypatch.setattr(
+        measure, "ROOMY", replace(DEFAULT_BUDGET, resident=0)
+    )  # tensors that are too large to be kept between passes
     assert report(tmp_path / "base", *paths) == first
     json.dumps(first, allow_nan=False)
 
@@ -262,8 +264,8 @@ def test_adapters_and_layouts_mix(tmp_path: Path) -> None:
     whole = folded(base, pairs)
     adapter = peft(tmp_path / "adapter", in_peft(pairs))
     hf = stored(tmp_path / "base", base, "hf", dtype="float64")
-    turned = stored(tmp_path / "turned", whole, "paddlenlp", dtype="float64")
-    found = report(hf, f"{hf}+{adapter}", turned, stored(tmp_path / "plain", whole, "hf", dtype="float64"))
+    transposed = stored(tmp_path / "turned", whole, "paddlenlp", dtype="float64")
+    found = report(hf, f"{hf}+{adapter}", transposed, stored(tmp_path / "plain", whole, "hf", dtype="float64"))
     assert found["layout"] == "hf"
     assert any("read as hf" in note for note in found["notes"])
     a_b, a_c, b_c = found["pairs"]

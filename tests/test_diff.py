@@ -260,8 +260,8 @@ def test_formats(tmp_path: Path) -> None:
     a = {name: value.astype(np.float32) for name, value in llama(0).items()}
     (tmp_path / "pd").mkdir()
     (tmp_path / "pd" / "config.json").write_text(json.dumps(CONFIG))
-    turned = {name: v.T.copy() if name.endswith("_proj.weight") else v for name, v in a.items()}
-    (tmp_path / "pd" / "model_state.pdparams").write_bytes(pickle.dumps(turned, protocol=4))
+    transposed = {name: v.T.copy() if name.endswith("_proj.weight") else v for name, v in a.items()}
+    (tmp_path / "pd" / "model_state.pdparams").write_bytes(pickle.dumps(transposed, protocol=4))
     assert report(write(tmp_path / "hf", a, "float32", config=CONFIG, format="pt"), tmp_path / "pd")["same"]
 
 

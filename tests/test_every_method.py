@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
-from paddle_merge.backends.budget import Room
+from paddle_merge.backends.budget import MemoryBudget
 from paddle_merge.backends.engine import Engine
 from paddle_merge.methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
 from paddle_merge.methods.registry import NAMED, find, names
@@ -272,8 +272,8 @@ def test_the_same_bytes_however_it_is_cut(
     sources, made = merges
     given, expected = LAWS[method].given, digest(made[method])
     with monkeypatch.context() as patch:
-        room = Room(1 << 13, 1 << 13, resident=0, panel=1 << 13, selecting=0)
-        patch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
+        budget = MemoryBudget(1 << 13, 1 << 13, resident=0, panel=1 << 13, selecting=0)
+        patch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
         assert digest(sources.merged(method, given)) == expected
 
     right, done = Worker.merge, 0

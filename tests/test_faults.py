@@ -141,12 +141,12 @@ def test_a_worker_that_is_killed_fails_the_merge(tmp_path: Path, long: Path) -> 
 def test_an_interrupted_merge_leaves_nothing(tmp_path: Path, long: Path, number: signal.Signals, workers: int) -> None:
     out = tmp_path / "out"
     with started(*long_merge(long, out, workers)) as process:
-        crew = disturbed(process, out)
+        pool = disturbed(process, out)
         process.send_signal(number)
         code, said = end(process)
         assert code == 130
         assert said.splitlines()[-1] == "interrupted: no checkpoint was written"
-        assert gone(crew, 5)
+        assert gone(pool, 5)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,9 +181,9 @@ def test_an_impatient_user_leaves_no_checkpoint(tmp_path: Path, long: Path) -> N
 def test_when_the_parent_is_killed_nothing_looks_finished(tmp_path: Path, long: Path, workers: int) -> None:
     out = tmp_path / "out"
     with started(*long_merge(long, out, workers)) as process:
-        crew = disturbed(process, out)
+        pool = disturbed(process, out)
         process.kill()
-        assert gone(crew, 5)
+        assert gone(pool, 5)
     assert {path.suffix for path in out.iterdir()} == {".partial"}
     run(long, long, out=out)  # what the dead merge left is no obstacle
     assert sorted(path.name for path in out.iterdir()) == [
@@ -200,14 +200,14 @@ def test_an_input_cut_off_while_merging(tmp_path: Path, long: Path, workers: int
     victim = Path(shutil.copytree(long, tmp_path / "victim"))
     out = tmp_path / "out"
     with started(*long_merge(long, out, workers, first=victim)) as process:
-        crew = disturbed(process, out)
+        pool = disturbed(process, out)
         os.truncate(victim / "model.safetensors", 1 << 20)
         code, said = end(process)
         assert code == 1
         assert re.search(
             rf"^error: {re.escape(str(victim))}/model\.safetensors: ends before tensor 't\d+' does;", said, re.MULTILINE
         )
-        assert gone(crew, 5)
+        assert gone(pool, 5)
     assert not out.exists()
 
 

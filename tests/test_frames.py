@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, OutputError, merge
 from paddle_merge.backends.engine import import_paddle
 from paddle_merge.checkpoints.formats import pdparams as pdparams_frame
-from paddle_merge.checkpoints.formats.frame import Frame, Held
+from paddle_merge.checkpoints.formats.header import Header, Held
 from paddle_merge.checkpoints.formats.naming import FORMATS, index_name, is_weights, shard_name
 from paddle_merge.checkpoints.open import open_checkpoint
 from paddle_merge.dtypes import DTYPES, UINT16
@@ -58,14 +58,14 @@ def floats(seed: int) -> dict[str, np.ndarray]:
 # --- one file ---
 
 
-def filled(frame: Frame, data: list[bytes]) -> bytes:
+def filled(header: Header, data: list[bytes]) -> bytes:
     """The file, if the pieces and the tensors' bytes cover it without overlapping."""
-    places = [*frame.pieces, *zip(frame.offsets, data, strict=True)]
+    places = [*header.pieces, *zip(header.offsets, data, strict=True)]
     content = b""
     for offset, piece in sorted(places, key=lambda place: (place[0], len(place[1]))):
         assert offset == len(content)
         content += piece
-    assert len(content) == frame.nbytes
+    assert len(content) == header.nbytes
     return content
 
 
@@ -86,7 +86,7 @@ def test_pickle_reads_what_is_put_into_the_frame(items: list[Any], seed: int) ->
         nbytes = math.prod(shape) * dtype.itemsize
         group.append(Held(name, dtype, tuple(shape), nbytes))
         data.append(generator.integers(0, 2, nbytes, np.uint8).tobytes())
-    loaded = pickle.loads(filled(pdparams_frame.frame(group, "np"), data))
+    loaded = pickle.loads(filled(pdparams_frame.header(group, "np"), data))
     assert loaded.pop("StructuredToParameterName@@") == {name: name for name, _, _ in items}
     assert list(loaded) == [name for name, _, _ in items]
     for tensor, content in zip(group, data, strict=True):
@@ -99,12 +99,12 @@ def test_pickle_reads_what_is_put_into_the_frame(items: list[Any], seed: int) ->
 def test_large_dimensions_and_offsets() -> None:
     """Beyond 2**32, where nothing can be written here: only headers are."""
     group = [Held(name, DTYPES[2], (2**33, 3), 3 * 2**35) for name in "ab"]
-    frame = pdparams_frame.frame(group, None)
-    first, second, last = (content for _, content in frame.pieces)
+    header = pdparams_frame.header(group, None)
+    first, second, last = (content for _, content in header.pieces)
     assert pickle.dumps(2**33, 2)[2:-1] in first
     assert first.endswith((3 * 2**35).to_bytes(8, "little"))
-    assert frame.offsets[1] == frame.offsets[0] + 3 * 2**35 + len(second)
-    assert frame.nbytes == frame.offsets[1] + 3 * 2**35 + len(last)
+    assert header.offsets[1] == header.offsets[0] + 3 * 2**35 + len(second)
+    assert header.nbytes == header.offsets[1] + 3 * 2**35 + len(last)
 
 
 def test_what_paddle_has_no_tensors_of() -> None:

@@ -16,7 +16,7 @@ from paddle_merge import CheckpointError, MergeConfig, merge
 from paddle_merge.checkpoints.files import Files
 from paddle_merge.checkpoints.open import open_checkpoint
 from paddle_merge.checkpoints.tensors import TensorEntry
-from paddle_merge.checkpoints.views import join, select, transposed
+from paddle_merge.checkpoints.views import join, select, transpose
 from paddle_merge.conversion.fused import slices
 from paddle_merge.errors import MalformedError
 
@@ -86,10 +86,10 @@ def cuts(draw: st.DrawFn) -> tuple[tuple[int, ...], int, list[int], bool]:
 @given(cuts(), st.data())
 @settings(max_examples=150, deadline=None)
 def test_select_is_numpys(tmp_path_factory: pytest.TempPathFactory, cut: Any, data: st.DataObject) -> None:
-    shape, axis, places, turned = cut
+    shape, axis, places, transposed = cut
     values = np.arange(np.prod(shape), dtype="f4").reshape(shape)
-    entry = held(tmp_path_factory.mktemp("s"), values.T.copy() if turned else values)
-    entry = transposed(entry, "w") if turned else entry
+    entry = held(tmp_path_factory.mktemp("s"), values.T.copy() if transposed else values)
+    entry = transpose(entry, "w") if transposed else entry
     ranges = data.draw(st.permutations(list(pairwise(places))))
     chosen = select(entry, axis, ranges, "v")
     expected = np.concatenate([values.take(range(*one), axis) for one in ranges], axis)
@@ -103,10 +103,10 @@ def test_select_is_numpys(tmp_path_factory: pytest.TempPathFactory, cut: Any, da
 @given(cuts(), st.integers(1, 3))
 @settings(max_examples=150, deadline=None)
 def test_apart_and_together_is_nothing(tmp_path_factory: pytest.TempPathFactory, cut: Any, words: int) -> None:
-    shape, axis, places, turned = cut
+    shape, axis, places, transposed = cut
     values = np.arange(np.prod(shape), dtype="f4").reshape(shape)
-    entry = held(tmp_path_factory.mktemp("j"), values.T.copy() if turned else values)
-    entry = transposed(entry, "w") if turned else entry
+    entry = held(tmp_path_factory.mktemp("j"), values.T.copy() if transposed else values)
+    entry = transpose(entry, "w") if transposed else entry
     ranges: dict[str, list[tuple[int, int]]] = {}
     for number, one in enumerate(pairwise(places)):
         ranges.setdefault(f"w{number % words}", []).append(one)

@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_merge import ConfigError, MergeConfig, merge
-from paddle_merge.backends.budget import ROOMY, Room
+from paddle_merge.backends.budget import DEFAULT_BUDGET, MemoryBudget
 from paddle_merge.backends.engine import Engine, import_paddle
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.checkpoints.names import LAYOUTS
 from paddle_merge.checkpoints.open import open_checkpoint
-from paddle_merge.conversion.layout import turned_in
+from paddle_merge.conversion.layout import transposed_in
 from paddle_merge.methods.registry import NAMED
-from paddle_merge.methods.shared.method import Mix
+from paddle_merge.methods.shared.method import ResolvedMethod
 from paddle_merge.methods.shared.rows import Lines, lines
 from paddle_merge.plan import memory_estimate
 from paddle_merge.plan.account import parameters
@@ -57,7 +57,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def mix(method: str, **given: Any) -> Mix:
+def resolved(method: str, **given: Any) -> ResolvedMethod:
     named = NAMED[method]
     return named.make(**{parameter.name: given.get(parameter.name, parameter.default) for parameter in named.parameters})
 
@@ -69,7 +69,7 @@ class InMemory:
     rows: np.ndarray
     shape: tuple[int, ...]
     backend: Any
-    turned: bool = False
+    transposed: bool = False
     block: int = 1024
     name: str = "w"
     seed: int = 0
@@ -90,7 +90,7 @@ class InMemory:
         raise AssertionError("none of these needs one")
 
 
-def merged(what: Mix, rows: Any, shape: tuple[int, ...] = (), backend: str = "np", **fields: Any) -> np.ndarray:
+def merged(what: ResolvedMethod, rows: Any, shape: tuple[int, ...] = (), backend: str = "np", **fields: Any) -> np.ndarray:
     """What becomes of rows (models, n), float32 or float64, in a tensor of this shape (n,)."""
     rows = np.asarray(rows)
     words = BACKENDS[backend](rows.dtype.name)
@@ -189,13 +189,13 @@ def flat(x: np.ndarray) -> np.ndarray:
 def test_nuslerp_by_its_definition(x: np.ndarray, t: float, backend: str, by_column: bool) -> None:
     weight = (1 - t, t)
     np.testing.assert_allclose(
-        merged(mix("nuslerp", weight=weight), flat(x), backend=backend),
+        merged(resolved("nuslerp", weight=weight), flat(x), backend=backend),
         slerp(*flat(x), t),
         rtol=1e-9,
         atol=1e-11 * np.abs(x).max(),
     )
     if min(x.shape[1:]) > 1:
-        what = mix("nuslerp", weight=weight, nuslerp_flatten=False, nuslerp_row_wise=by_column)
+        what = resolved("nuslerp", weight=weight, nuslerp_flatten=False, nuslerp_row_wise=by_column)
         got = merged(what, flat(x), x.shape[1:], backend).reshape(x.shape[1:])
         a, b, got = (one.T if by_column else one for one in (*x, got))
         for line, here, there in zip(got, a, b, strict=True):
@@ -207,7 +207,7 @@ def test_nuslerp_by_its_definition(x: np.ndarray, t: float, backend: str, by_col
 def test_multislerp_by_its_definition(x: np.ndarray, backend: str) -> None:
     x = flat(x)
     weights = np.arange(1.0, len(x) + 1)
-    got = merged(mix("multislerp", weight=tuple(weights)), x, backend=backend)
+    got = merged(resolved("multislerp", weight=tuple(weights)), x, backend=backend)
     expected = multislerp(x, weights / weights.sum())
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max())  # eps, where norms are small
 
@@ -216,7 +216,7 @@ def test_multislerp_by_its_definition(x: np.ndarray, backend: str) -> None:
 @given(matrices(), st.sampled_from(list(BACKENDS)))
 def test_karcher_is_where_the_sum_of_squared_arcs_is_least(x: np.ndarray, backend: str) -> None:
     x = flat(x)
-    got = merged(mix("karcher", max_iter=200, tol=1e-9), x, backend=backend)
+    got = merged(resolved("karcher", max_iter=200, tol=1e-9), x, backend=backend)
     assert np.linalg.norm(got) == pytest.approx(np.linalg.norm(x, axis=1).mean(), rel=1e-9)
     assert np.linalg.norm(karcher_slope(x, unit(got))) < 1e-6
 
@@ -225,10 +225,10 @@ def test_karcher_is_where_the_sum_of_squared_arcs_is_least(x: np.ndarray, backen
 @given(matrices(), st.sampled_from(list(BACKENDS)))
 def test_model_stock_by_its_definition(x: np.ndarray, backend: str) -> None:
     expected = model_stock(flat(x))
-    got = merged(mix("model_stock"), flat(x), backend=backend)
+    got = merged(resolved("model_stock"), flat(x), backend=backend)
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
     if min(x.shape[1:]) > 1:
-        rows = merged(mix("model_stock", filter_wise=True), flat(x), x.shape[1:], backend).reshape(x.shape[1:])
+        rows = merged(resolved("model_stock", filter_wise=True), flat(x), x.shape[1:], backend).reshape(x.shape[1:])
         for number, line in enumerate(rows):
             expected = model_stock(x[:, number])
             np.testing.assert_allclose(line, expected, rtol=1e-6, atol=1e-8 * np.abs(x).max())
@@ -238,9 +238,9 @@ def test_model_stock_by_its_definition(x: np.ndarray, backend: str) -> None:
 @given(matrices(), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.1, 2.0]), st.sampled_from(list(BACKENDS)))
 def test_ram_by_its_definition(x: np.ndarray, epsilon: float, r: float, backend: str) -> None:
     x = flat(x)[:, :3000] * (np.random.default_rng(0).random(flat(x)[:, :3000].shape) < 0.4)
-    np.testing.assert_allclose(merged(mix("ram", epsilon=epsilon), x, backend=backend), ram(x, epsilon), rtol=1e-12)
+    np.testing.assert_allclose(merged(resolved("ram", epsilon=epsilon), x, backend=backend), ram(x, epsilon), rtol=1e-12)
     for alpha in (0.2, 100.0):
-        got = merged(mix("ramplus_tl", epsilon=epsilon, r=r, alpha=alpha), x, backend=backend)
+        got = merged(resolved("ramplus_tl", epsilon=epsilon, r=r, alpha=alpha), x, backend=backend)
         np.testing.assert_allclose(got, ram(x, epsilon, r, alpha), rtol=1e-12)
 
 
@@ -250,7 +250,7 @@ def test_ram_by_its_definition(x: np.ndarray, epsilon: float, r: float, backend:
 def test_nearswap_by_its_definition(t: float, dtype: str, backend: str) -> None:
     x = np.concatenate([10.0 ** np.linspace(-9, 3, 500), -(10.0 ** np.linspace(-9, 3, 500)), [0.0]]).astype(dtype)
     expected = x * np.clip(t / np.maximum(np.abs(x.astype(float)), 1e-6), 0, 1)
-    np.testing.assert_allclose(merged(mix("nearswap", t=t), x[None], backend=backend), expected, rtol=3e-7, atol=0)
+    np.testing.assert_allclose(merged(resolved("nearswap", t=t), x[None], backend=backend), expected, rtol=3e-7, atol=0)
 
 
 # --- numbers of others ---------------------------------------------------------------------------------------------------
@@ -287,15 +287,15 @@ def test_mergekits_numbers(tmp_path: Path, method: str, each_backend: str) -> No
 def test_ramplus_raises_what_one_model_alone_has_changed() -> None:
     """By hand: the first has 1 of 4 shared, 1 + 2 * 1/3; the second, none alone; the third none shared."""
     x = np.array([[1.0, 1, 1, 1, 0], [0, 0, 0, 3, 0], [0, 0, 0, 0, 5]])
-    got = merged(mix("ramplus_tl", r=2.0, alpha=1.0), x)
+    got = merged(resolved("ramplus_tl", r=2.0, alpha=1.0), x)
     np.testing.assert_allclose(got, [5 / 3, 5 / 3, 5 / 3, 2, 5])
-    got = merged(mix("ramplus_tl", r=2.0, alpha=0.25), x)
+    got = merged(resolved("ramplus_tl", r=2.0, alpha=0.25), x)
     np.testing.assert_allclose(got, [1.5, 1.5, 1.5, 2, 5])
 
 
 def test_epsilon_is_absolute() -> None:
     """A change of just epsilon is none."""
-    assert merged(mix("ram"), np.array([[2e-5, 1e-5, 9e-6], [0, 0, 0]])).tolist() == [2e-5, 0, 0]
+    assert merged(resolved("ram"), np.array([[2e-5, 1e-5, 9e-6], [0, 0, 0]])).tolist() == [2e-5, 0, 0]
 
 
 # --- laws ----------------------------------------------------------------------------------------------------------------
@@ -356,8 +356,8 @@ class TestLaws:
         two = run(tmp_path, kind, models, base, "bfloat16", "two", n_process=2)
         assert (two / "model.safetensors").read_bytes() == expected
         for block in (1 << 10, 1 << 14):
-            room = Room(block, block, resident=0, panel=block)
-            monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
+            budget = MemoryBudget(block, block, resident=0, panel=block)
+            monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
             out = run(tmp_path, kind, models, base, "bfloat16", f"b{block}")
             assert (out / "model.safetensors").read_bytes() == expected
 
@@ -379,7 +379,7 @@ def test_paddle_gives_nps_bits_in_any_blocks(kind: str, dtype: str) -> None:
     generator = np.random.default_rng(0)
     for shape in ((7, 900), (900, 7), (6300,), (3, 5, 420)):
         rows = generator.standard_normal((NAMED[method].most or 3, 6300)).astype(dtype)
-        what = mix(method, **{"weight": (3.0, 1.0, 2.0)[: len(rows)], "t": 0.5, "epsilon": 0.5, **parameters})
+        what = resolved(method, **{"weight": (3.0, 1.0, 2.0)[: len(rows)], "t": 0.5, "epsilon": 0.5, **parameters})
         expected = merged(what, rows, shape)
         for backend in BACKENDS:
             for block in (1024, 4096, 8192):
@@ -390,7 +390,7 @@ def test_paddle_gives_nps_bits_in_any_blocks(kind: str, dtype: str) -> None:
 def test_the_formula_is_its_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method, parameters = KINDS[kind]
     rows = np.random.default_rng(0).standard_normal((NAMED[method].most or 3, 5000)).astype(np.float32)
-    what = mix(method, **{"weight": (3.0, 1.0, 2.0)[: len(rows)], "t": 0.5, "epsilon": 0.5, **parameters})
+    what = resolved(method, **{"weight": (3.0, 1.0, 2.0)[: len(rows)], "t": 0.5, "epsilon": 0.5, **parameters})
     expected = merged(what, rows, (50, 100))
     monkeypatch.setattr("paddle_merge.backends.np_backend._LOOPS", ())
     assert (merged(what, rows, (50, 100)) == expected).all()
@@ -404,7 +404,7 @@ def test_the_formula_is_its_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_squares_that_leave_float64(kind: str, exponent: int) -> None:
     """A tensor's size alone changes nothing but the result's, as long as tiny is not what mergekit calls so."""
     method, parameters = KINDS[kind]
-    what = mix(method, **{"weight": (3.0, 1.0, 2.0)[: NAMED[method].most or 3], **parameters})
+    what = resolved(method, **{"weight": (3.0, 1.0, 2.0)[: NAMED[method].most or 3], **parameters})
     rows = np.random.default_rng(0).standard_normal((NAMED[method].most or 3, 600))
     rows[:, :30] = 0.0
     got = merged(what, np.ldexp(rows, exponent), (20, 30))
@@ -423,34 +423,34 @@ def test_opposite_models(factor: float, size: int) -> None:
     rows = np.stack([x, -np.float32(factor) * x])
     straight = (0.25 - 0.75 * factor) * x.astype(float)
     at_most = {"rtol": 1e-5, "atol": 1e-6}
-    np.testing.assert_allclose(merged(mix("nuslerp", weight=(1.0, 3.0)), rows), straight, **at_most)
-    half = merged(mix("multislerp", weight=(1.0, 1.0)), rows)
+    np.testing.assert_allclose(merged(resolved("nuslerp", weight=(1.0, 3.0)), rows), straight, **at_most)
+    half = merged(resolved("multislerp", weight=(1.0, 1.0)), rows)
     np.testing.assert_allclose(half, (1 - factor) / 2 * x.astype(float), **at_most)
-    np.testing.assert_allclose(merged(mix("karcher"), rows), (1 + factor) / 2 * x.astype(float), **at_most)
-    assert (merged(mix("model_stock"), rows) == 0).all()  # the base
-    assert (merged(mix("model_stock", filter_wise=True), rows, (1, size)) == 0).all()
+    np.testing.assert_allclose(merged(resolved("karcher"), rows), (1 + factor) / 2 * x.astype(float), **at_most)
+    assert (merged(resolved("model_stock"), rows) == 0).all()  # the base
+    assert (merged(resolved("model_stock", filter_wise=True), rows, (1, size)) == 0).all()
 
 
 def test_weights_that_cancel() -> None:
     rows = np.random.default_rng(0).standard_normal((3, 50))
     rows[2] = rows[0] + rows[1]
-    got = merged(mix("multislerp", weight=(1.0, 1.0, 1.0)), [rows[0], -2 * rows[0], rows[0]])
+    got = merged(resolved("multislerp", weight=(1.0, 1.0, 1.0)), [rows[0], -2 * rows[0], rows[0]])
     assert np.isfinite(got).all()
-    got = merged(mix("multislerp", weight=(2.0, -1.0, -1.0), normalize_weights=False), [rows[0]] * 3)
+    got = merged(resolved("multislerp", weight=(2.0, -1.0, -1.0), normalize_weights=False), [rows[0]] * 3)
     np.testing.assert_allclose(got, 0, atol=1e-12)
-    got = merged(mix("nuslerp", weight=(1.0, -1.0)), rows[:2])  # as mergekit: half
+    got = merged(resolved("nuslerp", weight=(1.0, -1.0)), rows[:2])  # as mergekit: half
     np.testing.assert_allclose(got, slerp(rows[0], rows[1], 0.5))
 
 
 def test_tiny_vectors_are_what_mergekit_takes_them_for() -> None:
     """Karcher: a norm up to tol has no direction, but counts in the mean of norms."""
     x = np.array([3.0, 4.0])
-    np.testing.assert_allclose(merged(mix("karcher"), [x, 1e-7 * x]), x / 2, rtol=1e-6)
-    assert merged(mix("karcher"), [1e-7 * x, 1e-7 * x]).tolist() == [0, 0]
-    assert merged(mix("karcher"), [1e-7 * x]).tolist() == (1e-7 * x).tolist()
+    np.testing.assert_allclose(merged(resolved("karcher"), [x, 1e-7 * x]), x / 2, rtol=1e-6)
+    assert merged(resolved("karcher"), [1e-7 * x, 1e-7 * x]).tolist() == [0, 0]
+    assert merged(resolved("karcher"), [1e-7 * x]).tolist() == (1e-7 * x).tolist()
     a, b = np.array([1e-8, 0]), np.array([1e-8, 1e-12])
     half = math.sin(math.acos(0.01) / 2) / math.sin(math.acos(0.01))  # a norm of 1e-8 counts as 1e-7
-    np.testing.assert_allclose(merged(mix("nuslerp", weight=(1.0, 1.0)), [a, b]), half * (a + b), rtol=1e-6)
+    np.testing.assert_allclose(merged(resolved("nuslerp", weight=(1.0, 1.0)), [a, b]), half * (a + b), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_tiny_vectors_are_what_mergekit_takes_them_for() -> None:
 )
 def test_what_is_said_of_parameters(method: str, parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        mix(method, **parameters)
+        resolved(method, **parameters)
 
 
 @pytest.mark.parametrize(
@@ -507,7 +507,7 @@ def test_which_matrices_are_turned(tmp_path: Path, layout: str, tied: bool) -> N
     hf = llama(0, tied=tied)
     config = {"model_type": "llama", "tie_word_embeddings": tied}
     path = write(tmp_path / "m", laid_out(hf, layout), config=config)
-    there = turned_in(open_checkpoint(str(path)).tensors, layout)
+    there = transposed_in(open_checkpoint(str(path)).tensors, layout)
     names = {name.replace("model.", "llama.") if layout == "paddlenlp" else name: x.shape for name, x in hf.items()}
     shapes = {name: x.shape for name, x in laid_out(hf, layout).items()}
     assert there >= {name for name, shape in shapes.items() if shape != names[name]}
@@ -561,7 +561,7 @@ def test_a_stage_by_rows_is_as_if_it_had_been_written(tmp_path: Path, layout: st
 
 
 def test_in_no_known_layout_matrices_are_torchs() -> None:
-    assert turned_in({}, None) == frozenset()
+    assert transposed_in({}, None) == frozenset()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -571,9 +571,11 @@ def test_memory(kind: str, shape: tuple[int, ...], dtype: str) -> None:
     """What is foretold is enough, and not much more than is taken."""
     method, parameters = KINDS[kind]
     models = NAMED[method].most or 4
-    what = mix(method, **{"weight": (1.0,) * models, **parameters})
+    what = resolved(method, **{"weight": (1.0,) * models, **parameters})
     rows = np.random.default_rng(0).standard_normal((models, 90_000)).astype(dtype)
-    foretold = what.line_memory(models, shape, False, rows.itemsize) + what.memory(models, 90_000, rows.itemsize, ROOMY)
+    foretold = what.row_memory(models, shape, False, rows.itemsize) + what.memory(
+        models, 90_000, rows.itemsize, DEFAULT_BUDGET
+    )
     backend = NumpyBackend(dtype)
     tensor = InMemory(rows if dtype == "float32" else rows * 1e200, shape, backend)
     what.merger.prepare(tensor, backend)  # so that loops are compiled
@@ -599,5 +601,5 @@ def test_the_ceiling_counts_lines(tmp_path: Path) -> None:
 def test_the_account_calls_parameters_as_recipes_do() -> None:
     text = recipe("nuslerp", ["a", "b"], None, (3, 1), nuslerp_flatten=False)
     told = Config(recipe_yaml=text, output_path="out").recipe()
-    shown = parameters(told, mix("nuslerp", weight=(3.0, 1.0), nuslerp_flatten=False))
+    shown = parameters(told, resolved("nuslerp", weight=(3.0, 1.0), nuslerp_flatten=False))
     assert shown == {"nuslerp_flatten": False, "nuslerp_row_wise": False}

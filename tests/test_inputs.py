@@ -708,10 +708,10 @@ def test_config_and_tokenizer_come_from_the_base_else_the_first(tmp_path: Path, 
             (folder / name).write_text(f'{{"{name}": "{folder.name}"}}')
         (folder / "tokenizer").mkdir()
     own = {"model.safetensors", "README.md", "merge_config.json", "merge_lock.json"}
-    for out, donor, fields in ((tmp_path / "o1", a, {}), (tmp_path / "o2", b, {"base_model_path": str(b)})):
+    for out, config_source, fields in ((tmp_path / "o1", a, {}), (tmp_path / "o2", b, {"base_model_path": str(b)})):
         run(a, b, out=out, **fields)
         assert {path.name for path in out.iterdir()} == {*own, *copied}
-        assert all((out / name).read_bytes() == (donor / name).read_bytes() for name in copied)
+        assert all((out / name).read_bytes() == (config_source / name).read_bytes() for name in copied)
 
 
 def test_copy_file_list_comes_on_top(tmp_path: Path, pair: tuple[Path, Path]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
-from paddle_merge.backends.budget import Room
+from paddle_merge.backends.budget import MemoryBudget
 from paddle_merge.backends.engine import Engine
 from paddle_merge.methods.paddlenlp import METHODS
 
@@ -134,8 +134,8 @@ def test_same_bytes_for_any_workers_blocks_and_shards(tmp_path: Path, method: st
         assert len(list(sharded.glob("model-*.safetensors"))) > 1
         assert all((values == reference[name]).all() for name, values in read(sharded).items())
     for block in (1 << 10, 1 << 13):
-        room = Room(block, block, resident=0, panel=block)
-        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
+        budget = MemoryBudget(block, block, resident=0, panel=block)
+        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
         assert digest(run(tmp_path, models, base, "bfloat16", method, out=f"b{block}", **fields)) == expected
 
 

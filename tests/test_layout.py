@@ -12,7 +12,7 @@ import pytest
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
 from paddle_merge.checkpoints.names import LAYOUTS
 from paddle_merge.checkpoints.open import open_checkpoint
-from paddle_merge.checkpoints.views import transposed
+from paddle_merge.checkpoints.views import transpose
 from paddle_merge.conversion.detect import detect
 
 from .checkpoints import from_bits, read, to_bits, write
@@ -222,13 +222,13 @@ def test_a_large_matrix_on_its_side(tmp_path: Path) -> None:
 
     values = np.arange(700 * 1300.0).reshape(700, 1300)
     entry = open_checkpoint(str(write(tmp_path / "a", {"w": values}, "float32"))).tensors["w"]
-    turned = transposed(entry, "v")
-    assert turned.shape == (1300, 700)
+    transposed = transpose(entry, "v")
+    assert transposed.shape == (1300, 700)
     expected = values.T.reshape(-1)
     files = Files()
     for start, count in ((0, 910_000), (1, 65_536), (699, 3), (123_456, 70_000), (909_999, 1)):
         out = np.empty(count, "<f4")
-        files.read(turned, start, out)
+        files.read(transposed, start, out)
         assert (out == expected[start : start + count]).all()
     files.close()
 
@@ -266,9 +266,9 @@ def test_sizes_of_a_nested_config(tmp_path: Path) -> None:
 def test_lm_head_goes_by_its_shape_and_its_values(tmp_path: Path) -> None:
     tied = {**CONFIG, "tie_word_embeddings": True}
     a = llama(0)
-    turned = stored(tmp_path / "turned", a, "paddlenlp", tied)  # [h, V], as only untied models have it
+    transposed = stored(tmp_path / "turned", a, "paddlenlp", tied)  # [h, V], as only untied models have it
     assert "'lm_head.weight' is not as paddlenlp stores it" in refused(
-        turned, turned, out=tmp_path / "o", output_layout="hf"
+        transposed, transposed, out=tmp_path / "o", output_layout="hf"
     )
     other = stored(tmp_path / "other", a, "paddleformers", tied)  # tied, says config.json
     assert "their values differ" in refused(other, other, out=tmp_path / "o", output_layout="hf")
@@ -423,9 +423,9 @@ def test_row_shards_on_their_side(tmp_path: Path) -> None:
         file = tmp_path / f"{number}"
         file.write_bytes(b"head" + rows.tobytes())
         parts.append(Part(str(file), 4, (4 * number, 0), rows.shape, (6, 1)))
-    turned = transposed(assemble("w", FLOAT32, (10, 6), parts), "w")
+    transposed = transpose(assemble("w", FLOAT32, (10, 6), parts), "w")
     out = np.empty(60, "<f4")
     files = Files()
-    files.read(turned, 0, out)
+    files.read(transposed, 0, out)
     files.close()
     assert (out.reshape(6, 10) == values.T).all()

@@ -186,10 +186,10 @@ def laid_out(state: State, layout: str, model_type: str, ties: str) -> State:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     result = {}
     for name, value in state.items():
-        turned = layout != "hf" and name.endswith("_proj.weight")
-        turned |= layout == "paddlenlp" and name == "lm_head.weight" and ties == "untied"
+        transposed = layout != "hf" and name.endswith("_proj.weight")
+        transposed |= layout == "paddlenlp" and name == "lm_head.weight" and ties == "untied"
         new = f"{model_type}.{name.removeprefix('model.')}" if layout == "paddlenlp" and name.startswith("model.") else name
-        result[new] = value.T if turned else value
+        result[new] = value.T if transposed else value
     return result
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from paddle_merge import ConfigError, MergeConfig, merge
 from paddle_merge.backends import engine
-from paddle_merge.backends.budget import Room
+from paddle_merge.backends.budget import MemoryBudget
 from paddle_merge.backends.engine import Engine, import_paddle
 from paddle_merge.backends.masks import hash_block
 from paddle_merge.backends.np_backend import NumpyBackend
@@ -253,7 +253,7 @@ def test_blocks_fill_the_budget_and_no_more(compute: str, count: int) -> None:
         rows = block_bytes(np.dtype(compute).itemsize, count)
         assert block == 1024 or block * rows <= budget
         if budget >= 1 << 29:
-            assert block == Room.device_block or block * rows * 4 > budget
+            assert block == MemoryBudget.device_block or block * rows * 4 > budget
 
 
 @pytest.mark.skipif(

@@ -383,9 +383,9 @@ def test_interrupts_between_any_two_steps_of_writing() -> None:
     try:
         while peer.outgoing or time.monotonic() < limit:
             if not peer.outgoing:
-                frame = random.randbytes(random.randrange(1, 300_000))
-                sent += frame
-                peer.outgoing.append((memoryview(frame), []))
+                header = random.randbytes(random.randrange(1, 300_000))
+                sent += header
+                peer.outgoing.append((memoryview(header), []))
             try:
                 armed.append(True)
                 peer.write()

@@ -677,16 +677,16 @@ def test_state_dicts_of_paddles_layout_have_their_rows_across(kind: str) -> None
         {name: random.standard_normal((5, 3)).astype("float32"), embed: random.standard_normal((4, 3)).astype("float32")}
         for _ in range(3)
     ]
-    turned = [{name: np.ascontiguousarray(state[name].T), embed: state[embed]} for state in states]
+    transposed = [{name: np.ascontiguousarray(state[name].T), embed: state[embed]} for state in states]
     fields: dict[str, Any] = {"merge_method": "model_stock", "method_parameters": ["filter_wise=true"]}
     expected = merge_state_dicts(states[1:], MergeConfig(**fields, layout=["hf"] * 3), states[0])
-    as_they_stand = merge_state_dicts(turned[1:], MergeConfig(**fields), turned[0])
+    as_they_stand = merge_state_dicts(transposed[1:], MergeConfig(**fields), transposed[0])
     assert np.abs(as_they_stand[name].T - expected[name]).max() > 0.01
     if kind == "np":
-        found = merge_state_dicts(turned[1:], MergeConfig(**fields, layout=["paddleformers"] * 3), turned[0])
+        found = merge_state_dicts(transposed[1:], MergeConfig(**fields, layout=["paddleformers"] * 3), transposed[0])
     else:
         paddle = import_paddle()
-        tensors = [{key: paddle.to_tensor(value) for key, value in state.items()} for state in turned]
+        tensors = [{key: paddle.to_tensor(value) for key, value in state.items()} for state in transposed]
         merged = merge_state_dicts(tensors[1:], MergeConfig(**fields, tensor_type="pd"), tensors[0])
         found = {key: value.numpy() for key, value in merged.items()}
     np.testing.assert_allclose(found[name].T, expected[name], rtol=1e-6)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from paddle_merge import ConfigError, MergeConfig, merge
-from paddle_merge.backends.budget import Room
+from paddle_merge.backends.budget import MemoryBudget
 from paddle_merge.backends.engine import Engine
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods import ties as consensus
@@ -298,7 +298,7 @@ class Shaped(InMemory):
 
     name, seed = "t", 5
     shape: tuple[int, ...] = ()
-    turned = False
+    transposed = False
 
 
 @pytest.mark.parametrize("selecting", [64 << 20, 4000, 100])
@@ -315,23 +315,23 @@ class Shaped(InMemory):
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_ranks_of_rows_however_they_lie(shape: tuple[int, ...], turned: bool, dtype: str, selecting: int) -> None:
+def test_ranks_of_rows_however_they_lie(shape: tuple[int, ...], transposed: bool, dtype: str, selecting: int) -> None:
     """In any room: the rows of torch's matrix, which in Paddle's layout are columns. With many equals."""
     x = np.round(np.random.default_rng(0).standard_normal((2, *shape)), 1).astype(dtype)
-    tensor, backend = Shaped(x.reshape(2, -1), dtype == "float32"), NumpyBackend(dtype, Room(selecting=selecting))
-    tensor.shape, tensor.turned = shape, turned
+    tensor, backend = Shaped(x.reshape(2, -1), dtype == "float32"), NumpyBackend(dtype, MemoryBudget(selecting=selecting))
+    tensor.shape, tensor.transposed = shape, transposed
     sparsifier = Della((0.5, 0.4), (0.3, 0.1), rescale=False)
     states = sparsifier.prepare(tensor, backend)  # type: ignore[arg-type]
     for model, row in enumerate(x):
         blocks = [sparsifier.apply(b[model], start, states[model], backend) for start, b in tensor.deltas()]
         got = np.concatenate([*blocks, np.zeros(0)]).reshape(shape)
         lines = np.abs(row) if row.ndim > 1 else np.abs(row).reshape(1, -1)
-        lines = lines.T if turned else lines
+        lines = lines.T if transposed else lines
         n = lines.shape[1]
         ranks = np.argsort(np.argsort(lines, axis=1, kind="stable"), axis=1, kind="stable")
         density, epsilon = sparsifier.density[model], sparsifier.epsilon[model]
         limit = density - epsilon + (ranks / (n - 1) if n > 1 else np.full(lines.shape, 0.5)) * 2 * epsilon
-        limit = (limit.T if turned else limit).reshape(shape)
+        limit = (limit.T if transposed else limit).reshape(shape)
         drawn = np.array(oracle.hashes(5, model, "t", row.size)).reshape(shape)
         assert (got == np.where(drawn < np.rint(limit * 2**32), row, 0.0)).all()
 
@@ -352,18 +352,18 @@ def test_a_layer_ranks_its_inputs(tmp_path: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize(("shape", "turned"), [((512, 2048), False), ((512, 2048), True), ((1 << 20,), False)])
-def test_memory_is_told(shape: tuple[int, ...], turned: bool) -> None:
+def test_memory_is_told(shape: tuple[int, ...], transposed: bool) -> None:
     rows = np.random.default_rng(0).standard_normal((2, 1 << 20)).astype(np.float32)
-    room = Room(selecting=1 << 20)
-    tensor, backend = Shaped(rows, block=1 << 14), NumpyBackend("float32", room)
-    tensor.shape, tensor.turned = shape, turned
+    budget = MemoryBudget(selecting=1 << 20)
+    tensor, backend = Shaped(rows, block=1 << 14), NumpyBackend("float32", budget)
+    tensor.shape, tensor.transposed = shape, transposed
     sparsifier = Della((0.5, 0.4), (0.3, 0.1))
     sparsifier.prepare(tensor, backend)  # type: ignore[arg-type] - compiles its loops
     tracemalloc.start()
     sparsifier.prepare(tensor, backend)  # type: ignore[arg-type]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    told = sparsifier.memory(2, 1 << 20, 4, room) + sparsifier.line_memory(2, shape, turned, 4)
+    told = sparsifier.memory(2, 1 << 20, 4, budget) + sparsifier.row_memory(2, shape, transposed, 4)
     assert told / 4 < peak < told + (1 << 20)  # and a few blocks
 
 
@@ -404,8 +404,8 @@ def test_same_bytes_for_any_workers_blocks_and_backend(tmp_path: Path, method: s
     assert digest("n3", n_process=3) == first
     assert digest("pd", tensor_type="pd", device="cpu") == first
     for block in (1 << 10, 1 << 14):
-        room = Room(block, block, resident=0, panel=block, selecting=block)
-        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
+        budget = MemoryBudget(block, block, resident=0, panel=block, selecting=block)
+        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
         assert digest(f"b{block}") == first
 
 

@@ -40,21 +40,21 @@ Tensors = dict[str, np.ndarray]
 @pytest.fixture(params=["np", "pd", "pd device"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """As conftest's each_backend, but in the smallest blocks there are, and tensors read again for every pass."""
-    from paddle_merge.backends.budget import Room
+    from paddle_merge.backends.budget import MemoryBudget
     from paddle_merge.backends.engine import Engine, import_paddle
     from paddle_merge.backends.np_backend import NumpyBackend
 
-    room = Room(BLOCK, BLOCK, resident=0, panel=BLOCK)
-    monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
+    budget = MemoryBudget(BLOCK, BLOCK, resident=0, panel=BLOCK)
+    monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
     if request.param != "np":
         import_paddle()
         from paddle_merge.backends.pd_backend import PaddleBackend
         from paddle_merge.backends.pd_host import PaddleOnHost
 
-        made: Any = {"pd": PaddleOnHost, "pd device": lambda compute, room: PaddleBackend(compute, "cpu", 0, room)}
-        monkeypatch.setattr(Engine, "backend", lambda _, compute: made[request.param](compute, room))
+        made: Any = {"pd": PaddleOnHost, "pd device": lambda compute, budget: PaddleBackend(compute, "cpu", 0, budget)}
+        monkeypatch.setattr(Engine, "backend", lambda _, compute: made[request.param](compute, budget))
     else:
-        monkeypatch.setattr(Engine, "backend", lambda _, compute: NumpyBackend(compute, room))
+        monkeypatch.setattr(Engine, "backend", lambda _, compute: NumpyBackend(compute, budget))
     return str(request.param)
 
 

@@ -139,8 +139,8 @@ def test_what_the_record_says(made: Path, tmp_path: Path) -> None:
     assert row.written == stored["out"]
     assert row.read == (stored["a"], stored["b"], stored["base"])
     assert lock.recipe["method"] == "paddlenlp:ties"
-    (mix,) = lock.recipe["mixes"]
-    assert mix == {
+    (resolved,) = lock.recipe["mixes"]
+    assert resolved == {
         "sparsifier": {"name": "trim", "density": 0.4, "rescale": True},
         "merger": {"name": "ties", "weights": [1, 1], "normalize": True, "elect": "sum", "zero_sign": "positive"},
         "scale": 1.0,

@@ -277,11 +277,11 @@ def test_a_head_of_columns(here: Path) -> None:
     for name in ("a", "b"):
         content = read(here / name)
         known = {**config_of(name), "model_type": "llama", "num_attention_heads": 1}
-        turned = {
+        transposed = {
             key.replace("model.", "llama.", 1): value.T if key == HEAD or "proj" in key else value
             for key, value in content.items()
         }
-        write(here / name, turned, config=known)
+        write(here / name, transposed, config=known)
     out = made(text, "turned")
     np.testing.assert_array_equal(out[HEAD], plain[HEAD].T)
     np.testing.assert_array_equal(out["llama.embed_tokens.weight"], plain[EMBED])

@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from threadpoolctl import threadpool_limits
 
 from paddle_merge import ConfigError, MergeConfig, merge
-from paddle_merge.backends.budget import ROOMY, Room
+from paddle_merge.backends.budget import DEFAULT_BUDGET, MemoryBudget
 from paddle_merge.backends.engine import Engine, import_paddle
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods.iso_c import IsoC
@@ -273,8 +273,8 @@ def test_same_bytes_for_any_workers_blocks_and_backend(
     assert digest("two", n_process=2) == expected
     assert digest("paddle", tensor_type="pd") == expected
     for block in (1 << 10, 1 << 13):
-        room = Room(block, block, resident=0, panel=block, selecting=0)
-        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
+        budget = MemoryBudget(block, block, resident=0, panel=block, selecting=0)
+        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
         assert digest(f"b{block}") == expected
     import_paddle()
     from paddle_merge.backends.pd_backend import PaddleBackend
@@ -310,7 +310,7 @@ def test_small_numbers_by_definition(deltas: np.ndarray, topk: float, factor: fl
 class InMemory:
     """A tensor, as methods see it."""
 
-    name, seed, turned = "w", 0, False
+    name, seed, transposed = "w", 0, False
 
     def __init__(self, rows: np.ndarray, shape: tuple[int, ...] | None = None, narrow: bool = False):
         self.models, self.size = rows.shape
@@ -397,8 +397,8 @@ def test_a_stage_of_singular_vectors_may_be_read_again(tmp_path: Path, monkeypat
     """What a merge of a merge measures is read twice, in pieces; as if the first had been written."""
     generator = np.random.default_rng(0)
     states = [{"w": generator.standard_normal((300, 250))} for _ in range(3)]
-    room = Room(1 << 14, 1 << 14, resident=0, panel=1 << 14)
-    monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, room=room))
+    budget = MemoryBudget(1 << 14, 1 << 14, resident=0, panel=1 << 14)
+    monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
     first = run(tmp_path, "tsv", states[1:], states[0], "float64")
     listed = "".join(f"  - model: {tmp_path}/m{number}\n" for number in range(2))
     then = "merge_method: sce\nbase_model: {base}\nmodels:\n  - model: {one}\n  - model: {base}\n  - model: {two}\n"
@@ -444,7 +444,7 @@ def test_memory_is_what_they_say(merger: Tsv | IsoC, shape: tuple[int, int]) -> 
         taken = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    said = merger.line_memory(3, shape, False, 4)
+    said = merger.row_memory(3, shape, False, 4)
     kept = min(shape) if isinstance(merger, IsoC) else max(min(shape), 3 * merger.kept(min(shape)))
     hidden, blocks = 3 * 8 * kept**2, 3 * 4 * (1 << 16) * 2
     assert taken <= said + blocks
@@ -572,5 +572,5 @@ def test_the_plan_counts_whole_matrices(tmp_path: Path) -> None:
         recipe = f"merge_method: {method}\nbase_model: {tmp_path}/base\nmodels:\n{listed}parameters: {METHODS[method]}\n"
         config = MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out"))
         taken[method] = memory(make_plan(config.recipe()))
-    assert taken["tsv"] - taken["lines"] >= Tsv((1.0, 1.0), 0.5).line_memory(2, (500, 400), False, 4)
-    assert Tsv((1.0, 1.0), 0.5).memory(2, 7, 4, ROOMY) == Tsv((1.0, 1.0), 0.5).line_memory(2, (7,), False, 4) == 0
+    assert taken["tsv"] - taken["lines"] >= Tsv((1.0, 1.0), 0.5).row_memory(2, (500, 400), False, 4)
+    assert Tsv((1.0, 1.0), 0.5).memory(2, 7, 4, DEFAULT_BUDGET) == Tsv((1.0, 1.0), 0.5).row_memory(2, (7,), False, 4) == 0

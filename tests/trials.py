@@ -278,9 +278,9 @@ def _compared(specimen: Specimen, folder: Path, wanted: State) -> Outcome:
         )
     if not expected:  # what config.json says may turn the weights, or tie a head to the embedding, but change no number
         head = found.pop("lm_head.weight", None)
-        turned = {name: x if x.shape == wanted[name].shape else x.T for name, x in found.items() if name in wanted}
+        transposed = {name: x if x.shape == wanted[name].shape else x.T for name, x in found.items() if name in wanted}
         tied = head is None or same({"x": head}, {"x": found["model.embed_tokens.weight"]})
-        fits = tied and found.keys() == wanted.keys() and same(turned, wanted)
+        fits = tied and found.keys() == wanted.keys() and same(transposed, wanted)
         return Outcome("changed") if fits else Outcome("fault", "merged to something else")
     if same(found, expected):
         return Outcome("changed")

@@ -27,8 +27,8 @@ from safetensors import deserialize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddle_merge import MergeConfig, MergeError, merge
-from paddle_merge.checkpoints.formats.frame import Held
-from paddle_merge.checkpoints.formats.safetensors import frame
+from paddle_merge.checkpoints.formats.header import Held
+from paddle_merge.checkpoints.formats.safetensors import header
 from paddle_merge.dtypes import BFLOAT16
 
 HIDDEN, WIDE, HEADS, WORDS = 64, 160, 4, 128
@@ -101,7 +101,7 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
 
 def save(folder: Path, tensors: Tensors, layers: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    head = frame([Held(name, BFLOAT16, x.shape, 2 * x.size) for name, x in tensors.items()], "pt").pieces[0][1]
+    head = header([Held(name, BFLOAT16, x.shape, 2 * x.size) for name, x in tensors.items()], "pt").pieces[0][1]
     (folder / "model.safetensors").write_bytes(head + b"".join(to_bfloat16(x).tobytes() for x in tensors.values()))
     sizes = {"hidden_size": HIDDEN, "intermediate_size": WIDE, "num_hidden_layers": layers}
     sizes["vocab_size"] = len(tensors["model.embed_tokens.weight"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Room:
+class MemoryBudget:
     """How much of the host's memory one worker takes for what can also be done in less. No byte of a result depends on it.
 
     block: elements of each model that are worked on together on the CPU, where all rows stay in its second-level cache; a
@@ -23,4 +23,4 @@ class Room:
     selecting: int = 64 << 20
 
 
-ROOMY = Room()
+DEFAULT_BUDGET = MemoryBudget()

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from .budget import ROOMY, Room
+from .budget import DEFAULT_BUDGET, MemoryBudget
 
 GIB = 1 << 30
 LEAST = 1 / 16  # GiB: below this, tables and a few blocks don't fit
@@ -29,7 +29,7 @@ class Engine:
     memory: int = GIB // 2
     worker: int = 0
     workers: int = 1
-    room: Room = ROOMY
+    budget: MemoryBudget = DEFAULT_BUDGET
 
     @property
     def on_cpu(self) -> bool:
@@ -46,16 +46,16 @@ class Engine:
         if self.tensor_type == "np":
             from .np_backend import NumpyBackend
 
-            return NumpyBackend(compute, self.room)
+            return NumpyBackend(compute, self.budget)
         import_paddle()
         if self.on_cpu:
             from .pd_host import PaddleOnHost
 
-            return PaddleOnHost(compute, self.room)
+            return PaddleOnHost(compute, self.budget)
         from .pd_backend import PaddleBackend
 
         name, budget = self._device_and_budget()
-        return PaddleBackend(compute, name, budget, self.room)
+        return PaddleBackend(compute, name, budget, self.budget)
 
     def sharing(self, visible: list[str]) -> int:
         """How many workers share a device, of those visible."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
-from .budget import ROOMY, Room
+from .budget import DEFAULT_BUDGET, MemoryBudget
 from .kernels import bits, measures, mergers, sparsifiers
 from .masks import Key, hash_block
 from .scratch import Scratch
@@ -45,15 +45,15 @@ class NumpyBackend:
     in_place = True
     ahead = 0
 
-    def __init__(self, compute: str, room: Room = ROOMY):
+    def __init__(self, compute: str, budget: MemoryBudget = DEFAULT_BUDGET):
         self.dtype: Any = np.dtype(compute)
-        self.room = room
+        self.budget = budget
         self._scratch = Scratch()
         self._nothing = np.empty(0, self.dtype)
 
     def block(self, models: int) -> int:
         """How many elements of each of so many models to take at a time."""
-        return self.room.block
+        return self.budget.block
 
     @contextmanager
     def at_work(self) -> Iterator[Any]:

@@ -19,7 +19,7 @@ import paddle
 
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
 from . import pd_words as xp
-from .budget import ROOMY, Room
+from .budget import DEFAULT_BUDGET, MemoryBudget
 from .kernels.bits import float8_values
 from .masks import Key
 
@@ -41,9 +41,9 @@ class PaddleBackend:
 
     in_place = False
 
-    def __init__(self, compute: str, device: str, budget: int, room: Room = ROOMY):
+    def __init__(self, compute: str, device: str, device_budget: int, budget: MemoryBudget = DEFAULT_BUDGET):
         self.dtype: Any = np.dtype(compute)
-        self._compute, self._device, self._budget, self.room = compute, device, budget, room
+        self._compute, self._device, self._device_budget, self.budget = compute, device, device_budget, budget
         with self.at_work() as place:
             self._place = place
         self._cuda = device.startswith("gpu")
@@ -52,8 +52,8 @@ class PaddleBackend:
 
     def block(self, models: int) -> int:
         """The largest power of two whose rows, and what formulas make of them on the way, stay within the budget."""
-        room = (self._budget - models * TABLES) // block_bytes(self.dtype.itemsize, models)
-        return int(min(max(CHUNK, 1 << max(room, 1).bit_length() - 1), self.room.device_block))
+        budget = (self._device_budget - models * TABLES) // block_bytes(self.dtype.itemsize, models)
+        return int(min(max(CHUNK, 1 << max(budget, 1).bit_length() - 1), self.budget.device_block))
 
     @contextmanager
     def at_work(self) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import DType
-from .budget import ROOMY, Room
+from .budget import DEFAULT_BUDGET, MemoryBudget
 from .masks import Key
 from .np_backend import NumpyBackend
 from .pd_backend import PaddleBackend
@@ -21,9 +21,9 @@ from .pd_backend import PaddleBackend
 class PaddleOnHost(PaddleBackend):
     """PaddleBackend on the CPU, which it shares with NumPy."""
 
-    def __init__(self, compute: str, room: Room = ROOMY):
-        super().__init__(compute, "cpu", 0, room)
-        self._loops = NumpyBackend(compute, room)
+    def __init__(self, compute: str, budget: MemoryBudget = DEFAULT_BUDGET):
+        super().__init__(compute, "cpu", 0, budget)
+        self._loops = NumpyBackend(compute, budget)
 
     def block(self, models: int) -> int:
         return self._loops.block(models)

@@ -174,7 +174,7 @@ class TensorEntry:
     def whole(self) -> bool:
         """Whether no part of it is known before all of it has been looked at."""
         if self.staged is not None:
-            return self.staged.plan.mix.measures or any(entry.whole for entry in self.staged.plan.inputs)
+            return self.staged.plan.resolved.measures or any(entry.whole for entry in self.staged.plan.inputs)
         if self.aligned is not None:
             return bool(self.aligned.means) or any(pick.entry.whole for pick in self.aligned.picks)
         return self.adapted is not None and any(isinstance(change, Lengths) for change in self.adapted.changes)

@@ -197,7 +197,7 @@ def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple
             yield (last, *corner), (1, *box)
 
 
-def transposed(entry: TensorEntry, name: str) -> TensorEntry:
+def transpose(entry: TensorEntry, name: str) -> TensorEntry:
     """The matrix on its side, without moving a byte."""
     boxes = [
         dataclasses.replace(box, at=box.at[::-1], shape=box.shape[::-1], strides=box.strides[::-1])

@@ -17,7 +17,7 @@ from typing import Any
 from ..checkpoints.compare import equal
 from ..checkpoints.names import EMBEDDINGS, HEAD, LAYOUTS, LINEARS, last_word
 from ..checkpoints.tensors import Checkpoint, TensorEntry
-from ..checkpoints.views import transposed
+from ..checkpoints.views import transpose
 from ..errors import CheckpointError, MalformedError
 from ..parsing import shown
 from .detect import Detected, alike, detect
@@ -67,18 +67,18 @@ def normalise(
         for checkpoint, one in pairs
         if one.layout is None
     ]
-    turned = []
+    transposed = []
     for checkpoint, one in pairs if not problems else ():
         try:
-            turned.append(_turn(checkpoint, one, str(goal)))
+            transposed.append(_turn(checkpoint, one, str(goal)))
         except CheckpointError as error:
             problems += error.problems
     if not problems:
-        turned, problems = _tie(list(zip(turned, found, strict=True)), str(goal))
+        transposed, problems = _tie(list(zip(transposed, found, strict=True)), str(goal))
     if problems:
         raise CheckpointError(problems)
     notes = [f"{text}, read as {goal}" for text, one in zip(shown, found, strict=True) if one.layout != goal]
-    return _fused_alike(turned, found, str(goal), notes)
+    return _fused_alike(transposed, found, str(goal), notes)
 
 
 def _fused_alike(
@@ -156,7 +156,7 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
         if new in tensors:
             why = f"and another would both be called {new!r} in {goal}"
         try:
-            tensors[new] = transposed(entry, new) if flip and not why else dataclasses.replace(entry, name=new)
+            tensors[new] = transpose(entry, new) if flip and not why else dataclasses.replace(entry, name=new)
         except MalformedError as error:
             why = str(error)
         if why:
@@ -192,7 +192,7 @@ def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tupl
     return result, problems
 
 
-def turned_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> frozenset[str]:
+def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> frozenset[str]:
     """The names of matrices that the layout has [in, out], and Hugging Face [out, in]: weights but embeddings. (A tied
     lm_head is the embedding.)"""
     if layout not in ("paddlenlp", "paddleformers"):

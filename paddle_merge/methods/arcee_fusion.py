@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from .shared import selection
 from .shared.base import Tensor
 from .shared.derived import Derived
-from .shared.method import Method, Mix
+from .shared.method import Method, ResolvedMethod
 from .shared.rows import Lines, lines
 
 
@@ -54,16 +54,16 @@ class ArceeFusion:
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0] * models
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         samples = 4 * selection.sampled(size) * 8  # their places and importance
-        return selection.memory(3, size, itemsize, room) + samples
+        return selection.memory(3, size, itemsize, budget) + samples
 
-    def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
-        along = lines(shape, turned)
+    def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
+        along = lines(shape, transposed)
         return (along.count if along else 1) * (6 * 8 + itemsize)
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
-        along = lines(tensor.shape, tensor.turned) or Lines(1, False, tensor.size)
+        along = lines(tensor.shape, tensor.transposed) or Lines(1, False, tensor.size)
         divergence = self._divergence(tensor, backend, along)
         on_device = backend.constant(divergence)
 
@@ -104,7 +104,7 @@ class ArceeFusion:
 METHODS = (
     Method(
         "arcee_fusion",
-        lambda: Mix(None, ArceeFusion()),
+        lambda: ResolvedMethod(None, ArceeFusion()),
         base="first",
         least=2,
         most=2,

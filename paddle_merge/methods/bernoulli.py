@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from ..backends.masks import block_key, keep_limit, mask_key
 from .dare import dare
 from .shared.base import Tensor
@@ -34,7 +34,7 @@ class Bernoulli:
     def problems(self) -> list[str]:
         return []
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from .shared.base import Tensor, total
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 
 
 def consensus(xp: Any, x: Any, weights: Any, lambdas: Any, least: int) -> Any:
@@ -43,7 +43,7 @@ class Consensus:
     def effective_weights(self, models: int) -> Sequence[float]:
         return self.weights
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
@@ -53,7 +53,7 @@ class Consensus:
         return backend.apply(consensus, x, *state, self.k)
 
 
-def _consensus(weight: tuple[float, ...], lambda_mask: tuple[float, ...], k: int, **others: float) -> Mix:
+def _consensus(weight: tuple[float, ...], lambda_mask: tuple[float, ...], k: int, **others: float) -> ResolvedMethod:
     if not 0 <= k <= len(weight):
         raise ValueError(
             f"parameter 'k' {k} is how many models an element must matter to: from 0 to the {len(weight)} that are merged"
@@ -61,7 +61,7 @@ def _consensus(weight: tuple[float, ...], lambda_mask: tuple[float, ...], k: int
     if not all(one >= 0 for one in lambda_mask):
         shown = " ".join(f"{one:g}" for one in lambda_mask)
         raise ValueError(f"parameter 'lambda_mask' {shown} must not be negative")
-    return Mix(None, Consensus(weight, lambda_mask, k), others["lambda"])
+    return ResolvedMethod(None, Consensus(weight, lambda_mask, k), others["lambda"])
 
 
 METHODS = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from ..backends.masks import FINEST, block_key, keep_limit, mask_key
 from .shared.base import Tensor
 
@@ -33,7 +33,7 @@ class Dare:
     def problems(self) -> list[str]:
         return density_problems(self.density, FINEST)
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:

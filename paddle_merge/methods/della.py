@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from ..backends.masks import keep_limit, mask_key
 from .shared.base import Tensor
 from .shared.rank_masks import Kept, keep_nothing
@@ -39,14 +39,14 @@ def keep_probabilities(length: int, density: float, epsilon: float) -> Any:
     return density - epsilon + np.arange(length) / (length - 1) * (2 * epsilon)
 
 
-def lines(shape: tuple[int, ...], turned: bool) -> tuple[int, int, int]:
+def lines(shape: tuple[int, ...], transposed: bool) -> tuple[int, int, int]:
     """(outer, length, inner): the axes before the one that lines run along, that one, and those behind it.
 
-    turned: whether a matrix is [in, out].
+    transposed: whether a matrix is [in, out].
     """
     if len(shape) < 2:
         return 1, math.prod(shape), 1
-    axis = 0 if turned and len(shape) == 2 else 1
+    axis = 0 if transposed and len(shape) == 2 else 1
     return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 
@@ -73,21 +73,21 @@ class Della:
     def problems(self) -> list[str]:
         return []
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         drawn = len(self._drawn)
-        return drawn * (size // 8 + 1) + min(drawn * size * itemsize, room.selecting) + min(size, SORTED) * (itemsize + 8)
+        return drawn * (size // 8 + 1) + min(drawn * size * itemsize, budget.selecting) + min(size, SORTED) * (itemsize + 8)
 
-    def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
+    def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
         """What lines take that are longer than what is sorted together: one of each model, and its order; its limits,
         by rank and by element."""
-        length = lines(shape, turned)[1]
+        length = lines(shape, transposed)[1]
         return length * (len(self._drawn) * itemsize + itemsize + 8 + 8 + 4 + 8 + 4 + 1)
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         """Per model (bits, factor); what is kept where that is nothing; or None where it is all."""
         from .shared.row_ranks import keep_by_rank  # and with it Numba
 
-        axes = lines(tensor.shape, tensor.turned)
+        axes = lines(tensor.shape, tensor.transposed)
         draws = {}
         for model in self._drawn:
             limits = keep_limit(keep_probabilities(axes[1], self.density[model], self.epsilon[model]))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .shared.base import Tensor, linear
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.whole_matrix import Whole, spectrum
 
 
@@ -41,8 +41,8 @@ class IsoC(Whole):
         return np.asarray(left @ (values.mean() * right.T))
 
 
-def _iso_c(weight: tuple[float, ...], **others: float) -> Mix:
-    return Mix(None, IsoC(weight), others["lambda"])
+def _iso_c(weight: tuple[float, ...], **others: float) -> ResolvedMethod:
+    return ResolvedMethod(None, IsoC(weight), others["lambda"])
 
 
 METHODS = (

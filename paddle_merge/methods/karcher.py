@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .shared.angles import Angles, ByAngles
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 
 
 def direction(cosines: Any, shares: Any, max_iter: int, tol: float) -> Any:
@@ -70,12 +70,12 @@ class Karcher(ByAngles):
         return karcher(found.norms[:, 0], found.cosines[..., 0], self.max_iter, self.tol)[:, None]
 
 
-def _karcher(max_iter: int, tol: float) -> Mix:
+def _karcher(max_iter: int, tol: float) -> ResolvedMethod:
     if max_iter < 0:
         raise ValueError(f"parameter 'max_iter' {max_iter} must not be negative")
     if not 0.0 <= tol < math.inf:
         raise ValueError(f"parameter 'tol' {tol:g} must not be negative")
-    return Mix(None, Karcher(max_iter, tol))
+    return ResolvedMethod(None, Karcher(max_iter, tol))
 
 
 METHODS = (

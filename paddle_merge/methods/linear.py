@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from .shared.base import Tensor, linear
 
 
@@ -30,7 +30,7 @@ class Linear:
         total = sum(self.weights) if self.normalize else 1.0
         return [weight / total for weight in self.weights]
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:

@@ -9,13 +9,13 @@ alpha = (|sum of task vectors|_1 / |the merged one|_1) / number of models, over 
 from __future__ import annotations
 
 from .linear import Linear
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 
 
-def _lines(weight: tuple[float, ...], alpha: float, beta: float | None, layer: float, **others: float) -> Mix:
+def _lines(weight: tuple[float, ...], alpha: float, beta: float | None, layer: float, **others: float) -> ResolvedMethod:
     """layer: 0 is the first, 1 the last."""
     scale = alpha + (1.0 - alpha if beta is None else beta) * layer
-    return Mix(None, Linear(weight, normalize=False), others["lambda"] * scale)
+    return ResolvedMethod(None, Linear(weight, normalize=False), others["lambda"] * scale)
 
 
 METHODS = (

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from .shared import selection
 from .shared.base import Tensor
 from .shared.rank_masks import keep_ranks
@@ -38,8 +38,8 @@ class _Ranked:
     def problems(self) -> list[str]:
         return []
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
-        return selection.memory(self.cuts * models, size, itemsize, room) if self.measures else 0
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
+        return selection.memory(self.cuts * models, size, itemsize, budget) if self.measures else 0
 
     def interval(self, model: int, size: int) -> tuple[int, int]:
         """(first, stop): the ascending ranks to keep."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from ..backends.masks import FINEST, block_key, keep_limit, mask_key
 from .dare import density_problems
 from .shared.base import Tensor
@@ -72,7 +72,7 @@ class Magprune:
             )
         return found
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         counters = 4 if size < 2**32 else 8
         return BINS * (models * (counters + 4 + itemsize) + 5 * 8)  # and what the tables of one are computed from
 

@@ -9,7 +9,7 @@ from .bernoulli import Bernoulli
 from .della import Della
 from .linear import Linear
 from .magnitude import Breadcrumbs, Magnitude
-from .shared.method import LAMBDA, WEIGHT, Method, Mix, Parameter
+from .shared.method import LAMBDA, WEIGHT, Method, Parameter, ResolvedMethod
 from .ties import Ties
 
 _DENSITY = Parameter("density", float, 1.0, each=True, about="share of elements to keep")
@@ -23,12 +23,14 @@ def _method(
     """Its merge type is ties, with an elected sign, or "..._linear" and breadcrumbs: the weighted sum."""
     elects = name.endswith("ties") or name == "della"
 
-    def make(weight: tuple[float, ...], density: tuple[float, ...], normalize: bool, rescale: bool, **others: Any) -> Mix:
+    def make(
+        weight: tuple[float, ...], density: tuple[float, ...], normalize: bool, rescale: bool, **others: Any
+    ) -> ResolvedMethod:
         scale = others.pop("lambda")
         kept = sparsifier(density, *others.values(), rescale) if min(density) < 1.0 else None
         if elects:
-            return Mix(kept, Ties(weight, normalize), scale)
-        return Mix(kept, Linear(weight, normalize and abs(sum(weight)) >= 1e-8), scale)
+            return ResolvedMethod(kept, Ties(weight, normalize), scale)
+        return ResolvedMethod(kept, Linear(weight, normalize and abs(sum(weight)) >= 1e-8), scale)
 
     parameters = (
         WEIGHT,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .shared.angles import Angles, ByAngles
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.rows import Lines, lines
 
 _LEAST = 1e-6
@@ -39,15 +39,15 @@ class ModelStock(ByAngles):
 
     filter_wise: bool = False
 
-    def along(self, shape: tuple[int, ...], turned: bool) -> Lines | None:
-        return lines(shape, turned) if self.filter_wise else None
+    def along(self, shape: tuple[int, ...], transposed: bool) -> Lines | None:
+        return lines(shape, transposed) if self.filter_wise else None
 
     def factors(self, found: Angles) -> Any:
         return np.repeat(ratio(found)[None] / len(found.norms), len(found.norms), 0)
 
 
-def _model_stock(filter_wise: bool) -> Mix:
-    return Mix(None, ModelStock(filter_wise))
+def _model_stock(filter_wise: bool) -> ResolvedMethod:
+    return ResolvedMethod(None, ModelStock(filter_wise))
 
 
 METHODS = (

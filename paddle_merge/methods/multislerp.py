@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .shared.angles import Angles, ByAngles
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 
 _ROUNDING = 1e-7  # of lengths: the root of that of their squares
 
@@ -59,7 +59,7 @@ class Multislerp(ByAngles):
         return barycentre(found.norms[:, 0], found.cosines[..., 0], np.array(self.weights), self.eps)[:, None]
 
 
-def _multislerp(weight: tuple[float, ...], normalize_weights: bool, eps: float) -> Mix:
+def _multislerp(weight: tuple[float, ...], normalize_weights: bool, eps: float) -> ResolvedMethod:
     if not 0.0 <= eps < math.inf:
         raise ValueError(f"parameter 'eps' {eps:g} must not be negative")
     if normalize_weights and len(weight) > 1:
@@ -69,7 +69,7 @@ def _multislerp(weight: tuple[float, ...], normalize_weights: bool, eps: float) 
                 f"parameter 'weight' {shown} sums to zero, so it can't be normalised; set normalize_weights: false"
             )
         weight = tuple(one / sum(weight) for one in weight)
-    return Mix(None, Multislerp(weight if len(weight) > 1 else (1.0,), eps))
+    return ResolvedMethod(None, Multislerp(weight if len(weight) > 1 else (1.0,), eps))
 
 
 METHODS = (

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from .shared.base import Tensor
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 
 _LEAST = 1e-6
 
@@ -38,7 +38,7 @@ class Nearswap:
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0] * models
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
@@ -49,10 +49,10 @@ class Nearswap:
         return backend.apply(nearswap, x, *state)
 
 
-def _nearswap(t: float) -> Mix:
+def _nearswap(t: float) -> ResolvedMethod:
     if not math.isfinite(t):
         raise ValueError(f"parameter 't' {t:g} must be a number")
-    return Mix(None, Nearswap(t))
+    return ResolvedMethod(None, Nearswap(t))
 
 
 METHODS = (

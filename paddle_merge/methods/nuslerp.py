@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .shared.angles import Angles, ByAngles
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.rows import Lines, lines
 
 _LEAST = 1e-7  # norms below this count as it, so that vectors that hardly are have no angle
@@ -39,8 +39,8 @@ class Nuslerp(ByAngles):
     flatten: bool = True
     by_column: bool = False
 
-    def along(self, shape: tuple[int, ...], turned: bool) -> Lines | None:
-        return None if self.flatten else lines(shape, turned, self.by_column)
+    def along(self, shape: tuple[int, ...], transposed: bool) -> Lines | None:
+        return None if self.flatten else lines(shape, transposed, self.by_column)
 
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 - self.t, self.t]
@@ -49,10 +49,10 @@ class Nuslerp(ByAngles):
         return arc(found, self.t)
 
 
-def _nuslerp(weight: tuple[float, ...], nuslerp_flatten: bool, nuslerp_row_wise: bool) -> Mix:
+def _nuslerp(weight: tuple[float, ...], nuslerp_flatten: bool, nuslerp_row_wise: bool) -> ResolvedMethod:
     total = sum(weight)
     t = 0.5 if abs(total) < 1e-6 else weight[1] / total  # as mergekit
-    return Mix(None, Nuslerp(t, nuslerp_flatten, nuslerp_row_wise and not nuslerp_flatten))
+    return ResolvedMethod(None, Nuslerp(t, nuslerp_flatten, nuslerp_row_wise and not nuslerp_flatten))
 
 
 METHODS = (

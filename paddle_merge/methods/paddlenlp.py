@@ -8,7 +8,7 @@ from typing import Any
 from .dare import Dare
 from .linear import Linear
 from .magprune import Magprune
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 from .slerp import Slerp
 from .ties import Ties
 from .trim import Trim
@@ -53,13 +53,13 @@ def method(sparsifier: str | None, merge_type: str, name: str) -> Method:
     """The pair, called paddlenlp:`name`, as flags mean it. make raises nothing: what is wrong is said by `problems` of the
     parts."""
 
-    def make(*, scale: float, **values: Any) -> Mix:
+    def make(*, scale: float, **values: Any) -> ResolvedMethod:
         kept = [values.pop(parameter.name) for parameter in _SPARSIFIERS[sparsifier]]
         weights, *others = (values.pop(parameter.name) for parameter in _MERGERS[merge_type])
         parts: dict[str | None, Any] = {None: lambda *_: None, "trim": Trim, "dare": Dare}
         parts["magprune"] = lambda density, rescale, epsilon: Magprune(density, epsilon, rescale)
         merger = {"linear": Linear, "ties": Ties, "slerp": Slerp}[merge_type]
-        return Mix(parts[sparsifier](*kept), merger(weights, *others), scale)
+        return ResolvedMethod(parts[sparsifier](*kept), merger(weights, *others), scale)
 
     least, most = (2, 2) if merge_type == "slerp" else (1, None)
     parameters = (*_SPARSIFIERS[sparsifier], *_MERGERS[merge_type], _SCALE)
@@ -69,21 +69,21 @@ def method(sparsifier: str | None, merge_type: str, name: str) -> Method:
 def in_recipes(one: Method) -> Method:
     """The same, whose make raises ValueError, in a recipe's words."""
 
-    def make(**values: Any) -> Mix:
+    def make(**values: Any) -> ResolvedMethod:
         found = [
             f"parameter {name!r} must be {', '.join(words[:-1])} or {words[-1]}, not {values[name]!r}"
             for name, words in _WORDS.items()
             if values.get(name, words[0]) not in words
         ]
-        mix = one.make(**values)
-        found += mix.sparsifier.problems() if mix.sparsifier is not None else []
-        found += mix.merger.problems(len(values.get("weight", (1.0, 1.0))))
+        resolved = one.make(**values)
+        found += resolved.sparsifier.problems() if resolved.sparsifier is not None else []
+        found += resolved.merger.problems(len(values.get("weight", (1.0, 1.0))))
         if found:
             told = "; ".join(found)
             for flag, parameter in _IN_RECIPES.items():
                 told = told.replace(flag, parameter)
             raise ValueError(told)
-        return mix
+        return resolved
 
     return dataclasses.replace(one, make=make)
 

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from .linear import Linear
-from .shared.method import LAMBDA, WEIGHT, Method, Mix, Parameter
+from .shared.method import LAMBDA, WEIGHT, Method, Parameter, ResolvedMethod
 from .slerp import Slerp
 
 
-def _linear(weight: tuple[float, ...], normalize: bool) -> Mix:
+def _linear(weight: tuple[float, ...], normalize: bool) -> ResolvedMethod:
     if normalize and abs(sum(weight)) <= 1e-9 * sum(map(abs, weight)):
         shown = " ".join(f"{one:g}" for one in weight)
         raise ValueError(f"parameter 'weight' {shown} sums to zero, so it can't be normalised; set normalize: false")
-    return Mix(None, Linear(weight, normalize))
+    return ResolvedMethod(None, Linear(weight, normalize))
 
 
-def _task_arithmetic(weight: tuple[float, ...], normalize: bool, **others: float) -> Mix:
+def _task_arithmetic(weight: tuple[float, ...], normalize: bool, **others: float) -> ResolvedMethod:
     if normalize and abs(sum(weight)) < 1e-8:  # as mergekit
         normalize = False
-    return Mix(None, Linear(weight, normalize), others["lambda"])
+    return ResolvedMethod(None, Linear(weight, normalize), others["lambda"])
 
 
-def _slerp(t: float) -> Mix:
-    return Mix(None, Slerp(t))
+def _slerp(t: float) -> ResolvedMethod:
+    return ResolvedMethod(None, Slerp(t))
 
 
-def _passthrough(scale: tuple[float, ...]) -> Mix:
-    return Mix(None, Linear(scale, normalize=False))
+def _passthrough(scale: tuple[float, ...]) -> ResolvedMethod:
+    return ResolvedMethod(None, Linear(scale, normalize=False))
 
 
 METHODS = (

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from .shared.base import Tensor, total
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 
 
 def ram(xp: Any, x: Any, epsilon: Any, factors: Any) -> Any:
@@ -49,7 +49,7 @@ class Ram:
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0] * models
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
@@ -69,12 +69,12 @@ class Ram:
         return backend.apply(ram, x, *state)
 
 
-def _ram(epsilon: float, r: float = 0.0, alpha: float = 0.2) -> Mix:
+def _ram(epsilon: float, r: float = 0.0, alpha: float = 0.2) -> ResolvedMethod:
     if not 0.0 <= epsilon < math.inf:
         raise ValueError(f"parameter 'epsilon' {epsilon:g} must not be negative: smaller changes are none")
     if not (math.isfinite(r) and math.isfinite(alpha)):
         raise ValueError(f"parameters 'r' {r:g} and 'alpha' {alpha:g} must be numbers")
-    return Mix(None, Ram(epsilon, r, alpha))
+    return ResolvedMethod(None, Ram(epsilon, r, alpha))
 
 
 _EPSILON = Parameter("epsilon", float, 1e-5, about="smaller changes are none")

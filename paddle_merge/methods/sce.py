@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from .shared import selection
 from .shared.base import Tensor, total
 from .shared.derived import Derived
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 from .ties import elect
 
 # How squares are taken: times what, and whether without NaN and Inf. Those of float64 may leave its range, which their
@@ -72,9 +72,9 @@ class Sce:
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 / models] * models  # of a tensor: they follow from its elements
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         samples = (models + 2) * selection.sampled(size) * itemsize  # while their variance is taken
-        return selection.memory(models, size, itemsize, room) + samples if self.select_topk < 1.0 else 0
+        return selection.memory(models, size, itemsize, budget) + samples if self.select_topk < 1.0 else 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
         threshold = self._threshold(tensor, backend) if self.select_topk < 1.0 else None
@@ -122,10 +122,10 @@ class Sce:
         return backend.apply(sce, x, *state)
 
 
-def _sce(select_topk: float) -> Mix:
+def _sce(select_topk: float) -> ResolvedMethod:
     if not 0.0 <= select_topk <= 1.0:
         raise ValueError(f"parameter 'select_topk' {select_topk:g} is the share of elements to select: from 0 to 1")
-    return Mix(None, Sce(select_topk))
+    return ResolvedMethod(None, Sce(select_topk))
 
 
 METHODS = (

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from .shared.base import Tensor, linear
 
 _SMALL = 2.0**-530  # brings float64's largest to where it can be squared, and what can't be squared not below normalize_eps
@@ -58,7 +58,7 @@ class Slerp:
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 - self.t, self.t]
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from .linear import normalize_problems
 from .shared.base import Tensor, total
 
@@ -86,7 +86,7 @@ class Ties:
         power = math.frexp(max(self.weights))[1] - 1 if self.normalize and min(self.weights) >= 0 else 0
         return [math.ldexp(weight, -power) for weight in self.weights]
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:

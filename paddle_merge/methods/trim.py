@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.budget import Room
+from ..backends.budget import MemoryBudget
 from .dare import density_problems
 from .shared import selection
 from .shared.base import Tensor
@@ -35,7 +35,7 @@ class _Smaller:
 
     def __init__(self, tensor: Tensor):
         self.name, self.shape, self.size, self.models = tensor.name, tensor.shape, tensor.size, tensor.models
-        self.seed, self.turned, self.narrow, self._tensor = tensor.seed, tensor.turned, tensor.narrow, tensor
+        self.seed, self.transposed, self.narrow, self._tensor = tensor.seed, tensor.transposed, tensor.narrow, tensor
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
         for start, x in self._tensor.deltas():
@@ -63,8 +63,8 @@ class Trim:
     def problems(self) -> list[str]:
         return density_problems(self.density)
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
-        return selection.memory(models, size, itemsize, room) if self.measures else 0
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
+        return selection.memory(models, size, itemsize, budget) if self.measures else 0
 
     def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
         if not self.measures:

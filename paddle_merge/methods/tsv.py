@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .shared.base import Tensor
-from .shared.method import Method, Mix, Parameter
+from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.whole_matrix import Whole, inverse_root, spectrum
 
 
@@ -64,10 +64,10 @@ class Tsv(Whole):
         return np.asarray(left @ (middle @ right.T))
 
 
-def _tsv(weight: tuple[float, ...], k: float | None, **others: float) -> Mix:
+def _tsv(weight: tuple[float, ...], k: float | None, **others: float) -> ResolvedMethod:
     if k is not None and not 0.0 < k <= 1.0:
         raise ValueError(f"parameter 'k' {k:g} is the share of singular vectors to keep: greater than 0 and at most 1")
-    return Mix(None, Tsv(weight, 1.0 / len(weight) if k is None else k), others["lambda"])
+    return ResolvedMethod(None, Tsv(weight, 1.0 / len(weight) if k is None else k), others["lambda"])
 
 
 METHODS = (

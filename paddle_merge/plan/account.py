@@ -18,7 +18,7 @@ from ..checkpoints.views import as_boxes
 from ..conversion.modules import module_of
 from ..errors import CheckpointError, MalformedError
 from ..methods.paddlenlp import PREFIX
-from ..methods.shared.method import Mix
+from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import Resolver
 from ..recipe.recipe import Recipe
 from .modules import taken
@@ -36,7 +36,7 @@ FLAGS = {
 
 
 @dataclass(frozen=True)
-class Made:
+class TensorAccount:
     """A tensor of the output. dtypes: of each input. how: in a word or a few. notes: on what is special about it, each
     true of every tensor of its kind. sources: for each input the names, there, of what it is made of. values: the method's
     parameters, resolved for it."""
@@ -52,7 +52,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Fate:
+class InputTensorAccount:
     """A tensor of an input or adapter. into: names in the output. why: it is in none, or not read."""
 
     name: str
@@ -63,28 +63,28 @@ class Fate:
 
 
 @dataclass(frozen=True)
-class Input:
+class InputAccount:
     """A checkpoint, or an adapter to fold into one. role: "model 1", "base", "adapter of model 1"."""
 
     path: str
     role: str
-    fates: tuple[Fate, ...]
+    fates: tuple[InputTensorAccount, ...]
 
     @property
-    def left_out(self) -> list[Fate]:
+    def left_out(self) -> list[InputTensorAccount]:
         return [fate for fate in self.fates if not fate.into]
 
 
 @dataclass(frozen=True)
 class Account:
-    made: tuple[Made, ...]
-    inputs: tuple[Input, ...]
+    made: tuple[TensorAccount, ...]
+    inputs: tuple[InputAccount, ...]
 
 
 def account(plan: Plan) -> Account:
     """Raises CheckpointError, naming them, if there are tensors, or parts of some, that get lost."""
     based = plan.recipe.base is not None
-    inputs: list[Input] = []
+    inputs: list[InputAccount] = []
     problems: list[str] = []
     ledger = _Ledger(plan)
     for number, (checkpoint, adapters) in enumerate(plan.opened):
@@ -94,7 +94,7 @@ def account(plan: Plan) -> Account:
             *((adapter.path, f"adapter of {role}", adapter.tensors) for adapter in adapters),
         ]:
             fates = tuple(ledger.fate(number, (path, name), entry, problems) for name, entry in tensors.items())
-            inputs.append(Input(path, its_role, fates))
+            inputs.append(InputAccount(path, its_role, fates))
     if problems:
         raise CheckpointError(problems)
     stored = [{entry.origin: entry for entry in checkpoint.tensors.values()} for checkpoint, _ in plan.opened]
@@ -127,7 +127,7 @@ class _Ledger:
                 self._why[origin] = f"an adapter replaces {name!r}"
             replaced = replaced.adapted.replaced if replaced.adapted is not None else None
 
-    def fate(self, number: int, origin: Origin, entry: TensorEntry, problems: list[str]) -> Fate:
+    def fate(self, number: int, origin: Origin, entry: TensorEntry, problems: list[str]) -> InputTensorAccount:
         """What becomes of a tensor that input `number` stores. One that gets lost is added to problems."""
         path, name = origin
         size = math.prod(entry.shape)
@@ -143,7 +143,7 @@ class _Ledger:
                 f"{path}: of tensor {name!r}, {read} of {size} elements are read; the rest would be lost. This is a fault of"
                 " paddle_merge: please report it"
             )
-        return Fate(name, entry.shape, entry.dtype.name, into, why)
+        return InputTensorAccount(name, entry.shape, entry.dtype.name, into, why)
 
     def _not_asked_for(self, number: int, name: str) -> str:
         """Why the recipe has no use for a tensor; "" if it has."""
@@ -188,7 +188,7 @@ def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, 
 # --- the output --------------------------------------------------------------------------------------------------------
 
 
-def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]]) -> Made:
+def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]]) -> TensorAccount:
     remarks: dict[str, list[str]] = {}
     for entry, number in zip(tensor.inputs, tensor.numbers, strict=True):
         for remark in _remarks(entry, number, stored):
@@ -205,7 +205,7 @@ def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]
     else:
         base = " and the base" if tensor.base is not None else ""
         how = f"{plan.recipe.title} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
-    return Made(
+    return TensorAccount(
         tensor.name,
         tensor.shape,
         tuple((entry.adapted.stored if entry.adapted else entry).dtype.name for entry in tensor.inputs),
@@ -282,20 +282,20 @@ def _first(entry: TensorEntry) -> Part:
 # --- parameters --------------------------------------------------------------------------------------------------------
 
 
-def parameters(recipe: Recipe, mix: Mix) -> dict[str, Any]:
+def parameters(recipe: Recipe, resolved: ResolvedMethod) -> dict[str, Any]:
     """A mix's parameters as they count, without each model's own: PaddleNLP's by the names of their flags, mergekit's by
     those that recipes have."""
     found: dict[str, Any] = {}
     if recipe.method.name.startswith(PREFIX):
-        for part in (mix.sparsifier, mix.merger):
+        for part in (resolved.sparsifier, resolved.merger):
             for name, value in vars(part).items() if part is not None else ():
                 if name != "weights":
                     found[FLAGS.get(name, name)] = value
         if recipe.base is not None:
-            found["scale"] = mix.scale
+            found["scale"] = resolved.scale
     else:
         values = Resolver(recipe).values(recipe.slices[0], "", 0.0)
         found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
-    if mix.sparsifier is not None and mix.sparsifier.random:
+    if resolved.sparsifier is not None and resolved.sparsifier.random:
         found["seed"] = recipe.seed
     return found

@@ -15,7 +15,7 @@ from ..errors import OutputError
 from ..recipe.config import MergeConfig
 from ..recipe.parameters import uniform, weighted
 from ..version import __version__
-from .account import Account, Fate, Made, parameters
+from .account import Account, InputTensorAccount, TensorAccount, parameters
 from .plan import Plan
 
 log = logging.getLogger("paddle_merge")
@@ -25,11 +25,11 @@ Predicted = Mapping[str, Any]
 
 def as_json(plan: Plan, config: MergeConfig, accounted: Account, predicted: Predicted) -> dict[str, Any]:
     """Everything: how each tensor of the output is made, and what becomes of each of every input."""
-    recipe, mix = plan.recipe, uniform(plan.recipe)
+    recipe, resolved = plan.recipe, uniform(plan.recipe)
     return {
         MARK: __version__,
         "method": recipe.title,
-        "parameters": parameters(recipe, mix) if mix else None,
+        "parameters": parameters(recipe, resolved) if resolved else None,
         "models": [{"path": recipe.titles[number], "weight": weight} for number, weight in weighted(recipe)],
         "base": recipe.base,
         "layout": plan.layout,
@@ -62,7 +62,7 @@ def _vocabulary(plan: Plan) -> dict[str, Any] | None:
     return {**size, "in_no_model": tokens.nowhere, "inputs": fates}
 
 
-def _made(made: Made) -> dict[str, Any]:
+def _made(made: TensorAccount) -> dict[str, Any]:
     return {
         "name": made.name,
         "shape": list(made.shape),
@@ -75,7 +75,7 @@ def _made(made: Made) -> dict[str, Any]:
     }
 
 
-def _fate(fate: Fate) -> dict[str, Any]:
+def _fate(fate: InputTensorAccount) -> dict[str, Any]:
     row = {"name": fate.name, "shape": list(fate.shape), "dtype": fate.dtype}
     return row | ({"into": list(fate.into)} if fate.into else {"left_out": fate.why})
 

@@ -11,7 +11,7 @@ from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.modules import within
 from ..conversion.vocabulary.align import Aligner
 from ..errors import CheckpointError, ConfigError
-from ..methods.shared.method import Mix
+from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import Resolver, unused
 from ..recipe.recipe import Input, Recipe, Slice, Stage, names_of, parts
 from .modules import one_stack, problems
@@ -23,7 +23,7 @@ _BEHIND = "embed_out"  # GPT-NeoX's head
 
 
 @dataclass(frozen=True)
-class Made:
+class AssembledTensor:
     """A tensor of the output. sources: of the models; base: of what is subtracted, or None; numbers: of all their
     checkpoints, the base's last, in Recipe.titles; values: the method's parameters, resolved for it."""
 
@@ -31,7 +31,7 @@ class Made:
     sources: tuple[TensorEntry, ...]
     base: TensorEntry | None
     numbers: tuple[int, ...]
-    mix: Mix
+    resolved: ResolvedMethod
     values: tuple[tuple[str, Any], ...]
 
     @property
@@ -51,7 +51,7 @@ class _Place:
 
 def assemble(
     recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None = None
-) -> tuple[list[Made], list[str]]:
+) -> tuple[list[AssembledTensor], list[str]]:
     """In the order of the base's tensors, else of the first model's; and a sentence on each filter that none of them met.
     aligner: of the recipe's tokenizer, if it has one. Raises CheckpointError, ConfigError."""
     resolver, made, wrong = Resolver(recipe), [], dict[str, None]()
@@ -81,7 +81,7 @@ def assemble(
             continue
         try:
             values = resolver.values(part, place.name, place.t, names[: len(part.inputs)])
-            mix = resolver.mix(values)
+            resolved = resolver.resolved(values)
         except ValueError as error:
             wrong[str(error)] = None
             continue
@@ -89,7 +89,7 @@ def assemble(
         if not found[0].dtype.is_float:
             found, numbers = _all_of(found, numbers)
         base = found.pop() if part.base is not None else None
-        made.append(Made(place.name, tuple(found), base, tuple(numbers), mix, tuple(values.items())))
+        made.append(AssembledTensor(place.name, tuple(found), base, tuple(numbers), resolved, tuple(values.items())))
     if faults:
         raise CheckpointError(faults)
     if wrong:

@@ -27,7 +27,9 @@ class ChatTemplate:
     origin: str
 
 
-def choose(value: str | None, folders: Sequence[tuple[str, str]], donor: str) -> tuple[ChatTemplate | None, list[str]]:
+def choose(
+    value: str | None, folders: Sequence[tuple[str, str]], config_source: str
+) -> tuple[ChatTemplate | None, list[str]]:
     """The output's template, None if none is asked for or found; and sentences on what is likely not meant.
 
     folders: of each input, what to call it and where its tokenizer is. donor: where the output's tokenizer comes from.
@@ -44,10 +46,10 @@ def choose(value: str | None, folders: Sequence[tuple[str, str]], donor: str) ->
         worries = []
     else:
         template, worries = ChatTemplate(value.removesuffix("\n"), "as it was given"), []
-    if template is not None and not os.path.isfile(os.path.join(donor, CONFIG)):
+    if template is not None and not os.path.isfile(os.path.join(config_source, CONFIG)):
         worries.append(
-            f"{donor} has no {CONFIG}, so the chat template is only written to {FILE}, which older libraries don't read;"
-            " --config_from says where the tokenizer is"
+            f"{config_source} has no {CONFIG}, so the chat template is only written to {FILE}, which older libraries don't"
+            " read; --config_from says where the tokenizer is"
         )
     return template, worries
 

@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Donor:
+class ConfigSource:
     """folder: where they are. config: what config.json says, for inputs that have none, too; empty if there is none.
     note: for people, if they aren't the base model's (else the first model's) own."""
 
@@ -26,18 +26,18 @@ class Donor:
     note: str = ""
 
 
-def find_donor(inputs: Sequence[Checkpoint], based: bool, given: str | None) -> Donor:
+def find_config_source(inputs: Sequence[Checkpoint], based: bool, given: str | None) -> ConfigSource:
     """`given`, if any; else of the base model and then the models the first that has a config.json.
 
     inputs: models in order, then the base if `based`. Raises CheckpointError if what is given doesn't fit.
     """
     if given is not None:
-        return Donor(given, _fitting(inputs, given), f"config.json and the tokenizer are taken from {given}")
+        return ConfigSource(given, _fitting(inputs, given), f"config.json and the tokenizer are taken from {given}")
     ordered = [inputs[-1], *inputs[:-1]] if based else list(inputs)
     own = ordered[0].folder
     folder = next((one.folder for one in ordered if os.path.isfile(os.path.join(one.folder, "config.json"))), own)
     note = f"{own} has no config.json, so it and the tokenizer are taken from {folder}" if folder != own else ""
-    return Donor(folder, read_config(folder), note)
+    return ConfigSource(folder, read_config(folder), note)
 
 
 def given_config(folder: str) -> Mapping[str, Any]:
@@ -78,7 +78,7 @@ def _fitting(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any]:
     return config
 
 
-def warnings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]:
+def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[str]:
     """What is allowed but likely not meant."""
     found = []
     formats = {checkpoint.format for checkpoint in inputs}
@@ -91,26 +91,29 @@ def warnings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]:
     real = [os.path.realpath(checkpoint.path) for checkpoint in inputs]
     for path in sorted({checkpoint.path for checkpoint in inputs if real.count(os.path.realpath(checkpoint.path)) > 1}):
         found.append(f"{path} is given more than once")
-    if not os.path.isfile(os.path.join(donor.folder, "config.json")):
+    if not os.path.isfile(os.path.join(config_source.folder, "config.json")):
         found.append(
             "no input has a config.json, so the output won't either; loaders need it: --config_from says where it is"
         )
-    elif "model_type" in donor.config and not donor.config.get("architectures"):
-        found.append(f"{donor.folder}/config.json names no architectures, which PaddleNLP and PaddleFormers need to load it")
-    return found + _different_settings(inputs, donor)
+    elif "model_type" in config_source.config and not config_source.config.get("architectures"):
+        found.append(
+            f"{config_source.folder}/config.json names no architectures, which PaddleNLP and PaddleFormers need to load it"
+        )
+    return found + _different_settings(inputs, config_source)
 
 
-def _different_settings(inputs: Sequence[Checkpoint], donor: Donor) -> list[str]:
+def _different_settings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[str]:
     """Where an input's config.json has its weights used otherwise than the output's will."""
     found = []
     for checkpoint in inputs:
         config = read_config(checkpoint.folder)
-        pairs = [(name, setting(config, name), setting(donor.config, name)) for name in SETTINGS]
+        pairs = [(name, setting(config, name), setting(config_source.config, name)) for name in SETTINGS]
         differing = [
             f"{name} {its} (not {other})" for name, its, other in pairs if None not in (its, other) and its != other
         ]
         if differing:
             found.append(
-                f"{checkpoint.path} was trained with {', '.join(differing)}: the output gets config.json from {donor.folder}"
+                f"{checkpoint.path} was trained with {', '.join(differing)}: the output gets config.json from"
+                f" {config_source.folder}"
             )
     return found

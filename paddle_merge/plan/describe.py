@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..backends.budget import ROOMY
+from ..backends.budget import DEFAULT_BUDGET
 from ..recipe.config import MergeConfig
 from ..recipe.parameters import uniform, weighted
 from ..recipe.recipe import Recipe
 from . import chat, memory_estimate, modules
-from .account import Account, Made, parameters
+from .account import Account, TensorAccount, parameters
 from .file_names import CARD
 from .plan import Plan
 
@@ -37,9 +37,9 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
     if not alone:
         lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
     lines += [f"adapter  {sentence}" for sentence in plan.folded]
-    lines += [f"config   {plan.donor.note}"] if plan.donor.note else []
+    lines += [f"config   {plan.config_source.note}"] if plan.config_source.note else []
     lines += [f"chat     {plan.chat_template.origin}"] if plan.chat_template is not None else []
-    lines += [f"layout   {sentence}" for sentence in plan.turned]
+    lines += [f"layout   {sentence}" for sentence in plan.layout_notes]
     lines += _tokens(plan) if plan.tokens is not None else []
     lines.append(
         f"tensors  {len(merged)} merged ({count / 1e6:,.1f} M parameters, {dtypes})"
@@ -51,12 +51,12 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
     lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
     ours = (CARD, *([chat.FILE] if plan.chat_template is not None else []))
     names = ", ".join(name for name in sidecars if name not in ours)
-    lines.append(f"copied   {names or 'nothing'} from {plan.donor.folder}")
+    lines.append(f"copied   {names or 'nothing'} from {plan.config_source.folder}")
     if plan.engine.tensor_type == "pd":
-        budget = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""
-        lines.append(f"engine   Paddle on {plan.engine.device}{budget}")
+        limit = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""
+        lines.append(f"engine   Paddle on {plan.engine.device}{limit}")
     fewer = f" of {config.n_process}, for --max_memory" if config.max_memory and plan.n_process < config.n_process else ""
-    smaller = "" if plan.engine.room == ROOMY else ", each keeping less at a time than it could"
+    smaller = "" if plan.engine.budget == DEFAULT_BUDGET else ", each keeping less at a time than it could"
     nbytes = memory_estimate.memory(plan, sidecar_bytes(sidecars)) / 1e6
     lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {nbytes:.0f} MB of memory")
     return lines
@@ -85,10 +85,10 @@ def _weights(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def _shown(recipe: Recipe) -> str:
-    mix = uniform(recipe)
-    if mix is None:
+    resolved = uniform(recipe)
+    if resolved is None:
         return "parameters by layer and tensor, as the recipe says"
-    return ", ".join(f"{name} {value}" for name, value in parameters(recipe, mix).items()) or "no parameters"
+    return ", ".join(f"{name} {value}" for name, value in parameters(recipe, resolved).items()) or "no parameters"
 
 
 def sidecar_bytes(sidecars: Mapping[str, bytes]) -> int:
@@ -112,7 +112,7 @@ def input_lines(accounted: Account) -> Iterator[str]:
 def tensor_lines(accounted: Account, varying: bool) -> Iterator[str]:
     """Tensors of a kind on one line. varying: whether parameters aren't the same for all."""
 
-    def kind(made: Made) -> object:
+    def kind(made: TensorAccount) -> object:
         return _template(made.name), made.shape, made.dtypes, made.dtype, made.how, made.notes
 
     rows = []

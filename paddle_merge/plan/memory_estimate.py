@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from ..backends.budget import ROOMY, Room
+from ..backends.budget import DEFAULT_BUDGET, MemoryBudget
 from ..backends.engine import Engine, cores
 from ..errors import ConfigError
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 # From the fastest to the smallest, and how fast a worker is in each: small panels cost most, and they only where there are
 # scattered tensors, so that fewer workers come first.
-ROOMS = (
-    (ROOMY, 1.0),
-    (Room(1 << 16, 1 << 23, 8 << 20, 8 << 20, 1 << 25), 0.8),
-    (Room(1 << 14, 1 << 20, 1 << 20, 2 << 20, 0), 0.4),
+BUDGETS = (
+    (DEFAULT_BUDGET, 1.0),
+    (MemoryBudget(1 << 16, 1 << 23, 8 << 20, 8 << 20, 1 << 25), 0.8),
+    (MemoryBudget(1 << 14, 1 << 20, 1 << 20, 2 << 20, 0), 0.4),
 )
 _INTERPRETER = 184 << 20  # Python with NumPy and Numba, which may have to compile: 34 MB of it
 _ALONE = 222 << 20  # the same, when it is the command too
@@ -50,9 +50,9 @@ def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
     worker, usable = _Worker(plan), cores()
     found: list[tuple[float, Plan]] = []
     needed = 0
-    for room, speed in ROOMS:
+    for budget, speed in BUDGETS:
         for count in range(plan.n_process, 0, -1):
-            other = dataclasses.replace(plan, n_process=count, engine=dataclasses.replace(plan.engine, room=room))
+            other = dataclasses.replace(plan, n_process=count, engine=dataclasses.replace(plan.engine, budget=budget))
             needed = _command(other, beside) + count * worker.memory(other.engine, alone(other))
             if needed <= limit:
                 found.append((min(count, usable) * speed, other))
@@ -87,19 +87,19 @@ class _Worker:
 
     def memory(self, engine: Engine, alone: bool) -> int:
         """Bytes of one worker. alone: the merging happens in the command's own process."""
-        room = engine.room
+        budget = engine.budget
         found = _ALONE if alone else _INTERPRETER
         found += self._factors + (_COPIED if self._in_parts else 0) + _most(map(_adapted, self._kinds))
-        found += sum(_each(room.panel, self._kinds))
-        found += sum(_kept(room.resident, [one for one in self._kinds if one.mix.measures]))
-        found += _most(_measured(one, room) for one in self._kinds) + _most(map(_staged, self._kinds))
-        blocks = _most(_block(one, room.block) for one in self._kinds)
+        found += sum(_each(budget.panel, self._kinds))
+        found += sum(_kept(budget.resident, [one for one in self._kinds if one.resolved.measures]))
+        found += _most(_measured(one, budget) for one in self._kinds) + _most(map(_staged, self._kinds))
+        blocks = _most(_block(one, budget.block) for one in self._kinds)
         if engine.tensor_type == "np":
             return found + blocks
         if engine.on_cpu:
             return found + _PADDLE + 2 * blocks
         # On the host: the sources of two blocks, pinned, and of one that is not.
-        device = _most(3 * _block(one, room.device_block) for one in self._kinds)
+        device = _most(3 * _block(one, budget.device_block) for one in self._kinds)
         return found + _PADDLE + (min(device, 2 * engine.memory) if engine.budgeted else device)
 
 
@@ -107,9 +107,9 @@ def _kind(tensor: TensorPlan) -> object:
     """Tensors of one kind take the same memory."""
     return (
         tensor.shape,
-        tensor.turned,
+        tensor.transposed,
         tensor.dtype,
-        tensor.mix,
+        tensor.resolved,
         *((entry.dtype, entry.scattered, entry.widened) for entry in tensor.inputs),
         *(_kind(plan) for entry in tensor.inputs for plan in _merges(entry)),
     )
@@ -124,11 +124,11 @@ def _wide(tensor: TensorPlan) -> int:
     return 8 if tensor.compute == "float64" else 4
 
 
-def _measured(tensor: TensorPlan, room: Room) -> int:
+def _measured(tensor: TensorPlan, budget: MemoryBudget) -> int:
     """What methods know of a tensor."""
     models, wide = len(tensor.sources), _wide(tensor)
-    return tensor.mix.memory(models, tensor.size, wide, room) + tensor.mix.line_memory(
-        models, tensor.shape, tensor.turned, wide
+    return tensor.resolved.memory(models, tensor.size, wide, budget) + tensor.resolved.row_memory(
+        models, tensor.shape, tensor.transposed, wide
     )
 
 
@@ -158,7 +158,9 @@ def _buffers(entry: TensorEntry) -> int:
 def _staged(tensor: TensorPlan) -> int:
     """What merges that come before take while they are read."""
     plans = [plan for entry in tensor.inputs for plan in _merges(entry)]
-    return sum(_measured(plan, ROOMY) + _block(plan, ROOMY.block) + _STEP * 8 + _staged(plan) for plan in plans)
+    return sum(
+        _measured(plan, DEFAULT_BUDGET) + _block(plan, DEFAULT_BUDGET.block) + _STEP * 8 + _staged(plan) for plan in plans
+    )
 
 
 def _merges(entry: TensorEntry) -> list[TensorPlan]:

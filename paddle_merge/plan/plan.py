@@ -16,10 +16,10 @@ from ..checkpoints.fingerprint import BLOCK
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.vocabulary.vocabularies import Tokens
 from ..dtypes import DType, compute_dtype
-from ..methods.shared.method import Mix
+from ..methods.shared.method import ResolvedMethod
 from ..recipe.recipe import Recipe
 from .chat import ChatTemplate
-from .config_source import Donor
+from .config_source import ConfigSource
 
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
 
@@ -30,9 +30,10 @@ class TensorPlan:
 
     sources: one per model; base: the base model's, or None. They have the same shape, and the same dtype unless an output
     dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
-    mix: how it is merged. numbers: the places of its inputs in Recipe.sources.
+    resolved: how it is merged. numbers: the places of its inputs in Recipe.sources.
     dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; a tied lm_head,
-    the same bytes in every input, must stay the embedding. turned: whether it is a matrix [in, out], the reverse of torch's.
+    the same bytes in every input, must stay the embedding. transposed: whether it is a matrix [in, out], as Paddle
+    stores it.
     values: the method's parameters as they were resolved for it.
     """
 
@@ -44,10 +45,10 @@ class TensorPlan:
     dtype: DType
     shard: int
     offset: int
-    mix: Mix
+    resolved: ResolvedMethod
     numbers: tuple[int, ...]
     masked_as: str = ""
-    turned: bool = False
+    transposed: bool = False
     values: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -73,7 +74,7 @@ class Shard:
     """One output file: its final name, the bytes around the tensors, each with its offset, and its size."""
 
     name: str
-    frame: tuple[tuple[int, bytes], ...]
+    header: tuple[tuple[int, bytes], ...]
     nbytes: int
 
 
@@ -92,7 +93,7 @@ class Plan:
 
     recipe: Recipe
     inputs: tuple[Checkpoint, ...]  # as Recipe.sources
-    donor: Donor
+    config_source: ConfigSource
     tensors: tuple[TensorPlan, ...]
     shards: tuple[Shard, ...]
     pieces: tuple[Piece, ...]
@@ -100,7 +101,7 @@ class Plan:
     ranks: int  # how many processes, of n_process workers each, share the pieces
     engine: Engine
     layout: str | None  # of the output, if it is known
-    turned: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
+    layout_notes: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
     folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]
     tokens: Tokens | None  # of the output, if vocabularies are aligned
@@ -120,7 +121,7 @@ class Plan:
     @property
     def measures(self) -> bool:
         """Whether some tensor is read twice: once to measure it, once to merge it."""
-        return any(tensor.merged and tensor.mix.measures for tensor in self.tensors)
+        return any(tensor.merged and tensor.resolved.measures for tensor in self.tensors)
 
     @property
     def bytes_in(self) -> int:
@@ -178,7 +179,7 @@ def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
     pieces = []
     for number, tensor in enumerate(tensors):
         step = max(1, PIECE_BYTES // tensor.dtype.itemsize // BLOCK) * BLOCK
-        if workers == 1 or (tensor.merged and tensor.mix.measures) or any(entry.whole for entry in tensor.inputs):
+        if workers == 1 or (tensor.merged and tensor.resolved.measures) or any(entry.whole for entry in tensor.inputs):
             step = max(1, tensor.size)
         for start in range(0, tensor.size, step):
             pieces.append(Piece(number, start, min(start + step, tensor.size)))

@@ -7,21 +7,21 @@ import math
 from collections.abc import Sequence, Set
 
 from ..backends.engine import NUMPY, Engine
-from ..checkpoints.formats.frame import Held
+from ..checkpoints.formats.header import Held
 from ..checkpoints.formats.naming import FORMATS, shard_name
 from ..checkpoints.names import LAYOUTS
 from ..checkpoints.tensors import Checkpoint, Staged, TensorEntry
 from ..conversion import modules
 from ..conversion.inputs import differences, open_inputs
-from ..conversion.layout import METADATA, normalise, turned_in
+from ..conversion.layout import METADATA, normalise, transposed_in
 from ..conversion.lora.fold import adapt
 from ..conversion.vocabulary.align import Aligner
 from ..conversion.vocabulary.vocabularies import Vocabularies
 from ..errors import CheckpointError
 from ..recipe.recipe import Recipe, Stage, names_of, parts
 from . import chat
-from .assemble import Made, assemble
-from .config_source import find_donor, warnings
+from .assemble import AssembledTensor, assemble
+from .config_source import find_config_source, warnings
 from .layer_config import restacked
 from .plan import Plan, Shard, TensorPlan, cut
 
@@ -34,11 +34,11 @@ def make_plan(
     Raises CheckpointError listing everything that doesn't fit.
     """
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    donor = find_donor(opened, recipe.base is not None, recipe.config_from)
-    inputs, layout, turned = normalise(
-        opened, recipe.layouts, recipe.output_layout, recipe.strict_layout, recipe.prefix, donor.config
+    config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
+    inputs, layout, transposed = normalise(
+        opened, recipe.layouts, recipe.output_layout, recipe.strict_layout, recipe.prefix, config_source.config
     )
-    inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, donor.config)
+    inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, config_source.config)
     if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
     vocabularies = Vocabularies(inputs)
@@ -54,16 +54,16 @@ def make_plan(
     made, more = assemble(recipe, inputs, aligner)
     idle += [*more, *vocabularies.notes, *(vocabularies.unlike(recipe.taken) if aligner is None else ())]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
-    tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _turned(made, layout))
+    tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout))
     pieces = cut(tensors, n_process * ranks)
     folders = [(checkpoint.path, checkpoint.folder) for checkpoint in opened]
     tokens = aligner.tokens if aligner is not None else None
-    template, doubts = chat.choose(recipe.chat_template, folders, tokens.source.folder if tokens else donor.folder)
-    doubts = [*doubts, *restacked(donor.config, recipe, tensors, inputs)[1]]
+    template, doubts = chat.choose(recipe.chat_template, folders, tokens.source.folder if tokens else config_source.folder)
+    doubts = [*doubts, *restacked(config_source.config, recipe, tensors, inputs)[1]]
     return Plan(
         recipe,
         inputs,
-        donor,
+        config_source,
         tensors,
         shards,
         pieces,
@@ -71,9 +71,9 @@ def make_plan(
         ranks,
         engine,
         layout,
-        tuple(turned),
+        tuple(transposed),
         tuple(folded),
-        (*idle, *worries, *doubts, *warnings(inputs, donor)),
+        (*idle, *worries, *doubts, *warnings(inputs, config_source)),
         tokens,
         tuple(zip(opened, adapters, strict=True)),
         template,
@@ -106,9 +106,9 @@ def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: 
     return found
 
 
-def _turned(made: Sequence[Made], layout: str | None) -> Set[str]:
+def _transposed(made: Sequence[AssembledTensor], layout: str | None) -> Set[str]:
     """The names of matrices [in, out]."""
-    return turned_in({one.name: one.entries[-1] for one in made}, layout)
+    return transposed_in({one.name: one.entries[-1] for one in made}, layout)
 
 
 def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None) -> list[str]:
@@ -121,7 +121,7 @@ def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None)
             raise CheckpointError(problems)
         made, more = assemble(stage, found, aligner)
         title = recipe.titles[len(found)]
-        entries = _staged(made, stage, title, _turned(made, layout))
+        entries = _staged(made, stage, title, _transposed(made, layout))
         like = made[0].numbers[0]
         output = dataclasses.replace(found[like], path=title, tensors=entries)
         vocabularies.add(output, like, aligner.tokens.vocabulary if aligner is not None else None)
@@ -129,9 +129,9 @@ def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None)
     return idle
 
 
-def _staged(made: Sequence[Made], stage: Stage, title: str, turned: Set[str]) -> dict[str, TensorEntry]:
+def _staged(made: Sequence[AssembledTensor], stage: Stage, title: str, transposed: Set[str]) -> dict[str, TensorEntry]:
     """The tensors of an earlier merge. One that is made of the same bytes as another, and alike, is that very tensor: a tied
-    lm_head stays the embedding. turned: names of matrices [in, out]."""
+    lm_head stays the embedding. transposed: names of matrices [in, out]."""
     entries: dict[str, TensorEntry] = {}
     first: dict[object, str] = {}
     for one in made:
@@ -140,18 +140,18 @@ def _staged(made: Sequence[Made], stage: Stage, title: str, turned: Set[str]) ->
         dtype = stage.out_dtype if stage.out_dtype and merged else entry.dtype
         like = first.setdefault(_made_of(one), one.name)
         other = entries.get(like)
-        if other is not None and other.staged is not None and other.staged.plan.mix == one.mix:
+        if other is not None and other.staged is not None and other.staged.plan.resolved == one.resolved:
             entries[one.name] = dataclasses.replace(other, name=one.name)
             continue
-        plan = TensorPlan(one.name, entry.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers)
-        plan = dataclasses.replace(plan, masked_as=like, turned=one.name in turned)
+        plan = TensorPlan(one.name, entry.shape, one.sources, one.base, merged, dtype, 0, 0, one.resolved, one.numbers)
+        plan = dataclasses.replace(plan, masked_as=like, transposed=one.name in transposed)
         nbytes = plan.size * dtype.itemsize
         staged = Staged(plan, stage.seed, title)
         entries[one.name] = TensorEntry(one.name, dtype, entry.shape, title, 0, nbytes, staged=staged)
     return entries
 
 
-def _made_of(one: Made) -> tuple[TensorEntry, ...]:
+def _made_of(one: AssembledTensor) -> tuple[TensorEntry, ...]:
     """What is read for a tensor, whatever it is called."""
     return tuple(dataclasses.replace(entry, name="") for entry in one.entries)
 
@@ -176,14 +176,14 @@ def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
 
 
 def _lay_out(
-    made: Sequence[Made], recipe: Recipe, format: str | None, shard_bytes: int, turned: Set[str]
+    made: Sequence[AssembledTensor], recipe: Recipe, format: str | None, shard_bytes: int, transposed: Set[str]
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
     """Which tensor goes where: in the given order, shards filled up to shard_bytes, wide dtypes first within a shard.
-    turned: names of matrices [in, out].
+    transposed: names of matrices [in, out].
 
     Raises CheckpointError listing the tensors that the output's format can't hold.
     """
-    groups: list[list[tuple[Held, Made]]] = [[]]
+    groups: list[list[tuple[Held, AssembledTensor]]] = [[]]
     filled = 0
     for one in made:
         entry = one.base or one.sources[0]
@@ -203,8 +203,8 @@ def _lay_out(
     for number, group in enumerate(groups):
         group.sort(key=lambda pair: -pair[0].dtype.itemsize)  # so that every tensor is aligned to its own width
         problems += form.problems([held for held, _ in group])
-        frame = form.frame([held for held, _ in group], format)
-        for (held, one), offset in zip(group, frame.offsets, strict=True):
+        header = form.header([held for held, _ in group], format)
+        for (held, one), offset in zip(group, header.offsets, strict=True):
             tensors.append(
                 TensorPlan(
                     name=held.name,
@@ -215,15 +215,15 @@ def _lay_out(
                     dtype=held.dtype,
                     shard=number,
                     offset=offset,
-                    mix=one.mix,
+                    resolved=one.resolved,
                     numbers=one.numbers,
                     masked_as=first.setdefault(_made_of(one), held.name),
-                    turned=held.name in turned,
+                    transposed=held.name in transposed,
                     values=one.values,
                 )
             )
         name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))
-        shards.append(Shard(name, frame.pieces, frame.nbytes))
+        shards.append(Shard(name, header.pieces, header.nbytes))
     if problems:
         raise CheckpointError(problems)
     return tuple(tensors), tuple(shards)

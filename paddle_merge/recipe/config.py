@@ -171,9 +171,9 @@ class MergeConfig(Fields):
             recipe = self._recipe(method(sparsifier, merge_type, self.method))
             weighted = self.weight_list is None or len(self.weight_list) == len(self.models) >= 1
             resolver = Resolver(recipe)
-            mix = resolver.mix(resolver.values(recipe.slices[0], "", 0.0))
-            problems += mix.sparsifier.problems() if mix.sparsifier is not None else []
-            problems += mix.merger.problems(len(self.models)) if weighted and self.models else []
+            resolved = resolver.resolved(resolver.values(recipe.slices[0], "", 0.0))
+            problems += resolved.sparsifier.problems() if resolved.sparsifier is not None else []
+            problems += resolved.merger.problems(len(self.models)) if weighted and self.models else []
         if problems:
             raise ConfigError(problems)
         return recipe

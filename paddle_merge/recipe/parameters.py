@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..methods.shared.method import REQUIRED, Mix, Parameter
+from ..methods.shared.method import REQUIRED, Parameter, ResolvedMethod
 from ..parsing import shown
 from .recipe import Condition, Recipe, Setting, Settings, Slice, Stage, Value
 
@@ -22,14 +22,17 @@ _WORDS = {
 
 
 class Resolver:
-    """The mixes of a recipe's tensors: equal parameters give the same Mix. used: ids of the conditions that tensors met."""
+    """Resolves the parameters of a recipe's tensors; equal parameters give the same ResolvedMethod.
+
+    used: ids of the conditions that tensors met.
+    """
 
     def __init__(self, recipe: Recipe | Stage):
         self._recipe = recipe
-        self._made: dict[Any, Mix] = {}
+        self._made: dict[Any, ResolvedMethod] = {}
         self.used: set[int] = set()
 
-    def mix(self, values: Mapping[str, Any]) -> Mix:
+    def resolved(self, values: Mapping[str, Any]) -> ResolvedMethod:
         """Of resolved values. Raises ValueError: a sentence with the parameter's name."""
         key = tuple(values.items())
         if key not in self._made:
@@ -69,7 +72,7 @@ class Resolver:
         return parameter.default
 
 
-def uniform(recipe: Recipe) -> Mix | None:
+def uniform(recipe: Recipe) -> ResolvedMethod | None:
     """How all tensors are merged, if it is alike. Raises ValueError as Resolver.mix does."""
     if (
         recipe.method.by_layer
@@ -81,16 +84,16 @@ def uniform(recipe: Recipe) -> Mix | None:
     ):
         return None
     resolver = Resolver(recipe)
-    return resolver.mix(resolver.values(recipe.slices[0], "", 0.0))
+    return resolver.resolved(resolver.values(recipe.slices[0], "", 0.0))
 
 
 def weighted(recipe: Recipe) -> list[tuple[int, float | None]]:
     """The places in Recipe.titles of what the last merge is made of, and how much each counts; None if that varies."""
-    mix = uniform(recipe)
+    resolved = uniform(recipe)
     inputs = [one.number for part in recipe.slices for one in part.inputs]
-    if mix is None:
+    if resolved is None:
         return [(number, None) for number in dict.fromkeys(inputs)]
-    return list(zip(inputs, mix.merger.effective_weights(len(inputs)), strict=True))
+    return list(zip(inputs, resolved.merger.effective_weights(len(inputs)), strict=True))
 
 
 def matches(filter: str | None, name: str) -> bool:

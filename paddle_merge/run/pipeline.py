@@ -34,7 +34,7 @@ class Source(Protocol):
         """(clusters * width,): the first `width` of every `step` elements, from the tensor's beginning."""
 
 
-class Road:
+class Pipeline:
     """The elements start..stop of one tensor in all models, as methods see them (methods.Tensor) and as they are merged.
 
     not_finite: the sources (models in order, then the base) in which a NaN or Inf was met. overflowed: whether finite input
@@ -51,9 +51,9 @@ class Road:
         progress: Callable[[int], None],
     ):
         self.name, self.shape, self.size = tensor.masked_as or tensor.name, tensor.shape, tensor.size
-        self.models, self.seed, self.turned = len(tensor.sources), seed, tensor.turned
+        self.models, self.seed, self.transposed = len(tensor.sources), seed, tensor.transposed
         self.narrow = all(entry.dtype.itemsize < 8 for entry in tensor.inputs)
-        self._tensor, self._piece, self._mix = tensor, piece, tensor.mix
+        self._tensor, self._piece, self._mix = tensor, piece, tensor.resolved
         self._source, self._backend, self._progress = source, backend, progress
         self._dtypes = source.dtypes
         self._based = tensor.base is not None
@@ -110,11 +110,11 @@ class Road:
 
     def merged(self, first: int, stop: int) -> Iterator[tuple[Any, int]]:
         """(stored elements, index of the first) block by block, once it is prepared."""
-        mix, backend = self._mix, self._backend
+        resolved, backend = self._mix, self._backend
         for start, x, base in self.blocks(first, stop):
-            merged = mix.merger.apply(self._sparsify(start, x), start, self._state, backend)
+            merged = resolved.merger.apply(self._sparsify(start, x), start, self._state, backend)
             if base is not None:
-                merged = backend.add_scaled(base, merged, mix.scale)
+                merged = backend.add_scaled(base, merged, resolved.scale)
             stored, bad = backend.store(merged, self._tensor.dtype)
             self._bad_out.append(bad)
             yield stored, start

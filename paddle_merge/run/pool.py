@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import WorkError
 from ..plan.plan import Piece, Plan
 from .job import Job, Report
-from .output.flock import Lock
+from .output.flock import FolderLock
 from .ranks import Ranks
 from .worker import Worker
 
@@ -22,7 +22,7 @@ log = logging.getLogger("paddle_merge")
 
 
 def work(
-    plan: Plan, job: Job, progress: bool | None, ranks: Ranks, lock: Lock | None = None, doing: str = "merging"
+    plan: Plan, job: Job, progress: bool | None, ranks: Ranks, lock: FolderLock | None = None, doing: str = "merging"
 ) -> Iterator[Report]:
     """Merge this rank's share of the pieces, here or in worker processes.
 
@@ -39,8 +39,8 @@ def work(
         if plan.n_process == ranks.count == 1 and job.engine.tensor_type == "np":
             yield from _work_here(plan, job, bar.update)
             return
-        with Crew(plan, pieces, job, lock) as crew:
-            yield from crew.work(bar.update, ranks)
+        with WorkerPool(plan, pieces, job, lock) as pool:
+            yield from pool.work(bar.update, ranks)
 
 
 def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> Iterator[Report]:
@@ -52,10 +52,10 @@ def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> Iterator
         worker.close()
 
 
-class Crew:
+class WorkerPool:
     """Worker processes, which hold the merge's lock too. Leaving the context kills those that still run."""
 
-    def __init__(self, plan: Plan, pieces: Sequence[Piece], job: Job, lock: Lock | None = None):
+    def __init__(self, plan: Plan, pieces: Sequence[Piece], job: Job, lock: FolderLock | None = None):
         self._inherited = [lock.file] if lock is not None and lock.file is not None else []
         count = min(plan.n_process, len(pieces))
         self._plan, self._pieces, self._job = plan, pieces, job
@@ -86,7 +86,7 @@ class Crew:
             )
         self._processes[ours] = process
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -149,9 +149,9 @@ class Ranks:
             self._tell("fail", sentences)
 
     def _tell(self, kind: str, content: Any) -> None:
-        frame = _frame(kind, content)
+        header = _frame(kind, content)
         for peer in self._peers.values():
-            peer.tell(frame)
+            peer.tell(header)
 
     # --- meeting -----------------------------------------------------------------------------------------------------
 
@@ -243,20 +243,20 @@ class _Peer(socket.socket):
             for name in TCP.keys() & vars(socket).keys():
                 self.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), TCP[name])
 
-    def tell(self, frame: bytes) -> None:
+    def tell(self, header: bytes) -> None:
         with contextlib.suppress(OSError, AttributeError):  # it ended; there is no such option
             # What a sleeping rank leaves unread may stay here for hours; but its machine takes a small frame at once.
-            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000 if len(frame) < 1 << 14 else 0)
-        self.outgoing.append((memoryview(frame), []))
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000 if len(header) < 1 << 14 else 0)
+        self.outgoing.append((memoryview(header), []))
         self.write()
 
     def write(self) -> None:
         """A KeyboardInterrupt may come between any two steps here: no byte is lost or sent twice."""
         try:
             while self.outgoing:
-                frame, sent = self.outgoing[0]
-                if sum(sent) < len(frame):
-                    sent.extend(map(self.send, [frame[sum(sent) :]]))  # one step: `+=` would be two
+                header, sent = self.outgoing[0]
+                if sum(sent) < len(header):
+                    sent.extend(map(self.send, [header[sum(sent) :]]))  # one step: `+=` would be two
                 else:
                     self.outgoing.popleft()
             if self.leaving:

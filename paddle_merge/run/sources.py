@@ -14,7 +14,7 @@ from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import Fingerprint
 from ..checkpoints.tensors import Staged
 from ..plan.plan import Piece, TensorPlan
-from .pipeline import Road
+from .pipeline import Pipeline
 
 if TYPE_CHECKING:
     from ..checkpoints.tensors import TensorEntry
@@ -95,10 +95,10 @@ class StagedTensor:
         whole, backend = Piece(0, 0, plan.size), NumpyBackend(plan.compute)
         source = FileSource(plan, whole, backend.block(len(plan.sources)), 0, files, Scratch())
         self.dtype, self._size = plan.dtype, plan.size
-        self._road = Road(plan, whole, staged.seed, source, backend, lambda _: None)
+        self._pipeline = Pipeline(plan, whole, staged.seed, source, backend, lambda _: None)
         self._backend = backend
         with backend.at_work():
-            self._road.prepare()
+            self._pipeline.prepare()
         self._block, self._number = np.empty(min(STEP, plan.size), plan.dtype.raw), -1
 
     def read(self, start: int, out: np.ndarray) -> None:
@@ -114,6 +114,6 @@ class StagedTensor:
     def _merge(self, number: int) -> None:
         first = number * STEP
         with self._backend.at_work():
-            for stored, start in self._road.merged(first, min(first + STEP, self._size)):
+            for stored, start in self._pipeline.merged(first, min(first + STEP, self._size)):
                 self._block[start - first : start - first + len(stored)] = stored
         self._number = number

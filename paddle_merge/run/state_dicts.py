@@ -14,7 +14,7 @@ from ..backends.engine import Engine, import_paddle
 from ..checkpoints.quantised import problems as quantised
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.inputs import differences
-from ..conversion.layout import turned_in
+from ..conversion.layout import transposed_in
 from ..dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
 from ..errors import CheckpointError, ConfigError
 from ..plan.assemble import assemble
@@ -23,7 +23,7 @@ from ..recipe import checks
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
 from .job import Report, notice
-from .pipeline import Road
+from .pipeline import Pipeline
 from .worker import Backends
 
 log = logging.getLogger("paddle_merge")
@@ -85,10 +85,10 @@ def merge_by_recipe(
                 dtypes = [entry.dtype for entry in tensor.inputs]
                 flat = [kind.flat(value, dtype) for value, dtype in zip(values, dtypes, strict=True)]
                 source = _MemorySource(flat, dtypes)
-                road = Road(tensor, Piece(0, 0, tensor.size), recipe.seed, source, backend, lambda _: None)
-                road.merge(lambda stored, _, blocks=blocks, like=like: blocks.append(kind.keep(stored, like)))  # type: ignore[misc]
-                not_finite = tuple(tensor.numbers[source] for source in road.not_finite)
-                reports.append(Report(tensor.name, not_finite, road.overflowed))
+                pipeline = Pipeline(tensor, Piece(0, 0, tensor.size), recipe.seed, source, backend, lambda _: None)
+                pipeline.merge(lambda stored, _, blocks=blocks, like=like: blocks.append(kind.keep(stored, like)))  # type: ignore[misc]
+                not_finite = tuple(tensor.numbers[source] for source in pipeline.not_finite)
+                reports.append(Report(tensor.name, not_finite, pipeline.overflowed))
             result[tensor.name] = kind.join(blocks, like, tensor.dtype)
     notice(reports, tensors, recipe.sources, strict)
     return result
@@ -119,13 +119,13 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
     if problems:
         raise CheckpointError(problems)
     tensors = []
-    turned = turned_in(inputs[0].tensors, _layout(recipe, inputs[0], kind))
+    transposed = transposed_in(inputs[0].tensors, _layout(recipe, inputs[0], kind))
     made = {one.name: one for one in assemble(recipe, inputs)[0]}
     for name, first in inputs[0].tensors.items():
         one, merged = made[name], first.dtype.is_float
         dtype = recipe.out_dtype if merged and recipe.out_dtype else first.dtype
-        plan = TensorPlan(name, first.shape, one.sources, one.base, merged, dtype, 0, 0, one.mix, one.numbers)
-        tensors.append(dataclasses.replace(plan, turned=name in turned))
+        plan = TensorPlan(name, first.shape, one.sources, one.base, merged, dtype, 0, 0, one.resolved, one.numbers)
+        tensors.append(dataclasses.replace(plan, transposed=name in transposed))
         values = [] if merged else [kind.array(source[name]) for source in sources]
         unequal = [recipe.sources[k] for k, value in enumerate(values) if not np.array_equal(value, values[0])]
         if unequal:

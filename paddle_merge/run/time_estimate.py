@@ -28,7 +28,7 @@ from ..methods.shared.whole_matrix import Whole, is_matrix
 from ..plan.memory_estimate import alone
 from ..plan.plan import Piece, Plan, TensorPlan
 from .output.destination import existing_parent
-from .pipeline import Road, Source
+from .pipeline import Pipeline, Source
 from .sources import FileSource
 from .worker import Backends
 
@@ -71,12 +71,12 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
     """
     notes: list[str] = []
     random_places = random.Random(0)
-    with closing(Files(panel=plan.engine.room.panel)) as files, _nameless(output, notes) as written:
+    with closing(Files(panel=plan.engine.budget.panel)) as files, _nameless(output, notes) as written:
         bench = _Bench(plan, files, written)
         loading = bench.load()
         if loading > 3:
             notes.append(f"the loops were compiled for this forecast, which took {loading:.0f} s: once on this machine")
-        if any(isinstance(tensor.mix.merger, Whole) and is_matrix(tensor.shape) for tensor in plan.tensors):
+        if any(isinstance(tensor.resolved.merger, Whole) and is_matrix(tensor.shape) for tensor in plan.tensors):
             notes.append("matrices' singular vectors aren't counted, and may take much longer than all else")
         costs = bench.costs(random_places)
         cached, disk = _page_cache(plan, random_places)
@@ -194,13 +194,13 @@ class _Bench:
         begun = time.perf_counter()
         block = backend.block(len(tensor.sources))
         piece = Piece(0, start, start + count)
-        keep = self._plan.engine.room.resident if tensor.mix.measures else 0
+        keep = self._plan.engine.budget.resident if tensor.resolved.measures else 0
         source = FileSource(tensor, piece, block, keep, self._files, self._scratch)
         cost.reading += time.perf_counter() - begun
         window = dataclasses.replace(tensor, shape=(count,))
         with backend.at_work():
             timed = _Timed(source, start, cost)
-            Road(window, Piece(0, 0, count), self._plan.recipe.seed, timed, backend, lambda _: None).merge(hand_on)
+            Pipeline(window, Piece(0, 0, count), self._plan.recipe.seed, timed, backend, lambda _: None).merge(hand_on)
         cost.all += time.perf_counter() - begun
         cost.elements += count
 

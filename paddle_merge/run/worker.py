@@ -29,7 +29,7 @@ from ..checkpoints.fingerprint import Fingerprint
 from ..errors import MergeError, WorkError
 from ..plan.plan import Piece, TensorPlan
 from .job import Job, Report
-from .pipeline import Road
+from .pipeline import Pipeline
 from .sources import FileSource
 
 log = logging.getLogger("paddle_merge")
@@ -55,9 +55,9 @@ class Worker:
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
         self._seed, self._paths, self._progress = job.seed, job.paths, progress
-        self._files, self._shards, self._scratch = Files(panel=job.engine.room.panel), Files(os.O_WRONLY), Scratch()
+        self._files, self._shards, self._scratch = Files(panel=job.engine.budget.panel), Files(os.O_WRONLY), Scratch()
         self._backends = Backends(job.engine)
-        self._resident = job.engine.room.resident
+        self._resident = job.engine.budget.resident
 
     def merge(self, tensor: TensorPlan, piece: Piece) -> Report:
         """Raises WorkError, naming the tensor, whatever goes wrong."""
@@ -93,9 +93,9 @@ class Worker:
     def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         backend = self._backends.of(tensor)
         block = backend.block(len(tensor.sources))
-        keep = self._resident if tensor.mix.measures else 0
+        keep = self._resident if tensor.resolved.measures else 0
         source = FileSource(tensor, piece, block, keep, self._files, self._scratch)
-        road = Road(tensor, piece, self._seed, source, backend, self._progress)
+        pipeline = Pipeline(tensor, piece, self._seed, source, backend, self._progress)
         coming: deque[tuple[Callable[[], np.ndarray], int]] = deque()  # blocks on their way back from the device
 
         def hand_on(stored: Any, start: int) -> None:
@@ -105,11 +105,11 @@ class Worker:
                 write(end(), first)
 
         with backend.at_work():
-            road.merge(hand_on)
+            pipeline.merge(hand_on)
             for end, first in coming:
                 write(end(), first)
-            not_finite = tuple(tensor.numbers[source] for source in road.not_finite)
-            return Report(tensor.name, not_finite, road.overflowed, backend.peak(), read=source.fingerprints())
+            not_finite = tuple(tensor.numbers[source] for source in pipeline.not_finite)
+            return Report(tensor.name, not_finite, pipeline.overflowed, backend.peak(), read=source.fingerprints())
 
     def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         step = (1 << 20) // tensor.dtype.itemsize

@@ -86,11 +86,11 @@ def work(script: ModuleType) -> None:
 
 def paddle_state(state: dict[str, Any], prefix: str) -> dict[str, Any]:
     """In Paddle's orientation: Linear weights [in, out]; names begin with `prefix` instead of "model."."""
-    turned = {}
+    transposed = {}
     for name, value in state.items():
         new = prefix + name.removeprefix("model.") if name.startswith("model.") else name
-        turned[new] = np.ascontiguousarray(value.T) if name.endswith("_proj.weight") else value
-    return turned
+        transposed[new] = np.ascontiguousarray(value.T) if name.endswith("_proj.weight") else value
+    return transposed
 
 
 def write_weights(folder: str, state: dict[str, Any]) -> None:

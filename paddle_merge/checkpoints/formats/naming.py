@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from . import pdparams, safetensors
-from .frame import Frame, Held
+from .header import Header, Held
 
 
 class Format(NamedTuple):
-    """model: what files of the prefix "model" are called. frame: makes a file's Frame of its tensors and the metadata's
+    """model: what files of the prefix "model" are called. frame: makes a file's Header of its tensors and the metadata's
     `format`. problems: sentences on tensors that such a file can't hold."""
 
     model: str
-    frame: Callable[[Sequence[Held], str | None], Frame]
+    header: Callable[[Sequence[Held], str | None], Header]
     problems: Callable[[Sequence[Held]], list[str]]
 
 
 FORMATS = {
-    "safetensors": Format("model", safetensors.frame, safetensors.problems),
-    "pdparams": Format("model_state", pdparams.frame, pdparams.problems),
+    "safetensors": Format("model", safetensors.header, safetensors.problems),
+    "pdparams": Format("model_state", pdparams.header, pdparams.problems),
 }
 
 

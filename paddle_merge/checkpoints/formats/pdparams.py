@@ -14,7 +14,7 @@ from ..tensors import Checkpoint, Part, TensorEntry
 from ..views import assemble
 from .arrays import WORDS, Array, Texts, named, naturals, place
 from .folder import misplaced
-from .frame import Frame, Held
+from .header import Header, Held
 from .pickles import load, open_window
 
 _NAMES = "StructuredToParameterName@@"  # paddle.save's table of parameter names
@@ -121,7 +121,7 @@ _NEW_ARRAY = b"K\0\x85C\x01b\x87R"  # (.., 0) TUPLE1 b"b" TUPLE3 REDUCE
 _NEW_DTYPE, _DTYPE_STATE = b"\x89\x88\x87R", b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
 
 
-def frame(tensors: Sequence[Held], format: str | None) -> Frame:
+def header(tensors: Sequence[Held], format: str | None) -> Header:
     memo: dict[str, int] = {}
     pieces: list[tuple[int, bytes]] = []
     offsets: list[int] = []
@@ -135,7 +135,7 @@ def frame(tensors: Sequence[Held], format: str | None) -> Frame:
         offsets.append(at + len(text))
         at, text = at + len(text) + nbytes, b"tb"
     text += _text(NAMES) + b"}(" + b"".join(_text(tensor.name) * 2 for tensor in tensors) + b"u" + _STOP
-    return Frame((*pieces, (at, text)), tuple(offsets), at + len(text))
+    return Header((*pieces, (at, text)), tuple(offsets), at + len(text))
 
 
 def problems(tensors: Sequence[Held]) -> list[str]:

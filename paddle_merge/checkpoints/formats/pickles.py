@@ -140,7 +140,7 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
     """The machine: a stack, the places of marks in it, and a memo. Frames say what to read ahead; that instructions fill
     them shows that no byte was lost on the way."""
     read, stack, marks, memo = window.read, list[Any](), list[int](), dict[int, Any]()
-    frame = 0  # where the frame ends that this instruction is in
+    header = 0  # where the frame ends that this instruction is in
 
     def marked() -> list[Any]:
         start = marks.pop()
@@ -156,8 +156,8 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
         return stack[-1]
 
     for _ in range(MAX_STEPS):
-        if window.at == frame:
-            frame = 0
+        if window.at == header:
+            header = 0
         match read(1):
             case b"h":  # BINGET
                 stack.append(memo[read(1)[0]])
@@ -250,8 +250,8 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                     raise MalformedError("refers to objects outside of it, which no weights file of Paddle does")
                 stack.append(persistent(stack.pop()))
             case b"\x95":  # FRAME
-                within, frame = frame, struct.unpack("<Q", read(8))[0] + window.at
-                if within or frame > window.stop:
+                within, header = header, struct.unpack("<Q", read(8))[0] + window.at
+                if within or header > window.stop:
                     raise MalformedError(f"is cut off, or damaged (byte {window.at})")
             case b"\x80":  # PROTO
                 version = read(1)[0]
@@ -259,7 +259,7 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                     raise MalformedError(f"is a pickle of protocol {version}; weights are saved with protocols 2 to 4")
             case b".":  # STOP
                 (value,) = stack
-                if frame not in (0, window.at):
+                if header not in (0, window.at):
                     raise MalformedError(f"is cut off, or damaged (byte {window.at})")
                 return value
             case code:

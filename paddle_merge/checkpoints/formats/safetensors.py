@@ -20,7 +20,7 @@ from ...parsing import shown
 from ..json_files import MAX_JSON, open_regular, parse_json, read_json
 from ..tensors import MAX_DIMS, MAX_SIZE, Checkpoint, TensorEntry
 from .folder import misplaced
-from .frame import Frame, Held
+from .header import Header, Held
 
 
 def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, str] | None) -> Checkpoint:
@@ -148,7 +148,7 @@ def _uint16_is_bfloat16(entry: TensorEntry, folder: str) -> TensorEntry:
 METADATA = "__metadata__"
 
 
-def frame(tensors: Sequence[Held], format: str | None) -> Frame:
+def header(tensors: Sequence[Held], format: str | None) -> Header:
     header: dict[str, object] = {METADATA: {"format": format}} if format is not None else {}
     ends = [0]
     for name, dtype, shape, nbytes in tensors:
@@ -158,7 +158,7 @@ def frame(tensors: Sequence[Held], format: str | None) -> Frame:
     text += b" " * (-len(text) % 8)
     head = struct.pack("<Q", len(text)) + text
     starts = [len(head) + end for end in ends]
-    return Frame(((0, head),), tuple(starts[:-1]), starts[-1])
+    return Header(((0, head),), tuple(starts[:-1]), starts[-1])
 
 
 def problems(tensors: Sequence[Held]) -> list[str]:

@@ -60,7 +60,7 @@ class Storage(Standin):
         self.dtype, self.offset, self.nbytes = dtype, offset, nbytes
 
 
-class Tensor(Standin):
+class TensorStub(Standin):
     """A view of a storage, as torch._utils._rebuild_tensor_v2 takes it. offset and strides count elements."""
 
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any):
@@ -82,9 +82,9 @@ class Tensor(Standin):
         return dtype, Part(file, offset, (0,) * len(self.shape), self.shape, self.strides)
 
 
-def _newer(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, kind: Any, *_: Any) -> Tensor:
+def _newer(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, kind: Any, *_: Any) -> TensorStub:
     """torch._utils._rebuild_tensor_v3: the storage has no type, the tensor has."""
-    tensor = Tensor(storage, offset, shape, strides)
+    tensor = TensorStub(storage, offset, shape, strides)
     name = kind.name.removeprefix("torch.")
     tensor.dtype = _DTYPES.get(name, name)
     return tensor
@@ -95,7 +95,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 WORDS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): Tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): TensorStub,
     ("torch._utils", "_rebuild_tensor_v3"): _newer,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("collections", "OrderedDict"): empty_dict,
@@ -116,7 +116,7 @@ def _read_tensors(file: str) -> list[TensorEntry]:
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
     remedy = "state = torch.load({file!r}); torch.save(state[{name!r}], 'pytorch_model.bin')"
-    tensors, problems = named(file, content, Tensor, remedy)
+    tensors, problems = named(file, content, TensorStub, remedy)
     entries = []
     for name, tensor in tensors.items():
         try:

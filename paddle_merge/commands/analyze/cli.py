@@ -88,8 +88,8 @@ class AnalyzeConfig:
     @property
     def width(self) -> float:
         """magprune's epsilon."""
-        room = 2.0 * min(self.reserve_p, 1.0 - self.reserve_p)
-        return max(0.0, min(0.14, room)) if self.epsilon is None else self.epsilon
+        budget = 2.0 * min(self.reserve_p, 1.0 - self.reserve_p)
+        return max(0.0, min(0.14, budget)) if self.epsilon is None else self.epsilon
 
     def check(self) -> None:
         """Raises ConfigError listing everything wrong, as far as no checkpoint needs to be looked at."""

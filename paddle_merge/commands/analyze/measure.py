@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...backends.budget import ROOMY
+from ...backends.budget import DEFAULT_BUDGET
 from ...backends.kernels import analysing
 from ...backends.np_backend import NumpyBackend
 from ...backends.scratch import Scratch
@@ -23,7 +23,7 @@ from ...methods.paddlenlp import METHODS
 from ...methods.shared.base import linear
 from ...methods.ties import ties
 from ...plan.plan import Piece
-from ...run.pipeline import Road
+from ...run.pipeline import Pipeline
 from ...run.sources import FileSource
 from .sums import KeptSums, ModelSums, PairSums
 from .tensors import Compared
@@ -87,8 +87,8 @@ class _Work:
         self._tensor, self._sparsifiers, self._scratch = tensor, sparsifiers, Scratch()
         self._backend = NumpyBackend(plan.compute)
         block = self._backend.block(len(tensor.sources))
-        source = FileSource(plan, piece, block, ROOMY.resident, files, Scratch())
-        self._road = Road(plan, piece, SEED, source, self._backend, progress)
+        source = FileSource(plan, piece, block, DEFAULT_BUDGET.resident, files, Scratch())
+        self._pipeline = Pipeline(plan, piece, SEED, source, self._backend, progress)
         models = self._models = list(tensor.sources)
         self._pairs = list(combinations(range(len(models)), 2))
         self._weights = self._backend.array([1.0] * len(models))
@@ -100,13 +100,15 @@ class _Work:
         self._summed = {name: np.zeros(1) for name in ROUNDS}
 
     def run(self) -> Measured:
-        states = {name: one.prepare(self._road, self._backend) for name, one in self._sparsifiers.items() if one is not None}
-        for start, x, base in self._road.blocks():
+        states = {
+            name: one.prepare(self._pipeline, self._backend) for name, one in self._sparsifiers.items() if one is not None
+        }
+        for start, x, base in self._pipeline.blocks():
             self._measure(x, base)
             for name in ROUNDS:
                 self._sparsify(name, start, x, states.get(name))
         everything = (*self._models, None)
-        self.not_finite = tuple(everything[source] for source in self._road.not_finite)
+        self.not_finite = tuple(everything[source] for source in self._pipeline.not_finite)
         return self._result()
 
     def _measure(self, x: np.ndarray, base: np.ndarray) -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from ...checkpoints.compare import differing
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...methods.linear import Linear
-from ...methods.shared.method import Mix
+from ...methods.shared.method import ResolvedMethod
 from ...plan.plan import TensorPlan
 
-SUM = Mix(None, Linear((), normalize=False))  # of which nothing is asked: methods are measured one after the other
+SUM = ResolvedMethod(
+    None, Linear((), normalize=False)
+)  # of which nothing is asked: methods are measured one after the other
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...checkpoints.formats.frame import Held
-from ...checkpoints.formats.safetensors import frame
+from ...checkpoints.formats.header import Held
+from ...checkpoints.formats.safetensors import header
 from ...checkpoints.tensors import TensorEntry
 from ...dtypes import DType
 from ...plan.file_names import json_bytes
@@ -43,7 +43,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class NewAdapter:
     """A LoRA adapter: what is written of it, and where.
 
     tensors: byte offset in the one shard -> elements as they are stored, C-contiguous, or where they lie in a checkpoint.
@@ -76,7 +76,7 @@ def make_adapter(
     whole: Mapping[str, TensorEntry],
     base: Mapping[str, TensorEntry],
     base_path: str,
-) -> Adapter:
+) -> NewAdapter:
     """The adapter of a format, one of LAYOUTS.
 
     factors: by the name of the weight, at least one. whole: tensors that replace the base's, by name; for PEFT of whole
@@ -95,7 +95,7 @@ def whole_modules(names: Collection[str], factors: Collection[str], tensors: Col
 
 def _peft(
     factors: Mapping[str, Factors], whole: Mapping[str, TensorEntry], base: Mapping[str, TensorEntry], base_path: str
-) -> Adapter:
+) -> NewAdapter:
     rank = max(item.rank for item in factors.values())
     ranks = {_module(name): item.rank for name, item in factors.items() if item.rank != rank}
     targets = [_module(name) for name in factors]
@@ -134,7 +134,7 @@ def _peft(
 
 def _paddle(
     factors: Mapping[str, Factors], whole: Mapping[str, TensorEntry], base: Mapping[str, TensorEntry], base_path: str
-) -> Adapter:
+) -> NewAdapter:
     """Paddle's adapters have one rank: where less was kept, the rest is zeros."""
     rank = max(item.rank for item in factors.values())
     targets = [_module(name) for name in factors]
@@ -168,17 +168,17 @@ def _adapter(
     dtypes: Mapping[str, DType],
     configs: Mapping[str, bytes],
     format: str,
-) -> Adapter:
+) -> NewAdapter:
     """One safetensors file, wide dtypes first so that every tensor is aligned to its own width."""
     names = sorted(tensors, key=lambda name: -dtypes[name].itemsize)
     held = [Held(name, dtypes[name], tuple(tensors[name].shape), tensors[name].nbytes) for name in names]
-    around = frame(held, format)
+    around = header(held, format)
     indexed = prefix != PREFIXES["peft"]
     shard = Shard(
         f"{prefix}-00001-of-00001.safetensors" if indexed else f"{prefix}.safetensors", around.pieces, around.nbytes
     )
     offsets = {offset: tensors[name] for name, offset in zip(names, around.offsets, strict=True)}
-    return Adapter(prefix, (shard,), offsets, configs, tuple(names), indexed)
+    return NewAdapter(prefix, (shard,), offsets, configs, tuple(names), indexed)
 
 
 def _last_words(modules: Collection[str], base: Mapping[str, TensorEntry]) -> list[str]:

@@ -20,7 +20,7 @@ NEGLIGIBLE = 1e-15  # of the largest squared singular value: what float64 can't 
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRankFactors:
     """left [m, r] @ right [r, n] approximates an m x n matrix; both float64, singular values shared equally between them.
 
     values [r]: the singular values kept, largest first; remaining: the largest that isn't, 0.0 if all are.
@@ -32,7 +32,7 @@ class LowRank:
     remaining: float
 
 
-def low_rank(matrix: np.ndarray, rank: int, energy: float | None = None) -> LowRank:
+def low_rank(matrix: np.ndarray, rank: int, energy: float | None = None) -> LowRankFactors:
     """The approximation of rank `rank`, or of the smaller side of the matrix if that is less.
 
     matrix: [m, n] float64, finite and not all zeros.
@@ -51,7 +51,7 @@ def low_rank(matrix: np.ndarray, rank: int, energy: float | None = None) -> LowR
     signs = np.where(u[largest, np.arange(kept)] < 0, -1.0, 1.0)  # else they are anyone's choice
     left = u * (signs * roots)
     right = products * (signs / np.where(roots > 0, roots, 1.0))[:, None]
-    return LowRank(left, right, values[:kept], float(values[kept]) if kept < len(values) else 0.0)
+    return LowRankFactors(left, right, values[:kept], float(values[kept]) if kept < len(values) else 0.0)
 
 
 def _leading(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

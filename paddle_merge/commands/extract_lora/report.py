@@ -12,7 +12,7 @@ import numpy as np
 
 from ...dtypes import DType
 from ...version import __version__
-from .adapter_files import Adapter
+from .adapter_files import NewAdapter
 from .changes import Change
 from .config import RANK, ExtractConfig
 from .low_rank import SPREAD
@@ -87,7 +87,7 @@ def describe(change: Change) -> dict[str, Any]:
     return {"name": change.name, "shape": list(change.shape), "change_norm": change.norm}
 
 
-def summarise(report: Mapping[str, Any], adapter: Adapter, seconds: float) -> None:
+def summarise(report: Mapping[str, Any], adapter: NewAdapter, seconds: float) -> None:
     """Tell what is kept: of all, and of the tensors that lose most."""
     log.info("kept     %.4f of the change's sum of squares; the tensors of which least is kept:", report["kept"])
     log.info("         %8s %6s %19s %13s", "kept", "rank", "largest singular value", "remaining")

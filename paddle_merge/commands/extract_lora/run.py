@@ -31,7 +31,7 @@ from ...plan.file_names import json_bytes
 from ...run.output.destination import check_output
 from ...run.output.writer import Output
 from ..pairs import BLOCK
-from .adapter_files import LAYOUTS, PREFIXES, Adapter, Factors, make_adapter, whole_modules
+from .adapter_files import LAYOUTS, PREFIXES, Factors, NewAdapter, make_adapter, whole_modules
 from .changes import Change, find_changes, read_change
 from .config import ExtractConfig
 from .low_rank import low_rank
@@ -117,7 +117,7 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
     finetuned_layout, base_layout = config.layouts
     target = LAYOUTS.get(config.format or "")
     given = (base_layout, finetuned_layout)
-    pair, layout, turned = normalise((base, finetuned), given, target, False, "model", read_config(base.folder))
+    pair, layout, transposed = normalise((base, finetuned), given, target, False, "model", read_config(base.folder))
     if layout is None:
         raise CheckpointError(
             f"{base.path}: can't tell its layout, by which an adapter names and turns its factors; say it with --layout, one"
@@ -131,7 +131,7 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
     problems = differences(pair, FLOAT32)
     if problems:
         raise CheckpointError(problems)
-    for sentence in turned:
+    for sentence in transposed:
         log.info("layout   %s", sentence)
     base, finetuned = pair
     mixed = [name for name, entry in base.tensors.items() if entry.dtype != finetuned.tensors[name].dtype]
@@ -233,7 +233,7 @@ def _whole(inputs: Inputs, rest: Sequence[Change], factors: Mapping[str, Factors
     return whole
 
 
-def _write(config: ExtractConfig, adapter: Adapter, said: Mapping[str, Any], files: Files) -> None:
+def _write(config: ExtractConfig, adapter: NewAdapter, said: Mapping[str, Any], files: Files) -> None:
     """All files or none. Raises OutputError."""
     output, written = Output(config.output_path, adapter, REPORT), None
     try:

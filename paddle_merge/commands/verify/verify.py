@@ -19,7 +19,7 @@ from ...plan.plan import Plan, TensorPlan
 from ...plan.planner import make_plan
 from ...recipe.config import MergeConfig
 from ...run.job import Job, Report
-from ...run.output.lock import Lock, Written, read_lock
+from ...run.output.lock import MergeRecord, Written, read_lock
 from ...run.pool import work
 from ...run.ranks import Ranks
 
@@ -64,7 +64,7 @@ def verify(folder: str, sample: int | None, n_process: int, tolerant: bool, prog
 # --- the output against the record
 
 
-def _files(folder: str, lock: Lock, found: Findings) -> None:
+def _files(folder: str, lock: MergeRecord, found: Findings) -> None:
     """What isn't weights, what stands around the weights, and weights that are no part of it."""
     for name, checksum in lock.files.items():
         path = os.path.join(folder, name)
@@ -74,12 +74,12 @@ def _files(folder: str, lock: Lock, found: Findings) -> None:
                     found.off.append(f"{path}: has changed since the merge")
         except OSError as error:
             found.off.append(f"{path}: can't be read ({error.strerror})")
-    for name, (nbytes, frame) in lock.shards.items():
+    for name, (nbytes, header) in lock.shards.items():
         path = os.path.join(folder, name)
         try:
             if (size := os.path.getsize(path)) != nbytes:
                 found.off.append(f"{path}: has {size:,} bytes, and the merge wrote {nbytes:,}")
-            elif _frame(path, nbytes, [tensor for tensor in lock.tensors.values() if tensor.shard == name]) != frame:
+            elif _frame(path, nbytes, [tensor for tensor in lock.tensors.values() if tensor.shard == name]) != header:
                 found.off.append(f"{path}: its header, what stands around the tensors, isn't what the merge wrote")
         except OSError as error:
             found.off.append(f"{path}: can't be read ({error.strerror})")
@@ -102,7 +102,7 @@ def _frame(path: str, nbytes: int, tensors: Sequence[Written]) -> str:
     return checksum.hexdigest()
 
 
-def _tensors(folder: str, lock: Lock, found: Findings, n_process: int) -> None:
+def _tensors(folder: str, lock: MergeRecord, found: Findings, n_process: int) -> None:
     """The bytes of every tensor. Threads read: hashing and reading don't hold Python's lock."""
 
     def stretches() -> Iterator[tuple[str, int, int]]:
@@ -130,7 +130,9 @@ def _tensors(folder: str, lock: Lock, found: Findings, n_process: int) -> None:
 # --- the inputs against the record
 
 
-def _remake(folder: str, lock: Lock, sample: int | None, n_process: int, progress: bool | None, found: Findings) -> None:
+def _remake(
+    folder: str, lock: MergeRecord, sample: int | None, n_process: int, progress: bool | None, found: Findings
+) -> None:
     """Merge again, without writing. Raises CheckpointError, WorkError."""
     path = os.path.join(folder, RECORD)
     try:
@@ -158,7 +160,7 @@ def _remake(folder: str, lock: Lock, sample: int | None, n_process: int, progres
         found.off += _judge(plan, tensors[name], reports[name], lock)
 
 
-def _judge(plan: Plan, tensor: TensorPlan, reports: Sequence[Report], lock: Lock) -> list[str]:
+def _judge(plan: Plan, tensor: TensorPlan, reports: Sequence[Report], lock: MergeRecord) -> list[str]:
     """What differs between a tensor made again and the record."""
     name, then = tensor.name, lock.tensors[tensor.name]
     if len(then.read) != len(tensor.numbers):

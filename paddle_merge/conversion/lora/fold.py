@@ -20,7 +20,7 @@ from ...checkpoints.compare import equal, is_zero
 from ...checkpoints.config_json import has_language_head, read_config
 from ...checkpoints.names import EMBEDDINGS, is_linear, last_word
 from ...checkpoints.tensors import Adapted, Checkpoint, Lengths, LowRank, TensorEntry
-from ...checkpoints.views import transposed
+from ...checkpoints.views import transpose
 from ...errors import CheckpointError, MalformedError
 from .. import fused
 from .config import check_tensors, scaling, unfit
@@ -157,14 +157,14 @@ class _Fold:
             raise MalformedError(self._targets.nowhere(name))
         old = self.tensors[target]
         if len(old.shape) == 2 == len(entry.shape) and last_word(target) not in EMBEDDINGS:
-            turned = self._targets.stored_turned(target)
-            flip = turned != (self._adapter.kind == "paddle")
-            if turned is None or (flip and not is_linear(target)):  # only shapes can tell
+            transposed = self._targets.stored_transposed(target)
+            flip = transposed != (self._adapter.kind == "paddle")
+            if transposed is None or (flip and not is_linear(target)):  # only shapes can tell
                 if entry.shape == entry.shape[::-1]:
-                    remedy = "say it with --layout" if turned is None else "give a base of the adapter's own layout"
+                    remedy = "say it with --layout" if transposed is None else "give a base of the adapter's own layout"
                     raise MalformedError(f"is square, so it can't be told how {target!r} is stored; {remedy}")
                 flip = entry.shape != old.shape
-            entry = transposed(entry, target) if flip else entry
+            entry = transpose(entry, target) if flip else entry
         if entry.shape != old.shape:
             raise MalformedError(f"is {list(entry.shape)}, but {target!r}, which it should replace, is {list(old.shape)}")
         if not (entry.dtype.is_float and old.dtype.is_float):
@@ -233,13 +233,13 @@ class _Fold:
             shape = list(self.tensors[target].shape)
             raise MalformedError(f"is for an embedding [{a.shape[1]}, {b.shape[0]}], but {target!r} is {shape}")
         scale = scaling(self._adapter, module.name, a.shape[0])
-        return LowRank(transposed(a, a.name), transposed(b, b.name), scale)
+        return LowRank(transpose(a, a.name), transpose(b, b.name), scale)
 
     def _linear(self, module: Module) -> None:
         """W [in, out] + A [in, r] @ AB [r, r] @ B [r, out] * s, in Paddle's words; or turned."""
         a, b = _matrices(module.tensors["A"], module.tensors["B"])
         if self._adapter.kind == "peft":
-            a, b = transposed(a, a.name), transposed(b, b.name)
+            a, b = transpose(a, a.name), transpose(b, b.name)
         if a.shape[1] != b.shape[0]:
             raise MalformedError(f"has the ranks {a.shape[1]} and {b.shape[0]}, which don't go together")
         middle = module.tensors.get("AB")
@@ -253,13 +253,13 @@ class _Fold:
         for name, columns in pieces.items():
             target = self._target(name)
             self._take(target, module.name)
-            turned = self._targets.is_turned(target, (a.shape[0], columns.shape[1]), swap)
-            if turned:
+            transposed = self._targets.is_transposed(target, (a.shape[0], columns.shape[1]), swap)
+            if transposed:
                 update = LowRank(a, columns, scale, middle)
             else:
-                between = transposed(middle, middle.name) if middle is not None else None
-                update = LowRank(transposed(columns, columns.name), transposed(a, a.name), scale, between)
-            self._change(target, [update, *self._lengths(module, target, 1 if turned else 0)])
+                between = transpose(middle, middle.name) if middle is not None else None
+                update = LowRank(transpose(columns, columns.name), transpose(a, a.name), scale, between)
+            self._change(target, [update, *self._lengths(module, target, 1 if transposed else 0)])
         if "bias" in module.tensors:
             self._bias(module, scale)
 

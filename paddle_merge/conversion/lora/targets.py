@@ -32,7 +32,7 @@ class Targets:
         """What the checkpoint calls this tensor, in whatever layout either is."""
         return name if name in self._checkpoint.tensors else self._names.get(_stem(name, self._config))
 
-    def stored_turned(self, name: str, fan_in_fan_out: bool = False) -> bool | None:
+    def stored_transposed(self, name: str, fan_in_fan_out: bool = False) -> bool | None:
         """Whether the checkpoint stores this weight [in, out], not [out, in]; None if only shapes can tell."""
         checkpoint, word = self._checkpoint, last_word(name)
         if word in EMBEDDINGS or word == "lm_head":
@@ -46,13 +46,13 @@ class Targets:
             return None
         return (layout != "hf") != fan_in_fan_out
 
-    def is_turned(self, name: str, shape: tuple[int, int], fan_in_fan_out: bool = False) -> bool:
+    def is_transposed(self, name: str, shape: tuple[int, int], fan_in_fan_out: bool = False) -> bool:
         """Whether the checkpoint stores this weight as [in, out]. shape: (in, out), as the adapter says.
 
         Raises MalformedError where that can't be told, or shapes contradict it.
         """
-        held, expected = self._checkpoint.tensors[name].shape, self.stored_turned(name, fan_in_fan_out)
-        ways = [turned for turned in (True, False) if held == (shape if turned else shape[::-1])]
+        held, expected = self._checkpoint.tensors[name].shape, self.stored_transposed(name, fan_in_fan_out)
+        ways = [transposed for transposed in (True, False) if held == (shape if transposed else shape[::-1])]
         if not ways or (expected is not None and expected not in ways):
             raise MalformedError(
                 f"is for a weight of {shape[0]} inputs and {shape[1]} outputs, but {name!r} is {list(held)}"

@@ -14,7 +14,7 @@ from ...checkpoints.adapters import Adapter, Module
 from ...checkpoints.compare import equal
 from ...checkpoints.names import EMBEDDINGS, HEAD, last_word
 from ...checkpoints.tensors import Checkpoint, TensorEntry
-from ...checkpoints.views import transposed
+from ...checkpoints.views import transpose
 from ...errors import MalformedError
 from .config import scaling
 
@@ -78,5 +78,5 @@ def _are_alike(adapter: Adapter, embedding: Module, head: Module) -> bool:
     with contextlib.suppress(MalformedError):
         rank = a.shape[0]
         same = scaling(adapter, embedding.name, rank) == scaling(adapter, head.name, rank)
-        return same and equal(transposed(b, ""), head.tensors["A"]) and equal(transposed(a, ""), head.tensors["B"])
+        return same and equal(transpose(b, ""), head.tensors["A"]) and equal(transpose(a, ""), head.tensors["B"])
     return False

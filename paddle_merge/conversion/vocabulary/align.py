@@ -11,11 +11,11 @@ from typing import Any
 from ...checkpoints.names import HEAD, last_word, layer_of
 from ...checkpoints.tensors import Aligned, TensorEntry
 from ...errors import CheckpointError
-from ..layout import turned_in
+from ..layout import transposed_in
 from ..modules import suggested
 from .rows import WORDS, Rows, keys, sizes
 from .tokens import Vocabulary, read_vocabulary, union
-from .vocabularies import Fate, Tokens, Vocabularies
+from .vocabularies import Tokens, Vocabularies, VocabularyAlignment
 
 _HEADS = (last_word(HEAD), "head")  # the latter in DeepSeek's layers that predict more than one token
 _TOKENS = (last_word(HEAD), "embed_tokens_per_layer")  # what surely has a row per token; the latter is Gemma 3n's
@@ -124,13 +124,13 @@ class Aligner:
     def _keys_of(self, number: int) -> list[str | int]:
         return keys(self._known[number], self._sizes[number][0])
 
-    def _fate(self, number: int, own: set[str]) -> Fate:
+    def _fate(self, number: int, own: set[str]) -> VocabularyAlignment:
         """own: the tokens that it has a row for."""
         named = {key for key in self._keys if isinstance(key, str)}
         left = set(self._keys_of(number)) - set(self._keys)
         dropped = tuple(token for token in self._known[number].ids if token in left)
         filled = tuple(key for key in self._keys if isinstance(key, str) and key not in own)
-        return Fate(number, len(own & named), filled, dropped, len(left) - len(dropped))
+        return VocabularyAlignment(number, len(own & named), filled, dropped, len(left) - len(dropped))
 
     def _axis(self, entries: Sequence[TensorEntry], numbers: Sequence[int]) -> int | None:
         """Along which axis a tensor has an element per token; None: along none. Raises CheckpointError if that can't be
@@ -158,7 +158,7 @@ class Aligner:
                 f"{first.path}: tensor {name!r} is square, so it can't be told which of its sides is tokens; say how it is"
                 " stored with --layout"
             )
-        return int(name in turned_in(first.tensors, self._layout))
+        return int(name in transposed_in(first.tensors, self._layout))
 
 
 def _may_hold_tokens(name: str) -> bool:

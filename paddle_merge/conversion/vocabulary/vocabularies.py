@@ -13,7 +13,7 @@ from .tokens import Vocabulary, read_vocabulary, same_files
 
 
 @dataclass(frozen=True)
-class Fate:
+class VocabularyAlignment:
     """What becomes of an input's tokens. matched: how many the output has, too; filled: tokens of the output that it has no
     row for; dropped: its tokens that the output doesn't have; unnamed: how many of its rows without a token are dropped."""
 
@@ -35,7 +35,7 @@ class Tokens:
     vocabulary: Vocabulary
     main: Vocabulary
     rows: int
-    fates: tuple[Fate, ...]
+    fates: tuple[VocabularyAlignment, ...]
     nowhere: tuple[str, ...]
 
 

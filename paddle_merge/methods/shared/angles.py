@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...backends.budget import Room
+from ...backends.budget import MemoryBudget
 from .base import Tensor, linear, total
 from .rows import Lines
 
@@ -95,7 +95,7 @@ class ByAngles:
         """(models, n) float64: of each of n lines."""
         raise NotImplementedError
 
-    def along(self, shape: tuple[int, ...], turned: bool) -> Lines | None:
+    def along(self, shape: tuple[int, ...], transposed: bool) -> Lines | None:
         """The lines that have weights of their own; None: the tensor is one vector."""
         return None
 
@@ -105,12 +105,12 @@ class ByAngles:
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 / models] * models
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
-    def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
+    def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
         """What `prepare` takes beside `memory`: of each line the dot products, and its weights."""
-        along = self.along(shape, turned)
+        along = self.along(shape, transposed)
         if along is None:
             return 0
         pairs = models * (models + 1) // 2
@@ -118,7 +118,7 @@ class ByAngles:
         return along.count * (grams + models * itemsize + 16) + min(STEP, along.count) * models * (models + 4) * 24
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
-        along = self.along(tensor.shape, tensor.turned)
+        along = self.along(tensor.shape, tensor.transposed)
         if along is None:
             (found,) = angles(tensor, backend)
             return None, backend.array(self.factors(found)[:, 0].tolist())

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from ...backends.budget import Room
+from ...backends.budget import MemoryBudget
 
 
 def total(rows: Iterable[Any]) -> Any:
@@ -26,7 +26,7 @@ class Tensor(Protocol):
     size: int  # elements
     models: int
     seed: int
-    turned: bool  # a matrix [in, out], as Paddle has a layer's weight; torch's, and any other tensor, is [out, in]
+    transposed: bool  # a matrix [in, out], as Paddle has a layer's weight; torch's, and any other tensor, is [out, in]
     narrow: bool  # False for float64 storage; True: magnitudes are compared as float32
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
@@ -52,7 +52,7 @@ class Sparsifier(Protocol):
     def problems(self) -> list[str]:
         """What is wrong with the parameters: sentences that name the flag and the remedy."""
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         """Bytes that `prepare` takes, at most, beside the blocks, for a tensor of `size` elements; itemsize: of compute
         dtype; room: the worker's."""
 
@@ -73,7 +73,7 @@ class Merger(Protocol):
     def problems(self, models: int) -> list[str]:
         """As Sparsifier.problems, for this many models."""
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         """As Sparsifier.memory."""
 
     def prepare(self, tensor: Tensor, backend: Any) -> Any:
@@ -87,10 +87,10 @@ class Merger(Protocol):
 
 
 @runtime_checkable
-class ByLine(Protocol):
+class ByRow(Protocol):
     """A part that knows something of every line of a tensor, so that what it takes depends on the shape."""
 
-    def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
+    def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
         """Bytes beside those of `memory`."""
 
 

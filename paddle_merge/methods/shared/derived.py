@@ -16,7 +16,7 @@ class Derived:
 
     def __init__(self, tensor: Tensor, block: Callable[[int, Any], Any], sampled: Callable[[Any], Any]):
         self.name, self.shape, self.size = tensor.name, tensor.shape, tensor.size
-        self.seed, self.narrow, self.turned = tensor.seed, tensor.narrow, tensor.turned
+        self.seed, self.narrow, self.transposed = tensor.seed, tensor.narrow, tensor.transposed
         self._tensor, self._block, self._sampled = tensor, block, sampled
 
     def deltas(self) -> Iterator[tuple[int, Any]]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ...backends.budget import Room
-from .base import ByLine, Merger, Sparsifier
+from ...backends.budget import MemoryBudget
+from .base import ByRow, Merger, Sparsifier
 
 REQUIRED: Any = object()  # a default that isn't there
 
@@ -27,7 +27,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Method:
-    """make: takes every parameter by name and returns a Mix. Raises ValueError, a sentence that names the parameter.
+    """make: takes every parameter by name and returns a ResolvedMethod. Raises ValueError, naming the parameter.
 
     base: "required" or "optional": the method works on task vectors against it; "model": it is one of the models; "first":
     it is the first of them, and required.
@@ -37,7 +37,7 @@ class Method:
     """
 
     name: str
-    make: Callable[..., Mix]
+    make: Callable[..., ResolvedMethod]
     parameters: tuple[Parameter, ...] = ()
     base: str = "optional"
     least: int = 1
@@ -54,7 +54,7 @@ LAMBDA = Parameter("lambda", float, 1.0, about="factor on the merged task vector
 
 
 @dataclass(frozen=True)
-class Mix:
+class ResolvedMethod:
     """How one tensor's sources become one. sparsifier may be None; scale: factor on the merged task vector before the base
     is added back."""
 
@@ -67,11 +67,13 @@ class Mix:
         """Whether a tensor is read twice: once to measure it, once to merge it."""
         return self.merger.measures or (self.sparsifier is not None and self.sparsifier.measures)
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         """Bytes, beside blocks, for a tensor of so many elements, of so many bytes each while they are computed with."""
-        return sum(part.memory(models, size, itemsize, room) for part in (self.sparsifier, self.merger) if part is not None)
+        return sum(
+            part.memory(models, size, itemsize, budget) for part in (self.sparsifier, self.merger) if part is not None
+        )
 
-    def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
+    def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
         """Bytes beside these, for what is known of each line of a tensor."""
         parts: list[Any] = [self.sparsifier, self.merger]
-        return sum(part.line_memory(models, shape, turned, itemsize) for part in parts if isinstance(part, ByLine))
+        return sum(part.row_memory(models, shape, transposed, itemsize) for part in parts if isinstance(part, ByRow))

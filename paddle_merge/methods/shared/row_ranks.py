@@ -37,9 +37,9 @@ def _panels(tensor: Tensor, backend: Any, axes: Axes, models: Sequence[int]) -> 
     Reads the tensor once, unless the lines that lie side by side (all of a turned matrix) are more than there is room for.
     """
     outer, length, inner = axes
-    room = max(1, backend.room.selecting // (backend.dtype.itemsize * max(1, len(models) * length)))  # lines
-    width = min(inner, room)
-    together = min(outer, max(1, room // inner))  # of the outer axes
+    budget = max(1, backend.budget.selecting // (backend.dtype.itemsize * max(1, len(models) * length)))  # lines
+    width = min(inner, budget)
+    together = min(outer, max(1, budget // inner))  # of the outer axes
     for first in range(0, inner if models else 0, width):
         columns = min(width, inner - first)
         panels = np.empty((len(models), together * length, columns), backend.dtype)

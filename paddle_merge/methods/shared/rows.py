@@ -16,15 +16,15 @@ class Lines:
     width: int
 
 
-def lines(shape: tuple[int, ...], turned: bool, first_axis: bool = False) -> Lines | None:
+def lines(shape: tuple[int, ...], transposed: bool, first_axis: bool = False) -> Lines | None:
     """The vectors along torch's last axis: a matrix's rows, one for each output of a layer; or along its first. None if
     there is but one.
 
-    turned: whether the matrix is [in, out], as Paddle has it.
+    transposed: whether the matrix is [in, out], as Paddle has it.
     """
     size = math.prod(shape)
     if len(shape) < 2 or not size:
         return None
-    if first_axis != (turned and len(shape) == 2):
+    if first_axis != (transposed and len(shape) == 2):
         return Lines(size // shape[0], True, size // shape[0])
     return Lines(size // shape[-1], False, shape[-1])

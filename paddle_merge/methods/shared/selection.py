@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from ...backends.budget import Room
+    from ...backends.budget import MemoryBudget
     from .base import Tensor
 
 SMALL = 1 << 14  # up to this size, take all values instead of a sample
@@ -204,7 +204,7 @@ def _search(
 
     searches = _first_brackets(tensor, [(model, ranks) for model, ranks, _ in wanted], dtype, make)
     done: dict[int, Any] = {}
-    together = max(1, backend.room.selecting // max(1, searches[0].values.nbytes))
+    together = max(1, backend.budget.selecting // max(1, searches[0].values.nbytes))
     while len(done) < len(wanted):
         turn = [place for place in range(len(wanted)) if place not in done][:together]
         for _, x in tensor.deltas():
@@ -230,11 +230,11 @@ def sampled(size: int) -> int:
     return int(size ** (2 / 3))
 
 
-def memory(models: int, size: int, itemsize: int, room: Room) -> int:
+def memory(models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
     """Bytes that selecting one thing of each model takes, at most, beside the blocks: samples as they are read, widened and
     put together; the values between; a copy of one model's while a bracket is narrowed."""
     values = min(CAPACITY, size) * itemsize
-    together = min(models, max(1, room.selecting // max(1, values)))
+    together = min(models, max(1, budget.selecting // max(1, values)))
     samples = min(size, sampled(size)) if size > SMALL else 0
     return samples * ((models + 1) * (8 + itemsize) + (models + 2) * itemsize) + (together + 1) * values
 

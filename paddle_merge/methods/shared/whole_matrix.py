@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...backends.budget import Room
+from ...backends.budget import MemoryBudget
 from .base import Tensor, linear
 
 NEGLIGIBLE = 1e-6  # of the largest singular value
@@ -61,10 +61,10 @@ class Whole:
     def effective_weights(self, models: int) -> Sequence[float]:
         return self.weights
 
-    def memory(self, models: int, size: int, itemsize: int, room: Room) -> int:
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
-    def line_memory(self, models: int, shape: tuple[int, ...], turned: bool, itemsize: int) -> int:
+    def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
         """What `prepare` takes beside blocks."""
         if not is_matrix(shape):
             return 0
@@ -98,7 +98,7 @@ class Whole:
         else:
             power = math.frexp(size)[1]  # so that no square leaves float64
             m, n = tensor.shape
-            on_side = m < n or (m == n and tensor.turned)  # one model in either layout is the same matrix here
+            on_side = m < n or (m == n and tensor.transposed)  # one model in either layout is the same matrix here
 
             def matrix(row: np.ndarray) -> np.ndarray:
                 wide = np.ldexp(row.reshape(m, n).T if on_side else row.reshape(m, n), -power, dtype=np.float64)

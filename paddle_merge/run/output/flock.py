@@ -16,7 +16,7 @@ log = logging.getLogger("paddle_merge")
 ENDING_SECONDS = 2.0  # for the workers of a merge that was killed to notice that
 
 
-class Lock:
+class FolderLock:
     """On a folder. Take; drop, whatever happened."""
 
     def __init__(self, folder: str):
@@ -41,7 +41,7 @@ class Lock:
 
 def is_held(folder: str) -> bool:
     """Whether a merge into the folder is alive. Touches nothing."""
-    lock = Lock(folder)
+    lock = FolderLock(folder)
     try:
         lock.take()
     except OutputError:

@@ -24,7 +24,7 @@ from ...checkpoints.formats.naming import index_name
 from ...checkpoints.json_files import read_json
 from ...dtypes import BY_NAME
 from ...errors import CheckpointError
-from ...methods.shared.method import Mix
+from ...methods.shared.method import ResolvedMethod
 from ...plan.file_names import CARD, LOCK
 from ...plan.plan import Plan, Shard, leaves
 from ...version import __version__
@@ -54,7 +54,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Lock:
+class MergeRecord:
     """versions: of what computed. recipe: with every default resolved. inputs: of each, its path and the files read, with
     their bytes. files: the XXH3 (128 bits) of each file that isn't weights. shards: of each, the bytes, and the XXH3 of what
     stands around the tensors, in order. tensors: by name, in order of their places."""
@@ -74,7 +74,7 @@ class Lock:
         return (head.removesuffix("\n}") + ',\n  "tensors": {\n' + ",\n".join(rows) + "\n  }\n}\n").encode()
 
 
-def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes]) -> Lock:
+def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes]) -> MergeRecord:
     """Of a merge that is done. files: contents of what stands beside the weights and their index, by name."""
     if (index := plan.index()) is not None:
         files = {**files, index_name(plan.save_format, plan.prefix): index}
@@ -92,11 +92,11 @@ def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes])
             tensor.offset,
             tensor.dtype.name,
             tensor.shape,
-            mixes[tensor.mix],
+            mixes[tensor.resolved],
             added(report.written for report in mine),
             read,
         )
-    return Lock(
+    return MergeRecord(
         _versions(plan),
         _resolved(plan),
         _inputs(plan),
@@ -106,14 +106,14 @@ def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes])
     )
 
 
-def read_lock(folder: str) -> Lock:
+def read_lock(folder: str) -> MergeRecord:
     """Raises CheckpointError."""
     path = os.path.join(folder, LOCK)
     if not os.path.isfile(path):
         raise CheckpointError(f"{folder}: holds no {LOCK}, which a merge writes; it can't be verified without")
     content = read_json(path)
     try:
-        shards = {str(name): (int(nbytes), str(frame)) for name, (nbytes, frame) in content["shards"].items()}
+        shards = {str(name): (int(nbytes), str(header)) for name, (nbytes, header) in content["shards"].items()}
         tensors = {str(name): _written(row) for name, row in content["tensors"].items()}
         for tensor in tensors.values():
             if tensor.offset + tensor.size * tensor.itemsize > shards[tensor.shard][0]:
@@ -124,7 +124,7 @@ def read_lock(folder: str) -> Lock:
         versions, recipe = dict(content["versions"]), dict(content["recipe"])
         inputs = [{"path": str(one["path"]), "files": dict(one["files"])} for one in content["inputs"]]
         files = {str(name): str(checksum) for name, checksum in content["files"].items()}
-        return Lock(versions, recipe, inputs, files, shards, tensors)
+        return MergeRecord(versions, recipe, inputs, files, shards, tensors)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(f"{path}: is damaged: it doesn't say what a merge writes there") from None
 
@@ -163,7 +163,7 @@ def _resolved(plan: Plan) -> dict[str, Any]:
         "method": recipe.method.name,
         "models": [absolute(path) for path in recipe.models],
         "base": absolute(recipe.base) if recipe.base else None,
-        "mixes": [_shown(mix) for mix in _mixes(plan)],
+        "mixes": [_shown(method) for method in _mixes(plan)],
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype.name if recipe.out_dtype else None,
         "layout": plan.layout,
@@ -173,21 +173,21 @@ def _resolved(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _mixes(plan: Plan) -> dict[Mix, int]:
+def _mixes(plan: Plan) -> dict[ResolvedMethod, int]:
     """Each once, in order of appearance -> its place."""
-    mixes: dict[Mix, int] = {}
+    mixes: dict[ResolvedMethod, int] = {}
     for tensor in plan.tensors:
-        mixes.setdefault(tensor.mix, len(mixes))
+        mixes.setdefault(tensor.resolved, len(mixes))
     return mixes
 
 
-def _shown(mix: Mix) -> dict[str, Any]:
-    parts = {"sparsifier": mix.sparsifier, "merger": mix.merger}
+def _shown(method: ResolvedMethod) -> dict[str, Any]:
+    parts = {"sparsifier": method.sparsifier, "merger": method.merger}
     shown = {
         name: {"name": type(part).__name__.lower(), **dataclasses.asdict(part)} if part is not None else None  # type: ignore[call-overload]
         for name, part in parts.items()
     }
-    return {**shown, "scale": mix.scale}
+    return {**shown, "scale": method.scale}
 
 
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
@@ -208,6 +208,6 @@ def _inputs(plan: Plan) -> list[dict[str, Any]]:
 
 def _frame(shard: Shard) -> str:
     checksum = xxhash.xxh3_128()
-    for _, content in sorted(shard.frame):
+    for _, content in sorted(shard.header):
         checksum.update(content)
     return checksum.hexdigest()

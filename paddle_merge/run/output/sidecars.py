@@ -32,7 +32,7 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
     """What to write beside the weights, by name: the model card, and copies from plan.donor.folder (config.json with the new
     dtype and vocabulary, if there are such), the tokenizer's from plan.tokens; with the chat template that was asked for, if
     one was. Raises CheckpointError listing the files of copy_file_list that aren't there or may not be copied."""
-    folder, tokens = plan.donor.folder, plan.tokens
+    folder, tokens = plan.config_source.folder, plan.tokens
     problems = []
     extra = [os.path.normpath(name) for name in config.copy_file_list or ()]
     for name in extra:

@@ -20,7 +20,7 @@ from ...checkpoints.formats.naming import index_name, is_weights
 from ...errors import OutputError
 from ...plan.file_names import NAMES, PARTIAL, RECORD, REPLACED, is_journal, name_of
 from ...plan.plan import Shard
-from .flock import Lock
+from .flock import FolderLock
 from .leftovers import left_behind, read_names
 
 log = logging.getLogger("paddle_merge")
@@ -75,7 +75,7 @@ class Output:
 
     def __init__(self, folder: str, plan: Contents, record: str = RECORD):
         self.folder, self._plan, self._record = os.path.abspath(folder), plan, record
-        self.lock = Lock(self.folder)
+        self.lock = FolderLock(self.folder)
         self._created_folders: list[str] = []
         self._written: list[str] = []  # everything that must go if the merge fails
         self._renaming: list[str] = []  # the names that are being given
@@ -96,7 +96,7 @@ class Output:
             for shard, path in zip(self._plan.shards, self.partial_paths, strict=True):
                 self._written.append(path)
                 with open(path, "r+b" if os.path.exists(path) else "wb") as file:
-                    for offset, content in shard.frame:
+                    for offset, content in shard.header:
                         file.seek(offset)
                         file.write(content)
                     file.truncate(shard.nbytes)

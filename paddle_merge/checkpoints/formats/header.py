@@ -17,7 +17,7 @@ class Held(NamedTuple):
     nbytes: int
 
 
-class Frame(NamedTuple):
+class Header(NamedTuple):
     """pieces: the bytes around the tensors, each with its offset. offsets: of the tensors, in order. nbytes: of the file."""
 
     pieces: tuple[tuple[int, bytes], ...]
