@@ -18,11 +18,11 @@ FIELDS = {item.name: item for item in dataclasses.fields(MergeConfig)}
 # First words that don't merge -> the module of this package whose `main` takes the rest of the command line.
 SUBCOMMANDS = {
     "demo": "demo",
-    "analyze": "analysis.cli",
-    "extract-lora": "extract.cli",
-    "inspect": "report.inspect_cli",
-    "diff": "report.diff_cli",
-    "verify": "report.verify_cli",
+    "analyze": "analyze.cli",
+    "extract-lora": "extract_lora.cli",
+    "inspect": "inspect.cli",
+    "diff": "diff.cli",
+    "verify": "verify.cli",
 }
 # What a flag overrides in a config file besides the field of its own name.
 OVERRIDES = {
