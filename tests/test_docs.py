@@ -1,68 +1,228 @@
-"""What the documents say is so: commands, flags, configs, tables; in both languages."""
+"""What the pages say is so: commands, flags, configs, tables, links; in both languages."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 from paddle_merge import MergeConfig, merge
+from paddle_merge.backends.engine import import_paddle
 from paddle_merge.commands.analyze.cli import FIELDS as ANALYZE_FIELDS
 from paddle_merge.commands.diff.cli import FIELDS as DIFF_FIELDS
 from paddle_merge.commands.extract_lora.cli import FIELDS as EXTRACT_FIELDS
 from paddle_merge.commands.inspect.cli import FIELDS as INSPECT_FIELDS
-from paddle_merge.commands.main import EXAMPLES, FIELDS
+from paddle_merge.commands.main import EXAMPLES, FIELDS, main
 from paddle_merge.commands.verify.cli import FIELDS as VERIFY_FIELDS
 from paddle_merge.methods.paddlenlp import METHODS
+from paddle_merge.methods.registry import find, names
 
 from .checkpoints import write
+from .command_lines import check_fields, check_tool, parsed
+from .pages import ROOT, blocks, chinese, commands, english, headings, links, name_of, prose, tables, words
 
-ROOT = Path(__file__).parent.parent
+PAGES = [page for one in english() for page in (one, chinese(one))]
 README, README_CN = ROOT / "README.md", ROOT / "README_cn.md"
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+# Folders whose pages belong to the documentation; each has a page in both languages.
+FOLDERS = ["", "configs", "configs/recipes", "tools", "paddle_merge"]
+FOLDERS += [f"paddle_merge/{name}" for name in ("backends", "checkpoints", "commands", "compat", "conversion", "methods")]
 
 
-def commands(page: Path) -> list[str]:
-    """The code blocks of a page."""
-    return re.findall(r"```(?:bash|python)\n(.*?)```", page.read_text(), flags=re.S)
+def fill(folder: Path, *paths: str) -> None:
+    """Write a small model with config.json to each of these paths in a folder."""
+    for number, path in enumerate(paths):
+        generator = np.random.default_rng(number)
+        tensors = {"w": generator.standard_normal((20, 30)), "b": generator.standard_normal(5)}
+        write(folder / path, tensors, "bfloat16")
+        (folder / path / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}')
 
 
-def test_both_languages_show_the_same_commands() -> None:
-    assert commands(README) == commands(README_CN)
+def test_every_folder_has_its_page() -> None:
+    found = {str(page.parent.relative_to(ROOT)).removeprefix(".") for page in english()}
+    assert set(FOLDERS) - found == set()
 
 
-@pytest.mark.parametrize("page", [README, README_CN])
-def test_every_flag_and_method_is_in_the_readme(page: Path) -> None:
-    text = page.read_text()
-    assert [name for name in FIELDS if f"`{name}`" not in text] == []
-    assert [name for name in METHODS if f"`{name}`" not in text] == []
-    assert [name for name in ("rank", "energy", "format", "only_linear") if f"--{name}" not in text] == []
-    assert [name for name in {**DIFF_FIELDS, **INSPECT_FIELDS, **ANALYZE_FIELDS} if f"--{name}" not in text] == []
+def test_readme_is_an_overview() -> None:
+    """What is longer belongs beside what it describes."""
+    assert len(README.read_text().splitlines()) <= 160
+    assert len(README_CN.read_text().splitlines()) <= 160
 
 
-@pytest.mark.parametrize("page", [README, README_CN])
-def test_flags_used_in_the_readme_exist(page: Path) -> None:
-    used = {flag for block in commands(page) for flag in re.findall(r"--([a-z_]+)", block) if "paddle_merge" in block}
-    known = {*FIELDS, *EXTRACT_FIELDS, *DIFF_FIELDS, *ANALYZE_FIELDS, *VERIFY_FIELDS}
-    unknown = {flag for flag in used if flag.removeprefix("no_") not in known}
-    assert unknown <= {"folder", "help", "model", "peers", "nproc_per_node"}
+@pytest.mark.parametrize("page", english(), ids=name_of)
+def test_both_languages_say_the_same(page: Path) -> None:
+    """The same headings, code blocks, links, tables, and decimal numbers."""
+    other = chinese(page)
+    assert [level for level, _ in headings(page)] == [level for level, _ in headings(other)]
+    assert blocks(page) == blocks(other)
+    assert sorted(re.findall(r"\d+\.\d+", prose(page))) == sorted(re.findall(r"\d+\.\d+", prose(other)))
+    shapes = [[[len(row) for row in table] for table in tables(one)] for one in (page, other)]
+    assert shapes[0] == shapes[1]
+    firsts = [[words(row[0]) for table in tables(one) for row in table] for one in (page, other)]
+    assert firsts[0] == firsts[1]
+    ends = [sorted(targets(one)) for one in (page, other)]
+    assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("page", [README, README_CN])
-def test_the_tree_is_the_tree(page: Path) -> None:
-    """Every file named in the annotated tree exists, and every module of the package is named."""
-    tree = next(
-        block for block in re.findall(r"```text\n(.*?)```", page.read_text(), flags=re.S) if "paddle_merge/" in block
-    )
-    named = set(re.findall(r"[\w.]+\.(?:py|md)", tree))
-    files = {path.name for path in (ROOT / "paddle_merge").rglob("*.py")}
-    assert named - {path.name for path in ROOT.rglob("*.*") if ".git/" not in str(path)} == set()
-    assert files - named == set()
+def targets(page: Path) -> Iterator[tuple[str, int]]:
+    """Yield where each link leads: the English file and the number of the heading; links between twins are left out."""
+    for path, anchor in links(page):
+        if path.parent != page.parent or not path.name.startswith("README") or anchor:
+            number = [one for _, one in headings(path)].index(anchor) if anchor else -1
+            yield name_of(path).replace("_cn.md", ".md"), number
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each page links to its twin, and otherwise to pages of its own language."""
+    assert links(page)
+    for path, anchor in links(page):
+        assert path.exists(), path
+        assert not anchor or anchor in [one for _, one in headings(path)], f"{name_of(path)}#{anchor}"
+    others = [path for path, _ in links(page) if path.name.endswith(".md") and ("_cn" in path.name) != ("_cn" in page.name)]
+    assert others == [twin(page)]
+
+
+def twin(page: Path) -> Path:
+    """Return the same page in the other language."""
+    return page.with_name("README.md" if page.name == "README_cn.md" else "README_cn.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_named_exist(page: Path) -> None:
+    """Python files and folders of the repository that a page names."""
+    files = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")}
+    for name in words(prose(page)):
+        if re.fullmatch(r"[\w/]+\.py", name):
+            assert any(f"/{path}".endswith(f"/{name}") for path in files), name
+        if re.fullmatch(r"(?:tools|tests|configs|paddle_merge)/[\w/.]*", name):
+            assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command is understood down to its last word; files of this repository that it names are there."""
+    for command in commands(page):
+        for word in command:
+            assert not re.match(r"(?:configs|tools)/", word) or (ROOT / word).exists(), word
+        if "paddle_merge" in command:  # also behind paddle.distributed.launch
+            given = parsed(main, command[command.index("paddle_merge") + 1 :], monkeypatch)
+            check_fields(given)
+        elif command[0] == "python" and command[1].startswith("tools/"):
+            import_paddle()  # without its warnings
+            tool = import_module(command[1].removesuffix(".py").replace("/", "."))
+            check_tool(tool, command, monkeypatch)
+        elif command[:4] == ["python", "-m", "pip", "install"]:
+            extra = re.search(r"\[(\w+)\]", command[-1])
+            assert not extra or f'"{extra[1]}": ' in (ROOT / "setup.py").read_text()
+        else:
+            assert command[0] in ("ruff", "mypy") or command == ["python", "-m", "pytest"], command
+
+
+@pytest.mark.parametrize("page", english(), ids=name_of)
+def test_yaml_shown_is_a_recipe(page: Path) -> None:
+    for language, content in blocks(page):
+        assert language in ("bash", "python", "text", "yaml")
+        if language == "yaml":
+            assert MergeConfig(recipe_yaml=content).recipe().sources
+
+
+@pytest.mark.parametrize("page", english(), ids=name_of)
+def test_python_shown_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On small models that have the names in the example."""
+    monkeypatch.chdir(tmp_path)
+    for language, content in blocks(page):
+        if language == "python":
+            fill(tmp_path, "math", "code", "base")
+            exec(compile(content, name_of(page), "exec"), state_dicts(content))
+            if "output_path" in content:
+                assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+def state_dicts(content: str) -> dict[str, Any]:
+    """Return the names that an example on models in memory uses, with a small layer for each."""
+    if "state_dict" not in content:
+        return {}
+    paddle = import_paddle()
+    return {name: paddle.nn.Linear(3, 4) for name in ("math", "code", "base", "model")}
+
+
+def test_readme_shows_what_the_merge_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """The command at its top, on small models: the same lines, but for numbers."""
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, "math", "code", "chat", "base")
+    argv = commands(README)[0][3:]
+    with pytest.raises(SystemExit) as exit:
+        main(argv)
+    assert not exit.value.code
+    shown = next(content for language, content in blocks(README) if language == "text")
+
+    def masked(text: str) -> list[str]:
+        return [re.sub(r"[\d.,]+ ?(?:k|K|M|G|T)?i?B?\b", "#", line) for line in text.splitlines() if line.strip()]
+
+    assert masked(capsys.readouterr().err) == masked(shown)
+
+
+def test_ci_finds_the_command_that_tests() -> None:
+    lines = README.read_text().splitlines()
+    assert 'python -m pip install -e ".[test]" && python -m pytest' in lines
+
+
+@pytest.mark.parametrize("folder", ["configs", "paddle_merge/commands"])
+@pytest.mark.parametrize("language", ["README.md", "README_cn.md"])
+def test_every_flag_is_on_a_page(folder: str, language: str) -> None:
+    text = (ROOT / folder / language).read_text()
+    if folder == "configs":
+        assert [name for name in FIELDS if f"`{name}`" not in text] == []
+    else:
+        every = {**DIFF_FIELDS, **INSPECT_FIELDS, **ANALYZE_FIELDS, **VERIFY_FIELDS}
+        assert [name for name in every if f"--{name}" not in text] == []
+        assert [name for name in ("rank", "energy", "format", "only_linear") if f"--{name}" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_flags_in_the_text_exist(page: Path) -> None:
+    known = {*FIELDS, *EXTRACT_FIELDS, *DIFF_FIELDS, *ANALYZE_FIELDS, *VERIFY_FIELDS, *INSPECT_FIELDS}
+    known |= {"help", "verbose", "quiet", "version", "mergekit"}
+    said = [word for word in words(prose(page)) if not word.startswith("python tools/")]
+    used = {flag for word in said for flag in re.findall(r"--([\w-]+)", word)}
+    assert [flag for flag in used if flag.removeprefix("no_") not in known] == []
+
+
+@pytest.mark.parametrize("page", [README, README_CN], ids=name_of)
+def test_readme_says_when_to_use_each_method(page: Path) -> None:
+    assert [row[0] for row in tables(page)[0][1:]] == [f"`{name}`" for name in order(METHODS)]
+
+
+def order(methods: Any) -> list[str]:
+    """Return the methods in the order of the tables: the simple ones first."""
+    return sorted(methods, key=["linear", "slerp", "ties", "dare_linear", "dare_ties", "della_linear", "della"].index)
+
+
+@pytest.mark.parametrize("language", ["README.md", "README_cn.md"])
+def test_the_table_of_methods_is_the_registry(language: str) -> None:
+    """A row for every method, with all its parameters."""
+    text = (ROOT / "paddle_merge" / "methods" / language).read_text()
+    table = text.partition("<!-- methods: begin -->")[2].partition("<!-- methods: end -->")[0]
+    found = {words(line)[0]: set(words(line)[1:]) for line in table.splitlines() if line.startswith("| `")}
+    assert list(found) == list(names())
+    for name, parameters in found.items():
+        method = find(name)
+        assert method is not None
+        assert {parameter.name for parameter in method.parameters} <= parameters, name
+    pairs = tables(ROOT / "paddle_merge" / "methods" / language)[0][1:]
+    said = {words(row[0])[0]: (None if row[1] in ("none", "无") else row[1], row[2]) for row in pairs}
+    assert said == METHODS
+    recipes = {name for row in tables(ROOT / "paddle_merge" / "methods" / language)[2][1:] for name in words(row[0])}
+    assert recipes == {name for name in names() if ":" not in name}
 
 
 def test_there_is_a_config_for_each_method() -> None:
@@ -84,8 +244,6 @@ def test_every_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_examples_of_the_help_page_are_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paddle_merge.commands.main import main
-
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b", "c", "base"):
         write(tmp_path / name, {"w": np.random.default_rng(ord(name[0])).standard_normal((8, 9))})
