@@ -80,6 +80,16 @@ def parse_size(text: str | int) -> int:
     return size
 
 
+def size_text(nbytes: float) -> str:
+    """Write a number of bytes with three significant digits and a decimal unit, as the flags take it: 512 B, 1.23 MB, 5 GB."""
+    value, unit = float(nbytes), "B"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if abs(value) < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}" if abs(value) < 999.5 else f"{value:,.0f} {unit}"
+
+
 class _Short(reprlib.Repr):
     """Stops within structures that are deep, long, or within themselves."""
 
