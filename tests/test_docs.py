@@ -24,10 +24,9 @@ from paddle_merge.commands.main import EXAMPLES, FIELDS, main
 from paddle_merge.commands.verify.cli import FIELDS as VERIFY_FIELDS
 from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.methods.registry import find, names
-
-from .checkpoints import write
-from .command_lines import check_fields, check_tool, parsed
-from .pages import ROOT, blocks, chinese, commands, english, headings, links, name_of, prose, tables, words
+from tests.support.checkpoints import write
+from tests.support.command_lines import check_fields, check_tool, parsed
+from tests.support.pages import ROOT, blocks, chinese, commands, english, headings, links, name_of, prose, tables, words
 
 PAGES = [page for one in english() for page in (one, chinese(one))]
 README, README_CN = ROOT / "README.md", ROOT / "README_cn.md"

@@ -1,7 +1,7 @@
 """Merges that are stopped: killed at any time and at any call to the system, out of disk, memory or power, with inputs and
 disks that fail under them. Whatever happens, the output folder holds the whole merge, the earlier one, or nothing that
 loads; and the same command with --resume ends with the bytes of a merge that nothing disturbed. The faults are in
-tests/disturbances.py.
+tests/support/disturbances.py.
 
     python tools/chaos.py                                       # some of every kind, in a few minutes
     python tools/chaos.py --trials 1000 --seed 1 --jobs 2 --kind kill-call --kind power
@@ -25,8 +25,8 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.chaos import RECIPES, earlier, make_models, wanted
-from tests.disturbances import KINDS, run
+from tests.support.chaos import RECIPES, earlier, make_models, wanted
+from tests.support.disturbances import KINDS, run
 
 
 def main(

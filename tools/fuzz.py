@@ -1,6 +1,7 @@
 """Merges of inputs made wrong at random, many a second: bits flipped, files cut and spliced, headers, indexes, configs and
 pickles changed in the ways that their formats have. Every one must end in a merge that is right, or in sentences that say
-why not; with no traceback, hang or crash, nothing run, nothing read elsewhere, nothing left behind (tests/trials.py judges).
+why not; with no traceback, hang or crash, nothing run, nothing read elsewhere, nothing left behind
+(tests/support/trials.py judges).
 
     python tools/fuzz.py                                            # some thousand trials of every kind
     python tools/fuzz.py --count 100000 --seed 1 --jobs 2 --kind flex --kind pdparams
@@ -27,8 +28,8 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.specimens import KINDS
-from tests.trials import SECONDS, Guard, Outcome, limit_memory, right, specimens, trial, warm_up
+from tests.support.specimens import KINDS
+from tests.support.trials import SECONDS, Guard, Outcome, limit_memory, right, specimens, trial, warm_up
 
 STARTING = 120.0  # seconds until a worker has compiled its loops
 

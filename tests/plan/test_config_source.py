@@ -1,0 +1,174 @@
+"""Where config.json and the tokenizer come from: the inputs, or --config_from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddle_merge import CheckpointError, MergeConfig, OutputError, merge
+from paddle_merge.commands.main import main
+from tests.checkpoints.formats.test_flex import save
+from tests.conversion.test_layout import CONFIG, assert_same, laid_out, llama, means
+from tests.support.checkpoints import read, write
+
+X = {"w": np.arange(6.0)}
+
+
+def bare(folder: Path, tensors: dict[str, np.ndarray] = X, **fields: Any) -> Path:
+    """A checkpoint without config.json."""
+    write(folder, tensors, **fields)
+    (folder / "config.json").unlink()
+    return folder
+
+
+def companions(folder: Path, **extra: Any) -> Path:
+    """A folder of config and tokenizer, without weights."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "dtype": "bfloat16", **extra}))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def run(*models: Path, **fields: Any) -> Path:
+    out = models[0].parent / "out"
+    merge(MergeConfig(model_path_list=[str(path) for path in models], output_path=str(out), **fields))
+    return out
+
+
+def flex(folder: Path, seed: int) -> tuple[Path, dict[str, np.ndarray]]:
+    """A PaddleFormers Trainer's checkpoint-N: Paddle's layout, model_state/, no config.json. And it in HF's layout."""
+    hf = llama(seed)
+    tensors = {name: values.astype(np.float32) for name, values in laid_out(hf, "paddleformers").items()}
+    save(folder / "model_state", tensors, {name: [((0,) * x.ndim, x.shape)] for name, x in tensors.items()})
+    return folder, hf
+
+
+def test_flex_checkpoints_with_config_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (a, one), (b, two) = flex(tmp_path / "checkpoint-1", 0), flex(tmp_path / "checkpoint-2", 1)
+    given = companions(tmp_path / "given")
+    caplog.set_level(logging.INFO)
+    out = run(a, b, config_from=str(given), output_layout="hf", out_dtype="bfloat16")
+    assert_same(read(out), means(one, two))
+    assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
+    assert (out / "tokenizer.json").exists()
+    assert f"config   config.json and the tokenizer are taken from {given}" in caplog.text
+    assert not any(record.levelno >= logging.WARNING for record in caplog.records)
+    assert json.loads((out / "merge_config.json").read_text())["config_from"] == str(given)
+
+
+def test_flex_checkpoints_and_a_base_that_has_the_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which tells the layout of all, and is the base's own: no line about it."""
+    (a, one), (b, two) = flex(tmp_path / "checkpoint-1", 0), flex(tmp_path / "checkpoint-2", 1)
+    base = write(tmp_path / "base", llama(2), config=CONFIG, format="pt")
+    caplog.set_level(logging.INFO)
+    out = run(a, b, base_model_path=str(base), output_layout="hf", out_dtype="bfloat16")
+    assert_same(read(out), means(one, two))
+    assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
+    assert "config   " not in caplog.text
+
+
+def test_without_it_the_first_input_that_has_one_gives_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a, b, base = bare(tmp_path / "a"), write(tmp_path / "b", X, config={"name": "b"}), bare(tmp_path / "base")
+    caplog.set_level(logging.INFO)
+    out = run(a, b, base_model_path=str(base))
+    assert json.loads((out / "config.json").read_text())["name"] == "b"
+    assert f"config   {base} has no config.json, so it and the tokenizer are taken from {b}" in caplog.text
+    caplog.clear()
+    write(base, X, config={"name": "base"})
+    out = run(a, b, base_model_path=str(base), overwrite=True)
+    assert json.loads((out / "config.json").read_text())["name"] == "base"
+    out = run(a, b, overwrite=True)
+    assert json.loads((out / "config.json").read_text())["name"] == "b"
+    assert f"config   {a} has no config.json, so it and the tokenizer are taken from {b}" in caplog.text
+
+
+def test_given_wins_over_the_inputs_own(tmp_path: Path) -> None:
+    a, given = write(tmp_path / "a", X, config={"name": "a"}), companions(tmp_path / "given", name="given")
+    (given / "extra.py").write_text("pass")
+    (a / "vocab.txt").write_text("a")
+    out = run(a, a, config_from=str(given), copy_file_list=["extra.py"])
+    assert json.loads((out / "config.json").read_text())["name"] == "given"
+    assert (out / "extra.py").exists()
+    assert not (out / "vocab.txt").exists()
+
+
+def test_none_has_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a = bare(tmp_path / "a")
+    out = run(a, a)
+    assert not (out / "config.json").exists()
+    assert "no input has a config.json, so the output won't either" in caplog.text
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    a = bare(tmp_path / "a", {"model.embed_tokens.weight": np.ones((5, 7))})
+    odd, quantised, empty = tmp_path / "odd", tmp_path / "quantised", tmp_path / "empty"
+    companions(odd)
+    companions(quantised, quantization_config={"quant_method": "gptq"})
+    empty.mkdir()
+    for given, words in (
+        (tmp_path / "none", "no such folder; give a folder that holds config.json"),
+        (empty, "has no config.json; give a folder that holds config.json"),
+        (odd / "config.json", "no such folder; give"),
+        (odd, "is of another model: it doesn't mention 7, the width of tensor 'model.embed_tokens.weight'"),
+        (quantised, "has a quantization_config, and merged weights are plain numbers"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            run(a, a, config_from=str(given))
+        (problem,) = caught.value.problems
+        assert problem.startswith(f"--config_from {given}: ")
+        assert words in problem
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_of_another_vocabulary_or_that_ties_otherwise(tmp_path: Path) -> None:
+    """Where lm_head stands in the weights, a config that ties it makes loaders put the embedding in its place."""
+    base = write(tmp_path / "base", llama(0), config=CONFIG, format="pt")
+    tied = write(tmp_path / "tied", llama(0, tied=True), config={**CONFIG, "tie_word_embeddings": True}, format="pt")
+    for model, number, extra, words in (
+        (base, 0, {"vocab_size": 41}, "it doesn't mention 40, the number of rows of tensor 'model.embed_tokens.weight'"),
+        (base, 1, {"tie_word_embeddings": True}, f"it does tie lm_head to the embedding, which {base} does not"),
+        (tied, 2, {}, f"it does not tie lm_head to the embedding, which {tied} does"),
+    ):
+        given = companions(tmp_path / f"given{number}", **extra)
+        with pytest.raises(CheckpointError, match=words):
+            run(model, model, config_from=str(given))
+    run(tied, tied, config_from=str(companions(tmp_path / "fits", tie_word_embeddings=True)))
+
+
+def test_said_together_with_what_else_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        run(tmp_path / "gone", tmp_path / "lost", config_from=str(tmp_path / "none"))
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [
+        f"--config_from {tmp_path}/none",
+        f"{tmp_path}/gone",
+        f"{tmp_path}/lost",
+    ]
+
+
+def test_it_is_no_place_for_the_output(tmp_path: Path) -> None:
+    a, given = bare(tmp_path / "a"), companions(tmp_path / "given")
+    config = MergeConfig(model_path_list=[str(a), str(a)], config_from=str(given), output_path=str(given), overwrite=True)
+    with pytest.raises(OutputError, match="is or holds one of the inputs"):
+        merge(config)
+
+
+def test_flag_and_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record holds the whole path; ~ is the home folder."""
+    a = bare(tmp_path / "a")
+    companions(tmp_path / "given")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for flags, out in (
+        (["--model_path_list", str(a), str(a), "--config_from", "~/given"], "o1"),
+        (["o1/merge_config.json"], "o2"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main([*flags, "--output_path", out])
+        assert not exit.value.code
+        assert json.loads((tmp_path / out / "merge_config.json").read_text())["config_from"] == str(tmp_path / "given")
+        assert (tmp_path / out / "config.json").exists()

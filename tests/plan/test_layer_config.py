@@ -1,0 +1,115 @@
+"""config.json says of stacked layers what they were, whichever way it says it; expected values worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddle_merge import MergeConfig, merge
+from tests.support.checkpoints import write
+
+# Layers 0 1 2 | 1 2 3 of models of four layers, unless said otherwise.
+FULL, SLIDING = "full_attention", "sliding_attention"
+SOLAR = [("a", 0, 3), ("a", 1, 4)]
+
+
+def model(folder: Path, config: dict[str, Any], layers: int = 4, nested: bool = False) -> str:
+    tensors = {f"model.layers.{number}.mlp.up_proj.weight": np.full((2, 3), float(number)) for number in range(layers)}
+    config = {"num_hidden_layers": layers, **config}
+    return str(write(folder, tensors, config={"text_config": config} if nested else config))
+
+
+def stack(
+    tmp_path: Path, parts: list[tuple[str, int, int]], configs: dict[str, dict[str, Any]], nested: bool = False
+) -> dict[str, Any]:
+    folders = {name: model(tmp_path / name, config, nested=nested) for name, config in configs.items()}
+    sources = [{"sources": [{"model": folders[name], "layer_range": [first, stop]}]} for name, first, stop in parts]
+    recipe = json.dumps({"slices": sources, "merge_method": "passthrough"}) + "\n"
+    merge(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out")), progress=False)
+    told: dict[str, Any] = json.loads((tmp_path / "out" / "config.json").read_text())
+    return told
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"layer_types": ["s", "s", "f", "s"]}, {"layer_types": ["s", "s", "f", "s", "f", "s"]}),
+        ({"no_rope_layers": [1, 0, 1, 0]}, {"no_rope_layers": [1, 0, 1, 0, 1, 0]}),
+        ({"num_kv_heads": [1, 2, 3, 4]}, {"num_kv_heads": [1, 2, 3, 2, 3, 4]}),
+        ({"mlp_only_layers": [0, 3]}, {"mlp_only_layers": [0, 5]}),
+        ({"mlp_only_layers": []}, {"mlp_only_layers": []}),
+        ({"moe_layers": [0, 1, 2, 3]}, {"moe_layers": [0, 1, 2, 3, 4, 5]}),  # as long as the model is deep, and yet numbers
+        ({"max_window_layers": 28, "use_sliding_window": False}, {"max_window_layers": 6}),
+        ({"first_k_dense_replace": 1}, {"first_k_dense_replace": 1}),
+        (
+            {"max_window_layers": 2, "use_sliding_window": True},
+            {"max_window_layers": 2, "layer_types": [FULL, FULL, SLIDING, FULL, SLIDING, SLIDING]},
+        ),
+        # None of these says something of each layer.
+        ({"architectures": ["A", "B", "C", "D"], "eos_token_id": [1, 2, 3, 4]}, {"eos_token_id": [1, 2, 3, 4]}),
+        ({"rope_scaling": {"long_factor": [1, 2, 3, 4]}}, {"rope_scaling": {"long_factor": [1, 2, 3, 4]}}),
+        ({"sizes": [1, 2, 3]}, {"sizes": [1, 2, 3]}),
+    ],
+)  # fmt: skip
+def test_kinds_of_layers(
+    tmp_path: Path, config: dict[str, Any], expected: dict[str, Any], nested: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = stack(tmp_path, SOLAR, {"a": config}, nested)
+    told = told["text_config"] if nested else told
+    assert told["num_hidden_layers"] == 6
+    assert {name: told[name] for name in expected} == expected
+    assert "layer_types" in expected or "layer_types" not in told
+    assert not any("kind" in message for message in caplog.messages)
+
+
+def test_each_layers_kind_is_its_own_models(tmp_path: Path) -> None:
+    configs = {"a": {"layer_types": list("stuv"), "first_k_dense_replace": 2}, "b": {"layer_types": list("wxyz")}}
+    told = stack(tmp_path, [("a", 0, 2), ("b", 1, 4), ("a", 3, 4)], configs)
+    assert told["layer_types"] == list("stxyzv")
+
+
+def test_whole_models_keep_their_config(tmp_path: Path) -> None:
+    config = {"layer_types": list("ssfs"), "sliding_window_pattern": 3, "mlp_only_layers": [1]}
+    before = json.loads(Path(model(tmp_path / "a", config), "config.json").read_text())
+    assert stack(tmp_path, [("a", 0, 4)], {"a": config}) == {**before, "torch_dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"sliding_window_pattern": 2}, None),  # all layers of the second part moved by two
+        ({"sliding_window_pattern": 3}, "sliding_window_pattern 3: layer 3 of the output was layer 1"),
+        ({"sliding_window_pattern": 3, "layer_types": list("sfsf")}, None),
+        ({"decoder_sparse_step": 1}, None),
+        ({"decoder_sparse_step": 4}, "decoder_sparse_step 4: layer 3 of the output was layer 1"),
+        ({"model_type": "gemma2"}, None),
+        ({"first_k_dense_replace": 2}, "'first_k_dense_replace' of config.json says how many of the first layers"),
+    ],
+)
+def test_what_config_json_can_not_say(
+    tmp_path: Path, config: dict[str, Any], said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack(tmp_path, SOLAR, {"a": config})
+    found = [message for message in caplog.messages if "kind" in message]
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
+def test_gemma2_alternates_though_its_config_may_not_say_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stack(tmp_path, [("a", 0, 3), ("a", 2, 4)], {"a": {"model_type": "gemma2"}})
+    assert "layer 3 of the output was layer 2 and changes its kind; move layers by multiples of 2" in caplog.text
+
+
+def test_a_list_that_does_not_reach_all_layers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model(tmp_path / "deep", {}, layers=6)
+    model(tmp_path / "a", {"layer_types": list("sfsf")})
+    parts = [("a", 0, 4), ("deep", 4, 6)]
+    sources = [{"sources": [{"model": str(tmp_path / name), "layer_range": [i, j]}]} for name, i, j in parts]
+    recipe = json.dumps({"slices": sources, "merge_method": "passthrough"}) + "\n"
+    merge(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out")), progress=False)
+    assert "config.json says by 'layer_types' of which kind each layer is, and not for every layer" in caplog.text

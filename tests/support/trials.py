@@ -1,0 +1,351 @@
+"""One trial of fuzzing: a merge of inputs made wrong at random, and the judge of how it ended.
+
+It must end in a merge that is right, or in MergeError's sentences and nothing written; it may open nothing outside of the
+models' and the output's folders, run nothing, and take no more memory than its files and a constant.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from paddle_merge import MergeConfig, MergeError, merge
+from paddle_merge.commands.diff.cli import DiffConfig, diff
+from paddle_merge.commands.diff.show import lines as diff_lines
+from paddle_merge.commands.extract_lora.config import ExtractConfig
+from paddle_merge.commands.extract_lora.run import extract_lora
+from paddle_merge.commands.inspect.cli import InspectConfig, inspect
+from paddle_merge.commands.inspect.cli import _lines as inspect_lines
+from tests.support import attacks, checkpoints
+from tests.support.mutations import damaged
+from tests.support.specimens import KINDS, Specimen, State
+
+SECONDS = 10.0  # that a trial may take
+MEMORY = 256 << 20  # bytes that a merge of nothing may take: blocks, and what is imported on the way
+FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
+             "subprocess.Popen", "socket.connect", "socket.bind",
+             "pickle.find_class", "os.symlink", "os.link", "os.chown", "urllib.Request", "webbrowser.open")  # fmt: skip
+PATHS = (
+    "open",
+    "os.listdir",
+    "os.scandir",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.rename",
+    "os.truncate",
+    "os.chmod",
+    "shutil.rmtree",
+)
+_SPECIMENS: dict[str, list[Specimen]] = {}
+_RIGHT: dict[int, State] = {}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """ending: "refused", "merged" (as without damage), "changed" (as an independent reader has it), or a "fault"."""
+
+    ending: str
+    detail: str = ""
+
+
+class Guard:
+    """Sees what the process opens and runs, while it is on."""
+
+    def __init__(self) -> None:
+        self.folder, self.on, self.seen = "", False, list[str]()
+        self.anywhere = False  # whether it may read anywhere
+        self._libraries = (os.path.dirname(os.__file__), *map(os.path.abspath, filter(None, sys.path)), sys.prefix)
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event in FORBIDDEN:
+            self.seen.append(f"{event} {arguments!r:.200}")
+        elif event in PATHS:
+            for path in arguments[:2] if event == "os.rename" else arguments[:1]:
+                if isinstance(path, str | bytes | os.PathLike):
+                    self._look(event, os.path.abspath(os.fsdecode(path)), arguments)
+
+    def _look(self, event: str, path: str, arguments: tuple[Any, ...]) -> None:
+        writes = event not in ("open", "os.listdir", "os.scandir")
+        if event == "open" and isinstance(arguments[2], int):
+            writes = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        inside = [
+            f"{self.folder}/{name}" for name in (("out",) if writes else ("a", "b", "out", "merge.json", "merge.yaml"))
+        ]
+        if event == "open" and path == self.folder and not writes:  # to bring a new folder's name to the disk
+            return
+        if any(path == place or path.startswith(f"{place}/") for place in inside):
+            return
+        library = path.startswith(self._libraries) and not path.startswith(self.folder)  # what is imported late
+        if not (library and (not writes or "__pycache__" in path)) and (writes or not self.anywhere):
+            self.seen.append(f"{event} {path!r}")
+
+
+def limit_memory() -> None:
+    """From here on the process may take MEMORY more than it has."""
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    soft = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def specimens(kind: str) -> list[Specimen]:
+    if kind not in _SPECIMENS:
+        _SPECIMENS[kind] = KINDS[kind]()
+    return _SPECIMENS[kind]
+
+
+def right(specimen: Specimen, folder: Path) -> State:
+    """What the merge gives without damage, once made sure that an independent reader agrees."""
+    if id(specimen) not in _RIGHT:
+        _put(folder, specimen.files)
+        _merge(specimen, folder)
+        _RIGHT[id(specimen)] = merged = checkpoints.read(folder / "out")
+        expected = specimen.expected(folder)
+        assert not expected or same(merged, expected), "the specimen itself is wrong"
+    return _RIGHT[id(specimen)]
+
+
+def trial(word: str, folder: Path, guard: Guard) -> tuple[Outcome, dict[str, bytes]]:
+    """word: "kind:number", which decides everything. folder: to work in. Returns how it ended, and the damaged files."""
+    random = Random(word)
+    pool = specimens(word.partition(":")[0])
+    specimen = pool[random.randrange(len(pool))]
+    wanted = right(specimen, folder)
+    made: dict[str, bytes] = {}
+    for _ in range(random.choice((1, 1, 1, 1, 2))):
+        name = random.choice(specimen.targets)
+        others = [content for content in specimen.files.values() if content]
+        made[name] = damaged(random, name, made.get(name, specimen.files[name]), others)
+    if random.randrange(4) == 0:  # in both models alike, so that nothing but the damage itself is there to be found
+        made |= {
+            "b" + name[1:]: content for name, content in made.items() if name[0] == "a" and "b" + name[1:] in specimen.files
+        }
+    outcome = judged(specimen, made, folder, guard, wanted)
+    if outcome.ending != "fault" and random.randrange(3) == 0 and not specimen.merge_config:
+        command = random.choice(COMMANDS[: 2 if "lora_model_path" in specimen.fields else 3])
+        outcome = looked_at(specimen, made, folder, guard, command) or outcome
+    return outcome, made
+
+
+def judged(specimen: Specimen, made: dict[str, bytes], folder: Path, guard: Guard, wanted: State) -> Outcome:
+    _put(folder, {**specimen.files, **made})
+    before = _listing(folder)
+    guard.folder, guard.anywhere, guard.on = str(folder), specimen.merge_config is not None, True
+    started = time.monotonic()
+    sentences: list[str] = []
+    try:
+        _merge(specimen, folder)
+    except MergeError as error:
+        sentences = error.problems or ["(no sentence)"]
+    except Exception:
+        return Outcome("fault", "a traceback: " + traceback.format_exc())
+    finally:
+        guard.on = False
+        seconds = time.monotonic() - started
+        seen, guard.seen = guard.seen, []
+    if seen:
+        return Outcome("fault", f"went where it must not: {seen[:5]}")
+    if seconds > SECONDS:
+        return Outcome("fault", f"took {seconds:.0f} s")
+    if sentences:
+        return _refused(sentences, before, folder, not specimen.merge_config)
+    left = [name for name in _listing(folder) - before if not name.startswith("out/") and name != "out"]
+    if left or any(name.endswith((".partial", ".replaced")) for name in os.listdir(folder / "out")):
+        return Outcome("fault", f"left {left or 'parts'} behind")
+    return _compared(specimen, folder, wanted)
+
+
+def warm_up(folder: Path) -> None:
+    """Have compiled what the commands other than merge need, for all dtypes."""
+    specimen = specimens("config")[0]
+    for one, other in itertools.product(("float32", "float64", "bfloat16"), repeat=2):
+        _put(folder, specimen.files)
+        os.chdir(folder)
+        for name, dtype in (("a", one), ("b", other)):
+            tensors = checkpoints.read(folder / name)
+            (folder / name / "model.safetensors").unlink()
+            config = json.loads((folder / name / "config.json").read_bytes())
+            checkpoints.write(folder / name, tensors, dtype, config=config | {"dtype": dtype})
+        for command in COMMANDS:
+            command(str(folder / "a"), str(folder / "b"), folder)
+
+
+def looked_at(
+    specimen: Specimen, made: dict[str, bytes], folder: Path, guard: Guard, command: Callable[[str, str, Path], None]
+) -> Outcome | None:
+    """A fault of a command other than merge; None if there is none."""
+    _put(folder, {**specimen.files, **made})
+    before = _listing(folder)
+    a, b = str(folder / "a"), str(folder / "b")
+    if "lora_model_path" in specimen.fields:
+        a, b = f"{a}+{b}", a
+    guard.folder, guard.anywhere, guard.on = str(folder), False, True
+    os.chdir(folder)
+    started = time.monotonic()
+    refused: Outcome | None = None
+    try:
+        command(a, b, folder)
+    except MergeError as error:
+        guard.on = False
+        refused = _refused(error.problems or ["(no sentence)"], before, folder, True)
+    except Exception:
+        return Outcome("fault", f"a traceback of {command.__name__}: " + traceback.format_exc())
+    finally:
+        guard.on = False
+        seconds = time.monotonic() - started
+        seen, guard.seen = guard.seen, []
+    if seen:
+        return Outcome("fault", f"{command.__name__} went where it must not: {seen[:5]}")
+    if seconds > SECONDS:
+        return Outcome("fault", f"{command.__name__} took {seconds:.0f} s")
+    if refused is not None and refused.ending == "fault":
+        return Outcome("fault", f"{command.__name__}: {refused.detail}")
+    left = [name for name in _listing(folder) - before if name.split("/")[0] != "out"]
+    return Outcome("fault", f"{command.__name__} left {left} behind") if left else None
+
+
+def _inspect(a: str, b: str, folder: Path) -> None:
+    found = inspect(InspectConfig([a, b]))
+    text = json.dumps(found) + "".join(inspect_lines(found))
+    text.encode()
+    assert text.isprintable(), "what controls terminals"
+
+
+def _diff(a: str, b: str, folder: Path) -> None:
+    found = diff(DiffConfig([a, b], n_process=1), progress=False)
+    text = json.dumps(found, allow_nan=False) + "".join(diff_lines(found, 10))
+    text.encode()
+    assert text.isprintable(), "what controls terminals"
+
+
+def _extract(a: str, b: str, folder: Path) -> None:
+    config = ExtractConfig(finetuned_path=a, base_model_path=b, rank=2, output_path=str(folder / "out"))
+    extract_lora(config, progress=False)
+    json.loads((folder / "out" / "extract_report.json").read_bytes())
+
+
+COMMANDS = (_inspect, _diff, _extract)
+
+
+def _refused(sentences: list[str], before: set[str], folder: Path, whole_paths: bool) -> Outcome:
+    left = _listing(folder) ^ before
+    if left:
+        return Outcome("fault", f"refused, but left or took {sorted(left)}")
+    for sentence in sentences:
+        if not sentence.isprintable():
+            return Outcome("fault", f"a sentence with characters that control terminals: {sentence!r:.500}")
+        if len(sentence) > 4000:
+            return Outcome("fault", f"a sentence of {len(sentence)} characters: {sentence:.300}")
+        if whole_paths and not (str(folder) in sentence or "tensor" in sentence):
+            return Outcome("fault", f"a sentence that names nothing: {sentence:.500}")
+        if "out of memory" in sentence or "Error:" in sentence:
+            return Outcome("fault", f"a sentence about our own fault: {sentence:.500}")
+    return Outcome("refused", sentences[0])
+
+
+def _compared(specimen: Specimen, folder: Path, wanted: State) -> Outcome:
+    found = checkpoints.read(folder / "out")
+    json.loads((folder / "out" / "merge_config.json").read_bytes())
+    if specimen.merge_config:  # another method or other weights give other numbers, but of the same tensors
+        fits = {name: x.shape for name, x in found.items()} == {name: x.shape for name, x in wanted.items()}
+        return Outcome("changed" if fits else "fault", "" if fits else "not the tensors of the inputs")
+    if same(found, wanted):
+        return Outcome("merged")
+    try:
+        expected = specimen.expected(folder)
+    except Exception as error:
+        return Outcome(
+            "fault", f"merged to something else what an independent reader refuses: {type(error).__name__}: {error}"
+        )
+    if not expected:  # what config.json says may turn the weights, or tie a head to the embedding, but change no number
+        head = found.pop("lm_head.weight", None)
+        transposed = {name: x if x.shape == wanted[name].shape else x.T for name, x in found.items() if name in wanted}
+        tied = head is None or same({"x": head}, {"x": found["model.embed_tokens.weight"]})
+        fits = tied and found.keys() == wanted.keys() and same(transposed, wanted)
+        return Outcome("changed") if fits else Outcome("fault", "merged to something else")
+    if same(found, expected):
+        return Outcome("changed")
+    different = [
+        name
+        for name in sorted(found.keys() | expected.keys(), key=str)
+        if not same(_only(found, name), _only(expected, name))
+    ]
+    return Outcome("fault", f"merged to something else than an independent reader: {different}")
+
+
+def _only(state: State, name: str) -> State:
+    return {name: state[name]} if name in state else {}
+
+
+def same(one: State, other: State) -> bool:
+    """Equal to float32's precision, or to bfloat16's where the values are those of bfloat16."""
+    if {name: x.shape for name, x in one.items()} != {name: x.shape for name, x in other.items()}:
+        return False
+    for name, x in one.items():
+        with np.errstate(all="ignore"):
+            y, x = np.asarray(other[name], np.float64), np.asarray(x, np.float64)
+            x, y = (np.where(np.abs(z) > 3.3e38, np.copysign(np.inf, z), z) for z in (x, y))
+            if not np.allclose(
+                x, y, rtol=2**-7, atol=1e-6 + 1e-6 * np.max(np.abs(y[np.isfinite(y)]), initial=0), equal_nan=True
+            ):
+                return False
+    return True
+
+
+def _merge(specimen: Specimen, folder: Path) -> None:
+    os.chdir(folder)
+    logging.disable()
+    fields = dict(specimen.fields)
+    if specimen.merge_config:
+        fields = MergeConfig.known_fields(MergeConfig.from_file(str(folder / specimen.merge_config)), specimen.merge_config)
+        if (
+            fields.get("tensor_type", "np") != "np" or fields.get("n_process", 1) > 1
+        ):  # Paddle and processes cost seconds each
+            fields["dry_run"] = True
+        if os.path.abspath(os.path.expanduser(fields.get("output_path", "?"))) != str(folder / "out"):
+            fields["dry_run"] = True  # the command says where to write, and means it
+        if fields.get("dry_run"):
+            from paddle_merge.run.merge import prepare
+
+            prepare(MergeConfig(**fields))
+            raise MergeError("--dry_run")
+    else:
+        for name, value in fields.items():
+            fields[name] = [str(folder / word) for word in value] if isinstance(value, list) else str(folder / value)
+    merge(MergeConfig(**fields), progress=False)
+
+
+def _put(folder: Path, files: dict[str, bytes]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _listing(folder: Path) -> set[str]:
+    found = {
+        os.path.join(os.path.relpath(at, folder), name).removeprefix("./")
+        for at, names, files in os.walk(folder)
+        for name in names + files
+    }
+    assert not any(attacks.CANARY in name for name in found), "an attack ran"
+    return found
