@@ -106,6 +106,18 @@ def test_files_named_exist(page: Path) -> None:
             assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("language", ["README.md", "README_cn.md"])
+@pytest.mark.parametrize(
+    "package", ["backends", "checkpoints", "commands", "conversion", "plan", "recipe", "run", "run/output"]
+)
+def test_every_module_is_on_a_page(package: str, language: str) -> None:
+    """On its package's, or on the one above it."""
+    folder = ROOT / "paddle_merge" / package
+    page = folder / language if (folder / language).exists() else ROOT / "paddle_merge" / language
+    modules = {path.name for path in folder.glob("*.py") if path.stem != "__init__"}
+    assert modules - {Path(word).name for word in words(prose(page))} == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command is understood down to its last word; files of this repository that it names are there."""
