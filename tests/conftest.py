@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Hashable, Iterator
 
 import pytest
 
 from paddle_merge.backends.engine import Engine, import_paddle
+from tests.support.sweeps import diagonal
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `exhaustive` the cases of tests with several parameters that add only combinations of values.
+
+    What remains has every value of every parameter at least once. Tests of the libraries that load models run whole.
+    """
+    tests: dict[str, list[pytest.Function]] = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not item.get_closest_marker("loaders"):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    for cases in tests.values():
+        kept = diagonal([_values(case) for case in cases])
+        for index in set(range(len(cases))) - set(kept):
+            cases[index].add_marker("exhaustive")
+
+
+def _values(case: pytest.Function) -> dict[str, Hashable]:
+    """Return what identifies the value that each parameter has; names that are given values together are one parameter."""
+    params = dict(case.callspec.params)
+    values: dict[str, Hashable] = {}
+    for mark in case.iter_markers("parametrize"):
+        names = mark.args[0] if isinstance(mark.args[0], str) else ",".join(mark.args[0])
+        values[names] = tuple(id(params.pop(name.strip())) for name in names.split(","))
+    return values | {name: id(value) for name, value in params.items()}  # those of fixtures
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ VARIABLES = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_TRAINER_ENDPOIN
 SCRIPT = """
 import faulthandler, os, signal, sys, time
 from multiprocessing.connection import wait
-from paddle_merge import ranks
+from paddle_merge.run import ranks
 from paddle_merge.errors import WorkError
 
 def interrupt(*_):

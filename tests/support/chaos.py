@@ -33,7 +33,8 @@ SECONDS = 60.0  # that a merge of these may take, however busy the machine
 LAUNCH = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-from paddle_merge import journal, plan
+from paddle_merge.plan import plan
+from paddle_merge.run.output import journal
 journal.SECONDS, plan.PIECE_BYTES = {seconds}, 200_000
 from paddle_merge.commands.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -245,7 +245,7 @@ def test_headers_alone_are_read(tmp_path: Path, protocol: int) -> None:
                 file.seek(4 * size, 1)
     code = f"""
 import resource
-from paddle_merge.readers import open_checkpoint
+from paddle_merge.checkpoints.open import open_checkpoint
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for _ in range(20):
     checkpoint = open_checkpoint({str(tmp_path)!r})

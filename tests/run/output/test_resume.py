@@ -36,7 +36,8 @@ ROOT = Path(__file__).parents[3]
 Whole = dict[str, dict[str, bytes]]  # method -> file -> content
 EAGER = """
 import sys
-from paddle_merge import journal, plan
+from paddle_merge.plan import plan
+from paddle_merge.run.output import journal
 journal.SECONDS, plan.PIECE_BYTES = 0.0, 1 << 20
 from paddle_merge.commands.main import main
 main(sys.argv[1:])

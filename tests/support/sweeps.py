@@ -1,0 +1,32 @@
+"""Which cases of a test with several parameters the default run takes; the others are `exhaustive`, and .ci/run runs them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+
+
+def diagonal(cases: Sequence[Mapping[str, Hashable]]) -> list[int]:
+    """Return the indices of a few cases in which every value of every parameter occurs.
+
+    cases: for each case, the name of each parameter and what identifies its value.
+
+    The case with the most values that none before it has is taken next; of several, one whose values occur least so far, so
+    that the values of one parameter meet different values of the others. Of a test with one list of cases, all are taken.
+    """
+    missing = {value for case in cases for value in case.items()}
+    used: Counter[tuple[str, Hashable]] = Counter()
+    taken = []
+    while missing:
+        best = max(
+            range(len(cases)),
+            key=lambda index: (
+                len(missing & cases[index].items()),
+                -sum(used[value] for value in cases[index].items()),
+                -index,
+            ),
+        )
+        missing -= cases[best].items()
+        used.update(cases[best].items())
+        taken.append(best)
+    return sorted(taken)
