@@ -44,13 +44,15 @@ setup(
         "demo": demo,
         "test": [
             *demo,  # the demo is tested too
-            "pytest",
+            "pytest>=8",
+            "pytest-xdist",  # runs the tests on all cores; .pytest.ini asks for it
             "hypothesis",  # properties over wide input spaces
             "sentencepiece",  # vocabularies in its files
             "ml_dtypes",  # bfloat16 arrays as others hold them
             "psutil",  # the bench watches its processes' memory
             "ruff",  # lint
             "mypy",  # types
+            "import-linter",  # the layers of .importlinter
             "types-PyYAML",
             "types-tqdm",
             "types-psutil",

@@ -1,4 +1,4 @@
-"""Which cases of a test with several parameters the default run takes; the others are `exhaustive`, and .ci/run runs them."""
+"""Which cases of a test with several parameters the default run takes; .ci/run runs the others too, marked `exhaustive`."""
 
 from __future__ import annotations
 
