@@ -24,6 +24,7 @@ from paddle_merge.commands.main import EXAMPLES, FIELDS, main
 from paddle_merge.commands.verify.cli import FIELDS as VERIFY_FIELDS
 from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.methods.registry import find, names
+from paddle_merge.recipe.request import Request
 from tests.support.checkpoints import write
 from tests.support.command_lines import check_fields, check_tool, parsed
 from tests.support.pages import ROOT, blocks, chinese, commands, english, headings, links, name_of, prose, tables, words
@@ -143,7 +144,7 @@ def test_yaml_shown_is_a_recipe(page: Path) -> None:
     for language, content in blocks(page):
         assert language in ("bash", "python", "text", "yaml")
         if language == "yaml":
-            assert MergeConfig(recipe_yaml=content).recipe().sources
+            assert Request.of(MergeConfig(recipe_yaml=content)).sources
 
 
 @pytest.mark.parametrize("page", english(), ids=name_of)

@@ -86,9 +86,10 @@ def _run(config: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) 
     set_up_logging(verbose, quiet)
     merged = MergeConfig(**read_fields(config, flags))
     if merged.print_recipe:
+        from ..recipe.request import Request
         from ..recipe.yaml_write import to_yaml  # and with it YAML
 
-        print(to_yaml(merged.recipe()), end="")
+        print(to_yaml(Request.of(merged).checked_recipe()), end="")
     else:
         run(merged)
 

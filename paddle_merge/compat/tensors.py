@@ -13,6 +13,7 @@ from typing import Any
 from ..dtypes import FLOATS
 from ..errors import CheckpointError, ConfigError
 from ..recipe.recipe import Slice
+from ..recipe.request import Request
 from ..run.state_dicts import merge_by_recipe
 from .config import MergeConfig
 
@@ -81,7 +82,7 @@ def _merge(config: MergeConfig, tensors: Sequence[Any], sparsifier: str | None, 
     if len(tensors) < 2 and not alone:
         raise ConfigError(f"give at least two tensors to merge, not {len(tensors)}")
     labels = tuple(f"tensor_list[{number}]" for number in range(len(tensors)))
-    asked = dataclasses.replace(
+    fields = dataclasses.replace(
         config.ours(),
         model_path_str=None,
         model_path_list=[*labels * (2 if alone else 1)],
@@ -93,7 +94,8 @@ def _merge(config: MergeConfig, tensors: Sequence[Any], sparsifier: str | None, 
         merge_type=merge_type,
         sparsify_type=sparsifier,
     )
-    recipe = asked.recipe()
+    request = Request.of(fields)
+    recipe = request.checked_recipe()
     if alone:
         recipe = dataclasses.replace(recipe, models=labels, slices=(Slice(recipe.slices[0].inputs[:1]),))
     for label, tensor in zip(labels, tensors, strict=True):
@@ -101,4 +103,4 @@ def _merge(config: MergeConfig, tensors: Sequence[Any], sparsifier: str | None, 
         if dtype not in (*FLOATS, "uint16"):  # which is bfloat16's bits
             found = dtype or type(tensor).__name__
             raise CheckpointError(f"{label} is {found}, which can't be merged; convert it to a floating-point dtype")
-    return merge_by_recipe([{name: tensor} for tensor in tensors], recipe, asked.engine)[name]
+    return merge_by_recipe([{name: tensor} for tensor in tensors], recipe, request.engine)[name]

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..checkpoints.adapters import split
 from ..errors import OutputError
-from ..recipe.config import MergeConfig
 from ..recipe.parameters import uniform, weighted
+from ..recipe.request import Request
 from ..version import __version__
 from .account import Account, InputTensorAccount, TensorAccount, parameters
 from .plan import Plan
@@ -23,7 +23,7 @@ MARK = "paddle_merge_account"  # the first key of the file; a file without it is
 Predicted = Mapping[str, Any]
 
 
-def as_json(plan: Plan, config: MergeConfig, accounted: Account, predicted: Predicted) -> dict[str, Any]:
+def as_json(plan: Plan, request: Request, accounted: Account, predicted: Predicted) -> dict[str, Any]:
     """Everything: how each tensor of the output is made, and what becomes of each of every input."""
     recipe, resolved = plan.recipe, uniform(plan.recipe)
     return {
@@ -34,7 +34,7 @@ def as_json(plan: Plan, config: MergeConfig, accounted: Account, predicted: Pred
         "base": recipe.base,
         "layout": plan.layout,
         "tokens": _vocabulary(plan),
-        "output": config.output,
+        "output": request.output,
         "predicted": predicted,
         "refused": [],
         "tensors": [_made(made) for made in accounted.made],
@@ -80,19 +80,19 @@ def _fate(fate: InputTensorAccount) -> dict[str, Any]:
     return row | ({"into": list(fate.into)} if fate.into else {"left_out": fate.why})
 
 
-def refused(config: MergeConfig, problems: Sequence[str]) -> None:
+def refused(request: Request, problems: Sequence[str]) -> None:
     """Write why there is no plan to where its account was to be, if that can be written. Raises OutputError."""
-    paths = [path for spec in config.sources for path in split(spec)]
+    paths = [path for spec in request.sources for path in split(spec)]
     with contextlib.suppress(OutputError):
-        check_account(config, [*paths, *([config.config_from] if config.config_from else [])])
-        write(str(config.account), {MARK: __version__, "output": config.output, "refused": list(problems)})
+        check_account(request, [*paths, *([request.config_from] if request.config_from else [])])
+        write(str(request.account), {MARK: __version__, "output": request.output, "refused": list(problems)})
 
 
-def check_account(config: MergeConfig, inputs: Sequence[str]) -> None:
+def check_account(request: Request, inputs: Sequence[str]) -> None:
     """Raises OutputError if the account can't be written to where it should be. inputs: paths of checkpoints and files."""
-    if not config.account:
+    if not request.account:
         return
-    path, said = os.path.realpath(config.account), f"--account {config.account}"
+    path, said = os.path.realpath(request.account), f"--account {request.account}"
     folder = os.path.dirname(path)
     if not path.endswith(".json"):
         raise OutputError(f"{said}: is a JSON file, so give it a name that ends in .json")
@@ -101,7 +101,7 @@ def check_account(config: MergeConfig, inputs: Sequence[str]) -> None:
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         if MARK.encode() not in file.read(64):
             raise OutputError(f"{said}: exists, and is no account of a merge; give another name")
-    held = [os.path.realpath(one) for one in [*inputs, config.output]]
+    held = [os.path.realpath(one) for one in [*inputs, request.output]]
     if any(path == one or path.startswith(one + os.sep) for one in held):
         raise OutputError(f"{said}: lies in an input or in the output folder; give another place")
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..backends.budget import DEFAULT_BUDGET
-from ..recipe.config import MergeConfig
+from ..backends.engine import GIB
 from ..recipe.parameters import uniform, weighted
 from ..recipe.recipe import Recipe
+from ..recipe.request import Request
 from . import chat, memory_estimate, modules
 from .account import Account, TensorAccount, parameters
 from .file_names import CARD
@@ -22,7 +23,7 @@ TOKENS = 4  # of those that were filled, or dropped
 FEW = 8  # values of a parameter over the layers
 
 
-def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> list[str]:
+def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> list[str]:
     """What will be done, in a few lines."""
     recipe = plan.recipe
     merged = [tensor for tensor in plan.tensors if tensor.merged]
@@ -48,14 +49,14 @@ def describe(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes]) -> 
     lines.append(
         f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if plan.measures else ''}"
     )
-    lines.append(f"output   {config.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
+    lines.append(f"output   {request.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
     ours = (CARD, *([chat.FILE] if plan.chat_template is not None else []))
     names = ", ".join(name for name in sidecars if name not in ours)
     lines.append(f"copied   {names or 'nothing'} from {plan.config_source.folder}")
     if plan.engine.tensor_type == "pd":
-        limit = f", in at most {config.max_tensor_mem:g} GiB of it" if plan.engine.budgeted else ""
+        limit = f", in at most {plan.engine.memory / GIB:g} GiB of it" if plan.engine.budgeted else ""
         lines.append(f"engine   Paddle on {plan.engine.device}{limit}")
-    fewer = f" of {config.n_process}, for --max_memory" if config.max_memory and plan.n_process < config.n_process else ""
+    fewer = f" of {request.n_process}, for --max_memory" if request.max_memory and plan.n_process < request.n_process else ""
     smaller = "" if plan.engine.budget == DEFAULT_BUDGET else ", each keeping less at a time than it could"
     nbytes = memory_estimate.memory(plan, sidecar_bytes(sidecars)) / 1e6
     lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {nbytes:.0f} MB of memory")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..backends import engine
+from ..backends import engine as engines
+from ..backends.engine import Engine
 from ..checkpoints.adapters import split
 from ..dtypes import LARGEST
 from ..methods.paddlenlp import METHODS
@@ -12,23 +14,27 @@ from ..methods.registry import NAMED
 from ..parsing import nearest, parse_size
 from . import chat_template
 from .fields import of_fields
+from .to_recipe import METHOD_FIELDS, MODEL_FIELDS, PARAMETER_FIELDS, base_of, models_of, pair_of, title_of
 
 if TYPE_CHECKING:
     from .config import MergeConfig
-
-# Fields that a recipe has words of its own for.
-OF_RECIPES = (
-    *("model_path_list", "model_path_str", "base_model_path", "lora_model_path"),
-    *("merge_method", "merge_type", "sparsify_type", "weight_list", "normalize", "scale"),
-    *("reserve_p", "rescale", "epsilon", "ties_elect_type", "ties_zero_sign"),
-    *("slerp_alpha", "slerp_dot_threshold", "slerp_normalize_eps"),
-)
+    from .yaml_read import ParsedRecipe
 
 
-def problems(config: MergeConfig) -> list[str]:
-    """Why `config` can't be carried out, as far as no file needs to be looked at."""
-    if config.told is not None:
-        return _beside_a_recipe(config) + of_fields(config) + _running(config)
+def is_for_recipes(config: MergeConfig) -> bool:
+    """Return whether the flags name a method that PaddleNLP doesn't have."""
+    return config.merge_method not in METHODS and config.merge_method in NAMED
+
+
+def problems(config: MergeConfig, parsed: ParsedRecipe | None, engine: Engine) -> list[str]:
+    """Return why `config` can't be carried out, as far as no checkpoint needs to be opened, one sentence each.
+
+    parsed: the recipe that recipe_yaml holds, or that the flags of a method mean that only recipes know.
+    """
+    if parsed is not None:
+        sources = parsed.recipe.sources if config.recipe_yaml else _sources(config)
+        return _beside_a_recipe(config) + of_fields(config) + _running(config, sources, engine)
+    models = models_of(config)
     found = of_fields(config) + _models(config)
     if config.merge_method in METHODS:
         sparsifier, merge_type = METHODS[config.merge_method]
@@ -38,16 +44,16 @@ def problems(config: MergeConfig) -> list[str]:
                 f" {merge_type}; leave out the method or the types that contradict it"
             )
     if config.weight_list is not None:
-        if config.parts[1] == "slerp":
+        if pair_of(config)[1] == "slerp":
             if len(set(config.weight_list)) > 1:
                 found.append("slerp goes by --slerp_alpha, not by --weight_list")
-        elif len(config.weight_list) != len(config.models):
-            found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(config.models)} models")
+        elif len(config.weight_list) != len(models):
+            found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(models)} models")
     if any(0 < abs(weight) < 1 / LARGEST for weight in config.weight_list or ()):
         found.append(f"--weight_list has a weight smaller than {1 / LARGEST:g}, too small for float32; scale them all up")
     if config.scale != 1.0 and not config.base_model_path:
         found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
-    found += _running(config)
+    found += _running(config, _sources(config), engine)
     if config.strict:
         found += _without_base(config)
     return found
@@ -58,7 +64,11 @@ def _beside_a_recipe(config: MergeConfig) -> list[str]:
     if not config.recipe_yaml:
         return []
     defaults = type(config)()
-    given = [name for name in OF_RECIPES if getattr(config, name) != getattr(defaults, name)]
+    given = [
+        name
+        for name in (*MODEL_FIELDS, *METHOD_FIELDS, *PARAMETER_FIELDS)
+        if getattr(config, name) != getattr(defaults, name)
+    ]
     if not given:
         return []
     return [
@@ -66,12 +76,16 @@ def _beside_a_recipe(config: MergeConfig) -> list[str]:
     ]
 
 
-def _running(config: MergeConfig) -> list[str]:
-    """Why it can't be carried out here, whatever is merged."""
+def _sources(config: MergeConfig) -> list[str]:
+    base = base_of(config)
+    return [*models_of(config), *([base] if base else [])]
+
+
+def _running(config: MergeConfig, sources: Sequence[str], engine: Engine) -> list[str]:
+    """Return why the merge can't be carried out here, whatever is merged."""
     found = []
-    sources = len(config.sources)
-    if config.layout is not None and len(config.layout) != sources:
-        found.append(f"--layout has {len(config.layout)} words for {sources} models (the base last)")
+    if config.layout is not None and len(config.layout) != len(sources):
+        found.append(f"--layout has {len(config.layout)} words for {len(sources)} models (the base last)")
     if config.n_process < 1:
         found.append(f"--n_process {config.n_process} must be at least 1")
     for name, size in (("max_shard_size", config.max_shard_size), ("max_memory", config.max_memory)):
@@ -81,21 +95,21 @@ def _running(config: MergeConfig) -> list[str]:
             found.append(f"--{name} {error}")
     if config.chat_template and (wrong := chat_template.mistake(config.chat_template)):
         found.append(f"--chat_template {wrong}")
-    return found + _device(config)
+    return found + _device(config, engine)
 
 
 def _models(config: MergeConfig) -> list[str]:
-    plain = config.parts == (None, "linear") and config.scale == 1.0 and config.weight_list in (None, [1.0])
+    models = models_of(config)
+    plain = pair_of(config) == (None, "linear") and config.scale == 1.0 and config.weight_list in (None, [1.0])
     if not config.lora_model_path:
-        if len(config.models) >= 2 or (config.models and config.base_model_path):
+        if len(models) >= 2 or (models and config.base_model_path):
             return []
-        if not config.models or len(split(config.models[0])) == 1:
+        if not models or len(split(models[0])) == 1:
             return ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
         if plain:
             return []
         return [
-            f"{config.models[0]}, alone, is folded as the adapter was trained; to sparsify or weaken it, give"
-            " --base_model_path too"
+            f"{models[0]}, alone, is folded as the adapter was trained; to sparsify or weaken it, give --base_model_path too"
         ]
     found = []
     if not config.base_model_path:
@@ -113,20 +127,20 @@ def _models(config: MergeConfig) -> list[str]:
     return found
 
 
-def _device(config: MergeConfig) -> list[str]:
+def _device(config: MergeConfig, engine: Engine) -> list[str]:
     kind, colon, number = config.device.partition(":")
-    if kind not in engine.DEVICES or (colon and not (number.isascii() and number.isdecimal() and kind != "cpu")):
-        named = ", ".join(engine.DEVICES)
+    if kind not in engines.DEVICES or (colon and not (number.isascii() and number.isdecimal() and kind != "cpu")):
+        named = ", ".join(engines.DEVICES)
         return [
-            f"--device {config.device!r} must be one of {named}, or a numbered one: gpu:1{nearest(kind, engine.DEVICES)}"
+            f"--device {config.device!r} must be one of {named}, or a numbered one: gpu:1{nearest(kind, engines.DEVICES)}"
         ]
-    if config.max_tensor_mem < engine.LEAST:
-        return [f"--max_tensor_mem {config.max_tensor_mem:g} (GiB) must be at least {engine.LEAST:g}"]
-    return engine.problems(config.engine)
+    if config.max_tensor_mem < engines.LEAST:
+        return [f"--max_tensor_mem {config.max_tensor_mem:g} (GiB) must be at least {engines.LEAST:g}"]
+    return engines.problems(engine)
 
 
 def _without_base(config: MergeConfig) -> list[str]:
-    sparsifier, _ = config.parts
+    sparsifier, _ = pair_of(config)
     if sparsifier is None or config.base_model_path or config.reserve_p == 1:
         return []
     return [
@@ -146,17 +160,17 @@ def _idle(config: MergeConfig) -> list[str]:
         "rescale": "rescale",
     }
     known = {parameter.name for parameter in NAMED[str(config.merge_method)].parameters}
-    given = [name for name in OF_RECIPES[6:] if getattr(config, name) != getattr(defaults, name)]
+    given = [name for name in PARAMETER_FIELDS if getattr(config, name) != getattr(defaults, name)]
     idle = [name for name in given if flags.get(name) not in known]
     return [f"{', '.join(f'--{name}' for name in idle)}: no effect with {config.merge_method}"] if idle else []
 
 
-def warnings(config: MergeConfig) -> list[str]:
-    """What is allowed but likely not meant."""
-    if config.told is not None:
-        return list(config.told.notes) + ([] if config.recipe_yaml else _idle(config))
+def warnings(config: MergeConfig, parsed: ParsedRecipe | None, engine: Engine) -> list[str]:
+    """Return what is allowed but likely not meant, one sentence each. parsed: as for `problems`."""
+    if parsed is not None:
+        return list(parsed.notes) + ([] if config.recipe_yaml else _idle(config))
     found = _without_base(config)
-    sparsifier, merge_type = config.parts
+    sparsifier, merge_type = pair_of(config)
     used = {
         "reserve_p": sparsifier is not None,
         "rescale": sparsifier is not None,
@@ -170,14 +184,14 @@ def warnings(config: MergeConfig) -> list[str]:
         "normalize": merge_type != "slerp",
         "split_pieces": False,
         "merge_with_qdq_base_model": False,  # a base that has a quantization_config is refused
-        "max_tensor_mem": config.engine.budgeted,
+        "max_tensor_mem": engine.budgeted,
     }
     defaults = type(config)()
     idle = [name for name, matters in used.items() if not matters and getattr(config, name) != getattr(defaults, name)]
     if config.tensor_type == "np" and config.device != "cpu":
         found.append(f"--device {config.device}: np computes on the CPU, so that is where it merges; pass --tensor_type pd")
     if idle:
-        found.append(f"{', '.join(f'--{name}' for name in idle)}: no effect with {config.method}")
+        found.append(f"{', '.join(f'--{name}' for name in idle)}: no effect with {title_of(config)}")
     if not config.normalize and config.weight_list is None and merge_type != "slerp":
         found.append("--no_normalize without --weight_list: all models count the same and are averaged, as in PaddleNLP")
     return found

@@ -1,46 +1,131 @@
-"""Turn the fields of a configuration into one frozen request."""
+"""The request for a merge: everything that a configuration asks for, read once and never changed afterwards."""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from ..backends.engine import GIB, Engine
 from ..errors import ConfigError
-from ..methods.registry import NAMED
+from ..parsing import parse_size
+from . import checks
+from .to_recipe import base_of, models_of, recipe_of, record_of, title_of, with_flags
 
 if TYPE_CHECKING:
     from .config import MergeConfig
+    from .recipe import Recipe
 
 
-def as_yaml(config: MergeConfig) -> str:
-    """--weight_list is weight (1 each if it isn't given), --reserve_p density, --scale lambda, --normalize and --rescale are
-    what they are called; --method_parameters names all others. Raises ConfigError.
+@dataclass(frozen=True)
+class Request:
+    """A merge as it was asked for. Planning, merging and the record in merge_config.json all go by the same request.
+
+    recipe: what to merge, and how; None if there are problems.
+    problems: why the merge can't be done, as far as no checkpoint needs to be opened, one sentence each.
+    warnings: what is allowed but likely not meant, one sentence each; empty if there are problems.
+    models, base: paths of the checkpoints, also where there are problems; base: None if there is none.
+    output: the folder to write to.
+    prefix: which weights of a checkpoint folder to read and to write, "model" or "master_weights".
+    save_format: "safetensors" or "pdparams".
+    config_from: the folder to take config.json and the tokenizer from; None if it isn't given.
+    copied_files: names of further files to copy from there.
+    engine: what computes, and on which device.
+    n_process: the number of worker processes.
+    shard_bytes: the largest size of an output file, in bytes.
+    max_memory: the ceiling for all processes, in bytes; None if there is none.
+    strict, overwrite, resume, dry_run, account: as the fields of these names.
+    record: the fields that repeat this merge from any folder, as merge_config.json holds them.
     """
-    known = {parameter.name: parameter for parameter in NAMED[str(config.merge_method)].parameters}
-    models = config.models
-    weights = config.weight_list or [1.0] * len(models)
-    if len(weights) != len(models):
-        raise ConfigError(f"--weight_list has {len(weights)} numbers for {len(models)} models")
-    shared: dict[str, Any] = {"density": config.reserve_p} if "density" in known else {}
-    shared |= {"lambda": config.scale} if "lambda" in known else {}
-    shared |= {name: False for name in ("normalize", "rescale") if name in known and not getattr(config, name)}
-    problems = []
-    for word in config.method_parameters or ():
-        name, equals, value = word.partition("=")
-        if not equals:
-            problems.append(
-                f"--method_parameters {word!r} must be name=value; {config.merge_method} takes {', '.join(known)}"
-            )
-        shared[name] = value
-    if problems:
-        raise ConfigError(problems)
-    content: dict[str, Any] = {"merge_method": config.merge_method}
-    content |= {"base_model": config.base} if config.base else {}
-    entries: list[dict[str, Any]] = [{"model": path} for path in models]
-    if "weight" in known and "weight" not in shared:
-        entries = [{**entry, "parameters": {"weight": weight}} for entry, weight in zip(entries, weights, strict=True)]
-        if NAMED[str(config.merge_method)].base in ("model", "first") and config.base:
-            entries.append({"model": config.base, "parameters": {"weight": 1.0}})
-    content["models"] = entries
-    return yaml.safe_dump({**content, "parameters": shared}, sort_keys=False, allow_unicode=True, width=10**6)
+
+    recipe: Recipe | None
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    models: tuple[str, ...]
+    base: str | None
+    output: str
+    prefix: str
+    save_format: str
+    config_from: str | None
+    copied_files: tuple[str, ...]
+    engine: Engine
+    n_process: int
+    shard_bytes: int
+    max_memory: int | None
+    strict: bool
+    overwrite: bool
+    resume: bool
+    dry_run: bool
+    account: str | None
+    record: Mapping[str, Any]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The models' paths, then the base's."""
+        return self.models if self.base is None else (*self.models, self.base)
+
+    def checked_recipe(self) -> Recipe:
+        """Return the recipe. Raises ConfigError listing every problem."""
+        if self.recipe is None:
+            raise ConfigError(self.problems)
+        return self.recipe
+
+    @classmethod
+    def of(cls, config: MergeConfig) -> Request:
+        """Return what `config` asks for, as its fields and the recipe file that it may name are now.
+
+        Raises ConfigError if the recipe can't be read. All other problems are in `problems`, so that they can be reported
+        together with those of the checkpoints and the output folder.
+        """
+        parsed = None
+        if config.recipe_yaml:
+            from .yaml_read import read  # imports YAML
+
+            parsed = read(config.recipe_yaml)
+        elif checks.is_for_recipes(config):
+            from .to_recipe import as_yaml
+            from .yaml_read import parse
+
+            parsed = parse(as_yaml(config), "the flags, as a recipe")
+        engine = _engine(config)
+        problems = checks.problems(config, parsed, engine)
+        recipe = None
+        if parsed is None:
+            recipe, found = recipe_of(config)
+            problems += found
+        elif not problems:
+            recipe = with_flags(parsed.recipe, config)
+        given = parsed.recipe if parsed is not None and config.recipe_yaml else None
+        title = parsed.recipe.title if parsed is not None else title_of(config)
+        output = config.output_path or os.path.join(".", f"merged-{title}")
+        return cls(
+            recipe=None if problems else recipe,
+            problems=tuple(problems),
+            warnings=() if problems else tuple(checks.warnings(config, parsed, engine)),
+            models=given.models if given is not None else tuple(models_of(config)),
+            base=given.base if given is not None else base_of(config),
+            output=output,
+            prefix=config.merge_prefix,
+            save_format=config.save_format,
+            config_from=config.config_from,
+            copied_files=tuple(config.copy_file_list or ()),
+            engine=engine,
+            n_process=config.n_process,
+            shard_bytes=0 if problems else parse_size(config.max_shard_size),
+            max_memory=parse_size(config.max_memory) if config.max_memory and not problems else None,
+            strict=config.strict,
+            overwrite=config.overwrite,
+            resume=config.resume,
+            dry_run=config.dry_run,
+            account=config.account,
+            record=record_of(config, parsed, title, output),
+        )
+
+
+def _engine(config: MergeConfig) -> Engine:
+    """Return what computes. np computes on the CPU, whatever the device; a warning says so."""
+    device = "cpu" if config.tensor_type == "np" else config.device
+    memory = config.max_tensor_mem if math.isfinite(config.max_tensor_mem) else 0.0  # which is among the problems then
+    return Engine(config.tensor_type, device, int(memory * GIB), workers=config.n_process)

@@ -24,14 +24,14 @@ from .yaml_nodes import documents, is_null
 
 
 @dataclass(frozen=True)
-class Told:
+class ParsedRecipe:
     """notes: what is allowed but likely not meant."""
 
     recipe: Recipe
     notes: tuple[str, ...]
 
 
-def read(recipe: str) -> Told:
+def read(recipe: str) -> ParsedRecipe:
     """recipe: a file, or YAML (which has more than one line). Raises ConfigError listing every mistake."""
     if "\n" in recipe:
         return parse(recipe, "recipe_yaml")
@@ -45,20 +45,20 @@ def read(recipe: str) -> Told:
 
 
 @functools.lru_cache(8)
-def parse(text: str, where: str) -> Told:
+def parse(text: str, where: str) -> ParsedRecipe:
     """where: what to call the text in errors. Raises ConfigError listing every mistake."""
     return _Reader(where).read(text)
 
 
 class _Reader(Drafts):
-    def read(self, text: str) -> Told:
+    def read(self, text: str) -> ParsedRecipe:
         try:
             recipe = self._recipe(documents(text, self._where))
         except RecursionError:
             raise ConfigError(f"{self._where}: is nested too deeply") from None
         if self.problems or recipe is None:
             raise ConfigError(list(dict.fromkeys(self.problems)))  # of what stands in several places once
-        return Told(recipe, tuple(dict.fromkeys(self.notes)))
+        return ParsedRecipe(recipe, tuple(dict.fromkeys(self.notes)))
 
     # --- the documents
 

@@ -11,41 +11,41 @@ from ..plan.account import account
 from ..plan.account_file import Predicted, as_json, write
 from ..plan.describe import describe, input_lines, log, sidecar_bytes, tensor_lines
 from ..plan.plan import Plan
-from ..recipe.config import MergeConfig
 from ..recipe.parameters import uniform
+from ..recipe.request import Request
 from .output.destination import free_bytes
 
 
-def announce(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes], planning: float) -> None:
-    """Print the plan if it is a dry run, with all that is to be known about it; else log it. Write it to config.account.
+def announce(plan: Plan, request: Request, sidecars: Mapping[str, bytes], planning: float) -> None:
+    """Print the plan if it is a dry run, with all that is to be known about it; else log it. Write it to request.account.
 
     planning: seconds that it took to make. Raises CheckpointError if a tensor would be lost; OutputError, WorkError.
     """
     accounted = account(plan)
-    predicted = predict(plan, config, sidecars, planning)
-    lines = describe(plan, config, sidecars)
-    if config.dry_run:
+    predicted = predict(plan, request, sidecars, planning)
+    lines = describe(plan, request, sidecars)
+    if request.dry_run:
         varying = uniform(plan.recipe) is None
         lines += [*input_lines(accounted), *tensor_lines(accounted, varying), *_prediction(predicted)]
         print("\n".join(lines))
     else:
         log.info("%s", "\n".join(lines))
-    if config.account:
-        write(config.account, as_json(plan, config, accounted, predicted))
+    if request.account:
+        write(request.account, as_json(plan, request, accounted, predicted))
 
 
-def predict(plan: Plan, config: MergeConfig, sidecars: Mapping[str, bytes], planning: float) -> Predicted:
+def predict(plan: Plan, request: Request, sidecars: Mapping[str, bytes], planning: float) -> Predicted:
     """Memory and disk, in bytes; of a dry run time, too, in seconds."""
     found: dict[str, Any] = {
         "workers": plan.n_process,
         "memory": memory_estimate.memory(plan, sidecar_bytes(sidecars)),
         "disk": plan.bytes_out + sidecar_bytes(sidecars),
-        "disk_free": free_bytes(config.output, config.merge_prefix),
+        "disk_free": free_bytes(request.output, request.prefix),
     }
-    if config.dry_run:
+    if request.dry_run:
         from .time_estimate import forecast  # and with it Numba
 
-        time = forecast(plan, config.output, planning)
+        time = forecast(plan, request.output, planning)
         found["time"] = {"seconds": time.seconds, **dataclasses.asdict(time)}
     return found
 

@@ -12,15 +12,14 @@ from ..checkpoints import adapters, hub
 from ..checkpoints.compare import differing
 from ..conversion.inputs import open_inputs
 from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
-from ..parsing import parse_size
 from ..plan import memory_estimate
 from ..plan.account_file import check_account, refused
 from ..plan.config_source import given_config
 from ..plan.file_names import LOCK, RECORD
 from ..plan.plan import Plan
 from ..plan.planner import make_plan
-from ..recipe import checks
 from ..recipe.config import MergeConfig
+from ..recipe.request import Request
 from .announce import announce
 from .job import Job, Report, notice
 from .output import journal as journals
@@ -49,36 +48,37 @@ def merge(config: MergeConfig, progress: bool | None = None, ranks: Ranks | None
     ranks = ranks or Ranks(0, ["alone"])
     try:
         ranks.connect()
-        _merge(config, progress, ranks)
+        request = Request.of(config)
+        _merge(request, progress, ranks)
     except BaseException as error:
         ranks.fail(error.problems if isinstance(error, MergeError) else ["it was interrupted"])
         raise
     finally:
         ranks.close()
-    return config.output
+    return request.output
 
 
-def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
+def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
     started = time.perf_counter()
     try:
-        plan, sidecars, merge_record = prepare(config, ranks.count)
+        plan, sidecars, merge_record = prepare(request, ranks.count)
     except MergeError as error:
-        if config.account and ranks.number == 0:
-            refused(config, error.problems)
+        if request.account and ranks.number == 0:
+            refused(request, error.problems)
         raise
     leads = ranks.number == 0
     _agree(plan, ranks)
     if leads:
-        for warning in [*checks.warnings(config), *plan.warnings]:
+        for warning in [*request.warnings, *plan.warnings]:
             log.warning("%s", warning)
-        announce(plan, config, sidecars, time.perf_counter() - started)
-    if config.dry_run:
+        announce(plan, request, sidecars, time.perf_counter() - started)
+    if request.dry_run:
         return
 
-    output = Output(config.output, plan)
+    output = Output(request.output, plan)
     journal = Journal(output.folder, ranks.number, plan, output.partial_paths)
     try:
-        done = _begin(config, plan, output, journal, ranks)
+        done = _begin(request, plan, output, journal, ranks)
         output.wait_until_seen()
         left = dataclasses.replace(plan, pieces=remaining(plan, done))
         reports = done if leads else []
@@ -91,7 +91,7 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
         everything = ranks.gather([dataclasses.asdict(report) for report in reports])
         if leads:
             reports = [Report.of(report) for part in everything for report in part]
-            notice(reports, plan.tensors, plan.recipe.titles, config.strict)
+            notice(reports, plan.tensors, plan.recipe.titles, request.strict)
             lock = make_lock(plan, reports, {**sidecars, RECORD: merge_record})
             output.finish({**sidecars, LOCK: lock.to_bytes()}, merge_record)
     except BaseException:
@@ -99,7 +99,7 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
             journal.close(stopped=True)
             kept = output.abandon(leads and journals.read(output.folder) is not None)
         if kept:
-            log.warning("what is done is kept in %s: the same command with --resume goes on from there", config.output)
+            log.warning("what is done is kept in %s: the same command with --resume goes on from there", request.output)
         raise
     if not leads:
         ranks.gather(None)
@@ -109,18 +109,18 @@ def _merge(config: MergeConfig, progress: bool | None, ranks: Ranks) -> None:
         ranks.gather(None)
     seconds = time.perf_counter() - started
     rate = (plan.bytes_in + plan.bytes_out) / seconds / 1e9
-    log.info("merged into %s in %.1f s (%.2f GB/s read and written)", config.output, seconds, rate)
+    log.info("merged into %s in %.1f s (%.2f GB/s read and written)", request.output, seconds, rate)
     device_memory = max((report.device_memory for report in reports), default=0)
     if device_memory:
         log.info("device memory: at most %.0f MB per worker", device_memory / 1e6)
 
 
-def _begin(config: MergeConfig, plan: Plan, output: Output, journal: Journal, ranks: Ranks) -> list[Report]:
+def _begin(request: Request, plan: Plan, output: Output, journal: Journal, ranks: Ranks) -> list[Report]:
     """Make the output's files and this rank's journal; the pieces that a merge that was stopped has done."""
     leads, done = ranks.number == 0, []
-    header = journals.describe(config, plan)
+    header = journals.describe(request, plan)
     if leads:
-        stopped = journals.read(output.folder) if config.resume else None
+        stopped = journals.read(output.folder) if request.resume else None
         output.create(resume=stopped is not None)
         if stopped is not None:
             done = whole(stopped.reports, plan, output.partial_paths)
@@ -148,64 +148,64 @@ def _agree(plan: Plan, ranks: Ranks) -> None:
         )
 
 
-def prepare(config: MergeConfig, ranks: int = 1) -> tuple[Plan, dict[str, bytes], bytes]:
+def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], bytes]:
     """The plan, shared by so many ranks, the files to write beside the weights, by name, and the content of
     merge_config.json. Touches nothing.
 
     Raises MergeError with the problems of flags, inputs and output together; of its kinds, the first met.
     """
     attempt = Attempts()
-    specs = config.sources
+    specs = request.sources
     paths = [path for spec in specs for path in adapters.split(spec)]
-    recipe = attempt(config.recipe)
+    recipe = attempt(request.checked_recipe)
     plan = sidecars = None
-    if config.config_from:
-        attempt(given_config, config.config_from)
+    if request.config_from:
+        attempt(given_config, request.config_from)
     if recipe is None:
         # Nothing is downloaded for it.
         remote = {spec for spec in specs if hub.installed() and any(map(hub.is_name, adapters.split(spec)))}
-        attempt(open_inputs, [spec for spec in specs if spec not in remote], config.merge_prefix)
+        attempt(open_inputs, [spec for spec in specs if spec not in remote], request.prefix)
     else:
-        plan = attempt(make_plan, recipe, config.n_process, config.shard_bytes(), config.engine, ranks)
+        plan = attempt(make_plan, recipe, request.n_process, request.shard_bytes, request.engine, ranks)
     if plan is not None:
-        sidecars = attempt(read_sidecars, plan, config)
-        if config.max_memory:
+        sidecars = attempt(read_sidecars, plan, request)
+        if request.max_memory:
             beside = sum(map(len, (sidecars or {}).values()))
-            plan = attempt(memory_estimate.within, plan, parse_size(config.max_memory), beside) or plan
+            plan = attempt(memory_estimate.within, plan, request.max_memory, beside) or plan
         attempt(_check_equal, plan)
         paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
-    paths += [config.config_from] if config.config_from else []
+    paths += [request.config_from] if request.config_from else []
     paths += [plan.tokens.source.folder] if plan is not None and plan.tokens is not None else []
     nbytes = plan.bytes_out if plan else 0
-    stored = config.save_format, config.merge_prefix, nbytes
-    problems = check_output(config.output, paths, *stored, (*(sidecars or ()), LOCK), config.overwrite)
+    stored = request.save_format, request.prefix, nbytes
+    problems = check_output(request.output, paths, *stored, (*(sidecars or ()), LOCK), request.overwrite)
     if problems:
         attempt.errors.append(OutputError(problems))
-    attempt(_may_go_on, config, plan)
-    attempt(check_account, config, paths)
+    attempt(_may_go_on, request, plan)
+    attempt(check_account, request, paths)
     attempt.finish()
     assert plan is not None
     assert sidecars is not None
-    return plan, sidecars, record(config)
+    return plan, sidecars, record(request)
 
 
-def _may_go_on(config: MergeConfig, plan: Plan | None) -> None:
+def _may_go_on(request: Request, plan: Plan | None) -> None:
     """Raises OutputError if a merge into the folder was stopped, and isn't dealt with."""
-    stopped = journals.read(config.output)
+    stopped = journals.read(request.output)
     if stopped is None:
         return
-    if is_held(config.output):
-        raise OutputError(refusal(config.output))
-    if not is_unfinished(config.output):  # it was killed when it stood
+    if is_held(request.output):
+        raise OutputError(refusal(request.output))
+    if not is_unfinished(request.output):  # it was killed when it stood
         return
-    if not config.resume and not config.overwrite:
+    if not request.resume and not request.overwrite:
         raise OutputError(
-            f"--output_path {config.output} holds an unfinished merge; --resume goes on with it, --overwrite begins again"
+            f"--output_path {request.output} holds an unfinished merge; --resume goes on with it, --overwrite begins again"
         )
-    changed = journals.changes(stopped.header, journals.describe(config, plan)) if config.resume and plan else []
+    changed = journals.changes(stopped.header, journals.describe(request, plan)) if request.resume and plan else []
     if changed:
         raise OutputError(
-            f"--resume can't go on with the merge in {config.output}: {'; '.join(changed)}; --overwrite without --resume"
+            f"--resume can't go on with the merge in {request.output}: {'; '.join(changed)}; --overwrite without --resume"
             " begins again"
         )
 

@@ -19,9 +19,9 @@ from ..dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
 from ..errors import CheckpointError, ConfigError
 from ..plan.assemble import assemble
 from ..plan.plan import Piece, TensorPlan
-from ..recipe import checks
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
+from ..recipe.request import Request
 from .job import Report, notice
 from .pipeline import Pipeline
 from .worker import Backends
@@ -50,16 +50,18 @@ def merge_state_dicts(
     if base is None and config.base_model_path:
         raise ConfigError(f"the base model {config.base_model_path} is not read here; pass its state dict as base=...")
     state_dicts = list(state_dicts)
-    _check_kinds([*state_dicts, *([] if base is None else [base])], config)
+    sources = [*state_dicts, *([] if base is None else [base])]
+    _check_kinds(sources, config.tensor_type, config.out_dtype)
     labels = [f"state_dicts[{number}]" for number in range(len(state_dicts))]
-    config = dataclasses.replace(
-        config, model_path_list=labels, model_path_str=None, base_model_path=None if base is None else "base"
+    request = Request.of(
+        dataclasses.replace(
+            config, model_path_list=labels, model_path_str=None, base_model_path=None if base is None else "base"
+        )
     )
-    recipe = config.recipe()
-    sources = [*state_dicts, *([base] if base is not None else [])]
-    for warning in checks.warnings(config):
+    recipe = request.checked_recipe()
+    for warning in request.warnings:
         log.warning("%s", warning)
-    return merge_by_recipe(sources, recipe, config.engine, config.strict)
+    return merge_by_recipe(sources, recipe, request.engine, request.strict)
 
 
 def merge_by_recipe(
@@ -94,7 +96,7 @@ def merge_by_recipe(
     return result
 
 
-def _check_kinds(sources: Sequence[Any], config: MergeConfig) -> None:
+def _check_kinds(sources: Sequence[Any], tensor_type: str, out_dtype: str | None) -> None:
     """What can't be looked at any further. Raises ConfigError, CheckpointError."""
     if len(sources) < 2:
         raise ConfigError("give at least two state dicts")
@@ -104,10 +106,10 @@ def _check_kinds(sources: Sequence[Any], config: MergeConfig) -> None:
             raise CheckpointError(
                 f"a {kind} is no state dict (a mapping from names to tensors); of a Layer, pass .state_dict()"
             )
-    if config.tensor_type == "pd" and not import_paddle().in_dynamic_mode():
+    if tensor_type == "pd" and not import_paddle().in_dynamic_mode():
         raise ConfigError("Paddle is in static mode, where tensors hold no values; call paddle.disable_static() first")
-    if config.tensor_type == "pd" and config.out_dtype in FLOATS and not hasattr(import_paddle(), config.out_dtype):
-        raise ConfigError(f"out_dtype {config.out_dtype}: this version of Paddle has no such tensors; use 3.0 or newer")
+    if tensor_type == "pd" and out_dtype in FLOATS and not hasattr(import_paddle(), out_dtype):
+        raise ConfigError(f"out_dtype {out_dtype}: this version of Paddle has no such tensors; use 3.0 or newer")
 
 
 def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _Paddle) -> list[TensorPlan]:

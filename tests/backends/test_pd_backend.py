@@ -22,6 +22,7 @@ from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOATS
 from paddle_merge.methods.paddlenlp import MERGE_TYPES, SPARSIFIERS
 from paddle_merge.methods.shared.selection import select_quantile
+from paddle_merge.recipe.request import Request
 from tests.backends.kernels.test_bits import interesting
 from tests.methods.shared.test_selection import InMemory
 from tests.support.checkpoints import from_bits, read, to_bits, write
@@ -285,7 +286,7 @@ def test_what_paddle_allocates_stays_within_the_budget(
 
 def refusal(**fields: Any) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        MergeConfig(model_path_list=["a", "b"], **fields).recipe()
+        Request.of(MergeConfig(model_path_list=["a", "b"], **fields)).checked_recipe()
     return caught.value.problems
 
 
@@ -311,7 +312,7 @@ def test_no_gpu_and_no_such_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 2)
     (problem,) = refusal(tensor_type="pd", device="gpu:2")
     assert problem == "--device gpu:2: there is no such device; Paddle sees gpu:0, gpu:1"
-    MergeConfig(model_path_list=["a", "b"], tensor_type="pd", device="low_gpu_mem:1").recipe()
+    Request.of(MergeConfig(model_path_list=["a", "b"], tensor_type="pd", device="low_gpu_mem:1")).checked_recipe()
 
 
 def test_no_paddle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +360,8 @@ def test_the_launcher_says_which_gpus_are_this_ranks(monkeypatch: pytest.MonkeyP
 
 def test_too_many_workers_for_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "visible_devices", lambda _: ["0", "1"])
-    MergeConfig(model_path_list=["a", "b"], tensor_type="pd", device="low_gpu_mem", n_process=16).recipe()
+    config = MergeConfig(model_path_list=["a", "b"], tensor_type="pd", device="low_gpu_mem", n_process=16)
+    assert Request.of(config).problems == ()
     (problem,) = refusal(tensor_type="pd", device="low_gpu_mem", n_process=17)
     assert problem.startswith(
         "--max_tensor_mem 0.5 leaves 0.0556 GiB to each of 9 workers on a device, and they need 0.0625"

@@ -20,6 +20,7 @@ import pytest
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, MergeError, merge
 from paddle_merge.checkpoints.open import open_checkpoint
 from paddle_merge.commands.inspect.cli import InspectConfig, _lines, inspect
+from paddle_merge.recipe.request import Request
 from tests.checkpoints.formats.test_pickles import MADE, text
 from tests.support import specimens
 from tests.support.checkpoints import read, write
@@ -260,7 +261,7 @@ def test_without_permission(tmp_path: Path, good: Path, path: str, mode: int, wo
 @pytest.mark.parametrize("name", ["max_shard_size", "max_memory"])
 def test_an_empty_size(name: str) -> None:
     with pytest.raises(ConfigError, match=f"--{name} '' must be a size"):
-        MergeConfig(model_path_list=["a", "b"], **{name: ""}).recipe()  # type: ignore[arg-type]
+        Request.of(MergeConfig(model_path_list=["a", "b"], **{name: ""})).checked_recipe()  # type: ignore[arg-type]
 
 
 def test_patterns_that_are_no_table_are_told_by_inspect(tmp_path: Path) -> None:

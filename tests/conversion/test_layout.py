@@ -14,6 +14,7 @@ from paddle_merge.checkpoints.names import LAYOUTS
 from paddle_merge.checkpoints.open import open_checkpoint
 from paddle_merge.checkpoints.views import transpose
 from paddle_merge.conversion.detect import detect
+from paddle_merge.recipe.request import Request
 from tests.support.checkpoints import from_bits, read, to_bits, write
 
 HIDDEN, HEADS, KV, WIDTH, INTER, VOCAB = 16, 4, 2, 4, 24, 40
@@ -208,7 +209,7 @@ def test_a_missing_config_is_borrowed(tmp_path: Path) -> None:
 
 def test_words_that_are_no_layout() -> None:
     with pytest.raises(ConfigError) as caught:
-        MergeConfig(model_path_list=["a", "b"], layout=["hf"], output_layout="pf").recipe()
+        Request.of(MergeConfig(model_path_list=["a", "b"], layout=["hf"], output_layout="pf")).checked_recipe()
     assert caught.value.problems == [
         "--output_layout 'pf' must be one of hf, paddlenlp, paddleformers",
         "--layout has 1 words for 2 models (the base last)",

@@ -23,6 +23,7 @@ from paddle_merge.backends.engine import Engine
 from paddle_merge.methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
 from paddle_merge.methods.registry import NAMED, find, names
 from paddle_merge.plan import plan
+from paddle_merge.recipe.request import Request
 from paddle_merge.run.job import Report
 from paddle_merge.run.output import journal
 from paddle_merge.run.state_dicts import merge_by_recipe
@@ -272,7 +273,7 @@ def test_the_same_bytes_however_it_is_cut(
     given, expected = LAWS[method].given, digest(made[method])
     with monkeypatch.context() as patch:
         budget = MemoryBudget(1 << 13, 1 << 13, resident=0, panel=1 << 13, selecting=0)
-        patch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
+        patch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
         assert digest(sources.merged(method, given)) == expected
 
     right, done = Worker.merge, 0
@@ -297,12 +298,12 @@ def test_the_same_bytes_however_it_is_cut(
         assert digest(sources.folder / f"stopped {method}") == expected
 
     config = sources.config(method, given, list(range(count(method))), "out")
-    recipe = config.recipe()
+    recipe = Request.of(config).checked_recipe()
     states = []
     for path in recipe.sources:
         values = read(Path(path))
         states.append({name: to_bits(x, sources.dtype) for name, x in values.items()})
-    in_memory = merge_by_recipe(states, recipe, config.engine)
+    in_memory = merge_by_recipe(states, recipe, Request.of(config).engine)
     for name, values in read(made[method]).items():
         assert (from_bits(in_memory[name], sources.dtype) == values).all(), name
 

@@ -134,7 +134,7 @@ def test_same_bytes_for_any_workers_blocks_and_shards(tmp_path: Path, method: st
         assert all((values == reference[name]).all() for name, values in read(sharded).items())
     for block in (1 << 10, 1 << 13):
         budget = MemoryBudget(block, block, resident=0, panel=block)
-        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
+        monkeypatch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
         assert digest(run(tmp_path, models, base, "bfloat16", method, out=f"b{block}", **fields)) == expected
 
 

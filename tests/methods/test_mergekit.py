@@ -404,7 +404,7 @@ def test_same_bytes_for_any_workers_blocks_and_backend(tmp_path: Path, method: s
     assert digest("pd", tensor_type="pd", device="cpu") == first
     for block in (1 << 10, 1 << 14):
         budget = MemoryBudget(block, block, resident=0, panel=block, selecting=block)
-        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
+        monkeypatch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
         assert digest(f"b{block}") == first
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import ConfigError, MergeConfig, WorkError, merge
+from paddle_merge.recipe.request import Request
 from tests.support import oracle
 from tests.support.checkpoints import read, write
 
@@ -44,7 +45,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     from paddle_merge.backends.np_backend import NumpyBackend
 
     budget = MemoryBudget(BLOCK, BLOCK, resident=0, panel=BLOCK)
-    monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
+    monkeypatch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
     if request.param != "np":
         import_paddle()
         from paddle_merge.backends.pd_backend import PaddleBackend
@@ -397,5 +398,5 @@ def test_ratios_of_weights_are_all_that_counts_in_ties(tmp_path: Path, backend: 
 )
 def test_what_is_said_of_parameters(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
-        MergeConfig(model_path_list=["a", "b"], base_model_path="base", **fields).recipe()
+        Request.of(MergeConfig(model_path_list=["a", "b"], base_model_path="base", **fields)).checked_recipe()
     assert len(caught.value.problems) == 1

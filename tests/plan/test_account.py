@@ -19,6 +19,7 @@ from paddle_merge.plan.account import Account, account
 from paddle_merge.plan.describe import _names
 from paddle_merge.plan.plan import Plan
 from paddle_merge.plan.planner import make_plan
+from paddle_merge.recipe.request import Request
 from paddle_merge.run import time_estimate
 from tests.conversion import test_layout
 from tests.conversion.lora import test_lora
@@ -27,7 +28,7 @@ from tests.support.specimens import KINDS
 
 
 def accounted(**fields: Any) -> Account:
-    return account(make_plan(MergeConfig(**fields).recipe()))
+    return account(make_plan(Request.of(MergeConfig(**fields)).checked_recipe()))
 
 
 def holds(found: Account, fields: Any) -> None:
@@ -95,7 +96,7 @@ def test_what_is_lost_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A plan that reads but half of a tensor, or forgets one, doesn't get through."""
     for name in "ab":
         write(tmp_path / name, {"w": np.ones((4, 6)), "v": np.ones(3)})
-    plan = make_plan(MergeConfig(model_path_list=[str(tmp_path / "a"), str(tmp_path / "b")]).recipe())
+    plan = make_plan(Request.of(MergeConfig(model_path_list=[str(tmp_path / "a"), str(tmp_path / "b")])).checked_recipe())
     with pytest.raises(CheckpointError, match=r"tensor 'v', 0 of 3 elements are read") as caught:
         account(dataclasses.replace(plan, tensors=tuple(one for one in plan.tensors if one.name != "v")))
     assert len(caught.value.problems) == 2
@@ -192,7 +193,7 @@ def test_names_that_differ_in_numbers() -> None:
 
 def test_a_forecast_survives_a_folder_that_cannot_be_written(pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time_estimate, "_SPARE", 1 << 62)
-    found = time_estimate.forecast(make_plan(MergeConfig(**pair).recipe()), pair["output_path"], 0.0)
+    found = time_estimate.forecast(make_plan(Request.of(MergeConfig(**pair)).checked_recipe()), pair["output_path"], 0.0)
     assert "writing isn't counted" in found.notes[0]
     assert found.seconds > 0
 
@@ -214,7 +215,7 @@ def plan_of(tmp_path: Path, method: str, n_process: int) -> Plan:
         model_path_list=[str(tmp_path / str(n)) for n in range(20)],
         base_model_path=str(tmp_path / "base"),
     )
-    return make_plan(config.recipe(), n_process)
+    return make_plan(Request.of(config).checked_recipe(), n_process)
 
 
 def test_workers_and_what_they_keep_follow_from_the_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from paddle_merge import MergeConfig
 from paddle_merge.methods.registry import find
 from paddle_merge.plan.memory_estimate import memory
 from paddle_merge.plan.planner import make_plan
+from paddle_merge.recipe.request import Request
 from tests.methods.test_every_method import LAWS
 from tests.support.checkpoints import to_bits
 
@@ -71,7 +72,7 @@ def recipe(method: str, folder: Path, size: str) -> tuple[str, int]:
 
 def announced(method: str, folder: Path, size: str) -> int:
     config = MergeConfig(recipe_yaml=recipe(method, folder, size)[0], output_path="out")
-    return memory(make_plan(config.recipe(), 1))
+    return memory(make_plan(Request.of(config).checked_recipe(), 1))
 
 
 def peak_of(command: list[str]) -> int:

@@ -21,6 +21,7 @@ from paddle_merge.methods.registry import find
 from paddle_merge.methods.shared.method import Parameter
 from paddle_merge.recipe.parameters import Resolver, matches, typed
 from paddle_merge.recipe.recipe import Condition, Recipe
+from paddle_merge.recipe.request import Request
 from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.recipe.yaml_write import to_yaml
 from paddle_merge.run.state_dicts import merge_by_recipe
@@ -278,7 +279,7 @@ def test_the_recipe_that_flags_mean_gives_the_same_bytes(here: Path, method: str
     parts = {"merge_method": method} if method in METHODS else {"sparsify_type": "trim", "merge_type": "slerp"}
     fields: dict[str, Any] = {"model_path_list": ["a", "b"], "base_model_path": "c", "seed": 3, "reserve_p": 0.6, **parts}
     config = MergeConfig(**fields, output_path="flags")
-    text = to_yaml(config.recipe())
+    text = to_yaml(Request.of(config).checked_recipe())
     assert yaml.safe_load(text)["merge_method"] == f"paddlenlp:{method}"
     merge(config, progress=False)
     made(text, "recipe")
@@ -598,7 +599,7 @@ def test_state_dicts_merge_as_files_do(here: Path, method: str) -> None:
     config.output_path = "files"
     merge(config, progress=False)
     narrow = [{name: x.astype(np.float32) for name, x in model.items()} for model in (b, a)]
-    merged = merge_by_recipe(narrow, config.recipe(), config.engine)
+    merged = merge_by_recipe(narrow, Request.of(config).checked_recipe(), Request.of(config).engine)
     expected = read(Path("files"))
     assert all((merged[name] == expected[name].astype(np.float32)).all() for name in expected)
 
@@ -638,7 +639,7 @@ def test_a_seed_given_by_flag_is_every_stages(here: Path) -> None:
     dare = "merge_method: paddlenlp:dare_linear\nbase_model: c\nparameters: {reserve_p: 0.5}"
     text = f"name: x\nmodels: [{{model: a}}, {{model: b}}]\n{dare}\n---\nmodels: [{{model: x}}, {{model: b}}]\n{dare}"
     one, two = made(text, "one"), made(text, "two", seed=9)
-    assert MergeConfig(recipe_yaml=text, seed=9).recipe().stages[0].seed == 9
+    assert Request.of(MergeConfig(recipe_yaml=text, seed=9)).checked_recipe().stages[0].seed == 9
     assert any((one[name] != two[name]).any() for name in one)
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from paddle_merge import MergeConfig, merge
+from paddle_merge.recipe.request import Request
 from paddle_merge.run.output import writer
 from tests.support.checkpoints import write
 
@@ -203,7 +204,7 @@ def test_a_folder_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write(tmp_path / "a", {"w": np.zeros(3)})
     from paddle_merge.plan.planner import make_plan
 
-    recipe = MergeConfig(model_path_list=[str(tmp_path / "a")] * 2).recipe()
+    recipe = Request.of(MergeConfig(model_path_list=[str(tmp_path / "a")] * 2)).checked_recipe()
     monkeypatch.setattr(writer, "SEEN_SECONDS", 0.2)
     output = writer.Output(str(tmp_path / "out"), make_plan(recipe))
     with pytest.raises(writer.OutputError, match="isn't seen here; ranks on several machines need an output folder"):

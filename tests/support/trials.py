@@ -30,6 +30,7 @@ from paddle_merge.commands.extract_lora.config import ExtractConfig
 from paddle_merge.commands.extract_lora.run import extract_lora
 from paddle_merge.commands.inspect.cli import InspectConfig, inspect
 from paddle_merge.commands.inspect.cli import _lines as inspect_lines
+from paddle_merge.recipe.request import Request
 from tests.support import attacks, checkpoints
 from tests.support.mutations import damaged
 from tests.support.specimens import KINDS, Specimen, State
@@ -325,7 +326,7 @@ def _merge(specimen: Specimen, folder: Path) -> None:
         if fields.get("dry_run"):
             from paddle_merge.run.merge import prepare
 
-            prepare(MergeConfig(**fields))
+            prepare(Request.of(MergeConfig(**fields)))
             raise MergeError("--dry_run")
     else:
         for name, value in fields.items():

@@ -18,6 +18,7 @@ from ...plan.file_names import RECORD, WEIGHTS
 from ...plan.plan import Plan, TensorPlan
 from ...plan.planner import make_plan
 from ...recipe.config import MergeConfig
+from ...recipe.request import Request
 from ...run.job import Job, Report
 from ...run.output.lock import MergeRecord, Written, read_lock
 from ...run.pool import work
@@ -136,9 +137,9 @@ def _remake(
     """Merge again, without writing. Raises CheckpointError, WorkError."""
     path = os.path.join(folder, RECORD)
     try:
-        config = MergeConfig.from_mapping(MergeConfig.from_file(path), path)
-        recipe = config.recipe()
-        plan = make_plan(recipe, n_process, config.shard_bytes(), config.engine)
+        request = Request.of(MergeConfig.from_mapping(MergeConfig.from_file(path), path))
+        recipe = request.checked_recipe()
+        plan = make_plan(recipe, n_process, request.shard_bytes, request.engine)
     except MergeError as error:
         raise CheckpointError(error.problems) from None
     made = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in plan.tensors}

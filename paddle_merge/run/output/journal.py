@@ -23,7 +23,7 @@ from ...checkpoints.fingerprint import of_file
 from ...errors import MergeError, OutputError, WorkError
 from ...plan.file_names import name_of
 from ...plan.plan import Piece, Plan
-from ...recipe.config import MergeConfig
+from ...recipe.request import Request
 from ...version import __version__
 from ..job import Report
 
@@ -65,9 +65,9 @@ def _header(content: Any) -> dict[str, Any]:
     return header
 
 
-def describe(config: MergeConfig, plan: Plan) -> dict[str, Any]:
+def describe(request: Request, plan: Plan) -> dict[str, Any]:
     """What decides the output's bytes and places: fields, input files, and a digest of the plan."""
-    record = {name: value for name, value in config.to_record().items() if name not in IRRELEVANT}
+    record = {name: value for name, value in request.record.items() if name not in IRRELEVANT}
     files = sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     digest = hashlib.sha256()
     for part in (*plan.shards, *plan.tensors):

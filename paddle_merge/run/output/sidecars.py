@@ -19,6 +19,7 @@ from ...plan.layer_config import restacked
 from ...plan.plan import Plan
 from ...recipe.config import MergeConfig
 from ...recipe.parameters import weighted
+from ...recipe.request import Request
 from ...version import __version__
 
 MAX_SIDECAR = 1 << 30  # bytes; they are held in memory
@@ -28,13 +29,13 @@ MAX_SIDECAR = 1 << 30  # bytes; they are held in memory
 FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_up_fused_proj"}}
 
 
-def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
+def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
     """What to write beside the weights, by name: the model card, and copies from plan.donor.folder (config.json with the new
     dtype and vocabulary, if there are such), the tokenizer's from plan.tokens; with the chat template that was asked for, if
     one was. Raises CheckpointError listing the files of copy_file_list that aren't there or may not be copied."""
     folder, tokens = plan.config_source.folder, plan.tokens
     problems = []
-    extra = [os.path.normpath(name) for name in config.copy_file_list or ()]
+    extra = [os.path.normpath(name) for name in request.copied_files]
     for name in extra:
         if os.path.isabs(name) or name.split(os.sep)[0] == "..":
             problems.append(f"--copy_file_list {name}: must be inside {folder}")
@@ -47,7 +48,7 @@ def read_sidecars(plan: Plan, config: MergeConfig) -> dict[str, bytes]:
     if problems:
         raise CheckpointError(problems)
 
-    contents: dict[str, bytes] = {CARD: model_card(plan, config).encode("utf-8", "surrogateescape")}
+    contents: dict[str, bytes] = {CARD: model_card(plan, request).encode("utf-8", "surrogateescape")}
     contents |= _read(folder, [*_usual(folder), *extra])
     if tokens is not None:
         theirs = [name for name in _usual(tokens.source.folder) if is_tokenizers(name)]
@@ -120,12 +121,12 @@ def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in missing.items() if model.get(name) is None}
 
 
-def record(config: MergeConfig) -> bytes:
+def record(request: Request) -> bytes:
     """merge_config.json: `python -m paddle_merge merge_config.json --output_path elsewhere` repeats the merge."""
-    return json_bytes({"paddle_merge_version": __version__, **config.to_record()})
+    return json_bytes({"paddle_merge_version": __version__, **request.record})
 
 
-def model_card(plan: Plan, config: MergeConfig) -> str:
+def model_card(plan: Plan, request: Request) -> str:
     """A short README.md: what was merged, how, with which weights."""
     recipe = plan.recipe
     folders = {os.path.abspath(path): os.path.basename(os.path.abspath(path)) for path in recipe.sources}
@@ -137,9 +138,9 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
     ]
     base = recipe.slices[0].base
     against = f" on task vectors against the base model `{names[base.number]}`" if base else ""
-    defaults = MergeConfig().to_record()
+    defaults = Request.of(MergeConfig()).record
     told = ("model_path_list", "base_model_path", "output_path", "n_process", "merge_method", "merge_type", "sparsify_type")
-    given = config.to_record()
+    given = dict(request.record)
     recipe_yaml = given.pop("recipe_yaml")
     shown = {name: value for name, value in given.items() if name not in told and value != defaults[name]}
     as_recipe = ["The recipe:", "", "```yaml", recipe_yaml.rstrip(), "```", ""] if recipe_yaml else []
@@ -151,7 +152,7 @@ def model_card(plan: Plan, config: MergeConfig) -> str:
             "- paddle_merge",
             "---",
             "",
-            f"# {os.path.basename(os.path.abspath(config.output))}",
+            f"# {os.path.basename(os.path.abspath(request.output))}",
             "",
             f"Merged with paddle_merge {__version__} by `{recipe.title}`{against}.",
             "",

@@ -19,6 +19,7 @@ from paddle_merge.commands.main import main
 from paddle_merge.conversion.lora import adapted
 from paddle_merge.plan import plan
 from paddle_merge.plan.planner import make_plan
+from paddle_merge.recipe.request import Request
 from tests.checkpoints.formats.test_flex import cut, save
 from tests.conversion.test_layout import CONFIG, HEADS, HIDDEN, INTER, KV, VOCAB, WIDTH, State, laid_out, llama, stored
 from tests.support.checkpoints import from_bits, read, to_bits, write
@@ -694,7 +695,7 @@ def test_folders_that_hold_no_adapter(tmp_path: Path) -> None:
 )
 def test_flags_that_contradict(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        MergeConfig(**fields).recipe()
+        Request.of(MergeConfig(**fields)).checked_recipe()
 
 
 def test_a_path_may_hold_a_plus(tmp_path: Path) -> None:
@@ -715,7 +716,7 @@ def test_a_folder_called_as_base_and_adapter(tmp_path: Path, monkeypatch: pytest
         fold(tmp_path, "base", "lora")
     close(fold(tmp_path, "base/", "lora"), folded(llama(0), factors(1)))
     with pytest.raises(ConfigError, match="give at least two models"):
-        MergeConfig(model_path_list=["base+lora"]).recipe()
+        Request.of(MergeConfig(model_path_list=["base+lora"])).checked_recipe()
     (tmp_path / "lora" / "adapter_config.json").unlink()  # no adapter any more, so there is one way to read it
     merge(MergeConfig(model_path_list=["base+lora", "base"], output_path="out", overwrite=True))
 
@@ -774,7 +775,7 @@ def test_nothing_reads_an_adapted_tensor_as_its_base(tmp_path: Path) -> None:
     """Whatever is asked to read one plainly fails; it would give the base's numbers."""
     path = stored(tmp_path / "base", llama(0), "hf", dtype="float64")
     spec = f"{path}+{peft(tmp_path / 'ad', in_peft(factors(1)))}"
-    made = make_plan(MergeConfig(model_path_list=[spec]).recipe())
+    made = make_plan(Request.of(MergeConfig(model_path_list=[spec])).checked_recipe())
     entry = next(tensor.sources[0] for tensor in made.tensors if tensor.sources[0].adapted is not None)
     with pytest.raises(ValueError, match=r"blocks\.reader"):
         Files().read(entry, 0, np.empty(4))

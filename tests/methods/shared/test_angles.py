@@ -32,6 +32,7 @@ from paddle_merge.plan import memory_estimate
 from paddle_merge.plan.account import parameters
 from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.config import MergeConfig as Config
+from paddle_merge.recipe.request import Request
 from tests.conversion.test_layout import CONFIG, laid_out, llama, stored
 from tests.support.checkpoints import from_bits, read, to_bits, write
 
@@ -356,7 +357,7 @@ class TestLaws:
         assert (two / "model.safetensors").read_bytes() == expected
         for block in (1 << 10, 1 << 14):
             budget = MemoryBudget(block, block, resident=0, panel=block)
-            monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
+            monkeypatch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
             out = run(tmp_path, kind, models, base, "bfloat16", f"b{block}")
             assert (out / "model.safetensors").read_bytes() == expected
 
@@ -593,12 +594,12 @@ def test_the_ceiling_counts_lines(tmp_path: Path) -> None:
     for filter_wise in (False, True):
         text = recipe("model_stock", paths[1:], paths[0], filter_wise=filter_wise)
         config = Config(recipe_yaml=text, output_path=str(tmp_path / "out"))
-        found[filter_wise] = memory_estimate.memory(make_plan(config.recipe()))
+        found[filter_wise] = memory_estimate.memory(make_plan(Request.of(config).checked_recipe()))
     assert 50_000 * (3 * 8 + 2 * 4) <= found[True] - found[False] <= 50_000 * 64
 
 
 def test_the_account_calls_parameters_as_recipes_do() -> None:
     text = recipe("nuslerp", ["a", "b"], None, (3, 1), nuslerp_flatten=False)
-    told = Config(recipe_yaml=text, output_path="out").recipe()
-    shown = parameters(told, resolved("nuslerp", weight=(3.0, 1.0), nuslerp_flatten=False))
+    asked = Request.of(Config(recipe_yaml=text, output_path="out")).checked_recipe()
+    shown = parameters(asked, resolved("nuslerp", weight=(3.0, 1.0), nuslerp_flatten=False))
     assert shown == {"nuslerp_flatten": False, "nuslerp_row_wise": False}

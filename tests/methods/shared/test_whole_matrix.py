@@ -27,6 +27,7 @@ from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods.iso_c import IsoC
 from paddle_merge.methods.shared.whole_matrix import spectrum
 from paddle_merge.methods.tsv import Tsv
+from paddle_merge.recipe.request import Request
 from tests.conversion.test_layout import CONFIG, laid_out, llama
 from tests.support.checkpoints import from_bits, read, to_bits, write
 
@@ -273,7 +274,7 @@ def test_same_bytes_for_any_workers_blocks_and_backend(
     assert digest("paddle", tensor_type="pd") == expected
     for block in (1 << 10, 1 << 13):
         budget = MemoryBudget(block, block, resident=0, panel=block, selecting=0)
-        monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
+        monkeypatch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
         assert digest(f"b{block}") == expected
     import_paddle()
     from paddle_merge.backends.pd_backend import PaddleBackend
@@ -397,7 +398,7 @@ def test_a_stage_of_singular_vectors_may_be_read_again(tmp_path: Path, monkeypat
     generator = np.random.default_rng(0)
     states = [{"w": generator.standard_normal((300, 250))} for _ in range(3)]
     budget = MemoryBudget(1 << 14, 1 << 14, resident=0, panel=1 << 14)
-    monkeypatch.setattr("paddle_merge.recipe.config.Engine", functools.partial(Engine, budget=budget))
+    monkeypatch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
     first = run(tmp_path, "tsv", states[1:], states[0], "float64")
     listed = "".join(f"  - model: {tmp_path}/m{number}\n" for number in range(2))
     then = "merge_method: sce\nbase_model: {base}\nmodels:\n  - model: {one}\n  - model: {base}\n  - model: {two}\n"
@@ -570,6 +571,6 @@ def test_the_plan_counts_whole_matrices(tmp_path: Path) -> None:
         listed = "".join(f"  - model: {path}\n" for path in paths)
         recipe = f"merge_method: {method}\nbase_model: {tmp_path}/base\nmodels:\n{listed}parameters: {METHODS[method]}\n"
         config = MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out"))
-        taken[method] = memory(make_plan(config.recipe()))
+        taken[method] = memory(make_plan(Request.of(config).checked_recipe()))
     assert taken["tsv"] - taken["lines"] >= Tsv((1.0, 1.0), 0.5).row_memory(2, (500, 400), False, 4)
     assert Tsv((1.0, 1.0), 0.5).memory(2, 7, 4, DEFAULT_BUDGET) == Tsv((1.0, 1.0), 0.5).row_memory(2, (7,), False, 4) == 0

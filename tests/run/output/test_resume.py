@@ -24,6 +24,7 @@ from paddle_merge import MergeConfig, OutputError, merge
 from paddle_merge.plan import file_names
 from paddle_merge.plan.plan import Piece
 from paddle_merge.plan.planner import make_plan
+from paddle_merge.recipe.request import Request
 from paddle_merge.run import worker
 from paddle_merge.run.job import Report
 from paddle_merge.run.output import journal
@@ -264,7 +265,7 @@ def test_bytes_that_changed_on_the_disk_are_merged_again(
     (shard,) = out.glob("model*.partial")
     found = journal.read(str(out))
     assert found is not None
-    made = make_plan(MergeConfig(**{**vars(config)}).recipe())
+    made = make_plan(Request.of(MergeConfig(**{**vars(config)})).checked_recipe())
     first = next(tensor for tensor in made.tensors if tensor.name == found.reports[0].tensor)
     with shard.open("r+b") as file:
         file.seek(first.offset)
