@@ -251,8 +251,8 @@ def test_every_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for source in [*fields["model_path_list"], *([fields["base_model_path"]] if "base_model_path" in fields else [])]:
         write(tmp_path / source, {"w": generator.standard_normal((20, 30)), "b": generator.standard_normal(5)})
     config = MergeConfig.from_mapping(MergeConfig.from_file(str(path)))
-    merge(config)
-    assert (tmp_path / config.output / "model.safetensors").exists()
+    output = merge(config)
+    assert (tmp_path / output / "model.safetensors").exists()
 
 
 def test_examples_of_the_help_page_are_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
