@@ -136,7 +136,7 @@ def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             extra = re.search(r"\[(\w+)\]", command[-1])
             assert not extra or f'"{extra[1]}": ' in (ROOT / "setup.py").read_text()
         else:
-            assert command[0] in ("ruff", "mypy") or command == ["python", "-m", "pytest"], command
+            assert command[0] in ("ruff", "mypy", "lint-imports") or command == ["python", "-m", "pytest"], command
 
 
 @pytest.mark.parametrize("page", english(), ids=name_of)
