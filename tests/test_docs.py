@@ -20,7 +20,8 @@ from paddle_merge.commands.analyze.cli import FIELDS as ANALYZE_FIELDS
 from paddle_merge.commands.diff.cli import FIELDS as DIFF_FIELDS
 from paddle_merge.commands.extract_lora.cli import FIELDS as EXTRACT_FIELDS
 from paddle_merge.commands.inspect.cli import FIELDS as INSPECT_FIELDS
-from paddle_merge.commands.main import EXAMPLES, FIELDS, main
+from paddle_merge.commands.main import main
+from paddle_merge.commands.merge import EXAMPLES, FIELDS
 from paddle_merge.commands.verify.cli import FIELDS as VERIFY_FIELDS
 from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.methods.registry import find, names

@@ -1,7 +1,7 @@
-"""The fields of a dataclass as the flags of a command.
+"""Make a command's flags and its help page from the fields of a dataclass.
 
-PaddleNLP's spellings are brought to the one that Typer reads first (`normal_form`): lists as `--weight_list 0.3 -0.7`,
-booleans as `--normalize False`, dashes or underscores.
+`normal_form` first brings PaddleNLP's spellings to the one that Typer reads: lists as `--weight_list 0.3 -0.7`, booleans as
+`--normalize False`, names with dashes or underscores.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -17,25 +19,112 @@ import typer
 from ..errors import ConfigError
 from ..parsing import nearest, parse_bool
 from ..version import __version__
+from .command import set_up_logging
 
+PROGRAM = "python -m paddle_merge"
 SWITCHES = {"help", "version", "verbose", "quiet"}
 Fields = Mapping[str, dataclasses.Field[Any]]  # by name
+
+
+def fields_of(config: type, *words: str) -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields of a dataclass that are flags, by name: all but `words`, which are given without a flag."""
+    return {item.name: item for item in dataclasses.fields(config) if item.name not in words}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The command line of one command: its flags, and the text of its help page.
+
+    name: the word after `python -m paddle_merge`.
+    fields: the flags, by name.
+    argument: the name of the words without a flag in the usage line, and their help; None if there can be none.
+    help: paragraphs, separated by blank lines.
+    examples: pairs of what an example does and the words that follow the command's name.
+    aliases: other names of flags -> their names.
+    many: whether any number of words may be given without a flag, before and behind the flags; else only the first word may.
+    hint: the end of the error message about a further word without a flag.
+    needs_words: whether the command without any words prints its help page instead of running.
+    """
+
+    name: str
+    fields: Fields
+    argument: tuple[str, str] | None
+    help: str
+    examples: Sequence[tuple[str, str]]
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    many: bool = True
+    hint: str = ""
+    needs_words: bool = True
+
+    def normal_form(self, argv: Sequence[str], abbreviated: Collection[str] = ()) -> list[str]:
+        """Return argv in the spelling that Typer reads; see `normal_form`. Raises ConfigError."""
+        return normal_form(argv, self.fields, self.aliases, self.hint, abbreviated, self.many)
+
+    def main(self, argv: Sequence[str], run: Callable[[Any, dict[str, Any]], None]) -> None:
+        """Parse argv and call `run`, then exit; SystemExit is always raised, unless it is ConfigError or an error of `run`.
+
+        run: is called with the words given without a flag (a list if `many`, else the first one or None) and with the flags
+        that were given, by name.
+        """
+        words = self.normal_form(argv) or ["--help"] * self.needs_words
+        self._app(run)(words, prog_name=f"{PROGRAM} {self.name}")
+
+    def _app(self, run: Callable[[Any, dict[str, Any]], None]) -> typer.Typer:
+        def command(
+            first: Any = None, version: bool = False, verbose: bool = False, quiet: bool = False, **flags: Any
+        ) -> None:
+            if version:
+                typer.echo(f"paddle_merge {__version__}")
+                return
+            set_up_logging(verbose, quiet)
+            given = {name: value for name, value in flags.items() if value not in (None, [])}
+            run(list(first or ()) if self.many else first, given)
+
+        parameters = [
+            *self._words(),
+            *map(option, self.fields.values()),
+            switch("version", "Print the version and exit."),
+            switch("verbose", "Print debug messages."),
+            switch("quiet", "Print errors only; results are printed as always."),
+        ]
+        app = new_app()
+        names = {"help_option_names": ["--help", "-h"]}
+        app.command(help=unwrapped(self.help), epilog=self._epilog(), context_settings=names)(
+            with_parameters(command, parameters)
+        )
+        return app
+
+    def _words(self) -> list[inspect.Parameter]:
+        """Return the parameter for the words without a flag, if there can be any."""
+        if self.argument is None:
+            return []
+        argument = typer.Argument(metavar=self.argument[0], help=escape(self.argument[1]), show_default=False)
+        kind: Any = list[str] | None if self.many else str | None
+        return [
+            inspect.Parameter("first", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, argument])
+        ]
+
+    def _epilog(self) -> str:
+        lines = []
+        for what, words in self.examples:
+            lines += [f"[dim]{escape(what)}[/dim]", escape(f"{PROGRAM} {self.name} {words}".rstrip())]
+        return "\n\n".join(["[bold]Examples[/bold]", *lines])
 
 
 def normal_form(
     argv: Sequence[str],
     fields: Fields,
     aliases: Mapping[str, str],
-    first_word: str,
+    hint: str,
     abbreviated: Collection[str] = (),
     many: bool = False,
 ) -> list[str]:
-    """argv in the one spelling that Typer reads. Raises ConfigError listing every flag it doesn't know.
+    """Return argv in the one spelling that Typer reads. Raises ConfigError listing every unknown flag and wrong value.
 
-    `--model-path-list a b` -> `--model_path_list=a --model_path_list=b`; `--normalize False` -> `--no_normalize`; a flag
-    given twice: the last one counts. first_word: what to say of a second word that no flag stands before. abbreviated: flags
-    for which a beginning that no other of them has is enough. many: any number of words may stand without a flag, also
-    behind flags that don't take them.
+    `--model-path-list a b` -> `--model_path_list=a --model_path_list=b`; `--normalize False` -> `--normalize=False`. Of a
+    flag given twice, the last one counts. hint: the end of the message about a second word without a flag. abbreviated: the
+    flags that may be abbreviated to any beginning that no other of them has. many: allow any number of words without a flag,
+    also behind flags that take no value.
     """
 
     def spelled_out(flag: str) -> str:
@@ -57,7 +146,7 @@ def normal_form(
         elif groups:
             groups[-1][1].append(word)
         else:
-            problems.append(f"unexpected {word!r}{first_word}")
+            problems.append(f"unexpected {word!r}{hint}")
 
     chosen: dict[str, list[str]] = {}
     for flag, values in groups:
@@ -93,76 +182,65 @@ def normal_form(
 
 
 def is_list(item: dataclasses.Field[Any]) -> bool:
-    """Whether a field is a list."""
+    """Return whether a field is a list."""
     return str(item.type).startswith("list[")
 
 
-def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
-    """One field as a parameter of the command. Its default is None, so that only what is given overrides a config file."""
+# --- help pages ----------------------------------------------------------------------------------------------------------
+
+
+def escape(text: str) -> str:
+    """Return text as Rich markup that is shown as the text itself: `[out, in]` isn't taken for a style.
+
+    The same as rich.markup.escape, without importing Rich, which only help pages need.
+    """
+    return re.sub(r"(\\*)(\[[a-z#/@][^[]*?])", r"\1\1\\\2", text)
+
+
+def unwrapped(text: str) -> str:
+    """Return paragraphs as Rich markup with each on one line, so that Typer wraps them to the terminal's width."""
+    return escape("\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n")))
+
+
+def option(item: dataclasses.Field[Any], group: str | None = None) -> inspect.Parameter:
+    """Return one field as a parameter of a command, shown in the help panel `group`, by default the field's own.
+
+    Its default is None, so that only flags that are given override a config file.
+    """
     meta = item.metadata
     default = item.default if item.default is not dataclasses.MISSING else None
     shown = meta.get("shown", default)
-    text = meta["help"] + (f" One of: {', '.join(meta['choices'])}." if meta.get("choices") else "")
+    text = escape(meta["help"] + (f" One of: {', '.join(meta['choices'])}." if meta.get("choices") else ""))
     if shown is not None:
-        text += f" [dim]\\[default: {shown}][/dim]"
+        text += f" [dim]{escape(f'[default: {shown}]')}[/dim]"
     metavar = str(item.type).removesuffix(" | None").removeprefix("list[").removesuffix("]")
-    option = typer.Option(
+    made = typer.Option(
         f"--{item.name}",
         help=text,
-        rich_help_panel=meta["group"],
+        rich_help_panel=group or meta["group"],
         show_default=False,
         metavar=f"{metavar} ..." if is_list(item) else metavar,
     )
-    kind = list[str] if is_list(item) else str  # MergeConfig brings them to their types
+    kind = list[str] if is_list(item) else str  # the dataclass converts them to their types
     return inspect.Parameter(
-        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, made]
     )
 
 
-def build_app(
-    fields: Fields,
-    run: Callable[[Any, bool, bool, dict[str, Any]], None],
-    argument: tuple[str, str],
-    help: str,
-    epilog: str,
-    many: bool = False,
-) -> typer.Typer:
-    """A command with one option per field.
+def switch(name: str, help: str, group: str | None = "Running") -> inspect.Parameter:
+    """Return a flag without a value as a parameter of a command. --verbose and --quiet can be given as -v and -q."""
+    names = [f"--{name}", *([f"-{name[0]}"] if name in ("verbose", "quiet") else [])]
+    made = typer.Option(*names, help=help, rich_help_panel=group)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, made])
 
-    run: called with the first word (None if it isn't given), --verbose, --quiet and the flags. argument: what the first word
-    is, and its help. many: there may be several, and run gets a list.
-    """
 
-    def command(first: Any = None, version: bool = False, verbose: bool = False, quiet: bool = False, **flags: Any) -> None:
-        if version:
-            typer.echo(f"paddle_merge {__version__}")
-        else:
-            run(first, verbose, quiet, flags)
+def with_parameters(function: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """Give a function that takes **keywords the signature that Typer reads, and return it."""
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return function
 
-    extra: dict[str, Any] = {
-        "first": typer.Argument(metavar=argument[0], help=argument[1], show_default=False),
-        "version": typer.Option("--version", help="Print the version.", rich_help_panel="Running"),
-        "verbose": typer.Option("--verbose", "-v", help="Say more.", rich_help_panel="Running"),
-        "quiet": typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel="Running"),
-    }
-    parameters = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None if name == "first" else False,
-            annotation=Annotated[kind, extra[name]],
-        )
-        for name, kind in (
-            ("first", list[str] | None if many else str | None),
-            ("version", bool),
-            ("verbose", bool),
-            ("quiet", bool),
-        )
-    ]
-    parameters[1:1] = [_option(item) for item in fields.values()]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    unwrapped = "\n\n".join(" ".join(paragraph.split()) for paragraph in help.split("\n\n"))
-    app.command(help=unwrapped, epilog=epilog, context_settings={"help_option_names": ["--help", "-h"]})(command)
-    return app
+
+def new_app() -> typer.Typer:
+    """Return an empty Typer application with the settings that all commands share."""
+    return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)

@@ -4,7 +4,6 @@ Python's lock."""
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -14,11 +13,6 @@ from typing import TypeVar
 T = TypeVar("T")
 
 log = logging.getLogger("paddle_merge")
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(

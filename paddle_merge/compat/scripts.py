@@ -13,7 +13,7 @@ import typer
 from ..checkpoints.open import open_checkpoint
 from ..commands.command import command, set_up_logging
 from ..commands.flags import SWITCHES, is_list
-from ..commands.main import FIELDS, merge_words, read_fields, run
+from ..commands.merge import FIELDS, merge_words, read_fields, run
 from ..conversion.detect import detect
 from ..errors import ConfigError
 from ..parsing import parse_bool

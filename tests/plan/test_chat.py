@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
-from paddle_merge.commands.main import FIELDS, main
+from paddle_merge.commands.main import main
+from paddle_merge.commands.merge import FIELDS
 from paddle_merge.commands.verify.verify import verify
 from paddle_merge.plan import chat
 from paddle_merge.recipe import chat_template

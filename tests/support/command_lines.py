@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from paddle_merge import MergeConfig
-from paddle_merge.commands.main import FIELDS
+from paddle_merge.commands.merge import FIELDS
 from tests.support.pages import ROOT
 
 

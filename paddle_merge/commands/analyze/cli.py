@@ -1,4 +1,4 @@
-"""python -m paddle_merge analyze: what models changed in their base, and what a merge would make of it."""
+"""The flags of `python -m paddle_merge analyze`, and what they run."""
 
 from __future__ import annotations
 
@@ -10,125 +10,120 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...checkpoints.names import LAYOUTS
 from ...errors import Attempts, ConfigError, OutputError
 from ...methods.magprune import Magprune
-from ...recipe import fields
 from ...recipe.fields import _flag, to_types
-from ..command import set_up_logging
-from ..flags import build_app, normal_form
-from ..threads import cores
+from .. import common_flags
+from ..flags import PROGRAM, CommandLine, fields_of
 
-HELP = """Tell what models changed in the base that they were fine-tuned from, before merging them: of each task vector
-(model minus base) how long it is and what it changed; of each pair their cosine, how far they overlap, and where their signs
-conflict; and what share of the changes each method would drop. In total, by layer, by kind of tensor, and tensor by tensor.
-Sentences say what stands out: a model that doesn't belong, one that is there twice, what speaks for which method.
+HELP = """Measure what fine-tuning changed in each model, before a merge.
 
-Takes whatever a merge takes, `base+adapter` too. Reads block by block: memory doesn't grow with the models, and the numbers
-are the same for any --n_process. They are those of a merge with these flags, all weights 1, and seed 0.
+For each model, the length of its task vector (model minus base) and how many elements changed; for each pair of models,
+the cosine similarity of their task vectors, and how far their changes overlap and conflict in sign; for each merge
+method, the share of the changes that it would drop. All of it in total, by layer, by kind of tensor, and by tensor. The
+findings come first: a model that was not fine-tuned from this base, for example, a model that is given twice, or
+measurements that favour a method.
 
-relative is the norm of the task vector over the base's. changed counts elements that differ from the base; overlap is those
-that changed in both models of a pair, of those that changed in either; of trimmed, the same of what trim would keep. sign
-conflict is the share of those changed in both whose signs differ, and by weight, each counted by the product of both
-changes. Mass is the sum of magnitudes. outvoted is what sign election drops; cancels, what cancels when models are added;
-moves, how far sparsifying moves task vectors, in their lengths.
+Takes what a merge takes, `base+adapter` too. Tensors are read block by block, so memory doesn't grow with the models, and
+the results are the same for any --n_process. The methods are those of a merge with these flags, with all weights 1 and
+seed 0.
 
-The exit status is 0 whatever stands out; scripts read "advice" in --json.
+The columns: relative is the norm of the task vector divided by the norm of the base. changed is the share of elements
+that differ from the base. overlap is the number of elements that changed in both models of a pair, divided by the number
+that changed in either; of trimmed is the same of the elements that trim keeps. sign conflict is the share of the elements
+changed in both whose signs differ; by weight, with each element weighted by the magnitude of the product of the two
+changes. mass is the sum of the magnitudes of changes. outvoted is the mass that sign election drops, cancels the mass
+that is lost where signs differ when models are added, and moves the distance between task vectors and sparsified task
+vectors, divided by the length of the task vectors.
+
+The exit status is 0 whatever the findings are; scripts read "advice" in the output of --json.
 """
-EPILOG = """[bold]Examples[/bold] (after python -m paddle_merge):
-
-analyze --base_model_path ./base ./math ./code ./chat
-
-analyze --base_model_path ./base ./math ./base+./code_lora --reserve_p 0.5 --html report.html
-"""
-_WHAT, _TUNE, _OUTPUT, _RUN = "What to analyse", "Parameters of the methods", "Output", "Running"
+_WHAT, _TUNE = "What to analyse", "Parameters of the methods"
 
 
 @dataclass
 class AnalyzeConfig:
-    """Everything an analysis can be told. paths: of the models, before those of model_path_list."""
+    """The settings of an analysis. paths: of models, before those of model_path_list."""
 
     paths: list[str] = dataclasses.field(default_factory=list)
-    base_model_path: str | None = _flag(_WHAT, "The model that all of them were fine-tuned from.")
+    base_model_path: str | None = _flag(_WHAT, "The base model that all models were fine-tuned from.")
     model_path_list: list[str] | None = _flag(_WHAT, "The models, as in a merge; the same as words without a flag.")
-    layout: list[str] | None = _flag(
-        _WHAT,
-        "How they store Linear weights, if that can't be told: one word for all, or one for each model and then the base.",
-        choices=LAYOUTS,
-        shown="detected",
+    layout: list[str] | None = common_flags.layout(
+        _WHAT, "one word for all checkpoints, or one for each model and then one for the base"
     )
-    merge_prefix: str = _flag(
-        _WHAT,
-        "Which weights of a folder: model (model.safetensors) or master_weights.",
-        "model",
-        choices=("model", "master_weights"),
-    )
-    reserve_p: float = _flag(_TUNE, "The fraction of elements that trim, dare and magprune keep.", 0.2)
+    merge_prefix: str = common_flags.merge_prefix(_WHAT)
+    reserve_p: float = _flag(_TUNE, "trim, dare, magprune: the fraction of elements to keep.", 0.2)
     epsilon: float | None = _flag(
-        _TUNE, "magprune: full width of the range of keep probabilities.", shown="0.14, or what reserve_p leaves room for"
+        _TUNE,
+        "magprune: the width of the range of keep probabilities.",
+        shown="0.14, or less if reserve_p is too near 0 or 1 for that",
     )
-    rescale: bool = _flag(_TUNE, "Scale up what is kept, as merges do.", True)
-    top: int = _flag(_OUTPUT, "How many kinds, layers and tensors the table names: those that moved most.", 10)
-    json: bool = _flag(_OUTPUT, "Print everything, every tensor, as JSON.", False)
+    rescale: bool = _flag(_TUNE, "Scale up the elements that are kept, as merges do.", True)
+    top: int = common_flags.top("kinds of tensors, layers, and tensors")
+    json: bool = common_flags.as_json("Print all results, for every tensor, as JSON.")
     html: str | None = _flag(
-        _OUTPUT, "Write the report, with pictures, as a page: one file that needs no network.", shown="none"
+        common_flags.OUTPUT,
+        "Write the results, with charts, to this HTML file. The page needs no other files and no network.",
+        shown="none",
     )
-    n_process: int | None = _flag(_RUN, "How many workers.", shown="one for each core, at most 8")
+    n_process: int | None = common_flags.n_process()
 
     def __post_init__(self) -> None:
-        """Raises ConfigError."""
+        """Convert the fields to their types. Raises ConfigError."""
         to_types(self)
         if self.html is not None:
             self.html = os.path.expanduser(self.html)
 
     @property
     def models(self) -> list[str]:
+        """All models, without the base."""
         return [*self.paths, *(self.model_path_list or ())]
 
     @property
     def width(self) -> float:
-        """magprune's epsilon."""
+        """The epsilon of magprune: as given, or its default."""
         budget = 2.0 * min(self.reserve_p, 1.0 - self.reserve_p)
         return max(0.0, min(0.14, budget)) if self.epsilon is None else self.epsilon
 
     def check(self) -> None:
-        """Raises ConfigError listing everything wrong, as far as no checkpoint needs to be looked at."""
-        found = fields.of_fields(self)
+        """Raise ConfigError listing everything that is wrong, as far as no checkpoint has to be opened."""
+        found = common_flags.problems(self)
         if not self.base_model_path:
-            found.append("give the model that all were fine-tuned from: --base_model_path BASE")
+            found.append("give the base model that all models were fine-tuned from: --base_model_path BASE")
         if not self.models:
-            found.append("give at least one model: python -m paddle_merge analyze --base_model_path BASE A B")
+            found.append(f"give at least one model: {PROGRAM} analyze --base_model_path BASE A B")
         if self.layout is not None and len(self.layout) not in (1, len(self.models) + 1):
             found.append(f"--layout has {len(self.layout)} words for {len(self.models) + 1} models (the base last)")
         found += Magprune(self.reserve_p, self.width).problems()
-        if self.top < 0:
-            found.append(f"--top {self.top} must be at least 0")
-        if self.n_process is not None and self.n_process < 1:
-            found.append(f"--n_process {self.n_process} must be at least 1")
         if self.html is not None:
-            if not self.html.lower().endswith((".html", ".htm")):
-                found.append(f"--html {self.html} must end in .html")
-            if not os.path.isdir(os.path.dirname(self.html) or "."):
-                found.append(f"--html {self.html}: no such folder; make it first")
-            if os.path.isdir(self.html):
-                found.append(f"--html {self.html}: is a folder")
+            found += common_flags.file_problems("html", self.html, (".html", ".htm"))
         if found:
             raise ConfigError(found)
 
 
-FIELDS = {item.name: item for item in dataclasses.fields(AnalyzeConfig) if item.name != "paths"}
+FIELDS = fields_of(AnalyzeConfig, "paths")
+LINE = CommandLine(
+    "analyze",
+    FIELDS,
+    ("MODEL...", "The models: folders, files, names on a hub, or base+adapter."),
+    HELP,
+    [
+        ("Measure three models:", "--base_model_path ./base ./math ./code ./chat"),
+        (
+            "Write a page about a model and an adapter, with methods that keep half of the elements:",
+            "--base_model_path ./base ./math ./base+./code_lora --reserve_p 0.5 --html report.html",
+        ),
+    ],
+)
 
 
 def main(argv: Sequence[str]) -> None:
-    """python -m paddle_merge analyze *argv. Raises MergeError."""
-    words = normal_form(argv, FIELDS, {}, "", many=True) or ["--help"]
-    argument = "MODEL...", "The models: folders, files, names on a hub, or base+adapter."
-    build_app(FIELDS, _run, argument, HELP, EPILOG, many=True)(words, prog_name="python -m paddle_merge analyze")
+    """Run `python -m paddle_merge analyze *argv`. Raises MergeError."""
+    LINE.main(argv, _run)
 
 
-def _run(paths: list[str] | None, verbose: bool, quiet: bool, flags: dict[str, Any]) -> None:
-    set_up_logging(verbose, quiet)
-    config = AnalyzeConfig(paths or [], **{name: value for name, value in flags.items() if value not in (None, [])})
+def _run(paths: list[str], flags: dict[str, Any]) -> None:
+    config = AnalyzeConfig(paths, **flags)
     report = analyze(config)
     from .show import lines
 
@@ -136,13 +131,12 @@ def _run(paths: list[str] | None, verbose: bool, quiet: bool, flags: dict[str, A
 
 
 def analyze(config: AnalyzeConfig, progress: bool | None = None) -> dict[str, Any]:
-    """Analyse as `config` says; return what --json prints, and write the page if one is asked for.
+    """Analyse models; return what --json prints, and write the HTML page if one is asked for.
 
-    progress: whether to show a progress bar; None: if standard error is a terminal.
+    progress: whether to show a progress bar; None (default): if standard error is a terminal.
     Raises MergeError (ConfigError, CheckpointError, WorkError, OutputError), each listing all problems found.
     """
     from ...conversion.inputs import open_together
-    from .report import Asked, analyse  # and with it Numba
 
     attempt = Attempts()
     attempt(config.check)
@@ -152,15 +146,17 @@ def analyze(config: AnalyzeConfig, progress: bool | None = None) -> dict[str, An
     opened = attempt(open_together, specs, layouts, config.merge_prefix) if specs else None
     attempt.finish()
     assert opened is not None
+    from .report import Asked, analyse  # imports Numba
+
     asked = Asked(config.reserve_p, config.width, config.rescale)
-    report = analyse(opened, asked, config.n_process or min(8, cores()), progress)
+    report = analyse(opened, asked, common_flags.workers(config.n_process), progress)
     if config.html is not None:
         _write(config.html, report)
     return report
 
 
 def _write(path: str, report: dict[str, Any]) -> None:
-    """The whole page or none. Raises OutputError."""
+    """Write the whole page or nothing. Raises OutputError."""
     from .page import page
 
     partial = f"{path}.partial"

@@ -1,48 +1,51 @@
-"""python -m paddle_merge extract-lora: flags -> ExtractConfig -> extract_lora. Computes nothing."""
+"""The command line of `python -m paddle_merge extract-lora`: flags -> ExtractConfig -> extract_lora."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from ..command import set_up_logging
-from ..flags import build_app, normal_form
+from ..flags import CommandLine, fields_of
 from .config import ExtractConfig
 
-FIELDS = {item.name: item for item in dataclasses.fields(ExtractConfig) if item.name != "finetuned_path"}
-ALIASES = {"base_model_name_or_path": "base_model_path"}
+HELP = """Make a LoRA adapter from a fine-tuned model and its base.
 
-HELP = """Make a LoRA adapter of a fine-tuned model: what fine-tuning changed, as matrices of low rank.
+The two models may have any formats and layouts. The change of the weight matrix of each Linear layer is approximated by
+the product of two matrices of low rank: the best approximation that the rank allows, a truncated singular value
+decomposition. Everything else that changed (embeddings, norms, biases, lm_head) is stored whole. Loaded with the base
+model, or folded into it, the adapter reproduces the fine-tuned model up to the error of the approximation, which
+extract_report.json gives for each tensor, measured on the stored matrices.
 
-Give the fine-tuned model and the base model it came from, in any formats and layouts. Each Linear layer's matrix that
-changed becomes two small factors, whose product is the best approximation of the change that their rank allows; whatever
-else changed (embeddings, norms, biases, lm_head) is stored whole. Loaded beside the base model, or folded into it, the
-adapter gives the fine-tuned model, but for what the factors don't keep: extract_report.json says how much that is, for
-each tensor, measured.
-
-What LoRA of rank 8 changed comes back with `--rank 8`, up to the rounding of the weights it was folded into; how well full
-fine-tuning fits into a rank depends on the model, and `--energy 0.95` finds the ranks that keep that share of each change.
+If the model was fine-tuned with LoRA of rank 8, `--rank 8` recovers the change up to the rounding of the weights that the
+adapter was folded into. How well a full fine-tuning can be approximated depends on the model; `--energy 0.95` chooses for
+each matrix the lowest rank that keeps this share of the sum of squares of its change.
 """
-EPILOG = """[bold]Examples[/bold] (after python -m paddle_merge):
-
-extract-lora ./math --base_model_path ./base --rank 32 --output_path ./math_lora
-
-extract-lora ./math --base_model_path ./base --energy 0.95 --rank 256 --format peft --output_path ./math_lora
-"""
+FIELDS = fields_of(ExtractConfig, "finetuned_path")
+LINE = CommandLine(
+    "extract-lora",
+    FIELDS,
+    ("FINETUNED", "The fine-tuned model: a folder, or a file of any format."),
+    HELP,
+    [
+        ("Rank 32 for every matrix:", "./math --base_model_path ./base --rank 32 --output_path ./math_lora"),
+        (
+            "Ranks up to 256 that keep 95 % of each change, for PEFT:",
+            "./math --base_model_path ./base --energy 0.95 --rank 256 --format peft --output_path ./math_lora",
+        ),
+    ],
+    {"base_model_name_or_path": "base_model_path"},
+    many=False,
+    hint="; only the fine-tuned model, the first word, is given without a flag",
+)
 
 
 def main(argv: Sequence[str]) -> None:
-    """python -m paddle_merge extract-lora *argv. Raises MergeError."""
-    words = normal_form(argv, FIELDS, ALIASES, "; one fine-tuned model comes first") or ["--help"]
-    argument = "FINETUNED", "The fine-tuned model: a folder, or a file of any format."
-    build_app(FIELDS, _run, argument, HELP, EPILOG)(words, prog_name="python -m paddle_merge extract-lora")
+    """Run `python -m paddle_merge extract-lora *argv`. Raises MergeError."""
+    LINE.main(argv, _run)
 
 
-def _run(finetuned: str | None, verbose: bool, quiet: bool, flags: dict[str, Any]) -> None:
-    set_up_logging(verbose, quiet)
-    given = {name: value for name, value in flags.items() if value not in (None, [])}
-    config = ExtractConfig(finetuned_path=finetuned or "", **given)
+def _run(finetuned: str | None, flags: dict[str, Any]) -> None:
+    config = ExtractConfig(finetuned_path=finetuned or "", **flags)
     from .run import extract_lora
 
     extract_lora(config)

@@ -1,4 +1,4 @@
-"""python -m paddle_merge verify: whether a merge's output is still what the merge wrote."""
+"""The flags of `python -m paddle_merge verify`, and what they run."""
 
 from __future__ import annotations
 
@@ -11,80 +11,78 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ConfigError
-from ...recipe import fields
+from ...parsing import size_text
 from ...recipe.fields import _flag, to_types
-from ..command import set_up_logging
-from ..flags import build_app, normal_form
-from ..tables import count, facts, shown, size
+from .. import common_flags
+from ..flags import PROGRAM, CommandLine, fields_of
+from ..tables import count, facts, shown
 
-HELP = """Tell whether a merged checkpoint is what the merge wrote, and whether its inputs still make it.
+HELP = """Check that a merged checkpoint is what the merge wrote, and that its inputs still give the same result.
 
 Reads every byte of the output and compares it with merge_lock.json, the record of what the merge read and wrote: every
-tensor, what stands around the tensors, config, tokenizer. Then makes a sample of the tensors again from the inputs, or all
-of them with --full, without writing anything, and compares inputs and results with the record. Says which tensor, file or
-input is off, if any; the exit status is then 1. README.md, the model card, may be edited.
-"""
-EPILOG = """[bold]Examples[/bold] (after python -m paddle_merge):
-
-verify ./merged
-
-verify ./merged --full --n_process 8
+tensor, the headers of the files, config, and tokenizer. Then computes a sample of the tensors again from the inputs (all
+of them with --full), without writing anything, and compares inputs and results with the record. Reports every tensor,
+file, or input that differs; the exit status is then 1. The model card, README.md, may be edited.
 """
 SAMPLE = 16
-_WHAT, _RUN = "What to make again", "Running"
+_WHAT = "What to compute again"
 
 
 @dataclass
 class VerifyConfig:
-    """Everything a verification can be told. paths: the merge's output folder."""
+    """The settings of a verification. paths: the output folder of a merge."""
 
     paths: list[str]
     sample: int | None = _flag(
         _WHAT,
-        "How many tensors to make again from the inputs, drawn anew each time, some of every kind. If it isn't given, inputs"
-        " that are gone are no error.",
+        "Number of tensors to compute again from the inputs: a random choice with tensors of every kind. Without this flag,"
+        " missing inputs are reported but are no error.",
         shown=str(SAMPLE),
+        least=0,
     )
-    full: bool = _flag(_WHAT, "Make all tensors again.", False)
-    json: bool = _flag(_RUN, "Print what was found as JSON.", False)
-    n_process: int = _flag(_RUN, "How many workers.", 1)
+    full: bool = _flag(_WHAT, "Compute all tensors again.", False)
+    json: bool = common_flags.as_json("Print the findings as JSON.", common_flags.RUNNING)
+    n_process: int = _flag(common_flags.RUNNING, "Number of worker processes.", 1, least=1)
 
     def __post_init__(self) -> None:
-        """Raises ConfigError."""
+        """Convert the fields to their types. Raises ConfigError."""
         to_types(self)
 
     def check(self) -> None:
-        """Raises ConfigError listing everything wrong."""
-        found = fields.of_fields(self)
+        """Raise ConfigError listing everything that is wrong."""
+        found = common_flags.problems(self)
         if len(self.paths) != 1:
-            found.append(f"give one output folder of a merge, not {len(self.paths)}: python -m paddle_merge verify OUT")
+            found.append(f"give one output folder of a merge, not {len(self.paths)}: {PROGRAM} verify OUT")
         elif not os.path.isdir(self.paths[0]):
             found.append(f"{self.paths[0]}: no such folder")
-        if self.sample is not None and self.sample < 0:
-            found.append(f"--sample {self.sample} must be at least 0")
         if self.sample is not None and self.full:
-            found.append("--sample and --full can't both be given")
-        if self.n_process < 1:
-            found.append(f"--n_process {self.n_process} must be at least 1")
+            found.append("--sample and --full can't be used together")
         if found:
             raise ConfigError(found)
 
 
-FIELDS = {item.name: item for item in dataclasses.fields(VerifyConfig) if item.name != "paths"}
+FIELDS = fields_of(VerifyConfig, "paths")
+LINE = CommandLine(
+    "verify",
+    FIELDS,
+    ("OUT", "The output folder of a merge."),
+    HELP,
+    [
+        ("Check the output, and a sample of its tensors against the inputs:", "./merged"),
+        ("Compute all tensors again:", "./merged --full --n_process 8"),
+    ],
+)
 
 
 def main(argv: Sequence[str]) -> None:
-    """python -m paddle_merge verify *argv. Raises MergeError."""
-    words = normal_form(argv, FIELDS, {}, "", many=True) or ["--help"]
-    argument = "OUT", "The folder that a merge wrote."
-    build_app(FIELDS, _run, argument, HELP, EPILOG, many=True)(words, prog_name="python -m paddle_merge verify")
+    """Run `python -m paddle_merge verify *argv`. Raises MergeError."""
+    LINE.main(argv, _run)
 
 
-def _run(paths: list[str] | None, verbose: bool, quiet: bool, flags: dict[str, Any]) -> None:
-    set_up_logging(verbose, quiet)
-    config = VerifyConfig(paths or [], **{name: value for name, value in flags.items() if value not in (None, [])})
+def _run(paths: list[str], flags: dict[str, Any]) -> None:
+    config = VerifyConfig(paths, **flags)
     config.check()
-    from .verify import verify  # and with it NumPy
+    from .verify import verify  # imports NumPy
 
     sample = None if config.full else SAMPLE if config.sample is None else config.sample
     tolerant = config.sample is None and not config.full
@@ -92,14 +90,15 @@ def _run(paths: list[str] | None, verbose: bool, quiet: bool, flags: dict[str, A
     if config.json:
         print(json.dumps({"same": not found.off, **dataclasses.asdict(found)}, indent=2))
     else:
+        held = f"{size_text(found.nbytes)}, {count(found.tensors)} tensors, {count(found.files)} files"
         rows = [
-            ("output", f"{found.output}: {size(found.nbytes)}, {count(found.tensors)} tensors, {count(found.files)} files"),
-            ("made again", f"{count(len(found.remade))} of {count(found.tensors)} tensors, from the inputs"),
+            ("output", f"{found.output}: {held}"),
+            ("computed again", f"{count(len(found.remade))} of {count(found.tensors)} tensors, from the inputs"),
             *(("note", sentence) for sentence in found.notes),
-            ("verdict", f"{count(len(found.off))} off" if found.off else "what the merge wrote"),
+            ("result", f"{count(len(found.off))} differences" if found.off else "identical to what the merge wrote"),
         ]
         print("\n".join(facts(rows, 0)))
         for sentence in found.off:
-            print(f"off: {shown(sentence)}", file=sys.stderr)
+            print(f"differs: {shown(sentence)}", file=sys.stderr)
     if found.off:
         sys.exit(1)

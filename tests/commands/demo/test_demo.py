@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_merge.commands.demo import PICTURE, run
+from paddle_merge.commands.demo.run import PICTURE, run
 from paddle_merge.methods.paddlenlp import METHODS
 from tests.support import checkpoints
 
