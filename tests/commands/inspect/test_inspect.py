@@ -219,7 +219,7 @@ def test_the_page_fits_and_groups_layers(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_nothing_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = stored(tmp_path / "a", llama(0), "hf")
-    assert run(capsys, path, path)[1].splitlines()[-1].startswith("nothing differs in headers and config.json")
+    assert run(capsys, path, path)[1].splitlines()[-1].startswith("no differences in headers and config.json")
 
 
 def test_problems_come_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
