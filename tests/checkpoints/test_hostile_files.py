@@ -19,7 +19,8 @@ import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, MergeError, merge
 from paddle_merge.checkpoints.open import open_checkpoint
-from paddle_merge.commands.inspect.cli import InspectConfig, _lines, inspect
+from paddle_merge.commands.inspect.cli import InspectConfig, inspect
+from paddle_merge.commands.inspect.show import lines
 from paddle_merge.recipe.request import Request
 from tests.checkpoints.formats.test_pickles import MADE, text
 from tests.support import specimens
@@ -277,7 +278,7 @@ def test_patterns_that_are_no_table_are_told_by_inspect(tmp_path: Path) -> None:
 @pytest.mark.parametrize("told", [5, "x", {"a": 1}, [[["x"]]], True])
 def test_architectures_that_are_no_list(tmp_path: Path, told: Any) -> None:
     write(tmp_path / "a", TENSORS, config={"architectures": told, "model_type": "llama"})
-    assert any("family" in line for line in _lines(inspect(InspectConfig([str(tmp_path / "a")]))))
+    assert any("family" in line for line in lines(inspect(InspectConfig([str(tmp_path / "a")]))))
 
 
 @pytest.mark.parametrize(

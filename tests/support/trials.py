@@ -29,7 +29,7 @@ from paddle_merge.commands.diff.show import lines as diff_lines
 from paddle_merge.commands.extract_lora.config import ExtractConfig
 from paddle_merge.commands.extract_lora.run import extract_lora
 from paddle_merge.commands.inspect.cli import InspectConfig, inspect
-from paddle_merge.commands.inspect.cli import _lines as inspect_lines
+from paddle_merge.commands.inspect.show import lines as inspect_lines
 from paddle_merge.recipe.request import Request
 from tests.support import attacks, checkpoints
 from tests.support.mutations import damaged
