@@ -81,7 +81,7 @@ def parse_size(text: str | int) -> int:
 
 
 def size_text(nbytes: float) -> str:
-    """Write a number of bytes with three significant digits and a decimal unit, as the flags take it: 512 B, 1.23 MB, 5 GB."""
+    """Return a number of bytes with three significant digits and a decimal unit, as flags take it: 512 B, 1.23 MB, 5 GB."""
     value, unit = float(nbytes), "B"
     for larger in ("KB", "MB", "GB", "TB"):
         if abs(value) < 999.5:

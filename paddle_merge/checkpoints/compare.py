@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from .files import Files
-from .tensors import TensorEntry
+from .tensors import StoredEntry, TensorEntry
 
 STEP = 1 << 20  # bytes at a time
 
@@ -36,9 +35,9 @@ def differing(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
 
 def equal(one: TensorEntry, other: TensorEntry) -> bool:
     """Whether two tensors are surely the same to the byte. Raises WorkError."""
-    if dataclasses.replace(one, name="") == dataclasses.replace(other, name=""):  # the very same bytes
+    if one.nameless == other.nameless:  # the very same bytes
         return True
-    stored = not any(entry.widened or entry.staged for entry in (one, other))
+    stored = isinstance(one, StoredEntry) and isinstance(other, StoredEntry)
     return stored and (one.shape, one.dtype) == (other.shape, other.dtype) and not differing([one, other])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import WorkError
 from .gather import gather
-from .tensors import TEXT_STEP, Part, TensorEntry
+from .tensors import TEXT_STEP, Part, StoredEntry, TensorEntry, stored
 
 OPEN_FILES = 256
 PANEL = 16 << 20  # bytes of a scattered tensor that are read together, unless the memory budget says less
@@ -33,9 +33,11 @@ class Files:
         self._panels: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # first element, and the elements
 
     def read(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
-        """Fill out, C-contiguous in the entry's raw dtype, with the elements from index `start` on. Raises WorkError."""
-        if entry.widened or entry.staged is not None:  # what lies there alone would be a wrong answer
-            raise ValueError("run.sources.reader reads tensors that are made of others")
+        """Fill out, C-contiguous in the entry's raw dtype, with the elements from index `start` on.
+
+        Raises WorkError; ValueError for an entry that is not stored as it is.
+        """
+        entry = stored(entry)
         try:
             if not entry.parts:
                 self._fill(entry.file, entry.offset + start * entry.dtype.itemsize, out.view(np.uint8).data)
@@ -75,7 +77,7 @@ class Files:
             view[: len(piece)] = piece
             view, position = view[len(piece) :], position + len(piece)
 
-    def _read_panels(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
+    def _read_panels(self, entry: StoredEntry, start: int, out: np.ndarray) -> None:
         """By way of whole rows, as many as fit into a panel, so that few blocks share the cost of many small reads."""
         row = max(1, math.prod(entry.shape[1:]))
         most = self._panel // entry.dtype.itemsize
@@ -121,6 +123,17 @@ class Files:
     def close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+class StoredReader:
+    """Reads a stored tensor, in the dtype that it is stored in."""
+
+    def __init__(self, entry: StoredEntry, files: Files):
+        self.dtype, self._entry, self._files = entry.dtype, entry, files
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Fill out, flat, with the elements from index `start` on. Raises WorkError."""
+        self._files.read(self._entry, start, out)
 
 
 def fsync(path: str) -> None:

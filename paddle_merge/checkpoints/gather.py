@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .tensors import Part, TensorEntry
+from .tensors import Part, StoredEntry
 from .views import boxes, row_major
 
 GAP = 1 << 12  # bytes that are read and thrown away sooner than another system call is made
@@ -33,7 +33,7 @@ class Box(NamedTuple):
     target: int
 
 
-def gather(fetch: Fetch, entry: TensorEntry, start: int, out: np.ndarray) -> None:
+def gather(fetch: Fetch, entry: StoredEntry, start: int, out: np.ndarray) -> None:
     """Fill out, flat, with the elements of `entry` from index `start` on."""
     stop = start + out.size
     whole = list(boxes(entry.shape, start, stop))

@@ -1,12 +1,25 @@
-"""Describe the tensors of a checkpoint: name, dtype, shape, and where the elements are stored or what they are made of."""
+"""Describe tensors: name, dtype, shape, and where the elements are stored or what they are made of.
+
+A TensorEntry is one of four classes, each beside the code that makes it:
+
+    StoredEntry    here                             bytes of a file, as a checkpoint holds them
+    AdaptedEntry   conversion/lora/entry.py         a stored tensor with the changes that LoRA adapters make to it
+    AlignedEntry   conversion/vocabulary/entry.py   rows of several tensors, in the order of one tokenizer
+    StagedEntry    plan/plan.py                     the result of an earlier merge of the same recipe
+
+run/sources.py has the reader of each.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from ..dtypes import DType
 
@@ -39,150 +52,107 @@ class Part:
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """A change of a matrix (rows, columns): scale * left @ middle @ right is added.
-
-    left: (rows, r), None for a single 1; middle: (r, r) or None; right: (r, columns), or (columns,) if r is 1.
-    A vector (columns,) is a matrix of one row.
-    """
-
-    left: TensorEntry | None
-    right: TensorEntry
-    scale: float
-    middle: TensorEntry | None = None
-
-    @property
-    def entries(self) -> list[TensorEntry]:
-        return [entry for entry in (self.left, self.middle, self.right) if entry is not None]
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """A change of a matrix: every row (axis 0) or column (axis 1) is brought to the length given for it."""
-
-    lengths: TensorEntry
-    axis: int
-
-    @property
-    def entries(self) -> list[TensorEntry]:
-        return [self.lengths]
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """A tensor that is not stored as it is merged: `stored`, of any float dtype, with the changes made to it in order.
-
-    replaced: what stood there before, if `stored` is an adapter's; it is not read.
-    """
-
-    stored: TensorEntry
-    changes: tuple[LowRank | Lengths, ...] = ()
-    replaced: TensorEntry | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def entries(self) -> list[TensorEntry]:
-        return [self.stored, *(entry for change in self.changes for entry in change.entries)]
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A tensor that an earlier merge of the same recipe makes. plan: its TensorPlan; seed: of masks; title: of the merge."""
-
-    plan: Any
-    seed: int
-    title: str
-
-
-@dataclass(frozen=True)
-class Pick:
-    """Rows of a tensor (axis 1: columns) that become rows of an aligned one.
-
-    number: of its checkpoint, in Recipe.titles. runs: (n, 5) int64, as bytes so that entries can be compared, in order: the
-    first row there, the first row of this one, how many; of how many tensors those rows are the mean, and this one's place
-    among them.
-    """
-
-    number: int
-    entry: TensorEntry
-    runs: bytes
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """A tensor with a row (axis 1: a column) per token, put together anew from rows of several. Rows that no pick gives are
-    zeros; means: (n, 2) int64, likewise, first row and how many: those that are the mean of all others."""
-
-    shape: tuple[int, ...]
-    axis: int
-    picks: tuple[Pick, ...]
-    means: bytes = b""
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor lies: `nbytes` contiguous little-endian bytes at `offset` of `file`, in row-major order; or, if there
-    are parts, wherever they lie (then file and offset are the first part's); or, if it is adapted, staged or aligned, what
-    it is made of.
-
-    origin: as Part.origin; of one that has parts, theirs count."""
+class TensorEntry(ABC):
+    """A tensor known by its header alone. Entries are equal if they have the same name and the same elements from the same
+    places."""
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    file: str
-    offset: int
-    nbytes: int
-    parts: tuple[Part, ...] = ()
-    adapted: Adapted | None = None
-    origin: Origin = _ORIGIN
-    staged: Staged | None = None
-    aligned: Aligned | None = None
 
     @property
+    def nbytes(self) -> int:
+        """The size of all elements in `dtype`, in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def renamed(self, name: str) -> TensorEntry:
+        """Return the same elements under another name."""
+        return replace(self, name=name)
+
+    @property
+    def nameless(self) -> TensorEntry:
+        """The entry without its name: equal for tensors that are the very same elements, such as a tied lm_head."""
+        return self.renamed("")
+
+    @property
+    @abstractmethod
     def made_of(self) -> Sequence[TensorEntry]:
-        """What is read instead, of one that is not stored as it is."""
-        if self.adapted is not None:
-            return self.adapted.entries
-        if self.aligned is not None:
-            return [pick.entry for pick in self.aligned.picks]
-        return self.staged.plan.inputs if self.staged is not None else ()
-
-    @property
-    def widened(self) -> bool:
-        """Whether it is handed on in what it is merged in, instead of as it is stored."""
-        return self.adapted is not None or self.aligned is not None
+        """The entries that are read to make this one; none for a stored tensor."""
 
     @property
     def files(self) -> set[str]:
-        if self.made_of:
-            return {file for entry in self.made_of for file in entry.files}
-        return {part.file for part in self.parts} or {self.file}
+        """The paths of all files that are read for the tensor."""
+        return {file for entry in self.made_of for file in entry.files}
 
     @property
-    def factor_bytes(self) -> int:
-        """What is known of it in memory while it is read: its changes, as float64 and once more in what it is merged in;
-        which rows become which."""
-        changes = self.adapted.changes if self.adapted is not None else ()
-        found = 16 * sum(math.prod(entry.shape) for change in changes for entry in change.entries)
-        if self.aligned is not None:
-            picks, rows = self.aligned.picks, self.aligned.shape[self.aligned.axis]
-            found += sum(2 * len(pick.runs) + pick.entry.factor_bytes for pick in picks)
-            found += (rows * (16 + 24 * len(picks))) if self.aligned.axis else 16 * math.prod(self.shape[1:])
-        return found
+    def computed(self) -> bool:
+        """Whether a reader gives the elements in the dtype that they are merged in, instead of `dtype`."""
+        return False
 
     @property
     def whole(self) -> bool:
-        """Whether no part of it is known before all of it has been looked at."""
-        if self.staged is not None:
-            return self.staged.plan.resolved.measures or any(entry.whole for entry in self.staged.plan.inputs)
-        if self.aligned is not None:
-            return bool(self.aligned.means) or any(pick.entry.whole for pick in self.aligned.picks)
-        return self.adapted is not None and any(isinstance(change, Lengths) for change in self.adapted.changes)
+        """Whether all of the tensor has to be read before any part of it is known."""
+        return False
 
     @cached_property
     def scattered(self) -> bool:
-        """Whether neighbouring elements lie apart, as in a transposed matrix."""
+        """Whether neighbouring elements lie apart in the file, as in a transposed matrix."""
+        return False
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a reader of the tensor holds beside the array that it fills. (What earlier merges of the recipe hold
+        depends on their methods: plan/memory_estimate.py adds it.)"""
+        return 0
+
+
+@dataclass(frozen=True)
+class StoredEntry(TensorEntry):
+    """A tensor whose bytes lie in a file: contiguous, little-endian and in row-major order from byte `offset` of `file` on;
+    or, if there are parts, wherever these lie (file and offset are then the first part's).
+
+    origin: as Part.origin; of one that has parts, theirs count.
+    """
+
+    file: str
+    offset: int
+    parts: tuple[Part, ...] = ()
+    origin: Origin = _ORIGIN
+
+    @property
+    def made_of(self) -> Sequence[TensorEntry]:
+        return ()
+
+    @property
+    def files(self) -> set[str]:
+        return {part.file for part in self.parts} or {self.file}
+
+    @cached_property
+    def scattered(self) -> bool:
         return any(part.shape and part.shape[-1] > 1 and part.strides[-1] != 1 for part in self.parts)
+
+
+def stored(entry: TensorEntry) -> StoredEntry:
+    """Return the entry itself, as a stored one.
+
+    Raises ValueError if the tensor is made of others: the bytes of any one of them would be a wrong answer.
+    """
+    if not isinstance(entry, StoredEntry):
+        raise ValueError(f"tensor {entry.name!r} is not stored as it is: run.sources.reader reads it")
+    return entry
+
+
+class ElementReader(Protocol):
+    """Reads the elements of one tensor. Readers raise WorkError when they are made and when they read.
+
+    dtype: of the elements that `read` gives.
+    """
+
+    @property
+    def dtype(self) -> DType: ...
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Fill out, flat and in the raw dtype, with the elements from index `start` on."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +171,7 @@ class Checkpoint:
     path: str
     folder: str
     format: str | None
-    tensors: dict[str, TensorEntry]
+    tensors: Mapping[str, TensorEntry]
     kind: str = "safetensors"
     metadata: Mapping[str, str] = field(default_factory=dict)
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from ..dtypes import DType
 from ..errors import MalformedError
-from .tensors import MAX_SIZE, Part, TensorEntry
+from .tensors import MAX_SIZE, Part, StoredEntry, TensorEntry, stored
 
 MAX_PARTS = 4096  # of one tensor
 
 
-def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Part]) -> TensorEntry:
+def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Part]) -> StoredEntry:
     """The tensor that the parts (at least one) make up: boxes of it, or runs of its elements.
 
     Raises MalformedError if they leave anything out, overlap, or reach beyond it.
@@ -27,16 +27,16 @@ def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Pa
         raise MalformedError(problem)
     runs = sorted((_as_run(part, shape) for part in parts), key=lambda part: part.at)
     if not runs:
-        return TensorEntry(name, dtype, shape, file, 0, 0, origin=origin)
+        return StoredEntry(name, dtype, shape, file, 0, origin=origin)
     first = runs[0]
     if len(runs) == 1 and first.at == (0,) and first.shape == (size,) and first.strides == (1,) and not first.text:
-        return TensorEntry(name, dtype, shape, first.file, first.offset, size * dtype.itemsize, origin=first.origin)
-    return TensorEntry(name, dtype, shape, first.file, first.offset, size * dtype.itemsize, tuple(runs))
+        return StoredEntry(name, dtype, shape, first.file, first.offset, origin=first.origin)
+    return StoredEntry(name, dtype, shape, first.file, first.offset, tuple(runs))
 
 
 def as_boxes(entry: TensorEntry) -> list[Part]:
     """The same tensor in boxes of as many dimensions as it has. Raises MalformedError if a part can't be cut into them."""
-    strides = row_major(entry.shape)
+    entry, strides = stored(entry), row_major(entry.shape)
     if not entry.parts:
         return [Part(entry.file, entry.offset, (0,) * len(entry.shape), entry.shape, strides, origin=entry.origin)]
     found: list[Part] = []
@@ -112,7 +112,7 @@ def repeated(words: Sequence[str], sizes: Sequence[int], times: int) -> dict[str
 # --- views -----------------------------------------------------------------------------------------------------------
 
 
-def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) -> TensorEntry:
+def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) -> StoredEntry:
     """These indices along `axis`, in this order, as a tensor of its own. Raises MalformedError if it hasn't got them."""
     parts: list[Part] = []
     end = 0
@@ -124,7 +124,7 @@ def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) ->
     return _made(entry, name, (*entry.shape[:axis], end, *entry.shape[axis + 1 :]), parts)
 
 
-def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Sequence[Range]], name: str) -> TensorEntry:
+def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Sequence[Range]], name: str) -> StoredEntry:
     """The tensor in which these are interleaved: select's inverse. ranges: where along `axis`, by the entries' keys.
 
     Raises MalformedError if that leaves anything out, or they don't go together.
@@ -146,9 +146,9 @@ def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Seq
     return _made(first, name, (*first.shape[:axis], size, *first.shape[axis + 1 :]), parts)
 
 
-def _made(entry: TensorEntry, name: str, shape: tuple[int, ...], parts: Sequence[Part]) -> TensorEntry:
+def _made(entry: TensorEntry, name: str, shape: tuple[int, ...], parts: Sequence[Part]) -> StoredEntry:
     if not parts:
-        return dataclasses.replace(entry, name=name, shape=shape, nbytes=0, parts=())
+        return dataclasses.replace(stored(entry), name=name, shape=shape, parts=())
     return assemble(name, entry.dtype, shape, parts)
 
 
@@ -197,10 +197,10 @@ def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple
             yield (last, *corner), (1, *box)
 
 
-def transpose(entry: TensorEntry, name: str) -> TensorEntry:
+def transpose(entry: TensorEntry, name: str) -> StoredEntry:
     """The matrix on its side, without moving a byte."""
     boxes = [
         dataclasses.replace(box, at=box.at[::-1], shape=box.shape[::-1], strides=box.strides[::-1])
         for box in as_boxes(entry)
     ]
-    return dataclasses.replace(entry, name=name, shape=entry.shape[::-1], parts=tuple(boxes))
+    return dataclasses.replace(stored(entry), name=name, shape=entry.shape[::-1], parts=tuple(boxes))

@@ -12,8 +12,8 @@ from ..backends.np_backend import NumpyBackend, widen
 from ..backends.scratch import Scratch
 from ..checkpoints.files import Files
 from ..checkpoints.tensors import TensorEntry
-from ..conversion.lora.adapted import AdaptedTensor
 from ..dtypes import FLOAT32, FLOAT64, DType, compute_dtype
+from ..run.sources import reader
 
 BLOCK = 1 << 16  # elements read at a time
 
@@ -45,23 +45,17 @@ class TensorReader:
 
     def __init__(self, entry: TensorEntry, files: Files):
         self.raw = self.numbers = np.empty(0)
-        self._entry, self._files, self._scratch = entry, files, Scratch()
-        self._adapted: AdaptedTensor | None = None
         compute = compute_dtype([entry.dtype])
-        if entry.adapted is not None:
-            self._adapted = AdaptedTensor(entry.adapted, compute, files)
+        self._entry, self._reader, self._scratch = entry, reader(entry, compute, files), Scratch()
         self._backend = NumpyBackend(compute)
 
     def read(self, start: int, count: int) -> None:
         """Raises WorkError."""
         dtype = self._entry.dtype
-        if self._adapted is None:
-            self.raw = self._scratch.array("raw", count, dtype.raw)
-            self._files.read(self._entry, start, self.raw)
-        else:
-            values = self._scratch.array("adapted", count, self._adapted.dtype.raw)
-            self._adapted.read(start, values)
-            self.raw = self._backend.store(values, dtype)[0]
+        self.raw = self._scratch.array("raw", count, self._reader.dtype.raw)
+        self._reader.read(start, self.raw)
+        if self._entry.computed:
+            self.raw = self._backend.store(self.raw, dtype)[0]
         if dtype in (FLOAT32, FLOAT64):
             self.numbers = self.raw
         elif dtype.is_float:

@@ -12,7 +12,7 @@ from ..checkpoints.config_json import read_config
 from ..checkpoints.names import EMBEDDINGS, HEAD, last_word
 from ..checkpoints.quantised import problems as quantised
 from ..checkpoints.quantised import signs
-from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..checkpoints.tensors import Checkpoint, TensorEntry, stored
 from ..dtypes import DType
 from ..errors import CheckpointError
 from .detect import detect
@@ -56,8 +56,9 @@ def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Seq
 
 def _marked(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
     """The same tensors, each knowing where it comes from, whatever will be made of it."""
-    found = {}
+    found: dict[str, TensorEntry] = {}
     for name, entry in tensors.items():
+        entry = stored(entry)
         parts = tuple(dataclasses.replace(part, origin=(path, name)) for part in entry.parts)
         found[name] = dataclasses.replace(entry, parts=parts, origin=(path, name))
     return found

@@ -156,7 +156,7 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
         if new in tensors:
             why = f"and another would both be called {new!r} in {goal}"
         try:
-            tensors[new] = transpose(entry, new) if flip and not why else dataclasses.replace(entry, name=new)
+            tensors[new] = transpose(entry, new) if flip and not why else entry.renamed(new)
         except MalformedError as error:
             why = str(error)
         if why:
@@ -178,7 +178,7 @@ def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tupl
         embedding = next(matrices, None)
         if goal is None and one.tied and embedding is not None:
             if HEAD in tensors and equal(tensors[HEAD], embedding):
-                tensors[HEAD] = dataclasses.replace(embedding, name=HEAD)
+                tensors[HEAD] = embedding.renamed(HEAD)
         elif one.tied and embedding is not None:
             head = tensors.pop(HEAD, None)
             if head is not None and not equal(head, embedding):
@@ -187,7 +187,7 @@ def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tupl
                     ' meant, set "tie_word_embeddings" to false there'
                 )
             if goal != "hf":
-                tensors[HEAD] = dataclasses.replace(embedding, name=HEAD)
+                tensors[HEAD] = embedding.renamed(HEAD)
         result.append(dataclasses.replace(checkpoint, tensors=tensors))
     return result, problems
 
@@ -201,8 +201,7 @@ def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> fro
     embeddings = [entry for name, entry in matrices.items() if last_word(name) in EMBEDDINGS]
     head = tensors.get(HEAD)
     tied = head is not None and any(
-        entry.shape == head.shape and (len(set(head.shape)) > 1 or dataclasses.replace(entry, name=HEAD) == head)
-        for entry in embeddings
+        entry.shape == head.shape and (len(set(head.shape)) > 1 or entry.nameless == head.nameless) for entry in embeddings
     )
     return frozenset(
         name

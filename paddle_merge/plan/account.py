@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.names import layer_of
-from ..checkpoints.tensors import Lengths, LowRank, Origin, Part, TensorEntry
+from ..checkpoints.tensors import Origin, Part, StoredEntry, TensorEntry, stored
 from ..checkpoints.views import as_boxes
+from ..conversion.lora.entry import AdaptedEntry, Lengths, LowRank, read_from
 from ..conversion.modules import module_of
+from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import CheckpointError, MalformedError
 from ..methods.paddlenlp import PREFIX
 from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import Resolver
 from ..recipe.recipe import Recipe
 from .modules import taken
-from .plan import Plan, TensorPlan, leaves
+from .plan import Plan, StagedEntry, TensorPlan, leaves
 
 # What methods call their parameters -> the flag of it.
 FLAGS = {
@@ -97,8 +99,8 @@ def account(plan: Plan) -> Account:
             inputs.append(InputAccount(path, its_role, fates))
     if problems:
         raise CheckpointError(problems)
-    stored = [{entry.origin: entry for entry in checkpoint.tensors.values()} for checkpoint, _ in plan.opened]
-    return Account(tuple(_made(tensor, plan, stored) for tensor in plan.tensors), tuple(inputs))
+    held = [{stored(entry).origin: entry for entry in checkpoint.tensors.values()} for checkpoint, _ in plan.opened]
+    return Account(tuple(_made(tensor, plan, held) for tensor in plan.tensors), tuple(inputs))
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------------
@@ -121,11 +123,10 @@ class _Ledger:
             if self._readers[origin][-1:] != [name]:
                 self._readers[origin].append(name)
             self._boxes[origin][box] = elements
-        replaced = entry.adapted.replaced if entry.adapted is not None else None
-        while replaced is not None:
-            for origin, _, _ in _pieces(replaced):
+        while isinstance(entry, AdaptedEntry) and entry.replaced is not None:
+            entry = entry.replaced
+            for origin, _, _ in _pieces(entry):
                 self._why[origin] = f"an adapter replaces {name!r}"
-            replaced = replaced.adapted.replaced if replaced.adapted is not None else None
 
     def fate(self, number: int, origin: Origin, entry: TensorEntry, problems: list[str]) -> InputTensorAccount:
         """What becomes of a tensor that input `number` stores. One that gets lost is added to problems."""
@@ -161,7 +162,7 @@ class _Ledger:
 
 def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:
     """(origin, box, elements) of what is read for a tensor. Boxes are equal if they hold the same elements, in any order."""
-    if entry.widened or entry.staged is not None:
+    if not isinstance(entry, StoredEntry):
         for one in entry.made_of:
             yield from _pieces(one)
         return
@@ -188,18 +189,18 @@ def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, 
 # --- the output --------------------------------------------------------------------------------------------------------
 
 
-def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]]) -> TensorAccount:
+def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]]) -> TensorAccount:
     remarks: dict[str, list[str]] = {}
     for entry, number in zip(tensor.inputs, tensor.numbers, strict=True):
-        for remark in _remarks(entry, number, stored):
+        for remark in _remarks(entry, number, held):
             remarks.setdefault(remark, []).append(plan.recipe.titles[number])
     everywhere = len(tensor.inputs)
     notes = [remark if len(paths) == everywhere else f"{remark} in {', '.join(paths)}" for remark, paths in remarks.items()]
     if tensor.masked_as not in ("", tensor.name):
         notes.append(f"tied to {tensor.masked_as}: the same bytes, the same masks")
-    folded = any(entry.adapted is not None for entry in tensor.inputs)
+    folded = any(isinstance(entry, AdaptedEntry) for entry in tensor.inputs)
     if not tensor.merged:
-        how = f"copied from {tensor.inputs[-1].file}, equal in all inputs"
+        how = f"copied from {stored(tensor.inputs[-1]).file}, equal in all inputs"
     elif plan.recipe.title == "fold":
         how = "folded" if folded else "as it is"
     else:
@@ -208,7 +209,7 @@ def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]
     return TensorAccount(
         tensor.name,
         tensor.shape,
-        tuple((entry.adapted.stored if entry.adapted else entry).dtype.name for entry in tensor.inputs),
+        tuple((entry.stored if isinstance(entry, AdaptedEntry) else entry).dtype.name for entry in tensor.inputs),
         tensor.dtype.name,
         how,
         tuple(notes),
@@ -217,18 +218,17 @@ def _made(tensor: TensorPlan, plan: Plan, stored: list[dict[Origin, TensorEntry]
     )
 
 
-def _remarks(entry: TensorEntry, number: int, stored: Sequence[Mapping[Origin, TensorEntry]]) -> Iterator[str]:
-    """What is done to the tensor of one input, by its number, on the way. stored: what each checkpoint stores."""
-    if entry.staged is not None:
-        yield f"made by {entry.staged.title}"
+def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, TensorEntry]]) -> Iterator[str]:
+    """Yield what is done to the tensor of input `number` before it is merged. held: what each checkpoint stores."""
+    if isinstance(entry, StagedEntry):
+        yield f"made by {entry.title}"
         return
-    if entry.aligned is not None:
+    if isinstance(entry, AlignedEntry):
         yield "aligned token by token"
-        for pick in entry.aligned.picks:
-            yield from _remarks(pick.entry, number, stored) if pick.number == number else ()
+        for pick in entry.picks:
+            yield from _remarks(pick.entry, number, held) if pick.number == number else ()
         return
-    there = stored[number]
-    base = entry.adapted.stored if entry.adapted is not None else entry
+    there, base = held[number], read_from(entry)
     origins = list(dict.fromkeys(origin for origin, _, _ in _pieces(base)))
     words = [_word(name) for _, name in origins]
     if len(origins) > 1:
@@ -237,11 +237,11 @@ def _remarks(entry: TensorEntry, number: int, stored: Sequence[Mapping[Origin, T
         yield f"cut out of {words[0]}"
     if origins and origins[0] in there and _is_turned(base, there[origins[0]]):
         yield f"turned {_axes(base.shape[::-1])} -> {_axes(base.shape)}"
-    if entry.adapted is None:
+    if not isinstance(entry, AdaptedEntry):
         return
-    if entry.adapted.replaced is not None:
+    if entry.replaced is not None:
         yield "replaced by an adapter's"
-    for change in entry.adapted.changes:
+    for change in entry.changes:
         if isinstance(change, Lengths):
             yield "with DoRA's lengths"
         elif change.left is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.names import in_layer, layer_of, stacks
@@ -15,6 +15,7 @@ from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import Resolver, unused
 from ..recipe.recipe import Input, Recipe, Slice, Stage, names_of, parts
 from .modules import one_stack, problems
+from .plan import StagedEntry
 
 REMEDY = "say which of them it is to be stored in (dtype), or convert the models"
 # Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
@@ -108,7 +109,7 @@ def _all_of(entries: Sequence[TensorEntry], numbers: Sequence[int]) -> tuple[lis
     """Of integers, which must be equal everywhere, those of earlier merges' models instead of the earlier merges'."""
     found: list[tuple[TensorEntry, int]] = []
     for entry, number in zip(entries, numbers, strict=True):
-        inner = entry.staged.plan if entry.staged is not None else None
+        inner = entry.plan if isinstance(entry, StagedEntry) else None
         found += zip(inner.inputs, inner.numbers, strict=True) if inner is not None else [(entry, number)]
     return [entry for entry, _ in found], [number for _, number in found]
 
@@ -175,8 +176,8 @@ def _sliced(
 
 def _tied(tensors: Mapping[str, TensorEntry]) -> set[str]:
     """What is the very tensor that comes before the layers, too: lm_head, of Paddle's files, if it is the embedding."""
-    embeddings = {replace(one, name="") for name, one in tensors.items() if not layer_of(name) and _comes_before(name)}
-    return {name for name, one in tensors.items() if not _comes_before(name) and replace(one, name="") in embeddings}
+    embeddings = {one.nameless for name, one in tensors.items() if not layer_of(name) and _comes_before(name)}
+    return {name for name, one in tensors.items() if not _comes_before(name) and one.nameless in embeddings}
 
 
 def _comes_before(name: str) -> bool:

@@ -17,7 +17,7 @@ from ..checkpoints.names import layer_of, stacks
 from ..checkpoints.tensors import Checkpoint
 from ..conversion.modules import called
 from ..recipe.recipe import Recipe
-from .plan import TensorPlan
+from .plan import StagedEntry, TensorPlan
 
 # What config.json calls the number of layers.
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")
@@ -165,13 +165,13 @@ def _origins(
     for tensor in tensors:
         if (at := layer_of(tensor.name)) is not None and at[0] == stack and at[1] not in found:
             plan = tensor
-            while (staged := plan.sources[0].staged) is not None:
-                plan = staged.plan
+            while isinstance(first := plan.sources[0], StagedEntry):
+                plan = first.plan
             found[at[1]] = *(layer_of(plan.sources[0].name) or at), plan.numbers[0]
     configs = {number: read_config(inputs[number].folder) for _, _, number in found.values()}
-    name, _, first = found[min(found)]
+    name, _, number = found[min(found)]
     moved = any(place != number for place, (_, number, _) in found.items())
-    moved = moved or len(configs) > 1 or len(found) != stacks(inputs[first].tensors).get(name)
+    moved = moved or len(configs) > 1 or len(found) != stacks(inputs[number].tensors).get(name)
     return [(found[place][1], configs[found[place][2]]) for place in sorted(found)], moved
 
 

@@ -10,15 +10,14 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
 from ..backends.budget import DEFAULT_BUDGET, MemoryBudget
 from ..backends.engine import Engine, cores
+from ..checkpoints.tensors import StoredEntry, TensorEntry
+from ..conversion.lora.entry import read_from
+from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from ..checkpoints.tensors import TensorEntry
-    from .plan import Plan, TensorPlan
+from .plan import Plan, StagedEntry, TensorPlan
 
 # From the fastest to the smallest, and how fast a worker is in each: small panels cost most, and they only where there are
 # scattered tensors, so that fewer workers come first.
@@ -34,7 +33,7 @@ _PADDLE = 330 << 20  # Paddle's libraries and what it holds
 _HEADER = 1 << 10  # what the command knows of one tensor in one input
 _TOKEN = 200  # of a vocabulary
 _TOKENIZER = 1450  # per token, while the library, or JSON, has a tokenizer in memory
-_STEP = 1 << 16  # elements of an adapted tensor read at a time
+_STEP = 1 << 16  # elements of an earlier merge's tensor merged at a time
 _COPIED = 5 << 20  # while pieces of scattered tensors, or of those stored as text, are put in place
 
 
@@ -82,14 +81,14 @@ class _Worker:
 
     def __init__(self, plan: Plan):
         self._kinds = list({_kind(tensor): tensor for tensor in plan.tensors if tensor.merged}.values())
-        self._factors = _most(sum(entry.factor_bytes for entry in tensor.inputs) for tensor in plan.tensors)
-        self._in_parts = any(one.parts for tensor in plan.tensors for entry in tensor.inputs for one in _picked(entry))
+        self._readers = _most(sum(entry.memory for entry in tensor.inputs) for tensor in plan.tensors)
+        self._in_parts = any(one.parts for tensor in plan.tensors for entry in tensor.inputs for one in _stored(entry))
 
     def memory(self, engine: Engine, alone: bool) -> int:
         """Bytes of one worker. alone: the merging happens in the command's own process."""
         budget = engine.budget
         found = _ALONE if alone else _INTERPRETER
-        found += self._factors + (_COPIED if self._in_parts else 0) + _most(map(_adapted, self._kinds))
+        found += self._readers + (_COPIED if self._in_parts else 0)
         found += sum(_each(budget.panel, self._kinds))
         found += sum(_kept(budget.resident, [one for one in self._kinds if one.resolved.measures]))
         found += _most(_measured(one, budget) for one in self._kinds) + _most(map(_staged, self._kinds))
@@ -110,7 +109,7 @@ def _kind(tensor: TensorPlan) -> object:
         tensor.transposed,
         tensor.dtype,
         tensor.resolved,
-        *((entry.dtype, entry.scattered, entry.widened) for entry in tensor.inputs),
+        *((entry.dtype, entry.scattered, entry.computed) for entry in tensor.inputs),
         *(_kind(plan) for entry in tensor.inputs for plan in _merges(entry)),
     )
 
@@ -132,27 +131,15 @@ def _measured(tensor: TensorPlan, budget: MemoryBudget) -> int:
     )
 
 
-def _stored(tensor: TensorPlan) -> list[int]:
-    """Bytes of an element of every input as it is handed to the computation."""
-    return [_wide(tensor) if entry.widened else entry.dtype.itemsize for entry in tensor.inputs]
+def _itemsizes(tensor: TensorPlan) -> list[int]:
+    """Return the bytes of an element of every input as it is handed to the computation."""
+    return [_wide(tensor) if entry.computed else entry.dtype.itemsize for entry in tensor.inputs]
 
 
 def _block(tensor: TensorPlan, block: int) -> int:
     """What a block takes: as it is read, computed with, and written; once more for the other compute dtype's rows."""
-    inputs = _stored(tensor)
+    inputs = _itemsizes(tensor)
     return min(block, tensor.size) * (sum(inputs) + (len(inputs) + 1) * (_wide(tensor) + 4) + tensor.dtype.itemsize)
-
-
-def _adapted(tensor: TensorPlan) -> int:
-    """What tensors with adapters, and aligned ones, are read into."""
-    return sum(map(_buffers, tensor.inputs))
-
-
-def _buffers(entry: TensorEntry) -> int:
-    if entry.aligned is None:
-        return _STEP * entry.dtype.itemsize if entry.adapted is not None else 0
-    longest = max(_STEP, *(pick.entry.shape[entry.aligned.axis] for pick in entry.aligned.picks), 0)
-    return longest * 8 * (len(entry.aligned.picks) + 1) + sum(_buffers(pick.entry) for pick in entry.aligned.picks)
 
 
 def _staged(tensor: TensorPlan) -> int:
@@ -164,21 +151,21 @@ def _staged(tensor: TensorPlan) -> int:
 
 
 def _merges(entry: TensorEntry) -> list[TensorPlan]:
-    """The earlier merges that give a tensor, or rows of it."""
-    if entry.staged is not None:
-        return [entry.staged.plan]
-    return [plan for pick in entry.aligned.picks for plan in _merges(pick.entry)] if entry.aligned is not None else []
+    """Return the plans of the earlier merges that give a tensor, or rows of it."""
+    return [entry.plan] if isinstance(entry, StagedEntry) else [plan for one in entry.made_of for plan in _merges(one)]
 
 
-def _picked(entry: TensorEntry) -> list[TensorEntry]:
-    """The tensor itself, or those whose rows make it up."""
-    return [one for pick in entry.aligned.picks for one in _picked(pick.entry)] if entry.aligned is not None else [entry]
+def _stored(entry: TensorEntry) -> list[StoredEntry]:
+    """Return the stored tensors that are read block by block for an entry: an adapter's factors are read whole."""
+    if isinstance(entry, AlignedEntry):
+        return [one for pick in entry.picks for one in _stored(pick.entry)]
+    return [] if isinstance(entry, StagedEntry) else [read_from(entry)]
 
 
 def _each(panel: int, tensors: Iterable[TensorPlan]) -> list[int]:
     """The panels of a tensor's scattered inputs, and another, which takes one's place."""
     sizes = [
-        [min(panel, one.nbytes) for entry in tensor.inputs for one in _picked(entry) if one.scattered] for tensor in tensors
+        [min(panel, one.nbytes) for entry in tensor.inputs for one in _stored(entry) if one.scattered] for tensor in tensors
     ]
     return max(([*one, max(one)] for one in sizes if one), key=sum, default=[])
 
@@ -187,7 +174,7 @@ def _kept(resident: int, tensors: Iterable[TensorPlan]) -> list[int]:
     """Of each input the largest of the tensors that are kept."""
     found: list[int] = []
     for tensor in tensors:
-        sizes = [tensor.size * itemsize for itemsize in _stored(tensor)]
+        sizes = [tensor.size * itemsize for itemsize in _itemsizes(tensor)]
         if sum(sizes) <= resident:
             found = [max(pair) for pair in zip_longest(sizes, found, fillvalue=0)]
     return found

@@ -14,6 +14,7 @@ from ..backends.engine import Engine
 from ..checkpoints.adapters import Adapter
 from ..checkpoints.fingerprint import BLOCK
 from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..conversion.vocabulary.entry import AlignedEntry
 from ..conversion.vocabulary.vocabularies import Tokens
 from ..dtypes import DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
@@ -67,6 +68,26 @@ class TensorPlan:
     @property
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class StagedEntry(TensorEntry):
+    """A tensor that an earlier merge of the same recipe makes.
+
+    plan: of that merge. seed: of its masks. title: what people are told that it comes from.
+    """
+
+    plan: TensorPlan
+    seed: int
+    title: str
+
+    @property
+    def made_of(self) -> Sequence[TensorEntry]:
+        return self.plan.inputs
+
+    @property
+    def whole(self) -> bool:
+        return self.plan.resolved.measures or any(entry.whole for entry in self.plan.inputs)
 
 
 @dataclass(frozen=True)
@@ -165,10 +186,10 @@ def leaves(tensor: TensorPlan) -> Iterator[tuple[int, TensorEntry]]:
 
 
 def _leaves(number: int, entry: TensorEntry) -> Iterator[tuple[int, TensorEntry]]:
-    if entry.staged is not None:
-        yield from leaves(entry.staged.plan)
-    elif entry.aligned is not None:
-        for pick in entry.aligned.picks:
+    if isinstance(entry, StagedEntry):
+        yield from leaves(entry.plan)
+    elif isinstance(entry, AlignedEntry):
+        for pick in entry.picks:
             yield from _leaves(pick.number, pick.entry)
     else:
         yield number, entry

@@ -10,7 +10,7 @@ from ..backends.engine import NUMPY, Engine
 from ..checkpoints.formats.header import Held
 from ..checkpoints.formats.naming import FORMATS, shard_name
 from ..checkpoints.names import LAYOUTS
-from ..checkpoints.tensors import Checkpoint, Staged, TensorEntry
+from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion import modules
 from ..conversion.inputs import differences, open_inputs
 from ..conversion.layout import METADATA, normalise, transposed_in
@@ -23,7 +23,7 @@ from . import chat
 from .assemble import AssembledTensor, assemble
 from .config_source import find_config_source, warnings
 from .layer_config import restacked
-from .plan import Plan, Shard, TensorPlan, cut
+from .plan import Plan, Shard, StagedEntry, TensorPlan, cut
 
 
 def make_plan(
@@ -140,20 +140,18 @@ def _staged(made: Sequence[AssembledTensor], stage: Stage, title: str, transpose
         dtype = stage.out_dtype if stage.out_dtype and merged else entry.dtype
         like = first.setdefault(_made_of(one), one.name)
         other = entries.get(like)
-        if other is not None and other.staged is not None and other.staged.plan.resolved == one.resolved:
-            entries[one.name] = dataclasses.replace(other, name=one.name)
+        if isinstance(other, StagedEntry) and other.plan.resolved == one.resolved:
+            entries[one.name] = other.renamed(one.name)
             continue
         plan = TensorPlan(one.name, entry.shape, one.sources, one.base, merged, dtype, 0, 0, one.resolved, one.numbers)
         plan = dataclasses.replace(plan, masked_as=like, transposed=one.name in transposed)
-        nbytes = plan.size * dtype.itemsize
-        staged = Staged(plan, stage.seed, title)
-        entries[one.name] = TensorEntry(one.name, dtype, entry.shape, title, 0, nbytes, staged=staged)
+        entries[one.name] = StagedEntry(one.name, dtype, entry.shape, plan, stage.seed, title)
     return entries
 
 
 def _made_of(one: AssembledTensor) -> tuple[TensorEntry, ...]:
     """What is read for a tensor, whatever it is called."""
-    return tuple(dataclasses.replace(entry, name="") for entry in one.entries)
+    return tuple(entry.nameless for entry in one.entries)
 
 
 def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:

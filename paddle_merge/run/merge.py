@@ -10,6 +10,7 @@ import time
 
 from ..checkpoints import adapters, hub
 from ..checkpoints.compare import differing
+from ..checkpoints.tensors import stored
 from ..conversion.inputs import open_inputs
 from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from ..plan import memory_estimate
@@ -215,9 +216,10 @@ def _check_equal(plan: Plan) -> None:
     problems = []
     for tensor in plan.tensors:
         if not tensor.merged and (unequal := differing(tensor.inputs)):
+            others = ", ".join(sorted({stored(entry).file for entry in unequal}))
             problems.append(
                 f"tensor {tensor.name!r} is {tensor.dtype.name}, which can't be averaged, and differs between"
-                f" {tensor.inputs[0].file} and {', '.join(sorted({entry.file for entry in unequal}))}; remove it from the"
+                f" {stored(tensor.inputs[0]).file} and {others}; remove it from the"
                 " checkpoints, or make it equal"
             )
     if problems:

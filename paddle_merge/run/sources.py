@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..backends.np_backend import NumpyBackend
 from ..backends.scratch import Scratch
-from ..checkpoints.files import Files
+from ..checkpoints.files import Files, StoredReader
 from ..checkpoints.fingerprint import Fingerprint
-from ..checkpoints.tensors import Staged
-from ..plan.plan import Piece, TensorPlan
+from ..checkpoints.tensors import ElementReader, StoredEntry, TensorEntry
+from ..conversion.lora.adapted import AdaptedReader
+from ..conversion.lora.entry import AdaptedEntry
+from ..conversion.vocabulary.aligned import AlignedReader
+from ..conversion.vocabulary.entry import AlignedEntry
+from ..dtypes import DType
+from ..plan.plan import Piece, StagedEntry, TensorPlan
 from .pipeline import Pipeline
 
-if TYPE_CHECKING:
-    from ..checkpoints.tensors import TensorEntry
-    from ..dtypes import DType
 
+def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
+    """Return what reads the elements of a tensor. compute: the dtype that it is merged in, "float32" or "float64".
 
-def reader(entry: TensorEntry, compute: str, files: Files) -> tuple[DType, Callable[[int, np.ndarray], None]]:
-    """What gives a tensor's elements from an index on, and their dtype: as they are stored, or what they are merged in."""
-    if entry.staged is not None:
-        staged = StagedTensor(entry.staged, files)
-        return staged.dtype, staged.read
-    if entry.aligned is not None:
-        from ..conversion.vocabulary.aligned import AlignedTensor
-
-        aligned = AlignedTensor(entry.aligned, compute, functools.partial(reader, files=files))
-        return aligned.dtype, aligned.read
-    if entry.adapted is not None:
-        from ..conversion.lora.adapted import AdaptedTensor  # and with it Numba
-
-        adapted = AdaptedTensor(entry.adapted, compute, files)
-        return adapted.dtype, adapted.read
-    return entry.dtype, functools.partial(files.read, entry)
+    Raises WorkError, as Files.read does, where something has to be read first.
+    """
+    match entry:
+        case StoredEntry():
+            return StoredReader(entry, files)
+        case AdaptedEntry():
+            return AdaptedReader(entry, compute, files)
+        case AlignedEntry():
+            return AlignedReader(entry, compute, functools.partial(reader, files=files))
+        case StagedEntry():
+            return StagedReader(entry, files)
+    raise TypeError(f"no reader for a {type(entry).__name__}")
 
 
 class FileSource:
@@ -44,8 +43,8 @@ class FileSource:
     more than once. Takes the fingerprints of what it reads, in passing."""
 
     def __init__(self, tensor: TensorPlan, piece: Piece, block: int, keep: int, files: Files, scratch: Scratch):
-        self._read = [reader(entry, tensor.compute, files) for entry in tensor.inputs]
-        self.dtypes: Sequence[DType] = [dtype for dtype, _ in self._read]
+        self._readers = [reader(entry, tensor.compute, files) for entry in tensor.inputs]
+        self.dtypes: Sequence[DType] = [one.dtype for one in self._readers]
         length = piece.stop - piece.start
         self._start, self._stop = piece.start, piece.stop
         self._fingerprints = [Fingerprint(piece.start) for _ in self.dtypes]
@@ -53,15 +52,15 @@ class FileSource:
         size = length if self._kept else min(block, length)
         self._raw = [scratch.array(f"raw {k}", size, dtype.raw) for k, dtype in enumerate(self.dtypes)]
         if self._kept:
-            for (_, read), raw, fingerprint in zip(self._read, self._raw, self._fingerprints, strict=True):
-                read(piece.start, raw)
+            for one, raw, fingerprint in zip(self._readers, self._raw, self._fingerprints, strict=True):
+                one.read(piece.start, raw)
                 fingerprint.add(raw, piece.start)
 
     def read(self, number: int, start: int, count: int) -> np.ndarray:
         if self._kept:
             return self._raw[number][start - self._start :][:count]
         raw = self._raw[number][:count]
-        self._read[number][1](start, raw)
+        self._readers[number].read(start, raw)
         self._fingerprints[number].add(raw, start)
         return raw
 
@@ -74,28 +73,27 @@ class FileSource:
     def sample(self, number: int, clusters: int, step: int, width: int) -> np.ndarray:
         if self._kept:
             return self._raw[number][: clusters * step].reshape(clusters, step)[:, :width].reshape(-1)
-        dtype, read = self._read[number]
-        raw = np.empty((clusters, width), dtype.raw)
+        raw = np.empty((clusters, width), self.dtypes[number].raw)
         for cluster, row in enumerate(raw):
-            read(cluster * step, row)
+            self._readers[number].read(cluster * step, row)
         return raw.reshape(-1)
 
 
 STEP = 1 << 16  # elements that are merged together
 
 
-class StagedTensor:
-    """The elements as they would be read from the earlier merge's output: rounded to its dtype.
+class StagedReader:
+    """Reads a tensor of an earlier merge as it would be read from that merge's output: rounded to its dtype.
 
-    What its method measures is measured when this is made. Raises WorkError, as Files.read does, then and when it is read.
+    What the method measures is measured when this is made. Raises WorkError, as Files.read does, then and when it reads.
     """
 
-    def __init__(self, staged: Staged, files: Files):
-        plan: TensorPlan = staged.plan
+    def __init__(self, entry: StagedEntry, files: Files):
+        plan = entry.plan
         whole, backend = Piece(0, 0, plan.size), NumpyBackend(plan.compute)
         source = FileSource(plan, whole, backend.block(len(plan.sources)), 0, files, Scratch())
         self.dtype, self._size = plan.dtype, plan.size
-        self._pipeline = Pipeline(plan, whole, staged.seed, source, backend, lambda _: None)
+        self._pipeline = Pipeline(plan, whole, entry.seed, source, backend, lambda _: None)
         self._backend = backend
         with backend.at_work():
             self._pipeline.prepare()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from ..backends.engine import Engine, import_paddle
 from ..checkpoints.quantised import problems as quantised
-from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..checkpoints.tensors import Checkpoint, StoredEntry
 from ..conversion.inputs import differences
 from ..conversion.layout import transposed_in
 from ..dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
@@ -149,7 +148,7 @@ def _layout(recipe: Recipe, first: Checkpoint, kind: _Numpy | _Paddle) -> str | 
 
 def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, problems: list[str]) -> Checkpoint:
     """What the headers of a file would say; what is no tensor that can be merged is added to problems."""
-    entries = {}
+    entries: dict[str, StoredEntry] = {}
     for name, value in state_dict.items():
         try:
             dtype = kind.dtype(value)
@@ -157,7 +156,7 @@ def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, 
             problems.append(f"{label}: tensor {name!r} {error}")
             continue
         shape = tuple(value.shape)
-        entries[name] = TensorEntry(name, dtype, shape, label, 0, math.prod(shape) * dtype.itemsize)
+        entries[name] = StoredEntry(name, dtype, shape, label, 0)
     return Checkpoint(label, label, None, entries)
 
 

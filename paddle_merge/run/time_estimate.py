@@ -222,7 +222,7 @@ class _Bench:
 
 def _kind(tensor: TensorPlan) -> object:
     """Tensors of one kind take the same time per element, about."""
-    return tensor.dtype, *((entry.dtype, entry.scattered, entry.widened) for entry in tensor.inputs)
+    return tensor.dtype, *((entry.dtype, entry.scattered, entry.computed) for entry in tensor.inputs)
 
 
 # --- the disk ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import CheckpointError, MalformedError
 from ..names import last_word
-from ..tensors import Checkpoint, Part, TensorEntry
+from ..tensors import Checkpoint, Part, StoredEntry, stored
 from ..views import as_boxes, assemble, boxes, repeated, row_major, select
 from . import safetensors
 from .arrays import naturals
@@ -67,7 +67,7 @@ class Shard:
             raise MalformedError("has a flattened shard without a range")
         return Shard(at, shape, span)
 
-    def parts(self, held: TensorEntry) -> list[Part]:
+    def parts(self, held: StoredEntry) -> list[Part]:
         """Where the shard's elements are, as boxes of the whole tensor. held: what its file holds. Raises MalformedError."""
         if self.span is None and held.shape != self.shape:
             raise MalformedError(f"should be {list(self.shape)} in {os.path.basename(held.file)}, but is {list(held.shape)}")
@@ -100,7 +100,7 @@ def open_folder(path: str, folder: str) -> Checkpoint:
         raise CheckpointError(f"{file}: {error}") from None
 
     problems: list[str] = []
-    held: dict[str, dict[str, TensorEntry]] = {}
+    held: dict[str, dict[str, StoredEntry]] = {}
     for name in sorted({name for places in shards.values() for _, name in places}):
         if os.path.basename(name) != name or name in ("", ".", ".."):
             problems.append(f"{file}: names a file outside its folder: {name!r}")
@@ -191,18 +191,19 @@ def _read(metadata: Any) -> tuple[Places, dict[str, tuple[int, ...]]]:
     return places, shapes
 
 
-def _open(file: str) -> dict[str, TensorEntry]:
+def _open(file: str) -> dict[str, StoredEntry]:
     """What one rank's file holds, by tensor name. Raises CheckpointError."""
     if not os.path.isfile(file):
         raise CheckpointError(f"{file}: is named by the metadata, but isn't there; all ranks' files are needed")
     if sniff(file) == "safetensors":
-        return safetensors.open_files(file, os.path.dirname(file), [file], None).tensors
+        tensors = safetensors.open_files(file, os.path.dirname(file), [file], None).tensors
+        return {name: stored(entry) for name, entry in tensors.items()}
     return {entry.name: entry for entry in read_tensors(file)}
 
 
 def _tensor(
-    key: str, shape: tuple[int, ...] | None, places: list[tuple[Shard, str]], held: Mapping[str, Mapping[str, TensorEntry]]
-) -> TensorEntry:
+    key: str, shape: tuple[int, ...] | None, places: list[tuple[Shard, str]], held: Mapping[str, Mapping[str, StoredEntry]]
+) -> StoredEntry:
     """The tensor made of its shards. Raises MalformedError."""
     parts: list[Part] = []
     dtypes = set()
@@ -224,7 +225,7 @@ def _tensor(
     return of_ranks(whole, {shard.at for shard, _ in places})
 
 
-def of_ranks(entry: TensorEntry, pieces: Collection[tuple[int, ...]]) -> TensorEntry:
+def of_ranks(entry: StoredEntry, pieces: Collection[tuple[int, ...]]) -> StoredEntry:
     """A tensor of a distributed checkpoint, where PaddleFormers has [gate | up] in each tensor-parallel rank, as [gate | up]
     of the whole. Others as they are: a rank holds whole groups of a qkv_proj.
 

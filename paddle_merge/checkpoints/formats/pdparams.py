@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, MalformedError
-from ..tensors import Checkpoint, Part, TensorEntry
+from ..tensors import Checkpoint, Part, StoredEntry
 from ..views import assemble
 from .arrays import WORDS, Array, Texts, named, naturals, place
 from .folder import misplaced
@@ -27,10 +27,10 @@ def open_files(path: str, folder: str, files: Sequence[str], weight_map: dict[st
 
 
 def join(
-    path: str, files: Sequence[str], weight_map: dict[str, str] | None, read: Callable[[str], list[TensorEntry]]
-) -> dict[str, TensorEntry]:
+    path: str, files: Sequence[str], weight_map: dict[str, str] | None, read: Callable[[str], list[StoredEntry]]
+) -> dict[str, StoredEntry]:
     """The tensors of all files. Raises CheckpointError listing everything wrong with them."""
-    tensors: dict[str, TensorEntry] = {}
+    tensors: dict[str, StoredEntry] = {}
     holders: dict[str, str] = {}
     problems: list[str] = []
     for file in files:
@@ -50,7 +50,7 @@ def join(
     return tensors
 
 
-def read_tensors(file: str) -> list[TensorEntry]:
+def read_tensors(file: str) -> list[StoredEntry]:
     """The tensors of one file, by offset. Raises CheckpointError listing all that is wrong with it."""
     with open_window(file) as window:
         content = load(window, WORDS)
@@ -66,7 +66,7 @@ def read_tensors(file: str) -> list[TensorEntry]:
     return sorted(entries, key=lambda entry: entry.offset)
 
 
-def _entry(name: str, file: str, shape: tuple[int, ...] | None, pieces: Sequence[Array], texts: Texts) -> TensorEntry:
+def _entry(name: str, file: str, shape: tuple[int, ...] | None, pieces: Sequence[Array], texts: Texts) -> StoredEntry:
     """A tensor that is one array, or, if a shape is given, flat arrays one after the other. Raises MalformedError."""
     places = [place(piece, file, texts) for piece in pieces]
     dtypes = {dtype for dtype, _ in places}

@@ -18,14 +18,14 @@ from ...dtypes import BFLOAT16, BY_TAG, UINT16
 from ...errors import CheckpointError
 from ...parsing import shown
 from ..json_files import MAX_JSON, open_regular, parse_json, read_json
-from ..tensors import MAX_DIMS, MAX_SIZE, Checkpoint, TensorEntry
+from ..tensors import MAX_DIMS, MAX_SIZE, Checkpoint, StoredEntry
 from .folder import misplaced
 from .header import Header, Held
 
 
 def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, str] | None) -> Checkpoint:
     """The checkpoint made of `files`; `weight_map` (tensor -> shard), if given, must say exactly what the files hold."""
-    tensors: dict[str, TensorEntry] = {}
+    tensors: dict[str, StoredEntry] = {}
     formats: set[str | None] = set()
     everything: dict[str, str] = {}
     problems: list[str] = []
@@ -50,7 +50,7 @@ def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, s
     return Checkpoint(path, folder, next(iter(formats)), tensors, metadata=everything)
 
 
-def _read_header(file: str, folder: str) -> tuple[list[TensorEntry], dict[str, str]]:
+def _read_header(file: str, folder: str) -> tuple[list[StoredEntry], dict[str, str]]:
     """One file's tensors, by offset, and its metadata. Raises CheckpointError listing all that is wrong with it."""
     try:
         with open_regular(file) as stream:
@@ -74,7 +74,7 @@ def _read_header(file: str, folder: str) -> tuple[list[TensorEntry], dict[str, s
         raise CheckpointError(f"{file}: its __metadata__ is not a map from strings to strings")
 
     problems: list[str] = []
-    entries: list[TensorEntry] = []
+    entries: list[StoredEntry] = []
     for name, info in header.items():
         try:
             entries.append(_read_entry(name, info, file, 8 + length))
@@ -97,7 +97,7 @@ def _read_header(file: str, folder: str) -> tuple[list[TensorEntry], dict[str, s
     return entries, metadata
 
 
-def _read_entry(name: str, info: Any, file: str, data_start: int) -> TensorEntry:
+def _read_entry(name: str, info: Any, file: str, data_start: int) -> StoredEntry:
     if not isinstance(info, dict) or len(info) > 3:  # something that might change what the three fields mean
         raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry")
     tag, shape, offsets = info.get("dtype"), info.get("shape"), info.get("data_offsets")
@@ -117,7 +117,7 @@ def _read_entry(name: str, info: Any, file: str, data_start: int) -> TensorEntry
             f"{file}: tensor {name!r} is {dtype.name} {shape}, {nbytes} bytes, but its data_offsets span"
             f" {offsets[1] - offsets[0]}"
         )
-    return TensorEntry(name, dtype, tuple(shape), file, data_start + offsets[0], nbytes)
+    return StoredEntry(name, dtype, tuple(shape), file, data_start + offsets[0])
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
@@ -125,7 +125,7 @@ def _naturals(value: Any) -> TypeGuard[list[int]]:
     return small and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _uint16_is_bfloat16(entry: TensorEntry, folder: str) -> TensorEntry:
+def _uint16_is_bfloat16(entry: StoredEntry, folder: str) -> StoredEntry:
     """PaddleNLP writes bfloat16 under the tag U16; its config.json tells, or that this is its adapter.
 
     Any other uint16 tensor can't be weights.

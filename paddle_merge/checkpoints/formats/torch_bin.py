@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from ...dtypes import BFLOAT16, DTYPES, FLOAT16, FLOAT32, FLOAT64, DType
 from ...errors import CheckpointError, MalformedError
 from ..json_files import MAX_JSON, open_regular
-from ..tensors import Checkpoint, Part, TensorEntry
+from ..tensors import Checkpoint, Part, StoredEntry
 from ..views import assemble
 from .arrays import empty_dict, named, naturals, nothing
 from .pdparams import join
@@ -104,7 +104,7 @@ WORDS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-def _read_tensors(file: str) -> list[TensorEntry]:
+def _read_tensors(file: str) -> list[StoredEntry]:
     """The tensors of one file, by offset. Raises CheckpointError listing all that is wrong with it."""
     try:
         with open_regular(file) as members, open_regular(file) as code:

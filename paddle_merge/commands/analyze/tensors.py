@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +81,7 @@ def survey(models: Sequence[Checkpoint], base: Checkpoint) -> Survey:
         if not all(entry.dtype.is_float for entry in entries):
             found.unmerged[name] = _other_than_base(tensor)
         elif tensor.sources:
-            made_of = tuple(dataclasses.replace(entry, name="") for entry in entries)
+            made_of = tuple(entry.nameless for entry in entries)
             twin = first.setdefault(made_of, name) if reference.nbytes else name
             if twin == name:
                 found.compared.append(tensor)

@@ -52,7 +52,7 @@ class Pair:
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of what workers take. What must be prepared for, or is read by panels, stays whole."""
-        together = any(entry.adapted is not None or entry.scattered for entry in (self.a, self.b))
+        together = any(entry.computed or entry.scattered for entry in (self.a, self.b))
         step = max(1, self.size) if together else PIECE
         for start in range(0, self.size, step):
             yield start, min(start + step, self.size)

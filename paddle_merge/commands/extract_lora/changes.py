@@ -58,7 +58,8 @@ def find_changes(finetuned: Mapping[str, TensorEntry], base: Mapping[str, Tensor
         if not equal and not entry.dtype.is_float:
             problems.append(f"tensor {name!r} is {entry.dtype.name} and differs, which no adapter can say")
         elif not finite:
-            problems.append(f"tensor {name!r} differs and holds NaN or Inf in {other.file} or {entry.file}")
+            where = " or ".join(", ".join(sorted(one.files)) for one in (other, entry))
+            problems.append(f"tensor {name!r} differs and holds NaN or Inf in {where}")
         elif moved and not 0 < squares < math.inf:
             problems.append(
                 f"tensor {name!r} changes by so {'much' if squares else 'little'} that float64 can't hold its square"

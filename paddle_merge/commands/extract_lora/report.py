@@ -65,7 +65,7 @@ def report(
     lost = sum(row["lost_norm"] ** 2 for row in factors)
     of_factors = sum(row["change_norm"] ** 2 for row in factors)
     # A tied lm_head that Paddle's layouts store is the embedding, and counts once.
-    of_rest = sum({dataclasses.replace(change.base, name=""): change.squares for change in rest}.values())
+    of_rest = sum({change.base.nameless: change.squares for change in rest}.values())
     described = [describe(change) for change in rest]
     return {
         "paddle_merge_version": __version__,

@@ -5,7 +5,6 @@ Folding the adapter into the base model gives the fine-tuned model back, up to w
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
@@ -229,7 +228,7 @@ def _whole(inputs: Inputs, rest: Sequence[Change], factors: Mapping[str, Factors
     if inputs.tied and "lm_head.weight" not in tensors:  # PEFT replaces the embedding, and leaves lm_head what it was
         heads = [entry for name, entry in whole.items() if last_word(name) in EMBEDDINGS and len(entry.shape) == 2]
         if heads:
-            whole["lm_head.weight"] = dataclasses.replace(heads[0], name="lm_head.weight")
+            whole["lm_head.weight"] = heads[0].renamed("lm_head.weight")
     return whole
 
 

@@ -134,5 +134,5 @@ def _shared(tensors: Mapping[str, TensorEntry]) -> list[list[str]]:
     places: dict[TensorEntry, list[str]] = {}
     for name, entry in tensors.items():
         if entry.nbytes:
-            places.setdefault(dataclasses.replace(entry, name=""), []).append(name)
+            places.setdefault(entry.nameless, []).append(name)
     return [names for names in places.values() if len(names) > 1]

@@ -1,5 +1,5 @@
-"""Tensors with adapters, element by element as if the adapter were folded in: read what is stored, widen it, add the
-low-rank product, bring rows to their lengths. Only an adapter's factors for one tensor are ever held whole.
+"""Read tensors with LoRA adapters as if the adapters were folded in: read what is stored, widen it, add the low-rank
+product, scale rows or columns to DoRA's lengths. Only an adapter's factors for one tensor are ever held whole.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import numpy as np
 from ...backends.kernels import low_rank
 from ...backends.np_backend import widen
 from ...checkpoints.files import Files
-from ...checkpoints.tensors import Adapted, LowRank, TensorEntry
+from ...checkpoints.tensors import TensorEntry
 from ...dtypes import FLOAT32, FLOAT64, DType
+from .entry import STEP, AdaptedEntry, LowRank
 
-STEP = 1 << 16  # elements at a time; every element comes out the same for any other number
 
+class AdaptedReader:
+    """Reads an adapted tensor in the dtype that it is merged in, `compute`: "float32" or "float64".
 
-class AdaptedTensor:
-    """The elements of an adapted tensor, in `dtype`: float32 or float64, what it is merged in.
-
-    Raises WorkError, as Files.read does, when it is made and when it is read.
+    Raises WorkError, as Files.read does, when it is made (which reads the factors, and the whole tensor for DoRA's lengths)
+    and when it reads.
     """
 
-    def __init__(self, adapted: Adapted, compute: str, files: Files):
+    def __init__(self, entry: AdaptedEntry, compute: str, files: Files):
         self.dtype: DType = FLOAT32 if compute == "float32" else FLOAT64
-        self._stored, self._files = adapted.stored, files
+        self._stored, self._files = entry.stored, files
         self._columns = max(1, self._stored.shape[-1] if self._stored.shape else 1)
         self._raw = np.empty(STEP, self._stored.dtype.raw)
         self._changes: list[_Product | _Factors] = []
-        for change in adapted.changes:
+        for change in entry.changes:
             if isinstance(change, LowRank):
                 self._changes.append(_Product(change, self.dtype, files))
             else:
@@ -37,7 +37,7 @@ class AdaptedTensor:
                 self._changes.append(_Factors(factors.astype(self.dtype.raw), self._columns, change.axis))
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Fill out, flat, with the elements from index `start` on."""
+        """Fill out, flat, with the elements from index `start` on. Raises WorkError."""
         for first in range(0, out.size, STEP):
             block = out[first : first + STEP]
             raw = self._raw[: block.size]
@@ -47,7 +47,10 @@ class AdaptedTensor:
                 change.apply(block, start + first)
 
     def _to_lengths(self, lengths: np.ndarray, axis: int) -> np.ndarray:
-        """What brings the rows or columns, with the changes so far, to these lengths; 0 for one of zeros."""
+        """Return the factors (n,) float64 that scale the rows or columns, with the changes so far, to these lengths.
+
+        The factor of a row of zeros is 0.
+        """
         squares = np.zeros(lengths.size, np.float64)
         size = math.prod(self._stored.shape)
         block = np.empty(min(STEP, size), self.dtype.raw)
@@ -61,7 +64,7 @@ class AdaptedTensor:
 
 
 class _Product:
-    """left @ right, to be added."""
+    """Adds scale * left @ middle @ right."""
 
     def __init__(self, change: LowRank, dtype: DType, files: Files):
         left = np.ones((1, 1)) if change.left is None else _matrix(change.left, files)
@@ -77,7 +80,7 @@ class _Product:
 
 
 class _Factors:
-    """A factor for each row or column."""
+    """Multiplies each row or column by a factor."""
 
     def __init__(self, factors: np.ndarray, columns: int, axis: int):
         self._factors, self._columns, self._axis = factors, columns, axis
@@ -87,7 +90,7 @@ class _Factors:
 
 
 def _matrix(entry: TensorEntry, files: Files) -> np.ndarray:
-    """All of a tensor, in float64; a vector as a matrix of one row."""
+    """Read a whole tensor as a float64 matrix; a vector becomes a matrix of one row."""
     raw, out = np.empty(math.prod(entry.shape), entry.dtype.raw), np.empty(math.prod(entry.shape))
     files.read(entry, 0, raw)
     widen(raw, entry.dtype, out)

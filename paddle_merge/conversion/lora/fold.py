@@ -19,11 +19,12 @@ from ...checkpoints.adapters import Adapter, Module, sort
 from ...checkpoints.compare import equal, is_zero
 from ...checkpoints.config_json import has_language_head, read_config
 from ...checkpoints.names import EMBEDDINGS, is_linear, last_word
-from ...checkpoints.tensors import Adapted, Checkpoint, Lengths, LowRank, TensorEntry
+from ...checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
 from ...checkpoints.views import transpose
 from ...errors import CheckpointError, MalformedError
 from .. import fused
 from .config import check_tensors, scaling, unfit
+from .entry import AdaptedEntry, Lengths, LowRank, read_from
 from .targets import Targets
 from .tied import Sharers, without_head
 
@@ -100,7 +101,7 @@ class _Fold:
             )
         if problems:
             raise CheckpointError(problems)
-        if lost := [new.name for old, new in self._replaced if old.adapted is not None]:
+        if lost := [new.name for old, new in self._replaced if isinstance(old, AdaptedEntry)]:
             self.warnings.append(
                 f"{self._adapter.path}: replaces {len(lost)} tensors that an adapter before it changed, {lost[0]!r} for one:"
                 " that change is lost"
@@ -171,7 +172,7 @@ class _Fold:
             raise MalformedError(f"is {entry.dtype.name}, which can't replace {target!r}, {old.dtype.name}")
         self._take(target, entry.name, replaces=True)
         self._replaced.append((old, entry))
-        self._put(target, dataclasses.replace(entry, name=target), (), replaces=True)
+        self._put(target, stored(entry.renamed(target)), (), replaces=True)
 
     def _take(self, target: str, name: str, replaces: bool = False) -> None:
         """Raises MalformedError if the adapter replaces, or changes, this tensor twice, under different names."""
@@ -179,7 +180,7 @@ class _Fold:
         if other != name:
             raise MalformedError(f"and {other!r} are both for {target!r}")
 
-    def _put(self, target: str, stored: TensorEntry, changes: tuple[LowRank | Lengths, ...], replaces: bool = False) -> None:
+    def _put(self, target: str, read: StoredEntry, changes: tuple[LowRank | Lengths, ...], replaces: bool = False) -> None:
         """Put a tensor, and what is tied to it, in the place of the checkpoint's."""
         names = [target]
         if self._targets.tied and last_word(target) in EMBEDDINGS and "lm_head.weight" in self.tensors:
@@ -191,16 +192,10 @@ class _Fold:
             )
         for name in names:
             old = self.tensors[name]
-            if old.shape != stored.shape:
+            if old.shape != read.shape:
                 raise MalformedError(f"would leave {name!r}, which is tied to {target!r}, as it is")
-            before = old if replaces else old.adapted.replaced if old.adapted is not None else None
-            self.tensors[name] = dataclasses.replace(
-                old,
-                file=stored.file,
-                offset=stored.offset,
-                parts=stored.parts,
-                adapted=Adapted(dataclasses.replace(stored, adapted=None), changes, before),
-            )
+            before = old if replaces else old.replaced if isinstance(old, AdaptedEntry) else None
+            self.tensors[name] = AdaptedEntry(name, old.dtype, old.shape, read, changes, before)
 
     # --- low-rank updates
 
@@ -283,8 +278,8 @@ class _Fold:
     def _change(self, target: str, changes: Sequence[LowRank | Lengths]) -> None:
         self._changes += changes
         entry = self.tensors[target]
-        before = entry.adapted or Adapted(entry)
-        self._put(target, before.stored, (*before.changes, *changes))
+        before = entry.changes if isinstance(entry, AdaptedEntry) else ()
+        self._put(target, read_from(entry), (*before, *changes))
 
 
 # --- small questions ---------------------------------------------------------------------------------------------------

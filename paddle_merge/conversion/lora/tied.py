@@ -17,6 +17,7 @@ from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...checkpoints.views import transpose
 from ...errors import MalformedError
 from .config import scaling
+from .entry import read_from
 
 Others = Sequence[tuple[str, TensorEntry]]
 Apart = list[tuple[str, TensorEntry | None]]
@@ -67,7 +68,8 @@ class Sharers:
 
 
 def _place(entry: TensorEntry) -> tuple[str, int, tuple[int, ...]]:
-    return entry.file, entry.offset, entry.shape
+    read = read_from(entry)
+    return read.file, read.offset, entry.shape
 
 
 def _are_alike(adapter: Adapter, embedding: Module, head: Module) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ...checkpoints.names import HEAD, last_word, layer_of
-from ...checkpoints.tensors import Aligned, TensorEntry
+from ...checkpoints.tensors import TensorEntry
 from ...errors import CheckpointError
 from ..layout import transposed_in
 from ..modules import suggested
+from .entry import AlignedEntry
 from .rows import WORDS, Rows, keys, sizes
 from .tokens import Vocabulary, read_vocabulary, union
 from .vocabularies import Tokens, Vocabularies, VocabularyAlignment
@@ -41,7 +41,7 @@ class Aligner:
         layout: str | None,
     ):
         self._inputs, self._base, self._layout = vocabularies.inputs, base, layout
-        self._made: dict[object, Aligned | None] = {}
+        self._made: dict[object, AlignedEntry | None] = {}
         self._rows: dict[tuple[int, ...], Rows] = {}
         main = base if base is not None else taken[0]
         owner = main if source == "union" else vocabularies.called(source)
@@ -112,13 +112,14 @@ class Aligner:
         if axis is None or len({(*entry.shape[:axis], *entry.shape[axis + 1 :]) for entry in entries}) > 1:
             return list(entries)
         # A tied lm_head is the very entry that the embedding is, but for its name, and so must become.
-        nameless = tuple(replace(entry, name="") for entry in entries)
+        nameless = tuple(entry.nameless for entry in entries)
         found = []
         for place, entry in enumerate(entries):
             key = nameless, chosen, place, axis
             if key not in self._made:
                 self._made[key] = self._rows[chosen].aligned(place, axis, entries, chosen)
-            found.append(_replaced(entry, self._made[key], self._inputs[chosen[place]].path))
+            made = self._made[key]
+            found.append(entry if made is None else made.renamed(entry.name))
         return found
 
     def _keys_of(self, number: int) -> list[str | int]:
@@ -185,10 +186,3 @@ def _rows(end: int, source: int, own: int, multiple: int | None) -> int:
     if multiple is None:
         multiple = math.gcd(own, MULTIPLE) if own > source else 1
     return -(-end // multiple) * multiple
-
-
-def _replaced(entry: TensorEntry, aligned: Aligned | None, path: str) -> TensorEntry:
-    if aligned is None:
-        return entry
-    nbytes = math.prod(aligned.shape) * entry.dtype.itemsize
-    return TensorEntry(entry.name, entry.dtype, aligned.shape, path, 0, nbytes, aligned=aligned)

@@ -1,5 +1,5 @@
-"""Tensors with a row per token, their rows put in another vocabulary's order while they are read: every row is the mean of
-those that picks give for it (of one, mostly), zeros if there are none.
+"""Read tensors with a row per token in the order of another vocabulary: every row is the mean of the rows that picks
+give for it (usually of one), or zeros if there are none.
 """
 
 from __future__ import annotations
@@ -10,30 +10,28 @@ from collections.abc import Callable
 import numpy as np
 
 from ...backends.np_backend import widen
-from ...checkpoints.tensors import Aligned, Pick, TensorEntry
+from ...checkpoints.tensors import ElementReader, TensorEntry
 from ...dtypes import FLOAT32, FLOAT64, DType
+from .entry import STEP, AlignedEntry, Pick
 
-# (entry, compute dtype) -> the dtype that its elements are read in, and what fills an array with those from an index on
-Reader = Callable[[TensorEntry, str], tuple[DType, Callable[[int, np.ndarray], None]]]
-
-STEP = 1 << 16  # elements at a time; every element comes out the same for any other number
+Open = Callable[[TensorEntry, str], ElementReader]  # (entry, the dtype that it is merged in) -> its reader
 
 
 def rows_of(runs: bytes, columns: int) -> np.ndarray:
-    """(n, columns) int64: what Pick.runs (5) and Aligned.means (2) hold."""
+    """Return what Pick.runs (5 columns) and AlignedEntry.means (2 columns) hold, (n, columns) int64."""
     return np.frombuffer(runs, np.int64).reshape(-1, columns)
 
 
-class AlignedTensor:
-    """The elements of an aligned tensor, in `dtype`: float32 or float64, what it is merged in.
+class AlignedReader:
+    """Reads an aligned tensor in the dtype that it is merged in, `compute`: "float32" or "float64".
 
-    reader: opens the tensors that its rows are taken from. Raises what that raises, when it is made and when it is read.
+    open_reader: opens the tensors that rows are taken from. Raises what that raises, when it is made and when it reads.
     """
 
-    def __init__(self, aligned: Aligned, compute: str, reader: Reader):
+    def __init__(self, entry: AlignedEntry, compute: str, open_reader: Open):
         self.dtype: DType = FLOAT32 if compute == "float32" else FLOAT64
-        kind = _Columns if aligned.axis else _Rows
-        self._tensor = kind(aligned, [_Picked(pick, compute, reader) for pick in aligned.picks], self.dtype)
+        kind = _Columns if entry.axis else _Rows
+        self._tensor = kind(entry, [_Picked(pick, compute, open_reader) for pick in entry.picks], self.dtype)
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill out, flat, with the elements from index `start` on."""
@@ -41,26 +39,26 @@ class AlignedTensor:
 
 
 class _Picked:
-    """A pick that is being read. runs: as Pick.runs."""
+    """Reads the tensor of one pick. runs: (n, 5) int64, as Pick.runs."""
 
-    def __init__(self, pick: Pick, compute: str, reader: Reader):
+    def __init__(self, pick: Pick, compute: str, open_reader: Open):
         self.runs, self.shape = rows_of(pick.runs, 5), pick.entry.shape
-        self._dtype, self._read = reader(pick.entry, compute)
-        self._raw = np.empty(0, self._dtype.raw)
+        self._reader = open_reader(pick.entry, compute)
+        self._raw = np.empty(0, self._reader.dtype.raw)
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """The tensor's own elements, widened."""
+        """Fill out with the elements of the pick's own tensor from index `start` on, widened."""
         if self._raw.size < out.size:
-            self._raw = np.empty(out.size, self._dtype.raw)
+            self._raw = np.empty(out.size, self._reader.dtype.raw)
         raw = self._raw[: out.size]
-        self._read(start, raw)
-        widen(raw, self._dtype, out)
+        self._reader.read(start, raw)
+        widen(raw, self._reader.dtype, out)
 
 
 class _Rows:
-    """A row of `width` elements per token."""
+    """Reads a tensor with a row of `width` elements per token."""
 
-    def __init__(self, aligned: Aligned, picks: list[_Picked], dtype: DType):
+    def __init__(self, aligned: AlignedEntry, picks: list[_Picked], dtype: DType):
         self._picks, self._width = picks, math.prod(aligned.shape[1:])
         self._more = np.empty(STEP, dtype.raw)
         self._means, self._mean = rows_of(b"", 2), np.zeros(self._width)
@@ -85,14 +83,14 @@ class _Rows:
             out[first - start : last - start] = self._mean[np.arange(first, last) % width]
 
     def _touching(self, runs: np.ndarray, start: int, stop: int) -> list[list[int]]:
-        """Those that hold some of the elements start..stop."""
+        """Return the runs that hold some of the elements start..stop."""
         ends = runs[:, 0] + runs[:, -1 if runs.shape[1] == 2 else 2]
         first = np.searchsorted(ends, start // self._width, "right")
         last = np.searchsorted(runs[:, 0], (stop - 1) // self._width, "right")
         return runs[first:last].tolist()  # type: ignore[no-any-return]
 
     def _mean_of_all(self, rows: int, but: np.ndarray) -> np.ndarray:
-        """(width,) float64: the mean of all rows but these."""
+        """Return the mean of all rows but these, (width,) float64."""
         total, together = np.zeros(self._width), max(1, STEP // self._width)
         for first in range(0, rows, together):
             block = np.empty(min(together, rows - first) * self._width, self._more.dtype)
@@ -102,7 +100,7 @@ class _Rows:
 
 
 def _put(pick: _Picked, source: int, piece: np.ndarray, more: np.ndarray, of: int, place: int) -> None:
-    """A pick's elements from `source` on into piece: its share of a mean of `of` tensors, among which this is its place."""
+    """Add a pick's elements from `source` on to piece: its share of a mean of `of` tensors, as number `place` of them."""
     if place == 0:
         pick.read(source, piece)
     else:
@@ -113,9 +111,9 @@ def _put(pick: _Picked, source: int, piece: np.ndarray, more: np.ndarray, of: in
 
 
 class _Columns:
-    """A column per token: matrices [in, out], row by row."""
+    """Reads a matrix [in, out] with a column per token, row by row."""
 
-    def __init__(self, aligned: Aligned, picks: list[_Picked], dtype: DType):
+    def __init__(self, aligned: AlignedEntry, picks: list[_Picked], dtype: DType):
         self._picks = picks
         self._columns = aligned.shape[1]
         self._line, self._number = np.empty(self._columns, dtype.raw), -1
@@ -151,7 +149,7 @@ Move = tuple[np.ndarray, np.ndarray, int, int]
 
 
 def _moves(runs: np.ndarray) -> list[Move]:
-    """(columns there, columns of the source, of, place) for each way in which they are shared."""
+    """Return (columns here, columns of the source, of, place) for each way in which columns are shared."""
     ways = np.unique(runs[:, 3:], axis=0).tolist()
     found = []
     for of, place in ways:
@@ -161,6 +159,6 @@ def _moves(runs: np.ndarray) -> list[Move]:
 
 
 def _each(first: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """All the numbers of runs."""
+    """Return all the numbers that runs of this first number and count cover."""
     before = np.cumsum(count) - count
     return np.repeat(first - before, count) + np.arange(count.sum())

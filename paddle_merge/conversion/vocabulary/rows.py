@@ -15,8 +15,9 @@ import numpy as np
 
 from ...checkpoints.config_json import read_config
 from ...checkpoints.names import EMBEDDINGS, last_word, layer_of
-from ...checkpoints.tensors import Aligned, Checkpoint, Pick, TensorEntry
+from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...errors import CheckpointError
+from .entry import AlignedEntry, Pick
 from .tokens import Vocabulary
 
 WORDS = (*EMBEDDINGS, "embed_in", "tok_embeddings", "shared")  # the last words of embeddings of tokens
@@ -75,7 +76,7 @@ class Rows:
         """Whether any input, of so many rows each, doesn't stay as it is."""
         return set(sizes) != {self.own.shape[1]} or bool((self.own != np.arange(self.own.shape[1])).any())
 
-    def aligned(self, place: int, axis: int, entries: Sequence[TensorEntry], numbers: Sequence[int]) -> Aligned | None:
+    def aligned(self, place: int, axis: int, entries: Sequence[TensorEntry], numbers: Sequence[int]) -> AlignedEntry | None:
         """The tensor of the input at `place`, whose number is in `numbers`; None: as it is."""
         entry, (_, rows) = entries[place], self.own.shape
         has = self.own[place] >= 0
@@ -91,7 +92,7 @@ class Rows:
                 picks.append(Pick(number, source, _runs(at, self.own[one][at], of[at], nth[one][at])))
         shape = (*entry.shape[:axis], rows, *entry.shape[axis + 1 :])
         means = np.column_stack([self.means, np.ones_like(self.means)])
-        return Aligned(shape, axis, tuple(picks), means.astype(np.int64).tobytes())
+        return AlignedEntry(entry.name, entry.dtype, shape, axis, tuple(picks), means.astype(np.int64).tobytes())
 
 
 def _runs(at: np.ndarray, row: np.ndarray, of: np.ndarray, nth: np.ndarray) -> bytes:

@@ -19,7 +19,7 @@ from paddle_merge.backends.engine import import_paddle
 from paddle_merge.checkpoints import files, gather, views
 from paddle_merge.checkpoints.files import Files
 from paddle_merge.checkpoints.open import open_checkpoint
-from paddle_merge.checkpoints.tensors import Part, TensorEntry
+from paddle_merge.checkpoints.tensors import Part, StoredEntry
 from paddle_merge.checkpoints.views import assemble
 from paddle_merge.dtypes import BFLOAT16
 from paddle_merge.errors import MalformedError
@@ -339,7 +339,7 @@ def test_any_piece_of_any_parts(
 
 def test_parts_that_are_the_whole_in_order_are_plain() -> None:
     whole = Part("f", 40, (0, 0), (3, 4), (4, 1))
-    assert assemble("w", BFLOAT16, (3, 4), [whole]) == TensorEntry("w", BFLOAT16, (3, 4), "f", 40, 24)
+    assert assemble("w", BFLOAT16, (3, 4), [whole]) == StoredEntry("w", BFLOAT16, (3, 4), "f", 40)
     assert assemble("w", BFLOAT16, (3, 0), [Part("f", 40, (0, 0), (3, 0), (0, 1))]).parts == ()
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, ConfigError, DiffConfig, MergeConfig, WorkError, diff, merge
 from paddle_merge.checkpoints.names import LAYOUTS, layer_of, pattern_of, word_of
-from paddle_merge.checkpoints.tensors import TensorEntry
+from paddle_merge.checkpoints.tensors import StoredEntry, TensorEntry
 from paddle_merge.commands.diff.diff import compare, open_models
 from paddle_merge.commands.diff.measure import BLOCK, PIECE, Pair, Sums, measure
 from paddle_merge.commands.diff.show import lines
@@ -173,7 +173,7 @@ def check(a: np.ndarray, b: np.ndarray, a_dtype: str, b_dtype: str, found: Sums)
 
 def entry(path: Path, raw: np.ndarray, dtype: str) -> TensorEntry:
     path.write_bytes(raw.tobytes())
-    return TensorEntry("w", BY_NAME[dtype], raw.shape, str(path), 0, raw.nbytes)
+    return StoredEntry("w", BY_NAME[dtype], raw.shape, str(path), 0)
 
 
 def measured(folder: Path, a: np.ndarray, b: np.ndarray, a_dtype: str, b_dtype: str) -> Sums:

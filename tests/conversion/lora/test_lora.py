@@ -17,6 +17,7 @@ from paddle_merge.checkpoints.files import Files
 from paddle_merge.checkpoints.names import LAYOUTS
 from paddle_merge.commands.main import main
 from paddle_merge.conversion.lora import adapted
+from paddle_merge.conversion.lora.entry import AdaptedEntry
 from paddle_merge.plan import plan
 from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.request import Request
@@ -776,6 +777,6 @@ def test_nothing_reads_an_adapted_tensor_as_its_base(tmp_path: Path) -> None:
     path = stored(tmp_path / "base", llama(0), "hf", dtype="float64")
     spec = f"{path}+{peft(tmp_path / 'ad', in_peft(factors(1)))}"
     made = make_plan(Request.of(MergeConfig(model_path_list=[spec])).checked_recipe())
-    entry = next(tensor.sources[0] for tensor in made.tensors if tensor.sources[0].adapted is not None)
+    entry = next(tensor.sources[0] for tensor in made.tensors if isinstance(tensor.sources[0], AdaptedEntry))
     with pytest.raises(ValueError, match=r"blocks\.reader"):
         Files().read(entry, 0, np.empty(4))

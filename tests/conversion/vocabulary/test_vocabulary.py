@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
 from paddle_merge.checkpoints.files import Files
-from paddle_merge.checkpoints.tensors import TensorEntry
+from paddle_merge.checkpoints.tensors import StoredEntry
 from paddle_merge.commands.verify.verify import verify
-from paddle_merge.conversion.vocabulary.aligned import AlignedTensor
+from paddle_merge.conversion.vocabulary.aligned import AlignedReader
 from paddle_merge.conversion.vocabulary.rows import Rows, keys
 from paddle_merge.conversion.vocabulary.tokens import Vocabulary, read_vocabulary, same_files, union
 from paddle_merge.dtypes import FLOATS
@@ -733,7 +733,7 @@ def test_rows_by_the_rules_read_aloud(
         stored = array if axis == 0 else array.T
         file = folder / f"values{number}"
         file.write_bytes(np.ascontiguousarray(stored).tobytes())
-        entries.append(TensorEntry("x", FLOATS["float32"], stored.shape, str(file), 0, array.nbytes))
+        entries.append(StoredEntry("x", FLOATS["float32"], stored.shape, str(file), 0))
 
     rows = Rows.of(known, wanted, 0 if base else None)
     for place, array in enumerate(values):
@@ -760,7 +760,7 @@ def test_rows_by_the_rules_read_aloud(
         files = Files()
         first = min(start, flat.size - 1)
         read_back = np.empty(flat.size - first, np.float32)
-        AlignedTensor(aligned, "float32", functools.partial(reader, files=files)).read(first, read_back)
+        AlignedReader(aligned, "float32", functools.partial(reader, files=files)).read(first, read_back)
         files.close()
         np.testing.assert_allclose(read_back, flat[first:], rtol=1e-6, atol=1e-6)
 
