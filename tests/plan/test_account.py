@@ -244,7 +244,7 @@ def test_less_room_gives_the_same_bytes(tmp_path: Path, method: str, monkeypatch
     fields: dict[str, Any] = {"merge_method": method, "model_path_list": [str(tmp_path / "a"), str(tmp_path / "b")]}
     fields |= {"base_model_path": str(tmp_path / "base")}
     merge(MergeConfig(**fields, output_path=str(tmp_path / "roomy")))
-    monkeypatch.setattr(memory_estimate, "ROOMS", memory_estimate.BUDGETS[-1:])
+    monkeypatch.setattr(memory_estimate, "BUDGETS", memory_estimate.BUDGETS[-1:])
     merge(MergeConfig(**fields, output_path=str(tmp_path / "tight"), max_memory="1GB"))
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("roomy", "tight"))
     assert one == other

@@ -252,7 +252,7 @@ def test_the_same_for_any_number_of_workers_and_any_memory(tmp_path: Path, monke
     paths = [tmp_path / f"model{number}" for number in range(3)]
     assert report(tmp_path / "base", *paths, n_process=5) == first
     monkeypatch.setattr(
-        measure, "ROOMY", replace(DEFAULT_BUDGET, resident=0)
+        measure, "DEFAULT_BUDGET", replace(DEFAULT_BUDGET, resident=0)
     )  # tensors that are too large to be kept between passes
     assert report(tmp_path / "base", *paths) == first
     json.dumps(first, allow_nan=False)

@@ -778,5 +778,5 @@ def test_nothing_reads_an_adapted_tensor_as_its_base(tmp_path: Path) -> None:
     spec = f"{path}+{peft(tmp_path / 'ad', in_peft(factors(1)))}"
     made = make_plan(Request.of(MergeConfig(model_path_list=[spec])).checked_recipe())
     entry = next(tensor.sources[0] for tensor in made.tensors if isinstance(tensor.sources[0], AdaptedEntry))
-    with pytest.raises(ValueError, match=r"blocks\.reader"):
+    with pytest.raises(ValueError, match=r"sources\.reader"):
         Files().read(entry, 0, np.empty(4))
