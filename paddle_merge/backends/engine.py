@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from .backend import Backend
 from .budget import DEFAULT_BUDGET, MemoryBudget
 
 GIB = 1 << 30
@@ -41,7 +42,7 @@ class Engine:
         """Whether `memory` is the limit; on a "gpu" it is what the GPU has."""
         return not self.on_cpu and self.device.partition(":")[0] != "gpu"
 
-    def backend(self, compute: str) -> Any:
+    def backend(self, compute: str) -> Backend:
         """The backend for one compute dtype. Imports Paddle if need be."""
         if self.tensor_type == "np":
             from .np_backend import NumpyBackend

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
+from .backend import Backend, Formula
 from .budget import DEFAULT_BUDGET, MemoryBudget
-from .kernels import bits, measures, mergers, sparsifiers
+from .formula import KERNELS, MEASURES
+from .kernels import bits, measures, mergers
 from .masks import Key, hash_block
 from .scratch import Scratch
 
@@ -26,7 +31,27 @@ _STORE = {
     FLOAT8_E4M3FN: bits.store_float8_e4m3fn,
     FLOAT8_E5M2: bits.store_float8_e5m2,
 }
-_LOOPS = (mergers, sparsifiers)
+
+
+@functools.cache
+def find_kernel(name: str) -> Any:
+    """Return the compiled loop that a formula names: "mergers.ties" is `ties` in kernels/mergers.py.
+
+    Raises LookupError if there is none.
+    """
+    module, _, function = name.partition(".")
+    package = f"{__package__}.kernels"
+    if importlib.util.find_spec(f"{package}.{module}") is not None:
+        loop = getattr(importlib.import_module(f"{package}.{module}"), function, None)
+        if loop is not None:
+            return loop
+    raise LookupError(f"a formula names the kernel {name!r}, which is not in {package}")
+
+
+def _kernel(names: dict[Formula, str], formula: Formula) -> Any:
+    """Return the loop that the formula declares in `names`; None: it declares none."""
+    name = names.get(formula)
+    return None if name is None else find_kernel(name)
 
 
 def widen(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:
@@ -34,35 +59,30 @@ def widen(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:
     _LOAD.get(dtype, bits.load_float)(raw, np.empty(0, out.dtype), out)
 
 
-class NumpyBackend:
-    """The words that methods and blocks are written in, for one compute dtype ("float32" or "float64").
+class NumpyBackend(Backend):
+    """Compute on the CPU, in NumPy arrays: formulas run by their compiled loops, in the memory of their rows.
 
-    in_place: formulas overwrite their rows, so that a block must be loaded again for every pass over it.
-    ahead: how many blocks may be on their way back from the device while the next one is computed.
-    room: what memory may be taken.
+    compute: "float32" or "float64". budget: how much memory one worker may take.
     """
 
     in_place = True
     ahead = 0
 
     def __init__(self, compute: str, budget: MemoryBudget = DEFAULT_BUDGET):
-        self.dtype: Any = np.dtype(compute)
+        self.dtype = np.dtype(compute)
         self.budget = budget
         self._scratch = Scratch()
         self._nothing = np.empty(0, self.dtype)
 
     def block(self, models: int) -> int:
-        """How many elements of each of so many models to take at a time."""
         return self.budget.block
 
     @contextmanager
     def at_work(self) -> Iterator[Any]:
-        """What surrounds all calls but the constructor's: numbers may become NaN or Inf, which is looked for in the end."""
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # numbers may become NaN or Inf; `load` and `store` look for them
             yield
 
     def peak(self) -> int:
-        """The most bytes of device memory taken so far."""
         return 0
 
     # --- constants of formulas
@@ -74,21 +94,14 @@ class NumpyBackend:
         return self.dtype.type(value)
 
     def constant(self, values: np.ndarray) -> Any:
-        """An array for `apply`."""
         return values
 
     def mask_constant(self, values: np.ndarray) -> Any:
-        """An array for `apply_masked`: limits of hashes (uint32), or factors."""
         return values
 
-    # --- the way in and the way out
+    # --- from stored elements to numbers, and back
 
     def load(self, raws: Sequence[Any], dtypes: Sequence[DType], based: bool) -> tuple[Any, Any, list[Any]]:
-        """Stored elements (n,) of each source -> (x, base, bad): x, a row (n,) per model in compute dtype, less the base;
-        base (n,), or None; for each source whether it holds a NaN or Inf.
-
-        based: whether the last source is the base. What is returned overlaps what the last call returned.
-        """
         size = len(raws[0])
         rows = self._scratch.array("rows", len(raws) * size, self.dtype).reshape(len(raws), size)
         base, bad = self._nothing, [False] * len(raws)
@@ -100,7 +113,6 @@ class NumpyBackend:
         return (rows[:-1], base, bad) if based else (rows, None, bad)
 
     def store(self, values: np.ndarray, dtype: DType) -> tuple[Any, Any]:
-        """values (n,) -> (elements (n,) as they are stored, whether any is not finite), rounded once to nearest even."""
         raw = self._scratch.array("raw", len(values), dtype.raw)
         if values.dtype == np.float64 and dtype in _STORE:
             values, exact = self._scratch.array("odd", len(values), np.float32), values
@@ -108,89 +120,80 @@ class NumpyBackend:
         return raw, bool(_STORE.get(dtype, bits.store_float)(values, raw))
 
     def fetch(self, values: np.ndarray) -> Callable[[], np.ndarray]:
-        """Begin to bring values to the host's memory; the call that ends it gives them in NumPy, narrow floats as bits."""
         return lambda: values
 
     def add_scaled(self, base: np.ndarray, x: np.ndarray, scale: float) -> np.ndarray:
-        """base + scale * x. May reuse x's memory."""
         mergers.add_scaled(base, x, self.scalar(scale))
         return x
 
     # --- formulas
 
-    def apply(self, formula: Callable[..., Any], x: np.ndarray, *args: Any) -> np.ndarray:
-        """The formula of x, by its loop in a file of kernels if there is one: (models, n) -> (n,), or (n,) in place."""
+    def apply(self, formula: Formula, x: np.ndarray, *args: Any) -> np.ndarray:
+        """Run the formula's loop, or the formula if it declares none: (models, n) -> its first row, or (n,) in place.
+
+        Raises LookupError if the formula names a loop that doesn't exist.
+        """
         out = x[0] if x.ndim == 2 else x
-        loop = next((getattr(file, formula.__name__) for file in _LOOPS if hasattr(file, formula.__name__)), None)
+        loop = _kernel(KERNELS, formula)
         if loop is None:
             out[...] = formula(np, x, *args)
         else:
             loop(x, *args)
         return out
 
-    def apply_masked(self, formula: Callable[..., Any], x: np.ndarray, key: Key, *args: Any) -> np.ndarray:
-        """The same for a formula of x (n,) and its elements' hashes, which a loop computes as it goes."""
-        loop = getattr(sparsifiers, formula.__name__, None)
+    def apply_masked(self, formula: Formula, x: np.ndarray, key: Key, *args: Any) -> np.ndarray:
+        """Run the formula's loop, which computes the hashes as it goes, or the formula if it declares none: (n,) in place.
+
+        Raises LookupError as `apply` does.
+        """
+        loop = _kernel(KERNELS, formula)
         if loop is None:
             x[...] = formula(np, x, hash_block(key, 0, x.size), *args)
         else:
             loop(x, np.uint32(key[0]), np.uint32(key[1]), *args)
         return x
 
-    def rows(self, rows: Sequence[np.ndarray]) -> Any:
-        """Rows (n,), one per model, as formulas and measurements take them."""
+    def stacked(self, rows: Sequence[np.ndarray]) -> Any:
         return np.stack(rows)
 
     def replace(self, x: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """x with its rows replaced by what formulas made of them."""
         return x  # they were changed in place
 
     def joined(self, x: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """The block x (n,) of the parts that formulas made of it."""
         return x  # they were changed in place
 
-    # --- measuring
+    # --- measurements
 
-    def elected_balance(self, elect: Callable[..., Any], x: np.ndarray, weights: np.ndarray, by_count: bool) -> int:
-        """The number of elements of x whose elected sign is plus, less those whose sign is minus; `elect`, the formula that
-        elects, has its loop here."""
-        return int(measures.elected_balance(x, weights, by_count))
+    def elected_balance(self, elect: Formula, x: np.ndarray, weights: np.ndarray, by_count: bool) -> int:
+        loop = _kernel(MEASURES, elect)
+        if loop is not None:
+            return int(loop(x, weights, by_count))
+        sign = elect(np, [weight * row for weight, row in zip(weights, x, strict=True)], by_count, 0.0)
+        return int(np.count_nonzero(sign > 0)) - int(np.count_nonzero(sign < 0))
 
-    def add_bins(self, bins: Callable[..., Any], x: np.ndarray, counts: np.ndarray) -> None:
-        """counts (bins,) += the histogram of x (n,) over the formula `bins`, which gives each element's bin; it has its loop
-        here."""
-        measures.add_bins(x, counts)
+    def add_bins(self, bins: Formula, x: np.ndarray, counts: np.ndarray) -> None:
+        loop = _kernel(MEASURES, bins)
+        if loop is not None:
+            loop(x, counts)
+        else:
+            counts += np.bincount(bins(np, x), minlength=len(counts)).astype(counts.dtype)
 
     def add_magnitudes(self, x: np.ndarray, unit: float, sums: np.ndarray) -> None:
-        """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
         measures.add_magnitudes(x, unit, sums)
 
     def add_gram(self, x: np.ndarray, gram: np.ndarray) -> None:
-        """gram (models, models) float64 += x @ x.T."""
         measures.add_gram(x, gram)
 
-    def add_line_grams(self, x: np.ndarray, start: int, across: bool, width: int, grams: np.ndarray) -> None:
-        """grams (pairs, lines) float64 += the dot products of all pairs of rows in each line (methods/gram.py); x: the
-        elements from `start` on."""
-        measures.add_line_grams(x, start, across, width, grams)
+    def add_row_grams(self, x: np.ndarray, start: int, across: bool, width: int, grams: np.ndarray) -> None:
+        measures.add_row_grams(x, start, across, width, grams)
 
     def count_active(self, x: np.ndarray, epsilon: Any, counts: np.ndarray) -> None:
-        """counts (models, 2) += how many elements of each row are beyond epsilon where no other row's is, and where some
-        other's is."""
         measures.count_active(x, epsilon, counts)
 
     def count_equal(self, x: np.ndarray, value: Any) -> int:
-        """How many |x| of x (n,) equal a scalar in the dtype in which magnitudes are compared; NaN counts as infinite."""
         return int(measures.count_equal(x, np.array([value])))
 
     def count_between(
         self, x: np.ndarray, bounds: np.ndarray, stride: int, counts: np.ndarray, sums: np.ndarray, values: np.ndarray
     ) -> None:
-        """Count x (n,) of magnitudes below, at, between and above two bounds, and collect some of those between.
-
-        bounds: (2,), lo <= hi, in the dtype in which magnitudes are compared; NaN counts as infinite.
-        counts: (5,) int64 += [below lo, equal to lo, strictly between, equal to hi (if not lo), collected].
-        sums: (3,) float64 += |x| of [all, at or above hi, equal to lo]; (0,) if they aren't needed.
-        values: takes every stride-th of the values strictly between, from index counts[4] on.
-        """
         measures.count_between(x, bounds, stride, counts, sums, values)

@@ -19,6 +19,7 @@ import paddle
 
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, DType
 from . import pd_words as xp
+from .backend import Backend, Formula
 from .budget import DEFAULT_BUDGET, MemoryBudget
 from .kernels.bits import float8_values
 from .masks import Key
@@ -32,7 +33,7 @@ _FRACTION = {BFLOAT16: 16, FLOAT16: 13}  # bits of a float32 that rounding drops
 _FLOAT8 = {FLOAT8_E4M3FN: (3, 7, 0x7E, 0x7F, 0x7F), FLOAT8_E5M2: (2, 15, 0x7B, 0x7C, 0x7E)}
 
 
-class PaddleBackend:
+class PaddleBackend(Backend):
     """The words that methods and blocks are written in, for one compute dtype and one device ("cpu", "gpu:0", "npu:0").
 
     budget: how many bytes of the device's memory blocks may take. room: what of the host's memory, which holds the sources
@@ -79,21 +80,14 @@ class PaddleBackend:
         return float(value)
 
     def constant(self, values: np.ndarray) -> Any:
-        """An array for `apply`."""
         return paddle.to_tensor(values, place=self._place)
 
     def mask_constant(self, values: np.ndarray) -> Any:
-        """An array for `apply_masked`: limits of hashes (uint32; on the device as `_hashes` has them), or factors."""
         return self.constant((values ^ _TOP_BIT).view(np.int32) if values.dtype == np.uint32 else values)
 
     # --- the way in and the way out
 
     def load(self, raws: Sequence[Any], dtypes: Sequence[DType], based: bool) -> tuple[Any, Any, list[Any]]:
-        """Stored elements (n,) of each source, in NumPy or Paddle -> (x, base, bad): a row (n,) per model in compute dtype,
-        less the base; base (n,), or None; for each source whether it holds a NaN or Inf, a bool tensor.
-
-        based: whether the last source is the base.
-        """
         self._pinned = [self._pinned[1], []]
         rows = [self._widened(self._put(raw, dtype), dtype) for raw, dtype in zip(raws, dtypes, strict=True)]
         bad = [~paddle.isfinite(row).all() for row in rows]
@@ -119,8 +113,6 @@ class PaddleBackend:
         return stored.astype(self._compute)
 
     def store(self, values: Any, dtype: DType) -> tuple[Any, Any]:
-        """values (n,) -> (elements (n,) in their storage dtype, 8-bit floats as uint8; whether any is not finite), rounded
-        once to nearest even."""
         if dtype in _FLOAT8:
             codes = _to_float8(_to_odd(values) if self._compute == "float64" else values, dtype)
             return codes.astype("uint8"), ((codes & xp.full(0x7F)) > xp.full(_FLOAT8[dtype][2])).any()
@@ -131,7 +123,6 @@ class PaddleBackend:
         return stored, ~finite
 
     def fetch(self, values: Any) -> Callable[[], np.ndarray]:
-        """Begin to bring values to the host's memory; the call that ends it gives them in NumPy, narrow floats as bits."""
         if not self._cuda:
             return lambda: _raw(values.numpy())
         pinned = values.pin_memory(False)
@@ -145,63 +136,50 @@ class PaddleBackend:
         return end
 
     def add_scaled(self, base: Any, x: Any, scale: float) -> Any:
-        """base + scale * x."""
         return base + x * scale
 
     # --- formulas
 
-    def apply(self, formula: Callable[..., Any], x: Any, *args: Any) -> Any:
-        """The formula of x: rows -> (n,), or (n,) -> (n,)."""
+    def apply(self, formula: Formula, x: Any, *args: Any) -> Any:
         return formula(xp, x, *args)
 
-    def apply_masked(self, formula: Callable[..., Any], x: Any, key: Key, *args: Any) -> Any:
-        """The same for a formula of x (n,) and its elements' hashes."""
+    def apply_masked(self, formula: Formula, x: Any, key: Key, *args: Any) -> Any:
         return formula(xp, x, _hashes(key, x.shape[0]), *args)
 
-    def rows(self, rows: Sequence[Any]) -> Any:
-        """Rows (n,), one per model, as formulas and measurements take them."""
+    def stacked(self, rows: Sequence[Any]) -> Any:
         return rows
 
     def replace(self, x: Any, rows: Sequence[Any]) -> Any:
-        """x with its rows replaced by what formulas made of them."""
         return rows
 
     def joined(self, x: Any, parts: Sequence[Any]) -> Any:
-        """The block x (n,) of the parts that formulas made of it."""
         return parts[0] if len(parts) == 1 else paddle.concat(list(parts))
 
     # --- measuring
 
-    def elected_balance(self, elect: Callable[..., Any], x: Any, weights: Any, by_count: bool) -> int:
-        """The number of elements of x whose elected sign is plus, less those whose sign is minus."""
+    def elected_balance(self, elect: Formula, x: Any, weights: Any, by_count: bool) -> int:
         sign = elect(xp, [weight * row for weight, row in zip(weights, x, strict=True)], by_count, 0.0)
         return int((sign > 0).astype("int64").sum() - (sign < 0).astype("int64").sum())
 
-    def add_bins(self, bins: Callable[..., Any], x: Any, counts: np.ndarray) -> None:
-        """counts (bins,) += the histogram of x (n,) over the formula `bins`, which gives each element's bin."""
+    def add_bins(self, bins: Formula, x: Any, counts: np.ndarray) -> None:
         counts += paddle.bincount(bins(xp, x), minlength=len(counts)).numpy().astype(counts.dtype)
 
     def add_magnitudes(self, x: Any, unit: float, sums: np.ndarray) -> None:
-        """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
         sums[0] = _add_up(sums[0], paddle.abs(x).astype("float64") * unit)
 
     def add_gram(self, x: Any, gram: np.ndarray) -> None:
-        """gram (models, models) float64 += x @ x.T."""
         wide = [row.astype("float64") for row in x]
         for j in range(len(wide)):
             for k in range(j + 1):
                 gram[j, k] = gram[k, j] = _add_up(gram[j, k], wide[j] * wide[k])
 
-    def add_line_grams(self, x: Any, start: int, across: bool, width: int, grams: np.ndarray) -> None:
-        """grams (pairs, lines) float64 += the dot products of all pairs of rows in each line (methods/gram.py); x: the
-        elements from `start` on. On the host: a device would add them in an order of its own."""
-        from .kernels.measures import add_line_grams
+    def add_row_grams(self, x: Any, start: int, across: bool, width: int, grams: np.ndarray) -> None:
+        from .kernels.measures import add_row_grams
 
-        add_line_grams(np.stack([row.numpy() for row in x]), start, across, width, grams)
+        # On the host: a device would add them in an order of its own.
+        add_row_grams(np.stack([row.numpy() for row in x]), start, across, width, grams)
 
     def count_active(self, x: Any, epsilon: float, counts: np.ndarray) -> None:
-        """counts (models, 2) += how many elements of each row are beyond epsilon where no other row's is, and where some
-        other's is."""
         active = [paddle.abs(row) > epsilon for row in x]
         together = functools.reduce(operator.add, [one.astype("int32") for one in active])
         for count, one in zip(counts, active, strict=True):
@@ -209,7 +187,6 @@ class PaddleBackend:
             count += np.array([int(one.astype("int64").sum() - shared), int(shared)])
 
     def count_equal(self, x: Any, value: Any) -> int:
-        """How many |x| of x (n,) equal a scalar in the dtype in which magnitudes are compared; NaN counts as infinite."""
         limit = paddle.to_tensor(np.array([value]), place=self._place)
         size = paddle.abs(x).astype(limit.dtype)
         equal = ~(size < limit) if np.isinf(value) else _equal(size, limit)
@@ -218,13 +195,6 @@ class PaddleBackend:
     def count_between(
         self, x: Any, bounds: np.ndarray, stride: int, counts: np.ndarray, sums: np.ndarray, values: np.ndarray
     ) -> None:
-        """Count x (n,) of magnitudes below, at, between and above two bounds, and collect some of those between.
-
-        bounds: (2,), lo <= hi, in the dtype in which magnitudes are compared; NaN counts as infinite.
-        counts: (5,) int64 += [below lo, equal to lo, strictly between, equal to hi (if not lo), collected].
-        sums: (3,) float64 += |x| of [all, at or above hi, equal to lo]; (0,) if they aren't needed.
-        values: takes every stride-th of the values strictly between, from index counts[4] on.
-        """
         lo, hi = (paddle.to_tensor(bounds[k : k + 1], place=self._place) for k in (0, 1))
         exact = paddle.abs(x)
         size = exact.astype(lo.dtype)

@@ -6,12 +6,13 @@ instead of a third of one). Going from a Paddle tensor to NumPy and back is a co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..dtypes import DType
+from .backend import Formula
 from .budget import DEFAULT_BUDGET, MemoryBudget
 from .masks import Key
 from .np_backend import NumpyBackend
@@ -43,10 +44,10 @@ class PaddleOnHost(PaddleBackend):
         raw, bad = self._loops.store(values.numpy(), dtype)
         return self._put(raw, dtype), bad
 
-    def apply_masked(self, formula: Callable[..., Any], x: Any, key: Key, *args: Any) -> Any:
+    def apply_masked(self, formula: Formula, x: Any, key: Key, *args: Any) -> Any:
         return self.constant(self._loops.apply_masked(formula, x.numpy(), key, *args))
 
-    def add_bins(self, bins: Callable[..., Any], x: Any, counts: np.ndarray) -> None:
+    def add_bins(self, bins: Formula, x: Any, counts: np.ndarray) -> None:
         self._loops.add_bins(bins, x.numpy(), counts)
 
     def add_magnitudes(self, x: Any, unit: float, sums: np.ndarray) -> None:

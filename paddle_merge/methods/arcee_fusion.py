@@ -17,28 +17,29 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from .shared import selection
 from .shared.base import Tensor
 from .shared.derived import Derived
 from .shared.method import Method, ResolvedMethod
-from .shared.rows import Lines, lines
+from .shared.rows import Rows, rows_of
 
 
 def importance(xp: Any, x: Any, element: Any, divergence: Any, across: bool, width: int) -> Any:
-    """x: rows of the base and the model; element: the places of their elements; divergence (lines,) -> alike."""
+    """x: rows of the base and the model; element: the places of their elements; divergence (rows,) -> alike."""
     line = xp.remainder(element, width) if across else xp.floor_divide(element, width)
     return xp.abs(x[1] - x[0]) * xp.take(divergence, line)
 
 
-def block_importance(xp: Any, x: Any, start: int, *lines: Any) -> Any:
+def block_importance(xp: Any, x: Any, start: int, *rows: Any) -> Any:
     """x: rows (n,), the elements from `start` on -> (n,)."""
-    return importance(xp, x, xp.arange(start, start + len(x[0])), *lines)
+    return importance(xp, x, xp.arange(start, start + len(x[0])), *rows)
 
 
-def fusion(xp: Any, x: Any, threshold: Any, start: int, *lines: Any) -> Any:
+def fusion(xp: Any, x: Any, threshold: Any, start: int, *rows: Any) -> Any:
     """The same with a threshold (1,): from it on the model's elements, else the base's (NaN stays visible)."""
-    mask = (block_importance(xp, x, start, *lines).astype(threshold.dtype) >= threshold).astype(x[0].dtype)
+    mask = (block_importance(xp, x, start, *rows).astype(threshold.dtype) >= threshold).astype(x[0].dtype)
     return x[0] + (x[1] - x[0]) * mask
 
 
@@ -59,11 +60,11 @@ class ArceeFusion:
         return selection.memory(3, size, itemsize, budget) + samples
 
     def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
-        along = lines(shape, transposed)
+        along = rows_of(shape, transposed)
         return (along.count if along else 1) * (6 * 8 + itemsize)
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
-        along = lines(tensor.shape, tensor.transposed) or Lines(1, False, tensor.size)
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
+        along = rows_of(tensor.shape, tensor.transposed) or Rows(1, False, tensor.size)
         divergence = self._divergence(tensor, backend, along)
         on_device = backend.constant(divergence)
 
@@ -82,8 +83,8 @@ class ArceeFusion:
         return threshold, on_device, along.across, along.width
 
     @staticmethod
-    def _divergence(tensor: Tensor, backend: Any, along: Lines) -> np.ndarray:
-        """(lines,), of the backend's dtype."""
+    def _divergence(tensor: Tensor, backend: Backend, along: Rows) -> np.ndarray:
+        """(rows,), of the backend's dtype."""
         from ..backends.kernels.measures import add_divergence, add_exponentials  # and with it Numba
 
         peaks, sums = np.full((2, along.count), -np.inf), np.zeros((2, along.count))
@@ -96,7 +97,7 @@ class ArceeFusion:
             add_divergence(model, base, start, along.across, along.width, peaks, sums, divergence)
         return np.maximum(divergence, 0.0).astype(backend.dtype)  # below 0 only by rounding
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         threshold, *along = state
         return backend.apply(fusion, x, threshold, start, *along)
 

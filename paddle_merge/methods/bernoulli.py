@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from ..backends.masks import block_key, keep_limit, mask_key
 from .dare import dare
@@ -37,7 +38,7 @@ class Bernoulli:
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
         """Per model what `apply` takes of dare, what is kept where that is nothing, or None where it is all."""
         one = np.ones(1, backend.dtype)
         states: list[Any] = []
@@ -54,7 +55,7 @@ class Bernoulli:
                 states[model] = (*states[model][:2], backend.mask_constant(one * backend.dtype.type(factor)))
         return states
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         if state is None:
             return x
         if isinstance(state, Kept):

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
+from ..backends.formula import formula
 from .shared.base import Tensor, total
 from .shared.method import Method, Parameter, ResolvedMethod
 
 
+@formula(kernel="mergers.consensus")
 def consensus(xp: Any, x: Any, weights: Any, lambdas: Any, least: int) -> Any:
     """x: a row (n,) per model, weights and lambdas (models,) -> (n,): the weighted sum where it matters to at least so many
     models, else 0 (NaN stays visible)."""
@@ -46,10 +49,10 @@ class Consensus:
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         return backend.array(self.weights), backend.array(self.lambda_mask)
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         return backend.apply(consensus, x, *state, self.k)
 
 

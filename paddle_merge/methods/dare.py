@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
+from ..backends.formula import formula
 from ..backends.masks import FINEST, block_key, keep_limit, mask_key
 from .shared.base import Tensor
 
 
+@formula(kernel="sparsifiers.dare")
 def dare(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
     """x (n,), hashes (n,), limits and scales (1,) -> (n,): x * scale where hash <= limit, else 0 (NaN, Inf stay visible)."""
     return x * ((hashes <= limits).astype(x.dtype) * scales)
@@ -36,14 +39,14 @@ class Dare:
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
         scale = 1.0 / self.density if self.rescale else 1.0
         keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
         limits = backend.mask_constant(np.array([keep_limit(self.density)]))
         scales = backend.mask_constant(np.array([scale], backend.dtype))
         return [(key, limits, scales) for key in keys]
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         key, limits, scales = state
         return backend.apply_masked(dare, x, block_key(key, start), limits, scales)
 

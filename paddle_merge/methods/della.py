@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
+from ..backends.formula import formula
 from ..backends.masks import keep_limit, mask_key
 from .shared.base import Tensor
 from .shared.rank_masks import Kept, keep_nothing
@@ -27,6 +29,7 @@ from .shared.rescale import l1_factors
 SORTED = 1 << 18  # elements that are sorted together, or one line
 
 
+@formula(kernel="sparsifiers.pick")
 def pick(xp: Any, x: Any, kept: Any, factor: Any) -> Any:
     """x (n,), kept (n,) of 0 and 1 -> (n,): x * factor where kept, else 0 (NaN stays visible)."""
     return x * (kept.astype(x.dtype) * factor)
@@ -39,7 +42,7 @@ def keep_probabilities(length: int, density: float, epsilon: float) -> Any:
     return density - epsilon + np.arange(length) / (length - 1) * (2 * epsilon)
 
 
-def lines(shape: tuple[int, ...], transposed: bool) -> tuple[int, int, int]:
+def axes_of_rows(shape: tuple[int, ...], transposed: bool) -> tuple[int, int, int]:
     """(outer, length, inner): the axes before the one that lines run along, that one, and those behind it.
 
     transposed: whether a matrix is [in, out].
@@ -80,14 +83,14 @@ class Della:
     def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
         """What lines take that are longer than what is sorted together: one of each model, and its order; its limits,
         by rank and by element."""
-        length = lines(shape, transposed)[1]
+        length = axes_of_rows(shape, transposed)[1]
         return length * (len(self._drawn) * itemsize + itemsize + 8 + 8 + 4 + 8 + 4 + 1)
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
         """Per model (bits, factor); what is kept where that is nothing; or None where it is all."""
         from .shared.row_ranks import keep_by_rank  # and with it Numba
 
-        axes = lines(tensor.shape, tensor.transposed)
+        axes = axes_of_rows(tensor.shape, tensor.transposed)
         draws = {}
         for model in self._drawn:
             limits = keep_limit(keep_probabilities(axes[1], self.density[model], self.epsilon[model]))
@@ -106,7 +109,7 @@ class Della:
                 states[model] = bits[model], backend.scalar(factor)
         return states
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         if state is None:
             return x
         if isinstance(state, Kept):

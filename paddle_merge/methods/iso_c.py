@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from .shared.base import Tensor, linear
 from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.whole_matrix import Whole, spectrum
@@ -27,7 +27,7 @@ class IsoC(Whole):
         """The sum; the matrix, its left vectors as they are made, and the result; the Gram matrix and its eigenvectors."""
         return m * n * itemsize + 8 * (6 * m * n + 6 * n * n)
 
-    def read(self, tensor: Tensor, backend: Any) -> np.ndarray:
+    def read(self, tensor: Tensor, backend: Backend) -> np.ndarray:
         weights, rows = backend.array(self.weights), np.empty((1, tensor.size), backend.dtype)
         for start, x in tensor.deltas():
             merged = backend.apply(linear, x, weights)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from .shared.base import Tensor, linear
 
@@ -33,10 +34,10 @@ class Linear:
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         return backend.array(self.effective_weights(tensor.models))
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         return backend.apply(linear, x, state)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from .shared import selection
 from .shared.base import Tensor
@@ -45,7 +46,7 @@ class _Ranked:
         """(first, stop): the ascending ranks to keep."""
         raise NotImplementedError
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
         """Per model what is kept; None: all."""
         some = [model for model, density in enumerate(self.density) if density < 1.0]
         kept = keep_ranks(tensor, backend, {model: self.interval(model, tensor.size) for model in some}, self.descending)
@@ -54,7 +55,7 @@ class _Ranked:
             kept = {model: replace(one, factor=backend.scalar(factors[model])) for model, one in kept.items()}
         return [kept.get(model) for model in range(tensor.models)]
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         return x if state is None else state.apply(x, start, backend)
 
 

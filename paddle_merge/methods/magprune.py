@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
+from ..backends.formula import formula
 from ..backends.masks import FINEST, block_key, keep_limit, mask_key
 from .dare import density_problems
 from .shared.base import Tensor
@@ -27,11 +29,13 @@ BINS = 1 << (31 - BIN_SHIFT)
 _ROW = 512  # bins, a power of two: what is looked at together for whether it is used
 
 
+@formula(measure="measures.add_bins")
 def magnitude_bins(xp: Any, x: Any) -> Any:
     """x (n,) -> (n,) in [0, BINS): the bins, which order as the magnitudes do."""
     return xp.right_shift(xp.abs(x).astype(xp.float32).view(xp.uint32), BIN_SHIFT)
 
 
+@formula(kernel="sparsifiers.magprune")
 def magprune(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
     """x (n,), hashes (n,), limits and scales (BINS,) -> (n,): x * scale where hash <= limit of its bin, else 0."""
     bins = magnitude_bins(xp, x)
@@ -76,7 +80,7 @@ class Magprune:
         counters = 4 if size < 2**32 else 8
         return BINS * (models * (counters + 4 + itemsize) + 5 * 8)  # and what the tables of one are computed from
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
         counter = np.uint32 if tensor.size < 2**32 else np.uint64
         counts = [np.zeros(BINS, counter) for _ in range(tensor.models)]
         for _, x in tensor.deltas():
@@ -85,7 +89,7 @@ class Magprune:
         keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
         return [(key, *self._tables(count, backend)) for key, count in zip(keys, counts, strict=True)]
 
-    def _tables(self, counts: Any, backend: Any) -> tuple[Any, Any]:
+    def _tables(self, counts: Any, backend: Backend) -> tuple[Any, Any]:
         """(BINS,) limits and scales, filled in where there are counts."""
         counts = counts.reshape(-1, _ROW)
         rows = np.flatnonzero(counts.max(1))  # the bins of a few octaves, usually
@@ -95,6 +99,6 @@ class Magprune:
         scales[rows] = 1.0 / keep if self.rescale else 1.0
         return backend.mask_constant(limits.reshape(-1)), backend.mask_constant(scales.reshape(-1))
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         key, limits, scales = state
         return backend.apply_masked(magprune, x, block_key(key, start), limits, scales)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .shared.angles import Angles, ByAngles
 from .shared.method import Method, Parameter, ResolvedMethod
-from .shared.rows import Lines, lines
+from .shared.rows import Rows, rows_of
 
 _LEAST = 1e-6
 
@@ -39,8 +39,8 @@ class ModelStock(ByAngles):
 
     filter_wise: bool = False
 
-    def along(self, shape: tuple[int, ...], transposed: bool) -> Lines | None:
-        return lines(shape, transposed) if self.filter_wise else None
+    def along(self, shape: tuple[int, ...], transposed: bool) -> Rows | None:
+        return rows_of(shape, transposed) if self.filter_wise else None
 
     def factors(self, found: Angles) -> Any:
         return np.repeat(ratio(found)[None] / len(found.norms), len(found.norms), 0)

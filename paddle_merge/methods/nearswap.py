@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
+from ..backends.formula import formula
 from .shared.base import Tensor
 from .shared.method import Method, Parameter, ResolvedMethod
 
 _LEAST = 1e-6
 
 
+@formula(kernel="mergers.nearswap")
 def nearswap(xp: Any, x: Any, t: Any, limit: Any, gain: Any) -> Any:
     """x: one row (n,) -> (n,): gain x where |x| < limit, else t with x's sign (NaN, Inf stay visible)."""
     (row,) = x
@@ -41,11 +44,11 @@ class Nearswap:
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         t = max(self.t, 0.0)
         return tuple(map(backend.scalar, (t, max(t, _LEAST), min(t / _LEAST, 1.0))))
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         return backend.apply(nearswap, x, *state)
 
 

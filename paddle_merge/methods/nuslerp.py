@@ -12,7 +12,7 @@ import numpy as np
 
 from .shared.angles import Angles, ByAngles
 from .shared.method import Method, Parameter, ResolvedMethod
-from .shared.rows import Lines, lines
+from .shared.rows import Rows, rows_of
 
 _LEAST = 1e-7  # norms below this count as it, so that vectors that hardly are have no angle
 
@@ -39,8 +39,8 @@ class Nuslerp(ByAngles):
     flatten: bool = True
     by_column: bool = False
 
-    def along(self, shape: tuple[int, ...], transposed: bool) -> Lines | None:
-        return None if self.flatten else lines(shape, transposed, self.by_column)
+    def along(self, shape: tuple[int, ...], transposed: bool) -> Rows | None:
+        return None if self.flatten else rows_of(shape, transposed, self.by_column)
 
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 - self.t, self.t]

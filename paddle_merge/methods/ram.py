@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
+from ..backends.formula import formula
 from .shared.base import Tensor, total
 from .shared.method import Method, Parameter, ResolvedMethod
 
 
+@formula(kernel="mergers.ram")
 def ram(xp: Any, x: Any, epsilon: Any, factors: Any) -> Any:
     """x: a row (n,) per model, factors (models,) -> (n,): where one |x_k| > epsilon, factor_k x_k; where several, their
     mean; where none, 0 (NaN, Inf stay visible)."""
@@ -52,7 +55,7 @@ class Ram:
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         epsilon, factors = backend.scalar(self.epsilon), [1.0] * tensor.models
         if self.measures:
             counts = np.zeros((tensor.models, 2), np.int64)
@@ -65,7 +68,7 @@ class Ram:
         """Of a model that is never alone no element needs it."""
         return 1.0 + self.r * min(shared / max(alone, 1), self.alpha)
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         return backend.apply(ram, x, *state)
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
+from ..backends.formula import formula
 from .shared import selection
 from .shared.base import Tensor, total
 from .shared.derived import Derived
@@ -27,6 +29,7 @@ from .ties import elect
 _TRIES = ((1.0, False), (1.0, True), (2.0**-530, True), (2.0**530, True))
 
 
+@formula(kernel="mergers.variance")
 def variance(xp: Any, x: Any) -> Any:
     """x: a row (n,) per model -> (n,): their variance, element by element, times models squared: as the sum of squared
     differences, exact where elements have few bits, so that equals are equal. Of one model: 0."""
@@ -40,6 +43,7 @@ def selected(variances: Any, threshold: Any) -> Any:
     return (variances.astype(threshold.dtype) >= threshold).astype(variances.dtype)
 
 
+@formula(kernel="mergers.sce")
 def sce(xp: Any, x: Any, weights: Any, threshold: Any) -> Any:
     """x: a row (n,) per model, weights (models,) -> (n,): the weighted mean over the models that agree with the sign of
     their sum. threshold: of `selected`, or None."""
@@ -76,7 +80,7 @@ class Sce:
         samples = (models + 2) * selection.sampled(size) * itemsize  # while their variance is taken
         return selection.memory(models, size, itemsize, budget) + samples if self.select_topk < 1.0 else 0
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         threshold = self._threshold(tensor, backend) if self.select_topk < 1.0 else None
         squares = np.zeros(tensor.models)
         for scale, bounded in _TRIES:
@@ -85,9 +89,9 @@ class Sce:
                 break
         whole = float(squares.sum())
         weights = squares / whole if 0 < whole < math.inf else np.full(tensor.models, 1.0 / tensor.models)
-        return backend.array(weights), threshold
+        return backend.array(weights.tolist()), threshold
 
-    def _threshold(self, tensor: Tensor, backend: Any) -> Any:
+    def _threshold(self, tensor: Tensor, backend: Backend) -> Any:
         """(1,): the smallest variance that is selected; Inf if none is."""
         variances = Derived(tensor, lambda _, x: backend.apply(variance, x), lambda x: variance(np, x))
         differ = sum(int(np.count_nonzero(backend.fetch(row)())) for _, (row,) in variances.deltas())
@@ -98,7 +102,7 @@ class Sce:
         return backend.constant(np.array([cut.value]))
 
     @staticmethod
-    def _squares(tensor: Tensor, backend: Any, threshold: Any, scale: float, bounded: bool = False) -> Any:
+    def _squares(tensor: Tensor, backend: Backend, threshold: Any, scale: float, bounded: bool = False) -> Any:
         """(models,): the sum of squares of what is selected of each, in float64, times scale squared.
 
         bounded: without NaN and Inf, which would take over the tensor.
@@ -107,7 +111,7 @@ class Sce:
         for _, x in tensor.deltas():
             rows, mask = list(x), None
             if threshold is not None:
-                mask = selected(backend.apply(variance, backend.rows(rows)), threshold)
+                mask = selected(backend.apply(variance, backend.stacked(rows)), threshold)
             if bounded:
                 rows = [backend.apply(finite, row) for row in rows]
             if scale != 1.0:
@@ -115,10 +119,10 @@ class Sce:
             if mask is not None:
                 rows = [row * mask for row in rows]
             for row, square in zip(rows, squares, strict=True):
-                backend.add_gram(backend.rows([row]), square)
+                backend.add_gram(backend.stacked([row]), square)
         return squares.reshape(-1)
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         return backend.apply(sce, x, *state)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from .shared.base import Tensor, linear
 
@@ -61,7 +62,7 @@ class Slerp:
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         gram = np.zeros((2, 2))
         for _, x in tensor.sparsified():
             backend.add_gram(x, gram)
@@ -69,8 +70,8 @@ class Slerp:
             factors = [1.0 if math.isfinite(gram[k, k]) else _SMALL for k in (0, 1)]
             gram = np.zeros((2, 2))
             for _, x in tensor.sparsified():
-                backend.add_gram(backend.rows([row * factor for row, factor in zip(x, factors, strict=True)]), gram)
+                backend.add_gram(backend.stacked([row * factor for row, factor in zip(x, factors, strict=True)]), gram)
         return backend.array(coefficients(gram, self.t, self.normalize_eps, self.dot_threshold))
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         return backend.apply(linear, x, state)

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
+from ..backends.formula import formula
 from .linear import normalize_problems
 from .shared.base import Tensor, total
 
 
+@formula(measure="measures.elected_balance")
 def elect(xp: Any, weighted: Any, by_count: bool, zero_sign: float) -> Any:
     """weighted: a row w_k x_k (n,) per model -> (n,) in {-1, 0, +1}: the sign of their sum (or of the sum of their signs).
 
@@ -34,6 +37,7 @@ def elect(xp: Any, weighted: Any, by_count: bool, zero_sign: float) -> Any:
     return xp.sign(votes) * decided + (1 - decided) * zero_sign
 
 
+@formula(kernel="mergers.ties")
 def ties(xp: Any, x: Any, weights: Any, by_count: bool, zero_sign: float, normalize: bool) -> Any:
     """x: a row (n,) per model, weights (models,) -> (n,): the weighted sum, or mean, over the models that agree with the
     elected sign.
@@ -89,7 +93,7 @@ class Ties:
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return 0
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         weights = backend.array(self._weights())
         by_count = self.elect == "count"
         if self.zero_sign != "majority":
@@ -97,5 +101,5 @@ class Ties:
         balance = sum(backend.elected_balance(elect, x, weights, by_count) for _, x in tensor.sparsified())
         return weights, by_count, float((balance > 0) - (balance < 0))
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         return backend.apply(ties, x, *state, self.normalize)

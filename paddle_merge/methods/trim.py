@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
+from ..backends.formula import formula
 from .dare import density_problems
 from .shared import selection
 from .shared.base import Tensor
@@ -22,6 +24,7 @@ from .shared.base import Tensor
 _SMALL = 2.0**-64
 
 
+@formula(kernel="sparsifiers.trim")
 def trim(xp: Any, x: Any, threshold: Any, factor: Any) -> Any:
     """x (n,) -> (n,): x * factor where |x| >= threshold, else 0 (NaN stays visible).
 
@@ -66,7 +69,7 @@ class Trim:
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         return selection.memory(models, size, itemsize, budget) if self.measures else 0
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
         if not self.measures:
             return [None] * tensor.models
         cuts = selection.select_quantile(tensor, backend, 1.0 - self.density)
@@ -83,5 +86,5 @@ class Trim:
             states.append((backend.constant(np.array([cut.threshold])), backend.scalar(factor)))
         return states
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         return x if state is None else backend.apply(trim, x, *state)

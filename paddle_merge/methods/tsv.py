@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..backends.backend import Backend
 from .shared.base import Tensor
 from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.whole_matrix import Whole, inverse_root, spectrum
@@ -41,7 +41,7 @@ class Tsv(Whole):
         all_of = (m + n) * r + 6 * r * r + n * r + 2 * m * n
         return models * m * n * itemsize + 8 * ((m + n) * r + max(one, all_of))
 
-    def read(self, tensor: Tensor, backend: Any) -> np.ndarray:
+    def read(self, tensor: Tensor, backend: Backend) -> np.ndarray:
         rows = np.empty((tensor.models, tensor.size), backend.dtype)
         for start, x in tensor.deltas():
             for row, into in zip(x, rows, strict=True):

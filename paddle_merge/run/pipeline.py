@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from ..backends.np_backend import NumpyBackend
+    from ..backends.backend import Backend
     from ..dtypes import DType
     from ..plan.plan import Piece, TensorPlan
 
@@ -47,7 +47,7 @@ class Pipeline:
         piece: Piece,
         seed: int,
         source: Source,
-        backend: NumpyBackend,
+        backend: Backend,
         progress: Callable[[int], None],
     ):
         self.name, self.shape, self.size = tensor.masked_as or tensor.name, tensor.shape, tensor.size

@@ -50,7 +50,7 @@ def add_squares(x, start, columns, axis, sums):
 
 
 @jit
-def scale_lines(x, start, columns, axis, factors):
+def scale_rows(x, start, columns, axis, factors):
     """x, the elements from `start` on, *= its row's or column's factor."""
     for i in range(x.size):
         row = (start + i) // columns

@@ -146,7 +146,7 @@ def _dot(a, b, terms):
 
 
 @jit
-def add_line_grams(x, start, across, width, grams):
+def add_row_grams(x, start, across, width, grams):
     """grams (pairs, lines) += the dot products of all pairs of rows of x, (0 0, 1 0, 1 1, 2 0 ...), in each line."""
     done, size = 0, x.shape[1]
     terms = np.empty(CHUNK, np.float64)

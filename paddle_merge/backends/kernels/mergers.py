@@ -123,7 +123,7 @@ def ram(x, epsilon, factors):
 
 
 @jit
-def linear_lines(x, weights, start, across, width):
+def linear_by_row(x, weights, start, across, width):
     done, size = 0, x.shape[1]
     while done < size:
         line = (start + done) // width

@@ -86,7 +86,7 @@ class _Factors:
         self._factors, self._columns, self._axis = factors, columns, axis
 
     def apply(self, x: np.ndarray, start: int) -> None:
-        low_rank.scale_lines(x, start, self._columns, self._axis, self._factors)
+        low_rank.scale_rows(x, start, self._columns, self._axis, self._factors)
 
 
 def _matrix(entry: TensorEntry, files: Files) -> np.ndarray:

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ...backends.backend import Backend
 from ...backends.budget import MemoryBudget
+from ...backends.formula import formula
 from .base import Tensor, linear, total
-from .rows import Lines
+from .rows import Rows
 
 SAME = 1e-12  # cosines this near to 1 or -1 are that, but for the rounding of long sums
 _SMALL = 2.0**-530  # brings float64's largest to where it can be squared
@@ -35,7 +37,7 @@ class Angles:
         return np.isfinite(self.norms).all(0)
 
 
-def angles(tensor: Tensor, backend: Any, along: Lines | None = None) -> Iterator[Angles]:
+def angles(tensor: Tensor, backend: Backend, along: Rows | None = None) -> Iterator[Angles]:
     """Of each line, in order, up to STEP at a time; without lines of one, the whole tensor. Reads it once (float64 whose
     squares leave its range: twice)."""
     grams = _grams(tensor, backend, along, 1.0)
@@ -48,15 +50,15 @@ def angles(tensor: Tensor, backend: Any, along: Lines | None = None) -> Iterator
         yield _angles(grams[:, begin : begin + STEP], factors[begin : begin + STEP], tensor.models)
 
 
-def _grams(tensor: Tensor, backend: Any, along: Lines | None, factor: float) -> Any:
+def _grams(tensor: Tensor, backend: Backend, along: Rows | None, factor: float) -> Any:
     """(pairs, n): dot products of all pairs of models (0 0, 1 0, 1 1, 2 0 ...), all elements times the factor."""
     pairs = np.tril_indices(tensor.models)
     gram = np.zeros((tensor.models, tensor.models))
     grams = np.zeros((len(pairs[0]), along.count if along else 1))
     for start, x in tensor.sparsified():
-        rows = x if factor == 1.0 else backend.rows([row * factor for row in x])
+        rows = x if factor == 1.0 else backend.stacked([row * factor for row in x])
         if along:
-            backend.add_line_grams(rows, start, along.across, along.width, grams)
+            backend.add_row_grams(rows, start, along.across, along.width, grams)
         else:
             backend.add_gram(rows, gram)
     if not along:
@@ -77,7 +79,8 @@ def _angles(grams: Any, factors: Any, models: int) -> Angles:
         return Angles(norms / factors, cosines)
 
 
-def linear_lines(xp: Any, x: Any, weights: Any, start: int, across: bool, width: int) -> Any:
+@formula(kernel="mergers.linear_by_row")
+def linear_by_row(xp: Any, x: Any, weights: Any, start: int, across: bool, width: int) -> Any:
     """x: a row (n,) per model, the elements from `start` on; weights (models, lines) -> (n,): sum_k w_k x_k, w_k that of the
     element's line."""
     element = xp.arange(start, start + len(x[0]))
@@ -95,7 +98,7 @@ class ByAngles:
         """(models, n) float64: of each of n lines."""
         raise NotImplementedError
 
-    def along(self, shape: tuple[int, ...], transposed: bool) -> Lines | None:
+    def along(self, shape: tuple[int, ...], transposed: bool) -> Rows | None:
         """The lines that have weights of their own; None: the tensor is one vector."""
         return None
 
@@ -117,7 +120,7 @@ class ByAngles:
         grams = pairs * 8 if itemsize < 8 else pairs * 17  # once more, with factors
         return along.count * (grams + models * itemsize + 16) + min(STEP, along.count) * models * (models + 4) * 24
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         along = self.along(tensor.shape, tensor.transposed)
         if along is None:
             (found,) = angles(tensor, backend)
@@ -127,8 +130,8 @@ class ByAngles:
             weights[:, number * STEP :][:, :STEP] = self.factors(found)
         return along, backend.constant(weights)
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         along, weights = state
         if along is None:
             return backend.apply(linear, x, weights)
-        return backend.apply(linear_lines, x, weights, start, along.across, along.width)
+        return backend.apply(linear_by_row, x, weights, start, along.across, along.width)

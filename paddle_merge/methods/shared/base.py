@@ -7,7 +7,9 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from ...backends.backend import Backend
 from ...backends.budget import MemoryBudget
+from ...backends.formula import formula
 
 
 def total(rows: Iterable[Any]) -> Any:
@@ -56,10 +58,10 @@ class Sparsifier(Protocol):
         """Bytes that `prepare` takes, at most, beside the blocks, for a tensor of `size` elements; itemsize: of compute
         dtype; room: the worker's."""
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Sequence[Any]:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
         """What `apply` needs to know of this tensor: one state per model."""
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         """One model's block x (n,), beginning at element `start`, sparsified. May reuse x's memory."""
 
 
@@ -76,10 +78,10 @@ class Merger(Protocol):
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         """As Sparsifier.memory."""
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         """What `apply` needs to know of this tensor."""
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         """The merged block (n,) of x, a row per model, beginning at element `start`. May reuse x's memory."""
 
     def effective_weights(self, models: int) -> Sequence[float]:
@@ -94,6 +96,7 @@ class ByRow(Protocol):
         """Bytes beside those of `memory`."""
 
 
+@formula(kernel="mergers.linear")
 def linear(xp: Any, x: Any, weights: Any) -> Any:
     """x: a row (n,) per model, weights (models,) -> (n,): sum_k w_k x_k."""
     return total(weight * row for weight, row in zip(weights, x, strict=True))

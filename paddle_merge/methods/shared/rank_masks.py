@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ...backends.backend import Backend
+from ...backends.formula import formula
 from . import selection
 from .base import Tensor
 
 
+@formula(kernel="sparsifiers.between")
 def between(xp: Any, x: Any, low: Any, high: Any, factor: Any) -> Any:
     """x (n,) -> (n,): x * factor where low <= |x| <= high, else 0 (NaN stays visible).
 
@@ -28,7 +31,7 @@ class Kept:
     parts: tuple[tuple[int, Any, Any], ...]
     factor: Any
 
-    def apply(self, x: Any, start: int, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, backend: Backend) -> Any:
         """The block x (n,) that begins at element `start`. May reuse x's memory."""
         done, begin = [], 0
         for stop, low, high in self.parts:
@@ -51,7 +54,7 @@ class _Bound:
         return self.before if index < self.index else self.after
 
 
-def _kept(tensor: Tensor, backend: Any, low: _Bound, high: _Bound) -> Kept:
+def _kept(tensor: Tensor, backend: Backend, low: _Bound, high: _Bound) -> Kept:
     dtype = np.float32 if tensor.narrow else np.float64
     parts, start = [], 0
     for stop in sorted({low.index, high.index, tensor.size} - {0}):
@@ -61,12 +64,12 @@ def _kept(tensor: Tensor, backend: Any, low: _Bound, high: _Bound) -> Kept:
     return Kept(tuple(parts), backend.scalar(1.0))
 
 
-def keep_nothing(tensor: Tensor, backend: Any) -> Kept:
+def keep_nothing(tensor: Tensor, backend: Backend) -> Kept:
     return _kept(tensor, backend, _Bound(np.inf, 0, np.inf), _Bound(-1.0, 0, -1.0))
 
 
 def keep_ranks(
-    tensor: Tensor, backend: Any, intervals: dict[int, tuple[int, int]], descending: bool = False
+    tensor: Tensor, backend: Backend, intervals: dict[int, tuple[int, int]], descending: bool = False
 ) -> dict[int, Kept]:
     """Of each model the elements of ascending rank first..stop by magnitude. descending: of those equal to the smallest
     that is kept, those of the lowest indices, not the highest."""

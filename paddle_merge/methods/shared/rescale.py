@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...backends.backend import Backend
 from .base import Tensor
 
 UNIT = 2.0**-64  # magnitudes are added up in these, so that no sum of finite numbers leaves float64
@@ -19,7 +20,7 @@ _LEAST = 1e-7 * UNIT
 
 
 def l1_factors(
-    tensor: Tensor, backend: Any, models: Sequence[int], sparsify: Callable[[int, Any, int], Any]
+    tensor: Tensor, backend: Backend, models: Sequence[int], sparsify: Callable[[int, Any, int], Any]
 ) -> dict[int, float]:
     """For each of the models sum |x| / sum |kept|, in float64; 1 where either sum is below 1e-7 or the ratio is not finite.
 

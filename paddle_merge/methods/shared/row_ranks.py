@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...backends.backend import Backend
 from ...backends.kernels import row_ranks
 from ...backends.masks import Key
 from ..della import SORTED
@@ -16,7 +17,7 @@ from .base import Tensor
 Axes = tuple[int, int, int]
 
 
-def keep_by_rank(tensor: Tensor, backend: Any, axes: Axes, draws: Mapping[int, tuple[Key, Any]]) -> dict[int, Any]:
+def keep_by_rank(tensor: Tensor, backend: Backend, axes: Axes, draws: Mapping[int, tuple[Key, Any]]) -> dict[int, Any]:
     """Of each model in draws the bits, packed as np.packbits does, of the elements to keep: those whose hash is at most the
     limit of their rank by magnitude, equals by index.
 
@@ -30,7 +31,7 @@ def keep_by_rank(tensor: Tensor, backend: Any, axes: Axes, draws: Mapping[int, t
     return bits
 
 
-def _panels(tensor: Tensor, backend: Any, axes: Axes, models: Sequence[int]) -> Iterator[tuple[Any, Any, int]]:
+def _panels(tensor: Tensor, backend: Backend, axes: Axes, models: Sequence[int]) -> Iterator[tuple[Any, Any, int]]:
     """Whole lines, as many at a time as there is room for: (panels, elements, step). panels (models, outer, length, width):
     |x| of `outer` times `width` lines; elements (outer * width,) int64: the first of each; step: from one to the next.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Lines:
+class Rows:
     """How a tensor is made of vectors. count: how many; across: element i belongs to number i % width, and width is their
     count; else to number i // width, and width is their length."""
 
@@ -16,7 +16,7 @@ class Lines:
     width: int
 
 
-def lines(shape: tuple[int, ...], transposed: bool, first_axis: bool = False) -> Lines | None:
+def rows_of(shape: tuple[int, ...], transposed: bool, first_axis: bool = False) -> Rows | None:
     """The vectors along torch's last axis: a matrix's rows, one for each output of a layer; or along its first. None if
     there is but one.
 
@@ -26,5 +26,5 @@ def lines(shape: tuple[int, ...], transposed: bool, first_axis: bool = False) ->
     if len(shape) < 2 or not size:
         return None
     if first_axis != (transposed and len(shape) == 2):
-        return Lines(size // shape[0], True, size // shape[0])
-    return Lines(size // shape[-1], False, shape[-1])
+        return Rows(size // shape[0], True, size // shape[0])
+    return Rows(size // shape[-1], False, shape[-1])

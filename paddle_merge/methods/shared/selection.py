@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from ...backends.backend import Backend
     from ...backends.budget import MemoryBudget
     from .base import Tensor
 
@@ -131,7 +132,7 @@ class Bracket:
         return replace(self, limits=limits, lo=lo, hi=hi, stride=stride, counts=counts, sums=sums)
 
 
-def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPACITY) -> list[Quantile]:
+def select_quantile(tensor: Tensor, backend: Backend, q: float, capacity: int = CAPACITY) -> list[Quantile]:
     """Per model, what np.quantile(|x|, q) gives (linear interpolation, NumPy 1.26's arithmetic), and the sums around it.
 
     q in [0, 1]; the tensor is not empty.
@@ -152,7 +153,7 @@ def select_quantile(tensor: Tensor, backend: Any, q: float, capacity: int = CAPA
     return _search(tensor, backend, [(model, ranks, read) for model in range(tensor.models)], capacity, True)
 
 
-def select_ranks(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, int]], capacity: int = CAPACITY) -> list[Cut]:
+def select_ranks(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, int]], capacity: int = CAPACITY) -> list[Cut]:
     """For each (model, rank): the rank-th smallest |x| (from 0) of that model. NaN counts as infinite."""
 
     def reader(rank: int) -> Callable[[Bracket], Cut | Bracket]:
@@ -165,7 +166,7 @@ def select_ranks(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, int]]
     return _search(tensor, backend, [(model, (rank, rank), reader(rank)) for model, rank in wanted], capacity, False)
 
 
-def find_equals(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, Any, int]]) -> list[int]:
+def find_equals(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, Any, int]]) -> list[int]:
     """For each (model, value, number): the index of the number-th element (from 0) of |x| equal to a value that
     `select_ranks` gave, which has more than `number`. One pass, at most."""
     found: dict[int, int] = {}
@@ -187,7 +188,7 @@ def find_equals(tensor: Tensor, backend: Any, wanted: Sequence[tuple[int, Any, i
 
 def _search(
     tensor: Tensor,
-    backend: Any,
+    backend: Backend,
     wanted: Sequence[tuple[int, tuple[int, int], Callable[[Bracket], Any]]],
     capacity: int,
     summing: bool,

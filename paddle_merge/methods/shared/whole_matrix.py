@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ...backends.backend import Backend
 from ...backends.budget import MemoryBudget
 from .base import Tensor, linear
 
@@ -75,7 +76,7 @@ class Whole:
         """The same of matrices (m, n), m >= n."""
         raise NotImplementedError
 
-    def read(self, tensor: Tensor, backend: Any) -> np.ndarray:
+    def read(self, tensor: Tensor, backend: Backend) -> np.ndarray:
         """(k, size), of compute dtype: what `merge` wants of the matrix."""
         raise NotImplementedError
 
@@ -83,7 +84,7 @@ class Whole:
         """k matrices (m, n), m >= n, made when called: float64, finite, the largest element of all about 1 -> (m, n)."""
         raise NotImplementedError
 
-    def prepare(self, tensor: Tensor, backend: Any) -> Any:
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         """The merged tensor, flat, on the host; None if it isn't a matrix of at least two rows and columns."""
         if not is_matrix(tensor.shape):
             return None
@@ -112,7 +113,7 @@ class Whole:
         merged[spoilt] = np.nan
         return merged
 
-    def apply(self, x: Any, start: int, state: Any, backend: Any) -> Any:
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         if state is None:
             return backend.apply(linear, x, backend.array([weight / len(self.weights) for weight in self.weights]))
         return backend.constant(state[start : start + x[0].shape[0]].copy())  # what is made of it may reuse its memory
