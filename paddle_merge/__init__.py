@@ -1,4 +1,6 @@
-"""Merge model checkpoints: any size, any number of workers, the same bytes.
+"""Merge model checkpoints of any size; the output is the same, byte for byte, whatever the number of workers.
+
+The public functions and classes are those in __all__:
 
 from paddle_merge import MergeConfig, merge
 merge(MergeConfig(merge_method="ties", model_path_list=["a", "b"], base_model_path="base", output_path="out"))
@@ -56,7 +58,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when first used, so that importing the package costs nothing."""
+    """Import a public name when it is first used, so that `import paddle_merge` stays fast. Raises AttributeError."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

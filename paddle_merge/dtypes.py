@@ -1,8 +1,8 @@
-"""The one dtype table: what safetensors calls a dtype, how wide it is, and what it is merged in.
+"""Define the storage dtypes: their names, their width, and the compute dtype in which tensors of each are merged.
 
-A merge computes in at least twice the width of the storage: 8- and 16-bit floats in float32; float32 in float64, because
-float32 arithmetic can't promise one unit in the last place of a float32. float64 stays float64. Integers and booleans are
-never averaged (`compute` is None).
+The compute dtype has at least twice the width of the storage dtype: float32 for 8- and 16-bit floats; float64 for float32,
+because float32 arithmetic can't guarantee a float32 result to one unit in the last place. float64 is merged in float64.
+Integers and booleans are never averaged (`compute` is None).
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DType:
-    """One storage dtype.
+    """Describe one storage dtype.
 
-    name: as NumPy, Paddle and config.json write it, "bfloat16".
-    tag: as a safetensors header writes it, "BF16".
+    name: as NumPy, Paddle and config.json write it, such as "bfloat16".
+    tag: as a safetensors header writes it, such as "BF16".
     itemsize: bytes per element.
-    raw: the NumPy dtype its bytes are viewed as; 16-bit floats are handled as uint16 bits, 8-bit ones as uint8.
-    compute: "float32" or "float64", the dtype it is merged in; None if it is never averaged.
+    raw: the little-endian NumPy dtype as which its bytes are viewed; the bits of 16-bit floats as uint16, of 8-bit floats
+        as uint8.
+    compute: the dtype in which it is merged, "float32" or "float64"; None if it is never averaged.
     """
 
     name: str
@@ -30,6 +31,7 @@ class DType:
 
     @property
     def is_float(self) -> bool:
+        """Return whether it is a floating-point dtype, one whose tensors can be averaged."""
         return self.compute is not None
 
 
@@ -37,8 +39,8 @@ BFLOAT16 = DType("bfloat16", "BF16", 2, "<u2", "float32")
 FLOAT16 = DType("float16", "F16", 2, "<u2", "float32")
 FLOAT32 = DType("float32", "F32", 4, "<f4", "float64")
 FLOAT64 = DType("float64", "F64", 8, "<f8", "float64")
-# The two 8-bit floats of the Open Compute Project, as plain numbers. What is too large becomes NaN in E4M3, which has no
-# infinity, and Inf in E5M2. (464, half-way from E4M3's largest, 448, to what would be the next, still becomes 448.)
+# The two 8-bit floats of the Open Compute Project, without a scale. A value that is too large becomes NaN in E4M3, which has
+# no infinity, and infinity in E5M2. (464, half-way between E4M3's largest value, 448, and the next step, is rounded to 448.)
 FLOAT8_E4M3FN = DType("float8_e4m3fn", "F8_E4M3", 1, "|u1", "float32")
 FLOAT8_E5M2 = DType("float8_e5m2", "F8_E5M2", 1, "|u1", "float32")
 UINT16 = DType("uint16", "U16", 2, "<u2")
@@ -66,8 +68,11 @@ FLOATS = {dtype.name: dtype for dtype in DTYPES if dtype.is_float}
 
 
 def compute_dtype(dtypes: Iterable[DType]) -> str:
-    """What tensors of these storage dtypes are merged in together: the widest of their compute dtypes."""
+    """Return the name of the dtype in which tensors of these storage dtypes are merged: the widest of their compute dtypes.
+
+    "float32" if none of them is merged in float64.
+    """
     return "float64" if any(dtype.compute == "float64" for dtype in dtypes) else "float32"
 
 
-LARGEST = 1e30  # so that what is computed with it stays within float32
+LARGEST = 1e30  # the largest weight, scale or parameter that is accepted, so that products with it stay within float32

@@ -1,12 +1,13 @@
-"""What can go wrong, as a tree. Every message is one sentence a user can act on.
+"""Define the exceptions of this package. Every message is a sentence that names the cause and, where there is one, a remedy.
 
-MergeError                 anything this package raises on purpose
-├── ConfigError            the command or the config file asks for something that can't be
-├── CheckpointError        an input is damaged, missing, or doesn't fit the others
-├── OutputError            the output can't be written there
-└── WorkError              the merge itself failed: a worker died, a disk filled, an input is not finite
+MergeError                 base class of all errors that this package raises deliberately
+├── ConfigError            a flag, a config file or a recipe is invalid
+├── CheckpointError        an input is damaged, missing, or incompatible with the other inputs
+├── OutputError            the output folder can't be written
+└── WorkError              the merge itself failed: a worker died, a disk filled up, an input is not finite
 
-The first two are ValueErrors too: what PaddleNLP's mergekit raises, and what its users' scripts catch.
+ConfigError and CheckpointError are also ValueErrors, because PaddleNLP's mergekit raises ValueError and scripts catch it.
+MalformedError is internal: the code that knows the file's name turns it into a CheckpointError.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ T = TypeVar("T")
 
 
 class MergeError(Exception):
-    """Base of all errors raised on purpose; `problems` holds one sentence each.
+    """Report one or more problems with the user's input, the output or the run.
 
-    Names in files may hold characters that move a terminal's cursor, or turn text around: sentences show their codes.
+    problems: a sentence, or several; the attribute of this name holds the list. Characters that are not printable, such as
+    a tensor name that moves the terminal's cursor, are replaced by their escape codes.
     """
 
     def __init__(self, problems: str | Sequence[str]):
@@ -35,29 +37,32 @@ def _visible(text: str) -> str:
 
 
 class ConfigError(MergeError, ValueError):
-    """A flag, a field of a config file, or a combination of them is wrong."""
+    """Report that a flag, a field of a config file or recipe, or a combination of them is invalid."""
 
 
 class CheckpointError(MergeError, ValueError):
-    """An input checkpoint can't be read, or the inputs don't fit together."""
+    """Report that an input checkpoint can't be read, or that the inputs can't be merged with one another."""
 
 
 class OutputError(MergeError):
-    """The output folder can't be written: it exists, is an input, or the disk is too small."""
+    """Report that the output folder can't be written: it exists, it is an input, or the disk has too little space."""
 
 
 class WorkError(MergeError):
-    """The merge started and could not be finished."""
+    """Report that a merge started and could not be finished."""
 
 
 class Attempts:
-    """Calls whose errors are collected, to be raised together."""
+    """Collect the MergeErrors of several calls, so that they are raised as one error.
+
+    Call the object with a function and its arguments for each step; call finish() after the last.
+    """
 
     def __init__(self) -> None:
         self.errors: list[MergeError] = []
 
     def __call__(self, step: Callable[..., T], *args: Any) -> T | None:
-        """What the step returns; None if it raises a MergeError."""
+        """Return step(*args), or None if it raises a MergeError, which is kept for finish()."""
         try:
             return step(*args)
         except MergeError as error:
@@ -65,11 +70,14 @@ class Attempts:
             return None
 
     def finish(self) -> None:
-        """Raises a MergeError of the first one's kind with the problems of all, each once."""
+        """Raise a MergeError of the first error's class with the problems of all errors, each once, if there are any."""
         if self.errors:
             problems = [problem for error in self.errors for problem in error.problems]
             raise type(self.errors[0])(list(dict.fromkeys(problems)))
 
 
 class MalformedError(Exception):
-    """What is wrong, as the part of a sentence that follows the file's name."""
+    """Report damaged or unusable data; the message is the part of a sentence that follows the file's or tensor's name.
+
+    Raised by code that doesn't know that name; its caller raises a CheckpointError with the whole sentence.
+    """

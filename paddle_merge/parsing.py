@@ -1,4 +1,4 @@
-"""Values as people write them: sizes, booleans, what a JSON or YAML file says, and misspelt words."""
+"""Convert values from flags, JSON and YAML: numbers, booleans and sizes; and format values and suggestions for messages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 
 
 def coerce(value: Any, kind: str) -> Any:
-    """A value from JSON, YAML, a command line or Python as a field of annotated type `kind`, such as "list[float] | None".
+    """Convert a value from JSON, YAML, a command line or Python to the annotated type `kind`, such as "list[float] | None".
 
-    NumPy's scalars, paths and numbers written as words are welcome. Raises ValueError with the rest of a sentence.
+    kind: bool, int, float or str, or a list of one of them; a single value is accepted for a list. The value may be a NumPy
+    scalar, a path, or a number or boolean written as text. Raises ValueError; its message completes a sentence that begins
+    with the field's name ("must be a number, not 'x'").
     """
     kind = kind.removesuffix(" | None")
     if kind.startswith("list["):
@@ -51,7 +53,7 @@ def _to_str(value: Any) -> str:
 
 
 def parse_bool(text: str) -> bool | None:
-    """What PaddleNLP's parser takes for a boolean, else None."""
+    """Return the boolean that PaddleNLP's argument parser reads from the text; None if it is no boolean."""
     lowered = text.lower()
     if lowered in ("yes", "true", "t", "y", "1"):
         return True
@@ -59,7 +61,7 @@ def parse_bool(text: str) -> bool | None:
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of "5GB" (decimal), "512MiB" (binary) or "1000". Raises ValueError with the rest of a sentence."""
+    """Return the bytes of a size such as "5GB" (decimal), "512MiB" (binary) or "1000". Raises ValueError if it is none."""
     stripped = str(text).strip().upper()
     for exponent, letter in enumerate("KMGT", start=1):
         for suffix, unit in ((f"{letter}IB", 1024), (f"{letter}B", 1000)):
@@ -91,7 +93,7 @@ def size_text(nbytes: float) -> str:
 
 
 class _Short(reprlib.Repr):
-    """Stops within structures that are deep, long, or within themselves."""
+    """Format a value with limits on depth and length, which also ends structures that contain themselves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,11 +104,11 @@ class _Short(reprlib.Repr):
 
 
 def shown(value: Any) -> str:
-    """A value out of a file, short enough for a sentence, whatever it is."""
+    """Return the repr of any value, such as one out of a file, shortened to fit into a sentence."""
     return _Short().repr(value)
 
 
 def nearest(word: Any, candidates: Any) -> str:
-    """ "; did you mean ...?" or nothing."""
+    """Return "; did you mean ...?" with the candidate that is spelt most like `word`, or "" if none is similar."""
     close = difflib.get_close_matches(str(word), list(candidates), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

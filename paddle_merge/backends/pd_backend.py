@@ -1,7 +1,7 @@
 """Paddle tensors on one device: the facing page of np_backend.py, the same words in the same order.
 
 Formulas run as they stand, operation by operation in the models' order, and sums fold the same chunks in the same order as
-the loops in kernels.py. So results don't depend on the size of a block, and agree with np's.
+the loops in kernels/. So results don't depend on the size of a block, and agree with np's.
 
 Rows are separate tensors: a formula gets a list of them, and makes new ones.
 """
@@ -24,7 +24,7 @@ from .budget import DEFAULT_BUDGET, MemoryBudget
 from .kernels.bits import float8_values
 from .masks import Key
 
-CHUNK = 1024  # elements; as in kernels.py
+CHUNK = 1024  # elements; as in kernels/bits.py
 TABLES = 5 << 20  # bytes per model that magprune's tables and counters take
 _TOP_BIT = np.uint32(0x80000000)
 _FRACTION = {BFLOAT16: 16, FLOAT16: 13}  # bits of a float32 that rounding drops

@@ -1,5 +1,8 @@
-"""LoRA adapters on disk: PEFT's (adapter_config.json) and Paddle's (lora_config.json), in any format that weights have; and
-the words that join them to a model, `base+adapter`."""
+"""Read LoRA adapters, and parse paths of the form `base+adapter`.
+
+An adapter is a folder of PEFT (adapter_config.json) or of Paddle (lora_config.json), with weights in any format. What its
+tensors do to a model is in conversion/lora.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,16 @@ from ..errors import CheckpointError
 from .json_files import read_json
 from .tensors import Checkpoint, TensorEntry
 
+CONFIGS = {"peft": "adapter_config.json", "paddle": "lora_config.json"}  # kind of adapter -> name of its config
 _OTHERS = ("vera_config.json", "lokr_config.json", "dislora_config.json", "prefix_config.json")  # PaddleNLP's other kinds
-CONFIGS = {"peft": "adapter_config.json", "paddle": "lora_config.json"}
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What the headers of an adapter say.
+    """Hold what the headers of an adapter say.
 
-    kind: "peft" or "paddle", whose names and shapes it has. config: its JSON file.
+    path: its folder. kind: "peft" or "paddle", which determines the names and shapes of its tensors. config: the content of
+    its config file. tensors: by name.
     """
 
     path: str
@@ -30,7 +34,8 @@ class Adapter:
     tensors: Mapping[str, TensorEntry]
 
 
-# What an adapter's tensor is, by the end of its name; before it stands the name of a module. All others replace a tensor.
+# The role of an adapter's tensor, by the end of its name, which follows the name of a module. Other tensors replace those of
+# the model.
 _ENDINGS = {
     "peft": {
         r"\.lora_A(?:\.default)?\.weight": "A",
@@ -46,19 +51,22 @@ _ENDINGS = {
 
 @dataclass
 class Module:
-    """An adapter's tensors for one module, by what they are: "A", "B", "AB" ...; by no such word, if there are several."""
+    """Hold an adapter's tensors for one module, by role: "A", "B", "AB" and so on, as in _ENDINGS.
+
+    A second tensor of one role has the key "ROLE again: NAME", which check_tensors reports.
+    """
 
     name: str
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
 
 
 def kind_of(path: str) -> str | None:
-    """Whose adapter a folder holds; None if it holds none."""
+    """Return the kind of the adapter in a folder, "peft" or "paddle"; None if it holds none."""
     return next((kind for kind, name in CONFIGS.items() if os.path.isfile(os.path.join(path, name))), None)
 
 
 def split(spec: str) -> list[str]:
-    """ "base+adapter" -> ["base", "adapter"], any number of adapters. A path that exists may hold a + itself."""
+    """Split "base+adapter+..." into its paths, with ~ expanded. Paths that exist may contain a + themselves."""
     words, paths = spec.split("+"), []
     while words:
         ends = range(len(words), 0, -1)
@@ -69,7 +77,7 @@ def split(spec: str) -> list[str]:
 
 
 def absolute(spec: str) -> str:
-    """The same words, paths made absolute; a name on a hub stays one."""
+    """Return the same spec with absolute paths; names on a hub stay as they are."""
     from . import hub
 
     return "+".join(part if hub.is_name(part) else os.path.abspath(part) for part in split(spec))
@@ -77,38 +85,39 @@ def absolute(spec: str) -> str:
 
 def open_adapter(path: str) -> Adapter:
     """Read the headers of the adapter in the folder `path`. Raises CheckpointError listing everything wrong with it."""
-    from . import open
-    from .formats import folder
+    from .formats.folder import ADAPTER
+    from .open import open_folder
 
     if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such folder (of a LoRA adapter)")
     kind = kind_of(path)
     other = next((name for name in _OTHERS if os.path.isfile(os.path.join(path, name))), None)
     if kind is None and other:
-        raise CheckpointError(f"{path}: can't be folded: it holds {other}, and only LoRA adapters are W + s B A")
+        raise CheckpointError(f"{path}: can't be folded: it holds {other}, and only LoRA adapters (W + s B A) are supported")
     if kind is None:
         raise CheckpointError(
-            f"{path}: is no LoRA adapter: it has neither {' nor '.join(CONFIGS.values())}, which hold its r and alpha; if"
-            " training wrote the file elsewhere, copy it there"
+            f"{path}: is not a LoRA adapter: it has neither {' nor '.join(CONFIGS.values())}, which give its r and alpha; if"
+            " training wrote the file elsewhere, copy it into this folder"
         )
     config = read_json(os.path.join(path, CONFIGS[kind]))
     if not isinstance(config, dict):
         raise CheckpointError(f"{os.path.join(path, CONFIGS[kind])}: is not a JSON object")
-    return Adapter(path, kind, config, open.open_folder(path, folder.ADAPTER).tensors)
+    return Adapter(path, kind, config, open_folder(path, ADAPTER).tensors)
 
 
 def open_model(spec: str, prefix: str) -> tuple[Checkpoint, Sequence[Adapter]]:
-    """The checkpoint, and the adapters to fold into it, of a path or of paths joined by +.
+    """Read the headers of a model, and of the adapters that are to be folded into it.
 
-    Raises CheckpointError listing everything wrong with any of them.
+    spec: a path, or `base+adapter` with any number of adapters. prefix: as of open.open_checkpoint. Raises CheckpointError
+    listing everything wrong with any of them, also if the spec can be read in two ways.
     """
     from .open import open_checkpoint
 
     base, *paths = split(spec)
     if not spec:
-        raise CheckpointError("one of the models' paths is empty; give the path of a folder or file for each")
+        raise CheckpointError("one of the models' paths is empty; give the path of a folder or file for each model")
     if not all((base, *paths)):
-        raise CheckpointError(f"{spec}: + stands between a model and its adapters, and on one side of it there is nothing")
+        raise CheckpointError(f"{spec}: + joins a model and its adapters, and the path on one side of it is empty")
     if other := _other_reading(spec):
         raise CheckpointError(
             f"{spec}: may be the folder of this name, or {' with the adapter '.join(other)}; rename one of them, or write"
@@ -134,8 +143,10 @@ def open_model(spec: str, prefix: str) -> tuple[Checkpoint, Sequence[Adapter]]:
 
 
 def _other_reading(spec: str) -> list[str]:
-    """The model and its adapters that these words name too, besides a path that holds a +, such as an earlier merge's; none,
-    if there is but one way to read them."""
+    """Return the paths of another model and its adapters that the spec may mean; empty if it can be read in one way only.
+
+    A folder's name may contain a +, such as that of an earlier merge's output.
+    """
     words = spec.split("+")
     for end in range(1, len(words)):
         model, *paths = split("+".join(words[:end])) + split("+".join(words[end:]))
@@ -145,7 +156,10 @@ def _other_reading(spec: str) -> list[str]:
 
 
 def sort(adapter: Adapter) -> tuple[list[Module], list[tuple[str, TensorEntry]]]:
-    """The adapter's tensors by module; and those that replace others, under these names."""
+    """Return an adapter's tensors by module; and those that replace tensors of the model, each with the name there.
+
+    The names of modules and tensors are without PEFT's wrappers ("base_model.model.", ".base_layer", ".modules_to_save").
+    """
     modules: dict[str, Module] = {}
     others = []
     for name, entry in adapter.tensors.items():

@@ -1,4 +1,8 @@
-"""The few looks that a plan takes at values, block by block: before it leaves a tensor out, or copies one for all."""
+"""Compare the stored values of tensors, block by block.
+
+Planning needs this in a few cases, before it leaves out a tensor (a tied lm_head) or copies one for all inputs; otherwise
+it reads headers only.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ import numpy as np
 from .files import Files
 from .tensors import StoredEntry, TensorEntry
 
-STEP = 1 << 20  # bytes at a time
+STEP = 1 << 20  # bytes that are read at a time
 
 
 def differing(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
-    """Which of these tensors, of one shape and dtype, don't hold the same bytes as the first. Raises WorkError."""
+    """Return those of the tensors, all of one shape and dtype, whose bytes differ from the first's. Raises WorkError."""
     first, *others = entries
     files, size, step = Files(), math.prod(first.shape), STEP // first.dtype.itemsize
     blocks = [np.empty(min(step, size) * first.dtype.itemsize, np.uint8) for _ in range(2)]
@@ -34,15 +38,18 @@ def differing(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
 
 
 def equal(one: TensorEntry, other: TensorEntry) -> bool:
-    """Whether two tensors are surely the same to the byte. Raises WorkError."""
-    if one.nameless == other.nameless:  # the very same bytes
+    """Return whether two tensors are known to be equal, byte for byte; False for tensors that are made of others.
+
+    Raises WorkError if they can't be read.
+    """
+    if one.nameless == other.nameless:  # stored at the same place, or made of the same
         return True
     stored = isinstance(one, StoredEntry) and isinstance(other, StoredEntry)
     return stored and (one.shape, one.dtype) == (other.shape, other.dtype) and not differing([one, other])
 
 
 def is_zero(entry: TensorEntry) -> bool:
-    """Whether every element is (plus) zero. Raises WorkError."""
+    """Return whether every element is +0.0 (all bytes zero). Raises WorkError if the tensor can't be read."""
     files, size, step = Files(), math.prod(entry.shape), STEP // entry.dtype.itemsize
     block = np.empty(min(step, size) * entry.dtype.itemsize, np.uint8)
     try:

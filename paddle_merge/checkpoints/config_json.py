@@ -1,4 +1,4 @@
-"""Read what a model's config.json says about its weights."""
+"""Read a model's config.json, and what it says about the model's weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 from .json_files import read_json
 from .tensors import Checkpoint
 
-TIED_BY_DEFAULT = ("gemma", "cohere")  # their configs leave tie_word_embeddings out where it is true
+TIED_BY_DEFAULT = ("gemma", "cohere")  # model types whose config.json omits tie_word_embeddings when it is true
 
 
 def read_config(folder: str) -> Mapping[str, Any]:
-    """A folder's config.json, with what it says of its language model on top; empty if there is none."""
+    """Return a folder's config.json, updated with its text_config; an empty mapping if there is none.
+
+    Raises CheckpointError if the file can't be read.
+    """
     path = os.path.join(folder, "config.json")
     config = read_json(path) if os.path.isfile(path) else {}
     text = config.get("text_config") if isinstance(config, dict) else None
@@ -21,7 +24,10 @@ def read_config(folder: str) -> Mapping[str, Any]:
 
 
 def is_tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
-    """Whether lm_head is the embedding: as config.json says, else by the model's type, else if there is no lm_head."""
+    """Return whether lm_head is tied to the embedding.
+
+    config.json's tie_word_embeddings decides; if it is absent, the model's type; else whether there is no lm_head.
+    """
     says = config.get("tie_word_embeddings")
     if isinstance(says, bool):
         return says
@@ -29,14 +35,21 @@ def is_tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
 
 
 def has_language_head(config: Mapping[str, Any]) -> bool:
-    """Whether the model predicts words, with its embedding if that is tied; yes if config.json doesn't say what it is."""
+    """Return whether the model has a language-model head (which may be tied to the embedding).
+
+    By the class names in config.json's architectures; True if it has none.
+    """
     names = config.get("architectures")
     words = ("CausalLM", "LMHead", "MaskedLM", "ConditionalGeneration")
     return not isinstance(names, list) or not names or any(word in str(name) for name in names for word in words)
 
 
 def widths(config: Mapping[str, Any]) -> dict[str, int]:
-    """The widths of layers, and of one attention head, that config.json tells."""
+    """Return the widths in elements that config.json gives; those that it doesn't give are left out.
+
+    hidden, intermediate: of the model, and within its feed-forward layers. heads, kv: of all query heads, and of all key
+    heads. head: of one attention head. gate_up, qkv: of fused gate and up, and fused query, key and value.
+    """
 
     def number(name: str) -> int:
         value = config.get(name)

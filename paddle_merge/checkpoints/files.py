@@ -1,4 +1,4 @@
-"""Files read and written at offsets, and memory that is used again."""
+"""Read elements of tensors from files, and write bytes at offsets; keep a bounded number of files open."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..errors import WorkError
 from .gather import gather
 from .tensors import TEXT_STEP, Part, StoredEntry, TensorEntry, stored
 
-OPEN_FILES = 256
-PANEL = 16 << 20  # bytes of a scattered tensor that are read together, unless the memory budget says less
-FEW = 1 << 12  # bytes of one that are read alone: a sample, not a block
+OPEN_FILES = 256  # the most that one Files object keeps open
+PANEL = 16 << 20  # bytes of a scattered tensor that are read together, unless the memory budget allows less
+FEW = 1 << 12  # a read of no more bytes than this is a sample, for which no panel is read
 
 
 class Files:
-    """Files by path, opened when first used and kept open, the least used closed when there are many.
+    """Read from and write to files by path. A file is opened when first used, and the least recently used are closed.
 
-    panel: bytes of a scattered tensor that are read together.
+    flags: of os.open. panel: bytes of a scattered tensor (TensorEntry.scattered) that are read together; default 16 MiB.
     """
 
     def __init__(self, flags: int = os.O_RDONLY, panel: int = PANEL) -> None:
@@ -33,9 +33,10 @@ class Files:
         self._panels: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # first element, and the elements
 
     def read(self, entry: TensorEntry, start: int, out: np.ndarray) -> None:
-        """Fill out, C-contiguous in the entry's raw dtype, with the elements from index `start` on.
+        """Fill `out` with the elements of a stored tensor from index `start` on, in row-major order.
 
-        Raises WorkError; ValueError for an entry that is not stored as it is.
+        out: C-contiguous, in the entry's raw dtype. Raises WorkError if the file can't be read or has become shorter, and
+        ValueError for an entry that is not stored as it is.
         """
         entry = stored(entry)
         try:
@@ -53,7 +54,7 @@ class Files:
             raise WorkError(f"{entry.file}: can't read tensor {entry.name!r} ({error.strerror})") from None
 
     def _fill(self, path: str, offset: int, view: memoryview) -> None:
-        """Raises OSError, or EOFError with the path."""
+        """Fill view with a file's bytes from `offset` on. Raises OSError, or EOFError with the path if the file ends."""
         file = self._file(path)
         while view:
             count = os.preadv(file, [view], offset)
@@ -62,7 +63,7 @@ class Files:
             view, offset = view[count:], offset + count
 
     def _fetch(self, part: Part, position: int, view: memoryview) -> None:
-        """Fill view with the part's bytes from `position` on. Raises OSError, EOFError, or UnicodeError."""
+        """Fill view with a part's bytes from `position` of it on, decoding text. Raises OSError, EOFError, UnicodeError."""
         if not part.text:
             self._fill(part.file, part.offset + position, view)
             return
@@ -78,7 +79,11 @@ class Files:
             view, position = view[len(piece) :], position + len(piece)
 
     def _read_panels(self, entry: StoredEntry, start: int, out: np.ndarray) -> None:
-        """By way of whole rows, as many as fit into a panel, so that few blocks share the cost of many small reads."""
+        """Fill `out` as read() does, from a panel: as many whole rows as fit into self._panel bytes, gathered at once.
+
+        The panel is kept for the next call, because successive blocks of a scattered tensor need many small reads of the
+        same places in the file.
+        """
         row = max(1, math.prod(entry.shape[1:]))
         most = self._panel // entry.dtype.itemsize
         length = most // row * row or most
@@ -97,21 +102,22 @@ class Files:
             out, start = out[piece.size :], start + piece.size
 
     def write(self, path: str, offset: int, raw: np.ndarray) -> None:
-        """Write all of raw, C-contiguous, at `offset` of the existing file. Raises OSError."""
+        """Write all of raw, which is C-contiguous, at byte `offset` of an existing file. Raises OSError."""
         file, view = self._file(path), raw.view(np.uint8).data
         while view:
             count = os.pwrite(file, view, offset)
             view, offset = view[count:], offset + count
 
     def start_writeback(self, path: str, offset: int, length: int) -> None:
-        """Let the disk begin while the next piece is computed, so that little is left for fsync to wait for.
+        """Let the system start to write this range to the disk, so that fsync has less to wait for.
 
-        On Linux DONTNEED starts writing dirty pages back, and drops only those that were already on disk.
+        On Linux POSIX_FADV_DONTNEED starts writeback of dirty pages, and drops only pages that are already on the disk.
         """
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file(path), offset, length, os.POSIX_FADV_DONTNEED)
 
     def _file(self, path: str) -> int:
+        """Return the descriptor of a file, opened if it isn't yet. Raises OSError."""
         if path in self._open:
             self._open.move_to_end(path)
         else:
@@ -121,6 +127,7 @@ class Files:
         return self._open[path]
 
     def close(self) -> None:
+        """Close all files."""
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -137,7 +144,7 @@ class StoredReader:
 
 
 def fsync(path: str) -> None:
-    """Wait until what was written to a file, or the names in a folder, are on the disk. Raises OSError."""
+    """Wait until the content of a file, or of a folder (its names), is on the disk. Raises OSError."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -146,7 +153,7 @@ def fsync(path: str) -> None:
 
 
 def remedy(error: OSError, path: str) -> str:
-    """What to do about a write that failed: the end of a sentence; "" where it says enough."""
+    """Return the end of a sentence on what to do about a write to `path` that failed; "" if no remedy is known."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
     return f": free some space on the disk of {os.path.dirname(os.path.abspath(path))}, then merge again"

@@ -1,8 +1,8 @@
-"""Fingerprints of tensors: what was read and written, in 128 bits, taken while the bytes pass by.
+"""Compute fingerprints of tensors: 128-bit checksums of their stored bytes, taken while the bytes are read or written.
 
-A tensor's fingerprint is the sum, modulo 2^128, of the XXH3 (128 bits) of each of its blocks of BLOCK elements, seeded with
-the block's number. So pieces of a tensor can be taken apart, by any workers in any order, and added up. It finds damage, not
-forgery: XXH3 is no cryptographic hash.
+A tensor's fingerprint is the sum, modulo 2^128, of the XXH3 hashes (128 bits) of its blocks of BLOCK elements, each seeded
+with the block's number. So workers can compute those of pieces in any order, and the pieces' fingerprints are added. It
+detects damage, not forgery: XXH3 is not a cryptographic hash.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ _MODULUS = 1 << 128
 
 
 class Fingerprint:
-    """Of the elements of one tensor from index `start`, a multiple of BLOCK, on."""
+    """Compute the fingerprint of a tensor's elements from index `start` on, which is a multiple of BLOCK.
+
+    stop: the index behind the last element that was added.
+    """
 
     def __init__(self, start: int = 0):
         if start % BLOCK:
             raise ValueError(f"element {start} doesn't begin a block of {BLOCK}")
-        self.stop = start  # the element after the last that was taken
+        self.stop = start
         self._sum = 0
-        self._block: Any = None  # the hash of the block that isn't complete
+        self._block: Any = None  # the hash of the last block, while it is incomplete
 
     def add(self, raw: np.ndarray, start: int) -> None:
-        """Take (n,) elements from index `start` on, C-contiguous; does nothing if they aren't the next: they come again."""
+        """Add elements of shape (n,), C-contiguous, from index `start` on.
+
+        Ignores elements that are not the next ones: a merge that needs several passes reads elements more than once, and
+        reads them in order at least once.
+        """
         if start != self.stop:
             return
         while len(raw):
@@ -42,18 +49,21 @@ class Fingerprint:
                 self._sum, self._block = self._sum + self._block.intdigest(), None
 
     def hexdigest(self) -> str:
-        """32 digits."""
+        """Return the fingerprint as 32 hexadecimal digits."""
         rest = self._block.intdigest() if self._block is not None else 0
         return f"{(self._sum + rest) % _MODULUS:032x}"
 
 
 def added(fingerprints: Iterable[str]) -> str:
-    """The fingerprint of a tensor from those of its pieces."""
+    """Return the fingerprint of a tensor, given the fingerprints of its pieces."""
     return f"{sum(int(one, 16) for one in fingerprints) % _MODULUS:032x}"
 
 
 def of_file(path: str, offset: int, itemsize: int, start: int, stop: int) -> str:
-    """Of the elements start..stop of a tensor whose first byte stands at `offset`. Raises OSError, or EOFError."""
+    """Return the fingerprint of the elements start..stop of a tensor in a file.
+
+    offset: byte offset of the tensor. itemsize: bytes per element. Raises OSError, or EOFError if the file ends too early.
+    """
     found = Fingerprint(start)
     with open(path, "rb", buffering=0) as file:
         file.seek(offset + start * itemsize)

@@ -1,4 +1,8 @@
-"""Tensors that lie in parts, or with other strides than row-major ones: read in few, large runs, whatever the strides."""
+"""Read elements of tensors that are stored in parts, or with strides other than row-major ones.
+
+A matrix that is stored transposed, or fused with others, has neighbouring elements far apart in the file. gather() turns a
+range of elements into copies of boxes, and reads each with few, large system calls.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,13 @@ import numpy as np
 from .tensors import Part, StoredEntry
 from .views import boxes, row_major
 
-GAP = 1 << 12  # bytes that are read and thrown away sooner than another system call is made
-CHUNK = 1 << 20  # bytes read before they are put in place
-Fetch = Callable[[Part, int, memoryview], None]  # fill memory with a part's bytes from so many bytes on
+GAP = 1 << 12  # gaps of at most so many bytes are read and discarded, to save a system call
+CHUNK = 1 << 20  # bytes that are read into a buffer before they are copied to their places
+Fetch = Callable[[Part, int, memoryview], None]  # fills memory with a part's bytes from a byte position of it on
 
 
 class Dim(NamedTuple):
-    """So many elements, how many elements apart in the file, and how many in the memory to fill."""
+    """Describe one dimension of a copy: `size` elements, `step` elements apart in the file and `to` apart in memory."""
 
     size: int
     step: int
@@ -25,7 +29,7 @@ class Dim(NamedTuple):
 
 
 class Box(NamedTuple):
-    """What to copy at a time: from element `source` of the part to element `target` of the memory."""
+    """Describe one copy: from element `source` of a part, counted in the file, to element `target` of the memory."""
 
     part: Part
     source: int
@@ -34,7 +38,10 @@ class Box(NamedTuple):
 
 
 def gather(fetch: Fetch, entry: StoredEntry, start: int, out: np.ndarray) -> None:
-    """Fill out, flat, with the elements of `entry` from index `start` on."""
+    """Fill `out`, of shape (n,), with the elements of `entry` from index `start` on, in row-major order.
+
+    fetch: reads bytes of a part; what it raises is raised.
+    """
     stop = start + out.size
     whole = list(boxes(entry.shape, start, stop))
     strides = row_major(entry.shape)
@@ -61,10 +68,14 @@ def gather(fetch: Fetch, entry: StoredEntry, start: int, out: np.ndarray) -> Non
 
 
 def _series(boxes: list[Box], itemsize: int) -> Iterator[Box]:
-    """Boxes at equal distances, in one file and in memory, as one of a dimension more: the keys of a fused matrix lie near
-    one another, and take one read per row instead of one per key."""
+    """Yield boxes so that equal ones at equal distances, in file and memory, are one box with one more dimension.
 
-    def first(box: Box) -> int:  # byte in the file
+    The groups of a fused query, key and value matrix are near one another, and take one read per row instead of one per
+    group.
+    """
+
+    def first(box: Box) -> int:
+        """Return the byte offset of the box in the file."""
         return box.part.offset + box.source * itemsize
 
     alike: dict[object, list[Box]] = {}
@@ -85,10 +96,10 @@ def _series(boxes: list[Box], itemsize: int) -> Iterator[Box]:
 
 
 def _copy(fetch: Fetch, part: Part, source: int, dims: Sequence[Dim], out: np.ndarray, target: int) -> None:
-    """A box from element `source` of the part to element `target` of out."""
+    """Copy a box from element `source` of the part to element `target` of out."""
     size, memory = out.itemsize, out.view(np.uint8).data
     dims = _merged(sorted(dims, key=lambda dim: -dim.step))
-    span, split = 1, len(dims)  # the dimensions from split on are read at one go, gaps and all
+    span, split = 1, len(dims)  # elements that one read takes, gaps included: those of the dimensions from `split` on
     while split and span * size <= CHUNK and (dims[split - 1].step * size <= GAP or dims[split - 1].step <= span):
         split -= 1
         span += (dims[split].size - 1) * dims[split].step
@@ -99,7 +110,8 @@ def _copy(fetch: Fetch, part: Part, source: int, dims: Sequence[Dim], out: np.nd
             fetch(part, (source + from_) * size, memory[begin : begin + span * size])
         return
 
-    together = not far or span * size > CHUNK  # cut what is read at one go; else read several of them, then put in place
+    # Fill the buffer with a piece of what one read would take (together), or with several such reads; then copy from it.
+    together = not far or span * size > CHUNK
     if together:
         rows, near = near[0], near[1:]
         span = 1 + sum((dim.size - 1) * dim.step for dim in near)
@@ -128,7 +140,7 @@ def _copy(fetch: Fetch, part: Part, source: int, dims: Sequence[Dim], out: np.nd
 
 
 def _merged(dims: Sequence[Dim]) -> list[Dim]:
-    """The same elements in fewer dimensions."""
+    """Return the same elements in fewer dimensions: without those of size 1, and with contiguous ones merged."""
     merged: list[Dim] = []
     for dim in dims:
         if dim.size == 1:
@@ -140,7 +152,7 @@ def _merged(dims: Sequence[Dim]) -> list[Dim]:
 
 
 def _walk(dims: Sequence[Dim]) -> Iterator[tuple[int, int]]:
-    """For every index, how far it is in the file and in memory."""
+    """Yield, for every index of these dimensions, its offset in the file and in memory, in elements."""
     if not dims:
         yield 0, 0
         return

@@ -1,4 +1,4 @@
-"""Names of models on a hub: fetched by PaddleNLP's or PaddleFormers' own download function, into and from its own cache."""
+"""Fetch models by their names on a hub, with the download function and the cache of PaddleNLP or PaddleFormers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .formats.folder import ENDINGS, read_weight_map, singles
 log = logging.getLogger("paddle_merge")
 LIBRARIES = ("paddlenlp", "paddleformers")
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-# Beside the weights: what sidecars.py copies, by the names that hubs use.
+# The other files that are fetched: those that run/output/sidecars.py may copy, by the names that hubs use.
 _BESIDE = (
     "config.json",
     "generation_config.json",
@@ -38,27 +38,29 @@ _BESIDE = (
     "processor_config.json",
 )
 _PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-Ask = Callable[[str], "str | None"]  # a file of the model -> where it is now; None if the model has no such file
+Ask = Callable[
+    [str], "str | None"
+]  # fetches a file of the model by its name, returns its path; None if there is no such file
 
 
 class _NotFetchedError(Exception):
-    """A library failed; the message is its reason."""
+    """Report that a library can't fetch a file or model; the message is the reason."""
 
 
 def is_name(path: str) -> bool:
-    """Whether this is no file or folder here, and could be a model's name on a hub: "org/name" or "name"."""
+    """Return whether `path` is no existing file or folder, and could be a model's name on a hub: "org/name" or "name"."""
     return bool(_NAME.fullmatch(path)) and not path.endswith(ENDINGS) and not os.path.lexists(path)
 
 
 def installed() -> list[str]:
-    """The libraries that could fetch a model."""
+    """Return which of LIBRARIES are installed; they are not imported."""
     return [library for library in LIBRARIES if library in sys.modules or importlib.util.find_spec(library)]
 
 
 def fetch(name: str) -> str:
-    """The folder that holds the model: its weights, config and tokenizer, downloaded unless they are already there.
+    """Return the folder in a library's cache that holds the model's weights, config and tokenizer; download what is missing.
 
-    Raises CheckpointError: no library is installed that could, or none of them can.
+    Raises CheckpointError if no library is installed, or none of them can fetch the model.
     """
     libraries = installed()
     if not libraries:
@@ -68,11 +70,11 @@ def fetch(name: str) -> str:
         )
     reasons = []
     for library in libraries:
-        log.info("%s: no such file or folder; looking for a model of this name with %s", name, library)
+        log.info("%s: no such file or folder; looking for a model with this name using %s", name, library)
         try:
             return _fetch(name, library)
         except _NotFetchedError as error:
-            reasons.append(f"{library} can't fetch a model of this name ({error})")
+            reasons.append(f"{library} can't fetch a model with this name ({error})")
     raise CheckpointError(
         f"{name}: no such file or folder, and {', and '.join(reasons)}; check the name and the network, or give the path of"
         " a local copy"
@@ -80,12 +82,14 @@ def fetch(name: str) -> str:
 
 
 def _fetch(name: str, library: str) -> str:
-    """The folder that `library` keeps the model in. Raises _NotFetchedError."""
+    """Return the folder in which `library` keeps the model. Raises _NotFetchedError."""
     ask = _asker(name, library)
     weights = _weights(ask)
     folders = {os.path.dirname(path) for path in weights}
     if len(folders) > 1:
-        raise _NotFetchedError(f"its files are in several folders, {' and '.join(sorted(folders))}: it changed meanwhile")
+        raise _NotFetchedError(
+            f"its files are in several folders, {' and '.join(sorted(folders))}: the model changed during the download"
+        )
     (folder,) = folders
     for file in _BESIDE:
         if os.path.isfile(os.path.join(folder, file)):
@@ -93,7 +97,7 @@ def _fetch(name: str, library: str) -> str:
         try:
             path = ask(file)
         except _NotFetchedError as error:
-            log.warning("%s: of its config and tokenizer, only what is in %s is used (%s)", name, folder, error)
+            log.warning("%s: only the config and tokenizer files that are in %s already are used (%s)", name, folder, error)
             break
         if path is not None and os.path.dirname(path) != folder:
             raise _NotFetchedError(f"its files are in several folders, {folder} and {os.path.dirname(path)}")
@@ -101,14 +105,17 @@ def _fetch(name: str, library: str) -> str:
 
 
 def _weights(ask: Ask) -> list[str]:
-    """Where the first of `singles` is that can be had: in one file, or an index and its shards. Raises _NotFetchedError."""
+    """Fetch the first of folder.singles("model") that the model has, as one file or as an index and its shards.
+
+    Returns the files' paths. Raises _NotFetchedError.
+    """
     refused: _NotFetchedError | None = None
     names = singles("model")
     for single in names:
         for file in (f"{single}.index.json", single):
             try:
                 path = ask(file)
-            except _NotFetchedError as error:  # without a network, what is not in the cache; but another file may be
+            except _NotFetchedError as error:  # without a network: not in the cache, but the next file may be
                 refused = refused or error
                 continue
             if path is not None and file == single:
@@ -119,30 +126,35 @@ def _weights(ask: Ask) -> list[str]:
 
 
 def _surely(ask: Ask) -> Callable[[str], str]:
+    """Return a function that fetches a shard as `ask` does, and raises _NotFetchedError if the model doesn't have it."""
+
     def get(file: str) -> str:
         path = ask(file)
         if path is None:
-            raise _NotFetchedError(f"{file}, which the index names, is not there")
+            raise _NotFetchedError(f"the model doesn't have {file}, which its index names")
         return path
 
     return get
 
 
 def _asker(name: str, library: str) -> Ask:
-    """The library's resolve_file_path for this model, with its exceptions turned into _NotFetchedError."""
+    """Return a function that fetches files of this model with the library's resolve_file_path.
+
+    Whatever the library raises is raised as _NotFetchedError.
+    """
     try:
         with _contained():
             resolve: Any = importlib.import_module(f"{library}.utils.download").resolve_file_path
     except Exception as error:  # a broken installation raises anything
         raise _NotFetchedError(f"it can't be imported: {_reason(error)}") from None
-    # PaddleFormers raises for a file that isn't in a folder of its own, unless it is asked to return None.
+    # PaddleFormers raises for a file that the model doesn't have, unless force_return asks it to return None.
     options: dict[str, Any] = {"force_return": True} if library == "paddleformers" else {}
 
     def ask(file: str) -> str | None:
         try:
             with _contained():
                 path = resolve(name, file, **options)
-        except Exception as error:  # theirs, huggingface_hub's, and those of several HTTP libraries
+        except Exception as error:  # the library's own, huggingface_hub's, and those of several HTTP libraries
             raise _NotFetchedError(f"{file}: {_reason(error)}") from None
         return path if isinstance(path, str) and os.path.isfile(path) else None
 
@@ -150,27 +162,29 @@ def _asker(name: str, library: str) -> Ask:
 
 
 def _reason(error: Exception) -> str:
+    """Return an exception as one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
-    """What a library is called in: this process stays as it is, and is spared what it tells of every file.
+    """Undo, on exit, what a library changes in this process, and suppress its log messages and warnings.
 
-    PaddleFormers overwrites http(s)_proxy with HTTP(S)_PROXY, which may not be set: both say the same meanwhile.
+    PaddleFormers overwrites http_proxy and https_proxy with HTTP_PROXY and HTTPS_PROXY, which may not be set; within the
+    context they are set to the same values.
     """
     before = {variable: os.environ.get(variable) for variable in _PROXIES}
     for variable in ("http_proxy", "https_proxy"):
         if before[variable]:
             os.environ.setdefault(variable.upper(), str(before[variable]))
-    told = logging.root.manager.disable
-    logging.disable(max(told, logging.WARNING))
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(told)
+        logging.disable(disabled)
         for variable, value in before.items():
             if value is None:
                 os.environ.pop(variable, None)

@@ -1,4 +1,7 @@
-"""What tensors' names tell: which layer of which stack, and which kind of tensor. And short names for checkpoints."""
+"""Parse the names of tensors: the layer and its stack, and the kind of tensor; and letter the checkpoints of a table.
+
+A stack is a sequence of numbered layers, such as "model.layers". A model may have several (text, vision, audio).
+"""
 
 from __future__ import annotations
 
@@ -6,52 +9,11 @@ import re
 import string
 from collections.abc import Iterable, Iterator
 
-_LAYER = re.compile(r"((?:.*?\.)?(?:layers?|h|blocks?))\.(\d+)(?=\.)")
-
-
-def layer_of(name: str) -> tuple[str, int] | None:
-    """The stack and the number in it: ("model.layers", 3) of "model.layers.3.mlp.up_proj.weight"; None if it is in none."""
-    found = _LAYER.match(name)
-    return (found[1], int(found[2])) if found else None
-
-
-def in_layer(name: str, number: int) -> str:
-    """What the tensor `name`, which is in some layer, is called in layer `number` of its stack."""
-    return _LAYER.sub(rf"\g<1>.{number}", name, count=1)
-
-
-def pattern_of(name: str) -> str:
-    """The name with a star for the layer's number."""
-    return _LAYER.sub(r"\1.*", name, count=1) if _LAYER.match(name) else name
-
-
-def word_of(name: str) -> str:
-    """The last word but "weight": "up_proj" of "model.layers.3.mlp.up_proj.weight", "q_proj.bias", "lm_head"."""
-    words = [word for word in name.split(".") if not word.isdecimal()] or [name]
-    if words[-1] == "weight" and len(words) > 1:
-        return words[-2]
-    return ".".join(words[-2:]) if words[-1] in ("bias", "weight") else words[-1]
-
-
-def stacks(names: Iterable[str]) -> dict[str, int]:
-    """Stacks in order of appearance -> how many layers each has."""
-    found: dict[str, set[int]] = {}
-    for layer in filter(None, map(layer_of, names)):
-        found.setdefault(layer[0], set()).add(layer[1])
-    return {stack: len(numbers) for stack, numbers in found.items()}
-
-
-def letters() -> Iterator[str]:
-    """A to Z, then A2 ..."""
-    number = 1
-    while True:
-        yield from (letter if number == 1 else f"{letter}{number}" for letter in string.ascii_uppercase)
-        number += 1
-
-
-LAYOUTS = ("hf", "paddlenlp", "paddleformers")
-EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embeddings")
-# Linear layers by the last word of their name -> (rows, columns) of their weight in HF's layout, by the names of widths().
+LAYOUTS = ("hf", "paddlenlp", "paddleformers")  # see conversion/layout.py
+HEAD = "lm_head.weight"
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embeddings")  # last words of embeddings' names
+# Linear layers: the last word of their name -> (rows, columns) of their weight in Hugging Face's layout, as keys of
+# config_json.widths().
 LINEARS: dict[str, tuple[str, str] | None] = {
     "q_proj": ("heads", "hidden"),
     "k_proj": ("kv", "hidden"),
@@ -64,20 +26,64 @@ LINEARS: dict[str, tuple[str, str] | None] = {
     "gate_up_fused_proj": ("gate_up", "hidden"),
     "up_gate_proj": ("gate_up", "hidden"),
     "gate_up_proj": ("gate_up", "hidden"),
-    "gate": None,  # a mixture's router: as many rows as experts
+    "gate": None,  # the router of a mixture of experts: one row per expert
     "shared_expert_gate": None,
 }
-OTHER_LINEARS = ("out_proj", "fc1", "fc2", "dense")  # their shapes tell that two checkpoints are laid out alike
+OTHER_LINEARS = ("out_proj", "fc1", "fc2", "dense")  # Linear layers whose size config.json doesn't give
+_LAYER = re.compile(r"((?:.*?\.)?(?:layers?|h|blocks?))\.(\d+)(?=\.)")
+
+
+def layer_of(name: str) -> tuple[str, int] | None:
+    """Return the stack and the layer's number in it; None if the tensor is in no layer.
+
+    "model.layers.3.mlp.up_proj.weight" -> ("model.layers", 3)
+    """
+    found = _LAYER.match(name)
+    return (found[1], int(found[2])) if found else None
+
+
+def in_layer(name: str, number: int) -> str:
+    """Return the name of the same tensor in layer `number` of its stack. `name` must be in a layer."""
+    return _LAYER.sub(rf"\g<1>.{number}", name, count=1)
+
+
+def pattern_of(name: str) -> str:
+    """Return the name with "*" in place of the layer's number; as it is if the tensor is in no layer."""
+    return _LAYER.sub(r"\1.*", name, count=1) if _LAYER.match(name) else name
+
+
+def word_of(name: str) -> str:
+    """Return the kind of a tensor for tables: the last word of its name, without "weight" but with "bias", and no numbers.
+
+    "model.layers.3.mlp.up_proj.weight" -> "up_proj"; "model.layers.3.self_attn.q_proj.bias" -> "q_proj.bias"
+    """
+    words = [word for word in name.split(".") if not word.isdecimal()] or [name]
+    if words[-1] == "weight" and len(words) > 1:
+        return words[-2]
+    return ".".join(words[-2:]) if words[-1] in ("bias", "weight") else words[-1]
+
+
+def stacks(names: Iterable[str]) -> dict[str, int]:
+    """Return the stacks of layers in these names, in order of appearance, with the number of layers that each has."""
+    found: dict[str, set[int]] = {}
+    for layer in filter(None, map(layer_of, names)):
+        found.setdefault(layer[0], set()).add(layer[1])
+    return {stack: len(numbers) for stack, numbers in found.items()}
+
+
+def letters() -> Iterator[str]:
+    """Yield A to Z, then A2 to Z2, and so on: short names for the checkpoints of a table."""
+    number = 1
+    while True:
+        yield from (letter if number == 1 else f"{letter}{number}" for letter in string.ascii_uppercase)
+        number += 1
 
 
 def is_linear(name: str) -> bool:
-    """Whether this is surely the weight of a Linear layer."""
+    """Return whether this is certainly the weight of a Linear layer, by the last word of its name."""
     return name.endswith(".weight") and (last_word(name) in LINEARS or last_word(name) in OTHER_LINEARS)
 
 
 def last_word(name: str) -> str:
-    """The layer's own name: "q_proj" of "model.layers.0.self_attn.q_proj.weight"."""
+    """Return the name of the module that holds the tensor: "q_proj" for "model.layers.0.self_attn.q_proj.weight"."""
     return (["", *name.split(".")])[-2]
-
-
-HEAD = "lm_head.weight"

@@ -1,4 +1,12 @@
-"""Which files of a folder are its weights, and what they are: by their first bytes, for names say little."""
+"""Open a checkpoint, whatever its kind: the entry point of this package.
+
+    open_checkpoint   a path that the user gives: a folder, a file, or the name of a model on a hub
+    open_folder       a folder that is known to exist (LoRA adapters, too, with the prefix folder.ADAPTER)
+
+Both read headers only, never weights. A model's path may also name adapters (`base+adapter`): see adapters.open_model.
+The modules below choose less: formats.folder finds a folder's files, formats.any opens files of any format by their first
+bytes, and each other module of formats opens files of one format.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +14,37 @@ import os
 from dataclasses import replace
 
 from ..errors import CheckpointError
-from .formats.any import open_files, open_index
+from .formats.any import open_file, open_files, open_index
 from .formats.folder import nothing_here, singles
 from .tensors import Checkpoint
 
 
-def open_folder(path: str, prefix: str) -> Checkpoint:
-    """The first of singles(prefix) that is there, in one file or in the shards its index names.
+def open_checkpoint(path: str, prefix: str = "model") -> Checkpoint:
+    """Read the headers of the checkpoint at `path`: a folder, one file of any format, or the name of a model on a hub.
 
-    If none is: one of them in a file per rank; else a distributed checkpoint. Raises CheckpointError.
+    prefix: which weights of a folder are opened, "model" or "master_weights"; see folder.singles.
+    Raises CheckpointError listing everything wrong with the checkpoint.
+    """
+    from . import hub
+
+    if hub.is_name(path):
+        return replace(open_folder(hub.fetch(path), prefix), path=path)
+    if not os.path.exists(path):
+        raise CheckpointError(f"{path}: no such file or folder")
+    return open_file(path) if os.path.isfile(path) else open_folder(path, prefix)
+
+
+def open_folder(path: str, prefix: str) -> Checkpoint:
+    """Read the headers of the weights in a folder.
+
+    These are the first of the file names singles(prefix) that exists, as one file or as shards with an index; else the
+    first of them that tensor- or pipeline-parallel training saved one file per rank; else a distributed ("flex")
+    checkpoint. Raises CheckpointError listing everything wrong with them, or if there are none.
     """
     from .formats import flex, parallel
 
     if not os.access(path, os.R_OK | os.X_OK):
-        raise CheckpointError(f"{path}: can't be read (no permission to look into it)")
+        raise CheckpointError(f"{path}: can't be read (no permission to list or enter the folder)")
     for name in singles(prefix):
         single = os.path.join(path, name)
         if os.path.isfile(f"{single}.index.json"):
@@ -33,19 +58,3 @@ def open_folder(path: str, prefix: str) -> Checkpoint:
     if (folder := flex.metadata_folder(path, prefix)) is not None:
         return flex.open_folder(path, folder)
     raise CheckpointError(nothing_here(path, prefix))
-
-
-def open_checkpoint(path: str, prefix: str = "model") -> Checkpoint:
-    """Read the headers of the checkpoint at `path`: a folder, one file of any format, or the name of a model on a hub.
-
-    prefix: which weights of the folder, "model" or "master_weights"; see find.open_folder.
-    Raises CheckpointError listing everything wrong with it.
-    """
-    from . import hub, open
-    from .formats import any
-
-    if hub.is_name(path):
-        return replace(open.open_folder(hub.fetch(path), prefix), path=path)
-    if not os.path.exists(path):
-        raise CheckpointError(f"{path}: no such file or folder")
-    return any.open_file(path) if os.path.isfile(path) else open.open_folder(path, prefix)

@@ -1,4 +1,4 @@
-"""Weights that are codes: numbers only together with a scale that stands elsewhere, so that averaging them means nothing."""
+"""Recognise quantised checkpoints. Their weights are codes that need a scale stored elsewhere, so they can't be averaged."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from .tensors import Checkpoint
 
-# Tensors that only quantised checkpoints have, by the last word of their names.
+# Last words of the names of tensors that only quantised checkpoints have.
 _PACKED = re.compile(r"qweight|qzeros|weight_packed|weight_zero_point|quant_weight|SCB|absmax|quant_map|bitsandbytes__\w+")
-# Tensors that are scales where there are also weights of one byte.
+# Last words of the names of tensors that are scales, if the checkpoint also has weights of one byte per element.
 _SCALE = re.compile(
     r"(.*_)?(weight|input|output|activation|act|quant|[qkv]|proj)(_inv)?_scales?(_2|_offset)?|(.*_)?scale_(inv|weight|input|output)"
     r"|scaled_fp8"
@@ -18,7 +18,10 @@ _SCALE = re.compile(
 
 
 def signs(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
-    """What tells that the checkpoint holds codes. config: of its model. 8-bit floats without scales are plain numbers."""
+    """Return the reasons to take a checkpoint for a quantised one, as parts of a sentence; none if it isn't.
+
+    config: its config.json. 8-bit floats without scales are plain numbers, not codes.
+    """
     said = []
     if config.get("quantization_config"):
         said.append("its config.json has a quantization_config")
@@ -35,11 +38,11 @@ def signs(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
 
 
 def problems(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
-    """A sentence, if the checkpoint holds codes."""
+    """Return a list of one sentence if the checkpoint is quantised, else an empty list. config: its config.json."""
     said = signs(checkpoint, config)
     if not said:
         return []
     return [
-        f"{checkpoint.path}: is quantised ({'; '.join(said)}), and codes of different scales can't be averaged; convert"
+        f"{checkpoint.path}: is quantised ({'; '.join(said)}), and codes with different scales can't be averaged; convert"
         " it to bfloat16 first, and if its weights are plain numbers, remove quantization_config from its config.json"
     ]

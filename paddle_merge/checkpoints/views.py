@@ -1,4 +1,14 @@
-"""Tensors made of parts: whether the parts are the whole tensor, and the simplest way to say where they lie."""
+"""Make tensors that are views of others: assembled from parts, cut, joined or transposed. No byte is read or moved.
+
+A part (tensors.Part) has one of two forms. A box is `shape` elements from index `at` on, one number per dimension. A run is
+consecutive elements in row-major order: `at`, `shape` and `strides` have one number each.
+
+    assemble   a tensor from its parts, after a check that they cover it
+    as_boxes   a tensor's parts, all as boxes
+    select     slices of a tensor along one axis
+    join       tensors interleaved along one axis; the inverse of select
+    transpose  a transposed matrix
+"""
 
 from __future__ import annotations
 
@@ -16,9 +26,10 @@ MAX_PARTS = 4096  # of one tensor
 
 
 def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Part]) -> StoredEntry:
-    """The tensor that the parts (at least one) make up: boxes of it, or runs of its elements.
+    """Return the tensor of this shape that the parts make up: all of them boxes, or all of them runs; at least one.
 
-    Raises MalformedError if they leave anything out, overlap, or reach beyond it.
+    A tensor that is contiguous in one file gets no parts. Raises MalformedError if the parts overlap, reach beyond the
+    tensor, or don't cover all of it.
     """
     size, file, origin = math.prod(shape), parts[0].file, parts[0].origin
     parts = [part for part in parts if math.prod(part.shape)]
@@ -35,7 +46,7 @@ def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Pa
 
 
 def as_boxes(entry: TensorEntry) -> list[Part]:
-    """The same tensor in boxes of as many dimensions as it has. Raises MalformedError if a part can't be cut into them."""
+    """Return where a tensor is stored, as parts that are boxes. Raises MalformedError if a part can't be cut into boxes."""
     entry, strides = stored(entry), row_major(entry.shape)
     if not entry.parts:
         return [Part(entry.file, entry.offset, (0,) * len(entry.shape), entry.shape, strides, origin=entry.origin)]
@@ -48,23 +59,23 @@ def as_boxes(entry: TensorEntry) -> list[Part]:
         for corner, shape in boxes(entry.shape, first, first + count):
             skipped = sum(index * stride for index, stride in zip(corner, strides, strict=True)) - first
             if (skipped and part.text) or step != 1:
-                raise MalformedError("is in slices that can't be joined with others; save it again with protocol 4")
+                raise MalformedError("is in slices that can't be joined with others; save it again with pickle protocol 4")
             offset = part.offset + skipped * entry.dtype.itemsize
             found.append(dataclasses.replace(part, offset=offset, at=corner, shape=shape, strides=strides))
     return found
 
 
 def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
-    """What is wrong with parts as the whole of a tensor; else nothing."""
+    """Return what is wrong with parts that should cover a tensor of this shape, as part of a sentence; "" if nothing is."""
     if math.prod(filter(None, shape)) >= MAX_SIZE:
-        return f"is {list(shape)}, larger than anything can hold"
+        return f"has the shape {list(shape)}, which is too large to address"
     if len(parts) > MAX_PARTS:
-        return f"is in {len(parts)} parts: more than can be checked"
+        return f"is in {len(parts)} parts, and at most {MAX_PARTS} are supported"
     whole = shape
     if any(len(part.at) != len(shape) for part in parts):
         whole = (math.prod(shape),)
         if any(len(part.at) != 1 for part in parts):
-            return "is in boxes and in runs at once, which can't be checked"
+            return "is stored partly as boxes and partly as flattened ranges, which isn't supported"
     for part in parts:
         if any(at + count > full for at, count, full in zip(part.at, part.shape, whole, strict=True)):
             return f"is {list(shape)}, but has a part {list(part.shape)} at {list(part.at)}"
@@ -79,7 +90,7 @@ def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
 
 
 def _as_run(part: Part, shape: tuple[int, ...]) -> Part:
-    """The same part as a run of the tensor's elements, if it is one and lies together."""
+    """Return a box as a run, if its elements are consecutive both in the tensor and in the file; else as it is."""
     if not shape:
         return dataclasses.replace(part, at=(0,), shape=(1,), strides=(1,))
     if len(part.at) != len(shape):
@@ -95,11 +106,14 @@ def _as_run(part: Part, shape: tuple[int, ...]) -> Part:
     return dataclasses.replace(part, at=(start,), shape=(math.prod(part.shape),), strides=(1,))
 
 
-Range = tuple[int, int]  # from the first index to behind the last
+Range = tuple[int, int]  # (first index, index behind the last)
 
 
 def repeated(words: Sequence[str], sizes: Sequence[int], times: int) -> dict[str, list[Range]]:
-    """Pieces of these sizes side by side, so many times."""
+    """Return the ranges of slices that follow one another along an axis, by word.
+
+    words, sizes: the names and widths of the slices, in order. times: how often the whole sequence is repeated.
+    """
     found: dict[str, list[Range]] = {word: [] for word in words}
     end = 0
     for _ in range(times):
@@ -109,11 +123,14 @@ def repeated(words: Sequence[str], sizes: Sequence[int], times: int) -> dict[str
     return found
 
 
-# --- views -----------------------------------------------------------------------------------------------------------
+# --- slices of a tensor ----------------------------------------------------------------------------------------------
 
 
 def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) -> StoredEntry:
-    """These indices along `axis`, in this order, as a tensor of its own. Raises MalformedError if it hasn't got them."""
+    """Return the tensor `name` that consists of these ranges of indices along `axis`, in this order.
+
+    Raises MalformedError if a range is outside of the tensor.
+    """
     parts: list[Part] = []
     end = 0
     for first, stop in ranges:
@@ -125,9 +142,10 @@ def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) ->
 
 
 def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Sequence[Range]], name: str) -> StoredEntry:
-    """The tensor in which these are interleaved: select's inverse. ranges: where along `axis`, by the entries' keys.
+    """Return the tensor `name` in which these are interleaved along `axis`: the inverse of select.
 
-    Raises MalformedError if that leaves anything out, or they don't go together.
+    ranges: the ranges of indices that each entry takes, by the entries' keys. Raises MalformedError if an entry doesn't fill
+    its ranges, or differs from the others in dtype or shape.
     """
     parts: list[Part] = []
     first = next(iter(entries.values()))
@@ -147,13 +165,17 @@ def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Seq
 
 
 def _made(entry: TensorEntry, name: str, shape: tuple[int, ...], parts: Sequence[Part]) -> StoredEntry:
+    """Return the tensor of these parts, with the dtype of `entry`; the parts may be none if it is empty."""
     if not parts:
         return dataclasses.replace(stored(entry), name=name, shape=shape, parts=())
     return assemble(name, entry.dtype, shape, parts)
 
 
 def _cut(entry: TensorEntry, axis: int, range_: Range, to: int) -> Iterable[Part]:
-    """The boxes within a range along `axis`, moved to begin at index `to`. Raises MalformedError."""
+    """Yield the boxes of a tensor within a range along `axis`, moved so that the range begins at index `to`.
+
+    Raises MalformedError if a box would have to be cut and is stored as text.
+    """
     first, stop = range_
     for box in as_boxes(entry):
         at = box.at[axis]
@@ -161,7 +183,7 @@ def _cut(entry: TensorEntry, axis: int, range_: Range, to: int) -> Iterable[Part
         if low >= high:
             continue
         if box.text and low > at:
-            raise MalformedError("is stored as text, which can't be cut; save it again with protocol 4")
+            raise MalformedError("is stored as text, which can't be cut; save it again with pickle protocol 4")
         yield dataclasses.replace(
             box,
             offset=box.offset + (low - at) * box.strides[axis] * entry.dtype.itemsize,
@@ -171,12 +193,12 @@ def _cut(entry: TensorEntry, axis: int, range_: Range, to: int) -> Iterable[Part
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides, in elements, of a contiguous tensor."""
+    """Return the strides, in elements, of a contiguous tensor in row-major order."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The elements start..stop, counted in row-major order, as few boxes: (first index, shape)."""
+    """Yield the elements start..stop, counted in row-major order, as few boxes (first index, shape) of a tensor."""
     if not shape:
         if start < stop:
             yield (), ()
@@ -198,7 +220,7 @@ def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple
 
 
 def transpose(entry: TensorEntry, name: str) -> StoredEntry:
-    """The matrix on its side, without moving a byte."""
+    """Return the transposed tensor `name`: the same boxes, with their dimensions in reverse order. Raises MalformedError."""
     boxes = [
         dataclasses.replace(box, at=box.at[::-1], shape=box.shape[::-1], strides=box.strides[::-1])
         for box in as_boxes(entry)

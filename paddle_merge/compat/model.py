@@ -76,9 +76,9 @@ class MergeModel:
         for name in self._there():
             target = os.path.join(self.merge_config.output_path, name)
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copy2(os.path.join(self._donor(), name), target)
+            shutil.copy2(os.path.join(self._config_source(), name), target)
 
-    def _donor(self) -> str:
+    def _config_source(self) -> str:
         config = self.merge_config
         return config.base_model_path or (config.model_path_list or ["."])[0]
 
@@ -86,6 +86,6 @@ class MergeModel:
         """The files of copy_file_list that can be copied; a warning names the others."""
         names = self.merge_config.copy_file_list or []
         for name in names:
-            if not os.path.isfile(os.path.join(self._donor(), name)):
-                log.warning("copy_file_list: %s is not in %s, so it is not copied", name, self._donor())
-        return [name for name in names if os.path.isfile(os.path.join(self._donor(), name))]
+            if not os.path.isfile(os.path.join(self._config_source(), name)):
+                log.warning("copy_file_list: %s is not in %s, so it is not copied", name, self._config_source())
+        return [name for name in names if os.path.isfile(os.path.join(self._config_source(), name))]

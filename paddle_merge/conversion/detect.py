@@ -1,4 +1,7 @@
-"""Which layout a checkpoint is stored in: by evidence, never by hope. See layout.py for what the layouts are."""
+"""Detect the layout in which a checkpoint is stored (layout.py describes the layouts) from names, shapes and file formats.
+
+A layout is never assumed: where the evidence is missing or contradictory, it stays unknown.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ from ..errors import CheckpointError
 
 @dataclass(frozen=True)
 class Detected:
-    """layout: None if it can't be told. evidence: why, for people. tied: whether lm_head is the embedding."""
+    """Hold what is known about a checkpoint's layout.
+
+    layout: one of names.LAYOUTS; None if it is unknown. evidence: the reason, as part of a sentence. tied: whether lm_head
+    is tied to the embedding. config: the model's config.json.
+    """
 
     layout: str | None
     evidence: str
@@ -25,10 +32,11 @@ class Detected:
 
 
 def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], said: str | None = None) -> Detected:
-    """By names, the kind of file, and the shapes of non-square weights that config.json explains; these must agree.
+    """Return the layout of a checkpoint, by its tensors' names, its file format, and its shapes; these must agree.
 
-    fallback: a config of the same architecture, for a checkpoint without one. said: the layout that the user states. Raises
-    CheckpointError if shapes say otherwise.
+    Shapes count for non-square Linear weights whose sizes config.json gives.
+    prefix: which weights these are, "model" or "master_weights". fallback: a config of the same architecture, for a
+    checkpoint without one. said: the layout that the user states. Raises CheckpointError if shapes contradict `said`.
     """
     config = read_config(checkpoint.folder) or fallback
     tied = is_tied(checkpoint, config)
@@ -38,7 +46,7 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
     def found(layout: str | None, evidence: str) -> Detected:
         against = paddle if layout == "hf" else hf if layout else []
         if against:
-            layout, evidence = None, f"{evidence}, but not the shape of {against[0]!r}"
+            layout, evidence = None, f"{evidence}; the shape of {against[0]!r} contradicts that"
         return Detected(layout, evidence, tied, config)
 
     if said is not None:
@@ -48,17 +56,18 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
         return result
     family = _family(checkpoint, config)
     if family is None:
-        return Detected(None, "its tensors aren't called as those of a language model", tied, config)
+        return Detected(None, "its tensors don't have the names of a language model's", tied, config)
     if family != "model":
         if torch:
-            return Detected(None, f"its tensors are called {family}. as PaddleNLP's, but the file is torch's", tied, config)
-        return found("paddlenlp", f"its tensors are called {family}. as PaddleNLP calls them")
+            evidence = f"its tensors' names begin with {family}. as PaddleNLP's do, but the file is torch's"
+            return Detected(None, evidence, tied, config)
+        return found("paddlenlp", f"its tensors' names begin with {family}. as PaddleNLP's do")
     if checkpoint.kind in ("pdparams", "flex"):
-        return found("paddleformers", f"{checkpoint.kind} files hold Paddle's layout")
+        return found("paddleformers", f"{checkpoint.kind} files are in Paddle's layout")
     if prefix == "master_weights":
         return found("paddleformers", "master weights are in Paddle's layout")
     if hf or paddle:
-        return found("hf" if hf else "paddleformers", f"the shape of {(hf or paddle)[0]!r} says so")
+        return found("hf" if hf else "paddleformers", f"by the shape of {(hf or paddle)[0]!r}")
     if config.get("source") == "paddle":
         evidence = 'config.json says "source": "paddle"'
         if torch:
@@ -66,25 +75,30 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
         return found("paddleformers", evidence)
     if torch:
         return found("hf", "the file is torch's")
-    return Detected(None, "its Linear weights are all square, or config.json doesn't tell their sizes", tied, config)
+    return Detected(None, "its Linear weights are all square, or config.json doesn't give their sizes", tied, config)
 
 
 def alike(inputs: Sequence[Checkpoint], found: Sequence[Detected]) -> list[Detected]:
-    """Where a layout can't be told, but all names and shapes are those of one that can, non-square Linear ones among them,
-    it is the same."""
+    """Return what is known about the inputs' layouts, after comparing them with one another.
+
+    An input of unknown layout takes that of one whose names and shapes are all the same, if a Linear weight is not square.
+    """
     result = list(found)
     for number, checkpoint in enumerate(inputs):
         for other, known in zip(inputs, found, strict=True):
             shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
-            tells = any(len(set(shape)) == 2 == len(shape) and is_linear(name) for name, shape in shapes.items())
+            oblong = any(len(set(shape)) == 2 == len(shape) and is_linear(name) for name, shape in shapes.items())
             same = shapes == {name: entry.shape for name, entry in other.tensors.items()}
-            if result[number].layout is None and known.layout and tells and same:
+            if result[number].layout is None and known.layout and oblong and same:
                 result[number] = dataclasses.replace(known, evidence=f"its shapes are those of {other.path}")
     return result
 
 
 def _family(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
-    """What the tensors of the layers are called after: "model", or PaddleNLP's name of the model's type."""
+    """Return the first word of the names of the layers' tensors: "model", or the model's type, as PaddleNLP has it.
+
+    None if it is neither, or if there are several.
+    """
     first = {name.partition(".")[0] for name in checkpoint.tensors if re.search(r"\.layers\.\d+\.", name)}
     if len(first) != 1:
         return None
@@ -93,7 +107,10 @@ def _family(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
 
 
 def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """The names of the weights that are stored as Hugging Face, and as Paddle, would; square ones say nothing."""
+    """Return the names of the weights whose shapes are Hugging Face's, and of those whose shapes are Paddle's.
+
+    sizes: as config_json.widths returns them. Square weights, and those of unknown size, are in neither list.
+    """
     hf, paddle = [], []
     for name, entry in checkpoint.tensors.items():
         wanted = LINEARS.get(last_word(name)) if re.search(r"\.layers\.\d+\..*\.weight$", name) else None

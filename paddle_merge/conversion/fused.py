@@ -1,13 +1,15 @@
-"""Fused weights: query, key and value in one matrix, gate and up in one. Which slices of `out` are whose, and views that
-take them apart and put them together without moving a byte.
+"""Split and fuse weights: query, key and value in one matrix, or gate and up in one. The results are views; no byte moves.
 
-    PaddleNLP, PaddleFormers  qkv_proj                        by groups: a key's queries, the key, its value; then the next
-    Phi-3, wherever           qkv_proj                        [queries | keys | values]
-    PaddleNLP                 gate_up_fused_proj              [gate | up]
-    PaddleFormers             up_gate_proj                    [gate | up]
-    Phi-3 and GLM, wherever   gate_up_proj                    [gate | up]
+Which slices along `out` (the outputs of a Linear layer) belong to which weight:
 
-Nothing else is taken apart: a guess would give a model of the right shapes that talks nonsense.
+    PaddleNLP, PaddleFormers        qkv_proj            by groups: the queries of one key head, the key, its value; repeated
+    Phi-3, in every layout          qkv_proj            [queries | keys | values]
+    PaddleNLP                       gate_up_fused_proj  [gate | up]
+    PaddleFormers                   up_gate_proj        [gate | up]
+    Phi-3 and GLM, in every layout  gate_up_proj        [gate | up]
+
+Other fused weights are not split, because wrong slices would give a model with right shapes and wrong outputs.
+The two entry points are slices(), for one layer, and refit(), for a whole checkpoint.
 """
 
 from __future__ import annotations
@@ -23,18 +25,20 @@ from ..errors import MalformedError
 from ..parsing import shown
 
 _QKV, _FFN = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+# Names of fused layers -> the names of the layers that they consist of.
 PIECES = {"qkv_proj": _QKV, "gate_up_fused_proj": _FFN, "up_gate_proj": _FFN, "gate_up_proj": _FFN}
-# The families whose qkv_proj PaddleNLP or PaddleFormers make by groups, of weights that are apart in Hugging Face's layout.
+# Model types whose qkv_proj PaddleNLP or PaddleFormers fuses by groups, and whose weights Hugging Face stores separately.
 BY_GROUPS = ("llama", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "ernie4_5", "ernie4_5_moe", "gemma3_text", "glm4_moe")
-ALWAYS_FUSED = {"qkv_proj": ("phi3",), "gate_up_proj": ("phi3", "glm", "glm4")}  # in every layout, and alike
+# Model types that are fused in every layout, in the same way.
+ALWAYS_FUSED = {"qkv_proj": ("phi3",), "gate_up_proj": ("phi3", "glm", "glm4")}
 _FFN_NAMES = {"paddlenlp": "gate_up_fused_proj", "paddleformers": "up_gate_proj"}
 
 
 def slices(word: str, layout: str | None, config: Mapping[str, Any]) -> dict[str, list[Range]] | None:
-    """Which indices of a fused layer's `out` are whose, in order: {"q_proj": [(0, 8), (16, 24)], ...}.
+    """Return which indices along a fused layer's `out` belong to which layer: {"q_proj": [(0, 8), (16, 24)], ...}.
 
-    word: the layer's name, of PIECES. layout: how its checkpoint is stored. None where that isn't certain, or config.json
-    doesn't tell the sizes.
+    word: the fused layer's name, a key of PIECES. layout: that of its checkpoint. config: the model's config.json. Returns
+    None if it is unknown how this model type fuses the layer in this layout, or if config.json doesn't give the sizes.
     """
     sizes, family = widths(config), config.get("model_type")
     always = _always(word, family) and layout in ("hf", "paddleformers")
@@ -56,6 +60,7 @@ def slices(word: str, layout: str | None, config: Mapping[str, Any]) -> dict[str
 
 
 def _always(word: str, family: Any) -> bool:
+    """Return whether models of this type have the fused layer `word` in every layout."""
     return family in ALWAYS_FUSED.get(word, ())
 
 
@@ -63,7 +68,10 @@ def _always(word: str, family: Any) -> bool:
 
 
 def kept(word: str, layout: str, goal: str, config: Mapping[str, Any]) -> str | None:
-    """What a layer that is fused in one layout, and stays so, is called in another; None if it doesn't, or isn't known."""
+    """Return the name that the fused layer `word` of layout `layout` has in layout `goal`.
+
+    None if it is not fused there, or if that is unknown.
+    """
     if layout == goal or (_always(word, config.get("model_type")) and "paddlenlp" not in (layout, goal)):
         return word
     if "hf" in (layout, goal) or slices(word, layout, config) is None:
@@ -72,7 +80,7 @@ def kept(word: str, layout: str, goal: str, config: Mapping[str, Any]) -> str | 
 
 
 def apart(names: Iterable[str], layout: str, config: Mapping[str, Any]) -> set[str]:
-    """These names, with pieces instead of what Hugging Face's layout has not fused."""
+    """Return the tensors' names with each fused layer replaced by its pieces, unless Hugging Face's layout fuses it too."""
     found = set()
     for name in names:
         word = last_word(name)
@@ -86,9 +94,10 @@ def apart(names: Iterable[str], layout: str, config: Mapping[str, Any]) -> set[s
 def refit(
     tensors: Mapping[str, TensorEntry], wanted: Collection[str], layout: str, config: Mapping[str, Any]
 ) -> tuple[dict[str, TensorEntry], list[str], list[str]]:
-    """Take apart and fuse, so that tensors get the names in `wanted` where they can.
+    """Split and fuse the tensors of a checkpoint, so that they have the names in `wanted` where that is possible.
 
-    Returns them; the names of those made; and sentences about those that can't be made, beginning with their names.
+    layout: that of the tensors. config: the model's config.json. Returns the tensors; the names of those that were split or
+    fused; and a sentence on each that can't be, which begins with its name. Tensors that are not concerned stay as they are.
     """
     found: dict[str, TensorEntry] = {}
     made: list[str] = []
@@ -109,7 +118,7 @@ def refit(
                 continue
             made += [new for new in taken if new not in found]
             if twice := [new for new in taken if new in tensors]:
-                raise MalformedError(f"would be converted to {twice[0]!r}, which is there already")
+                raise MalformedError(f"would be converted to {twice[0]!r}, which exists already")
         except MalformedError as error:
             problems.append(f"tensor {name!r} {error}")
             continue
@@ -118,7 +127,7 @@ def refit(
 
 
 def _split(entry: TensorEntry, layout: str, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
-    """Its pieces, by name. Raises MalformedError."""
+    """Return the pieces of a fused tensor, by name. Raises MalformedError if its size contradicts config.json."""
     ranges = _certain(last_word(entry.name), layout, config)
     axis, total = _axis(entry, layout), max(stop for piece in ranges.values() for _, stop in piece)
     if entry.shape[axis] != total:
@@ -130,28 +139,29 @@ def _split(entry: TensorEntry, layout: str, config: Mapping[str, Any]) -> dict[s
 def _fuse(
     tensors: Mapping[str, TensorEntry], name: str, word: str, layout: str, config: Mapping[str, Any]
 ) -> dict[str, TensorEntry]:
-    """The fused tensor of which `name` is a piece, by its name. Raises MalformedError."""
+    """Return {name: tensor} of the fused tensor of layer `word` that contains `name`. Raises MalformedError."""
     ranges = _certain(word, layout, config)
     whole, entries = _renamed(name, word), {piece: tensors.get(_renamed(name, piece)) for piece in ranges}
     held = {piece: entry for piece, entry in entries.items() if entry is not None}
     if len(held) < len(ranges):
-        raise MalformedError(f"would be fused into {whole!r}, but there aren't all of {', '.join(ranges)}")
+        raise MalformedError(f"would be fused into {whole!r}, but not all of {', '.join(ranges)} exist")
     return {whole: join(held, _axis(tensors[name], layout), ranges, whole)}
 
 
 def _certain(word: str, layout: str, config: Mapping[str, Any]) -> dict[str, list[Range]]:
+    """Return slices(), and raise MalformedError where it returns None."""
     ranges = slices(word, layout, config)
     if ranges is None:
         raise MalformedError(
             f"can't be converted between {word} and {', '.join(PIECES[word])}: how a model of type"
-            f" {shown(config.get('model_type'))} in layout {layout} fuses them isn't known, or config.json doesn't tell the"
+            f" {shown(config.get('model_type'))} in layout {layout} fuses them isn't known, or config.json doesn't give the"
             " sizes"
         )
     return ranges
 
 
 def _axis(entry: TensorEntry, layout: str) -> int:
-    """Along which its `out` lies. Raises MalformedError unless it is a Linear layer's weight or bias."""
+    """Return the axis of a tensor that is `out`. Raises MalformedError unless it is the weight or bias of a Linear layer."""
     kind = entry.name.rpartition(".")[2]
     if (kind, len(entry.shape)) not in (("weight", 2), ("bias", 1)):
         raise MalformedError(f"{list(entry.shape)} is not the weight or bias of one Linear layer, so it can't be converted")
@@ -159,6 +169,6 @@ def _axis(entry: TensorEntry, layout: str) -> int:
 
 
 def _renamed(name: str, word: str) -> str:
-    """The tensor's name in another layer of its module."""
+    """Return a tensor's name with the name of its layer replaced by `word`."""
     *module, _, kind = name.split(".")
     return ".".join([*module, word, kind])

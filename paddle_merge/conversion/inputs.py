@@ -1,4 +1,11 @@
-"""The inputs of a merge: opened together, and compared by their headers."""
+"""Open the inputs of a merge, or of a command that compares checkpoints, and check that their tensors match.
+
+    open_inputs     for a merge: checkpoints and adapters, before they are converted
+    differences     for a merge: how the tensors of the inputs differ
+    open_together   for diff, analyze and extract-lora: checkpoints in one layout with their adapters folded in
+
+Only headers are read, and the values of a few tensors that may be tied.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +26,7 @@ from .detect import detect
 from .layout import normalise
 from .lora.fold import adapt
 
-# What config.json says of how weights are used, and shapes don't.
+# Fields of config.json that determine how weights are used, and that shapes don't show.
 SETTINGS = (
     "model_type",
     "num_attention_heads",
@@ -35,9 +42,10 @@ SETTINGS = (
 
 
 def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Sequence[Adapter]]]:
-    """The headers of checkpoints, and of the adapters to fold into each.
+    """Read the headers of checkpoints, and of the adapters to fold into each.
 
-    Raises CheckpointError listing what is wrong with any of them.
+    specs: paths, or `base+adapter` with any number of adapters. prefix: as of open.open_checkpoint. Raises CheckpointError
+    listing everything wrong with any of them, such as that one is quantised.
     """
     inputs: list[tuple[Checkpoint, Sequence[Adapter]]] = []
     problems: list[str] = []
@@ -55,7 +63,7 @@ def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Seq
 
 
 def _marked(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """The same tensors, each knowing where it comes from, whatever will be made of it."""
+    """Return the same tensors with their origin set to (path, name), which is kept through all conversions."""
     found: dict[str, TensorEntry] = {}
     for name, entry in tensors.items():
         entry = stored(entry)
@@ -67,8 +75,11 @@ def _marked(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEn
 def differences(
     inputs: Sequence[Checkpoint], out_dtype: DType | None, aligned: Callable[[str], bool] = lambda name: False
 ) -> list[str]:
-    """Every way in which the inputs' tensors don't match: names, shapes (but of those that will be aligned), dtypes (of
-    numbers, if no out_dtype is given)."""
+    """Return a sentence on each tensor that is missing in some inputs, or that differs in shape or dtype between them.
+
+    out_dtype: of the output, if one is given; then float dtypes may differ. aligned: whether the tensor of a name will be
+    aligned to one vocabulary; then its shapes may differ. Returns an empty list if the inputs match.
+    """
     everywhere = {name: None for checkpoint in inputs for name in checkpoint.tensors}
     if not everywhere:
         return [f"{inputs[0].path}: holds no tensors"]
@@ -84,12 +95,12 @@ def differences(
         entries = [(checkpoint.path, checkpoint.tensors[name]) for checkpoint in inputs]
         if len({entry.shape for _, entry in entries}) > 1 and not aligned(name):
             shown = ", ".join(f"{list(entry.shape)} in {path}" for path, entry in entries)
-            remedy = "; --tokenizer_source union (or base) aligns vocabularies that differ" if _holds_tokens(name) else ""
+            remedy = "; --tokenizer_source union (or base) aligns different vocabularies" if _holds_tokens(name) else ""
             shapes.append(f"tensor {name!r} has different shapes: {shown}{remedy}")
         all_float = all(entry.dtype.is_float for _, entry in entries)
         if len({entry.dtype for _, entry in entries}) > 1 and not (all_float and out_dtype):
             shown = ", ".join(f"{entry.dtype.name} in {path}" for path, entry in entries)
-            remedy = "; --out_dtype merges them and says how to store the result" if all_float else ""
+            remedy = "; to merge them, give the dtype of the result with --out_dtype" if all_float else ""
             dtypes.append(f"tensor {name!r} has different dtypes: {shown}{remedy}")
     problems = []
     for found in (missing, shapes, dtypes):
@@ -98,12 +109,13 @@ def differences(
 
 
 def _holds_tokens(name: str) -> bool:
+    """Return whether a tensor has a row per token: an embedding or lm_head."""
     return last_word(name) in (*EMBEDDINGS, last_word(HEAD))
 
 
 def setting(config: Mapping[str, Any], name: str) -> Any:
-    """What a config says of one of SETTINGS; None if it doesn't."""
-    rope = config.get("rope_parameters")  # where transformers 5 writes them
+    """Return the value of one of SETTINGS in a config; None if it is absent."""
+    rope = config.get("rope_parameters")  # where transformers 5 writes some of them
     value = config.get(name)
     return rope.get(name) if value is None and isinstance(rope, dict) else value
 
@@ -111,11 +123,13 @@ def setting(config: Mapping[str, Any], name: str) -> Any:
 def in_one_layout(
     checkpoints: Sequence[Checkpoint], given: Sequence[str | None], prefix: str
 ) -> tuple[tuple[Checkpoint, ...], str | None, list[str]]:
-    """The checkpoints as layout.normalise views them, in the first one's layout; where it refuses them together (one ties
-    lm_head and another doesn't, for one), each as it views it alone; where it refuses that too, but they are of one layout,
-    as they are stored. given: stated layouts, one each, or none.
+    """Convert checkpoints to the first one's layout, also those that can't be merged with one another.
 
-    Returns them, the layout (None if it can't be told), and sentences on what was done. Raises CheckpointError.
+    This is layout.normalise of all of them. If that refuses them (for example because one ties lm_head and another doesn't),
+    each is converted alone; if that fails too, and all have one layout, they stay as they are stored.
+    given: the layouts that the user states, one each, or an empty sequence. prefix: "model" or "master_weights".
+
+    Returns the checkpoints; the layout, None if it is unknown; and sentences on what was done. Raises CheckpointError.
     """
     config = next((found for one in checkpoints if (found := read_config(one.folder))), {})
     try:
@@ -123,7 +137,7 @@ def in_one_layout(
     except CheckpointError as error:
         pairs = list(zip(checkpoints, given or [None] * len(checkpoints), strict=True))
         layouts = [detect(one, prefix, config, said).layout for one, said in pairs]
-        notes = [f"{line} (compared all the same)" for line in error.problems]
+        notes = [f"{line} (compared nevertheless)" for line in error.problems]
         if None in layouts:
             raise
         try:
@@ -137,7 +151,7 @@ def in_one_layout(
 
 @dataclass(frozen=True)
 class Opened:
-    """layout: None if it can't be told. notes: sentences on how the checkpoints came to be alike."""
+    """Hold checkpoints in one layout. layout: None if it is unknown. notes: sentences on what was converted or folded in."""
 
     checkpoints: tuple[Checkpoint, ...]
     layout: str | None
@@ -145,9 +159,10 @@ class Opened:
 
 
 def open_together(specs: Sequence[str], layouts: Sequence[str | None], prefix: str) -> Opened:
-    """Checkpoints of any formats and layouts, `base+adapter` too, in the first one's layout; no weights are read.
+    """Open checkpoints of any format and layout in the first one's layout, with their adapters folded in.
 
-    layouts: stated ones, one each, or none. Raises CheckpointError listing everything wrong with any of them.
+    specs: paths, or `base+adapter`. layouts: those that the user states, one each, or an empty sequence. prefix: as of
+    open.open_checkpoint. Raises CheckpointError listing everything wrong with any of them.
     """
     opened, problems = [], []
     for spec in specs:

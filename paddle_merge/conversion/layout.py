@@ -1,11 +1,11 @@
-"""Layouts: how a language model's weights are named and turned. Hugging Face stores a Linear's weight [out, in], Paddle
-[in, out]; PaddleNLP also calls tensors after the model's type. Nothing in a file says which it is, so it is detected from
-names and shapes, never guessed; then all inputs are viewed in one layout, without moving a byte.
+"""Convert language models between layouts, as views of the same bytes: names, and the orientation of matrices.
 
-    layout         names       Linear     lm_head
-    hf             model.      [out, in]  [V, h]; absent if tied to the embedding
-    paddleformers  model.      [in, out]  [V, h]
-    paddlenlp      llama. ...  [in, out]  [h, V]; [V, h] if tied
+    layout         names begin with  Linear weights  lm_head (V: vocabulary, h: hidden size)
+    hf             model.            [out, in]       [V, h]; absent if tied to the embedding
+    paddleformers  model.            [in, out]       [V, h]
+    paddlenlp      llama. etc.       [in, out]       [h, V]; [V, h] if tied
+
+No file states its layout, so detect.py finds it from names and shapes. The entry point is normalise().
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ..parsing import shown
 from .detect import Detected, alike, detect
 from .fused import PIECES, apart, kept, refit
 
-METADATA = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # what loaders want as safetensors' `format`
+METADATA = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # the `format` in safetensors metadata that loaders expect
+_STATE = f"state it with --layout, one of {', '.join(LAYOUTS)} for each model and then for the base"
 
 
 def normalise(
@@ -34,13 +35,15 @@ def normalise(
     prefix: str,
     fallback: Mapping[str, Any],
 ) -> tuple[tuple[Checkpoint, ...], str | None, list[str]]:
-    """All inputs in one layout: `target`, else the first one's.
+    """Convert all inputs to one layout: `target` if it is given, else that of the first.
 
-    given: layouts that the user states, one per input, or none. fallback: a config of the same architecture, for inputs
-    without one.
+    given: the layouts that the user states, one per input, or an empty sequence. strict: whether to refuse inputs of
+    different layouts. prefix: which weights these are, "model" or "master_weights". fallback: a config of the same
+    architecture, for inputs without one.
 
-    Returns the inputs, their layout (None if it can't be told, but is the same as far as can be told), and a sentence on
-    each that was turned. Raises CheckpointError listing what can't be told or turned.
+    Returns the inputs; their layout, which is None if it is unknown and nothing had to be converted; and a sentence on each
+    input that was converted. Raises CheckpointError listing every layout that is unknown and every tensor that can't be
+    converted.
     """
     given = given or (None,) * len(inputs)
     found = [detect(checkpoint, prefix, fallback, said) for checkpoint, said in zip(inputs, given, strict=True)]
@@ -50,7 +53,7 @@ def normalise(
     problems = []
     if len({one.tied for one in found}) > 1 and all(one.layout for one in found):
         ties = "; ".join(f"{checkpoint.path} {'does' if one.tied else 'does not'}" for checkpoint, one in pairs)
-        problems.append(f"some inputs tie lm_head to the embedding and some don't, so they don't merge: {ties}")
+        problems.append(f"some inputs tie lm_head to the embedding and some don't, so they can't be merged: {ties}")
     shown = [f"{checkpoint.path}: {one.layout or 'unknown'} ({one.evidence})" for checkpoint, one in pairs]
     if all(one.layout == goal for one in found):
         problems += _mixed_files(inputs) if goal is None else []
@@ -62,31 +65,32 @@ def normalise(
     if strict and len({one.layout for one in found}) > 1:
         raise CheckpointError(f"--strict_layout: the inputs' layouts differ: {'; '.join(shown)}")
     problems += [
-        f"{checkpoint.path}: can't tell its layout ({one.evidence}), and it may have to be turned to {goal or 'the others'};"
-        f" say it with --layout, one of {', '.join(LAYOUTS)} for each model and then the base"
+        f"{checkpoint.path}: its layout is unknown ({one.evidence}), and it may have to be converted to"
+        f" {goal or 'that of the others'}; {_STATE}"
         for checkpoint, one in pairs
         if one.layout is None
     ]
-    transposed = []
+    converted = []
     for checkpoint, one in pairs if not problems else ():
         try:
-            transposed.append(_turn(checkpoint, one, str(goal)))
+            converted.append(_convert(checkpoint, one, str(goal)))
         except CheckpointError as error:
             problems += error.problems
     if not problems:
-        transposed, problems = _tie(list(zip(transposed, found, strict=True)), str(goal))
+        converted, problems = _tie(list(zip(converted, found, strict=True)), str(goal))
     if problems:
         raise CheckpointError(problems)
     notes = [f"{text}, read as {goal}" for text, one in zip(shown, found, strict=True) if one.layout != goal]
-    return _fused_alike(transposed, found, str(goal), notes)
+    return _fused_alike(converted, found, str(goal), notes)
 
 
 def _fused_alike(
     inputs: Sequence[Checkpoint], found: Sequence[Detected], layout: str, notes: list[str]
 ) -> tuple[tuple[Checkpoint, ...], str, list[str]]:
-    """What one input has fused and another has apart, as the first has it; the layout; and notes with those on them.
+    """Split or fuse weights of the inputs, all of one layout, so that the same ones are fused as in the first input.
 
-    Raises CheckpointError listing what can't be converted.
+    found: what was detected about each. Returns the inputs, the layout, and `notes` with a sentence added on each input that
+    was changed. Raises CheckpointError listing every tensor that can't be converted.
     """
     result: list[Checkpoint] = []
     problems: list[str] = []
@@ -95,14 +99,17 @@ def _fused_alike(
         problems += [f"{checkpoint.path}: {sentence}" for sentence in wrong]
         result.append(dataclasses.replace(checkpoint, tensors=tensors) if made else checkpoint)
         if made:
-            notes = [*notes, f"{checkpoint.path}: {len(made)} weights read fused, or apart, as {inputs[0].path} has them"]
+            notes = [*notes, f"{checkpoint.path}: {len(made)} weights split or fused, to match {inputs[0].path}"]
     if problems:
         raise CheckpointError(problems)
     return tuple(result), layout, notes
 
 
 def _mixed_files(inputs: Sequence[Checkpoint]) -> list[str]:
-    """Why files of Paddle and of torch don't merge, if nothing tells whether their matrices are turned alike."""
+    """Return a sentence if files of Paddle and of torch are to be merged, and both may store a square matrix transposed.
+
+    inputs: of unknown layout. Returns an empty list if there is no such matrix, or if all files are of one library.
+    """
     paddle = [checkpoint for checkpoint in inputs if checkpoint.kind in ("pdparams", "flex")]
     torch = [checkpoint for checkpoint in inputs if checkpoint.kind == "bin" or checkpoint.format == "pt"]
     square = [
@@ -113,20 +120,23 @@ def _mixed_files(inputs: Sequence[Checkpoint]) -> list[str]:
     if not (paddle and torch and square):
         return []
     return [
-        f"{paddle[0].path} is Paddle's and {torch[0].path} torch's, and they may store {square[0]!r} turned; say how with"
-        f" --layout, one of {', '.join(LAYOUTS)} for each model and then the base"
+        f"{paddle[0].path} was saved by Paddle and {torch[0].path} by torch, and one may store {square[0]!r} transposed;"
+        f" the layout is unknown: {_STATE}"
     ]
 
 
-# --- turning ---------------------------------------------------------------------------------------------------------
+# --- one checkpoint --------------------------------------------------------------------------------------------------
 
 
-def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
-    """The same tensors, named and turned as in `goal`. Raises CheckpointError listing those it doesn't know how to turn."""
+def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
+    """Return a checkpoint with its tensors named, split and transposed as layout `goal` has them.
+
+    Raises CheckpointError listing every tensor of which it is unknown how it has to be converted.
+    """
     assert found.layout is not None
     model_type = str(found.config.get("model_type", "")).replace("-", "_")
     if "paddlenlp" in (goal, found.layout) and not model_type:
-        raise CheckpointError(f"{checkpoint.path}: its config.json has no model_type, after which PaddleNLP names tensors")
+        raise CheckpointError(f"{checkpoint.path}: its config.json has no model_type, with which PaddleNLP's names begin")
     before, after = (f"{model_type}." if layout == "paddlenlp" else "model." for layout in (found.layout, goal))
     flips = (found.layout == "hf") != (goal == "hf")
     tensors: dict[str, TensorEntry] = {}
@@ -141,10 +151,11 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
         if fused:
             new = new.replace(f".{word}.", f".{fused}.")
         if name == HEAD:
-            stored = _head_is_turned(checkpoint, found)
+            stored = _head_is_transposed(checkpoint, found)
             flip = stored != (goal == "paddlenlp" and not found.tied)
             if stored != (found.layout == "paddlenlp" and not found.tied):
-                why = f"is not as {found.layout} stores it in a model that {'ties' if found.tied else 'does not tie'} it"
+                ties = "ties" if found.tied else "does not tie"
+                why = f"is not stored as {found.layout} does for a model that {ties} it to the embedding"
         elif word in PIECES and not fused:
             flip, why = False, f"is fused, and it isn't known how a model of type {shown(model_type)} fuses it in {goal}"
         elif len(entry.shape) < 2 or (word in EMBEDDINGS and known):
@@ -152,9 +163,9 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
         else:
             flip = flips
             if flips and not (len(entry.shape) == 2 and word in LINEARS and name.endswith(".weight")):
-                why = f"{list(entry.shape)}: it isn't known whether it is turned between {found.layout} and {goal}"
+                why = f"{list(entry.shape)}: it isn't known whether it has to be transposed from {found.layout} to {goal}"
         if new in tensors:
-            why = f"and another would both be called {new!r} in {goal}"
+            why = f"and another would both have the name {new!r} in {goal}"
         try:
             tensors[new] = transpose(entry, new) if flip and not why else entry.renamed(new)
         except MalformedError as error:
@@ -167,9 +178,11 @@ def _turn(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
 
 
 def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tuple[list[Checkpoint], list[str]]:
-    """The checkpoints, tied ones with lm_head as `goal` stores it: Hugging Face's does without; in Paddle's it is the very
-    bytes of the embedding, so that whatever is done to one is done to both; so it is in no known layout, where lm_head is
-    the embedding's equal. And why that can't be."""
+    """Return the checkpoints with lm_head as layout `goal` has it in tied models, and sentences on why that can't be.
+
+    Hugging Face's layout has no lm_head in tied models. In Paddle's layouts it becomes a view of the embedding's bytes, so
+    that a merge changes both in the same way. In an unknown layout (None) it does too, if it equals the embedding.
+    """
     result: list[Checkpoint] = []
     problems: list[str] = []
     for checkpoint, one in pairs:
@@ -193,8 +206,10 @@ def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tupl
 
 
 def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> frozenset[str]:
-    """The names of matrices that the layout has [in, out], and Hugging Face [out, in]: weights but embeddings. (A tied
-    lm_head is the embedding.)"""
+    """Return the names of the matrices that a layout stores [in, out] and Hugging Face stores [out, in].
+
+    These are all two-dimensional weights except embeddings, and except a tied lm_head. None for layout hf or an unknown one.
+    """
     if layout not in ("paddlenlp", "paddleformers"):
         return frozenset()
     matrices = {name: entry for name, entry in tensors.items() if len(entry.shape) == 2 and name.endswith(".weight")}
@@ -210,8 +225,8 @@ def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> fro
     )
 
 
-def _head_is_turned(checkpoint: Checkpoint, found: Detected) -> bool:
-    """Whether lm_head is [h, V]; by its shape, if that tells."""
+def _head_is_transposed(checkpoint: Checkpoint, found: Detected) -> bool:
+    """Return whether lm_head is stored [h, V], by its shape, or by the layout if it is square or no embedding matches it."""
     head = checkpoint.tensors[HEAD].shape
     vocabulary = {entry.shape for name, entry in checkpoint.tensors.items() if last_word(name) in EMBEDDINGS}
     if len(set(head)) == 2 and len(vocabulary) == 1 and sorted(head) == sorted(next(iter(vocabulary))):

@@ -1,9 +1,9 @@
-"""Modules of a recipe: models of several parts, such as language and vision, each merged in its own way.
+"""Find which module of a recipe a tensor belongs to, such as the language model or the vision tower, by the tensor's name.
 
-There is no list of architectures. A module is found in the names of tensors: "vision_tower" is what has that word, or
-another that such a part is called by, before its layers. The deepest such word decides: model.visual.merger is the
-projector's, if the recipe has one, else the vision tower's. What is in no other is the language model's, or that of a module
-`default`.
+There is no list of architectures. A tensor belongs to "vision_tower" if its name contains that word, or a synonym of it
+(_KINDS), before the number of its layer. If several words match, the last one decides: model.visual.merger belongs to the
+projector if the recipe has one, else to the vision tower. A tensor that matches none belongs to the language model, or to
+the module `default` if the recipe has it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TypeVar
 
 from ..checkpoints.names import layer_of
 
-REST = "default"
-# What the parts of models are called: by mergekit, which comes first, and in names of tensors. The first has the rest.
+REST = "default"  # the module of all tensors that no other module has
+# Synonyms for the modules of models: first mergekit's, then words in tensors' names. The first row is the language model,
+# which has all tensors that match no word.
 _KINDS = (
     ("text_decoder", "language_model", "text_model", "llm"),
     ("vision_tower", "vision_model", "visual", "vision_encoder", "vit"),
@@ -26,23 +27,24 @@ _KINDS = (
     ("audio_tower", "audio_model", "audio_encoder"),
 )
 _TEXT = _KINDS[0]
-_SHARED = ("shared", "lm_head")  # of T5
+_SHARED = ("shared", "lm_head")  # T5's tied embedding
 T = TypeVar("T")
 
 
 def within(tensors: Mapping[str, T], module: str | None, modules: tuple[str, ...]) -> dict[str, T]:
-    """Those of one module; None: all."""
+    """Return the tensors of one module of a recipe that has `modules`; all of them if `module` is None."""
     return {name: one for name, one in tensors.items() if module is None or module_of(name, modules) == module}
 
 
 def module_of(name: str, modules: tuple[str, ...]) -> str | None:
-    """Which of the modules a tensor belongs to; None if to none, or to several as well."""
+    """Return which of the modules a tensor belongs to; None if it belongs to none, or equally to several."""
     claiming = claiming_modules(name, modules)
     return claiming[0] if len(claiming) == 1 else None
 
 
 @functools.lru_cache(1 << 16)
 def claiming_modules(name: str, modules: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the modules that a tensor belongs to: one, none, or several if their words match it equally well."""
     claims = {module: claim for module in modules if (claim := _claim(name, module)) is not None}
     if claims:
         best = max(claims.values())
@@ -53,7 +55,10 @@ def claiming_modules(name: str, modules: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _claim(name: str, module: str) -> tuple[int, bool] | None:
-    """How deep in the name the module is called, and whether so and not by another word; None: nowhere."""
+    """Return how well a module matches a tensor's name: (position of the last matching word, whether it is no synonym).
+
+    None if no word matches. A module with dots in its name is a prefix of the tensor's name.
+    """
     if "." in module:
         return (module.count(".") + 1, True) if name.startswith(f"{module}.") else None
     kind = next((kind for kind in (*_KINDS, _SHARED) if module in kind), (module,))
@@ -61,23 +66,27 @@ def _claim(name: str, module: str) -> tuple[int, bool] | None:
 
 
 def _front(name: str) -> Iterator[tuple[int, str]]:
-    """Words up to the layers, with their places."""
+    """Return the words of a tensor's name before its layer's number, counted from 1."""
     layer = layer_of(name)
     return enumerate((layer[0] if layer else name).split("."), 1)
 
 
 def _kind_of(name: str) -> tuple[str, ...] | None:
+    """Return the row of _KINDS that a tensor's name matches last; None if it matches none."""
     found = [kind for _, word in _front(name) for kind in _KINDS if word in kind]
     return found[-1] if found else None
 
 
 def suggested(names: Iterable[str]) -> list[str]:
-    """Names of modules that would have these tensors, as mergekit calls them."""
+    """Return mergekit's names of the modules that have these tensors, each once."""
     return list(dict.fromkeys((_kind_of(name) or _TEXT)[0] for name in names))
 
 
 def called(found: Sequence[str]) -> dict[str, str]:
-    """Stacks of layers -> what mergekit calls the module; one that nothing tells of is language, several by their names."""
+    """Return mergekit's name of the module of each stack of layers.
+
+    A stack that matches no known module is the language model; if several do, each is named by the word before its layers.
+    """
     unknown = [stack for stack in found if _kind_of(stack) is None]
     names = {stack: (_kind_of(stack) or _TEXT)[0] for stack in found}
     if len(unknown) > 1:

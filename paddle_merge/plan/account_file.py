@@ -57,7 +57,7 @@ def _vocabulary(plan: Plan) -> dict[str, Any] | None:
     if tokens is None:
         return None
     titles = plan.recipe.titles
-    fates = [{"path": titles[fate.number], **dataclasses.asdict(fate)} for fate in tokens.fates]
+    fates = [{"path": titles[fate.number], **dataclasses.asdict(fate)} for fate in tokens.alignments]
     size = {"source": tokens.title, "tokens": len(tokens.vocabulary.ids), "rows": tokens.rows}
     return {**size, "in_no_model": tokens.nowhere, "inputs": fates}
 

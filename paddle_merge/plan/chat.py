@@ -32,8 +32,8 @@ def choose(
 ) -> tuple[ChatTemplate | None, list[str]]:
     """The output's template, None if none is asked for or found; and sentences on what is likely not meant.
 
-    folders: of each input, what to call it and where its tokenizer is. donor: where the output's tokenizer comes from.
-    Raises CheckpointError if a file of them can't be read.
+    folders: of each input, what to call it and where its tokenizer is. config_source: where the output's tokenizer comes
+    from. Raises CheckpointError if a file of them can't be read.
     """
     if value is None:
         return None, []

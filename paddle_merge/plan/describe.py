@@ -68,7 +68,7 @@ def _tokens(plan: Plan) -> list[str]:
     tokens = plan.tokens
     assert tokens is not None
     lines = [f"tokens   {tokens.title}: {len(tokens.vocabulary.ids)} tokens in {tokens.rows} rows"]
-    for fate in tokens.fates:
+    for fate in tokens.alignments:
         unnamed = f", {fate.unnamed} rows without a token dropped" if fate.unnamed else ""
         said = f"{fate.matched} matched, {_few(fate.filled, 'filled')}, {_few(fate.dropped, 'dropped')}{unnamed}"
         lines.append(f"         {plan.recipe.titles[fate.number]}: {said}")

@@ -1,7 +1,7 @@
 """Recipe: what was asked, checked as far as it can be without looking at a file.
 
 Flags and YAML recipes make the same Recipe. A parameter is a setting: one value, a gradient over the layers, or one of these
-for each group of tensors (resolve.py says which counts for a tensor).
+for each group of tensors (parameters.py says which counts for a tensor).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recipe -> mergekit's YAML, as read.py reads it."""
+"""Recipe -> mergekit's YAML, as yaml_read.py reads it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Source(Protocol):
 
 
 class Pipeline:
-    """The elements start..stop of one tensor in all models, as methods see them (methods.Tensor) and as they are merged.
+    """The elements start..stop of one tensor in all models, as methods see them (shared.base.Tensor) and as they are merged.
 
     not_finite: the sources (models in order, then the base) in which a NaN or Inf was met. overflowed: whether finite input
     led to a number that the output's dtype can't hold. Both are known when the merge is done.

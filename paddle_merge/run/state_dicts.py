@@ -161,7 +161,7 @@ def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, 
 
 
 class _MemorySource:
-    """blocks.Source over flat tensors."""
+    """pipeline.Source over flat tensors."""
 
     def __init__(self, flat: Sequence[Any], dtypes: Sequence[DType]):
         self._flat, self.dtypes = flat, dtypes

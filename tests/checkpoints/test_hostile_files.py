@@ -75,7 +75,7 @@ def test_what_is_no_file(tmp_path: Path, good: Path, kind: str, file: str) -> No
         assert isinstance(result, list)
         (sentence,) = result
         assert sentence.startswith(f"{bad}: has no model.safetensors")
-        assert sentence.endswith("; its model.safetensors is no file, or a link to what isn't there")
+        assert sentence.endswith("; its model.safetensors is not a file, or is a link whose target doesn't exist")
     else:
         assert isinstance(result, dict)
         assert (result["w"] == TENSORS["w"]).all()
@@ -180,7 +180,7 @@ def test_an_index_names_no_other_folder(tmp_path: Path, good: Path, name: str) -
     result = merged(bad, good, out=tmp_path / "out")
     assert isinstance(result, list)
     (sentence,) = result
-    assert "outside its folder" in sentence or "not there" in sentence
+    assert "outside its folder" in sentence or "don't exist" in sentence
     assert sentence.isprintable()
     assert len(sentence) < 500
 
@@ -227,9 +227,9 @@ def test_an_empty_path_is_called_that(tmp_path: Path, good: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "mode", "words"),
     [
-        (".", 0o000, "can't be read (no permission to look into it)"),
-        (".", 0o100, "can't be read (no permission to look into it)"),
-        (".", 0o600, "can't be read (no permission to look into it)"),
+        (".", 0o000, "can't be read (no permission to list or enter the folder)"),
+        (".", 0o100, "can't be read (no permission to list or enter the folder)"),
+        (".", 0o600, "can't be read (no permission to list or enter the folder)"),
         ("model.safetensors", 0, "model.safetensors: can't be read (Permission denied)"),
         ("config.json", 0, "config.json: can't be read (Permission denied)"),
         ("tokenizer.json", 0, "tokenizer.json: can't be read (Permission denied)"),

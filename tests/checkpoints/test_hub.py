@@ -188,7 +188,7 @@ def test_a_model_in_the_cache_needs_no_network(
     assert checkpoint.path == "org/one"
     assert checkpoint.folder == str(folder)
     assert checkpoint.kind == "pdparams"
-    told = f"org/one: of its config and tokenizer, only what is in {folder} is used (generation_config.json: OSError:"
+    told = f"org/one: only the config and tokenizer files that are in {folder} already are used (generation_config.json:"
     assert [told in message for message in caplog.messages] == [True] * (library == "paddlenlp")
     logging.getLogger("PaddleFormers").warning("heard again")
     assert caplog.messages[-1] == "heard again"
@@ -207,7 +207,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: st
         "paddleformers": "ConnectError: [Errno -2] Name or service not known",
     }[library]
     assert problem == (
-        f"org/one: no such file or folder, and {library} can't fetch a model of this name (model.safetensors.index.json:"
+        f"org/one: no such file or folder, and {library} can't fetch a model with this name (model.safetensors.index.json:"
         f" {reason}); check the name and the network, or give the path of a local copy"
     )
 
@@ -219,7 +219,7 @@ def test_no_such_model_and_no_such_shard(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CheckpointError, match=r"it finds none of model.safetensors, model_state.pdparams"):
         open_checkpoint("org/one")
     (model(tmp_path / "online" / "org" / "one", shards=2) / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors, which the index names, is not there"):
+    with pytest.raises(CheckpointError, match=r"doesn't have model-00002-of-00002.safetensors, which its index names"):
         open_checkpoint("org/one")
 
 

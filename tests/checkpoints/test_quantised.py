@@ -61,7 +61,7 @@ def test_float8_with_scales(tmp_path: Path, name: str) -> None:
     assert len(problems) == 2
     for problem, model in zip(problems, models, strict=True):
         assert problem.startswith(f"{model}: is quantised (1 of its tensors hold scales or packed codes, {name!r} for one)")
-        assert "codes of different scales can't be averaged; convert it to bfloat16 first" in problem
+        assert "codes with different scales can't be averaged; convert it to bfloat16 first" in problem
 
 
 def test_names_that_are_no_scales(tmp_path: Path) -> None:

@@ -325,9 +325,9 @@ def test_sizes_must_match(tmp_path: Path) -> None:
     partial = laid_out(a, "paddleformers")
     del partial["model.layers.0.self_attn.k_proj.bias"]
     path = kept_as(tmp_path / "partial", partial)
-    assert "there aren't all of q_proj, k_proj, v_proj" in refused(good, path, out=out)[0]
+    assert "not all of q_proj, k_proj, v_proj exist" in refused(good, path, out=out)[0]
     path = kept_as(tmp_path / "both", {**whole, name.replace("qkv", "q"): np.zeros((HIDDEN, HIDDEN))})
-    assert f"would be converted to {name.replace('qkv', 'q')!r}, which is there already" in refused(split, path, out=out)[0]
+    assert f"would be converted to {name.replace('qkv', 'q')!r}, which exists already" in refused(split, path, out=out)[0]
 
 
 def test_feed_forward_of_another_width(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def duplicate_in_index(folder: Path) -> None:
 
 
 INDEX_DAMAGE: list[tuple[Damage, str]] = [
-    (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "shards that are not there: model-00002-of"),
+    (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "shards that don't exist: model-00002-of"),
     (put_in_wrong_shard, "index puts tensor 't0' in model-00002-of-00002.safetensors, but it is in model-00001-of"),
     (unlist, "index puts tensor 't3' in None, but it is in model-00002-of"),
     (list_too_much, "index puts tensor 'ghost' in model-00001-of-00002.safetensors, but it is in None"),
@@ -338,13 +338,13 @@ def entry(name: str, **changes: object) -> dict[str, Any]:
 
 
 HEADER_DAMAGE: list[tuple[str, Any, bytes, int | None, str]] = [
-    ("empty file", None, b"", None, "cut off within its header"),
-    ("half a length", None, b"\x10\0\0", None, "cut off within its header"),
-    ("length beyond the file", GOOD, b"\0" * 12, 10_000, "cut off within its header"),
-    ("length beyond everything", GOOD, b"\0" * 12, 2**64 - 1, "cut off within its header"),
-    ("length zero", GOOD, b"\0" * 12, 0, "cut off within its header"),
+    ("empty file", None, b"", None, "truncated within its header"),
+    ("half a length", None, b"\x10\0\0", None, "truncated within its header"),
+    ("length beyond the file", GOOD, b"\0" * 12, 10_000, "truncated within its header"),
+    ("length beyond everything", GOOD, b"\0" * 12, 2**64 - 1, "truncated within its header"),
+    ("length zero", GOOD, b"\0" * 12, 0, "truncated within its header"),
     ("length too small", GOOD, b"\0" * 12, 20, "header is not valid JSON"),
-    ("truncated data", GOOD, b"\0" * 11, None, "is cut off"),
+    ("truncated data", GOOD, b"\0" * 11, None, "is truncated"),
     ("trailing bytes", GOOD, b"\0" * 13, None, "is longer than its header says"),
     ("not JSON", "{nonsense}", b"", None, "header is not valid JSON"),
     ("not UTF-8", b'{"\xff": 1}', b"", None, "header is not valid JSON"),
@@ -380,7 +380,7 @@ HEADER_DAMAGE: list[tuple[str, Any, bytes, int | None, str]] = [
     ("no dtype", {"w": {"shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4, None, "has dtype None"),
     ("unknown dtype", entry("w", dtype="F7"), b"\0" * 12, None, "has dtype F7"),
     ("dtype not a word", entry("w", dtype=["F32"]), b"\0" * 12, None, "has dtype"),
-    ("float8", entry("w", dtype="F8_E8M0"), b"\0" * 12, None, "has dtype F8_E8M0, which can't be merged yet"),
+    ("float8", entry("w", dtype="F8_E8M0"), b"\0" * 12, None, "has dtype F8_E8M0, which isn't supported"),
     ("not an object", {**GOOD, "w": 5}, b"\0" * 12, None, "malformed header entry"),
     ("metadata not text", {**GOOD, "__metadata__": {"format": 1}}, b"\0" * 12, None, "__metadata__ is not a map"),
     ("metadata a list", {**GOOD, "__metadata__": ["pt"]}, b"\0" * 12, None, "__metadata__ is not a map"),
@@ -728,7 +728,9 @@ def test_copy_file_list_comes_on_top(tmp_path: Path, pair: tuple[Path, Path]) ->
 
 
 @pytest.mark.parametrize("name", ["gone.txt", "../b/config.json", "/etc/hostname", "code"])
-def test_copy_file_list_refuses_what_is_not_a_file_of_the_donor(tmp_path: Path, pair: tuple[Path, Path], name: str) -> None:
+def test_copy_file_list_refuses_what_is_not_a_file_of_the_config_source(
+    tmp_path: Path, pair: tuple[Path, Path], name: str
+) -> None:
     (pair[0] / "code").mkdir()
     (sentence,) = refusal(*pair, out=tmp_path / "o", copy_file_list=[name])
     assert sentence.startswith(f"--copy_file_list {name}: ")

@@ -165,7 +165,7 @@ def test_square_weights_say_nothing(tmp_path: Path) -> None:
     first = stored(tmp_path / "a", a, "hf", square)
     second = str(write(tmp_path / "b", laid_out(b, "paddleformers"), "bfloat16", config=square, format="np"))
     config = MergeConfig(model_path_list=[first, second], output_path=str(tmp_path / "out"))
-    with pytest.raises(CheckpointError, match=r"can't tell its layout .* say it with --layout"):
+    with pytest.raises(CheckpointError, match=r"its layout is unknown .* state it with --layout"):
         merge(config)
     config.layout = ["hf", "paddleformers"]
     merge(config)
@@ -176,7 +176,9 @@ def test_evidence_that_contradicts_itself(tmp_path: Path) -> None:
     a, b = llama(0), laid_out(llama(1), "paddleformers")
     name = "model.layers.1.mlp.up_proj.weight"
     paths = [stored(tmp_path / "a", a, "hf"), str(write(tmp_path / "b", {**b, name: b[name].T.copy()}, config=CONFIG))]
-    with pytest.raises(CheckpointError, match=r"can't tell its layout \(the shape of .* says so, but not the shape of"):
+    with pytest.raises(
+        CheckpointError, match=r"its layout is unknown \(by the shape of .*; the shape of .* contradicts that"
+    ):
         merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out")))
 
 
@@ -185,7 +187,7 @@ def test_what_is_not_known_is_not_turned(tmp_path: Path) -> None:
     a["model.layers.0.odd.weight"] = b["model.layers.0.odd.weight"] = np.zeros((3, 5))
     paths = [stored(tmp_path / "a", a, "hf"), stored(tmp_path / "b", b, "paddleformers")]
     config = MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out"))
-    with pytest.raises(CheckpointError, match=r"'model.layers.0.odd.weight' .* it isn't known whether it is turned"):
+    with pytest.raises(CheckpointError, match=r"'model.layers.0.odd.weight' .* it isn't known whether it has to be t"):
         merge(config)
     config.model_path_list = [paths[0], paths[0]]
     merge(config)  # nothing has to be turned
@@ -267,7 +269,7 @@ def test_lm_head_goes_by_its_shape_and_its_values(tmp_path: Path) -> None:
     tied = {**CONFIG, "tie_word_embeddings": True}
     a = llama(0)
     transposed = stored(tmp_path / "turned", a, "paddlenlp", tied)  # [h, V], as only untied models have it
-    assert "'lm_head.weight' is not as paddlenlp stores it" in refused(
+    assert "'lm_head.weight' is not stored as paddlenlp does" in refused(
         transposed, transposed, out=tmp_path / "o", output_layout="hf"
     )
     other = stored(tmp_path / "other", a, "paddleformers", tied)  # tied, says config.json
@@ -370,9 +372,9 @@ def test_fused_weights_and_names_that_collide(tmp_path: Path) -> None:
     for extra, words in (
         (
             {"llama.layers.0.self_attn.qkv_proj.weight": np.zeros((16, 32))},
-            "would be converted to 'llama.layers.0.self_attn.q_proj.weight', which is there already",
+            "would be converted to 'llama.layers.0.self_attn.q_proj.weight', which exists already",
         ),
-        ({"model.norm.weight": np.zeros(HIDDEN)}, "would both be called 'model.norm.weight' in hf"),
+        ({"model.norm.weight": np.zeros(HIDDEN)}, "would both have the name 'model.norm.weight' in hf"),
     ):
         path = str(write(tmp_path / words[-9:], {**model, **extra}, "bfloat16", config=CONFIG))
         assert words in refused(path, path, out=tmp_path / "o", output_layout="hf")
@@ -404,7 +406,7 @@ def test_paddles_and_torchs_files_of_unknown_models(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "model_state.pdparams").write_bytes(pickle.dumps(values, protocol=4))
     said = refused(torch, str(tmp_path / "b"), out=tmp_path / "o")
-    assert "'blocks.0.proj.weight' turned; say how with --layout" in said
+    assert "one may store 'blocks.0.proj.weight' transposed; the layout is unknown: state it with --layout" in said
     config = MergeConfig(model_path_list=[torch, str(tmp_path / "b")], output_path=str(tmp_path / "o"))
     config.layout = ["hf", "hf"]
     merge(config)

@@ -132,7 +132,7 @@ def header(folder: Path, content: dict[str, Any], data: bytes = b"") -> Path:
     ("info", "words"),
     [
         ({"shape": [2**62] * 400}, "malformed shape"),  # its product has too many digits to print, or to compute soon
-        ({"shape": [0, 2**62]}, "larger than anything can hold"),
+        ({"shape": [0, 2**62]}, "too large to address"),
         ({"dtype": [[[list(range(9999))]]]}, "can't be merged yet"),
         ({"dtype": "\x1b[2J\u202e"}, r"has dtype \x1b[2J\u202e,"),
         ({"byteorder": "big"}, "malformed header entry"),
@@ -180,15 +180,15 @@ def test_paths_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"rank_pattern": "x"}, "of a wrong type"),
-        ({"alpha_pattern": [1]}, "of a wrong type"),
-        ({"rank_pattern": {"(a+)+$": 2}}, "could take forever"),
-        ({"rank_pattern": {".*.*.*.*x": 2}}, "could take forever"),
-        ({"rank_pattern": {"a{99999999999}": 2}}, "no pattern"),
+        ({"rank_pattern": "x"}, "has a wrong type"),
+        ({"alpha_pattern": [1]}, "has a wrong type"),
+        ({"rank_pattern": {"(a+)+$": 2}}, "could take very long"),
+        ({"rank_pattern": {".*.*.*.*x": 2}}, "could take very long"),
+        ({"rank_pattern": {"a{99999999999}": 2}}, "isn't a valid pattern"),
         ({"lora_alpha": 10**400}, "can't be scaled"),
         ({"lora_alpha": 1e300}, "can't be scaled"),
         ({"r": list(range(10_000))}, "can't be scaled"),
-        ({"bias": {"a": list(range(10_000))}}, "is not known"),
+        ({"bias": {"a": list(range(10_000))}}, "is not supported"),
     ],
 )
 def test_adapter_configs(tmp_path: Path, config: dict[str, Any], words: str) -> None:
@@ -212,7 +212,7 @@ def test_a_head_dim_that_is_no_number(tmp_path: Path, told: Any) -> None:
         (tmp_path / name).write_bytes(content)
     path = tmp_path / "a" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "head_dim": told}))
-    with pytest.raises(CheckpointError, match=r"config\.json doesn't tell its whole size"):
+    with pytest.raises(CheckpointError, match=r"config\.json doesn't give its whole shape"):
         open_checkpoint(str(tmp_path / "a"))
 
 
@@ -243,14 +243,14 @@ def test_a_memory_bomb_of_tuples(tmp_path: Path) -> None:
     """A list of a million, made a tuple of ten thousand times, would be 80 GB."""
     content = b"\x80\x04](" + b"N" * 1_000_000 + b"e\x85q\x00" + attacks.TUPLE + b"q\x01(" + b"h\x01h\x00R" * 10_000 + b"t."
     (tmp_path / "model_state.pdparams").write_bytes(content)
-    assert "makes a tuple of what is none" in refused(tmp_path)
+    assert "calls tuple() with an object that is not a tuple" in refused(tmp_path)
 
 
 def test_numbers_that_collide_as_keys(tmp_path: Path) -> None:
     prime = 2**61 - 1  # Python's hash of a number is its remainder
     keys = b"".join(b"\x8a\x0c" + (n * prime).to_bytes(12, "little") + b"N" for n in range(100_000))
     (tmp_path / "model_state.pdparams").write_bytes(b"\x80\x04}(" + keys + b"u.")
-    assert "no names" in refused(tmp_path)
+    assert "keys are not names" in refused(tmp_path)
 
 
 def test_tables_of_slices_by_number(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_frames_show_what_was_lost(tmp_path: Path, shift: int) -> None:
     content = bytearray(pickle.dumps({"w": np.ones(3, np.float32)}, protocol=4))
     content[3:11] = struct.pack("<Q", struct.unpack("<Q", content[3:11])[0] + shift)
     (tmp_path / "model_state.pdparams").write_bytes(content)
-    assert "cut off, or damaged" in refused(tmp_path)
+    assert "damaged or truncated" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,8 @@ MODELS = [
 REFUSED = {  # what neither a folded model nor the library's own folding computes as the library trained it
     ("paddlenlp-llama", "pissa"): "PiSSA",
     ("paddlenlp-llama", "mora"): "MoRA",
-    ("transformers-qwen2_tied", "embeddings"): "apart from lm_head",
-    ("transformers-qwen2_tied", "untied"): "apart from lm_head",
+    ("transformers-qwen2_tied", "embeddings"): "but not lm_head",
+    ("transformers-qwen2_tied", "untied"): "but not lm_head",
 }
 CASES = [(model, adapter) for model in MODELS for adapter in model.adapters if (str(model), adapter) not in REFUSED]
 # How PaddleFormers saves a base -> the options with which it opens it.

@@ -38,7 +38,7 @@ SMALL = {
 }  # fmt: skip
 LARGE = {"large": (130, 701), "long": (70_003,)}  # several blocks, and pieces, of odd sizes
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-BYTES = ("bfloat16", "float64")  # one for each compute dtype: how others are read and written is test_specials.py's
+BYTES = ("bfloat16", "float64")  # one for each compute dtype: how others are read and written is test_special_values.py's
 EPSILON = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}  # a unit, of 1
 
 
@@ -91,7 +91,7 @@ LAWS = {
     "sce": Law("{select_topk: 0.6}", "{}", 2, order=True),
     "arcee_fusion": Law(why="of a model it takes over the most important changes, and there are always others"),
     "tsv": Law(
-        "{lambda: 0.9}", why="its smallest singular vectors are dropped: test_whole.py says what is kept", order=True
+        "{lambda: 0.9}", why="its smallest singular vectors are dropped: test_whole_matrix.py says what is kept", order=True
     ),
     "iso_c": Law("{lambda: 0.9}", why="singular values are made equal", order=True),
     "consensus_ta": Law("{weight: 0.4, lambda_mask: 0.3}", why="it is a sum", order=True),

@@ -98,7 +98,7 @@ def test_what_is_announced_does_not_grow_with_the_tensor(folder: Path, method: s
 
 @pytest.mark.parametrize("method", [method for method in LAWS if method not in WHOLE])
 def test_no_more_than_is_announced(folder: Path, tmp_path: Path, method: str) -> None:
-    """Singular vectors, which would take minutes here, are held to what they announce by test_whole.py."""
+    """Singular vectors, which would take minutes here, are held to what they announce by test_whole_matrix.py."""
     text, _ = recipe(method, folder, "large")
     (tmp_path / "recipe.yaml").write_text(text)
     command = [sys.executable, "-m", "paddle_merge", str(tmp_path / "recipe.yaml"), "--quiet", "--n_process", "1"]

@@ -327,4 +327,4 @@ parameters: {weight: 1}
     made(text)
     config = json.loads(Path("out/config.json").read_text())
     assert (config["num_hidden_layers"], config["eos_token_id"]) == (4, [1, 2, 3, 4])
-    assert config["layer_types"] == ["a3", "deep3", "a0", "a1"]  # b has none; the donor's
+    assert config["layer_types"] == ["a3", "deep3", "a0", "a1"]  # b has none; the config source's

@@ -133,8 +133,8 @@ def test_everything_wrong_is_said_together() -> None:
     assert caught.value.problems == [
         "tensor 'u' is missing in state_dicts[0] (it is in state_dicts[1])",
         "tensor 'w' has different shapes: [3] in state_dicts[0], [4] in state_dicts[1]",
-        "tensor 'v' has different dtypes: float64 in state_dicts[0], float32 in state_dicts[1]; --out_dtype merges them and"
-        " says how to store the result",
+        "tensor 'v' has different dtypes: float64 in state_dicts[0], float32 in state_dicts[1]; to merge them, give the"
+        " dtype of the result with --out_dtype",
     ]
     with pytest.raises(CheckpointError, match="'ids' is int64, which can't be averaged, and differs in base"):
         merge_state_dicts([a, a], MergeConfig(), base={**a, "ids": np.arange(1, 3)})

@@ -163,7 +163,7 @@ def changed_inputs(trial: Trial) -> None:
         journal = any("merge_journal" in name for name in trial.files())
         if code != 0 and journal and word != "unlink":
             if trial.run("--resume") != 1 or not any(
-                words in trial.said[-1] for words in ("has changed since", "is cut off")
+                words in trial.said[-1] for words in ("has changed since", "is truncated")
             ):
                 raise BrokenPromiseError(f"--resume goes on with a changed input: {trial.said[-1]}")
             trial.state()

@@ -1,6 +1,6 @@
-"""The Numba loops of an analysis (see kernels.py for their habits).
+"""The Numba loops of an analysis (see __init__.py for the rules of all loops).
 
-As in report/loops.py a block is taken LANES elements at a time, and lane i sums up every LANES-th element, so that no sum
+As in comparing.py, a block is taken LANES elements at a time, and lane i sums up every LANES-th element, so that no sum
 depends on how wide this machine's vectors are.
 """
 

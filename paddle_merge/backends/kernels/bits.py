@@ -1,4 +1,4 @@
-"""The way into float32 and out of it: Numba loops between stored bits and numbers (see kernels.py for their habits)."""
+"""Numba loops that convert stored bits to float32 and back (see __init__.py for the rules of all loops)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Numba loops of a comparison (see kernels.py for their habits).
+"""The Numba loops of a comparison (see __init__.py for the rules of all loops).
 
 A block is taken LANES elements at a time, and lane i sums up every LANES-th element, so that no sum depends on how wide this
 machine's vectors are. Everything between two loops stays in the first-level cache.

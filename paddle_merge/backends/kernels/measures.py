@@ -51,7 +51,7 @@ def add_gram(x, gram):
 
 @jit
 def count_between(x, bounds, stride, counts, sums, values):
-    """One block of select.Bracket's pass."""
+    """One block of a pass of methods.shared.selection.Bracket."""
     kind = bounds.dtype.type
     lo, hi = bounds[0], bounds[1]
     magnitudes = np.empty(CHUNK, bounds.dtype)

@@ -1,4 +1,11 @@
-"""Open weights of any format; the first bytes of a file decide which format it has."""
+"""Open files of weights whose format is not known in advance; the first bytes of a file decide which format it has.
+
+    open_file    one file
+    open_index   the shards that an index file names
+    open_files   several files that are one checkpoint
+
+Users' paths go through open.open_checkpoint, which calls these once it has found the files.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +17,10 @@ from .folder import SHOWN, read_weight_map, sniff
 
 
 def open_index(path: str, index: str, single: str | None) -> Checkpoint:
-    """The checkpoint in the shards, in the folder `path`, that an index names.
+    """Read the headers of the shards that the file `index` names, in the folder `path`.
 
-    single: the file that it would be without an index, which must not be there too. Raises CheckpointError.
+    single: the path of the same model as one file; None if there can't be one. Loaders disagree about which of the two
+    counts, so the file must not exist too. Raises CheckpointError.
     """
     weight_map = read_weight_map(index)
     shards = sorted(set(weight_map.values()))
@@ -25,19 +33,24 @@ def open_index(path: str, index: str, single: str | None) -> Checkpoint:
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         raise CheckpointError(
-            f"{index}: names shards that are not there: {', '.join(name[:100] for name in missing[:SHOWN])}{more}"
+            f"{index}: names shards that don't exist: {', '.join(name[:100] for name in missing[:SHOWN])}{more}"
         )
     return open_files(path, path, [os.path.join(path, shard) for shard in shards], weight_map)
 
 
 def open_file(path: str) -> Checkpoint:
-    """The checkpoint that is one file. Raises CheckpointError."""
+    """Read the header of a checkpoint that is the single file `path`. Raises CheckpointError."""
     if path.endswith((".distcp", ".metadata")):
-        raise CheckpointError(f"{path}: is one file of a distributed checkpoint; give the folder that holds them all")
+        raise CheckpointError(f"{path}: is one file of a distributed checkpoint; give the folder that holds all its files")
     return open_files(path, os.path.dirname(path) or ".", [path], None)
 
 
 def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, str] | None) -> Checkpoint:
+    """Read the headers of files that are one checkpoint, all of one format.
+
+    path: what the user calls the checkpoint. folder: where its config and tokenizer are. weight_map: tensor name -> shard
+    name, which must agree with what the files hold; None without an index. Raises CheckpointError.
+    """
     from . import pdparams, safetensors, torch_bin
 
     kinds = {sniff(file) for file in files}

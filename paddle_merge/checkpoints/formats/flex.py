@@ -1,4 +1,4 @@
-"""Paddle's distributed ("flex") checkpoints: N.metadata says which box of which tensor each rank's N-th .distcp holds."""
+"""Read Paddle's distributed ("flex") checkpoints: N.metadata lists which box of which tensor is in which .distcp file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from . import safetensors
 from .arrays import naturals
 from .folder import sniff
 from .pdparams import read_tensors
-from .pickles import MAX_STEPS, Record, load, open_window
+from .pickles import MAX_STEPS, load, open_window
+from .standins import Record
 
 _MODULE = "paddle.distributed.flex_checkpoint.dcp.metadata"
 _OLDER = "paddle.distributed.checkpoint.metadata"
@@ -27,15 +28,16 @@ WORDS: dict[tuple[str, str], Callable[..., Any]] = {
     for module in (_MODULE, _OLDER)
     for name in ("Metadata", "LocalTensorMetadata", "LocalTensorIndex")
 }
+# The folders of a Trainer's checkpoint-N, by prefix.
 _FOLDERS = {
     "model": "model_state",
     "master_weights": "master_weight",
     "adapter": "model_state",
-}  # of a Trainer's checkpoint-N
+}
 
 
 def metadata_folder(path: str, prefix: str) -> str | None:
-    """The folder that holds the metadata: `path`, or its folder of that prefix; None if there is none."""
+    """Return the folder that holds the metadata: `path`, or the folder of this prefix in it; None if neither does."""
     for folder in (path, os.path.join(path, _FOLDERS.get(prefix, prefix))):
         if _versions(folder):
             return folder
@@ -43,14 +45,17 @@ def metadata_folder(path: str, prefix: str) -> str | None:
 
 
 def _versions(folder: str) -> list[int]:
-    """The N of every N.metadata."""
+    """Return the N of every N.metadata in a folder, in ascending order."""
     names = map(os.path.basename, glob.glob(os.path.join(glob.escape(folder), "*.metadata")))
     return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"(\d{1,9})\.metadata", name)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A box of a tensor. span: if given, only these of its elements, counted in row-major order."""
+    """Describe a shard of a tensor: the box of `shape` elements from index `at` on.
+
+    span: (start, stop) if the shard is only these of the box's elements, counted in row-major order; else None.
+    """
 
     at: tuple[int, ...]
     shape: tuple[int, ...]
@@ -58,17 +63,20 @@ class Shard:
 
     @staticmethod
     def of(fields: Mapping[str, Any]) -> Shard:
-        """Raises MalformedError."""
+        """Make a shard from the attributes of the metadata's LocalTensorMetadata or -Index. Raises MalformedError."""
         at, shape = fields.get("global_offset"), fields.get("local_shape")
         span = fields.get("flattened_range") if fields.get("is_flattened") else None
         if not naturals(at) or not naturals(shape) or len(at) != len(shape):
-            raise MalformedError("has a shard without a place")
+            raise MalformedError("has a shard without a position")
         if fields.get("is_flattened") and not (naturals(span) and len(span) == 2 and span[0] <= span[1]):
             raise MalformedError("has a flattened shard without a range")
         return Shard(at, shape, span)
 
     def parts(self, held: StoredEntry) -> list[Part]:
-        """Where the shard's elements are, as boxes of the whole tensor. held: what its file holds. Raises MalformedError."""
+        """Return where the shard's elements are stored, as boxes of the whole tensor.
+
+        held: the tensor of this name in the shard's file. Raises MalformedError if its size is not the shard's.
+        """
         if self.span is None and held.shape != self.shape:
             raise MalformedError(f"should be {list(self.shape)} in {os.path.basename(held.file)}, but is {list(held.shape)}")
         start, stop = self.span or (0, held.nbytes // held.dtype.itemsize)
@@ -80,7 +88,7 @@ class Shard:
                 for part in as_boxes(held)
             ]
         if held.parts:
-            raise MalformedError("is flattened, and not stored as plain bytes; save it again with protocol 4")
+            raise MalformedError("is flattened, and not stored as contiguous bytes; save it again with pickle protocol 4")
         found, before = [], 0
         for corner, box in boxes(self.shape, start, stop):
             at = tuple(a + c for a, c in zip(self.at, corner, strict=True))
@@ -90,7 +98,10 @@ class Shard:
 
 
 def open_folder(path: str, folder: str) -> Checkpoint:
-    """The checkpoint whose metadata is in `folder`, of the highest N. Raises CheckpointError listing all that is wrong."""
+    """Read the descriptions of the tensors of the checkpoint whose metadata is in `folder`; the highest N counts.
+
+    path: what the user calls the checkpoint. Raises CheckpointError listing everything wrong with it.
+    """
     file = os.path.join(folder, f"{_versions(folder)[-1]}.metadata")
     with open_window(file) as window:
         metadata = load(window, WORDS)
@@ -124,42 +135,47 @@ def open_folder(path: str, folder: str) -> Checkpoint:
                 problems.append(f"{os.path.join(folder, name)}: tensor {key!r} is not in the metadata")
     if problems:
         raise CheckpointError(problems)
-    phi = any(last_word(key) == "gate_up_proj" for key in tensors)  # its qkv_proj has no groups that ranks could hold whole
+    # gate_up_proj is Phi's, whose qkv_proj is [all q | all k | all v]: each rank has a slice of all three.
+    phi = any(last_word(key) == "gate_up_proj" for key in tensors)
     split = [
         key for key in tensors if phi and last_word(key) == "qkv_proj" and len({shard.at for shard, _ in shards[key]}) > 1
     ]
     if split:
         raise CheckpointError(
-            f"{file}: tensor {split[0]!r} is fused in each tensor-parallel rank, and can't be put together; save the model"
-            " without tensor parallelism"
+            f"{file}: tensor {split[0]!r} is fused in each tensor-parallel rank separately, and can't be joined; save the"
+            " model without tensor parallelism"
         )
     ordered = sorted(tensors.values(), key=lambda entry: (entry.file, entry.offset))
     return Checkpoint(path, path, "np", {entry.name: entry for entry in ordered}, "flex")
 
 
-Places = dict[str, list[tuple[Shard, str]]]
+Places = dict[str, list[tuple[Shard, str]]]  # tensor name -> (shard, name of its file)
 
 
 def _read(metadata: Any) -> tuple[Places, dict[str, tuple[int, ...]]]:
-    """Which shards each tensor has, in which files, and its shape where the metadata gives it. Raises MalformedError."""
+    """Return the shards of each tensor with their files, and the tensors' shapes where the metadata gives them.
+
+    metadata: the stand-in of a Metadata object. Raises MalformedError.
+    """
     fields = metadata.fields if isinstance(metadata, Record) else {}
     described, stored = fields.get("state_dict_metadata"), fields.get("storage_metadata")
     if not isinstance(described, dict) or not isinstance(stored, dict):
-        raise MalformedError("is no metadata of a distributed checkpoint")
+        raise MalformedError("is not the metadata of a distributed checkpoint")
     shapes: dict[str, tuple[int, ...]] = {}
     known: dict[str, set[Shard]] = {}
     described_so_far = 0
     for key, shards in described.items():
         if not isinstance(key, str) or not isinstance(shards, list) or not all(isinstance(item, Record) for item in shards):
-            raise MalformedError("is damaged: it describes what is no tensor")
+            raise MalformedError("is damaged: it describes something that is not a tensor")
         described_so_far += len(shards)
-        if described_so_far > MAX_STEPS // 16:  # the instructions that describe one; the same one many times is an attack
+        # A description takes at least 16 instructions; more of them refer to the same object, to exhaust memory.
+        if described_so_far > MAX_STEPS // 16:
             raise MalformedError("describes more shards than it can hold")
         known[str(key)] = {Shard.of(item.fields) for item in shards}
-        told = [item.fields["global_shape"] for item in shards if item.fields.get("global_shape") is not None]
-        if not all(map(naturals, told)):
-            raise MalformedError(f"gives tensor {str(key)!r} a shape that is none")
-        given = set(told)
+        listed = [item.fields["global_shape"] for item in shards if item.fields.get("global_shape") is not None]
+        if not all(map(naturals, listed)):
+            raise MalformedError(f"gives tensor {str(key)!r} an invalid shape")
+        given = set(listed)
         if len(given) > 1:
             raise MalformedError(f"gives tensor {str(key)!r} different shapes: {sorted(given)}")
         if given:
@@ -173,28 +189,28 @@ def _read(metadata: Any) -> tuple[Places, dict[str, tuple[int, ...]]]:
     for index, name in stored.items():
         key = index.fields.get("tensor_key") if isinstance(index, Record) else None
         if not isinstance(key, str) or not isinstance(name, str):
-            raise MalformedError("is damaged: it places what is no tensor")
+            raise MalformedError("is damaged: it locates something that is not a tensor")
         fields = dict(index.fields)
-        if fields.get("local_shape") is None:  # older versions tell the shape in the description alone
+        if fields.get("local_shape") is None:  # older versions have the shape only in the description
             at = fields.get("global_offset")
             same = shaped.get((key, at), set()) if naturals(at) else set()
             fields["local_shape"] = next(iter(same)) if len(same) == 1 else None
         shard = Shard.of(fields)
         if shard not in known.get(key, ()):
-            raise MalformedError(f"places a shard of {str(key)!r} that it doesn't describe")
-        if (key, shard) not in seen:  # else a replica, which holds the same
+            raise MalformedError(f"locates a shard of {str(key)!r} that it doesn't describe")
+        if (key, shard) not in seen:  # else it is a replica, which holds the same elements
             seen.add((str(key), shard))
             places.setdefault(str(key), []).append((shard, str(name)))
     missing = sorted(key for key in known if key not in places)
     if missing:
-        raise MalformedError(f"places no shard of {', '.join(missing[:5])}")
+        raise MalformedError(f"locates no shard of {', '.join(missing[:5])}")
     return places, shapes
 
 
 def _open(file: str) -> dict[str, StoredEntry]:
-    """What one rank's file holds, by tensor name. Raises CheckpointError."""
+    """Return the tensors of one rank's file, by name. Raises CheckpointError."""
     if not os.path.isfile(file):
-        raise CheckpointError(f"{file}: is named by the metadata, but isn't there; all ranks' files are needed")
+        raise CheckpointError(f"{file}: is named by the metadata, but doesn't exist; the files of all ranks are needed")
     if sniff(file) == "safetensors":
         tensors = safetensors.open_files(file, os.path.dirname(file), [file], None).tensors
         return {name: stored(entry) for name, entry in tensors.items()}
@@ -204,7 +220,11 @@ def _open(file: str) -> dict[str, StoredEntry]:
 def _tensor(
     key: str, shape: tuple[int, ...] | None, places: list[tuple[Shard, str]], held: Mapping[str, Mapping[str, StoredEntry]]
 ) -> StoredEntry:
-    """The tensor made of its shards. Raises MalformedError."""
+    """Return a tensor, assembled from its shards.
+
+    shape: its shape, if the metadata gives it. places: its shards and their files. held: the tensors of each file.
+    Raises MalformedError.
+    """
     parts: list[Part] = []
     dtypes = set()
     for shard, name in places:
@@ -220,22 +240,23 @@ def _tensor(
             raise MalformedError("has shards of different dimensions")
         shape = tuple(max(end) for end in zip(*ends, strict=True))
     if any(len(part.at) != len(shape) for part in parts):
-        raise MalformedError("has shards of other dimensions than its own")
+        raise MalformedError("has shards with another number of dimensions than its own")
     whole = assemble(key, dtypes.pop(), shape, parts or [Part(held[places[0][1]][key].file, 0, (0,), (0,), (1,))])
     return of_ranks(whole, {shard.at for shard, _ in places})
 
 
 def of_ranks(entry: StoredEntry, pieces: Collection[tuple[int, ...]]) -> StoredEntry:
-    """A tensor of a distributed checkpoint, where PaddleFormers has [gate | up] in each tensor-parallel rank, as [gate | up]
-    of the whole. Others as they are: a rank holds whole groups of a qkv_proj.
+    """Return a fused gate and up projection with all of gate before all of up; and other tensors as they are.
 
-    pieces: where the ranks' pieces begin. Raises MalformedError if they aren't equal ones along `out`.
+    PaddleFormers stores [gate | up] of each tensor-parallel rank, one rank after the other. (A qkv_proj needs no change:
+    each rank holds whole groups of it.)
+    pieces: the first indices of the ranks' shards. Raises MalformedError unless they are of equal size along `out`.
     """
     if last_word(entry.name) not in ("up_gate_proj", "gate_up_proj") or len(pieces) == 1:
         return entry
     axis, count = len(entry.shape) - 1, len(pieces)
     width, rest = divmod(entry.shape[axis], 2 * count)
     if rest or {piece[axis] for piece in pieces} != set(range(0, entry.shape[axis], 2 * width)):
-        raise MalformedError("is fused, and the ranks' pieces of it aren't equal ones, so what is whose isn't certain")
+        raise MalformedError("is fused, and the ranks' shards of it differ in size, so gate and up can't be told apart")
     halves = repeated(("gate", "up"), [width, width], count)
     return select(entry, axis, [one for half in halves.values() for one in half], entry.name)

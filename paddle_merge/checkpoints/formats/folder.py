@@ -1,4 +1,7 @@
-"""Find the files of weights in a folder, by the names that libraries give them and by their first bytes."""
+"""Find the files of weights in a folder by the names that libraries give them, and tell a file's format by its first bytes.
+
+Nothing here opens a checkpoint; open.open_folder combines these functions with the readers of formats.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,18 @@ from ...errors import CheckpointError
 from ...parsing import shown
 from ..json_files import open_regular, read_json
 
-_LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's files before 1.6 begin
 ADAPTER = "adapter"  # the prefix of a LoRA adapter's weights, whatever their files are called
-SHOWN = 20  # names in a sentence
+SHOWN = 20  # the most names that an error message lists
 ENDINGS = (".safetensors", ".pdparams", ".bin", ".distcp")
 
 
 def singles(prefix: str) -> list[str]:
-    """The names of a whole model in one file, the preferred first; with .index.json, of the index of one in several."""
+    """Return the file names under which libraries save a whole model, the preferred one first.
+
+    A model in several shards has an index of the same name with ".index.json" appended.
+    prefix: "model", "master_weights" (of a Trainer's checkpoint) or ADAPTER; another one is a file's own prefix.
+    """
     if prefix == ADAPTER:
         return [
             "adapter_model.safetensors",
@@ -31,7 +38,10 @@ def singles(prefix: str) -> list[str]:
 
 
 def sniff(file: str) -> str:
-    """The kind of a file: "safetensors", "pdparams" or "bin". Raises CheckpointError if it is none of them."""
+    """Return the format of a file, by its first bytes: "safetensors", "pdparams" or "bin".
+
+    Raises CheckpointError if it can't be read or has none of these formats.
+    """
     try:
         with open_regular(file) as stream:
             head = stream.read(16)
@@ -43,7 +53,7 @@ def sniff(file: str) -> str:
         return "bin"
     if head.startswith(_LEGACY_TORCH):
         raise CheckpointError(
-            f"{file}: is of the format torch wrote before version 1.6; load it with torch and save it again"
+            f"{file}: has the format that torch.save used before version 1.6; load it with torch and save it again"
         )
     if file.endswith(".safetensors"):
         return "safetensors"
@@ -55,7 +65,7 @@ def sniff(file: str) -> str:
 
 
 def read_weight_map(index: str) -> dict[str, str]:
-    """Tensor name -> shard name. Raises CheckpointError."""
+    """Read an index file and return its map from tensor names to the file names of shards. Raises CheckpointError."""
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
@@ -69,7 +79,11 @@ def read_weight_map(index: str) -> dict[str, str]:
 
 
 def misplaced(path: str, files: Mapping[str, str], weight_map: Mapping[str, str]) -> list[str]:
-    """Sentences about tensors that aren't where the index says. files: tensor name -> the file that holds it."""
+    """Return a sentence on each tensor that is not in the shard which the index names for it.
+
+    path: the checkpoint's path, with which the sentences begin. files: tensor name -> the file that holds it. weight_map:
+    tensor name -> shard name, as the index has it.
+    """
     held = {name: os.path.basename(file) for name, file in files.items()}
     return [
         f"{path}: the index puts tensor {name!r} in {weight_map.get(name)}, but it is in {held.get(name)}"
@@ -79,14 +93,15 @@ def misplaced(path: str, files: Mapping[str, str], weight_map: Mapping[str, str]
 
 
 def nothing_here(path: str, prefix: str) -> str:
+    """Return the sentence that reports a folder without weights of this prefix, with the most likely reason."""
     wanted = f"{path}: has no {', '.join(singles(prefix))}, and no index of one"
     for ending in ENDINGS:
         found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{ending}")))
         if found:
             name = os.path.basename(found[0])
             if not os.path.isfile(found[0]):
-                return f"{wanted}; its {name} is no file, or a link to what isn't there"
+                return f"{wanted}; its {name} is not a file, or is a link whose target doesn't exist"
             if ending == ".distcp":
-                return f"{wanted}; it has {name}, but not the .metadata file that says what is in it"
+                return f"{wanted}; it has {name}, but not the .metadata file that describes its content"
             return f"{wanted}; it has {name}: give that file, or its prefix with --merge_prefix"
     return wanted

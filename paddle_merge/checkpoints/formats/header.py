@@ -1,5 +1,8 @@
-"""What stands around the weights in a file, made of their names, dtypes and shapes alone: one module per format. So every
-weight's place is known before one is written, and any worker can write anywhere."""
+"""Describe what a file holds besides the bytes of its tensors: the header, and for .pdparams pickle code between tensors.
+
+The functions `header` of safetensors.py and pdparams.py make it from names, dtypes and shapes alone. So the offset of every
+tensor is known before any is computed, and workers can write their parts of a file in any order.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from ...dtypes import DType
 
 
 class Held(NamedTuple):
-    """A tensor that a file is to hold."""
+    """Describe a tensor that a file is to hold. nbytes: the bytes of its elements."""
 
     name: str
     dtype: DType
@@ -18,7 +21,10 @@ class Held(NamedTuple):
 
 
 class Header(NamedTuple):
-    """pieces: the bytes around the tensors, each with its offset. offsets: of the tensors, in order. nbytes: of the file."""
+    """Hold what is to be written besides the tensors, and where.
+
+    pieces: (offset, bytes) of each piece of it. offsets: byte offsets of the tensors, in order. nbytes: size of the file.
+    """
 
     pieces: tuple[tuple[int, bytes], ...]
     offsets: tuple[int, ...]

@@ -1,9 +1,9 @@
-"""Models that tensor- and pipeline-parallel training saved one file per rank, as model_state.tp00_pp01.pdparams, or an index
-and shards per rank, as model.safetensors.index.tp00_pp01.json.
+"""Read models that tensor- and pipeline-parallel training saved per rank.
 
-Stages of a pipeline hold different layers, and are put side by side. Tensor-parallel ranks hold a piece of some weights and
-all of others, and the files don't say which is which: a weight is joined where config.json says how large the whole one is,
-so that there is one way to get there; else the set is refused.
+A rank has one file, such as model_state.tp00_pp01.pdparams, or an index and shards, such as
+model.safetensors.index.tp00_pp01.json. Pipeline stages hold different layers. Tensor-parallel ranks hold a slice of some
+weights and all of others, and the files don't say which: a weight is joined if its shape as config.json gives it can be
+reached in exactly one way; otherwise the checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ..views import as_boxes, assemble
 from .any import open_file, open_index
 
 _REMEDY = "save it in one piece, as PaddleNLP does with save_pretrained(merge_tensor_parallel=True) or unified_checkpoint"
-Rank = tuple[int, int]  # tensor-parallel, pipeline
+Rank = tuple[int, int]  # (tensor-parallel rank, pipeline stage)
 
 
 def rank_files(path: str, single: str) -> dict[Rank, str]:
-    """The files of a folder that are `single` in pieces, or the index of one, by rank."""
+    """Return, by rank, the files of a folder that hold `single` (a file name) per rank; or its index per rank."""
     stem, ending = os.path.splitext(single)
     found = {}
     for file in glob.glob(os.path.join(glob.escape(path), f"{stem}.*{ending}")):
@@ -38,13 +38,17 @@ def rank_files(path: str, single: str) -> dict[Rank, str]:
 
 
 def open_ranks(path: str, files: Mapping[Rank, str], indexes: Mapping[Rank, str]) -> Checkpoint:
-    """The whole model. files, indexes: of each rank one of them. Raises CheckpointError listing all that is wrong."""
+    """Read the headers of all ranks' files and return the whole model.
+
+    path: the folder. files, indexes: the weights or the index of each rank. Raises CheckpointError listing everything
+    wrong, such as a rank that is missing.
+    """
     ranks = sorted({*files, *indexes})
     split, stages = (1 + max(rank[axis] for rank in ranks) for axis in (0, 1))
     missing = [(tp, pp) for pp in range(stages) for tp in range(split) if (tp, pp) not in ranks]
     if missing:
         shown = ", ".join(f"tp{tp:02d}_pp{pp:02d}" for tp, pp in missing[:8])
-        raise CheckpointError(f"{path}: has files of {len(ranks)} ranks, but none of {shown}; all ranks' files are needed")
+        raise CheckpointError(f"{path}: has files of {len(ranks)} ranks, but none of {shown}; the files of all are needed")
     opened: dict[Rank, Checkpoint] = {}
     problems: list[str] = []
     for rank in ranks:
@@ -66,7 +70,7 @@ def open_ranks(path: str, files: Mapping[Rank, str], indexes: Mapping[Rank, str]
         for name in dict.fromkeys(name for one in held for name in one):
             try:
                 if name in tensors:
-                    raise MalformedError(f"is in several stages of the pipeline; {_REMEDY}")
+                    raise MalformedError(f"is in several pipeline stages; {_REMEDY}")
                 if any(name not in one for one in held):
                     raise MalformedError(f"is missing in some tensor-parallel ranks; {_REMEDY}")
                 tensors[name] = _join(name, [one[name] for one in held], sizes if isinstance(sizes, dict) else {})
@@ -79,7 +83,7 @@ def open_ranks(path: str, files: Mapping[Rank, str], indexes: Mapping[Rank, str]
 
 
 def _join(name: str, entries: Sequence[TensorEntry], config: Mapping[str, Any]) -> TensorEntry:
-    """The weight of which tensor-parallel ranks hold these. Raises MalformedError where that isn't certain."""
+    """Join a weight from the tensors of all tensor-parallel ranks. Raises MalformedError unless there is exactly one way."""
     first, count = entries[0], len(entries)
     if count == 1:
         return first
@@ -87,10 +91,10 @@ def _join(name: str, entries: Sequence[TensorEntry], config: Mapping[str, Any]) 
         raise MalformedError(f"differs in shape or dtype between tensor-parallel ranks; {_REMEDY}")
     wholes = _whole_shapes(name, config)
     if re.search(r"norm\d*\.(weight|bias)$", name) and len(first.shape) == 1:
-        wholes = [first.shape]  # in every rank
+        wholes = [first.shape]  # every rank has all of it
     if not wholes:
         raise MalformedError(
-            f"may or may not be split among tensor-parallel ranks: config.json doesn't tell its whole size; {_REMEDY}"
+            f"may or may not be split among tensor-parallel ranks: config.json doesn't give its whole shape; {_REMEDY}"
         )
     if first.shape in wholes:
         if _differ(entries):
@@ -104,8 +108,8 @@ def _join(name: str, entries: Sequence[TensorEntry], config: Mapping[str, Any]) 
     ]
     if len(ways) != 1:
         raise MalformedError(
-            f"is {list(first.shape)} in each of {count} tensor-parallel ranks, which don't make {list(wholes[0])}, as"
-            f" config.json says, in just one way; {_REMEDY}"
+            f"is {list(first.shape)} in each of {count} tensor-parallel ranks, which can't be joined to {list(wholes[0])},"
+            f" the shape by config.json, in exactly one way; {_REMEDY}"
         )
     axis, whole = ways[0]
     parts = []
@@ -117,9 +121,9 @@ def _join(name: str, entries: Sequence[TensorEntry], config: Mapping[str, Any]) 
 
 
 def _whole_shapes(name: str, config: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """The shape, or shapes, that a weight of this name has in one piece, [in, out]; none if that isn't known.
+    """Return the shapes that a weight of this name may have in one piece, [in, out]; an empty list if that isn't known.
 
-    Fused weights are not here: their pieces interleave, so they can't be put side by side.
+    Fused weights have none: the slices of ranks interleave, so concatenating them would be wrong.
     """
     sizes = [config.get(size) for size in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")]
     sizes.append(config.get("num_key_value_heads") or sizes[1])
@@ -151,7 +155,7 @@ def _whole_shapes(name: str, config: Mapping[str, Any]) -> list[tuple[int, ...]]
 
 
 def _differ(entries: Sequence[TensorEntry]) -> bool:
-    """Whether they hold different bytes. Raises MalformedError."""
+    """Return whether the tensors hold different bytes; reads them. Raises MalformedError if they can't be read."""
     from ..compare import differing
 
     try:

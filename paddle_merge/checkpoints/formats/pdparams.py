@@ -1,4 +1,4 @@
-"""Paddle's own files: pickles of NumPy arrays, as paddle.save writes them, single and sharded."""
+"""Read and write Paddle's .pdparams files, single and sharded: pickles of NumPy arrays, as paddle.save writes them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,31 @@ from .folder import misplaced
 from .header import Header, Held
 from .pickles import load, open_window
 
-_NAMES = "StructuredToParameterName@@"  # paddle.save's table of parameter names
-_SLICES = "UnpackBigParamInfor@@"  # and of arrays that protocols 2 and 3 couldn't hold in one piece
+NAMES = "StructuredToParameterName@@"  # the key of paddle.save's table of parameter names
+_SLICES = (
+    "UnpackBigParamInfor@@"  # the key of its table of arrays that are split, because pickle protocols 2 and 3 hold 4 GiB
+)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def open_files(path: str, folder: str, files: Sequence[str], weight_map: dict[str, str] | None) -> Checkpoint:
-    """The checkpoint made of `files`; `weight_map` (tensor -> shard), if given, must say exactly what the files hold."""
+    """Read the descriptions of the tensors in `files`, which are one checkpoint; the payloads of arrays are skipped.
+
+    path: what the user calls it. folder: where its config.json is. weight_map: tensor name -> shard name, which must agree
+    with what the files hold; None without an index. Raises CheckpointError listing everything wrong.
+    """
     return Checkpoint(path, folder, "np", join(path, files, weight_map, read_tensors), "pdparams")
 
 
 def join(
     path: str, files: Sequence[str], weight_map: dict[str, str] | None, read: Callable[[str], list[StoredEntry]]
 ) -> dict[str, StoredEntry]:
-    """The tensors of all files. Raises CheckpointError listing everything wrong with them."""
+    """Return the tensors of all files, by name. read: returns those of one file; weight_map: as in open_files.
+
+    Raises CheckpointError listing everything wrong, such as a tensor that is in two files.
+    """
     tensors: dict[str, StoredEntry] = {}
     holders: dict[str, str] = {}
     problems: list[str] = []
@@ -51,7 +63,7 @@ def join(
 
 
 def read_tensors(file: str) -> list[StoredEntry]:
-    """The tensors of one file, by offset. Raises CheckpointError listing all that is wrong with it."""
+    """Return the tensors of one file, in order of offset. Raises CheckpointError listing everything wrong with it."""
     with open_window(file) as window:
         content = load(window, WORDS)
     arrays, problems = name_arrays(file, content)
@@ -67,7 +79,11 @@ def read_tensors(file: str) -> list[StoredEntry]:
 
 
 def _entry(name: str, file: str, shape: tuple[int, ...] | None, pieces: Sequence[Array], texts: Texts) -> StoredEntry:
-    """A tensor that is one array, or, if a shape is given, flat arrays one after the other. Raises MalformedError."""
+    """Return the tensor that is stored as these arrays.
+
+    shape: None if it is one array; else the tensor's shape, and the arrays are flat slices of it, in order.
+    texts: as in arrays.place. Raises MalformedError.
+    """
     places = [place(piece, file, texts) for piece in pieces]
     dtypes = {dtype for dtype, _ in places}
     if len(dtypes) != 1:
@@ -84,15 +100,18 @@ def _entry(name: str, file: str, shape: tuple[int, ...] | None, pieces: Sequence
     return assemble(name, dtype, shape, parts)
 
 
-Named = dict[str, tuple[tuple[int, ...] | None, list[Array]]]
+Named = dict[str, tuple[tuple[int, ...] | None, list[Array]]]  # name -> (shape if it is in slices, arrays)
 
 
 def name_arrays(file: str, content: Any) -> tuple[Named, list[str]]:
-    """The arrays of a file by tensor name, and sentences about what else is in it. Raises CheckpointError."""
+    """Return a file's arrays by tensor name, and a sentence on each entry that is no tensor. Raises CheckpointError.
+
+    content: what the file's pickle describes.
+    """
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds no dict of names and tensors, so its weights have no names")
+        raise CheckpointError(f"{file}: doesn't hold a dict from names to tensors, so its weights have no names")
     content = dict(content)
-    content.pop(_NAMES, None)
+    content.pop(NAMES, None)
     sliced = content.pop(_SLICES, {})
     if not isinstance(sliced, dict):
         raise CheckpointError(f"{file}: its table of slices is damaged")
@@ -107,21 +126,23 @@ def name_arrays(file: str, content: Any) -> tuple[Named, list[str]]:
         whole[str(name)] = shape, found
     for name, value in content.items():
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
-            content[name] = value[1]  # paddle.save's form of a tensor outside of a state dict: (its own name, array)
+            content[name] = value[1]  # paddle.save writes a tensor outside of a state dict as (its own name, array)
     remedy = "state = paddle.load({file!r}); paddle.save(state[{name!r}], 'model_state.pdparams')"
     arrays, problems = named(file, content, Array, remedy)
     return {**{name: (None, [array]) for name, array in arrays.items()}, **whole}, problems
 
 
-NAMES = "StructuredToParameterName@@"
+# --- writing ---------------------------------------------------------------------------------------------------------
+
 HELD = ("bfloat16", "float16", "float32", "float64", "bool", "int8", "uint8", "int16", "int32", "int64")
-# What paddle.save writes, protocol 4: instructions by their letters in pickletools.
+# The pickle instructions (protocol 4) that paddle.save writes; pickletools documents their codes.
 _START, _STOP = b"\x80\x04}(", b"u."  # PROTO EMPTY_DICT MARK, SETITEMS STOP
 _NEW_ARRAY = b"K\0\x85C\x01b\x87R"  # (.., 0) TUPLE1 b"b" TUPLE3 REDUCE
 _NEW_DTYPE, _DTYPE_STATE = b"\x89\x88\x87R", b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
 
 
 def header(tensors: Sequence[Held], format: str | None) -> Header:
+    """Return the pickle code around these tensors, in this order, as paddle.save writes it. format: not used here."""
     memo: dict[str, int] = {}
     pieces: list[tuple[int, bytes]] = []
     offsets: list[int] = []
@@ -130,7 +151,7 @@ def header(tensors: Sequence[Held], format: str | None) -> Header:
         text += _text(name) + _word(memo, "numpy.core.multiarray", "_reconstruct") + _word(memo, "numpy", "ndarray")
         text += _NEW_ARRAY + b"(K\x01(" + b"".join(map(_number, shape)) + b"t"
         text += _dtype(memo, np.dtype("<f2" if dtype.name == "float16" else dtype.raw))
-        text += b"\x89\x8e" + struct.pack("<Q", nbytes)  # not Fortran's order; BINBYTES8
+        text += b"\x89\x8e" + struct.pack("<Q", nbytes)  # NEWFALSE: row-major order; BINBYTES8
         pieces.append((at, text))
         offsets.append(at + len(text))
         at, text = at + len(text) + nbytes, b"tb"
@@ -139,29 +160,36 @@ def header(tensors: Sequence[Held], format: str | None) -> Header:
 
 
 def problems(tensors: Sequence[Held]) -> list[str]:
+    """Return a sentence on each tensor that Paddle can't load: one of an unknown dtype, or with a reserved name."""
     return [
-        f"tensor {tensor.name!r} is {tensor.dtype.name}, which Paddle has no tensors of: leave out --save_format pdparams"
+        f"tensor {tensor.name!r} is {tensor.dtype.name}, a dtype that Paddle doesn't have: leave out --save_format pdparams"
         for tensor in tensors
         if tensor.dtype.name not in HELD
     ] + [
-        f"tensor {tensor.name!r} is called as Paddle calls its table of names" for tensor in tensors if tensor.name == NAMES
+        f"tensor {tensor.name!r} has the name that Paddle reserves for its table of names; rename it"
+        for tensor in tensors
+        if tensor.name == NAMES
     ]
 
 
 def _text(text: str) -> bytes:
+    """Return the code that pushes a string: BINUNICODE."""
     raw = text.encode()
     return b"X" + struct.pack("<I", len(raw)) + raw
 
 
 def _number(number: int) -> bytes:
+    """Return the code that pushes an integer."""
     return pickle.dumps(number, 2)[2:-1]  # without PROTO and STOP
 
 
 def _word(memo: dict[str, int], module: str, name: str) -> bytes:
+    """Return the code that pushes the object `module.name`."""
     return _once(memo, name, _text(module) + _text(name) + b"\x93")  # STACK_GLOBAL
 
 
 def _dtype(memo: dict[str, int], dtype: np.dtype) -> bytes:
+    """Return the code that pushes a NumPy dtype."""
     order, code = dtype.str[0], dtype.str[1:]
     if code in memo:
         return _once(memo, code, b"")
@@ -170,7 +198,7 @@ def _dtype(memo: dict[str, int], dtype: np.dtype) -> bytes:
 
 
 def _once(memo: dict[str, int], key: str, made: bytes) -> bytes:
-    """What makes it the first time, and recalls it from then on."""
+    """Return `made`, and memoize what it pushes; from the second time on, the code that recalls it from pickle's memo."""
     if key in memo:
         return b"h" + bytes([memo[key]])  # BINGET
     memo[key] = len(memo)

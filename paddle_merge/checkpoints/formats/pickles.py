@@ -1,7 +1,8 @@
-"""Pickles without pickle: the few instructions that weights files need, carried out on stand-ins of our own.
+"""Read pickles without Python's pickle module: interpret the few instructions that files of weights need.
 
-Nothing of Python is called, imported or looked up, whatever the file says: a name outside the caller's list of words is an
-error, and so is every other instruction. Payloads of arrays are noted by place, not read.
+load() makes stand-ins (standins.py) instead of objects. It never calls, imports or looks up anything that the file names: a
+name outside of the caller's `words` is an error, and so is every other instruction. Of an array's bytes only the location
+is kept; they are not read.
 """
 
 from __future__ import annotations
@@ -9,68 +10,27 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from ...errors import CheckpointError, MalformedError
 from ..json_files import open_regular
+from .standins import Bytes, Standin, Text, Word
 
-MAX_STEPS = 1 << 23  # instructions; a quarter of a million tensors need fewer. Bounds time and memory
-MAX_TEXT = 1 << 16  # bytes; longer text is a payload (protocol 2), and is not read
-MAX_DEPTH = 1 << 12  # marks within marks
-
-
-class Text(str):
-    """A string, and the bytes in the file that it was read from; empty if they are more than MAX_TEXT."""
-
-    offset: int
-    nbytes: int
+MAX_STEPS = 1 << 23  # instructions, to bound time and memory; 250,000 tensors need fewer
+MAX_TEXT = 1 << 16  # bytes; longer text is an array's payload (protocol 2), and is not read
+MAX_DEPTH = 1 << 12  # nested MARK instructions
 
 
-@dataclass(frozen=True, eq=False)
-class Bytes:
-    """A byte string by its place in the file. text: it is stored as UTF-8 of latin-1 text (protocol 2)."""
-
-    offset: int
-    nbytes: int
-    text: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Word:
-    """What stands for an importable name: `make` takes the arguments of the call and gives a stand-in."""
-
-    name: str
-    make: Callable[..., Any]
-
-
-class Standin:
-    """What stands for an object. Keys of dicts are compared by identity if they are stand-ins."""
-
-    def build(self, state: Any) -> None:
-        """Take the state that the file gives. Raises MalformedError."""
-        raise MalformedError("sets the state of what has none")
-
-
-class Record(Standin):
-    """What stands for a plain object: its attributes, as the file sets them."""
-
-    def __init__(self) -> None:
-        self.fields: dict[str, Any] = {}
-
-    def build(self, state: Any) -> None:
-        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            raise MalformedError("sets attributes that have no names")
-        self.fields = state
-
-
-_MARK = Standin()  # on the stack, where a mark is
-Words = Mapping[tuple[str, str], Callable[..., Any]]
+_MARK = Standin()  # what a MARK instruction pushes onto the stack
+Words = Mapping[tuple[str, str], Callable[..., Any]]  # (module, name) -> function that makes a stand-in for a call's result
 
 
 class Window:
-    """The bytes start..stop of an open file, read in order. Closes the file."""
+    """Read the bytes start..stop of an open file in order. As a context manager, it closes the file.
+
+    at: the byte offset in the file of the next read.
+    """
 
     def __init__(self, path: str, file: BinaryIO, start: int, stop: int):
         self.path, self._file, self.at, self.stop = path, file, start, stop
@@ -83,33 +43,34 @@ class Window:
         self._file.close()
 
     def read(self, count: int) -> bytes:
-        """Raises MalformedError if there aren't so many."""
+        """Return the next `count` bytes. Raises MalformedError if fewer are left."""
         if count > self.stop - self.at:
-            raise MalformedError(f"is cut off, or damaged (byte {self.at})")
+            raise MalformedError(f"is damaged or truncated (byte {self.at})")
         found = self._file.read(count)
         if len(found) != count:
-            raise MalformedError("changes while it is read")
+            raise MalformedError("changed while it was read")
         self.at += count
         return found
 
     def skip(self, count: int) -> int:
-        """Where the skipped bytes begin. Raises MalformedError if there aren't so many."""
+        """Skip `count` bytes and return the offset where they begin. Raises MalformedError if fewer are left."""
         if count > self.stop - self.at:
-            raise MalformedError(f"is cut off, or damaged (byte {self.at})")
+            raise MalformedError(f"is damaged or truncated (byte {self.at})")
         self._file.seek(count, os.SEEK_CUR)
         self.at += count
         return self.at - count
 
     def line(self) -> str:
+        """Return the text up to the next line feed. Raises MalformedError if there is none."""
         found = self._file.readline(MAX_TEXT)
         self.at += len(found)
         if self.at > self.stop or not found.endswith(b"\n"):
-            raise MalformedError(f"is cut off, or damaged (byte {self.at})")
+            raise MalformedError(f"is damaged or truncated (byte {self.at})")
         return found[:-1].decode()
 
 
 def open_window(path: str) -> Window:
-    """The whole file. Raises CheckpointError."""
+    """Open a file as a window of all its bytes. Raises CheckpointError."""
     try:
         file = open_regular(path)
         return Window(path, file, 0, os.fstat(file.fileno()).st_size)
@@ -118,46 +79,51 @@ def open_window(path: str) -> Window:
 
 
 def load(window: Window, words: Words, persistent: Callable[[Any], Any] | None = None, plain: bool = False) -> Any:
-    """What the pickle in the window describes: dicts, lists, tuples, numbers, Text, Bytes, and what `words` make.
+    """Return what the pickle in the window describes: dicts, lists, tuples, numbers, Text, Bytes, and what `words` make.
 
-    persistent: makes a stand-in of a persistent id. plain: dicts may have state set, which is ignored (OrderedDict).
-    Raises CheckpointError in one sentence, whatever the bytes are.
+    persistent: makes a stand-in for a persistent id; None if the format has none. plain: whether dicts may have state set,
+    as OrderedDict has, which is ignored. Raises CheckpointError of one sentence, whatever the bytes are.
     """
     try:
         value = _run(window, words, persistent, plain)
         if window.at != window.stop:
-            raise MalformedError("goes on after its pickle has ended: it is damaged")
+            raise MalformedError("has bytes after the end of its pickle: it is damaged")
         return value
     except MalformedError as error:
         raise CheckpointError(f"{window.path}: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{window.path}: can't be read ({error.strerror})") from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, struct.error):
-        raise CheckpointError(f"{window.path}: is not a whole pickle: it is damaged (near byte {window.at})") from None
+        raise CheckpointError(f"{window.path}: is not a valid pickle: it is damaged (near byte {window.at})") from None
 
 
 def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, plain: bool) -> Any:
-    """The machine: a stack, the places of marks in it, and a memo. Frames say what to read ahead; that instructions fill
-    them shows that no byte was lost on the way."""
+    """Run the pickle machine: a stack, the positions of marks in it, and a memo. Arguments and errors: as of load.
+
+    A FRAME instruction gives the number of bytes that the next instructions take; a pickle whose instructions don't end
+    where a frame ends has lost bytes.
+    """
     read, stack, marks, memo = window.read, list[Any](), list[int](), dict[int, Any]()
-    header = 0  # where the frame ends that this instruction is in
+    frame_end = 0  # offset of the end of the current frame; 0 outside of frames
 
     def marked() -> list[Any]:
+        """Pop and return what was pushed since the last mark."""
         start = marks.pop()
         found = stack[start:]
         del stack[start:]
         if found.pop(0) is not _MARK:
-            raise MalformedError(f"is not a whole pickle: it is damaged (byte {window.at})")
+            raise MalformedError(f"is not a valid pickle: it is damaged (byte {window.at})")
         return found
 
     def top() -> Any:
+        """Return the value on top of the stack."""
         if stack[-1] is _MARK:
-            raise MalformedError(f"is not a whole pickle: it is damaged (byte {window.at})")
+            raise MalformedError(f"is not a valid pickle: it is damaged (byte {window.at})")
         return stack[-1]
 
     for _ in range(MAX_STEPS):
-        if window.at == header:
-            header = 0
+        if window.at == frame_end:
+            frame_end = 0
         match read(1):
             case b"h":  # BINGET
                 stack.append(memo[read(1)[0]])
@@ -171,7 +137,7 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                 stack.append(read(1)[0])
             case b"(":  # MARK
                 if len(marks) == MAX_DEPTH:
-                    raise MalformedError("is nested too deeply for weights")
+                    raise MalformedError("is nested more deeply than any file of weights")
                 marks.append(len(stack))
                 stack.append(_MARK)
             case b"t":  # TUPLE
@@ -184,7 +150,7 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                 if isinstance(stack[-1], Standin):
                     stack[-1].build(state)
                 elif not (plain and isinstance(stack[-1], dict)):
-                    raise MalformedError("sets the state of what has none")
+                    raise MalformedError("sets the state of an object that has none")
             case b"X":  # BINUNICODE
                 stack.append(_text(window, struct.unpack("<I", read(4))[0]))
             case b"j":  # LONG_BINGET
@@ -247,20 +213,20 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                 stack[-1] = _call(stack[-1], arguments)
             case b"Q":  # BINPERSID
                 if persistent is None:
-                    raise MalformedError("refers to objects outside of it, which no weights file of Paddle does")
+                    raise MalformedError("refers to objects outside of the pickle, which no file of weights of Paddle does")
                 stack.append(persistent(stack.pop()))
             case b"\x95":  # FRAME
-                within, header = header, struct.unpack("<Q", read(8))[0] + window.at
-                if within or header > window.stop:
-                    raise MalformedError(f"is cut off, or damaged (byte {window.at})")
+                nested, frame_end = frame_end, struct.unpack("<Q", read(8))[0] + window.at
+                if nested or frame_end > window.stop:
+                    raise MalformedError(f"is damaged or truncated (byte {window.at})")
             case b"\x80":  # PROTO
                 version = read(1)[0]
                 if not 2 <= version <= 4:
                     raise MalformedError(f"is a pickle of protocol {version}; weights are saved with protocols 2 to 4")
             case b".":  # STOP
                 (value,) = stack
-                if header not in (0, window.at):
-                    raise MalformedError(f"is cut off, or damaged (byte {window.at})")
+                if frame_end not in (0, window.at):
+                    raise MalformedError(f"is damaged or truncated (byte {window.at})")
                 return value
             case code:
                 raise MalformedError(f"holds an instruction that no weights file needs ({code!r}); nothing in it was run")
@@ -268,8 +234,9 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
 
 
 def _word(module: Any, name: Any, words: Words) -> Word:
+    """Return the stand-in for an importable name. Raises MalformedError if `words` doesn't have it."""
     if not (isinstance(module, str) and isinstance(name, str)):
-        raise MalformedError("asks for something that has no name")
+        raise MalformedError("asks for an object without a name")
     full = f"{module}.{name}"
     if (module, name) not in words:
         shown = full.encode("unicode_escape").decode()[:100]
@@ -278,30 +245,34 @@ def _word(module: Any, name: Any, words: Words) -> Word:
 
 
 def _call(word: Any, arguments: Any) -> Any:
+    """Return the stand-in for the result of a call. Raises MalformedError."""
     if not isinstance(word, Word) or type(arguments) is not tuple:
-        raise MalformedError("calls what can't be called")
+        raise MalformedError("calls an object that is not callable")
     return word.make(*arguments)
 
 
 def _extend(target: Any, items: list[Any]) -> None:
+    """Append the items to a list. Raises MalformedError."""
     if type(target) is not list:
-        raise MalformedError("appends to what is no list")
+        raise MalformedError("appends to an object that is not a list")
     target.extend(items)
 
 
 def _update(target: Any, items: list[Any]) -> None:
+    """Set the items of a dict: key, value, key, value and so on. Raises MalformedError, also for a key that occurs twice."""
     if type(target) is not dict or len(items) % 2:
-        raise MalformedError("sets items of what is no dict")
+        raise MalformedError("sets items of an object that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # The hash of nested tuples can take forever, and so can a dict of large numbers that are chosen to collide.
+        # Hashing nested tuples can take exponential time, and large numbers can be chosen so that their hashes collide.
         if not isinstance(key, str | int | Standin) or (isinstance(key, int) and abs(key) >= 2**31):
-            raise MalformedError("holds a dict whose keys are no names")
+            raise MalformedError("holds a dict whose keys are not names")
         if key in target:
             raise MalformedError(f"holds {str(key)[:100]!r} twice")
         target[key] = value
 
 
 def _text(window: Window, count: int) -> Text:
+    """Read a string of `count` bytes of UTF-8, or skip it if it is long."""
     short = count <= MAX_TEXT
     offset = window.at if short else window.skip(count)
     text = Text(window.read(count).decode("utf-8", "surrogatepass") if short else "")
@@ -310,4 +281,5 @@ def _text(window: Window, count: int) -> Text:
 
 
 def _bytes(window: Window, count: int) -> Bytes:
+    """Skip a byte string of `count` bytes, and return its location."""
     return Bytes(window.skip(count), count)

@@ -1,7 +1,8 @@
-"""safetensors, single and sharded: header length (8 bytes, little-endian), JSON header, tensors back to back.
+"""Read and write safetensors files, single and sharded.
 
-The header is read and checked here rather than by the safetensors library because the merge needs each tensor's byte
-offset, which the library doesn't tell.
+A file is: the header's length (8 bytes, little-endian), the JSON header, then the tensors without gaps.
+The header is read and checked here rather than by the safetensors library because the merge needs the byte offset of every
+tensor, which the library doesn't report.
 """
 
 from __future__ import annotations
@@ -22,9 +23,18 @@ from ..tensors import MAX_DIMS, MAX_SIZE, Checkpoint, StoredEntry
 from .folder import misplaced
 from .header import Header, Held
 
+METADATA = "__metadata__"  # the header's key that is not a tensor
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
 
 def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, str] | None) -> Checkpoint:
-    """The checkpoint made of `files`; `weight_map` (tensor -> shard), if given, must say exactly what the files hold."""
+    """Read the headers of `files`, which are one checkpoint.
+
+    path: what the user calls it. folder: where its config.json is. weight_map: tensor name -> shard name, which must agree
+    with what the files hold; None without an index. Raises CheckpointError listing everything wrong.
+    """
     tensors: dict[str, StoredEntry] = {}
     formats: set[str | None] = set()
     everything: dict[str, str] = {}
@@ -51,14 +61,14 @@ def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, s
 
 
 def _read_header(file: str, folder: str) -> tuple[list[StoredEntry], dict[str, str]]:
-    """One file's tensors, by offset, and its metadata. Raises CheckpointError listing all that is wrong with it."""
+    """Return one file's tensors, in order of offset, and its metadata. Raises CheckpointError listing everything wrong."""
     try:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(size - 8, MAX_JSON):
-                raise CheckpointError(f"{file}: is not a safetensors file, or is cut off within its header")
+                raise CheckpointError(f"{file}: is not a safetensors file, or is truncated within its header")
             text = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
@@ -68,7 +78,7 @@ def _read_header(file: str, folder: str) -> tuple[list[StoredEntry], dict[str, s
         raise CheckpointError(f"{file}: its header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is not a JSON object")
-    metadata = header.pop("__metadata__", None)
+    metadata = header.pop(METADATA, None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{file}: its __metadata__ is not a map from strings to strings")
@@ -90,27 +100,28 @@ def _read_header(file: str, folder: str) -> tuple[list[StoredEntry], dict[str, s
             raise CheckpointError(f"{file}: tensor {entry.name!r} overlaps another, or leaves a gap before it")
         end += entry.nbytes
     if end != size:
-        fault = "is cut off" if end > size else "is longer than its header says"
-        raise CheckpointError(f"{file}: {fault} ({size} bytes, the header needs {end})")
+        fault = "is truncated" if end > size else "is longer than its header says"
+        raise CheckpointError(f"{file}: {fault} ({size} bytes, but the header describes {end})")
     if any(entry.dtype is UINT16 for entry in entries):
         entries = [_uint16_is_bfloat16(entry, folder) for entry in entries]
     return entries, metadata
 
 
 def _read_entry(name: str, info: Any, file: str, data_start: int) -> StoredEntry:
-    if not isinstance(info, dict) or len(info) > 3:  # something that might change what the three fields mean
+    """Return the tensor that one entry of the header describes. data_start: byte offset of the first tensor."""
+    if not isinstance(info, dict) or len(info) > 3:  # a further field might change what the three known ones mean
         raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry")
     tag, shape, offsets = info.get("dtype"), info.get("shape"), info.get("data_offsets")
     dtype = BY_TAG.get(tag) if isinstance(tag, str) else None
     if dtype is None:
         said = tag if isinstance(tag, str) else shown(tag)
         raise CheckpointError(
-            f"{file}: tensor {name!r} has dtype {said}, which can't be merged yet; convert it to bfloat16 first"
+            f"{file}: tensor {name!r} has dtype {said}, which isn't supported; convert it to bfloat16 first"
         )
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
         raise CheckpointError(f"{file}: tensor {name!r} has a malformed shape or data_offsets")
     if math.prod(filter(None, shape)) >= MAX_SIZE:
-        raise CheckpointError(f"{file}: tensor {name!r} is {shape}, larger than anything can hold")
+        raise CheckpointError(f"{file}: tensor {name!r} has the shape {shape}, which is too large to address")
     nbytes = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != nbytes:
         raise CheckpointError(
@@ -121,14 +132,16 @@ def _read_entry(name: str, info: Any, file: str, data_start: int) -> StoredEntry
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
+    """Return whether value is a list of non-negative int64s, no longer than a shape can be."""
     small = isinstance(value, list) and len(value) <= MAX_DIMS
     return small and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def _uint16_is_bfloat16(entry: StoredEntry, folder: str) -> StoredEntry:
-    """PaddleNLP writes bfloat16 under the tag U16; its config.json tells, or that this is its adapter.
+    """Return a U16 tensor as bfloat16, and others as they are.
 
-    Any other uint16 tensor can't be weights.
+    PaddleNLP writes bfloat16 with the tag U16. It is bfloat16 if config.json says so, or in an adapter of PaddleNLP
+    (lora_config.json). Raises CheckpointError otherwise, since no weights are uint16.
     """
     if entry.dtype is not UINT16:
         return entry
@@ -145,10 +158,11 @@ def _uint16_is_bfloat16(entry: StoredEntry, folder: str) -> StoredEntry:
     return dataclasses.replace(entry, dtype=BFLOAT16)
 
 
-METADATA = "__metadata__"
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def header(tensors: Sequence[Held], format: str | None) -> Header:
+    """Return the header of a file of these tensors, in this order. format: the metadata's `format`; None for no metadata."""
     header: dict[str, object] = {METADATA: {"format": format}} if format is not None else {}
     ends = [0]
     for name, dtype, shape, nbytes in tensors:
@@ -162,8 +176,10 @@ def header(tensors: Sequence[Held], format: str | None) -> Header:
 
 
 def problems(tensors: Sequence[Held]) -> list[str]:
+    """Return a sentence on each tensor that a safetensors file can't hold: one with the name of the metadata."""
     return [
-        f"tensor {tensor.name!r} is called as safetensors calls what isn't one; pass --save_format pdparams, or rename it"
+        f"tensor {tensor.name!r} has the name that safetensors reserves for metadata; rename it, or pass"
+        " --save_format pdparams"
         for tensor in tensors
         if tensor.name == METADATA
     ]

@@ -1,6 +1,6 @@
-"""torch's own files since version 1.6: a zip with a pickle that names storages, and one stored member per storage.
+"""Read torch's .bin files, of torch 1.6 and later: zip files of a pickle, which names storages, and one member per storage.
 
-A tensor is a view of a storage, with an offset and strides; several may share one, as tied weights do.
+A tensor is a view of a storage, with an offset and strides. Several tensors may share a storage, as tied weights do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ..tensors import Checkpoint, Part, StoredEntry
 from ..views import assemble
 from .arrays import empty_dict, named, naturals, nothing
 from .pdparams import join
-from .pickles import Standin, Window, Word, load
+from .pickles import Window, load
+from .standins import Standin, Word
 
 _DTYPES = {dtype.name: dtype for dtype in DTYPES}
 _STORAGES = {
@@ -35,7 +36,7 @@ _STORAGES = {
     "torch.BoolStorage": _DTYPES["bool"],
     "torch.storage.UntypedStorage": _DTYPES["uint8"],
 }
-# What newer dtypes are called in tensors of version 3; the others have no storage class.
+# Names of dtypes that have no storage class, in tensors that _rebuild_tensor_v3 makes.
 _NEWER = [
     "uint16",
     "uint32",
@@ -45,36 +46,40 @@ _NEWER = [
     "float8_e8m0fnu",
 ]
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_PLAIN = 0x0808  # flags: sizes stand behind a member too, its name is UTF-8
+_PLAIN = 0x0808  # zip flags of a plain member: its sizes are repeated behind it, its name is UTF-8
 
 
 def open_files(path: str, folder: str, files: Sequence[str], weight_map: dict[str, str] | None) -> Checkpoint:
-    """The checkpoint made of `files`; `weight_map` (tensor -> shard), if given, must say exactly what the files hold."""
+    """Read the descriptions of the tensors in `files`, which are one checkpoint; no storage is read.
+
+    path: what the user calls it. folder: where its config.json is. weight_map: tensor name -> shard name, which must agree
+    with what the files hold; None without an index. Raises CheckpointError listing everything wrong.
+    """
     return Checkpoint(path, folder, "pt", join(path, files, weight_map, _read_tensors), "bin")
 
 
 class Storage(Standin):
-    """Bytes of the file, and what their class says they are."""
+    """Hold where a storage is in the file, and the dtype of its class."""
 
     def __init__(self, dtype: DType, offset: int, nbytes: int):
         self.dtype, self.offset, self.nbytes = dtype, offset, nbytes
 
 
 class TensorStub(Standin):
-    """A view of a storage, as torch._utils._rebuild_tensor_v2 takes it. offset and strides count elements."""
+    """Hold a view of a storage: the arguments of torch._utils._rebuild_tensor_v2. offset and strides are in elements."""
 
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any):
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
-        self.dtype: DType | str | None = None  # None: as the storage's
+        self.dtype: DType | str | None = None  # None: the storage's
 
     def place(self, file: str) -> tuple[DType, Part]:
-        """What it is stored as, and where, as a part that is the whole. Raises MalformedError."""
+        """Return the tensor's dtype, and its location in `file` as one part. Raises MalformedError."""
         whole = isinstance(self.storage, Storage) and naturals((self.offset,))
         if not whole or not naturals(self.shape) or not naturals(self.strides):
-            raise MalformedError("is not a whole tensor")
+            raise MalformedError("is an incomplete tensor: the file is damaged")
         dtype = self.dtype or self.storage.dtype
         if isinstance(dtype, str) or len(self.shape) != len(self.strides):
-            raise MalformedError(f"has dtype {dtype}, which can't be merged yet; convert it to bfloat16 first")
+            raise MalformedError(f"has dtype {dtype}, which isn't supported; convert it to bfloat16 first")
         end = self.offset + 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         if math.prod(self.shape) and end * dtype.itemsize > self.storage.nbytes:
             raise MalformedError(f"reaches {end * dtype.itemsize} bytes into a storage of {self.storage.nbytes}")
@@ -83,7 +88,7 @@ class TensorStub(Standin):
 
 
 def _newer(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, kind: Any, *_: Any) -> TensorStub:
-    """torch._utils._rebuild_tensor_v3: the storage has no type, the tensor has."""
+    """Stand in for torch._utils._rebuild_tensor_v3: the tensor has a dtype, and its storage has none."""
     tensor = TensorStub(storage, offset, shape, strides)
     name = kind.name.removeprefix("torch.")
     tensor.dtype = _DTYPES.get(name, name)
@@ -91,6 +96,7 @@ def _newer(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hoo
 
 
 def _parameter(data: Any, *_: Any) -> Any:
+    """Stand in for torch._utils._rebuild_parameter: a parameter is its tensor."""
     return data
 
 
@@ -105,7 +111,7 @@ WORDS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def _read_tensors(file: str) -> list[StoredEntry]:
-    """The tensors of one file, by offset. Raises CheckpointError listing all that is wrong with it."""
+    """Return the tensors of one file, in order of offset. Raises CheckpointError listing everything wrong with it."""
     try:
         with open_regular(file) as members, open_regular(file) as code:
             archive = _Archive(members)
@@ -130,7 +136,7 @@ def _read_tensors(file: str) -> list[StoredEntry]:
 
 
 class _Bounded:
-    """A stream as zipfile reads it, but for a list of members that is said to be larger than any is."""
+    """Wrap a stream for zipfile; raise ValueError where a damaged directory would make it read more than MAX_JSON bytes."""
 
     def __init__(self, stream: BinaryIO):
         self.seek, self.tell, self._stream = stream.seek, stream.tell, stream
@@ -142,7 +148,7 @@ class _Bounded:
 
 
 class _Archive:
-    """The zip: where its members lie. Raises MalformedError where it is none, or not as torch writes it."""
+    """Find the members of a file that torch wrote. Raises MalformedError if it is no zip file, or unlike those of torch."""
 
     def __init__(self, stream: BinaryIO):
         try:
@@ -150,13 +156,13 @@ class _Archive:
         except OSError:
             raise
         except Exception as error:  # zipfile raises all kinds on damaged files
-            raise MalformedError(f"is not a whole zip file ({type(error).__name__}): it is damaged, or cut off") from None
+            raise MalformedError(f"is not a whole zip file ({type(error).__name__}): it is damaged or truncated") from None
         self._stream = stream
         self._size = os.fstat(self._stream.fileno()).st_size
         self._members = {info.filename: info for info in infos}
         roots = [name for name in self._members if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(roots) != 1 or len(self._members) != len(infos):
-            raise MalformedError("holds no data.pkl, or several: it is no file of torch's, or damaged")
+            raise MalformedError("holds no data.pkl, or several: torch didn't write it, or it is damaged")
         self._root = roots[0].removesuffix("data.pkl")
         if f"{self._root}byteorder" in self._members:
             start, size = self.locate("byteorder")
@@ -165,14 +171,14 @@ class _Archive:
                 raise MalformedError("was written on a big-endian machine; save it again on a little-endian one")
 
     def locate(self, name: str) -> tuple[int, int]:
-        """(offset in the file, bytes) of a member."""
+        """Return (offset in the file, number of bytes) of a member. Raises MalformedError."""
         info = self._members.get(self._root + name)
         if info is None:
-            raise MalformedError(f"has no {name[:100]!r} in its zip, which it refers to")
+            raise MalformedError(f"refers to {name[:100]!r}, which is not in its zip")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & ~_PLAIN or info.file_size != info.compress_size:
-            raise MalformedError("is compressed or encrypted, as torch never does; load it with torch and save it again")
+            raise MalformedError("is compressed or encrypted, unlike torch's files; load it with torch and save it again")
         if not 0 <= info.header_offset < self._size:
-            raise MalformedError("is not a whole zip file: it is damaged, or cut off")
+            raise MalformedError("is not a whole zip file: it is damaged or truncated")
         self._stream.seek(info.header_offset)
         header = self._stream.read(_LOCAL_HEADER.size)
         if len(header) == _LOCAL_HEADER.size:
@@ -181,13 +187,13 @@ class _Archive:
             held = self._stream.read(name_size)
             if mark == b"PK\x03\x04" and held == info.orig_filename.encode() and start + info.file_size <= self._size:
                 return start, info.file_size
-        raise MalformedError("is not a whole zip file: it is damaged, or cut off")
+        raise MalformedError("is not a whole zip file: it is damaged or truncated")
 
     def storage(self, identity: Any) -> Storage:
-        """What a persistent id of the pickle stands for: ("storage", class, member, device, elements)."""
+        """Return the storage of a persistent id of the pickle: ("storage", class, member, device, number of elements)."""
         kind, word, key, _, count = identity
         if kind != "storage" or not isinstance(word, Word) or word.name not in _STORAGES or not isinstance(key, str):
-            raise MalformedError("refers to something that is no storage of a dense tensor")
+            raise MalformedError("refers to an object that is not the storage of a dense tensor")
         dtype = _STORAGES[word.name]
         offset, nbytes = self.locate(f"data/{key}")
         if not naturals((count,)) or nbytes != count * dtype.itemsize:

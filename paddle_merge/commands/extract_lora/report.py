@@ -60,7 +60,7 @@ def report(
 ) -> dict[str, Any]:
     """extract_report.json: what was asked, and what became of every tensor that changed.
 
-    factors: a row per matrix, see extract.py; rest: what else changed, of so many tensors.
+    factors: a row per matrix, see run.py; rest: what else changed, of so many tensors.
     """
     lost = sum(row["lost_norm"] ** 2 for row in factors)
     of_factors = sum(row["change_norm"] ** 2 for row in factors)

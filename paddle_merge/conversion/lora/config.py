@@ -1,4 +1,4 @@
-"""What an adapter's own config file says of it: how strongly it counts, and whether it is one that can be folded."""
+"""Check from an adapter's config file whether it can be folded into a model, and compute its scale."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from ...dtypes import LARGEST
 from ...errors import MalformedError
 from ...parsing import shown
 
-# Fields of lora_config.json and adapter_config.json that, where they are set, make it another thing than W + s B A.
+# Fields of lora_config.json and adapter_config.json that, if set, mean that the adapted weight is not W + s B A; and why.
 _PADDLE = {
-    "pissa": "PiSSA's base is no longer the model you would fold it into, but that model less the adapter as it began",
+    "pissa": "PiSSA changes the base: it subtracts the initial adapter from the model",
     "use_mora": "PaddleNLP's own folding of MoRA differs from what it computes in training",
     "do_qat": "it was trained with quantised weights",
-    "enable_lora_list": "it adapts some of a fused layer's outputs, in an order that its file doesn't tell",
+    "enable_lora_list": "it adapts some of a fused layer's outputs, in an order that its file doesn't give",
     "use_vera": "VeRA's random matrices are not in the file",
 }
 _PEFT = {
     "use_qalora": "QA-LoRA pools its inputs",
-    "alora_invocation_tokens": "aLoRA is active only after certain tokens, which no weights can say",
+    "alora_invocation_tokens": "aLoRA is active only after certain tokens, which weights can't express",
     "trainable_token_indices": "it trains single rows of the embedding",
     "layer_replication": "it repeats layers",
-    "target_parameters": "it adapts parameters that aren't layers' weights",
+    "target_parameters": "it adapts parameters that aren't the weights of layers",
     "arrow_config": "Arrow chooses among adapters for every token",
     "use_bdlora": "BD-LoRA's matrices are block-diagonal",
     "kasa_config": "KaSA changes the base model",
     "monteclora_config": "MonteCLoRA's adapters are random",
-    "velora_config": "VeLoRA is not known here",
+    "velora_config": "VeLoRA is not supported",
     "megatron_config": "Megatron's adapters are split among ranks",
 }
-# What the fields that are read here hold where they are given; a "false" in quotes would count as true.
+# Types of the fields that are read here. They are checked because the string "false" would count as true.
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict,)),
     **dict.fromkeys(("use_rslora", "rslora", "use_dora", "lora_bias", "fan_in_fan_out", "loraga"), (bool,)),
     "lora_use_mixer": (bool,),
     "scaling": (int, float),
 }
-_SLOW = re.compile(r"\)[*+{]|\\[1-9]|\(\?P=")  # repeated groups, and references to groups: Python's re may never end
-# Ways to begin that take something out of the base model; PEFT converts such adapters on request, and then says True here.
+_SLOW = re.compile(r"\)[*+{]|\\[1-9]|\(\?P=")  # repeated groups and backreferences, which can take exponential time
+# Initialisations (init_lora_weights) that change the base model. PEFT sets the field to True in adapters that it converts.
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Fields that go with a tensor of every module: what it is, and is called.
+# Fields that, if true, mean that every module has a further tensor: (its role as in adapters.Module, its name).
 _TENSORS = {
     "use_dora": ("lengths", "lora_magnitude_vector"),
     "lora_bias": ("bias", "lora_B.bias"),
@@ -52,83 +52,89 @@ _TENSORS = {
 
 
 def unfit(adapter: Adapter) -> list[str]:
-    """Why the adapter can't be folded into any model: sentences."""
+    """Return a sentence on each setting in an adapter's config that makes it impossible to fold it into any model."""
     config, found = adapter.config, []
     for name, why in (_PADDLE if adapter.kind == "paddle" else _PEFT).items():
         if config.get(name):
-            found.append(f"{adapter.path}: can't be folded: its config says {name}, and {why}")
+            found.append(f"{adapter.path}: can't be folded: its config sets {name}, and {why}")
     for name, types in _TYPES.items():
         if config.get(name) is not None and type(config[name]) not in types:
-            found.append(f"{adapter.path}: its config says {name} {shown(config[name])}, which is of a wrong type")
+            found.append(f"{adapter.path}: its config sets {name} to {shown(config[name])}, which has a wrong type")
     if adapter.kind == "peft":
         kind = config.get("peft_type")
         if kind != "LORA":
             found.append(
-                f"{adapter.path}: can't be folded: its config says peft_type {shown(kind)}, and only LORA is W + s B A"
+                f"{adapter.path}: can't be folded: its config has peft_type {shown(kind)}, and only LORA is supported"
             )
         start = config.get("init_lora_weights", True)
         if isinstance(start, str) and start.lower().startswith(_CHANGE_BASE):
             found.append(
-                f"{adapter.path}: can't be folded: it began with init_lora_weights {shown(start)}, which changes the base"
-                " model; convert it with PEFT's path_initial_model_for_weight_conversion first"
+                f"{adapter.path}: can't be folded: it was initialised with init_lora_weights {shown(start)}, which changes"
+                " the base model; convert it with PEFT's path_initial_model_for_weight_conversion first"
             )
         if config.get("bias", "none") not in ("none", "all", "lora_only"):
-            found.append(f"{adapter.path}: its config says bias {shown(config['bias'])}, which is not known")
+            found.append(f"{adapter.path}: its config sets bias to {shown(config['bias'])}, which is not supported")
     return found
 
 
 def check_tensors(adapter: Adapter, module: Module) -> None:
-    """Raises MalformedError unless these are the tensors of one layer, all that the config says, and floats."""
+    """Raise MalformedError unless a module has all tensors that the config implies, no others, and only float dtypes."""
     held = module.tensors
     for one, other in (("A", "B"), ("embedding A", "embedding B")):
         if (one in held) != (other in held):
-            raise MalformedError(f"has no lora_{other if one in held else one} beside it, so it can't be folded")
+            raise MalformedError(f"has no lora_{other if one in held else one}, so it can't be folded")
     if not {"A", "embedding A"} & held.keys():
-        raise MalformedError("comes without lora_A and lora_B")
+        raise MalformedError("has neither lora_A nor lora_B")
     known = ("embedding A", "embedding B", "lengths") if "embedding A" in held else ("A", "AB", "B", "bias", "lengths")
     if more := [entry.name for role, entry in held.items() if role not in known]:
-        raise MalformedError(f"has more tensors than one layer's: {', '.join(map(repr, more))}")
+        raise MalformedError(f"has more tensors than those of one layer: {', '.join(map(repr, more))}")
     if others := [f"{entry.name!r} is {entry.dtype.name}" for entry in held.values() if not entry.dtype.is_float]:
         raise MalformedError(f"can't be folded: {', '.join(others)}")
     for name, (role, called) in _TENSORS.items():
         if role in known and bool(adapter.config.get(name)) != (role in held):
-            fault = "comes with a" if role in held else "comes without the"
-            raise MalformedError(f"{fault} {called}, but its config says {name} {adapter.config.get(name)}")
+            fault = "has a" if role in held else "has no"
+            raise MalformedError(f"{fault} {called}, but its config sets {name} to {adapter.config.get(name)}")
 
 
 def scaling(adapter: Adapter, module: str, rank: int) -> float:
-    """s of W + s B A for one module, whose factors have this rank. Raises MalformedError if the config contradicts that."""
+    """Return the scale s of W + s B A for one module: alpha / r, or alpha / sqrt(r) for rsLoRA.
+
+    rank: that of the module's factors. Raises MalformedError if the config contradicts it, or gives no usable r and alpha.
+    """
     config = adapter.config
     r = _of(config, "rank_pattern", module) or config.get("r")
     alpha = _of(config, "alpha_pattern", module)
     alpha = config.get("lora_alpha") if alpha is None else alpha
     if type(r) is not int or r < 1 or not _is_number(alpha):
         raise MalformedError(f"can't be scaled: the adapter's config has r {shown(r)} and lora_alpha {shown(alpha)}")
-    wide = adapter.kind == "paddle" and config.get("loraga")  # saved as [A | A0] and [B; -B0]
+    wide = adapter.kind == "paddle" and config.get("loraga")  # LoRA-GA is saved as [A | A0] and [B; -B0], of twice the rank
     if rank not in ((r, 2 * r) if wide else (r,)):
         raise MalformedError(f"has rank {rank}, but the adapter's config says {shown(r)}")
     root = config.get("use_rslora" if adapter.kind == "peft" else "rslora")
     scale = float(alpha) / (math.sqrt(r) if root else r)  # type: ignore[arg-type]
-    told = config.get("scaling") if adapter.kind == "paddle" else None
-    if told is not None and not (_is_number(told) and math.isclose(told, scale, rel_tol=1e-6)):
-        raise MalformedError(f"would be scaled by {scale:g}, but the adapter's config says scaling {shown(told)}")
+    stated = config.get("scaling") if adapter.kind == "paddle" else None
+    if stated is not None and not (_is_number(stated) and math.isclose(stated, scale, rel_tol=1e-6)):
+        raise MalformedError(f"would be scaled by {scale:g}, but the adapter's config says scaling {shown(stated)}")
     return scale
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one that can be computed with."""
+    """Return whether it is a finite number of at most LARGEST."""
     return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
 def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
-    """PEFT's value for a module: of the first pattern that is the end of its name."""
+    """Return the value of the first pattern in the table `patterns` that matches the end of a module's name, as PEFT does.
+
+    None if no pattern matches. Raises MalformedError for a pattern that is invalid, or that could take very long to match.
+    """
     table = config.get(patterns) or {}
-    if not isinstance(table, dict):  # which `unfit` says too, and inspect goes on after that
+    if not isinstance(table, dict):  # `unfit` reports this too, but inspect calls scaling() nevertheless
         raise MalformedError(f"can't be scaled: the adapter's {patterns} is {shown(table)}")
     for pattern, value in table.items():
         if _SLOW.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
             raise MalformedError(
-                f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, which could take forever to match; name"
+                f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, which could take very long to match; name"
                 " the modules with fewer repetitions"
             )
         try:
@@ -136,6 +142,6 @@ def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
                 return value
         except (re.error, OverflowError, RecursionError) as error:
             raise MalformedError(
-                f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, no pattern ({error})"
+                f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, which isn't a valid pattern ({error})"
             ) from None
     return None

@@ -1,17 +1,15 @@
-"""LoRA adapters folded into a checkpoint, on paper: which of its tensors are read with which changes (adapted.py makes
-them).
+"""Fold LoRA adapters into checkpoints: decide which tensors are read with which changes. adapted.py computes them.
 
-    Hu et al. 2021, arXiv 2106.09685, eq. 3: W0 + B A, here scaled: W + (alpha / r) B A; rsLoRA (Kalajdzievski 2023, arXiv
-    2312.03732): alpha / sqrt(r). DoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5): every output's row of that, at a trained
-    length.
+    LoRA (Hu et al. 2021, arXiv 2106.09685, eq. 3): W + (alpha / r) B A
+    rsLoRA (Kalajdzievski 2023, arXiv 2312.03732): W + (alpha / sqrt(r)) B A
+    DoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5): the same, with every output's row scaled to a trained length
 
-Every tensor of an adapter is used, or the merge is refused, naming those that aren't.
+Every tensor of an adapter is used; if one can't be, the adapter is refused, and the error names the tensor.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,10 +21,11 @@ from ...checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
 from ...checkpoints.views import transpose
 from ...errors import CheckpointError, MalformedError
 from .. import fused
-from .config import check_tensors, scaling, unfit
+from .config import unfit
 from .entry import AdaptedEntry, Lengths, LowRank, read_from
 from .targets import Targets
 from .tied import Sharers, without_head
+from .updates import updates
 
 
 def adapt(
@@ -36,12 +35,14 @@ def adapt(
     layout: str | None,
     fallback: Mapping[str, Any],
 ) -> tuple[tuple[Checkpoint, ...], list[str], list[str]]:
-    """Each checkpoint with its adapters folded in, one after the other; a sentence on each adapter; and sentences on what
-    doesn't become what was trained.
+    """Fold adapters into checkpoints.
 
-    specs: what the user calls each, adapters and all. layout: in which the checkpoints' tensors are now. fallback: the
-    config of one without its own.
-    Raises CheckpointError listing everything that can't be folded.
+    adapters: those of each checkpoint, which are applied in this order. specs: what the user calls each checkpoint
+    (`base+adapter`), its path in the result. layout: that of the checkpoints' tensors, None if unknown. fallback: a config
+    for checkpoints without one.
+
+    Returns the checkpoints; a sentence on each adapter; and warnings about changes that are lost. Raises CheckpointError
+    listing everything that can't be folded.
     """
     problems: list[str] = []
     notes: list[str] = []
@@ -63,7 +64,10 @@ def adapt(
 
 
 class _Fold:
-    """One adapter being folded. tensors: the checkpoint's, so far. warnings: sentences for the user, once it has run."""
+    """Fold one adapter into a checkpoint.
+
+    tensors: the checkpoint's tensors, which run() changes. warnings: sentences for the user, after run().
+    """
 
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
         self.tensors = dict(checkpoint.tensors)
@@ -73,10 +77,10 @@ class _Fold:
         self.warnings: list[str] = []
         self._changes: list[LowRank | Lengths] = []
         self._replaced: list[tuple[TensorEntry, TensorEntry]] = []
-        self._taken: dict[tuple[str, bool], str] = {}  # (tensor, whether it is replaced) -> what of the adapter it is for
+        self._taken: dict[tuple[str, bool], str] = {}  # (tensor, whether it is replaced) -> what of the adapter changes it
 
     def run(self) -> str:
-        """Change `tensors`; a sentence on what was done. Raises CheckpointError."""
+        """Change `tensors` and return a sentence on what was done. Raises CheckpointError."""
         problems = unfit(self._adapter)
         if not self._adapter.tensors:
             problems.append(f"{self._adapter.path}: holds no tensors")
@@ -95,7 +99,7 @@ class _Fold:
             except MalformedError as error:
                 names = ", ".join(repr(entry.name) for entry in module.tensors.values())
                 problems.append(f"{self._adapter.path}: {module.name!r} {error} (its tensors: {names})")
-        if not problems and not self._matters():
+        if not problems and not self._has_effect():
             problems.append(
                 f"{self._adapter.path}: changes nothing: every lora_B is zero, as before training; was it saved too early?"
             )
@@ -109,19 +113,20 @@ class _Fold:
         return f"{self._adapter.path}: {', '.join(self._account())}"
 
     def _account(self) -> Iterator[str]:
-        updates = [change for change in self._changes if isinstance(change, LowRank)]
-        if updates:
-            ranks = sorted({change.right.shape[0] for change in updates if change.left is not None})
-            scales = sorted({change.scale for change in updates})
+        """Yield what was done, as parts of a sentence."""
+        products = [change for change in self._changes if isinstance(change, LowRank)]
+        if products:
+            ranks = sorted({change.right.shape[0] for change in products if change.left is not None})
+            scales = sorted({change.scale for change in products})
             shown = ", ".join(f"{scale:.6g}" for scale in scales)
-            yield f"{len(updates)} updates of rank {', '.join(map(str, ranks))}, scale {shown}"
-        if len(updates) < len(self._changes):
-            yield f"{len(self._changes) - len(updates)} with DoRA's lengths"
+            yield f"{len(products)} updates of rank {', '.join(map(str, ranks))}, scale {shown}"
+        if len(products) < len(self._changes):
+            yield f"{len(self._changes) - len(products)} with DoRA's lengths"
         if self._replaced:
             yield f"{len(self._replaced)} tensors replaced"
 
-    def _matters(self) -> bool:
-        """Whether folding changes any value, as far as single factors tell."""
+    def _has_effect(self) -> bool:
+        """Return whether folding changes any value: some replaced tensor differs, or some update has no factor of zeros."""
         for change in self._changes:
             if isinstance(change, Lengths) or (change.scale and not any(map(is_zero, change.entries))):
                 return True
@@ -130,8 +135,10 @@ class _Fold:
     # --- tensors that replace others
 
     def _untying(self, apart: Sequence[tuple[str, TensorEntry | None]]) -> list[str]:
-        """Why the embedding can't be changed in a model that ties lm_head to it. apart: what changes it alone, by name; with
-        the values, if it is whole, which may be those it has."""
+        """Return a sentence if the adapter changes the embedding and not lm_head, which the model ties to it.
+
+        apart: as tied.without_head returns it. A replacement that has the values of the embedding changes nothing.
+        """
         changed = []
         for name, entry in apart:
             target = self._targets.find(name)
@@ -140,13 +147,13 @@ class _Fold:
         if not changed or not has_language_head(self._config):
             return []
         return [
-            f"{self._adapter.path}: changes {' and '.join(map(repr, changed))} apart from lm_head, which"
-            f" {self._checkpoint.path} ties to it, so what was trained is no tied model. Give a base that isn't one: with"
-            " tie_word_embeddings false in its config.json, and lm_head.weight beside the embedding"
+            f"{self._adapter.path}: changes {' and '.join(map(repr, changed))} but not lm_head, which"
+            f" {self._checkpoint.path} ties to it, so the trained model isn't tied. Give an untied base: with"
+            " tie_word_embeddings false in its config.json, and with lm_head.weight as well as the embedding"
         ]
 
     def _replace(self, name: str, entry: TensorEntry) -> None:
-        """Raises MalformedError."""
+        """Replace the checkpoint's tensor `name` by one of the adapter, transposed if needed. Raises MalformedError."""
         module, _, kind = name.rpartition(".")
         target = self._targets.find(name)
         if target is None and last_word(name) in fused.PIECES:
@@ -162,12 +169,12 @@ class _Fold:
             flip = transposed != (self._adapter.kind == "paddle")
             if transposed is None or (flip and not is_linear(target)):  # only shapes can tell
                 if entry.shape == entry.shape[::-1]:
-                    remedy = "say it with --layout" if transposed is None else "give a base of the adapter's own layout"
-                    raise MalformedError(f"is square, so it can't be told how {target!r} is stored; {remedy}")
+                    remedy = "state it with --layout" if transposed is None else "give a base in the adapter's own layout"
+                    raise MalformedError(f"is square, so the layout of {target!r} is unknown; {remedy}")
                 flip = entry.shape != old.shape
             entry = transpose(entry, target) if flip else entry
         if entry.shape != old.shape:
-            raise MalformedError(f"is {list(entry.shape)}, but {target!r}, which it should replace, is {list(old.shape)}")
+            raise MalformedError(f"is {list(entry.shape)}, but {target!r}, which it replaces, is {list(old.shape)}")
         if not (entry.dtype.is_float and old.dtype.is_float):
             raise MalformedError(f"is {entry.dtype.name}, which can't replace {target!r}, {old.dtype.name}")
         self._take(target, entry.name, replaces=True)
@@ -175,119 +182,45 @@ class _Fold:
         self._put(target, stored(entry.renamed(target)), (), replaces=True)
 
     def _take(self, target: str, name: str, replaces: bool = False) -> None:
-        """Raises MalformedError if the adapter replaces, or changes, this tensor twice, under different names."""
+        """Note that `name` of the adapter changes `target`, or replaces it.
+
+        Raises MalformedError if the adapter does so twice, under different names.
+        """
         other = self._taken.setdefault((target, replaces), name)
         if other != name:
             raise MalformedError(f"and {other!r} are both for {target!r}")
 
     def _put(self, target: str, read: StoredEntry, changes: tuple[LowRank | Lengths, ...], replaces: bool = False) -> None:
-        """Put a tensor, and what is tied to it, in the place of the checkpoint's."""
+        """Set `target`, and the tensors that are tied to it, to `read` with these changes. Raises MalformedError.
+
+        replaces: whether `read` is the adapter's.
+        """
         names = [target]
         if self._targets.tied and last_word(target) in EMBEDDINGS and "lm_head.weight" in self.tensors:
             names.append("lm_head.weight")
         if others := [name for name in self._sharers.of(target) if name not in names]:
             raise MalformedError(
-                f"is for {target!r}, which {others[0]!r} seems to be tied to: both hold the same; say in config.json whether"
-                " tie_word_embeddings is true or false, or save the model as safetensors, which hold no tensor twice"
+                f"is for {target!r}, to which {others[0]!r} may be tied, because both hold the same values; set"
+                " tie_word_embeddings in config.json to true or false, or save the model as safetensors, which stores tied"
+                " tensors once"
             )
         for name in names:
             old = self.tensors[name]
             if old.shape != read.shape:
-                raise MalformedError(f"would leave {name!r}, which is tied to {target!r}, as it is")
+                raise MalformedError(f"would not change {name!r}, which is tied to {target!r}")
             before = old if replaces else old.replaced if isinstance(old, AdaptedEntry) else None
             self.tensors[name] = AdaptedEntry(name, old.dtype, old.shape, read, changes, before)
 
-    # --- low-rank updates
-
     def _fold(self, module: Module) -> None:
-        """Raises MalformedError."""
-        check_tensors(self._adapter, module)
-        if "embedding A" in module.tensors:
-            update = self._embedding(module)
-            target = self._target(f"{module.name}.weight")
-            self._take(target, module.name)
-            self._change(target, [update, *self._lengths(module, target, 1)])
-        else:
-            self._linear(module)
-
-    def _target(self, name: str) -> str:
-        target = self._targets.find(name)
-        if target is None or (self._targets.tied and target == "lm_head.weight"):
-            raise MalformedError(self._targets.nowhere(name))
-        if not self.tensors[target].dtype.is_float:
-            raise MalformedError(f"is for {target!r}, which is {self.tensors[target].dtype.name} and can't be added to")
-        return target
-
-    def _embedding(self, module: Module) -> LowRank:
-        """W [V, h] + (B [h, r] @ A [r, V]).T * s."""
-        a, b = _matrices(module.tensors["embedding A"], module.tensors["embedding B"])
-        if a.shape[0] != b.shape[1]:
-            raise MalformedError(f"has the ranks {a.shape[0]} and {b.shape[1]}, which don't go together")
-        target = self._target(f"{module.name}.weight")
-        if self.tensors[target].shape != (a.shape[1], b.shape[0]):
-            shape = list(self.tensors[target].shape)
-            raise MalformedError(f"is for an embedding [{a.shape[1]}, {b.shape[0]}], but {target!r} is {shape}")
-        scale = scaling(self._adapter, module.name, a.shape[0])
-        return LowRank(transpose(a, a.name), transpose(b, b.name), scale)
-
-    def _linear(self, module: Module) -> None:
-        """W [in, out] + A [in, r] @ AB [r, r] @ B [r, out] * s, in Paddle's words; or turned."""
-        a, b = _matrices(module.tensors["A"], module.tensors["B"])
-        if self._adapter.kind == "peft":
-            a, b = transpose(a, a.name), transpose(b, b.name)
-        if a.shape[1] != b.shape[0]:
-            raise MalformedError(f"has the ranks {a.shape[1]} and {b.shape[0]}, which don't go together")
-        middle = module.tensors.get("AB")
-        if middle is not None and middle.shape != (a.shape[1], a.shape[1]):
-            raise MalformedError(f"has rank {a.shape[1]}, but the mixer between them is {list(middle.shape)}")
-        scale = scaling(self._adapter, module.name, a.shape[1])
-        pieces = {f"{module.name}.weight": b}
-        if self._targets.find(f"{module.name}.weight") is None and last_word(f"{module.name}.") in fused.PIECES:
-            pieces = self._targets.split(module.name, b, 1, "weight")
-        swap = bool(self._adapter.config.get("fan_in_fan_out")) and self._adapter.kind == "peft"
-        for name, columns in pieces.items():
-            target = self._target(name)
-            self._take(target, module.name)
-            transposed = self._targets.is_transposed(target, (a.shape[0], columns.shape[1]), swap)
-            if transposed:
-                update = LowRank(a, columns, scale, middle)
-            else:
-                between = transpose(middle, middle.name) if middle is not None else None
-                update = LowRank(transpose(columns, columns.name), transpose(a, a.name), scale, between)
-            self._change(target, [update, *self._lengths(module, target, 1 if transposed else 0)])
-        if "bias" in module.tensors:
-            self._bias(module, scale)
-
-    def _bias(self, module: Module, scale: float) -> None:
-        bias, target = module.tensors["bias"], self._targets.find(f"{module.name}.bias")
-        if target is None:
-            raise MalformedError(f"has a bias, but {self._checkpoint.path} has no {module.name}.bias to add it to")
-        if self.tensors[target].shape != bias.shape:
-            raise MalformedError(f"has a bias {list(bias.shape)}, but {target!r} is {list(self.tensors[target].shape)}")
-        self._change(target, [LowRank(None, bias, scale)])
-
-    def _lengths(self, module: Module, target: str, axis: int) -> list[Lengths]:
-        """DoRA's, of every output. Raises MalformedError."""
-        if "lengths" not in module.tensors:
-            return []
-        lengths, shape = module.tensors["lengths"], self.tensors[target].shape
-        if math.prod(lengths.shape) != shape[axis]:
-            raise MalformedError(f"has a magnitude vector {list(lengths.shape)} for {shape[axis]} outputs of {target!r}")
-        return [Lengths(lengths, axis)]
+        """Apply the low-rank changes of one module. Raises MalformedError."""
+        for update in updates(module, self._adapter, self._targets, self.tensors):
+            if update.exclusive:
+                self._take(update.target, module.name)
+            self._change(update.target, update.changes)
 
     def _change(self, target: str, changes: Sequence[LowRank | Lengths]) -> None:
+        """Add changes to those of a tensor. Raises MalformedError."""
         self._changes += changes
         entry = self.tensors[target]
         before = entry.changes if isinstance(entry, AdaptedEntry) else ()
         self._put(target, read_from(entry), (*before, *changes))
-
-
-# --- small questions ---------------------------------------------------------------------------------------------------
-
-
-def _matrices(*entries: TensorEntry) -> tuple[TensorEntry, ...]:
-    """Raises MalformedError unless all are matrices of floats."""
-    for entry in entries:
-        if len(entry.shape) != 2 or not entry.dtype.is_float:
-            raise MalformedError(f"can't be folded: {list(entry.shape)} {entry.dtype.name} is no matrix of floats")
-    return entries

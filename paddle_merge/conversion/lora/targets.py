@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint an adapter's is for, and how that is stored: by names, layouts, and shapes, which agree."""
+"""Find the tensor of a checkpoint that an adapter's tensor is for, and how it is stored ([out, in] or [in, out])."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from .. import fused
 
 
 class Targets:
-    """The tensors of a checkpoint, in `layout` now, as an adapter of their model knows them.
+    """Look up the tensors of a checkpoint by the names that an adapter uses, whatever the layout of either.
 
-    tied: whether lm_head is the embedding.
+    layout: that of the checkpoint; None if it is unknown. config: the model's config.json. tied: whether the model ties
+    lm_head to the embedding. path: what the user calls the checkpoint.
     """
 
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
@@ -26,14 +27,17 @@ class Targets:
         stems = {name: _stem(name, config) for name in checkpoint.tensors}
         twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
         self._names = {stem: name for name, stem in stems.items() if stem not in twice}
-        self.tied = is_tied(checkpoint, config)
+        self.tied, self.path = is_tied(checkpoint, config), checkpoint.path
 
     def find(self, name: str) -> str | None:
-        """What the checkpoint calls this tensor, in whatever layout either is."""
+        """Return the name of this tensor in the checkpoint, whatever layouts the two have; None if it has no such tensor."""
         return name if name in self._checkpoint.tensors else self._names.get(_stem(name, self._config))
 
     def stored_transposed(self, name: str, fan_in_fan_out: bool = False) -> bool | None:
-        """Whether the checkpoint stores this weight [in, out], not [out, in]; None if only shapes can tell."""
+        """Return whether the checkpoint stores this weight [in, out], not [out, in]; None if only its shape can show that.
+
+        fan_in_fan_out: PEFT's setting for layers that store [in, out] in torch, such as GPT-2's Conv1D.
+        """
         checkpoint, word = self._checkpoint, last_word(name)
         if word in EMBEDDINGS or word == "lm_head":
             return None
@@ -47,9 +51,10 @@ class Targets:
         return (layout != "hf") != fan_in_fan_out
 
     def is_transposed(self, name: str, shape: tuple[int, int], fan_in_fan_out: bool = False) -> bool:
-        """Whether the checkpoint stores this weight as [in, out]. shape: (in, out), as the adapter says.
+        """Return whether the checkpoint stores this weight [in, out], by its layout and by its shape, which must agree.
 
-        Raises MalformedError where that can't be told, or shapes contradict it.
+        shape: (in, out), by the adapter's factors. Raises MalformedError if the shape is another one, or if the weight is
+        square and the layout is unknown.
         """
         held, expected = self._checkpoint.tensors[name].shape, self.stored_transposed(name, fan_in_fan_out)
         ways = [transposed for transposed in (True, False) if held == (shape if transposed else shape[::-1])]
@@ -59,35 +64,38 @@ class Targets:
             )
         if expected is None and len(ways) == 2:
             raise MalformedError(
-                f"may or may not have to be turned for {name!r}, which is square; say its layout with --layout"
+                f"may or may not have to be transposed for {name!r}, which is square; state its layout with --layout"
             )
         return ways[0] if expected is None else expected
 
     def nowhere(self, name: str) -> str:
-        """Why there is no tensor of this name to change."""
+        """Return why the checkpoint has no tensor of this name that could be changed, as part of a sentence."""
         if self.tied and name.endswith("lm_head.weight"):
             return "can't be folded: the model ties lm_head to the embedding"
         parent = self._find_fused(name)
         if parent:
-            return f"is for {name!r}, which {self._checkpoint.path} has fused in {parent!r}; fold it with --output_layout hf"
+            return (
+                f"is for {name!r}, which is part of the fused {parent!r} in {self._checkpoint.path}; pass --output_layout hf"
+            )
         return f"is for {name!r}, which {self._checkpoint.path} doesn't have; was it trained on another model?"
 
     def _find_fused(self, name: str) -> str | None:
-        """The fused weight that holds this one."""
+        """Return the name of the fused tensor that contains this one; None if there is none."""
         word = last_word(name)
         words = [fused_word for fused_word, pieces in fused.PIECES.items() if word in pieces]
         return next((found for whole in words if (found := self.find(name.replace(word, whole)))), None)
 
     def split(self, name: str, entry: TensorEntry, axis: int, kind: str) -> dict[str, TensorEntry]:
-        """Where the outputs of a fused layer, which lie along `axis`, go in a model that has them apart.
+        """Return the slices of a fused layer's tensor, by the names of the separate tensors in the checkpoint.
 
-        kind: "weight" or "bias". Raises MalformedError.
+        name: of the fused layer. axis: along which its outputs are. kind: "weight" or "bias". Raises MalformedError if it
+        is unknown how the layer is fused, or if its size contradicts config.json.
         """
         word = last_word(f"{name}.")
         layouts = ("paddlenlp", "paddleformers") if self._kind == "paddle" else ("hf",)
         slices = next((found for layout in layouts if (found := fused.slices(word, layout, self._config))), None)
         if slices is None:
-            raise MalformedError(f"{self.nowhere(f'{name}.{kind}')} Nor is it certain how {word} is fused")
+            raise MalformedError(f"{self.nowhere(f'{name}.{kind}')} It isn't known how {word} is fused, either")
         total = sum(stop - first for ranges in slices.values() for first, stop in ranges)
         if total != entry.shape[axis]:
             raise MalformedError(f"has {entry.shape[axis]} outputs, but config.json says that {word} has {total}")
@@ -96,7 +104,7 @@ class Targets:
 
 
 def _stem(name: str, config: Mapping[str, Any]) -> str:
-    """A tensor's name without what the library that stored it calls the model: "layers.0.mlp.up_proj.weight"."""
+    """Return a tensor's name without the library's name of the model before it: "layers.0.mlp.up_proj.weight"."""
     family = str(config.get("model_type", "")).replace("-", "_")
     first, dot, rest = name.partition(".")
     return rest if dot and first in ("model", family) else name

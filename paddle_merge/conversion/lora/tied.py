@@ -1,7 +1,7 @@
-"""Adapters of models that tie lm_head to the embedding, or other tensors to one another.
+"""Handle adapters of models that tie lm_head to the embedding, or other tensors to one another.
 
-PEFT trains the two apart, and an adapter of the embedding leaves lm_head what it was; one that was told to tie them
-(ensure_weight_tying) holds the same for both.
+PEFT trains the two separately: an adapter of the embedding doesn't change lm_head. With ensure_weight_tying it saves the
+same change for both.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from ...errors import MalformedError
 from .config import scaling
 from .entry import read_from
 
-Others = Sequence[tuple[str, TensorEntry]]
-Apart = list[tuple[str, TensorEntry | None]]
+Others = Sequence[tuple[str, TensorEntry]]  # as adapters.sort returns them
+Apart = list[tuple[str, TensorEntry | None]]  # (name, tensor that replaces it; None if low-rank factors change it)
 
 
 def without_head(
     adapter: Adapter, modules: Sequence[Module], others: Others
 ) -> tuple[list[Module], list[tuple[str, TensorEntry]], Apart]:
-    """What readers.adapters.sort gave, less what is for lm_head, if that is the same as what is for the embedding; and what
-    PEFT trained of the embedding apart from lm_head, which a tied model can't hold: names, and whole tensors."""
+    """Remove changes of lm_head that equal those of the embedding, for a model that ties the two.
+
+    modules, others: as adapters.sort returns them. Returns the modules and others that remain; and what changes the
+    embedding but not lm_head, which a tied model can't represent.
+    """
     factors = next((module for module in modules if last_word(f"{module.name}.") in EMBEDDINGS), None)
     whole = next((entry for name, entry in others if last_word(name) in EMBEDDINGS), None)
     head_factors = next((module for module in modules if f"{module.name}.weight" == HEAD), None)
@@ -48,7 +51,7 @@ def without_head(
 
 
 class Sharers:
-    """Which tensors of a checkpoint are one, whatever is said of lm_head."""
+    """Find tensors of a checkpoint that share their values with others, so that a change of one would have to change all."""
 
     def __init__(self, checkpoint: Checkpoint, config: Mapping[str, Any]):
         self._tensors, self._silent = checkpoint.tensors, not isinstance(config.get("tie_word_embeddings"), bool)
@@ -57,8 +60,11 @@ class Sharers:
             self._names.setdefault(_place(entry), []).append(name)
 
     def of(self, target: str) -> list[str]:
-        """The others that lie in the very bytes of this one, as tied ones do in torch's files; lm_head and the embedding, if
-        they hold the same and config.json doesn't say whether they are tied. Raises WorkError."""
+        """Return the names of the other tensors that share the values of `target`.
+
+        These are tensors stored in the same bytes, as tied ones are in torch's files; and of lm_head and the embedding the
+        other one, if both are equal and config.json doesn't say whether they are tied. Raises WorkError.
+        """
         entry, head = self._tensors[target], self._tensors.get(HEAD)
         found = [name for name in self._names[_place(entry)] if name != target and entry.nbytes]
         if self._silent and head is not None and (target == HEAD or last_word(target) in EMBEDDINGS):
@@ -68,12 +74,16 @@ class Sharers:
 
 
 def _place(entry: TensorEntry) -> tuple[str, int, tuple[int, ...]]:
+    """Return a key that is the same for tensors that are stored in the same bytes."""
     read = read_from(entry)
     return read.file, read.offset, entry.shape
 
 
 def _are_alike(adapter: Adapter, embedding: Module, head: Module) -> bool:
-    """Whether these change the embedding and lm_head alike: PEFT's factors of the one are those of the other, turned."""
+    """Return whether two modules change the embedding and lm_head in the same way.
+
+    PEFT's factors of lm_head are then those of the embedding, exchanged and transposed.
+    """
     if embedding.tensors.keys() != {"embedding A", "embedding B"} or head.tensors.keys() != {"A", "B"}:
         return False
     a, b = embedding.tensors["embedding A"], embedding.tensors["embedding B"]

@@ -1,1 +1,10 @@
-"""Vocabularies: which token each row of an embedding is, and models that differ in it, aligned token by token."""
+"""Align models with different vocabularies token by token.
+
+tokens         read a tokenizer's vocabulary from its files; form the union of several
+vocabularies   the vocabularies of all inputs of a recipe, and that of an output
+rows           which rows of the inputs become which rows of the output
+align          which tensors have a row per token, and what the output's are made of
+aligned        compute elements of an aligned tensor
+write          the files of the output's tokenizer
+ids            token ids in config.json and generation_config.json
+"""

@@ -1,4 +1,4 @@
-"""Models whose vocabularies differ, brought to one: what every tensor of a merge that has a row per token is made of."""
+"""Align the inputs of a merge to one vocabulary: decide which tensors have a row per token, and what these are made of."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from .rows import WORDS, Rows, keys, sizes
 from .tokens import Vocabulary, read_vocabulary, union
 from .vocabularies import Tokens, Vocabularies, VocabularyAlignment
 
-_HEADS = (last_word(HEAD), "head")  # the latter in DeepSeek's layers that predict more than one token
-_TOKENS = (last_word(HEAD), "embed_tokens_per_layer")  # what surely has a row per token; the latter is Gemma 3n's
-_POSITIONS = re.compile(r"\bwpe\b|pos(ition|_emb|_\b)")  # there may be as many as tokens
-MULTIPLE = 128  # at most: what the rows of a padded embedding stay a multiple of
+_HEADS = (last_word(HEAD), "head")  # the latter is in DeepSeek's layers for multi-token prediction
+_TOKENS = (last_word(HEAD), "embed_tokens_per_layer")  # always have a row per token; the latter is Gemma 3n's
+_POSITIONS = re.compile(r"\bwpe\b|pos(ition|_emb|_\b)")  # position embeddings, which may have as many rows as tokens
+MULTIPLE = 128  # if an embedding is padded to a multiple of up to this number, the output's is, too
 
 
 class Aligner:
-    """The tensors of one merge, with their rows in the order of its tokenizer. tokens: what that means for each input.
+    """Give the tensors of one merge the rows of the output's vocabulary. tokens: that vocabulary, and its effect on inputs.
 
-    source, base, multiple: as in recipe.recipe.Tokenizer. taken: the numbers of the inputs that the merge is made of.
+    source: "union", the number of an input (its vocabulary), or the folder of a tokenizer. base: the number of the base
+    model, None if there is none. multiple: to pad the rows to a multiple of; None for the source's padding.
+    taken: the numbers of the inputs that are merged. vocabularies: of the recipe's inputs. layout: that of the inputs, None
+    if unknown.
 
-    Raises CheckpointError listing every input whose rows aren't known.
+    Raises CheckpointError listing every input whose vocabulary or embedding isn't known.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Aligner:
         problems: list[str] = []
 
         def each(read: Callable[[int], tuple[int, int] | Vocabulary]) -> dict[int, Any]:
+            """Call `read` for every input, and collect its errors."""
             found = {}
             for number in numbers:
                 try:
@@ -70,8 +74,8 @@ class Aligner:
         if pieces:
             vocabularies.notes[
                 f"{len(pieces)} tokens of other models' own vocabularies, such as {pieces[0]!r}, become added tokens of the"
-                " union's tokenizer, which finds them in text before any other: it may split text as no model was trained"
-                " on; tokenizer_source base doesn't"
+                " union's tokenizer, which matches added tokens first: it may split text in ways on which no model was"
+                " trained; tokenizer_source base avoids that"
             ] = None
         own = self._sizes[owner][0] if isinstance(owner, int) else 0
         rows = _rows(vocabulary.end, first.end, own, multiple)
@@ -85,18 +89,23 @@ class Aligner:
             vocabulary,
             self._known[main],
             rows,
-            tuple(self._fate(number, tokens) for number, tokens in held.items()),
+            tuple(self._alignment(number, tokens) for number, tokens in held.items()),
             tuple(token for token in vocabulary.ids if token not in somewhere),
         )
 
     def has(self, name: str) -> bool:
-        """Whether all inputs that hold the tensor have a row of it per token. Raises CheckpointError."""
+        """Return whether the tensor of this name has an element per token in all inputs that have it.
+
+        Raises CheckpointError if that is unknown.
+        """
         holders = [number for number in self._known if name in self._inputs[number].tensors]
         return bool(holders) and self._axis([self._inputs[number].tensors[name] for number in holders], holders) is not None
 
     def align(self, entries: Sequence[TensorEntry], numbers: Sequence[int]) -> list[TensorEntry]:
-        """What one tensor of the output is made of, an entry for each of the inputs `numbers`: with their rows aligned, or
-        as they are, if they have no row per token. Raises CheckpointError."""
+        """Return the entries of one tensor with their rows aligned; as they are, if they have no row per token.
+
+        entries: the tensor in each of the inputs `numbers`. Raises CheckpointError.
+        """
         axis, chosen = self._axis(entries, numbers), tuple(numbers)
         if axis is None and last_word(entries[0].name) not in _TOKENS:
             return list(entries)
@@ -107,11 +116,11 @@ class Aligner:
             first, (rows, _) = self._inputs[numbers[0]], self._sizes[numbers[0]]
             raise CheckpointError(
                 f"{first.path}: tensor {entries[0].name!r} is {list(entries[0].shape)}, and the embedding has {rows} rows,"
-                " so it can't be told which token each of its own is"
+                " so the tokens of its own rows are unknown"
             )
         if axis is None or len({(*entry.shape[:axis], *entry.shape[axis + 1 :]) for entry in entries}) > 1:
             return list(entries)
-        # A tied lm_head is the very entry that the embedding is, but for its name, and so must become.
+        # A tied lm_head is the embedding's entry with another name; both must get the same Aligned.
         nameless = tuple(entry.nameless for entry in entries)
         found = []
         for place, entry in enumerate(entries):
@@ -123,10 +132,11 @@ class Aligner:
         return found
 
     def _keys_of(self, number: int) -> list[str | int]:
+        """Return the keys of an input's rows, as rows.keys."""
         return keys(self._known[number], self._sizes[number][0])
 
-    def _fate(self, number: int, own: set[str]) -> VocabularyAlignment:
-        """own: the tokens that it has a row for."""
+    def _alignment(self, number: int, own: set[str]) -> VocabularyAlignment:
+        """Return what becomes of an input's tokens. own: the tokens for which it has a row."""
         named = {key for key in self._keys if isinstance(key, str)}
         left = set(self._keys_of(number)) - set(self._keys)
         dropped = tuple(token for token in self._known[number].ids if token in left)
@@ -134,8 +144,10 @@ class Aligner:
         return VocabularyAlignment(number, len(own & named), filled, dropped, len(left) - len(dropped))
 
     def _axis(self, entries: Sequence[TensorEntry], numbers: Sequence[int]) -> int | None:
-        """Along which axis a tensor has an element per token; None: along none. Raises CheckpointError if that can't be
-        told."""
+        """Return the axis along which a tensor has an element per token; None if there is no such axis.
+
+        entries: the tensor in each of the inputs `numbers`. Raises CheckpointError if the axis is unknown.
+        """
         name = entries[0].name
         if last_word(name) not in (*WORDS, *_HEADS) and not _may_hold_tokens(name):
             return None
@@ -156,31 +168,34 @@ class Aligner:
         first = self._inputs[numbers[0]]
         if self._layout is None:
             raise CheckpointError(
-                f"{first.path}: tensor {name!r} is square, so it can't be told which of its sides is tokens; say how it is"
-                " stored with --layout"
+                f"{first.path}: tensor {name!r} is square, so it isn't known which of its dimensions is tokens; state its"
+                " layout with --layout"
             )
         return int(name in transposed_in(first.tensors, self._layout))
 
 
 def _may_hold_tokens(name: str) -> bool:
-    """Whether a side as long as the vocabulary means tokens: not in layers, nor of positions, nor of images."""
+    """Return whether a dimension as long as the vocabulary is one of tokens: not in layers, of positions, or of images."""
     return layer_of(name) is None and not _POSITIONS.search(name) and suggested([name]) == suggested([HEAD])
 
 
 def _elsewhere(folder: str) -> Vocabulary:
-    """Raises CheckpointError."""
+    """Return the vocabulary of a folder that is no input. Raises CheckpointError if there is none."""
     found = read_vocabulary(folder)
     if found is None:
         raise CheckpointError(
-            f"tokenizer_source {folder}: no tokenizer is there, and none of the models is called so; give union, base, a"
-            " model as it is called in the merge, or the folder of a tokenizer"
+            f"tokenizer_source {folder}: is neither a model of the merge nor a folder with a tokenizer; give union, base, a"
+            " model as the recipe names it, or the folder of a tokenizer"
         )
     return found
 
 
 def _rows(end: int, source: int, own: int, multiple: int | None) -> int:
-    """How many the output's embedding has. end: of its ids; source: of the ids that it begins with; own: the rows of the
-    embedding that these belong to, whose padding is kept."""
+    """Return the number of rows of the output's embedding.
+
+    end: its largest id plus one. source: the largest id of the vocabulary that it begins with, plus one. own: the rows of
+    the embedding of that vocabulary's model, whose padding is kept; 0 if it is no input. multiple: as of Aligner.
+    """
     if multiple is None and end <= own:
         return own
     if multiple is None:

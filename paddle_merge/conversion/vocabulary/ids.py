@@ -1,4 +1,4 @@
-"""What config.json and generation_config.json say of tokens, said of the output's."""
+"""Rewrite the token ids and the vocabulary's size in config.json and generation_config.json for the output's vocabulary."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from .vocabularies import Tokens
 
 log = logging.getLogger("paddle_merge")
 CONFIGS = ("config.json", "generation_config.json")
-SIZES = ("vocab_size", "padded_vocab_size")  # the latter is ChatGLM's
-SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
-IDS = ("_token_id", "_token_ids", "_token_index", "suppress_tokens")  # how fields end that hold ids of tokens
-
-WORDS = "bad_words_ids"
+SIZES = ("vocab_size", "padded_vocab_size")  # fields with the vocabulary's size; the latter is ChatGLM's
+SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")  # where they may be nested
+IDS = ("_token_id", "_token_ids", "_token_index", "suppress_tokens")  # endings of the names of fields with token ids
+WORDS = "bad_words_ids"  # the field with lists of token ids
 
 
 def of_vocabulary(files: Mapping[str, bytes], tokens: Tokens, folder: str) -> dict[str, bytes]:
-    """The files, by name, that stand in `folder`: config.json with the vocabulary's size; and in both configs the ids of the
-    same tokens as before. Of tokens that the vocabulary doesn't have, what the configs beside its own tokenizer say.
+    """Return a folder's files with both configs rewritten for the output's vocabulary.
 
-    Raises CheckpointError."""
+    config.json gets the vocabulary's size, and token ids become the ids of the same tokens in the output. A token that the
+    output doesn't have is replaced by the value of the same field in the folder of the output's tokenizer, with a warning.
+    files: content by name, as in `folder`. tokens: the output's vocabulary. Raises CheckpointError.
+    """
     found = dict(files)
     own = os.path.realpath(folder) == os.path.realpath(tokens.main.folder)
     before = tokens.main if own else read_vocabulary(folder) or tokens.main
@@ -42,7 +43,7 @@ def of_vocabulary(files: Mapping[str, bytes], tokens: Tokens, folder: str) -> di
 
 
 def _sized(config: dict[str, Any], rows: int) -> dict[str, Any]:
-    """Wherever it says the vocabulary's size: for the whole model, or its language model."""
+    """Return a config with the number of rows in all fields of the vocabulary's size, in vocab_size if it has none."""
     changed: dict[str, Any] = {name: rows for name in SIZES if name in config}
     for section in SECTIONS:
         if isinstance(its := config.get(section), dict):
@@ -51,7 +52,7 @@ def _sized(config: dict[str, Any], rows: int) -> dict[str, Any]:
 
 
 class _Ids:
-    """Of one config, at `path`. before: the vocabulary that it speaks of."""
+    """Rewrite the token ids of the config at `path`. before: the vocabulary whose ids it has now."""
 
     def __init__(self, path: str, before: Vocabulary, tokens: Tokens):
         self._path, self._after = path, tokens.vocabulary.ids
@@ -62,14 +63,16 @@ class _Ids:
             self._others = read_json(other)
 
     def of(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the config, or a section of it, with the output's token ids."""
         return {key: self._value(key, value) for key, value in config.items()}
 
     def _words(self, value: list[Any]) -> list[Any]:
-        """Lists of ids; those with a token that the output doesn't have can't come up in it."""
+        """Return lists of ids for the output; those with a token that it doesn't have are left out."""
         named = [[self._named.get(number) for number in word] for word in value if isinstance(word, list)]
         return [[self._after[str(token)] for token in word] for word in named if all(token in self._after for token in word)]
 
     def _value(self, key: str, value: Any) -> Any:
+        """Return the value of one field for the output."""
         if isinstance(value, dict):
             return self.of(value)
         if key == WORDS and isinstance(value, list):
@@ -78,10 +81,10 @@ class _Ids:
             return value
         numbers = value if isinstance(value, list) else [value]
         named = [self._named.get(number) if type(number) is int else None for number in numbers]
-        if all(token is None for token in named):  # no ids, or of rows without a token
+        if all(token is None for token in named):  # no ids, or ids of rows without a token
             return value
         if all(token is None or token in self._after for token in named):
-            taken = set(self._after.values())  # an id without a token stays, unless it is now one
+            taken = set(self._after.values())  # an id without a token is kept, unless the output has a token with this id
             pairs = [pair for pair in zip(numbers, named, strict=True) if pair[1] is not None or pair[0] not in taken]
             ids = [number if token is None else self._after[token] for number, token in pairs]
             return ids if isinstance(value, list) else ids[0]

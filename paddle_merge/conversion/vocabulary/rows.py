@@ -1,9 +1,9 @@
-"""Which row of which model becomes which row of the output, token by token.
+"""Decide, token by token, which rows of the inputs become which row of the output.
 
-mergekit's rules for a token that a model doesn't have: its row is that of the one model that has it; of several the base's,
-if the base has it; else their mean; zeros, if none has. Rows without a token, as padded embeddings have them behind the last
-one, are taken for tokens called by their number, and for the mean of all other rows where no model has them (Hewitt 2021,
-"Initializing new word embeddings for pretrained language models").
+The rules are mergekit's. If an input doesn't have a token, its row is: that of the only input that has it; of several, the
+base's if the base has it, else their mean; zeros if no input has it. A row without a token (padding behind the last id) is
+identified by its number; if no input has it, it is the mean of all other rows (Hewitt 2021, "Initializing new word
+embeddings for pretrained language models").
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from ...errors import CheckpointError
 from .entry import AlignedEntry, Pick
 from .tokens import Vocabulary
 
-WORDS = (*EMBEDDINGS, "embed_in", "tok_embeddings", "shared")  # the last words of embeddings of tokens
+WORDS = (*EMBEDDINGS, "embed_in", "tok_embeddings", "shared")  # last words of the names of token embeddings
 
 
 def sizes(checkpoint: Checkpoint) -> tuple[int, int]:
-    """(rows, width) of its embedding of tokens. Raises CheckpointError."""
+    """Return (rows, width) of a checkpoint's token embedding. Raises CheckpointError if it can't be identified."""
     embeddings = {
         entry.shape
         for name, entry in checkpoint.tensors.items()
         if last_word(name) in WORDS and len(entry.shape) == 2 and layer_of(name) is None
     }
     if len(embeddings) > 1:
-        told = read_config(checkpoint.folder).get("vocab_size")
-        embeddings = {shape for shape in embeddings if shape[0] == told}
+        stated = read_config(checkpoint.folder).get("vocab_size")
+        embeddings = {shape for shape in embeddings if shape[0] == stated}
     if len(embeddings) != 1:
-        raise CheckpointError(f"{checkpoint.path}: it can't be told which of its tensors is the embedding of tokens")
+        raise CheckpointError(f"{checkpoint.path}: it isn't known which of its tensors is the token embedding")
     (rows, width), *_ = embeddings
     return rows, width
 
 
 def keys(vocabulary: Vocabulary, rows: int) -> list[str | int]:
-    """What each of so many rows is called: its token, or its number."""
+    """Return what identifies each of the first `rows` rows of an embedding: its token, or its number if it has none."""
     found: list[str | int] = list(range(rows))
     for token, row in vocabulary.ids.items():
         if row < rows:
@@ -50,39 +50,50 @@ def keys(vocabulary: Vocabulary, rows: int) -> list[str | int]:
 
 @dataclass(frozen=True)
 class Rows:
-    """For some inputs: own: (inputs, rows) int64, where each has a row of the output, or -1; donors: (inputs, rows) bool,
-    whose rows count where an input has none; means: rows of the output that are the mean of all others."""
+    """Hold which rows of several inputs become which rows of the output.
+
+    own: (inputs, rows) int64, the row of each input that is the output's row; -1 if the input doesn't have it.
+    substitutes: (inputs, rows) bool, the inputs whose rows an input takes if it doesn't have one itself.
+    means: (n,) int64, rows of the output that are the mean of all others.
+    """
 
     own: np.ndarray
-    donors: np.ndarray
+    substitutes: np.ndarray
     means: np.ndarray
 
     @classmethod
     def of(cls, inputs: Sequence[Sequence[str | int]], output: Sequence[str | int], base: int | None) -> Rows:
-        """From the keys of each input's rows, and of the output's. base: its place among the inputs, if it is one."""
+        """Match the rows of inputs and output by their keys (see keys()).
+
+        base: the index of the base model among the inputs; None if it isn't one.
+        """
         own = np.full((len(inputs), len(output)), -1, np.int64)
-        for line, its in zip(own, inputs, strict=True):
+        for rows, its in zip(own, inputs, strict=True):
             row_of = {key: row for row, key in enumerate(its)}
-            line[:] = [row_of.get(key, -1) for key in output]
+            rows[:] = [row_of.get(key, -1) for key in output]
         has = own >= 0
-        donors = has.copy()
+        substitutes = has.copy()
         if base is not None:
-            donors[:, has[base]] = False
-            donors[base] |= has[base]
+            substitutes[:, has[base]] = False
+            substitutes[base] |= has[base]
         unnamed = np.array([isinstance(key, int) for key in output], bool)
-        return cls(own, donors, np.flatnonzero(unnamed & ~has.any(axis=0)))
+        return cls(own, substitutes, np.flatnonzero(unnamed & ~has.any(axis=0)))
 
     def moves(self, sizes: Sequence[int]) -> bool:
-        """Whether any input, of so many rows each, doesn't stay as it is."""
+        """Return whether the rows of any input change. sizes: how many rows each input has."""
         return set(sizes) != {self.own.shape[1]} or bool((self.own != np.arange(self.own.shape[1])).any())
 
     def aligned(self, place: int, axis: int, entries: Sequence[TensorEntry], numbers: Sequence[int]) -> AlignedEntry | None:
-        """The tensor of the input at `place`, whose number is in `numbers`; None: as it is."""
+        """Return how the tensor of the input at index `place` is made of rows; None if it stays as it is.
+
+        axis: along which it has an element per token. entries: the tensor in each input. numbers: the numbers of the inputs
+        in Recipe.titles.
+        """
         entry, (_, rows) = entries[place], self.own.shape
         has = self.own[place] >= 0
         if entry.shape[axis] == rows and (self.own[place] == np.arange(rows)).all():
             return None
-        gives = np.where(has, False, self.donors)
+        gives = np.where(has, False, self.substitutes)
         gives[place] = has
         of, nth = gives.sum(axis=0), np.cumsum(gives, axis=0) - 1
         picks = []
@@ -96,7 +107,11 @@ class Rows:
 
 
 def _runs(at: np.ndarray, row: np.ndarray, of: np.ndarray, nth: np.ndarray) -> bytes:
-    """Pick.runs, as long as they can be, from what is so of each single row."""
+    """Return the value of entry.Pick.runs: single rows, joined to runs that are as long as possible.
+
+    at: (n,), the rows of the output. row: their rows in the input. of: of how many tensors each is the mean. nth: the place
+    of this tensor among those.
+    """
     ends = (np.diff(at) != 1) | (np.diff(row) != 1) | (np.diff(of) != 0) | (np.diff(nth) != 0)
     first = np.concatenate([[0], np.flatnonzero(ends) + 1]).astype(np.int64)
     count = np.diff(np.append(first, len(at)))

@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer, from the files that stand beside a checkpoint."""
+"""Read the vocabulary of a tokenizer from the files in a checkpoint's folder, and form the union of several."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ from ...errors import CheckpointError
 MAX_FILE = 1 << 30  # bytes
 MAX_IDS = 1 << 22  # far more than any tokenizer has
 SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
-RENUMBERED = ("sentencepiece.bpe.model", "spiece.model")  # by XLM-R and mBART; T5 and Pegasus
-AS_STORED = ("llama", "codellama", "code_llama", "gemma", "baichuan", "albert", "xlnet")  # not by these: PaddleNLP's Llama
-SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
+# Files whose ids some tokenizers change: those of XLM-R and mBART (the first), T5 and Pegasus (the second).
+RENUMBERED = ("sentencepiece.bpe.model", "spiece.model")
+# Tokenizers that use the ids of such a file as they are; PaddleNLP saves Llama's under the first name.
+AS_STORED = ("llama", "codellama", "code_llama", "gemma", "baichuan", "albert", "xlnet")
+SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token, as in tokenizer.json
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
-PLAIN = dict.fromkeys(SETTINGS, False) | {"normalized": True}
+PLAIN = dict.fromkeys(SETTINGS, False) | {"normalized": True}  # the settings of an added token without any
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """folder: where its files are. ids: token -> id, by rising id. added: the tokens that stand beside the tokenizer's own
-    model -> how they are matched (SETTINGS). stored: what the files say, if that is less, as of a union."""
+    """Hold a tokenizer's vocabulary.
+
+    folder: where its files are. ids: token -> id, in ascending order of ids. added: added tokens (those that the tokenizer
+    matches before its own model) -> their SETTINGS. stored: the vocabulary in the files if it is smaller, as for a union;
+    else None.
+    """
 
     folder: str
     ids: Mapping[str, int]
@@ -36,38 +42,16 @@ class Vocabulary:
 
     @property
     def end(self) -> int:
-        """One more than the largest id."""
+        """Return the largest id plus one."""
         return max(self.ids.values(), default=-1) + 1
 
 
-def same_files(one: str, other: str) -> bool:
-    """Whether two folders hold files that give the same tokens the same ids, as far as that is known at a glance. Raises
-    OSError, CheckpointError."""
-    for name in ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE):
-        paths = [os.path.join(folder, name) for folder in (one, other)]
-        there = [os.path.isfile(path) for path in paths]
-        if there[0] != there[1] or (there[0] and not _same(*paths)):
-            return False
-    more = ({(token, number) for _, token, number, _ in _more(folder)} for folder in (one, other))
-    return next(more) == next(more)
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether two files are equal; of two tokenizer.json, which other versions of a library write otherwise, the ids."""
-    if filecmp.cmp(one, other, shallow=False):
-        return True
-    if not one.endswith("tokenizer.json"):
-        return False
-    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
-        first, second = (json.loads(read_small(path, MAX_FILE)) for path in (one, other))
-        added = [[(token["id"], token["content"]) for token in content["added_tokens"]] for content in (first, second)]
-        return bool(first["model"]["vocab"] == second["model"]["vocab"] and added[0] == added[1])
-    return False
-
-
 def read_vocabulary(folder: str) -> Vocabulary | None:
-    """From tokenizer.json, vocab.json, vocab.txt, or a sentencepiece model, the first there is, and what
-    tokenizer_config.json and added_tokens.json add; None if there is no tokenizer. Raises CheckpointError."""
+    """Read the vocabulary of the tokenizer in a folder; None if there is none.
+
+    It is in the first of tokenizer.json, vocab.json, vocab.txt and the SENTENCEPIECE models that exists.
+    tokenizer_config.json and added_tokens.json may add tokens. Raises CheckpointError, also if these contradict one another.
+    """
     for name, read in [
         ("tokenizer.json", _of_tokenizers),
         ("vocab.json", _of_json),
@@ -87,7 +71,7 @@ def read_vocabulary(folder: str) -> Vocabulary | None:
             )
         if token not in added or settings:
             added[token] = {**PLAIN, **settings}
-    for token in _special(folder):  # what loaders do with those that no file gives an id
+    for token in _special(folder):  # as loaders do, give special tokens without an id the next ids
         if token not in ids:
             ids[token] = max(ids.values(), default=-1) + 1
             added[token] = {**PLAIN, "normalized": False, "special": True}
@@ -95,14 +79,42 @@ def read_vocabulary(folder: str) -> Vocabulary | None:
         raise CheckpointError(f"{folder}: its tokenizer gives two tokens the same id, or one an id below 0")
     for token, number in ids.items():
         if number >= MAX_IDS:
-            raise CheckpointError(f"{folder}: its tokenizer gives {token!r} the id {number}, more than tokenizers have")
+            raise CheckpointError(f"{folder}: its tokenizer gives {token!r} the id {number}, more than {MAX_IDS}")
     return Vocabulary(folder, dict(sorted(ids.items(), key=lambda pair: pair[1])), added)
 
 
-Found = tuple[dict[str, int], dict[str, dict[str, Any]]]
+def same_files(one: str, other: str) -> bool:
+    """Return whether the tokenizer files of two folders give the same tokens the same ids, without building vocabularies.
+
+    False doesn't imply that the vocabularies differ. Raises OSError, CheckpointError.
+    """
+    for name in ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE):
+        paths = [os.path.join(folder, name) for folder in (one, other)]
+        exist = [os.path.isfile(path) for path in paths]
+        if exist[0] != exist[1] or (exist[0] and not _same(*paths)):
+            return False
+    more = ({(token, number) for _, token, number, _ in _more(folder)} for folder in (one, other))
+    return next(more) == next(more)
+
+
+def _same(one: str, other: str) -> bool:
+    """Return whether two files are equal; for tokenizer.json, which library versions format differently, whether ids are."""
+    if filecmp.cmp(one, other, shallow=False):
+        return True
+    if not one.endswith("tokenizer.json"):
+        return False
+    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
+        first, second = (json.loads(read_small(path, MAX_FILE)) for path in (one, other))
+        added = [[(token["id"], token["content"]) for token in content["added_tokens"]] for content in (first, second)]
+        return bool(first["model"]["vocab"] == second["model"]["vocab"] and added[0] == added[1])
+    return False
+
+
+Found = tuple[dict[str, int], dict[str, dict[str, Any]]]  # token -> id; added token -> its settings
 
 
 def _of_tokenizers(path: str) -> Found:
+    """Read a tokenizer.json. Raises CheckpointError."""
     import tokenizers
 
     try:
@@ -110,7 +122,7 @@ def _of_tokenizers(path: str) -> Found:
         read = tokenizers.Tokenizer.from_str(content)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
-    except BaseException as error:  # the library raises nothing more particular, and where it panics not even Exception
+    except BaseException as error:  # the library raises plain Exceptions, and PanicException, which is not an Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())
@@ -123,13 +135,15 @@ def _of_tokenizers(path: str) -> Found:
 
 
 def _of_json(path: str) -> Found:
+    """Read a vocab.json: token -> id. Raises CheckpointError."""
     content = read_json(path)
     if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
-        raise CheckpointError(f"{path}: must hold a number for each token")
+        raise CheckpointError(f"{path}: must be a JSON object with an id for each token")
     return content, {}
 
 
 def _of_text(path: str) -> Found:
+    """Read a vocab.txt: a token per line; its id is the line's number from 0. Raises CheckpointError."""
     try:
         lines = read_small(path, MAX_FILE).decode().split("\n")
     except OSError as error:
@@ -144,15 +158,16 @@ def _of_text(path: str) -> Found:
 
 
 def _of_sentencepiece(path: str) -> Found:
+    """Read a sentencepiece model. Raises CheckpointError, also if the model's tokenizer may use other ids than the file."""
     if os.path.basename(path) in RENUMBERED and not _kind(os.path.dirname(path)).startswith(AS_STORED):
         raise CheckpointError(
-            f"{path}: the models that have such a file number its tokens otherwise than it does; save the tokenizer with"
-            " tokenizer.json beside it, as transformers' save_pretrained does"
+            f"{path}: tokenizers with a file of this name use other ids than the file has; save the tokenizer with a"
+            " tokenizer.json, as transformers' save_pretrained does"
         )
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
-        raise CheckpointError(f"{path}: to read its tokens, install sentencepiece: pip install sentencepiece") from None
+        raise CheckpointError(f"{path}: needs sentencepiece to be read: pip install sentencepiece") from None
     try:
         model = SentencePieceProcessor(model_file=path)
     except (OSError, RuntimeError) as error:
@@ -161,17 +176,20 @@ def _of_sentencepiece(path: str) -> Found:
 
 
 def _kind(folder: str) -> str:
-    """The tokenizer's class, or the model's type, in small letters; "" if nothing tells. Raises CheckpointError."""
+    """Return the tokenizer's class, else the model's type, in lower case; "" if neither is known. Raises CheckpointError."""
     for name, key in (("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")):
         path = os.path.join(folder, name)
         content = read_json(path) if os.path.isfile(path) else {}
-        if isinstance(content, dict) and isinstance(told := content.get(key), str):
-            return told.lower()
+        if isinstance(content, dict) and isinstance(kind := content.get(key), str):
+            return kind.lower()
     return ""
 
 
 def _more(folder: str) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
-    """(file, token, id, settings) of the tokens that are added beside the tokenizer's model. Raises CheckpointError."""
+    """Yield (file, token, id, settings) of the added tokens in tokenizer_config.json and added_tokens.json.
+
+    Raises CheckpointError.
+    """
     path = os.path.join(folder, "tokenizer_config.json")
     content = read_json(path) if os.path.isfile(path) else {}
     decoder = content.get("added_tokens_decoder") if isinstance(content, dict) else None
@@ -186,12 +204,12 @@ def _more(folder: str) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
 
 
 def _special(folder: str) -> Iterator[str]:
-    """The special tokens that configs name. Raises CheckpointError."""
+    """Yield the special tokens that tokenizer_config.json and special_tokens_map.json name. Raises CheckpointError."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = os.path.join(folder, name)
         content = read_json(path) if os.path.isfile(path) else {}
         if not isinstance(content, dict):
-            raise CheckpointError(f"{path}: must hold names and values")
+            raise CheckpointError(f"{path}: must be a JSON object")
         lists = [content[key] for key in MORE_SPECIAL if isinstance(content.get(key), list)]
         for token in [*map(content.get, SPECIAL), *(one for each in lists for one in each)]:
             word = token.get("content") if isinstance(token, dict) else token
@@ -200,8 +218,12 @@ def _special(folder: str) -> Iterator[str]:
 
 
 def union(base: Vocabulary, others: list[Vocabulary]) -> Vocabulary:
-    """The base's tokens with their ids, and after them those that only others have: in order of the others, those of their
-    models first. A token that is added in any is added in the union, as the first has it."""
+    """Return the union of vocabularies.
+
+    It has the base's tokens with their ids, then the tokens that only others have: first those of the others' own models,
+    then their added tokens, each in order of the others. A token that is added in any of them is added in the union, with
+    the settings of the first that has it.
+    """
     ids, end = dict(base.ids), base.end
     added: dict[str, Mapping[str, Any]] = {}
     for is_added in (False, True):

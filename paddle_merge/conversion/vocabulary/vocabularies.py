@@ -1,4 +1,4 @@
-"""The vocabularies of a recipe's inputs, and the one of its output."""
+"""Hold the vocabularies of a recipe's inputs, read when they are needed, and describe the vocabulary of an output."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from .tokens import Vocabulary, read_vocabulary, same_files
 
 @dataclass(frozen=True)
 class VocabularyAlignment:
-    """What becomes of an input's tokens. matched: how many the output has, too; filled: tokens of the output that it has no
-    row for; dropped: its tokens that the output doesn't have; unnamed: how many of its rows without a token are dropped."""
+    """Describe what becomes of an input's tokens.
+
+    number: of the input in Recipe.titles. matched: how many of its tokens the output has. filled: tokens of the output for
+    which it has no row. dropped: its tokens that the output doesn't have. unnamed: how many of its rows without a token are
+    dropped.
+    """
 
     number: int
     matched: int
@@ -26,22 +30,27 @@ class VocabularyAlignment:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The output's vocabulary. title: "union", or whose it is. source: the one whose files are taken; vocabulary: with what
-    a union adds. main: of the base, or the first model. rows: of the output's embedding. nowhere: tokens that no model has
-    a row for."""
+    """Describe the output's vocabulary.
+
+    title: "union", or the path of the model or tokenizer whose vocabulary it is. source: the vocabulary whose files are
+    copied. vocabulary: the output's, which is the source and what a union adds. main: that of the base, or of the first
+    model. rows: of the output's embedding. alignments: one per input. nowhere: tokens for which no input has a row.
+    """
 
     title: str
     source: Vocabulary
     vocabulary: Vocabulary
     main: Vocabulary
     rows: int
-    fates: tuple[VocabularyAlignment, ...]
+    alignments: tuple[VocabularyAlignment, ...]
     nowhere: tuple[str, ...]
 
 
 class Vocabularies:
-    """Of a recipe's inputs, read when they are first asked for. inputs: as Recipe.titles, so far. notes: sentences for the
-    user."""
+    """Read and keep the vocabularies of a recipe's inputs. Inputs are numbered as in Recipe.titles.
+
+    inputs: the checkpoints so far; add() appends outputs of earlier stages. notes: sentences for the user (the keys).
+    """
 
     def __init__(self, inputs: Sequence[Checkpoint]):
         self.inputs, self.notes = list(inputs), dict[str, None]()
@@ -49,8 +58,11 @@ class Vocabularies:
         self._known, self._like, self._aligned = dict[int, Vocabulary | None](), dict[int, int](), set[int]()
 
     def of(self, number: int, otherwise: int | None = None) -> Vocabulary:
-        """otherwise: the input whose vocabulary it is taken to have, if it has no tokenizer, and as many rows. Raises
-        CheckpointError."""
+        """Return the vocabulary of an input.
+
+        otherwise: the number of the input whose vocabulary is assumed if this one has no tokenizer and as many rows. Raises
+        CheckpointError if the vocabulary is unknown.
+        """
         checkpoint, found = self.inputs[number], self.read(number)
         if found is None and otherwise is not None and number != otherwise:
             other = self.inputs[otherwise]
@@ -65,20 +77,22 @@ class Vocabularies:
         return found
 
     def read(self, number: int) -> Vocabulary | None:
-        """None, if it has no tokenizer. Raises CheckpointError."""
+        """Return the vocabulary of an input; None if it has no tokenizer. Raises CheckpointError."""
         if number not in self._known:
             like = self._like.get(number)
             self._known[number] = self.read(like) if like is not None else read_vocabulary(self.inputs[number].folder)
         return self._known[number]
 
     def called(self, source: int | str) -> int | str:
-        """The number of the input whose folder it is, whatever path it is called by; else the folder."""
+        """Return the number of the input whose folder `source` is, by its real path; else `source` itself."""
         folder = os.path.realpath(source) if isinstance(source, str) else None
         return self._folders.index(folder) if folder in self._folders else source
 
     def add(self, made: Checkpoint, like: int, vocabulary: Vocabulary | None) -> None:
-        """The output of an earlier merge. like: the number of the input whose folder it has; vocabulary: its own, if its
-        rows were aligned."""
+        """Append the output of an earlier stage of the recipe.
+
+        like: the number of the input whose folder it has. vocabulary: the output's own, if its rows were aligned; else None.
+        """
         if vocabulary is not None:
             self._known[len(self.inputs)] = vocabulary
             self._aligned.add(len(self.inputs))
@@ -86,10 +100,10 @@ class Vocabularies:
         self.inputs.append(made)
 
     def estranged(self, numbers: Sequence[int]) -> list[str]:
-        """A sentence on each of these inputs that has other tokens than the tokenizer in its folder."""
+        """Return a sentence on each of these inputs whose tokens differ from those of the tokenizer in its folder."""
         return [
             f"{self.inputs[number].path}: has other tokens than the tokenizer of {self.inputs[self._like[number]].path},"
-            " so what is made of it must have a tokenizer_source, too, such as base"
+            " so a merge of it needs a tokenizer_source, too, such as base"
             for number in numbers
             if number in self._aligned
             and (own := self.read(number)) is not None
@@ -98,12 +112,12 @@ class Vocabularies:
         ]
 
     def counts(self, tokens: Tokens | None) -> tuple[int, ...]:
-        """How many tokens each vocabulary has that was read so far, or made, the output's included."""
+        """Return the number of tokens of each vocabulary that is in memory. tokens: the output's, if there is one."""
         known = [*self._known.values(), *((tokens.source, tokens.vocabulary) if tokens is not None else ())]
         return tuple(len(one.ids) for one in {id(one): one for one in known if one is not None}.values())
 
     def unlike(self, numbers: Sequence[int]) -> list[str]:
-        """A sentence on each of these inputs that has other tokens for some rows than the first of them."""
+        """Return a sentence on each of these inputs in which some rows of the embedding have other tokens than the first."""
         first, *others = numbers
         found = []
         for number in others:
@@ -115,13 +129,13 @@ class Vocabularies:
                 differing = [(token, row) for token, row in its.ids.items() if named.get(row, token) != token]
                 for token, row in differing[:1]:
                     found.append(
-                        f"{len(differing)} tokens are other rows of the embedding in {other.path} than in {one.path} (row"
-                        f" {row} is {token!r}, and {named[row]!r}): --tokenizer_source base aligns them token by token"
+                        f"{len(differing)} tokens have other rows of the embedding in {other.path} than in {one.path} (row"
+                        f" {row} is {token!r} and {named[row]!r}): --tokenizer_source base aligns them token by token"
                     )
             except (CheckpointError, OSError) as error:
                 reason = error.problems[0] if isinstance(error, CheckpointError) else f"{error.filename}: {error.strerror}"
                 found.append(
-                    f"whether the rows of the embedding are the same tokens in {other.path} as in {one.path} can't be told"
+                    f"it isn't known whether the rows of the embedding are the same tokens in {other.path} as in {one.path}"
                     f" ({reason})"
                 )
         return found

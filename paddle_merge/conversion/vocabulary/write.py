@@ -1,4 +1,4 @@
-"""The files of the output's tokenizer: those of the folder it is taken from, with the tokens that a union adds."""
+"""Make the files of the output's tokenizer: those of the source's folder, with the tokens that a union adds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...checkpoints.json_files import parsed
 from ...errors import CheckpointError
 from .tokens import MORE_SPECIAL, Vocabulary
 
-# What of a folder belongs to its tokenizer.
+# Patterns of the names of a tokenizer's files.
 FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -25,13 +25,14 @@ FILES = (
 
 
 def is_tokenizers(name: str) -> bool:
+    """Return whether a file of this name belongs to a tokenizer."""
     return any(fnmatch.fnmatch(name, pattern) for pattern in FILES)
 
 
 def with_tokens(files: Mapping[str, bytes], vocabulary: Vocabulary, added: Vocabulary) -> dict[str, bytes]:
-    """The same files, telling of the added tokens wherever some loader looks for them.
+    """Return a tokenizer's files with more added tokens, in every file in which a loader looks for them.
 
-    files: by name, as they stand beside `vocabulary`'s tokenizer; added: the same vocabulary with more tokens. Raises
+    files: content by name, of the tokenizer of `vocabulary`. added: the same vocabulary with more tokens. Raises
     CheckpointError.
     """
     found = dict(files)
@@ -53,13 +54,14 @@ def with_tokens(files: Mapping[str, bytes], vocabulary: Vocabulary, added: Vocab
 
 
 def _with_special(content: dict[str, Any], vocabulary: Vocabulary, added: Vocabulary) -> dict[str, Any]:
-    """A config with the special tokens that are new among those that it names; PaddleNLP splits text at no others."""
+    """Return a config whose list of special tokens has the new ones; PaddleNLP splits text at listed special tokens only."""
     new = [token for token, how in added.added.items() if how.get("special") and token not in vocabulary.ids]
     key = next((key for key in MORE_SPECIAL if isinstance(content.get(key), list)), MORE_SPECIAL[0])
     return {**content, key: [*(content.get(key) or ()), *new]} if new else content
 
 
 def _of_tokenizers(content: bytes, vocabulary: Vocabulary, added: Vocabulary) -> bytes:
+    """Return a tokenizer.json with the new added tokens. Raises CheckpointError if the library gives them other ids."""
     import tokenizers
 
     parsed = _parsed("tokenizer.json", {"tokenizer.json": content}, vocabulary)
@@ -75,16 +77,18 @@ def _of_tokenizers(content: bytes, vocabulary: Vocabulary, added: Vocabulary) ->
     wrong = [token for token, number in added.ids.items() if ids.get(token) != number]
     if wrong:
         raise CheckpointError(
-            f"{vocabulary.folder}/tokenizer.json: its ids have gaps, so that {wrong[0]!r} and {len(wrong) - 1} others can't"
-            " be added behind them; take tokenizer_source base, or a model's, instead of a union"
+            f"{vocabulary.folder}/tokenizer.json: its ids have gaps, so {wrong[0]!r} and {len(wrong) - 1} others can't be"
+            " added behind them; use tokenizer_source base, or a model's, instead of union"
         )
     return made
 
 
 def _parsed(name: str, files: Mapping[str, bytes], vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the content of a JSON file; {} if it is no object. Raises CheckpointError."""
     content = parsed(os.path.join(vocabulary.folder, name), files[name])
     return content if isinstance(content, dict) else {}
 
 
 def _json(content: Any) -> bytes:
+    """Return the content of a JSON file, indented by 2, with characters beyond ASCII as they are."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,4 +1,4 @@
-"""A number for each element of a tensor, made of what it is in all models: as a tensor that select.py can look into."""
+"""A number for each element of a tensor, made of what it is in all models: as a tensor that selection.py can look into."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge_lock.json: what a merge read and wrote, so that anyone can tell later whether it is still so (report/verify.py).
+"""Write and read merge_lock.json: what a merge read and wrote. commands/verify compares it with the files later.
 
 It is the same for the same merge, whatever the number of workers, and whether it was stopped in between.
 """

@@ -1,4 +1,5 @@
-"""What stands beside the weights: config and tokenizer (from donor.py's folder), the merge's record, and a model card."""
+"""Make the files beside the weights: config and tokenizer (of the folder that plan/config_source.py chooses), the merge's
+record, and a model card."""
 
 from __future__ import annotations
 
@@ -30,9 +31,9 @@ FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_
 
 
 def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
-    """What to write beside the weights, by name: the model card, and copies from plan.donor.folder (config.json with the new
-    dtype and vocabulary, if there are such), the tokenizer's from plan.tokens; with the chat template that was asked for, if
-    one was. Raises CheckpointError listing the files of copy_file_list that aren't there or may not be copied."""
+    """What to write beside the weights, by name: the model card, and copies from plan.config_source.folder (config.json with
+    the new dtype and vocabulary, if there are such), the tokenizer's from plan.tokens; with the chat template that was asked
+    for, if one was. Raises CheckpointError listing the files of copy_file_list that aren't there or may not be copied."""
     folder, tokens = plan.config_source.folder, plan.tokens
     problems = []
     extra = [os.path.normpath(name) for name in request.copied_files]

@@ -37,7 +37,7 @@ class Contents(Protocol):
 
     @property
     def save_format(self) -> str:
-        """A key of frames.formats.FORMATS."""
+        """A key of checkpoints.formats.naming.FORMATS."""
 
     @property
     def shards(self) -> tuple[Shard, ...]: ...

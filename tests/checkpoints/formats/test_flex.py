@@ -121,7 +121,7 @@ def test_merges_as_safetensors_do(tmp_path: Path, dtype: str, flat: tuple[str, .
         bits = {key: checkpoints.to_bits(x, dtype) for key, x in tensors.items()}
         save(tmp_path / name / "model_state", bits, BOXES, flat=flat, protocol=protocol)
     if flat and protocol == 2:
-        with pytest.raises(CheckpointError, match="save it again with protocol 4"):
+        with pytest.raises(CheckpointError, match="save it again with pickle protocol 4"):
             run(tmp_path / "a", tmp_path / "b", out=tmp_path / "o")
         return
     for method in ("linear", "ties"):
@@ -196,17 +196,17 @@ def place(metadata: Any, file: Any) -> None:
 
 DAMAGE: dict[str, tuple[Any, str]] = {
     "a shard unplaced": (lambda m: m.storage_metadata.pop(next(iter(m.storage_metadata))), "a part is missing"),
-    "nothing placed": (lambda m: m.storage_metadata.clear(), "places no shard of w"),
-    "a file that isn't there": (lambda m: place(m, "7_0.distcp"), "all ranks' files are needed"),
+    "nothing placed": (lambda m: m.storage_metadata.clear(), "locates no shard of w"),
+    "a file that isn't there": (lambda m: place(m, "7_0.distcp"), "the files of all ranks are needed"),
     "a file elsewhere": (lambda m: place(m, "../0_0.distcp"), "outside its folder"),
     "another rank's file": (lambda m: place(m, "1_0.distcp"), "should be [3, 4] in 1_0.distcp, but is [2, 4]"),
-    "no file": (lambda m: place(m, 3), "places what is no tensor"),
+    "no file": (lambda m: place(m, 3), "locates something that is not a tensor"),
     "a tensor that no file holds": (lambda m: replace_first(m, tensor_key="v"), "'v' that it doesn't describe"),
     "an undescribed place": (lambda m: replace_first(m, global_offset=(1, 0)), "that it doesn't describe"),
-    "a negative place": (lambda m: replace_first(m, global_offset=(-1, 0)), "without a place"),
+    "a negative place": (lambda m: replace_first(m, global_offset=(-1, 0)), "without a position"),
     "different shapes": (lambda m: describe(m, global_shape=(9, 9)), "different shapes"),
-    "no metadata": (lambda m: setattr(m, "state_dict_metadata", None), "is no metadata"),
-    "another's metadata": (lambda m: setattr(m, "state_dict_metadata", {"w": [3]}), "describes what is no tensor"),
+    "no metadata": (lambda m: setattr(m, "state_dict_metadata", None), "is not the metadata"),
+    "another's metadata": (lambda m: setattr(m, "state_dict_metadata", {"w": [3]}), "something that is not a tensor"),
     "a flat shard": (lambda m: describe(m, is_flattened=True), "without a range"),
 }
 
@@ -235,7 +235,7 @@ def test_overlaps_extra_tensors_and_single_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="'v' is not in the metadata"):
         open_checkpoint(str(tmp_path / "b"))
     (tmp_path / "b" / "0.metadata").unlink()
-    with pytest.raises(CheckpointError, match="that says what is in it"):
+    with pytest.raises(CheckpointError, match="that describes its content"):
         open_checkpoint(str(tmp_path / "b"))
 
 

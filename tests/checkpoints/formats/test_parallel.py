@@ -123,7 +123,7 @@ def test_some_ranks_in_shards(tmp_path: Path) -> None:
     found = checkpoints.read(run(a, a, out=tmp_path / "out"))
     assert all((found[name] == value).all() for name, value in x.items())
     (a / "model_state.tp01-00002-of-00002.pdparams").unlink()
-    assert "index.tp01.json: names shards that are not there: model_state.tp01-00002-of-00002.pdparams" in sentence(a)
+    assert "index.tp01.json: names shards that don't exist: model_state.tp01-00002-of-00002.pdparams" in sentence(a)
     index.unlink()
     (a / "model_state.pdparams.index.tp02.json").write_text("{}")
     assert "has files of 2 ranks, but none of tp01_pp00" in sentence(a)
@@ -156,7 +156,7 @@ def test_refused(tmp_path: Path) -> None:
     x = values()
     a = write(tmp_path / "rank", x, 2, 2)
     (a / "model_state.tp01_pp00.pdparams").unlink()
-    assert "none of tp01_pp00; all ranks' files are needed" in sentence(a)
+    assert "none of tp01_pp00; the files of all are needed" in sentence(a)
 
     a = write(tmp_path / "norm", x, 2, 1)
     edit(a, "tp01", lambda content: content.update({"llama.norm.weight": np.ones(64, np.float32)}))
@@ -169,9 +169,9 @@ def test_refused(tmp_path: Path) -> None:
     assert "merge_tensor_parallel=True" in sentence(a)
 
     a = write(tmp_path / "config", x, 2, 1, {})
-    assert "config.json doesn't tell" in sentence(a)
+    assert "config.json doesn't give its whole shape" in sentence(a)
     a = write(tmp_path / "sizes", x, 2, 1, {**CONFIG, "intermediate_size": 100})
-    assert "don't make [64, 100]" in sentence(a)
+    assert "can't be joined to [64, 100]" in sentence(a)
 
     a = write(tmp_path / "shape", x, 2, 1)
     edit(a, "tp01", lambda content: content.update({"lm_head.weight": np.ones((64, 49), np.float32)}))
@@ -181,7 +181,7 @@ def test_refused(tmp_path: Path) -> None:
 
     a = write(tmp_path / "tied", x, 1, 2)
     edit(a, "pp01", lambda content: content.update({"llama.embed_tokens.weight": np.ones((100, 64), np.float32)}))
-    assert "in several stages" in sentence(a)
+    assert "in several pipeline stages" in sentence(a)
 
 
 def test_two_ways_are_none(tmp_path: Path) -> None:
@@ -190,4 +190,4 @@ def test_two_ways_are_none(tmp_path: Path) -> None:
     write(a, {}, 2, 1, {**CONFIG, "vocab_size": 128})
     for rank in ("tp00", "tp01"):
         edit(a, rank, lambda content: content.update({"lm_head.weight": np.ones((64, 64), np.float32)}))
-    assert "in just one way" in sentence(a)
+    assert "in exactly one way" in sentence(a)

@@ -165,9 +165,9 @@ def test_safetensors_come_before_pdparams(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"model": {"w": np.ones(2)}, "opt": {}, "epoch": 3}, "save it alone, as by state = paddle.load("),
-        ({"w": np.ones(2), "epoch": 3}, "holds 'epoch', which is no tensor"),
-        ({3: np.ones(2)}, "holds '3', which is no tensor's name"),
+        ({"model": {"w": np.ones(2)}, "opt": {}, "epoch": 3}, "save that one alone, for example with state = paddle.load("),
+        ({"w": np.ones(2), "epoch": 3}, "holds 'epoch', which is not a tensor"),
+        ({3: np.ones(2)}, "holds '3', which is not a valid name"),
         (np.ones(2), "its weights have no names"),
         ([np.ones(2)], "its weights have no names"),
         ({"w": np.ones(2, np.complex64)}, "tensor 'w' has dtype c8, which can't be merged"),
@@ -352,7 +352,7 @@ def test_parts_that_are_the_whole_in_order_are_plain() -> None:
         ([((0, 1), (3, 4))], "has a part"),
         ([((0,), (11,))], "a part is missing"),
         ([((0,), (6,)), ((5,), (7,))], "overlap"),
-        ([((0,), (8,)), ((2, 0), (1, 4))], "in boxes and in runs"),
+        ([((0,), (8,)), ((2, 0), (1, 4))], "partly as boxes and partly as flattened ranges"),
     ],
 )
 def test_parts_that_are_not_the_whole(parts: Any, words: str) -> None:

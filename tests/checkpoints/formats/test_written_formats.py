@@ -116,7 +116,7 @@ def test_what_paddle_has_no_tensors_of() -> None:
     ] == [
         "tensor 'ids' is uint32",
         "tensor 'ids' is uint16",
-        "tensor 'StructuredToParameterName@@' is called as Paddle calls its table of names",
+        "tensor 'StructuredToParameterName@@' has the name that Paddle reserves for its table of names; rename it",
     ]
 
 
@@ -219,7 +219,7 @@ def test_integers_that_paddle_has_not(tmp_path: Path) -> None:
     header = json.dumps({"ids": {"dtype": "U32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\1\0\0\0")
     config = MergeConfig(model_path_list=[str(path)] * 2, output_path=str(tmp_path / "out"), save_format="pdparams")
-    with pytest.raises(CheckpointError, match="tensor 'ids' is uint32, which Paddle has no tensors of"):
+    with pytest.raises(CheckpointError, match="tensor 'ids' is uint32, a dtype that Paddle doesn't have"):
         merge(config)
     assert not (tmp_path / "out").exists()
 
@@ -228,7 +228,7 @@ def test_a_name_that_safetensors_has_taken(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "model_state.pdparams").write_bytes(pickle.dumps({"__metadata__": np.ones(3, "f4")}, protocol=4))
     config = MergeConfig(model_path_list=[str(tmp_path / "a")] * 2, output_path=str(tmp_path / "out"))
-    with pytest.raises(CheckpointError, match="'__metadata__' is called as safetensors calls what isn't one"):
+    with pytest.raises(CheckpointError, match="'__metadata__' has the name that safetensors reserves for metadata"):
         merge(config)
     config.save_format = "pdparams"
     merge(config)

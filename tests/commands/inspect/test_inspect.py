@@ -47,7 +47,7 @@ def test_by_hand(tmp_path: Path) -> None:
         "format": "safetensors",
         "metadata": {"format": "np"},
         "layout": None,
-        "layout_evidence": "its tensors aren't called as those of a language model",
+        "layout_evidence": "its tensors don't have the names of a language model's",
         "family": "gpt",
         "architectures": ["Tiny"],
         "settings": {"model_type": "gpt", "num_attention_heads": 3, "rope_theta": 5e5},
@@ -147,7 +147,7 @@ def test_adapters(tmp_path: Path, kind: str) -> None:
 
 def test_adapters_that_cannot_be_folded_say_why(tmp_path: Path) -> None:
     said = one(peft(tmp_path / "ad", in_peft(factors(1)), r=4, use_qalora=True))
-    assert said["problems"][0].endswith("can't be folded: its config says use_qalora, and QA-LoRA pools its inputs")
+    assert said["problems"][0].endswith("can't be folded: its config sets use_qalora, and QA-LoRA pools its inputs")
     assert "'model.layers.0.self_attn.q_proj' has rank 3, but the adapter's config says 4" in said["problems"][1]
 
 

@@ -299,7 +299,7 @@ def test_an_embedding_that_peft_trained_apart_from_its_head(tmp_path: Path) -> N
     path = stored(tmp_path / "base", base, "hf", TIED, "float64")
     for name, tensors in adapters.items():
         alone = name in ("factors", "whole")
-        words = "apart from lm_head, which .* ties to it" if alone else "ties lm_head to the embedding"
+        words = "but not lm_head, which .* ties to it" if alone else "ties lm_head to the embedding"
         with pytest.raises(CheckpointError, match=words):
             fold(tmp_path, path, peft(tmp_path / name, tensors))
     with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
@@ -330,7 +330,7 @@ def test_adapters_that_tie_lm_head_themselves(tmp_path: Path, output: str) -> No
     got = fold(tmp_path, path, peft(tmp_path / "tied", alone | head, ensure_weight_tying=True), output_layout=output)
     close({name.replace("llama.", "model."): value for name, value in got.items() if "layers" not in name},
           {name: value for name, value in expected.items() if "layers" not in name})  # fmt: skip
-    with pytest.raises(CheckpointError, match="apart from lm_head"):
+    with pytest.raises(CheckpointError, match="but not lm_head"):
         fold(tmp_path, path, peft(tmp_path / "alone", alone))
     unlike = [{**head, "lm_head.lora_B.weight": 2 * a.T}, {**head, "lm_head.base_layer.weight": 2 * whole}]
     unlike.append({"lm_head.base_layer.weight": whole})
@@ -350,7 +350,7 @@ def test_tensors_that_may_be_tied(tmp_path: Path, model_type: str, target: str) 
     config = {name: value for name, value in CONFIG.items() if name != "tie_word_embeddings"}
     path = str(write(tmp_path / "base", base, "float64", config={**config, "model_type": model_type}, format="pt"))
     whole = {f"{target}.weight": np.ones((VOCAB, HIDDEN))}
-    with pytest.raises(CheckpointError, match="seems to be tied to: both hold the same; say in"):
+    with pytest.raises(CheckpointError, match="may be tied, because both hold the same values; set"):
         fold(tmp_path, path, peft(tmp_path / "ad", whole))
     (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))
     close(fold(tmp_path, path, str(tmp_path / "ad")), base | whole)
@@ -499,12 +499,12 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
     said = refusal(tmp_path, peft(tmp_path / "ad", tensors))
     for words in (
         "(its tensors: 'base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight'",
-        f"{key!r} has no lora_B beside it",
+        f"{key!r} has no lora_B, so",
         "up_proj.token_adapter' is for",
-        "is [5], but 'model.norm.weight', which it should replace, is [16]",
+        "is [5], but 'model.norm.weight', which it replaces, is [16]",
         "is for a weight of 16 inputs and 25 outputs, but 'model.layers.0.mlp.gate_proj.weight' is [24, 16]",
-        "comes without lora_A and lora_B",
-        "is no matrix of floats",
+        "has neither lora_A nor lora_B",
+        "is not a matrix of floats",
     ):
         assert words in said
     assert f"{query!r}" not in said
@@ -513,7 +513,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "config", "words"),
     [
-        ("paddle", {"pissa": True}, "PiSSA's base is no longer"),
+        ("paddle", {"pissa": True}, "PiSSA changes the base"),
         ("paddle", {"use_mora": True}, "MoRA"),
         ("paddle", {"do_qat": True}, "quantised"),
         ("paddle", {"enable_lora_list": [True, False]}, "enable_lora_list"),
@@ -522,22 +522,22 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
         ("paddle", {"r": 0}, "r 0 and lora_alpha 6"),
         ("paddle", {"lora_alpha": None}, "lora_alpha None"),
         ("peft", {"r": 4}, "has rank 3, but the adapter's config says 4"),
-        ("peft", {"peft_type": "VERA"}, "peft_type 'VERA', and only LORA"),
+        ("peft", {"peft_type": "VERA"}, "peft_type 'VERA', and only LORA is supported"),
         ("peft", {"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ("peft", {"alora_invocation_tokens": [5]}, "aLoRA"),
         ("peft", {"rank_pattern": {"q_(": 4}}, "rank_pattern has 'q_('"),
-        ("peft", {"use_dora": True}, "comes without the lora_magnitude_vector, but its config says use_dora True"),
+        ("peft", {"use_dora": True}, "has no lora_magnitude_vector, but its config sets use_dora to True"),
         ("peft", {"lora_alpha": 0}, "changes nothing"),
         ("peft", {"lora_alpha": 1e300}, "lora_alpha 1e+300"),
         ("peft", {"lora_alpha": 10**400}, "lora_alpha a number of more than 40 digits"),
-        ("peft", {"rank_pattern": ["q_proj"]}, "rank_pattern ['q_proj'], which is of a wrong type"),
-        ("paddle", {"alpha_pattern": "q_proj"}, "alpha_pattern 'q_proj', which is of a wrong type"),
-        ("peft", {"use_rslora": "false"}, "use_rslora 'false', which is of a wrong type"),
-        ("paddle", {"rslora": 0}, "rslora 0, which is of a wrong type"),
-        ("paddle", {"scaling": "3"}, "scaling '3', which is of a wrong type"),
+        ("peft", {"rank_pattern": ["q_proj"]}, "rank_pattern to ['q_proj'], which has a wrong type"),
+        ("paddle", {"alpha_pattern": "q_proj"}, "alpha_pattern to 'q_proj', which has a wrong type"),
+        ("peft", {"use_rslora": "false"}, "use_rslora to 'false', which has a wrong type"),
+        ("paddle", {"rslora": 0}, "rslora to 0, which has a wrong type"),
+        ("paddle", {"scaling": "3"}, "scaling to '3', which has a wrong type"),
         ("paddle", {"scaling": 10**400}, "config says scaling a number of more than 40 digits"),
-        ("paddle", {"lora_use_mixer": True}, "comes without the lora_AB, but its config says lora_use_mixer True"),
-        ("peft", {"lora_bias": True}, "comes without the lora_B.bias, but its config says lora_bias True"),
+        ("paddle", {"lora_use_mixer": True}, "has no lora_AB, but its config sets lora_use_mixer to True"),
+        ("peft", {"lora_bias": True}, "has no lora_B.bias, but its config sets lora_bias to True"),
     ],
 )
 def test_adapters_that_cannot_be_folded(tmp_path: Path, kind: str, config: dict[str, Any], words: str) -> None:
@@ -555,11 +555,14 @@ QUERY = f"{LAYER}self_attn.q_proj"
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        (EMBEDDING | {"model.embed_tokens.lora_embedding_B": np.ones((HIDDEN, 1))}, "has the ranks 3 and 1"),
-        (EMBEDDING | {"model.embed_tokens.lora_B.bias": np.ones(HIDDEN)}, "has more tensors than one layer's: 'base_model"),
-        (EMBEDDING | {"model.embed_tokens.lora_magnitude_vector": np.ones(HIDDEN)}, "with a lora_magnitude_vector, but"),
+        (
+            EMBEDDING | {"model.embed_tokens.lora_embedding_B": np.ones((HIDDEN, 1))},
+            "has factors of different ranks, 3 and 1",
+        ),
+        (EMBEDDING | {"model.embed_tokens.lora_B.bias": np.ones(HIDDEN)}, "has more tensors than those of one layer: 'base"),
+        (EMBEDDING | {"model.embed_tokens.lora_magnitude_vector": np.ones(HIDDEN)}, "has a lora_magnitude_vector, but"),
         ({f"{QUERY}.lora_A.default.weight": np.ones((R, HIDDEN))}, "lora_A.default.weight' (its tensors"),
-        ({f"{QUERY}.lora_B.bias": np.ones(HEADS * WIDTH)}, "comes with a lora_B.bias, but its config says lora_bias None"),
+        ({f"{QUERY}.lora_B.bias": np.ones(HEADS * WIDTH)}, "has a lora_B.bias, but its config sets lora_bias to None"),
         (
             {f"{QUERY[6:]}.lora_{factor}.weight": np.ones(shape) for factor, shape in {"A": (R, 16), "B": (16, R)}.items()},
             f"and {QUERY!r} are both for '{QUERY}.weight'",
@@ -580,9 +583,7 @@ def test_mixers_that_are_no_floats_or_not_spoken_of(tmp_path: Path) -> None:
     tensors = in_paddle({QUERY: factors(1)[QUERY]}) | {f"{QUERY}.lora_AB": np.ones((R, R), np.int64)}
     assert "lora_AB' is int64" in refusal(tmp_path, paddle(tmp_path / "ad", tensors, lora_use_mixer=True))
     tensors[f"{QUERY}.lora_AB"] = np.ones((R, R))
-    assert "comes with a lora_AB, but its config says lora_use_mixer None" in refusal(
-        tmp_path, paddle(tmp_path / "b", tensors)
-    )
+    assert "has a lora_AB, but its config sets lora_use_mixer to None" in refusal(tmp_path, paddle(tmp_path / "b", tensors))
 
 
 @pytest.mark.parametrize("layout", ["hf", "paddlenlp"])
@@ -591,14 +592,14 @@ def test_whole_tensors_are_turned_only_where_layouts_differ(tmp_path: Path, layo
     base = llama(0) | {f"{LAYER}self_attn.bias_table.weight": np.ones((4, 4))}
     path = stored(tmp_path / "base", base, layout, dtype="float64")
     wrong = {f"{LAYER}mlp.up_proj.weight": np.ones((HIDDEN, INTER))}
-    with pytest.raises(CheckpointError, match=r"which it should replace, is \["):
+    with pytest.raises(CheckpointError, match=r"which it replaces, is \["):
         fold(tmp_path, path, peft(tmp_path / "wrong", wrong))
     table = {f"{LAYER}self_attn.bias_table.weight": np.arange(16.0).reshape(4, 4)}
     adapter = peft(tmp_path / "table", table)
     if layout == "hf":
         close(fold(tmp_path, path, adapter), base | table)
     else:
-        with pytest.raises(CheckpointError, match=r"is square, so it can't be told how .*; give a base of the"):
+        with pytest.raises(CheckpointError, match=r"is square, so the layout of .* is unknown; give a base in the"):
             fold(tmp_path, path, adapter)
 
 
@@ -645,7 +646,7 @@ def test_quantised_bases(tmp_path: Path) -> None:
 def test_a_square_matrix_whose_layout_cannot_be_told(tmp_path: Path) -> None:
     path = str(write(tmp_path / "base", {"x.weight": np.eye(4)}, "float32", format="np"))
     adapter = peft(tmp_path / "ad", {"x.lora_A.weight": np.ones((R, 4)), "x.lora_B.weight": np.ones((4, R))})
-    with pytest.raises(CheckpointError, match=r"which is square; say its layout with --layout"):
+    with pytest.raises(CheckpointError, match=r"which is square; state its layout with --layout"):
         fold(tmp_path, path, adapter)
     assert (fold(tmp_path, path, adapter, layout=["hf"])["x.weight"] == np.eye(4) + 2.0 * R).all()
 
@@ -658,7 +659,7 @@ def test_split_adapters_onto_fused_weights(tmp_path: Path) -> None:
     query = f"{LAYER}self_attn.q_proj"
     path = str(write(tmp_path / "base", base, "float32", config={**CONFIG, "source": "paddle"}))
     adapter = paddle(tmp_path / "ad", in_paddle({query: factors(1)[query]}))
-    with pytest.raises(CheckpointError, match=r"has fused in 'model.layers.0.self_attn.qkv_proj.weight'; fold it"):
+    with pytest.raises(CheckpointError, match=r"is part of the fused 'model.layers.0.self_attn.qkv_proj.weight' in"):
         fold(tmp_path, path, adapter)
     fold(tmp_path, path, adapter, output_layout="hf")
 
@@ -672,7 +673,7 @@ def test_folders_that_hold_no_adapter(tmp_path: Path) -> None:
     adapter = peft(tmp_path / "ad", in_peft(factors(1)))
     for name, words in {
         str(tmp_path / "nowhere"): "no such folder",
-        path: "is no LoRA adapter: it has neither adapter_config.json nor lora_config.json",
+        path: "is not a LoRA adapter: it has neither adapter_config.json nor lora_config.json",
         str(tmp_path / "vera"): "it holds vera_config.json, and only LoRA",
         str(tmp_path / "list"): "is not a JSON object",
     }.items():
@@ -726,7 +727,7 @@ def test_a_folder_called_as_base_and_adapter(tmp_path: Path, monkeypatch: pytest
 def test_a_plus_with_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
     stored(tmp_path / "base", llama(0), "hf")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"on one side of it there is nothing"):
+    with pytest.raises(CheckpointError, match=r"the path on one side of it is empty"):
         merge(MergeConfig(model_path_list=[spec, "base"]))
 
 

@@ -168,7 +168,7 @@ def test_a_tokenizer_that_no_model_has(here: Path) -> None:
     assert out[EMBED][:, 0].tolist() == [0, 0, 16.5]
     assert out[EMBED][1].tolist() == [0, 0, 0]
     assert json.loads(Path("account.json").read_text())["tokens"]["in_no_model"] == ["t9"]
-    with pytest.raises(CheckpointError, match="tokenizer_source nowhere: no tokenizer is there"):
+    with pytest.raises(CheckpointError, match="tokenizer_source nowhere: is neither a model of the merge nor a folder"):
         made(AVERAGE + "tokenizer_source: nowhere", "again")
 
 
@@ -558,7 +558,7 @@ def test_files_whose_tokens_loaders_renumber(here: Path, name: str) -> None:
     """XLM-R has <pad> at 1, and every piece one further on; T5 ends in tokens that spiece.model doesn't have."""
     (here / "b" / "tokenizer.json").unlink()
     (here / "b" / name).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="number its tokens otherwise than it does"):
+    with pytest.raises(CheckpointError, match="use other ids than the file has"):
         made(AVERAGE + "tokenizer_source: union")
 
 
@@ -588,13 +588,13 @@ def test_other_tokens_in_the_same_rows_are_noticed(here: Path, caplog: pytest.Lo
     """Without tokenizer_source their rows are averaged as they stand, which is likely not meant."""
     made(AVERAGE)
     assert (
-        "3 tokens are other rows of the embedding in b than in a (row 1 is 't3', and 't1'): --tokenizer_source"
+        "3 tokens have other rows of the embedding in b than in a (row 1 is 't3' and 't1'): --tokenizer_source"
         in caplog.text
     )
     caplog.clear()
     model(here / "d", ["t0", "t1", "t2", "t3"], 7)
     made("models: [{model: a}, {model: d}]\nmerge_method: linear\nparameters: {weight: 1}", "same")
-    assert "tokens are other rows" not in caplog.text
+    assert "tokens have other rows" not in caplog.text
 
 
 def test_the_same_tokens_written_otherwise_are_the_same(here: Path) -> None:
@@ -664,7 +664,7 @@ def test_mistakes(here: Path, text: str, said: str) -> None:
         ("added_tokens.json", b'{"t1": 3}', "gives the token 't1' the id 3"),
         ("added_tokens.json", b'{"new": 1}', "gives two tokens the same id"),
         ("added_tokens.json", b'{"new": 3000000000}', "gives 'new' the id 3000000000"),
-        ("added_tokens.json", b"[]", "must hold a number for each token"),
+        ("added_tokens.json", b"[]", "must be a JSON object with an id for each token"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": 1}}', "must hold a token for each id"),
     ],
 )
@@ -696,7 +696,7 @@ def test_unreadable_tokenizers_that_are_not_needed(
 
     monkeypatch.setattr("filecmp.cmp", refuse)
     assert made(AVERAGE)[EMBED].shape == (4, WIDTH)
-    said = "whether the rows of the embedding are the same tokens in b as in a can't be told (b/tokenizer.json: Permission"
+    said = "it isn't known whether the rows of the embedding are the same tokens in b as in a (b/tokenizer.json: Permission"
     assert said in caplog.text
 
 

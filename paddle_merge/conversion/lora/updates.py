@@ -1,0 +1,130 @@
+"""Express what one module of an adapter does as changes of a checkpoint's tensors, in the layout of those tensors.
+
+h: inputs, o: outputs, r: rank, s: scale
+Linear     W [h, o] + s A [h, r] B [r, o], or its transpose; with a mixer (PaddleNLP): W + s A AB [r, r] B
+embedding  W [V, h] + s (B [h, r] A [r, V]) transposed
+bias       b [o] + s lora_B.bias [o]
+DoRA       every output's row of the changed weight is scaled to a trained length (magnitude vector)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ...checkpoints.adapters import Adapter, Module
+from ...checkpoints.names import last_word
+from ...checkpoints.tensors import TensorEntry
+from ...checkpoints.views import transpose
+from ...errors import MalformedError
+from .. import fused
+from .config import check_tensors, scaling
+from .entry import Lengths, LowRank
+from .targets import Targets
+
+
+class Update(NamedTuple):
+    """Hold the changes that a module makes to one tensor.
+
+    target: the tensor's name. exclusive: whether no other module may change it, as for weights; False for biases.
+    """
+
+    target: str
+    changes: Sequence[LowRank | Lengths]
+    exclusive: bool = True
+
+
+def updates(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Iterator[Update]:
+    """Yield the changes that a module of an adapter makes. tensors: the checkpoint's. Raises MalformedError."""
+    check_tensors(adapter, module)
+    if "embedding A" in module.tensors:
+        yield _embedding(module, adapter, targets, tensors)
+    else:
+        yield from _linear(module, adapter, targets, tensors)
+
+
+def _embedding(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Update:
+    """Return the change of an embedding W [V, h], from B [h, r] and A [r, V]. Raises MalformedError."""
+    a, b = _matrices(module.tensors["embedding A"], module.tensors["embedding B"])
+    if a.shape[0] != b.shape[1]:
+        raise MalformedError(f"has factors of different ranks, {a.shape[0]} and {b.shape[1]}")
+    target = _target(f"{module.name}.weight", targets, tensors)
+    if tensors[target].shape != (a.shape[1], b.shape[0]):
+        shape = list(tensors[target].shape)
+        raise MalformedError(f"is for an embedding [{a.shape[1]}, {b.shape[0]}], but {target!r} is {shape}")
+    scale = scaling(adapter, module.name, a.shape[0])
+    update = LowRank(transpose(a, a.name), transpose(b, b.name), scale)
+    return Update(target, [update, *_lengths(module, target, 1, tensors)])
+
+
+def _linear(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Iterator[Update]:
+    """Yield the changes of a Linear layer's weight, or of several weights if the adapter has them fused, and of its bias.
+
+    Paddle stores A [in, r] and B [r, out]; PEFT stores them transposed. Raises MalformedError.
+    """
+    a, b = _matrices(module.tensors["A"], module.tensors["B"])
+    if adapter.kind == "peft":
+        a, b = transpose(a, a.name), transpose(b, b.name)
+    if a.shape[1] != b.shape[0]:
+        raise MalformedError(f"has factors of different ranks, {a.shape[1]} and {b.shape[0]}")
+    middle = module.tensors.get("AB")
+    if middle is not None and middle.shape != (a.shape[1], a.shape[1]):
+        raise MalformedError(f"has rank {a.shape[1]}, but the mixer between them is {list(middle.shape)}")
+    scale = scaling(adapter, module.name, a.shape[1])
+    pieces = {f"{module.name}.weight": b}
+    if targets.find(f"{module.name}.weight") is None and last_word(f"{module.name}.") in fused.PIECES:
+        pieces = targets.split(module.name, b, 1, "weight")
+    swap = bool(adapter.config.get("fan_in_fan_out")) and adapter.kind == "peft"
+    for name, columns in pieces.items():
+        target = _target(name, targets, tensors)
+        transposed = targets.is_transposed(target, (a.shape[0], columns.shape[1]), swap)
+        if transposed:
+            update = LowRank(a, columns, scale, middle)
+        else:
+            between = transpose(middle, middle.name) if middle is not None else None
+            update = LowRank(transpose(columns, columns.name), transpose(a, a.name), scale, between)
+        yield Update(target, [update, *_lengths(module, target, 1 if transposed else 0, tensors)])
+    if "bias" in module.tensors:
+        yield _bias(module, scale, targets, tensors)
+
+
+def _bias(module: Module, scale: float, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Update:
+    """Return the change of a Linear layer's bias. Raises MalformedError if the model has none of this shape."""
+    bias, target = module.tensors["bias"], targets.find(f"{module.name}.bias")
+    if target is None:
+        raise MalformedError(f"has a bias, but {targets.path} has no {module.name}.bias to add it to")
+    if tensors[target].shape != bias.shape:
+        raise MalformedError(f"has a bias {list(bias.shape)}, but {target!r} is {list(tensors[target].shape)}")
+    return Update(target, [LowRank(None, bias, scale)], exclusive=False)
+
+
+def _lengths(module: Module, target: str, axis: int, tensors: Mapping[str, TensorEntry]) -> list[Lengths]:
+    """Return DoRA's change of the outputs' lengths, along `axis` of the target; none without a magnitude vector.
+
+    Raises MalformedError if it has another size.
+    """
+    if "lengths" not in module.tensors:
+        return []
+    lengths, shape = module.tensors["lengths"], tensors[target].shape
+    if math.prod(lengths.shape) != shape[axis]:
+        raise MalformedError(f"has a magnitude vector {list(lengths.shape)} for {shape[axis]} outputs of {target!r}")
+    return [Lengths(lengths, axis)]
+
+
+def _target(name: str, targets: Targets, tensors: Mapping[str, TensorEntry]) -> str:
+    """Return the checkpoint's name of the tensor to change. Raises MalformedError if there is none, or none of floats."""
+    target = targets.find(name)
+    if target is None or (targets.tied and target == "lm_head.weight"):
+        raise MalformedError(targets.nowhere(name))
+    if not tensors[target].dtype.is_float:
+        raise MalformedError(f"is for {target!r}, which is {tensors[target].dtype.name}, and only floats can be adapted")
+    return target
+
+
+def _matrices(*entries: TensorEntry) -> tuple[TensorEntry, ...]:
+    """Return the tensors. Raises MalformedError unless all are matrices of floats."""
+    for entry in entries:
+        if len(entry.shape) != 2 or not entry.dtype.is_float:
+            raise MalformedError(f"can't be folded: {list(entry.shape)} {entry.dtype.name} is not a matrix of floats")
+    return entries
