@@ -2,6 +2,7 @@
 
 tokens         read a tokenizer's vocabulary from its files; form the union of several
 vocabularies   the vocabularies of all inputs of a recipe, and that of an output
+entry          a tensor that is made of rows of others
 rows           which rows of the inputs become which rows of the output
 align          which tensors have a row per token, and what the output's are made of
 aligned        compute elements of an aligned tensor
