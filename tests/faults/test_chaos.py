@@ -25,6 +25,7 @@ from tests.support import chaos, checkpoints, disturbances, power
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.exhaustive
 def test_trials(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/chaos.py"), "--trials", str(len(disturbances.KINDS)), "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -27,25 +27,17 @@ from tests.support import attacks, specimens, trials
 ROOT = Path(__file__).parents[2]
 
 
-def test_trials(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "tools" / "fuzz.py"),
-        "--count",
-        "2000",
-        "--seed",
-        "7",
-        "--failures",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.exhaustive)])
+def test_trials(tmp_path: Path, count: int) -> None:
+    fuzz = [sys.executable, str(ROOT / "tools" / "fuzz.py"), "--count", str(count), "--seed", "7"]
+    done = subprocess.run([*fuzz, "--failures", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2000 trials" in done.stdout
+    assert f"{count} trials" in done.stdout
     table = [row.split("|")[2:-1] for row in done.stdout.splitlines() if row.startswith("| ")]
     rows = [list(map(int, row)) for row in table[2:]]
     assert len(rows) == len(specimens.KINDS)
-    assert all(refused > 50 and fault == 0 for refused, _, _, fault in rows)
-    assert sum(merged + changed for _, merged, changed, _ in rows) > 100
+    assert all(refused > count // 40 and fault == 0 for refused, _, _, fault in rows)
+    assert sum(merged + changed for _, merged, changed, _ in rows) > count // 20
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------

@@ -1,9 +1,17 @@
-"""Laws that hold for every method on every backend, whatever the numbers."""
+"""Laws that hold for every method that a recipe can name, on every backend, whatever the numbers.
+
+A method joins by joining the registry; all there is to write for it is its row in LAWS, without which the first test fails.
+
+Tensors are of zero, one, few, and many elements, of no axis to five. "Equal" is to the byte unless a law says how near.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,145 +21,410 @@ import pytest
 from paddle_merge import MergeConfig, merge
 from paddle_merge.backends.budget import MemoryBudget
 from paddle_merge.backends.engine import Engine
-from paddle_merge.methods.paddlenlp import METHODS
-from tests.support.checkpoints import from_bits, read, to_bits, write
+from paddle_merge.methods import registry
+from paddle_merge.methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
+from paddle_merge.methods.registry import NAMED, names
+from paddle_merge.methods.shared.method import Method
+from paddle_merge.plan import plan
+from paddle_merge.recipe.request import Request
+from paddle_merge.run.job import Report
+from paddle_merge.run.output import journal
+from paddle_merge.run.state_dicts import merge_by_recipe
+from paddle_merge.run.worker import Worker
+from tests.support.checkpoints import dtypes, from_bits, read, to_bits, write
+from tools.bench import RECIPES
 
-pytestmark = pytest.mark.usefixtures("each_backend")
-SHAPES = {"w": (33, 65), "bias": (13,), "one": (1,), "scalar": (), "none": (0,), "large": (300, 700)}
+State = dict[str, np.ndarray]
+SMALL = {
+    "w": (33, 65), "bias": (13,), "one": (1,), "scalar": (), "none": (0,), "row": (1, 40), "column": (7, 1),
+    "no_rows": (0, 3), "cube": (3, 5, 7), "five": (2, 3, 1, 5, 3), "model.layers.0.w": (6, 6), "model.layers.1.w": (6, 6),
+}  # fmt: skip
+LARGE = {"large": (130, 701), "long": (70_003,)}  # several blocks, and pieces, of odd sizes
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+BYTES = ("bfloat16", "float64")  # one for each compute dtype: how others are read and written is test_special_values.py's
+EPSILON = {  # a unit in the last place, of 1
+    "bfloat16": 2.0**-7,
+    "float16": 2.0**-10,
+    "float32": 2.0**-23,
+    "float64": 2.0**-52,
+    "float8_e5m2": 2.0**-2,
+}
+LEAST = {"float16": 2.0**-24, "float8_e5m2": 2.0**-16}  # the smallest numbers of dtypes that have but large ones
+
+
+@dataclass(frozen=True)
+class Law:
+    """given: parameters that leave nothing of the formula out, for laws that hold under any.
+
+    same: parameters under which models equal to each other give just that model, or None if the formula has none (`why`);
+    units: by how many units in the last place it may miss, of the model or of the base: of whichever is larger.
+    exact: dtypes in which it misses by nothing.
+    order: whether the models' order doesn't matter under `given`, but for rounding.
+    """
+
+    given: str = "{}"
+    same: str | None = None
+    units: int = 0
+    exact: tuple[str, ...] = ()
+    order: bool = False
+    why: str = ""
+
+
+_FLAGS = "reserve_p: 0.6, scale: 0.7"
+_MASKS = "masks go by a model's place"
+_ROUNDED = ("bfloat16", "float32")  # both are computed in float64, or in a float32 that the rounding hides
+LAWS = {
+    "linear": Law("{weight: 0.4}", "{weight: 0.4}", 2, order=True),
+    "task_arithmetic": Law("{weight: 0.4, lambda: 0.8}", "{weight: 0.4, normalize: true}", 4, order=True),
+    "slerp": Law("{t: 0.3}", "{t: 0.3}", 2, why="t goes from the base to the model"),
+    "passthrough": Law("{scale: 0.7}", "{scale: 1}"),
+    "ties": Law("{weight: 0.4, density: 0.6, rescale: true}", "{weight: 0.4, density: 1}", 4, order=True),
+    "dare_linear": Law("{weight: 0.4, density: 0.6}", "{weight: 0.4, density: 1, normalize: true}", 4, why=_MASKS),
+    "dare_ties": Law("{weight: 0.4, density: 0.6}", "{weight: 0.4, density: 1, normalize: true}", 4, why=_MASKS),
+    "della": Law("{weight: 0.4, density: 0.6, epsilon: 0.2}", "{weight: 0.4, density: 1}", 4, why=_MASKS),
+    "della_linear": Law(
+        "{weight: 0.4, density: 0.6, epsilon: 0.2}", "{weight: 0.4, density: 1, normalize: true}", 4, why=_MASKS
+    ),
+    "breadcrumbs": Law(
+        "{weight: 0.4, density: 0.6, gamma: 0.05, rescale: true}",
+        "{weight: 0.4, density: 1, normalize: true}",
+        2,
+        order=True,
+    ),
+    "breadcrumbs_ties": Law(
+        "{weight: 0.4, density: 0.6, gamma: 0.05}", "{weight: 0.4, density: 1, normalize: true}", 4, order=True
+    ),
+    "nuslerp": Law("{weight: 1, nuslerp_flatten: false}", "{weight: 1}", 2, order=True),
+    "multislerp": Law("{weight: 1}", "{weight: 1}", 4, order=True),
+    "karcher": Law("{}", "{}", 4, order=True),
+    "model_stock": Law("{filter_wise: true}", "{}", 2, order=True),
+    "nearswap": Law("{t: 0.05}", "{t: 1.0e+9}"),
+    "ram": Law("{epsilon: 0.01}", "{epsilon: 0}", 2, order=True),
+    "ramplus_tl": Law("{epsilon: 0.1, r: 0.5}", "{epsilon: 0}", 2, order=True),
+    "sce": Law("{select_topk: 0.6}", "{}", 2, order=True),
+    "arcee_fusion": Law(why="of a model it takes over the most important changes, and there are always others"),
+    "tsv": Law(
+        "{lambda: 0.9}", why="its smallest singular vectors are dropped: test_whole_matrix.py says what is kept", order=True
+    ),
+    "iso_c": Law("{lambda: 0.9}", why="singular values are made equal", order=True),
+    "consensus_ta": Law("{weight: 0.4, lambda_mask: 0.3}", why="it is a sum", order=True),
+    "lines": Law("{alpha: 0.3, beta: 0.5}", why="it is a sum, scaled by layer", order=True),
+    "paddlenlp:linear": Law("{weight: 0.4, scale: 0.7}", "{weight: 0.4}", 2, _ROUNDED, order=True),
+    "paddlenlp:slerp": Law("{slerp_alpha: 0.5, scale: 0.7}", "{slerp_alpha: 0.3}", 2, _ROUNDED, order=True),
+    "paddlenlp:ties": Law(f"{{weight: 0.4, {_FLAGS}}}", "{reserve_p: 1}", 4, _ROUNDED, order=True),
+    "paddlenlp:dare_linear": Law(f"{{weight: 0.4, {_FLAGS}}}", "{reserve_p: 1}", 4, _ROUNDED, why=_MASKS),
+    "paddlenlp:dare_ties": Law(f"{{weight: 0.4, {_FLAGS}}}", "{reserve_p: 1}", 4, _ROUNDED, why=_MASKS),
+    "paddlenlp:della": Law(f"{{weight: 0.4, {_FLAGS}}}", "{reserve_p: 1, epsilon: 0}", 2, why=_MASKS),
+    "paddlenlp:della_linear": Law(f"{{weight: 0.4, {_FLAGS}}}", "{reserve_p: 1, epsilon: 0}", 2, why=_MASKS),
+    "paddlenlp:trim+linear": Law(f"{{weight: 0.4, {_FLAGS}}}", "{reserve_p: 1}", 4, order=True),
+    "paddlenlp:trim+slerp": Law(f"{{{_FLAGS}}}", "{reserve_p: 1}", 4, order=True),
+    "paddlenlp:dare+slerp": Law(f"{{{_FLAGS}}}", "{reserve_p: 1}", 4, why=_MASKS),
+    "paddlenlp:magprune+slerp": Law(f"{{{_FLAGS}}}", "{reserve_p: 1, epsilon: 0}", 2, why=_MASKS),
+}
+
+
+def every_method() -> list[str]:
+    pairs = (pair for pair in itertools.product(SPARSIFIERS, MERGE_TYPES) if pair not in METHODS.values())
+    return [*names(), *(f"paddlenlp:{sparsifier}+{merge_type}" for sparsifier, merge_type in pairs)]
+
+
+def test_every_method_has_its_laws() -> None:
+    assert set(LAWS) == set(every_method())
+    assert all(law.why for law in LAWS.values() if law.same is None)
+    assert set(RECIPES) == set(NAMED)  # the bench knows them too
+
+
+# One method for each way of measuring a tensor. Long tests take the others in .ci/run only.
+FEW = ("linear", "ties", "dare_ties", "della", "nuslerp", "tsv", "sce", "paddlenlp:slerp", "paddlenlp:della")
+few_methods = pytest.mark.parametrize(
+    "method", [method if method in FEW else pytest.param(method, marks=pytest.mark.exhaustive) for method in LAWS]
+)
+
+
+def find(method: str) -> Method:
+    found = registry.find(method)
+    assert found is not None, method
+    return found
+
+
+def count(method: str) -> int:
+    """Return how many models a merge by this method takes here, the base aside."""
+    found = find(method)
+    return min(3, found.most or 3) - (found.base == "first")
 
 
 def stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    return from_bits(to_bits(values, dtype), dtype)
+    return from_bits(to_bits(np.asarray(values), dtype), dtype)
 
 
-def tensors(seed: int, dtype: str, scale: float = 1.0) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return {name: stored(np.asarray(scale * generator.standard_normal(shape)), dtype) for name, shape in SHAPES.items()}
+def state(seed: int, dtype: str, about: State | None = None, large: bool = False) -> State:
+    """Random, or a tenth away from another; rounded to the dtype."""
+    random = np.random.default_rng(seed)
+    drawn = {name: random.standard_normal(shape) for name, shape in (SMALL | (LARGE if large else {})).items()}
+    return {name: stored(x if about is None else about[name] + 0.1 * x, dtype) for name, x in drawn.items()}
 
 
-def run(
-    tmp_path: Path,
-    models: list[dict[str, np.ndarray]],
-    base: dict[str, np.ndarray] | None,
-    dtype: str,
-    method: str,
-    **fields: Any,
-) -> Path:
-    sources = [str(write(tmp_path / f"m{number}", model, dtype)) for number, model in enumerate(models)]
-    if base is not None:
-        fields["base_model_path"] = str(write(tmp_path / "base", base, dtype))
-    out = tmp_path / fields.pop("out", "out")
-    merge(MergeConfig(merge_method=method, model_path_list=sources, output_path=str(out), **fields))
-    return out
+@dataclass
+class Sources:
+    """A base and models, on disk."""
+
+    folder: Path
+    dtype: str
+
+    def put(self, base: State, *models: State) -> Sources:
+        write(self.folder / "base", base, self.dtype)
+        for number, model in enumerate(models):
+            write(self.folder / f"m{number}", model, self.dtype)
+        return self
+
+    def config(self, method: str, parameters: str, order: list[int], out: str, **fields: Any) -> MergeConfig:
+        listed = "".join(f"  - model: {self.folder}/m{number}\n" for number in order)
+        base = f"base_model: {self.folder}/base\n" if find(method).base != "model" else ""
+        recipe = f"merge_method: {method}\n{base}models:\n{listed}parameters: {parameters}\n"
+        return MergeConfig(recipe_yaml=recipe, output_path=str(self.folder / out), **fields)
+
+    def merged(self, method: str, parameters: str, order: list[int] | None = None, out: str = "out", **fields: Any) -> Path:
+        order = list(range(count(method))) if order is None else order
+        merge(self.config(method, parameters, order, out, overwrite=True, **fields), progress=False)
+        return self.folder / out
 
 
-def models_for(method: str, make: Any) -> list[dict[str, np.ndarray]]:
-    return [make(number) for number in range(2 if method == "slerp" else 3)]
+def digest(out: Path) -> str:
+    return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64", "float8_e5m2"])
-@pytest.mark.parametrize("method", METHODS)
-def test_models_equal_to_the_base_give_the_base(tmp_path: Path, method: str, dtype: str) -> None:
-    base = tensors(0, dtype)
-    result = read(run(tmp_path, models_for(method, lambda _: base), base, dtype, method))
-    for name in SHAPES:
-        assert (result[name] == base[name]).all(), name
+def far(got: State, expected: State, dtype: str, units: int = 0, base: State | None = None) -> list[str]:
+    """The tensors that miss by more: units of what is expected or, where it is larger, of the base."""
+    assert got.keys() == expected.keys()
+    result = []
+    for name, values in expected.items():
+        least = LEAST.get(dtype, 0.0)
+        size = np.maximum(np.abs(values), np.abs(base[name])) if base else np.abs(values)
+        bound = units * (EPSILON[dtype] * size + least) if units else 0.0
+        if got[name].shape != values.shape or not (np.abs(got[name] - values) <= bound).all():
+            result.append(name)
+    return result
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "dare_linear", "dare_ties"])
-def test_identical_models_kept_whole_give_the_model(tmp_path: Path, method: str, dtype: str) -> None:
-    """Density 1 keeps everything; the mean of equals is each of them."""
-    base, noise = tensors(0, dtype), tensors(1, dtype)
-    model = {name: stored(values * (1 + 0.1 * noise[name]), dtype) for name, values in base.items()}
-    result = read(run(tmp_path, models_for(method, lambda _: model), base, dtype, method, reserve_p=1.0))
-    for name in SHAPES:
-        assert (result[name] == model[name]).all(), name
+# --- whatever the backend ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_all_zero_models_give_zero(tmp_path: Path, method: str) -> None:
-    zeros = {name: np.zeros(shape) for name, shape in SHAPES.items()}
-    result = read(run(tmp_path, models_for(method, lambda _: zeros), zeros, "bfloat16", method))
-    assert all((values == 0).all() for values in result.values())
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("dtype", [*DTYPES, "float8_e5m2"])
+@pytest.mark.parametrize("method", LAWS)
+def test_nothing_changes(tmp_path: Path, method: str, dtype: str, large: bool, each_backend: str) -> None:
+    """Models equal to the base give the base (and where none is subtracted, models equal to each other, the model), in every
+    dtype, which the output keeps."""
+    law = LAWS[method]
+    based = find(method).base in ("required", "optional")
+    base = state(0, dtype, large=large)
+    sources = Sources(tmp_path, dtype).put(base, *[base] * count(method))
+    out = sources.merged(method, law.given if based else law.same or law.given)
+    assert far(read(out), base, dtype, 0 if based else law.units) == []
+    assert set(dtypes(out).values()) == {dtype}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_all_equal_elements(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method", LAWS)
+def test_zeros_give_zeros(tmp_path: Path, method: str, each_backend: str) -> None:
+    zeros = {name: np.zeros(shape) for name, shape in SMALL.items()}
+    sources = Sources(tmp_path, "bfloat16").put(zeros, *[zeros] * count(method))
+    assert far(read(sources.merged(method, LAWS[method].given)), zeros, "bfloat16", 0) == []
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("method", LAWS)
+def test_elements_that_are_all_equal(tmp_path: Path, method: str, large: bool, each_backend: str) -> None:
     """Every magnitude is the threshold, every rank is shared."""
-    base = {name: np.zeros(shape) for name, shape in SHAPES.items()}
-    result = read(
-        run(tmp_path, models_for(method, lambda _: {n: v + 0.5 for n, v in base.items()}), base, "float32", method)
-    )
-    allowed = {"ties": [0.5], "linear": [0.5], "slerp": [0.5]}.get(method)
-    for name, values in result.items():
-        assert np.isfinite(values).all()
-        if allowed:
-            assert (values == 0.5).all(), name
-    if method in ("dare_linear", "della_linear"):  # unbiased: 210 000 elements, standard error below 0.0005
-        assert abs(result["large"].mean() - 0.5) < 0.003
+    law = LAWS[method]
+    zeros = {name: np.zeros(shape) for name, shape in (SMALL | (LARGE if large else {})).items()}
+    halves = {name: x + 0.5 for name, x in zeros.items()}
+    sources = Sources(tmp_path, "float32").put(halves if find(method).base == "first" else zeros, *[halves] * count(method))
+    assert all(np.isfinite(x).all() for x in read(sources.merged(method, law.given)).values())
+    if law.same is not None:
+        assert far(read(sources.merged(method, law.same)), halves, "float32", law.units) == []
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_scale_zero_gives_the_base(tmp_path: Path, method: str) -> None:
-    base = tensors(0, "bfloat16")
-    models = models_for(method, lambda number: tensors(number + 1, "bfloat16"))
-    result = read(run(tmp_path, models, base, "bfloat16", method, scale=0.0))
-    assert all((result[name] == base[name]).all() for name in SHAPES)
+@pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
+def test_random_masks_keep_the_mean(tmp_path: Path, method: str, each_backend: str) -> None:
+    """Of 210 000 equal elements, whose standard error is below 0.0005."""
+    sources = Sources(tmp_path, "float32").put({"w": np.zeros((300, 700))}, *[{"w": np.full((300, 700), 0.5)}] * 3)
+    out = sources.merged(f"paddlenlp:{method}", "{}", [0, 1, 2])
+    assert abs(read(out)["w"].mean() - 0.5) < 0.003
+
+
+@pytest.mark.parametrize("method", [method for method, law in LAWS.items() if "scale: 0.7" in law.given and ":" in method])
+def test_scale_zero_gives_the_base(tmp_path: Path, method: str, each_backend: str) -> None:
+    base = state(0, "bfloat16")
+    models = [state(seed, "bfloat16") for seed in (1, 2, 3)[: count(method)]]
+    sources = Sources(tmp_path, "bfloat16").put(base, *models)
+    out = sources.merged(method, LAWS[method].given.replace("scale: 0.7", "scale: 0"))
+    assert far(read(out), base, "bfloat16", 0) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", [method for method, law in LAWS.items() if law.same is not None])
+def test_models_equal_to_each_other_give_the_model(tmp_path: Path, method: str, dtype: str, each_backend: str) -> None:
+    law, found = LAWS[method], find(method)
+    base = state(0, dtype)
+    model = state(1, dtype, base)
+    units = 0 if dtype in law.exact else law.units
+    sources = Sources(tmp_path, dtype).put(model if found.base == "first" else base, *[model] * count(method))
+    assert far(read(sources.merged(method, str(law.same))), model, dtype, units, base) == []
+    if found.least == 1:
+        assert far(read(sources.merged(method, str(law.same), [0])), model, dtype, units, base) == []
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("method", [method for method, law in LAWS.items() if law.order and count(method) > 1])
+def test_the_order_of_models(tmp_path: Path, method: str, every: bool, each_backend: str) -> None:
+    """In float64, where the order of sums changes no sign and no rank."""
+    base = state(0, "float64")
+    models = [state(seed, "float64", base) for seed in (1, 2, 3)[: count(method)]]
+    sources = Sources(tmp_path, "float64").put(base, *models)
+    first = read(sources.merged(method, LAWS[method].given))
+    orders = list(itertools.permutations(range(count(method))))
+    for order in orders[1:] if every else orders[-1:]:
+        other = read(sources.merged(method, LAWS[method].given, list(order)))
+        for name, values in first.items():
+            np.testing.assert_allclose(other[name], values, rtol=1e-9, atol=1e-11, err_msg=name)
 
 
 @pytest.mark.parametrize("method", ["linear", "ties"])
-def test_order_of_models_does_not_matter(tmp_path: Path, method: str) -> None:
-    """With their weights; elements are exact in float64 (small integers), so to the bit."""
+def test_the_order_of_models_to_the_bit(tmp_path: Path, method: str, each_backend: str) -> None:
+    """With their weights: sums of small integers are exact in float64."""
     generator = np.random.default_rng(0)
     models = [{"w": generator.integers(-8, 8, 4096).astype(float)} for _ in range(3)]
-    base = {"w": np.zeros(4096)}
-    weights = [1.0, 2.0, 4.0]
+    Sources(tmp_path, "float64").put({"w": np.zeros(4096)}, *models)
     fields: dict[str, Any] = {"ties": {"rescale": False}, "linear": {"normalize": False}}[method]
-    a = read(run(tmp_path / "a", models, base, "float64", method, weight_list=weights, **fields))
-    b = read(run(tmp_path / "b", models[::-1], base, "float64", method, weight_list=weights[::-1], **fields))
-    assert (a["w"] == b["w"]).all()
+    merged = []
+    for order in ([0, 1, 2], [2, 1, 0]):
+        config = MergeConfig(
+            merge_method=method,
+            model_path_list=[str(tmp_path / f"m{number}") for number in order],
+            base_model_path=str(tmp_path / "base"),
+            weight_list=[2.0**number for number in order],
+            output_path=str(tmp_path / "out"),
+            overwrite=True,
+            **fields,
+        )
+        merge(config, progress=False)
+        merged.append(read(tmp_path / "out")["w"])
+    assert (merged[0] == merged[1]).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_same_bytes_for_any_workers_blocks_and_shards(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = tensors(0, "bfloat16")
-    models = models_for(method, lambda number: tensors(number + 1, "bfloat16"))
-    fields: dict[str, Any] = {"ties_zero_sign": "majority"} if METHODS[method][1] == "ties" else {}
-    first = run(tmp_path, models, base, "bfloat16", method, out="first", **fields)
+# --- the same bytes ------------------------------------------------------------------------------------------------------
 
-    def digest(out: Path) -> str:
-        return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
 
-    expected = digest(first)
-    for n_process in (1, 2, 5):
-        out = run(tmp_path, models, base, "bfloat16", method, out=f"n{n_process}", n_process=n_process, **fields)
-        assert digest(out) == expected
-    reference = read(first)
-    for size in ("20KB", "300KB"):
-        sharded = run(tmp_path, models, base, "bfloat16", method, out=f"s{size}", max_shard_size=size, n_process=2, **fields)
-        assert len(list(sharded.glob("model-*.safetensors"))) > 1
-        assert all((values == reference[name]).all() for name, values in read(sharded).items())
+@pytest.fixture(scope="module")
+def by_np(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sources]:
+    """A base and three models of a dtype, each a tenth away from it, with large tensors too."""
+
+    @functools.cache
+    def made(dtype: str) -> Sources:
+        base = state(0, dtype, large=True)
+        models = [state(seed, dtype, base, large=True) for seed in (1, 2, 3)]
+        return Sources(tmp_path_factory.mktemp(dtype), dtype).put(base, *models)
+
+    return made
+
+
+@pytest.fixture(params=BYTES)
+def reference(request: pytest.FixtureRequest, by_np: Callable[[str], Sources]) -> tuple[Sources, Path]:
+    """What the test's method makes of them in one piece, one process, NumPy and the usual blocks."""
+    sources, method = by_np(request.param), request.node.callspec.params["method"]
+    out = sources.folder / f"np {method}"
+    return sources, out if out.exists() else sources.merged(method, LAWS[method].given, out=out.name)
+
+
+@pytest.mark.parametrize("each_backend", ["pd", "pd device"], indirect=True)
+@pytest.mark.parametrize("method", LAWS)
+def test_the_same_bytes_from_paddle(reference: tuple[Sources, Path], method: str, each_backend: str) -> None:
+    """But for the sign of zeros."""
+    sources, by_numpy = reference
+    merged = read(sources.merged(method, LAWS[method].given, tensor_type="pd"))
+    assert far(merged, read(by_numpy), sources.dtype, 0) == []
+
+
+@few_methods
+def test_the_same_bytes_however_it_is_cut(
+    reference: tuple[Sources, Path], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of other sizes; in pieces, stopped and resumed; in memory."""
+    sources, whole = reference
+    given, expected = LAWS[method].given, digest(whole)
     for block in (1 << 10, 1 << 13):
-        budget = MemoryBudget(block, block, resident=0, panel=block)
-        monkeypatch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
-        assert digest(run(tmp_path, models, base, "bfloat16", method, out=f"b{block}", **fields)) == expected
+        with monkeypatch.context() as patch:
+            budget = MemoryBudget(block, block, resident=0, panel=block, selecting=0)
+            patch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
+            assert digest(sources.merged(method, given)) == expected
+
+    right, done = Worker.merge, 0
+
+    def merge_few(self: Worker, *args: Any) -> Report:
+        nonlocal done
+        done += 1
+        if done > 5:
+            raise KeyboardInterrupt
+        return right(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paddle_merge.plan.plan.PIECE_BYTES", 1 << 17)
+        patch.setattr("paddle_merge.plan.planner.cut", lambda tensors, _: plan.cut(tensors, 2))  # as for two workers
+        patch.setattr(journal, "SECONDS", 0.0)
+        patch.setattr(Worker, "merge", merge_few)
+        with pytest.raises(KeyboardInterrupt):
+            sources.merged(method, given, out=f"stopped {method}")
+        patch.setattr(Worker, "merge", right)
+        config = sources.config(method, given, list(range(count(method))), f"stopped {method}", resume=True)
+        merge(config, progress=False)
+        assert digest(sources.folder / f"stopped {method}") == expected
+
+    config = sources.config(method, given, list(range(count(method))), "out")
+    recipe = Request.of(config).checked_recipe()
+    states = []
+    for path in recipe.sources:
+        values = read(Path(path))
+        states.append({name: to_bits(x, sources.dtype) for name, x in values.items()})
+    in_memory = merge_by_recipe(states, recipe, Request.of(config).engine)
+    for name, values in read(whole).items():
+        assert (from_bits(in_memory[name], sources.dtype) == values).all(), name
 
 
-def test_pieces_of_one_tensor_make_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tensor shared out among workers gets the same mask and the same bytes."""
-    base, models = tensors(0, "float32"), [tensors(1, "float32"), tensors(2, "float32")]
-    whole = run(tmp_path, models, base, "float32", "dare_linear", out="whole")
-    monkeypatch.setattr("paddle_merge.plan.plan.PIECE_BYTES", 1 << 18)  # 2**16 elements
-    cut = run(tmp_path, models, base, "float32", "dare_linear", out="cut", n_process=2)
-    assert (whole / "model.safetensors").read_bytes() == (cut / "model.safetensors").read_bytes()
+@pytest.mark.parametrize(
+    ("method", "n_process"),
+    [
+        ("della", 3),
+        ("nuslerp", 2),
+        *(
+            pytest.param(method, n_process, marks=pytest.mark.exhaustive)
+            for method in sorted({*FEW, *(f"paddlenlp:{method}" for method in METHODS)})
+            for n_process in (2, 3, 5)
+        ),
+    ],
+)
+def test_the_same_bytes_from_several_processes(
+    by_np: Callable[[str], Sources], method: str, n_process: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a worker, pieces are what they are in the test above."""
+    sources = by_np("bfloat16")
+    expected = digest(sources.merged(method, LAWS[method].given))
+    monkeypatch.setattr("paddle_merge.plan.plan.PIECE_BYTES", 1 << 17)
+    assert digest(sources.merged(method, LAWS[method].given, n_process=n_process)) == expected
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_another_seed_changes_only_random_methods(tmp_path: Path, method: str) -> None:
-    base = tensors(0, "float32")
-    models = models_for(method, lambda number: tensors(number + 1, "float32"))
-    a = run(tmp_path, models, base, "float32", method, out="a", seed=1)
-    b = run(tmp_path, models, base, "float32", method, out="b", seed=2)
-    same = (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
-    assert same == (METHODS[method][0] not in ("dare", "magprune"))
+@pytest.mark.parametrize("size", ["20KB", "300KB"])
+@few_methods
+def test_the_same_numbers_in_shards(by_np: Callable[[str], Sources], method: str, size: str, each_backend: str) -> None:
+    sources = by_np("bfloat16")
+    whole = read(sources.merged(method, LAWS[method].given))
+    sharded = sources.merged(method, LAWS[method].given, out="shards", max_shard_size=size)
+    assert len(list(sharded.glob("model-*.safetensors"))) > 1
+    assert far(read(sharded), whole, "bfloat16", 0) == []
+
+
+@pytest.mark.parametrize("method", LAWS)
+def test_another_seed_changes_what_draws_and_nothing_else(tmp_path: Path, method: str) -> None:
+    base = state(0, "float32")
+    sources = Sources(tmp_path, "float32").put(base, *(state(seed, "float32", base) for seed in (1, 2, 3)))
+    one, two = (digest(sources.merged(method, LAWS[method].given, seed=seed)) for seed in (0, 1))
+    assert (one != two) == any(name in method for name in ("dare", "della", "magprune"))
