@@ -23,23 +23,23 @@ import numpy as np
 
 from ..dtypes import DType
 
-MAX_DIMS = 64  # of a tensor, as NumPy 2 has it
-MAX_SIZE = 1 << 59  # elements, empty dimensions aside: what NumPy and others can still address
+MAX_DIMS = 64  # dimensions of a tensor: NumPy 2's limit
+MAX_SIZE = 1 << 59  # elements of a tensor, not counting dimensions of size 0: what NumPy and others can address
 
-TEXT_STEP = 1 << 16  # characters between the places that Part.text gives
+TEXT_STEP = 1 << 16  # characters between the offsets that Part.text gives
 Origin = tuple[str, str]  # the path of an input or adapter, and the name that a tensor has there
 _ORIGIN: Any = field(default=("", ""), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A box of a tensor: the `shape` elements from index `at` on lie in `file` from byte `offset` on, `strides` apart.
+    """Locate a part of a tensor: `shape` elements from index `at` on, stored in `file` from byte `offset` on.
 
-    at, shape, strides: one number per dimension of the tensor, in elements; or one number each, for a run of the tensor's
-        elements in row-major order.
-    origin: the tensor that it is, or was cut out of, as it is stored; known in a merge's inputs.
-    text: of bytes that are stored as UTF-8 (pickle protocol 2), one character per byte: the offsets in `file` of characters
-        0, TEXT_STEP, 2 * TEXT_STEP ... and of the end. Else empty.
+    at, shape, strides: one number per dimension, in elements, for a box of the tensor; or one number each, for a run of its
+        elements in row-major order. strides: distances between neighbouring elements in the file.
+    origin: the stored tensor that the part belongs to; set in a merge's inputs.
+    text: empty, unless the bytes are stored as UTF-8 text (pickle protocol 2), one character per byte; then the offsets in
+        `file` of characters 0, TEXT_STEP, 2 * TEXT_STEP ... and of the end.
     """
 
     file: str
@@ -53,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True)
 class TensorEntry(ABC):
-    """A tensor known by its header alone. Entries are equal if they have the same name and the same elements from the same
+    """Describe a tensor of which only headers have been read. Equal entries have the same name and are read from the same
     places."""
 
     name: str
@@ -96,7 +96,7 @@ class TensorEntry(ABC):
 
     @cached_property
     def scattered(self) -> bool:
-        """Whether neighbouring elements lie apart in the file, as in a transposed matrix."""
+        """Whether neighbouring elements are apart in the file, as in a transposed matrix."""
         return False
 
     @property
@@ -108,10 +108,10 @@ class TensorEntry(ABC):
 
 @dataclass(frozen=True)
 class StoredEntry(TensorEntry):
-    """A tensor whose bytes lie in a file: contiguous, little-endian and in row-major order from byte `offset` of `file` on;
-    or, if there are parts, wherever these lie (file and offset are then the first part's).
+    """Describe a tensor that is stored in files, little-endian.
 
-    origin: as Part.origin; of one that has parts, theirs count.
+    Without parts it is contiguous in row-major order from byte `offset` of `file` on. With parts, it is stored where they
+    say, and file and offset are the first part's. origin: as Part.origin, for a tensor without parts.
     """
 
     file: str
@@ -157,15 +157,15 @@ class ElementReader(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the headers of one checkpoint say.
+    """Hold what the headers of one checkpoint say.
 
     path: as the user gave it.
     folder: where its config and tokenizer files are.
-    format: the safetensors metadata `format` ("pt", "np", "pd" ...), None if absent; of other kinds, what PaddleNLP or
-        transformers write for the same weights: "np" for Paddle's files, "pt" for torch's.
-    tensors: in storage order (file by file, offset by offset).
-    kind: of its files: "safetensors", "pdparams", "bin" or "flex".
-    metadata: all that safetensors files say of themselves.
+    format: the value of `format` in safetensors metadata ("pt", "np", "pd" ...), None if absent; for other files, the value
+        that PaddleNLP or transformers write for such weights: "np" for Paddle's, "pt" for torch's.
+    tensors: by name, in storage order (file by file, offset by offset).
+    kind: the format of its files: "safetensors", "pdparams", "bin" or "flex".
+    metadata: all metadata of safetensors files.
     """
 
     path: str
@@ -177,4 +177,5 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
+        """The size of all tensors, in bytes."""
         return sum(entry.nbytes for entry in self.tensors.values())

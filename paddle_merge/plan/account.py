@@ -236,7 +236,7 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
     elif origins and origins[0] in there and math.prod(there[origins[0]].shape) > math.prod(entry.shape):
         yield f"cut out of {words[0]}"
     if origins and origins[0] in there and _is_turned(base, there[origins[0]]):
-        yield f"turned {_axes(base.shape[::-1])} -> {_axes(base.shape)}"
+        yield f"transposed {_axes(base.shape[::-1])} -> {_axes(base.shape)}"
     if not isinstance(entry, AdaptedEntry):
         return
     if entry.replaced is not None:
@@ -270,7 +270,7 @@ def _is_turned(entry: TensorEntry, stored: TensorEntry) -> bool:
         return False
     try:
         strides, before = (_first(one).strides for one in (entry, stored))
-    except MalformedError:  # in pieces of text, which can't be turned
+    except MalformedError:  # stored in pieces of text, which can't be transposed
         return False
     return strides != before and strides == before[::-1]
 

@@ -166,9 +166,9 @@ def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
         return []
     matrices = [name for name, entry in torch[0].tensors.items() if len(entry.shape) == 2 and min(entry.shape) > 1]
     return [
-        f"--save_format pdparams is for Paddle, and {torch[0].path} is torch's, which may store {name!r} turned; say how"
-        f" with --layout, one of {', '.join(LAYOUTS)} for each model and then the base, and pass --output_layout"
-        " paddlenlp or paddleformers too"
+        f"--save_format pdparams is for Paddle, and {torch[0].path} was saved by torch, which may store {name!r} transposed;"
+        f" state its layout with --layout, one of {', '.join(LAYOUTS)} for each model and then for the base, and pass"
+        " --output_layout paddlenlp or paddleformers too"
         for name in matrices[:1]
     ]
 

@@ -70,7 +70,7 @@ def test_every_layout(tmp_path: Path, one: str, other: str, tied: bool) -> None:
     found = accounted(model_path_list=models)
     holds(found, models)
     notes = {made.name: made.notes for made in found.made}
-    transposed = any("turned [16, 24] -> [24, 16] in" in note or "turned [24, 16] -> [16, 24] in" in note
+    transposed = any("transposed [16, 24] -> [24, 16] in" in note or "transposed [24, 16] -> [16, 24] in" in note
                  for note in next(value for name, value in notes.items() if "gate_proj" in name))  # fmt: skip
     assert transposed == ((one == "hf") != (other == "hf"))
     assert not any(one.left_out for one in found.inputs)

@@ -119,8 +119,8 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
     pair, layout, transposed = normalise((base, finetuned), given, target, False, "model", read_config(base.folder))
     if layout is None:
         raise CheckpointError(
-            f"{base.path}: can't tell its layout, by which an adapter names and turns its factors; say it with --layout, one"
-            f" of {', '.join(LAYOUTS.values())}"
+            f"{base.path}: its layout is unknown, which determines the names and the orientation of the adapter's factors;"
+            f" state it with --layout, one of {', '.join(LAYOUTS.values())}"
         )
     if config.format == "paddle" and layout == "hf":
         raise CheckpointError(

@@ -1,5 +1,5 @@
-"""Read tensors with LoRA adapters as if the adapters were folded in: read what is stored, widen it, add the low-rank
-product, scale rows or columns to DoRA's lengths. Only an adapter's factors for one tensor are ever held whole.
+"""Read tensors with LoRA adapters folded in: read the stored elements, widen them, add the low-rank product, and scale rows
+or columns to DoRA's lengths. Of an adapter, only the factors for one tensor are in memory.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ STEP = 1 << 16  # elements that are read and changed at a time; every element co
 
 @dataclass(frozen=True)
 class LowRank:
-    """A change of a matrix (rows, columns): scale * left @ middle @ right is added.
+    """Describe a change of a matrix (rows, columns): scale * left @ middle @ right is added.
 
-    left: (rows, r), None for a single 1; middle: (r, r) or None; right: (r, columns), or (columns,) if r is 1.
-    A vector (columns,) is a matrix of one row.
+    left: (rows, r), None for [[1]]; middle: (r, r), None for the identity; right: (r, columns), or (columns,) if r is 1.
+    A vector (columns,) counts as a matrix of one row.
     """
 
     left: TensorEntry | None
@@ -31,7 +31,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Lengths:
-    """A change of a matrix: every row (axis 0) or column (axis 1) is scaled to the length (L2 norm) given for it."""
+    """Describe a change of a matrix: every row (axis 0) or column (axis 1) is scaled to the L2 norm that is given for it."""
 
     lengths: TensorEntry
     axis: int
@@ -43,12 +43,12 @@ class Lengths:
 
 @dataclass(frozen=True)
 class AdaptedEntry(TensorEntry):
-    """A tensor that is merged with the changes of adapters made to it.
+    """Describe a tensor that is merged with the changes of adapters applied.
 
-    dtype: of the checkpoint's tensor, as which the result counts.
-    stored: what is read, of any float dtype: the checkpoint's tensor, or an adapter's that replaces it.
-    changes: in the order in which they are made.
-    replaced: what was there before, if `stored` is an adapter's; it is not read.
+    dtype: that of the checkpoint's tensor.
+    stored: the tensor that is read, of any float dtype: the checkpoint's, or an adapter's that replaces it.
+    changes: in the order in which they are applied.
+    replaced: the checkpoint's tensor, if `stored` is an adapter's; it is not read.
     """
 
     stored: StoredEntry
@@ -78,6 +78,5 @@ class AdaptedEntry(TensorEntry):
 
 
 def read_from(entry: TensorEntry) -> StoredEntry:
-    """Return the stored tensor that is read for an entry, before adapters change it. Raises ValueError where there are
-    several."""
+    """Return the stored tensor that is read for an entry, before adapters change it. Raises ValueError if it has several."""
     return entry.stored if isinstance(entry, AdaptedEntry) else stored(entry)

@@ -1,5 +1,6 @@
-"""Read tensors with a row per token in the order of another vocabulary: every row is the mean of the rows that picks
-give for it (usually of one), or zeros if there are none.
+"""Read tensors with a row per token in the order of another vocabulary.
+
+Every row is the mean of the rows that picks give for it (usually one), or zeros if there are none.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ STEP = 1 << 16  # elements that are read at a time; every element comes out the 
 
 @dataclass(frozen=True)
 class Pick:
-    """Rows of a tensor (axis 1: columns) that become rows of an aligned one.
+    """Describe which rows of a tensor (columns, if the axis is 1) become rows of an aligned one.
 
-    number: of its checkpoint, in Recipe.titles.
-    runs: (n, 5) int64, as bytes so that entries can be compared, in order: the first row of the aligned tensor, the first
-    row of this one, how many rows; of how many tensors those rows are the mean, and the place of this one among them.
+    number: of the tensor's checkpoint, in Recipe.titles.
+    runs: (n, 5) int64, as bytes so that entries can be compared. Each row of it is: the first row in the aligned tensor, the
+        first row in this one, the number of rows; of how many tensors these rows are the mean, and the place of this tensor
+        among those.
     """
 
     number: int
@@ -27,10 +28,10 @@ class Pick:
 
 @dataclass(frozen=True)
 class AlignedEntry(TensorEntry):
-    """A tensor with a row (axis 1: a column) per token, assembled from rows of several tensors. Rows that no pick gives are
-    zeros.
+    """Describe a tensor with a row per token (a column, if the axis is 1) that consists of rows of several tensors.
 
-    means: (n, 2) int64, as bytes: first row and count of the rows that are the mean of all others.
+    Rows that neither picks nor means give are zeros.
+    means: (n, 2) int64, as bytes: first row and number of rows that are the mean of all others.
     """
 
     axis: int

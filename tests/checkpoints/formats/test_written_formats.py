@@ -205,7 +205,7 @@ def test_torchs_files_of_unknown_models_may_be_turned(tmp_path: Path) -> None:
     values = {"blocks.0.proj.weight": np.arange(64.0).reshape(8, 8), "blocks.0.proj.bias": np.ones(8)}
     path = str(write(tmp_path / "a", values, "float32", format="pt"))
     config = MergeConfig(model_path_list=[path, path], output_path=str(tmp_path / "out"), save_format="pdparams")
-    with pytest.raises(CheckpointError, match=r"is torch's, which may store 'blocks.0.proj.weight' turned; say how"):
+    with pytest.raises(CheckpointError, match=r"saved by torch, which may store 'blocks.0.proj.weight' transposed; state"):
         merge(config)
     config.layout = ["paddleformers"] * 2
     merge(config)

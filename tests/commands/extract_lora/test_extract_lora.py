@@ -367,7 +367,7 @@ def test_an_unknown_layout_must_be_said(tmp_path: Path) -> None:
     config = {"finetuned_path": str(tmp_path / "ft"), "base_model_path": str(tmp_path / "base")}
     config["output_path"] = str(tmp_path / "out")
     (problem,) = refused(config)
-    assert "can't tell its layout" in problem
+    assert "its layout is unknown" in problem
     assert "--layout" in problem
     extract_lora(ExtractConfig(**config, layout=["hf"], rank=1))
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
