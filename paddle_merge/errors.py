@@ -31,6 +31,7 @@ class MergeError(Exception):
 
 
 def _visible(text: str) -> str:
+    """Return the text with characters that are not printable replaced by their escape codes."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -32,6 +32,7 @@ def coerce(value: Any, kind: str) -> Any:
 
 
 def _to_bool(value: Any) -> bool:
+    """Return a boolean, given one, 0 or 1, or text. Raises ValueError."""
     parsed = parse_bool(value) if isinstance(value, str) else value
     if parsed not in (True, False) or isinstance(parsed, float):
         raise ValueError
@@ -39,6 +40,7 @@ def _to_bool(value: Any) -> bool:
 
 
 def _to_int(value: Any) -> int:
+    """Return an int of at most 64 bits, given an integer or text. Raises ValueError, TypeError, OverflowError."""
     number = int(value) if isinstance(value, str) else operator.index(value)
     if abs(number) >= 2**64:
         raise OverflowError
@@ -46,6 +48,7 @@ def _to_int(value: Any) -> int:
 
 
 def _to_str(value: Any) -> str:
+    """Return text, given text, a path or an int. Raises TypeError."""
     text = str(value) if type(value) is int else os.fspath(value)
     if isinstance(text, bytes):
         raise TypeError
@@ -100,6 +103,7 @@ class _Short(reprlib.Repr):
         self.maxlevel, self.maxstring, self.maxother = 3, 200, 200
 
     def repr_int(self, x: int, level: int) -> str:
+        """Return an int's digits, unless Python would refuse to, or take long to, convert that many."""
         return repr(x) if abs(x) < 10**40 else "a number of more than 40 digits"
 
 

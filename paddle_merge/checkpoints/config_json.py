@@ -52,6 +52,7 @@ def widths(config: Mapping[str, Any]) -> dict[str, int]:
     """
 
     def number(name: str) -> int:
+        """Return a positive int of config.json; 0 if it has none of this name."""
         value = config.get(name)
         return value if type(value) is int and value > 0 else 0
 

@@ -133,13 +133,13 @@ class Files:
 
 
 class StoredReader:
-    """Reads a stored tensor, in the dtype that it is stored in."""
+    """Read a stored tensor in its storage dtype: the ElementReader of StoredEntry."""
 
     def __init__(self, entry: StoredEntry, files: Files):
         self.dtype, self._entry, self._files = entry.dtype, entry, files
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Fill out, flat, with the elements from index `start` on. Raises WorkError."""
+        """Fill `out`, of shape (n,), with the elements from index `start` on. Raises WorkError."""
         self._files.read(self._entry, start, out)
 
 

@@ -129,6 +129,7 @@ def _surely(ask: Ask) -> Callable[[str], str]:
     """Return a function that fetches a shard as `ask` does, and raises _NotFetchedError if the model doesn't have it."""
 
     def get(file: str) -> str:
+        """Fetch a file of the model and return its path. Raises _NotFetchedError."""
         path = ask(file)
         if path is None:
             raise _NotFetchedError(f"the model doesn't have {file}, which its index names")
@@ -151,6 +152,7 @@ def _asker(name: str, library: str) -> Ask:
     options: dict[str, Any] = {"force_return": True} if library == "paddleformers" else {}
 
     def ask(file: str) -> str | None:
+        """Fetch a file of the model and return its path; None if there is no such file. Raises _NotFetchedError."""
         try:
             with _contained():
                 path = resolve(name, file, **options)

@@ -59,6 +59,7 @@ def parse_json(text: bytes) -> Any:
 
 
 def _unique_text(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as unique_keys does; raise ValueError also for text that is no valid Unicode."""
     for key, value in pairs:
         f"{key}{value if isinstance(value, str) else ''}".encode()  # raises UnicodeEncodeError for a lone surrogate
     return unique_keys(pairs)

@@ -62,7 +62,7 @@ class TensorEntry(ABC):
 
     @property
     def nbytes(self) -> int:
-        """The size of all elements in `dtype`, in bytes."""
+        """Return the size of all elements in `dtype`, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def renamed(self, name: str) -> TensorEntry:
@@ -71,38 +71,40 @@ class TensorEntry(ABC):
 
     @property
     def nameless(self) -> TensorEntry:
-        """The entry without its name: equal for tensors that are the very same elements, such as a tied lm_head."""
+        """Return the entry without its name; it is equal for tensors that are read from the same places, as tied ones are."""
         return self.renamed("")
 
     @property
     @abstractmethod
     def made_of(self) -> Sequence[TensorEntry]:
-        """The entries that are read to make this one; none for a stored tensor."""
+        """Return the entries that are read to make this one; none for a stored tensor."""
 
     @property
     def files(self) -> set[str]:
-        """The paths of all files that are read for the tensor."""
+        """Return the paths of all files that are read for the tensor."""
         return {file for entry in self.made_of for file in entry.files}
 
     @property
     def computed(self) -> bool:
-        """Whether a reader gives the elements in the dtype that they are merged in, instead of `dtype`."""
+        """Return whether a reader gives the elements in the dtype in which they are merged, instead of `dtype`."""
         return False
 
     @property
     def whole(self) -> bool:
-        """Whether all of the tensor has to be read before any part of it is known."""
+        """Return whether all of the tensor has to be read before any element of it is known."""
         return False
 
     @cached_property
     def scattered(self) -> bool:
-        """Whether neighbouring elements are apart in the file, as in a transposed matrix."""
+        """Return whether neighbouring elements are apart in the file, as in a transposed matrix."""
         return False
 
     @property
     def memory(self) -> int:
-        """Bytes that a reader of the tensor holds beside the array that it fills. (What earlier merges of the recipe hold
-        depends on their methods: plan/memory_estimate.py adds it.)"""
+        """Return the bytes that a reader of the tensor holds in addition to the array that it fills.
+
+        Without what earlier merges of the recipe hold, which depends on their methods: plan/memory_estimate.py adds that.
+        """
         return 0
 
 
@@ -143,7 +145,7 @@ def stored(entry: TensorEntry) -> StoredEntry:
 
 
 class ElementReader(Protocol):
-    """Reads the elements of one tensor. Readers raise WorkError when they are made and when they read.
+    """Read the elements of one tensor. Readers raise WorkError when they are made and when they read.
 
     dtype: of the elements that `read` gives.
     """
@@ -152,7 +154,7 @@ class ElementReader(Protocol):
     def dtype(self) -> DType: ...
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Fill out, flat and in the raw dtype, with the elements from index `start` on."""
+        """Fill `out`, of shape (n,) and the raw dtype, with the elements from index `start` on, in row-major order."""
 
 
 @dataclass(frozen=True)
@@ -177,5 +179,5 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """The size of all tensors, in bytes."""
+        """Return the size of all tensors, in bytes."""
         return sum(entry.nbytes for entry in self.tensors.values())

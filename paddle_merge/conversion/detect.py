@@ -44,6 +44,7 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
     torch = checkpoint.kind == "bin" or checkpoint.format == "pt"
 
     def found(layout: str | None, evidence: str) -> Detected:
+        """Return this layout, or none if the shapes of some weights contradict it."""
         against = paddle if layout == "hf" else hf if layout else []
         if against:
             layout, evidence = None, f"{evidence}; the shape of {against[0]!r} contradicts that"

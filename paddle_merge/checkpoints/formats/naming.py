@@ -50,5 +50,6 @@ def is_weights(name: str, save_format: str, prefix: str) -> bool:
 
 
 def _stem(save_format: str, prefix: str) -> str:
+    """Return how the names of files of this format and prefix begin."""
     known = FORMATS.get(save_format)  # None for an unknown format, which the checks of the config report
     return known.model if known and prefix == "model" else prefix

@@ -17,10 +17,10 @@ from .entry import STEP, AdaptedEntry, LowRank
 
 
 class AdaptedReader:
-    """Reads an adapted tensor in the dtype that it is merged in, `compute`: "float32" or "float64".
+    """Read an adapted tensor in the dtype in which it is merged: the ElementReader of AdaptedEntry.
 
-    Raises WorkError, as Files.read does, when it is made (which reads the factors, and the whole tensor for DoRA's lengths)
-    and when it reads.
+    compute: that dtype, "float32" or "float64". Raises WorkError when it is made (which reads the factors, and the whole
+    tensor for DoRA's lengths) and when it reads.
     """
 
     def __init__(self, entry: AdaptedEntry, compute: str, files: Files):
@@ -37,7 +37,7 @@ class AdaptedReader:
                 self._changes.append(_Factors(factors.astype(self.dtype.raw), self._columns, change.axis))
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Fill out, flat, with the elements from index `start` on. Raises WorkError."""
+        """Fill `out`, of shape (n,), with the elements from index `start` on. Raises WorkError."""
         for first in range(0, out.size, STEP):
             block = out[first : first + STEP]
             raw = self._raw[: block.size]
@@ -64,7 +64,7 @@ class AdaptedReader:
 
 
 class _Product:
-    """Adds scale * left @ middle @ right."""
+    """Add scale * left @ middle @ right to a matrix."""
 
     def __init__(self, change: LowRank, dtype: DType, files: Files):
         left = np.ones((1, 1)) if change.left is None else _matrix(change.left, files)
@@ -76,16 +76,18 @@ class _Product:
         self._right = _matrix(change.right, files).astype(dtype.raw)
 
     def apply(self, x: np.ndarray, start: int) -> None:
+        """Change, in place, the elements x of the matrix from index `start` on."""
         low_rank.add_low_rank(x, start, self._left, self._right)
 
 
 class _Factors:
-    """Multiplies each row or column by a factor."""
+    """Multiply each row or column of a matrix by a factor. axis: 0 for rows, 1 for columns. columns: of the matrix."""
 
     def __init__(self, factors: np.ndarray, columns: int, axis: int):
         self._factors, self._columns, self._axis = factors, columns, axis
 
     def apply(self, x: np.ndarray, start: int) -> None:
+        """Change, in place, the elements x of the matrix from index `start` on."""
         low_rank.scale_rows(x, start, self._columns, self._axis, self._factors)
 
 

@@ -24,9 +24,10 @@ def rows_of(runs: bytes, columns: int) -> np.ndarray:
 
 
 class AlignedReader:
-    """Reads an aligned tensor in the dtype that it is merged in, `compute`: "float32" or "float64".
+    """Read an aligned tensor in the dtype in which it is merged: the ElementReader of AlignedEntry.
 
-    open_reader: opens the tensors that rows are taken from. Raises what that raises, when it is made and when it reads.
+    compute: that dtype, "float32" or "float64". open_reader: returns readers of the tensors from which rows are taken; what
+    these raise is raised, when the reader is made and when it reads.
     """
 
     def __init__(self, entry: AlignedEntry, compute: str, open_reader: Open):
@@ -35,12 +36,12 @@ class AlignedReader:
         self._tensor = kind(entry, [_Picked(pick, compute, open_reader) for pick in entry.picks], self.dtype)
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Fill out, flat, with the elements from index `start` on."""
+        """Fill `out`, of shape (n,), with the elements from index `start` on."""
         self._tensor.read(start, out)
 
 
 class _Picked:
-    """Reads the tensor of one pick. runs: (n, 5) int64, as Pick.runs."""
+    """Read the tensor of one pick. runs: (n, 5) int64, as Pick.runs."""
 
     def __init__(self, pick: Pick, compute: str, open_reader: Open):
         self.runs, self.shape = rows_of(pick.runs, 5), pick.entry.shape
@@ -57,7 +58,7 @@ class _Picked:
 
 
 class _Rows:
-    """Reads a tensor with a row of `width` elements per token."""
+    """Read an aligned tensor with a row per token, block by block."""
 
     def __init__(self, aligned: AlignedEntry, picks: list[_Picked], dtype: DType):
         self._picks, self._width = picks, math.prod(aligned.shape[1:])
@@ -68,10 +69,12 @@ class _Rows:
             self._means = rows_of(aligned.means, 2)
 
     def read(self, start: int, out: np.ndarray) -> None:
+        """Fill `out`, of shape (n,), with the elements from index `start` on."""
         for first in range(0, out.size, STEP):
             self._fill(start + first, out[first : first + STEP])
 
     def _fill(self, start: int, out: np.ndarray) -> None:
+        """Fill `out`, of at most STEP elements, with the elements from index `start` on."""
         out[:] = 0
         stop, width = start + out.size, self._width
         for pick in self._picks:
@@ -101,7 +104,11 @@ class _Rows:
 
 
 def _put(pick: _Picked, source: int, piece: np.ndarray, more: np.ndarray, of: int, place: int) -> None:
-    """Add a pick's elements from `source` on to piece: its share of a mean of `of` tensors, as number `place` of them."""
+    """Set `piece` to the pick's elements from `source` on, or add them to it if they are part of a mean.
+
+    more: a buffer of at least the size of piece. of: of how many tensors the mean is. place: which of them this one is; the
+    last one also divides the sum.
+    """
     if place == 0:
         pick.read(source, piece)
     else:
@@ -112,7 +119,7 @@ def _put(pick: _Picked, source: int, piece: np.ndarray, more: np.ndarray, of: in
 
 
 class _Columns:
-    """Reads a matrix [in, out] with a column per token, row by row."""
+    """Read an aligned matrix [in, out] with a column per token, row by row."""
 
     def __init__(self, aligned: AlignedEntry, picks: list[_Picked], dtype: DType):
         self._picks = picks
@@ -124,6 +131,7 @@ class _Columns:
         self._means = _each(means[:, 0], means[:, 1])
 
     def read(self, start: int, out: np.ndarray) -> None:
+        """Fill `out`, of shape (n,), with the elements from index `start` on."""
         while out.size:
             number, first = divmod(start, self._columns)
             if number != self._number:
@@ -133,6 +141,7 @@ class _Columns:
             out, start = out[part.size :], start + part.size
 
     def _assemble(self, number: int) -> None:
+        """Assemble row `number` of the matrix in self._line."""
         line = self._line
         line[:] = 0
         for pick, source, moves in zip(self._picks, self._sources, self._moves, strict=True):
@@ -146,11 +155,11 @@ class _Columns:
         self._number = number
 
 
-Move = tuple[np.ndarray, np.ndarray, int, int]
+Move = tuple[np.ndarray, np.ndarray, int, int]  # (columns of the aligned tensor, columns of the source, of, place)
 
 
 def _moves(runs: np.ndarray) -> list[Move]:
-    """Return (columns here, columns of the source, of, place) for each way in which columns are shared."""
+    """Return the columns of a pick by (of, place), its last two numbers: see Pick.runs."""
     ways = np.unique(runs[:, 3:], axis=0).tolist()
     found = []
     for of, place in ways:
@@ -160,6 +169,6 @@ def _moves(runs: np.ndarray) -> list[Move]:
 
 
 def _each(first: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Return all the numbers that runs of this first number and count cover."""
+    """Return all numbers of the runs with these first numbers and counts, one run after the other."""
     before = np.cumsum(count) - count
     return np.repeat(first - before, count) + np.arange(count.sum())

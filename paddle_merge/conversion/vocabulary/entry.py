@@ -52,7 +52,7 @@ class AlignedEntry(TensorEntry):
 
     @property
     def memory(self) -> int:
-        """The runs and what follows from them, the mean row, and a buffer for each pick and another."""
+        """Return the bytes of the runs and their indices, the mean row, one buffer per pick and one more."""
         count, rows = len(self.picks), self.shape[self.axis]
         known = rows * (16 + 24 * count) if self.axis else 16 * math.prod(self.shape[1:])
         longest = max([STEP, *(pick.entry.shape[self.axis] for pick in self.picks)])
