@@ -71,7 +71,7 @@ class TensorEntry(ABC):
 
     @property
     def nameless(self) -> TensorEntry:
-        """Return the entry without its name; it is equal for tensors that are read from the same places, as tied ones are."""
+        """Return the entry without its name; it is equal for tensors read from the same places, as tied ones are."""
         return self.renamed("")
 
     @property
