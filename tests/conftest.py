@@ -16,11 +16,13 @@ from tests.support.sweeps import diagonal
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as `exhaustive` the cases of tests with several parameters that add only combinations of values.
 
-    What remains has every value of every parameter at least once. Tests of the libraries that load models run whole.
+    What remains has every value of every parameter at least once, but for values that are marked so themselves. Tests of
+    the libraries that load models run whole.
     """
     tests: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not item.get_closest_marker("loaders"):
+        marked = item.get_closest_marker("loaders") or item.get_closest_marker("exhaustive")
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not marked:
             tests[item.nodeid.partition("[")[0]].append(item)
     for cases in tests.values():
         kept = diagonal([_values(case) for case in cases])

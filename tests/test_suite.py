@@ -1,4 +1,4 @@
-"""The tests themselves: they lie where the code that they test lies, and the default run leaves out no value of a parameter."""
+"""The tests themselves: where they lie, and what the default run takes of them."""
 
 from __future__ import annotations
 

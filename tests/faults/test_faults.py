@@ -23,6 +23,7 @@ import pytest
 
 from paddle_merge import ConfigError, MergeConfig, OutputError, WorkError, merge
 from tests.support import checkpoints
+from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[2]
 TENSORS, ELEMENTS = 24, 1 << 20
@@ -150,7 +151,7 @@ def test_an_interrupted_merge_leaves_nothing(tmp_path: Path, long: Path, number:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("seconds", [0.01, 0.05, 0.1, 0.15])
+@pytest.mark.parametrize("seconds", few([0.05, 0.01, 0.1, 0.15]))
 def test_control_c_in_a_terminal_reaches_everyone_and_leaves_nothing(tmp_path: Path, long: Path, seconds: float) -> None:
     """The whole process group gets SIGINT, while the workers are still starting: no traceback of theirs either."""
     out = tmp_path / "out"

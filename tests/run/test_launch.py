@@ -20,6 +20,7 @@ from paddle_merge import MergeConfig, merge
 from paddle_merge.recipe.request import Request
 from paddle_merge.run.output import writer
 from tests.support.checkpoints import write
+from tests.support.sweeps import few
 
 Start = Callable[[list[list[str]]], list["subprocess.Popen[str]"]]
 SHAPES = {f"layers.{number}.w": (50 + number, 70) for number in range(9)} | {"embed": (900, 300), "norm": (70,)}
@@ -50,10 +51,9 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("model*")}
 
 
-@pytest.mark.parametrize(("ranks", "n_process", "tensor_type"), [(2, 1, "pd"), (3, 2, "np"), (3, 1, "pd")])
-def test_ranks_make_the_bytes_of_one_process(
-    tmp_path: Path, flags: list[str], ranks: int, n_process: int, tensor_type: str
-) -> None:
+@pytest.mark.parametrize("how", few([(2, 1, "pd"), (3, 2, "np"), (3, 1, "pd")]))
+def test_ranks_make_the_bytes_of_one_process(tmp_path: Path, flags: list[str], how: tuple[int, int, str]) -> None:
+    ranks, n_process, tensor_type = how
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks), "--log_dir", "logs"]
     command += [sys.executable, "-m", "paddle_merge", *flags, "--output_path", "out"]
     command += ["--tensor_type", tensor_type, "--n_process", str(n_process)]
@@ -165,7 +165,7 @@ def test_a_file_that_is_cut_off_on_the_way_fails_all(tmp_path: Path, flags: list
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("killed", [0, 1, 2])
+@pytest.mark.parametrize("killed", few([1, 0, 2]))
 def test_a_rank_that_is_killed_fails_all(tmp_path: Path, flags: list[str], start: Start, killed: int) -> None:
     command = [*flags, "--output_path", "out", "--n_process", "2"]
     processes = start([command] * 3)

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+
+def few(values: Iterable[Any], count: int = 1) -> list[Any]:
+    """Return the values of a parameter; all behind the first `count` are for .ci/run, as each takes seconds."""
+    return [
+        value if number < count else pytest.param(value, marks=pytest.mark.exhaustive) for number, value in enumerate(values)
+    ]
 
 
 def diagonal(cases: Sequence[Mapping[str, Hashable]]) -> list[int]:

@@ -31,6 +31,7 @@ from paddle_merge.run.output import journal
 from paddle_merge.run.worker import Worker
 from tests.run.test_ranks import free_ports
 from tests.support import checkpoints
+from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[3]
 # Every piece is noted at once; pieces are small, and cut anywhere.
@@ -133,7 +134,7 @@ def only_leftovers(out: Path) -> bool:
     return all(path.name.endswith(".partial") for path in out.iterdir())
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", few(range(12), 2))
 def test_killed_anywhere_it_goes_on(
     tmp_path: Path, models: list[str], whole: dict[str, dict[str, bytes]], seed: int
 ) -> None:
@@ -203,7 +204,7 @@ def in_ranks(count: int, argv: list[str], kill_after: int | None, out: Path) -> 
     return [rank.wait(timeout=120) for rank in ranks]
 
 
-@pytest.mark.parametrize("victim", range(3))
+@pytest.mark.parametrize("victim", few(range(3)))
 def test_several_ranks_go_on_with_what_all_of_them_did(tmp_path: Path, models: list[str], whole: Whole, victim: int) -> None:
     """Whoever is killed, and whatever the number of ranks that go on."""
     out = tmp_path / "out"
