@@ -54,7 +54,7 @@ class Fingerprint:
         return f"{(self._sum + rest) % _MODULUS:032x}"
 
 
-def added(fingerprints: Iterable[str]) -> str:
+def sum_of(fingerprints: Iterable[str]) -> str:
     """Return the fingerprint of a tensor, given the fingerprints of its pieces."""
     return f"{sum(int(one, 16) for one in fingerprints) % _MODULUS:032x}"
 

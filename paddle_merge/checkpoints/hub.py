@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import CheckpointError
-from .formats.folder import ENDINGS, read_weight_map, singles
+from .formats.folder import ENDINGS, read_weight_map, single_file_names
 
 log = logging.getLogger("paddle_merge")
 LIBRARIES = ("paddlenlp", "paddleformers")
@@ -105,12 +105,12 @@ def _fetch(name: str, library: str) -> str:
 
 
 def _weights(ask: Ask) -> list[str]:
-    """Fetch the first of folder.singles("model") that the model has, as one file or as an index and its shards.
+    """Fetch the first of folder.single_file_names("model") that the model has, as one file or as an index and its shards.
 
     Returns the files' paths. Raises _NotFetchedError.
     """
     refused: _NotFetchedError | None = None
-    names = singles("model")
+    names = single_file_names("model")
     for single in names:
         for file in (f"{single}.index.json", single):
             try:
@@ -121,11 +121,11 @@ def _weights(ask: Ask) -> list[str]:
             if path is not None and file == single:
                 return [path]
             if path is not None:
-                return [path, *map(_surely(ask), sorted(set(read_weight_map(path).values())))]
+                return [path, *map(_required(ask), sorted(set(read_weight_map(path).values())))]
     raise refused or _NotFetchedError(f"it finds none of {', '.join(names)}")
 
 
-def _surely(ask: Ask) -> Callable[[str], str]:
+def _required(ask: Ask) -> Callable[[str], str]:
     """Return a function that fetches a shard as `ask` does, and raises _NotFetchedError if the model doesn't have it."""
 
     def get(file: str) -> str:
@@ -144,7 +144,7 @@ def _asker(name: str, library: str) -> Ask:
     Whatever the library raises is raised as _NotFetchedError.
     """
     try:
-        with _contained():
+        with _isolated():
             resolve: Any = importlib.import_module(f"{library}.utils.download").resolve_file_path
     except Exception as error:  # a broken installation raises anything
         raise _NotFetchedError(f"it can't be imported: {_reason(error)}") from None
@@ -154,7 +154,7 @@ def _asker(name: str, library: str) -> Ask:
     def ask(file: str) -> str | None:
         """Fetch a file of the model and return its path; None if there is no such file. Raises _NotFetchedError."""
         try:
-            with _contained():
+            with _isolated():
                 path = resolve(name, file, **options)
         except Exception as error:  # the library's own, huggingface_hub's, and those of several HTTP libraries
             raise _NotFetchedError(f"{file}: {_reason(error)}") from None
@@ -169,7 +169,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _contained() -> Iterator[None]:
+def _isolated() -> Iterator[None]:
     """Undo, on exit, what a library changes in this process, and suppress its log messages and warnings.
 
     PaddleFormers overwrites http_proxy and https_proxy with HTTP_PROXY and HTTPS_PROXY, which may not be set; within the

@@ -31,12 +31,12 @@ class Detected:
     config: Mapping[str, Any]
 
 
-def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], said: str | None = None) -> Detected:
+def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], stated: str | None = None) -> Detected:
     """Return the layout of a checkpoint, by its tensors' names, its file format, and its shapes; these must agree.
 
     Shapes count for non-square Linear weights whose sizes config.json gives.
     prefix: which weights these are, "model" or "master_weights". fallback: a config of the same architecture, for a
-    checkpoint without one. said: the layout that the user states. Raises CheckpointError if shapes contradict `said`.
+    checkpoint without one. stated: the layout that the user states. Raises CheckpointError if shapes contradict it.
     """
     config = read_config(checkpoint.folder) or fallback
     tied = is_tied(checkpoint, config)
@@ -50,8 +50,8 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
             layout, evidence = None, f"{evidence}; the shape of {against[0]!r} contradicts that"
         return Detected(layout, evidence, tied, config)
 
-    if said is not None:
-        result = found(said, f"--layout says {said}")
+    if stated is not None:
+        result = found(stated, f"--layout says {stated}")
         if result.layout is None:
             raise CheckpointError(f"{checkpoint.path}: {result.evidence}")
         return result
@@ -79,7 +79,7 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sai
     return Detected(None, "its Linear weights are all square, or config.json doesn't give their sizes", tied, config)
 
 
-def alike(inputs: Sequence[Checkpoint], found: Sequence[Detected]) -> list[Detected]:
+def infer_from_others(inputs: Sequence[Checkpoint], found: Sequence[Detected]) -> list[Detected]:
     """Return what is known about the inputs' layouts, after comparing them with one another.
 
     An input of unknown layout takes that of one whose names and shapes are all the same, if a Linear weight is not square.

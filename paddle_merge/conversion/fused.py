@@ -67,7 +67,7 @@ def _always(word: str, family: Any) -> bool:
 # --- whole checkpoints -----------------------------------------------------------------------------------------------
 
 
-def kept(word: str, layout: str, goal: str, config: Mapping[str, Any]) -> str | None:
+def fused_name(word: str, layout: str, goal: str, config: Mapping[str, Any]) -> str | None:
     """Return the name that the fused layer `word` of layout `layout` has in layout `goal`.
 
     None if it is not fused there, or if that is unknown.
@@ -79,12 +79,12 @@ def kept(word: str, layout: str, goal: str, config: Mapping[str, Any]) -> str | 
     return word if word == "qkv_proj" else _FFN_NAMES[goal]
 
 
-def apart(names: Iterable[str], layout: str, config: Mapping[str, Any]) -> set[str]:
+def split_names(names: Iterable[str], layout: str, config: Mapping[str, Any]) -> set[str]:
     """Return the tensors' names with each fused layer replaced by its pieces, unless Hugging Face's layout fuses it too."""
     found = set()
     for name in names:
         word = last_word(name)
-        if word in PIECES and kept(word, layout, "hf", config) is None:
+        if word in PIECES and fused_name(word, layout, "hf", config) is None:
             found |= {_renamed(name, piece) for piece in PIECES[word]}
         else:
             found.add(name)

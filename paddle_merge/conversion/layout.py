@@ -20,8 +20,8 @@ from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..checkpoints.views import transpose
 from ..errors import CheckpointError, MalformedError
 from ..parsing import shown
-from .detect import Detected, alike, detect
-from .fused import PIECES, apart, kept, refit
+from .detect import Detected, detect, infer_from_others
+from .fused import PIECES, fused_name, refit, split_names
 
 METADATA = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # the `format` in safetensors metadata that loaders expect
 _STATE = f"state it with --layout, one of {', '.join(LAYOUTS)} for each model and then for the base"
@@ -47,7 +47,7 @@ def normalise(
     """
     given = given or (None,) * len(inputs)
     found = [detect(checkpoint, prefix, fallback, said) for checkpoint, said in zip(inputs, given, strict=True)]
-    found = alike(inputs, found)
+    found = infer_from_others(inputs, found)
     goal = target or found[0].layout
     pairs = list(zip(inputs, found, strict=True))
     problems = []
@@ -61,7 +61,7 @@ def normalise(
             inputs, problems = _tie(pairs, goal)
         if problems:
             raise CheckpointError(problems)
-        return (tuple(inputs), None, []) if goal is None else _fused_alike(inputs, found, goal, [])
+        return (tuple(inputs), None, []) if goal is None else _match_fused(inputs, found, goal, [])
     if strict and len({one.layout for one in found}) > 1:
         raise CheckpointError(f"--strict_layout: the inputs' layouts differ: {'; '.join(shown)}")
     problems += [
@@ -81,10 +81,10 @@ def normalise(
     if problems:
         raise CheckpointError(problems)
     notes = [f"{text}, read as {goal}" for text, one in zip(shown, found, strict=True) if one.layout != goal]
-    return _fused_alike(converted, found, str(goal), notes)
+    return _match_fused(converted, found, str(goal), notes)
 
 
-def _fused_alike(
+def _match_fused(
     inputs: Sequence[Checkpoint], found: Sequence[Detected], layout: str, notes: list[str]
 ) -> tuple[tuple[Checkpoint, ...], str, list[str]]:
     """Split or fuse weights of the inputs, all of one layout, so that the same ones are fused as in the first input.
@@ -140,14 +140,14 @@ def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
     before, after = (f"{model_type}." if layout == "paddlenlp" else "model." for layout in (found.layout, goal))
     flips = (found.layout == "hf") != (goal == "hf")
     tensors: dict[str, TensorEntry] = {}
-    wanted = apart(checkpoint.tensors, found.layout, found.config) if goal == "hf" else ()
+    wanted = split_names(checkpoint.tensors, found.layout, found.config) if goal == "hf" else ()
     named, _, wrong = refit(checkpoint.tensors, wanted, found.layout, found.config)
     problems = [f"{checkpoint.path}: {sentence}" for sentence in wrong]
     for name, entry in named.items():
         word, known = last_word(name), name.endswith((".weight", ".bias"))
         new = after + name.removeprefix(before) if name.startswith(before) else name
         why = ""
-        fused = kept(word, found.layout, goal, found.config) if word in PIECES else None
+        fused = fused_name(word, found.layout, goal, found.config) if word in PIECES else None
         if fused:
             new = new.replace(f".{word}.", f".{fused}.")
         if name == HEAD:

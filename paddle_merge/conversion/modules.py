@@ -82,7 +82,7 @@ def suggested(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys((_kind_of(name) or _TEXT)[0] for name in names))
 
 
-def called(found: Sequence[str]) -> dict[str, str]:
+def module_names(found: Sequence[str]) -> dict[str, str]:
     """Return mergekit's name of the module of each stack of layers.
 
     A stack that matches no known module is the language model; if several do, each is named by the word before its layers.

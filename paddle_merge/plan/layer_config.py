@@ -15,7 +15,7 @@ from typing import Any
 from ..checkpoints.config_json import read_config
 from ..checkpoints.names import layer_of, stacks
 from ..checkpoints.tensors import Checkpoint
-from ..conversion.modules import called
+from ..conversion.modules import module_names
 from ..recipe.recipe import Recipe
 from .plan import StagedEntry, TensorPlan
 
@@ -136,7 +136,7 @@ def restacked(
     slices = [*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)]
     if all(part.layers is None for part in slices):
         return changed, worries
-    for name, module in called(list(stacks(tensor.name for tensor in tensors))).items():
+    for name, module in module_names(list(stacks(tensor.name for tensor in tensors))).items():
         origins, moved = _origins(name, tensors, inputs)
         placed = False
         for section in SECTIONS.get(module, ("",)) if moved else ():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..checkpoints.names import stacks
 from ..checkpoints.tensors import Checkpoint
-from ..conversion.modules import REST, called, claiming_modules, suggested, within
+from ..conversion.modules import REST, claiming_modules, module_names, suggested, within
 from ..parsing import nearest
 from ..recipe.recipe import Recipe, Slice, Stage, names_of, parts
 
@@ -50,7 +50,7 @@ def one_stack(part: Slice, tensors: Iterable[str], path: str) -> tuple[str | Non
     named, where = ", ".join(found) or "none", f" in module {part.module!r}" if part.module else ""
     remedy = "" if found else "; merge it whole, with models instead of slices"
     if found and not part.module:
-        first, *others = dict.fromkeys(called(found).values())
+        first, *others = dict.fromkeys(module_names(found).values())
         rest = "".join(f", {one}: {{models: ...}}" for one in others)
         remedy = f"; write slices below a module, as in modules: {{{first}: {{slices: ...}}{rest}}}"
     return None, f"{at}{path}: layer_range needs a model of one stack of layers, and it has {named}{where}{remedy}"

@@ -52,7 +52,7 @@ def make_plan(
         raise CheckpointError(problems)
 
     made, more = assemble(recipe, inputs, aligner)
-    idle += [*more, *vocabularies.notes, *(vocabularies.unlike(recipe.taken) if aligner is None else ())]
+    idle += [*more, *vocabularies.notes, *(vocabularies.mismatched(recipe.taken) if aligner is None else ())]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout))
     pieces = cut(tensors, n_process * ranks)
@@ -86,7 +86,7 @@ def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | N
     if recipe.tokenizer is not None:
         wanted = recipe.tokenizer
         return Aligner(wanted.source, wanted.base, wanted.multiple, recipe.taken, vocabularies, layout)
-    if problems := vocabularies.estranged(recipe.taken):
+    if problems := vocabularies.realigned(recipe.taken):
         raise CheckpointError(problems)
     return None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backends.engine import NUMPY, Engine
-from ..checkpoints.fingerprint import added
+from ..checkpoints.fingerprint import sum_of
 from ..errors import WorkError
 from ..plan.plan import TensorPlan
 
@@ -50,7 +50,7 @@ class Report:
         words = (report.tensor, report.written, *report.read)
         if not (all(type(one) is int for one in numbers) and all(isinstance(one, str) for one in words)):
             raise TypeError("not a report")
-        added((report.written, *report.read))
+        sum_of((report.written, *report.read))
         return report
 
 

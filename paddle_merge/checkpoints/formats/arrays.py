@@ -103,7 +103,7 @@ def _no_bytes() -> Bytes:
     return Bytes(0, 0)
 
 
-def nothing(*_: Any) -> None:
+def never_called(*_: Any) -> None:
     """Raise MalformedError, for names that files of weights have as arguments of calls, and never call."""
     raise MalformedError("calls an object that files of weights never call")
 
@@ -118,7 +118,7 @@ _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and
 WORDS: dict[tuple[str, str], Callable[..., Any]] = {
     **{(module, "_reconstruct"): _reconstruct for module in _MULTIARRAY},
     **{(module, "scalar"): _scalar for module in _MULTIARRAY},
-    ("numpy", "ndarray"): nothing,  # only ever an argument of _reconstruct
+    ("numpy", "ndarray"): never_called,  # only ever an argument of _reconstruct
     ("numpy", "dtype"): NumpyType,
     ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): empty_dict,
@@ -127,7 +127,7 @@ WORDS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-def named(file: str, content: Any, kind: type[T], remedy: str) -> tuple[dict[str, T], list[str]]:
+def named_tensors(file: str, content: Any, kind: type[T], remedy: str) -> tuple[dict[str, T], list[str]]:
     """Return the tensors of a file by name, and a sentence on each entry that is no tensor.
 
     content: what the file's pickle describes. kind: the class of the stand-ins for tensors. remedy: Python code that saves

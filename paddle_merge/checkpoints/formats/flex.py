@@ -242,10 +242,10 @@ def _tensor(
     if any(len(part.at) != len(shape) for part in parts):
         raise MalformedError("has shards with another number of dimensions than its own")
     whole = assemble(key, dtypes.pop(), shape, parts or [Part(held[places[0][1]][key].file, 0, (0,), (0,), (1,))])
-    return of_ranks(whole, {shard.at for shard, _ in places})
+    return regroup_ranks(whole, {shard.at for shard, _ in places})
 
 
-def of_ranks(entry: StoredEntry, pieces: Collection[tuple[int, ...]]) -> StoredEntry:
+def regroup_ranks(entry: StoredEntry, pieces: Collection[tuple[int, ...]]) -> StoredEntry:
     """Return a fused gate and up projection with all of gate before all of up; and other tensors as they are.
 
     PaddleFormers stores [gate | up] of each tensor-parallel rank, one rank after the other. (A qkv_proj needs no change:

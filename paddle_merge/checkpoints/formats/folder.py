@@ -19,7 +19,7 @@ SHOWN = 20  # the most names that an error message lists
 ENDINGS = (".safetensors", ".pdparams", ".bin", ".distcp")
 
 
-def singles(prefix: str) -> list[str]:
+def single_file_names(prefix: str) -> list[str]:
     """Return the file names under which libraries save a whole model, the preferred one first.
 
     A model in several shards has an index of the same name with ".index.json" appended.
@@ -92,9 +92,9 @@ def misplaced(path: str, files: Mapping[str, str], weight_map: Mapping[str, str]
     ]
 
 
-def nothing_here(path: str, prefix: str) -> str:
+def no_weights_message(path: str, prefix: str) -> str:
     """Return the sentence that reports a folder without weights of this prefix, with the most likely reason."""
-    wanted = f"{path}: has no {', '.join(singles(prefix))}, and no index of one"
+    wanted = f"{path}: has no {', '.join(single_file_names(prefix))}, and no index of one"
     for ending in ENDINGS:
         found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{ending}")))
         if found:

@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import CheckpointError, MalformedError
 from ..tensors import Checkpoint, Part, StoredEntry
 from ..views import assemble
-from .arrays import WORDS, Array, Texts, named, naturals, place
+from .arrays import WORDS, Array, Texts, named_tensors, naturals, place
 from .folder import misplaced
 from .header import Header, Held
 from .pickles import load, open_window
@@ -128,7 +128,7 @@ def name_arrays(file: str, content: Any) -> tuple[Named, list[str]]:
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
             content[name] = value[1]  # paddle.save writes a tensor outside of a state dict as (its own name, array)
     remedy = "state = paddle.load({file!r}); paddle.save(state[{name!r}], 'model_state.pdparams')"
-    arrays, problems = named(file, content, Array, remedy)
+    arrays, problems = named_tensors(file, content, Array, remedy)
     return {**{name: (None, [array]) for name, array in arrays.items()}, **whole}, problems
 
 

@@ -17,7 +17,7 @@ from ...errors import CheckpointError, MalformedError
 from ..json_files import MAX_JSON, open_regular
 from ..tensors import Checkpoint, Part, StoredEntry
 from ..views import assemble
-from .arrays import empty_dict, named, naturals, nothing
+from .arrays import empty_dict, named_tensors, naturals, never_called
 from .pdparams import join
 from .pickles import Window, load
 from .standins import Standin, Word
@@ -105,8 +105,8 @@ WORDS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v3"): _newer,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("collections", "OrderedDict"): empty_dict,
-    **{(module, name): nothing for module, _, name in (full.rpartition(".") for full in _STORAGES)},
-    **{("torch", name): nothing for name in (*_DTYPES, *_NEWER)},
+    **{(module, name): never_called for module, _, name in (full.rpartition(".") for full in _STORAGES)},
+    **{("torch", name): never_called for name in (*_DTYPES, *_NEWER)},
 }
 
 
@@ -122,7 +122,7 @@ def _read_tensors(file: str) -> list[StoredEntry]:
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
     remedy = "state = torch.load({file!r}); torch.save(state[{name!r}], 'pytorch_model.bin')"
-    tensors, problems = named(file, content, TensorStub, remedy)
+    tensors, problems = named_tensors(file, content, TensorStub, remedy)
     entries = []
     for name, tensor in tensors.items():
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...checkpoints.adapters import Adapter, sort
 from ...checkpoints.names import stacks, word_of
-from ...conversion.lora.config import scaling, unfit
+from ...conversion.lora.config import config_problems, scaling
 from ...errors import MalformedError
 
 _BASES = ("base_model_name_or_path", "base_model_name")  # PEFT's word, PaddleNLP's
@@ -22,7 +22,7 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
     ranks: Counter[int] = Counter()
     scales: Counter[float] = Counter()
     targets: Counter[str] = Counter()
-    problems = unfit(adapter)
+    problems = config_problems(adapter)
     for module in modules:
         a = module.tensors.get("A") or module.tensors.get("embedding A")
         if a is None or len(a.shape) != 2:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from ...checkpoints.fingerprint import added, of_file
+from ...checkpoints.fingerprint import of_file, sum_of
 from ...errors import CheckpointError, MergeError
 from ...plan.file_names import RECORD, WEIGHTS
 from ...plan.plan import Plan, TensorPlan
@@ -124,7 +124,7 @@ def _tensors(folder: str, lock: MergeRecord, found: Findings, n_process: int) ->
         for (name, _, _), fingerprint in zip(stretches(), pool.map(take, stretches()), strict=True):
             pieces[name].append(fingerprint)
     for name, tensor in lock.tensors.items():
-        if "" in pieces[name] or added(pieces[name]) != tensor.written:
+        if "" in pieces[name] or sum_of(pieces[name]) != tensor.written:
             found.off.append(f"tensor {name!r} in {os.path.join(folder, tensor.shard)} isn't what the merge wrote")
 
 
@@ -168,9 +168,9 @@ def _judge(plan: Plan, tensor: TensorPlan, reports: Sequence[Report], lock: Merg
         return [f"tensor {name!r} is made of {len(tensor.numbers)} inputs, and the record says {len(then.read)}"]
     off = []
     for place, number in enumerate(tensor.numbers):
-        if added(report.read[place] for report in reports) != then.read[place]:
+        if sum_of(report.read[place] for report in reports) != then.read[place]:
             off.append(f"tensor {name!r} of {plan.recipe.titles[number]} isn't what was merged")
-    if not off and added(report.written for report in reports) != then.written:
+    if not off and sum_of(report.written for report in reports) != then.written:
         by = ", ".join(f"{what} {which}" for what, which in lock.versions.items())
         off.append(f"tensor {name!r}, made again from the same inputs, isn't what the merge wrote; that was made by {by}")
     return off

@@ -51,7 +51,7 @@ _TENSORS = {
 }
 
 
-def unfit(adapter: Adapter) -> list[str]:
+def config_problems(adapter: Adapter) -> list[str]:
     """Return a sentence on each setting in an adapter's config that makes it impossible to fold it into any model."""
     config, found = adapter.config, []
     for name, why in (_PADDLE if adapter.kind == "paddle" else _PEFT).items():
@@ -129,7 +129,7 @@ def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
     None if no pattern matches. Raises MalformedError for a pattern that is invalid, or that could take very long to match.
     """
     table = config.get(patterns) or {}
-    if not isinstance(table, dict):  # `unfit` reports this too, but inspect calls scaling() nevertheless
+    if not isinstance(table, dict):  # `config_problems` reports this too, but inspect calls scaling() nevertheless
         raise MalformedError(f"can't be scaled: the adapter's {patterns} is {shown(table)}")
     for pattern, value in table.items():
         if _SLOW.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:

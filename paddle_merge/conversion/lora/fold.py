@@ -21,7 +21,7 @@ from ...checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
 from ...checkpoints.views import transpose
 from ...errors import CheckpointError, MalformedError
 from .. import fused
-from .config import unfit
+from .config import config_problems
 from .entry import AdaptedEntry, Lengths, LowRank, read_from
 from .targets import Targets
 from .tied import Sharers, without_head
@@ -81,7 +81,7 @@ class _Fold:
 
     def run(self) -> str:
         """Change `tensors` and return a sentence on what was done. Raises CheckpointError."""
-        problems = unfit(self._adapter)
+        problems = config_problems(self._adapter)
         if not self._adapter.tensors:
             problems.append(f"{self._adapter.path}: holds no tensors")
         modules, others = sort(self._adapter) if not problems else ([], [])
@@ -162,7 +162,7 @@ class _Fold:
                 self._replace(piece, part)
             return
         if target is None or (self._targets.tied and target == "lm_head.weight"):
-            raise MalformedError(self._targets.nowhere(name))
+            raise MalformedError(self._targets.why_missing(name))
         old = self.tensors[target]
         if len(old.shape) == 2 == len(entry.shape) and last_word(target) not in EMBEDDINGS:
             transposed = self._targets.stored_transposed(target)

@@ -68,7 +68,7 @@ class Targets:
             )
         return ways[0] if expected is None else expected
 
-    def nowhere(self, name: str) -> str:
+    def why_missing(self, name: str) -> str:
         """Return why the checkpoint has no tensor of this name that could be changed, as part of a sentence."""
         if self.tied and name.endswith("lm_head.weight"):
             return "can't be folded: the model ties lm_head to the embedding"
@@ -95,7 +95,7 @@ class Targets:
         layouts = ("paddlenlp", "paddleformers") if self._kind == "paddle" else ("hf",)
         slices = next((found for layout in layouts if (found := fused.slices(word, layout, self._config))), None)
         if slices is None:
-            raise MalformedError(f"{self.nowhere(f'{name}.{kind}')} It isn't known how {word} is fused, either")
+            raise MalformedError(f"{self.why_missing(f'{name}.{kind}')} It isn't known how {word} is fused, either")
         total = sum(stop - first for ranges in slices.values() for first, stop in ranges)
         if total != entry.shape[axis]:
             raise MalformedError(f"has {entry.shape[axis]} outputs, but config.json says that {word} has {total}")

@@ -116,7 +116,7 @@ def _target(name: str, targets: Targets, tensors: Mapping[str, TensorEntry]) -> 
     """Return the checkpoint's name of the tensor to change. Raises MalformedError if there is none, or none of floats."""
     target = targets.find(name)
     if target is None or (targets.tied and target == "lm_head.weight"):
-        raise MalformedError(targets.nowhere(name))
+        raise MalformedError(targets.why_missing(name))
     if not tensors[target].dtype.is_float:
         raise MalformedError(f"is for {target!r}, which is {tensors[target].dtype.name}, and only floats can be adapted")
     return target

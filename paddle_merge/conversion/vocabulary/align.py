@@ -47,7 +47,7 @@ class Aligner:
         self._made: dict[object, AlignedEntry | None] = {}
         self._rows: dict[tuple[int, ...], Rows] = {}
         main = base if base is not None else taken[0]
-        owner = main if source == "union" else vocabularies.called(source)
+        owner = main if source == "union" else vocabularies.input_number(source)
         numbers = dict.fromkeys([main, *taken, *([owner] if isinstance(owner, int) else [])])
         problems: list[str] = []
 

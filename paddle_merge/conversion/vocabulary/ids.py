@@ -20,7 +20,7 @@ IDS = ("_token_id", "_token_ids", "_token_index", "suppress_tokens")  # endings 
 WORDS = "bad_words_ids"  # the field with lists of token ids
 
 
-def of_vocabulary(files: Mapping[str, bytes], tokens: Tokens, folder: str) -> dict[str, bytes]:
+def rewrite_ids(files: Mapping[str, bytes], tokens: Tokens, folder: str) -> dict[str, bytes]:
     """Return a folder's files with both configs rewritten for the output's vocabulary.
 
     config.json gets the vocabulary's size, and token ids become the ids of the same tokens in the output. A token that the

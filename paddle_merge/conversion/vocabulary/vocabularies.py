@@ -83,7 +83,7 @@ class Vocabularies:
             self._known[number] = self.read(like) if like is not None else read_vocabulary(self.inputs[number].folder)
         return self._known[number]
 
-    def called(self, source: int | str) -> int | str:
+    def input_number(self, source: int | str) -> int | str:
         """Return the number of the input whose folder `source` is, by its real path; else `source` itself."""
         folder = os.path.realpath(source) if isinstance(source, str) else None
         return self._folders.index(folder) if folder in self._folders else source
@@ -99,7 +99,7 @@ class Vocabularies:
         self._like[len(self.inputs)] = like
         self.inputs.append(made)
 
-    def estranged(self, numbers: Sequence[int]) -> list[str]:
+    def realigned(self, numbers: Sequence[int]) -> list[str]:
         """Return a sentence on each of these inputs whose tokens differ from those of the tokenizer in its folder."""
         return [
             f"{self.inputs[number].path}: has other tokens than the tokenizer of {self.inputs[self._like[number]].path},"
@@ -116,7 +116,7 @@ class Vocabularies:
         known = [*self._known.values(), *((tokens.source, tokens.vocabulary) if tokens is not None else ())]
         return tuple(len(one.ids) for one in {id(one): one for one in known if one is not None}.values())
 
-    def unlike(self, numbers: Sequence[int]) -> list[str]:
+    def mismatched(self, numbers: Sequence[int]) -> list[str]:
         """Return a sentence on each of these inputs in which some rows of the embedding have other tokens than the first."""
         first, *others = numbers
         found = []

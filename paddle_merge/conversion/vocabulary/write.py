@@ -24,7 +24,7 @@ FILES = (
 )
 
 
-def is_tokenizers(name: str) -> bool:
+def is_tokenizer_file(name: str) -> bool:
     """Return whether a file of this name belongs to a tokenizer."""
     return any(fnmatch.fnmatch(name, pattern) for pattern in FILES)
 

@@ -19,7 +19,7 @@ from typing import Any
 import xxhash
 
 from ...checkpoints.adapters import absolute
-from ...checkpoints.fingerprint import added
+from ...checkpoints.fingerprint import sum_of
 from ...checkpoints.formats.naming import index_name
 from ...checkpoints.json_files import read_json
 from ...dtypes import BY_NAME
@@ -86,14 +86,14 @@ def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes])
         mine = pieces[tensor.name]
         if sum(report.stop - report.start for report in mine) != tensor.size:
             raise RuntimeError(f"the pieces of tensor {tensor.name!r} don't add up")
-        read = tuple(added(report.read[number] for report in mine) for number in range(len(tensor.inputs)))
+        read = tuple(sum_of(report.read[number] for report in mine) for number in range(len(tensor.inputs)))
         tensors[tensor.name] = Written(
             plan.shards[tensor.shard].name,
             tensor.offset,
             tensor.dtype.name,
             tensor.shape,
             mixes[tensor.resolved],
-            added(report.written for report in mine),
+            sum_of(report.written for report in mine),
             read,
         )
     return MergeRecord(
@@ -136,7 +136,7 @@ def _written(row: Mapping[str, Any]) -> Written:
         raise ValueError("a negative size")
     words = [str(row[name]) for name in ("shard", "dtype", "written")]
     read = tuple(map(str, row["read"]))
-    added((words[2], *read))
+    sum_of((words[2], *read))
     return Written(words[0], numbers[0], BY_NAME[words[1]].name, tuple(numbers[2:]), numbers[1], words[2], read)
 
 

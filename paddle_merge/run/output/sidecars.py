@@ -11,8 +11,8 @@ from typing import Any
 
 from ...checkpoints.json_files import parsed, read_small
 from ...checkpoints.names import last_word
-from ...conversion.vocabulary.ids import of_vocabulary
-from ...conversion.vocabulary.write import is_tokenizers, with_tokens
+from ...conversion.vocabulary.ids import rewrite_ids
+from ...conversion.vocabulary.write import is_tokenizer_file, with_tokens
 from ...errors import CheckpointError
 from ...plan import chat
 from ...plan.file_names import CARD, COPIED, LOCK, RECORD, WEIGHTS, json_bytes
@@ -52,11 +52,11 @@ def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
     contents: dict[str, bytes] = {CARD: model_card(plan, request).encode("utf-8", "surrogateescape")}
     contents |= _read(folder, [*_usual(folder), *extra])
     if tokens is not None:
-        theirs = [name for name in _usual(tokens.source.folder) if is_tokenizers(name)]
-        contents = {name: content for name, content in contents.items() if name in extra or not is_tokenizers(name)}
+        theirs = [name for name in _usual(tokens.source.folder) if is_tokenizer_file(name)]
+        contents = {name: content for name, content in contents.items() if name in extra or not is_tokenizer_file(name)}
         stored = tokens.vocabulary.stored or tokens.vocabulary
         contents |= with_tokens(_read(stored.folder, theirs), stored, tokens.vocabulary)
-        contents = of_vocabulary(contents, tokens, folder)
+        contents = rewrite_ids(contents, tokens, folder)
     path = os.path.join(folder, "config.json")
     if "config.json" in contents and isinstance(model := parsed(path, contents["config.json"]), dict):
         contents["config.json"] = _model_config(contents["config.json"], model, plan)
