@@ -14,7 +14,6 @@ from ..dtypes import FLOATS
 from ..errors import CheckpointError, ConfigError
 from ..recipe.recipe import Slice
 from ..recipe.request import Request
-from ..run.state_dicts import merge_by_recipe
 from .config import MergeConfig
 
 
@@ -78,6 +77,8 @@ def _merge(config: MergeConfig, tensors: Sequence[Any], sparsifier: str | None, 
 
     name: what the tensor is called, which its mask depends on. Raises ConfigError, CheckpointError.
     """
+    from ..run.state_dicts import merge_by_recipe  # imports Numba
+
     alone = sparsifier is not None
     if len(tensors) < 2 and not alone:
         raise ConfigError(f"give at least two tensors to merge, not {len(tensors)}")

@@ -14,26 +14,24 @@ from ..methods.registry import NAMED
 from ..parsing import nearest, parse_size
 from . import chat_template
 from .fields import of_fields
-from .to_recipe import METHOD_FIELDS, MODEL_FIELDS, PARAMETER_FIELDS, base_of, models_of, pair_of, title_of
+from .to_recipe import METHOD_FIELDS, MODEL_FIELDS, PARAMETER_FIELDS, base_of, is_named, models_of, pair_of, title_of
 
 if TYPE_CHECKING:
     from .config import MergeConfig
-    from .yaml_read import ParsedRecipe
 
 
-def is_for_recipes(config: MergeConfig) -> bool:
-    """Return whether the flags name a method that PaddleNLP doesn't have."""
-    return config.merge_method not in METHODS and config.merge_method in NAMED
+def of_recipe(config: MergeConfig, sources: Sequence[str], engine: Engine) -> list[str]:
+    """Return why the flags beside the recipe that recipe_yaml names can't be carried out, one sentence each.
 
-
-def problems(config: MergeConfig, parsed: ParsedRecipe | None, engine: Engine) -> list[str]:
-    """Return why `config` can't be carried out, as far as no checkpoint needs to be opened, one sentence each.
-
-    parsed: the recipe that recipe_yaml holds, or that the flags of a method mean that only recipes know.
+    sources: the recipe's. No checkpoint is opened.
     """
-    if parsed is not None:
-        sources = parsed.recipe.sources if config.recipe_yaml else _sources(config)
-        return _beside_a_recipe(config) + of_fields(config) + _running(config, sources, engine)
+    return _beside_a_recipe(config) + of_fields(config) + _running(config, sources, engine)
+
+
+def of_flags(config: MergeConfig, engine: Engine) -> list[str]:
+    """Return why a merge that flags alone describe can't be carried out, the method's parameters aside."""
+    if is_named(config):
+        return of_fields(config) + _running(config, _sources(config), engine)
     models = models_of(config)
     found = of_fields(config) + _models(config)
     if config.merge_method in METHODS:
@@ -61,8 +59,6 @@ def problems(config: MergeConfig, parsed: ParsedRecipe | None, engine: Engine) -
 
 def _beside_a_recipe(config: MergeConfig) -> list[str]:
     """Flags that say what a recipe says."""
-    if not config.recipe_yaml:
-        return []
     defaults = type(config)()
     given = [
         name
@@ -165,10 +161,12 @@ def _idle(config: MergeConfig) -> list[str]:
     return [f"{', '.join(f'--{name}' for name in idle)}: no effect with {config.merge_method}"] if idle else []
 
 
-def warnings(config: MergeConfig, parsed: ParsedRecipe | None, engine: Engine) -> list[str]:
-    """Return what is allowed but likely not meant, one sentence each. parsed: as for `problems`."""
-    if parsed is not None:
-        return list(parsed.notes) + ([] if config.recipe_yaml else _idle(config))
+def warnings(config: MergeConfig, engine: Engine) -> list[str]:
+    """Return which flags are allowed but likely not meant, one sentence each."""
+    if config.recipe_yaml:
+        return []
+    if is_named(config):
+        return _idle(config)
     found = _without_base(config)
     sparsifier, merge_type = pair_of(config)
     used = {

@@ -6,11 +6,12 @@ for each group of tensors (parameters.py says which counts for a tensor).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..dtypes import DType
-from ..methods.shared.method import Method
+from ..methods.shared.method import REQUIRED, Method
 
 Value = bool | int | float | str
 
@@ -160,6 +161,43 @@ class Recipe:
     def titles(self) -> tuple[str, ...]:
         """What to call each input: by its path, or its stage."""
         return (*self.sources, *(f"{stage.name} (merged by this recipe)" for stage in self.stages))
+
+
+@dataclass(frozen=True)
+class ParsedRecipe:
+    """A recipe, and sentences on what is allowed in it but likely not meant."""
+
+    recipe: Recipe
+    notes: tuple[str, ...] = ()
+
+
+def assign_roles(method: Method, sources: Sequence[Input], base: Input | None) -> tuple[tuple[Input, ...], Input | None]:
+    """Return the inputs that the method merges, and the base that it subtracts from them (None: it subtracts nothing).
+
+    sources: the models as they are listed, the base perhaps among them.
+    base: what to take of the base where it isn't among them; None if there is no base.
+    """
+    based = [one for one in sources if base is not None and one.number == base.number]
+    others = [one for one in sources if base is None or one.number != base.number]
+    based = based or ([base] if base is not None else [])
+    subtracts = method.base in ("required", "optional")
+    if subtracts and based and not others and method.least == 1 and method.most is None:
+        needed = [one.name for one in method.parameters if one.each and one.default is REQUIRED]
+        others = [dataclasses.replace(based[0], settings=dict.fromkeys(needed, constant(1.0)))]  # the base stays as it is
+    if method.name == "passthrough" and others:
+        return tuple(sources), None  # a base that isn't listed only gives config and tokenizer
+    if not subtracts:
+        return (*based, *others), None
+    return tuple(others), based[0] if based else None
+
+
+def count_problem(method: Method, models: int) -> str | None:
+    """Return a sentence that says how many models the method takes, if it doesn't take this many."""
+    if method.least <= models <= (method.most or models):
+        return None
+    most = f" to {method.most}" if method.most and method.most > method.least else ""
+    more = " or more" if method.most is None else ""
+    return f"{method.name} takes {method.least}{most}{more} models, not {models}"
 
 
 def _taken(slices: Sequence[Slice]) -> list[int]:

@@ -16,7 +16,7 @@ from .to_recipe import base_of, models_of, recipe_of, record_of, title_of, with_
 
 if TYPE_CHECKING:
     from .config import MergeConfig
-    from .recipe import Recipe
+    from .recipe import ParsedRecipe, Recipe
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Request:
     shard_bytes: the largest size of an output file, in bytes.
     max_memory: the ceiling for all processes, in bytes; None if there is none.
     strict, overwrite, resume, dry_run, account: as the fields of these names.
-    record: the fields that repeat this merge from any folder, as merge_config.json holds them.
+    record: the fields that repeat this merge from any folder, as merge_config.json holds them; empty if there are problems.
     """
 
     recipe: Recipe | None
@@ -79,33 +79,32 @@ class Request:
         Raises ConfigError if the recipe can't be read. All other problems are in `problems`, so that they can be reported
         together with those of the checkpoints and the output folder.
         """
-        parsed = None
+        engine = _engine(config)
+        parsed: ParsedRecipe | None
         if config.recipe_yaml:
             from .yaml_read import read  # imports YAML
 
             parsed = read(config.recipe_yaml)
-        elif checks.is_for_recipes(config):
-            from .to_recipe import as_yaml
-            from .yaml_read import parse
-
-            parsed = parse(as_yaml(config), "the flags, as a recipe")
-        engine = _engine(config)
-        problems = checks.problems(config, parsed, engine)
-        recipe = None
-        if parsed is None:
-            recipe, found = recipe_of(config)
-            problems += found
-        elif not problems:
-            recipe = with_flags(parsed.recipe, config)
-        given = parsed.recipe if parsed is not None and config.recipe_yaml else None
-        title = parsed.recipe.title if parsed is not None else title_of(config)
+            models, base, title = parsed.recipe.models, parsed.recipe.base, parsed.recipe.title
+            problems = checks.of_recipe(config, parsed.recipe.sources, engine)
+        else:
+            parsed, found = recipe_of(config)
+            models, base, title = tuple(models_of(config)), base_of(config), title_of(config)
+            problems = checks.of_flags(config, engine) + found
         output = config.output_path or os.path.join(".", f"merged-{title}")
+        recipe: Recipe | None = None
+        warnings: tuple[str, ...] = ()
+        record: Mapping[str, Any] = {}
+        if parsed is not None and not problems:
+            recipe = with_flags(parsed.recipe, config)
+            warnings = (*parsed.notes, *checks.warnings(config, engine))
+            record = record_of(config, parsed.recipe, output)
         return cls(
-            recipe=None if problems else recipe,
+            recipe=recipe,
             problems=tuple(problems),
-            warnings=() if problems else tuple(checks.warnings(config, parsed, engine)),
-            models=given.models if given is not None else tuple(models_of(config)),
-            base=given.base if given is not None else base_of(config),
+            warnings=warnings,
+            models=models,
+            base=base,
             output=output,
             prefix=config.merge_prefix,
             save_format=config.save_format,
@@ -120,7 +119,7 @@ class Request:
             resume=config.resume,
             dry_run=config.dry_run,
             account=config.account,
-            record=record_of(config, parsed, title, output),
+            record=record,
         )
 
 

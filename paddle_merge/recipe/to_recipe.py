@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.adapters import absolute
 from ..dtypes import FLOATS
-from ..errors import ConfigError
 from ..methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS, method
-from ..methods.registry import NAMED
-from ..methods.shared.method import Method
+from ..methods.registry import IDLE, NAMED, parameter_names
+from ..methods.shared.method import REQUIRED, Method
+from ..parsing import nearest
 from . import fields
-from .parameters import Resolver
-from .recipe import Input, Recipe, Slice, constant, tokenizer_of
+from .parameters import Resolver, typed
+from .recipe import Input, ParsedRecipe, Recipe, Setting, Slice, assign_roles, constant, count_problem, tokenizer_of
 
 if TYPE_CHECKING:
     from .config import MergeConfig
-    from .yaml_read import ParsedRecipe
 
 # Fields that a recipe has words of its own for: which models and which method, and the parameters of PaddleNLP's methods.
 MODEL_FIELDS = ("model_path_list", "model_path_str", "base_model_path", "lora_model_path")
@@ -56,8 +55,10 @@ def pair_of(config: MergeConfig) -> tuple[str | None, str]:
 
 
 def title_of(config: MergeConfig) -> str:
-    """Return what to call the method: the merge method of this pair if there is one, else "trim+slerp"; "fold" for a single
-    model without a base."""
+    """Return what to call the method: its name; of a pair without a name "trim+slerp"; "fold" where a single model, without
+    a base, is written as it is."""
+    if is_named(config):
+        return str(config.merge_method)
     if len(models_of(config)) == 1 and base_of(config) is None:
         return "fold"
     names = {pair: name for name, pair in METHODS.items()}
@@ -65,43 +66,114 @@ def title_of(config: MergeConfig) -> str:
     return names.get((sparsifier, merge_type), f"{sparsifier}+{merge_type}")
 
 
-def recipe_of(config: MergeConfig) -> tuple[Recipe | None, list[str]]:
-    """Return the recipe that the flags of PaddleNLP's methods mean, and what is wrong with the method's parameters.
+def is_named(config: MergeConfig) -> bool:
+    """Return whether the flags name a method that PaddleNLP doesn't have."""
+    return config.merge_method not in METHODS and config.merge_method in NAMED
 
-    The recipe is None if single fields are wrong, which fields.of_fields reports.
+
+def recipe_of(config: MergeConfig) -> tuple[ParsedRecipe | None, list[str]]:
+    """Return the recipe that the flags mean, and what is wrong with the method's parameters, one sentence each.
+
+    The recipe is None if there is none to be made of such flags. Flags that count for any recipe are left to `with_flags`.
     """
+    return _recipe_of_named(config, NAMED[str(config.merge_method)]) if is_named(config) else _recipe_of_pair(config)
+
+
+def _recipe_of_pair(config: MergeConfig) -> tuple[ParsedRecipe | None, list[str]]:
+    """Return the recipe of a sparsifier and a merge type of PaddleNLP's."""
     sparsifier, merge_type = pair_of(config)
-    if (
-        fields.of_fields(config)
-        or (sparsifier is not None and sparsifier not in SPARSIFIERS)
-        or merge_type not in MERGE_TYPES
-    ):
+    if fields.of_fields(config) or sparsifier not in (None, *SPARSIFIERS) or merge_type not in MERGE_TYPES:
         return None, []
-    recipe = _recipe_of_pair(config, method(sparsifier, merge_type, title_of(config)))
-    models = len(recipe.models)
-    weighted = config.weight_list is None or len(config.weight_list) == models >= 1
-    resolver = Resolver(recipe)
-    resolved = resolver.resolved(resolver.values(recipe.slices[0], "", 0.0))
-    problems = resolved.sparsifier.problems() if resolved.sparsifier is not None else []
-    problems += resolved.merger.problems(models) if weighted and models else []
-    return recipe, problems
-
-
-def _recipe_of_pair(config: MergeConfig, method: Method) -> Recipe:
-    models, path = models_of(config), base_of(config)
+    pair, models, path = method(sparsifier, merge_type, title_of(config)), models_of(config), base_of(config)
     weights = config.weight_list if config.weight_list is not None else [1.0] * len(models)
     given = {**dataclasses.asdict(config), "normalize": config.normalize or config.weight_list is None}
-    settings = {one.name: constant(given[one.name]) for one in method.parameters if not one.each}
-    inputs = [Input(number, settings={"weight": constant(weight)}) for number, weight in enumerate(weights)]
-    base = Input(len(models)) if path else None
     recipe = Recipe(
         models=tuple(models),
         base=path,
-        method=method,
-        slices=(Slice(tuple(inputs), base),),
-        settings=settings,
+        method=pair,
+        slices=(
+            Slice(
+                tuple(Input(number, settings={"weight": constant(weight)}) for number, weight in enumerate(weights)),
+                Input(len(models)) if path else None,
+            ),
+        ),
+        settings={one.name: constant(given[one.name]) for one in pair.parameters if not one.each},
     )
-    return with_flags(recipe, config)
+    weighted = config.weight_list is None or len(config.weight_list) == len(models) >= 1
+    resolver = Resolver(recipe)
+    resolved = resolver.resolved(resolver.values(recipe.slices[0], "", 0.0))
+    problems = resolved.sparsifier.problems() if resolved.sparsifier is not None else []
+    problems += resolved.merger.problems(len(models)) if weighted and models else []
+    return ParsedRecipe(recipe), problems
+
+
+def _recipe_of_named(config: MergeConfig, named: Method) -> tuple[ParsedRecipe | None, list[str]]:
+    """Return the recipe of a method that PaddleNLP doesn't have, and what is wrong with its flags."""
+    models, base = models_of(config), base_of(config)
+    settings, problems, notes = _settings(config, named)
+    weights = config.weight_list or [1.0] * len(models)
+    if len(weights) != len(models):
+        problems.append(f"--weight_list has {len(weights)} numbers for {len(models)} models")
+    needed = [one.name for one in named.parameters if one.default is REQUIRED and one.name not in {"weight", *settings}]
+    problems += [f"{named.name} needs --method_parameters {name}=..." for name in needed]
+    if not models:
+        problems.append("give the models to merge: --model_path_list a b")
+    if base is None and named.base in ("required", "first"):
+        problems.append(f"--merge_method {named.name} needs --base_model_path")
+    order = [*dict.fromkeys(path for path in models if path != base), *([base] if base is not None else [])]
+    own = any(one.name == "weight" for one in named.parameters) and "weight" not in settings
+    listed = [
+        Input(order.index(path), settings={"weight": constant(weight)} if own else {})
+        for path, weight in zip(models, weights, strict=False)
+    ]
+    based = None
+    if base is not None:
+        merged = own and named.base in ("model", "first")
+        based = Input(len(order) - 1, settings={"weight": constant(1.0)} if merged else {})
+        listed += [based] if merged else []
+    inputs, subtracted = assign_roles(named, listed, based)
+    if not problems and (problem := count_problem(named, len(inputs))):
+        problems.append(problem)
+    if problems:
+        return None, problems
+    paths = tuple(path for path in order if path != base)
+    recipe = Recipe(paths, base, named, (Slice(inputs, subtracted),), settings)
+    resolver = Resolver(recipe)
+    try:
+        resolver.resolved(resolver.values(recipe.slices[0], "", 0.0))
+    except ValueError as error:
+        problems.append(str(error))
+    return ParsedRecipe(recipe, tuple(notes)), problems
+
+
+def _settings(config: MergeConfig, named: Method) -> tuple[dict[str, Setting], list[str], list[str]]:
+    """Return the parameters that flags set for all models, problems, and notes on what has no effect.
+
+    --reserve_p is density, --scale is lambda, --normalize and --rescale (if they are turned off) are called the same;
+    --method_parameters names all others.
+    """
+    known = {parameter.name: parameter for parameter in named.parameters}
+    settings = {"density": constant(config.reserve_p)} if "density" in known else {}
+    settings |= {"lambda": constant(config.scale)} if "lambda" in known else {}
+    settings |= {name: constant(False) for name in ("normalize", "rescale") if name in known and not getattr(config, name)}
+    problems, notes = [], []
+    for word in config.method_parameters or ():
+        name, equals, value = word.partition("=")
+        flag, takes = f"--method_parameters {word!r}", f"{named.name} takes {', '.join(known) or 'none'}"
+        if not equals:
+            problems.append(f"{flag} must be name=value; {takes}")
+        elif name in known:
+            try:
+                settings[name] = constant(typed(value, known[name]))
+            except ValueError as error:
+                problems.append(f"{flag}: {error}")
+        elif name in IDLE:
+            notes.append(f"{flag} has no effect: {IDLE[name]}")
+        elif name in parameter_names():
+            notes.append(f"{flag} has no effect: {takes}")
+        else:
+            problems.append(f"{flag}: unknown parameter {name!r}{nearest(name, known)}; {takes}")
+    return settings, problems, notes
 
 
 def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
@@ -142,26 +214,27 @@ def _tokenizer_source(config: MergeConfig) -> str | None:
     return source if source in (None, "union", "base") else absolute(str(source))
 
 
-def record_of(config: MergeConfig, parsed: ParsedRecipe | None, title: str, output: str) -> dict[str, Any]:
+def record_of(config: MergeConfig, recipe: Recipe, output: str) -> dict[str, Any]:
     """Return the fields that, read back in any folder, repeat this merge: paths made absolute, the method resolved.
 
-    parsed: the recipe that recipe_yaml holds, or that the flags of a method mean that only recipes know.
-    title: the method's name; output: the folder to write to.
+    recipe: what is merged, and how; it is recorded in YAML unless fields of PaddleNLP's say all of it.
+    output: the folder to write to.
     """
     record = {**dataclasses.asdict(config), "tokenizer_source": _tokenizer_source(config)}
     for name in NOT_RECORDED:
         del record[name]
     record["output_path"] = os.path.abspath(output)
     record["config_from"] = os.path.abspath(config.config_from) if config.config_from else None
-    if parsed is not None:
+    if config.recipe_yaml or is_named(config):
         from .yaml_write import to_yaml  # imports YAML
 
         defaults = type(config)()
         said = {*MODEL_FIELDS, *METHOD_FIELDS, *PARAMETER_FIELDS, "method_parameters"} & record.keys()
         record.update({name: getattr(defaults, name) for name in said})
-        record["recipe_yaml"] = to_yaml(parsed.recipe, absolute)
+        record["recipe_yaml"] = to_yaml(recipe, absolute)
         return record
     sparsifier, merge_type = pair_of(config)
+    title = title_of(config)
     record.update(
         model_path_list=None if config.lora_model_path else [absolute(spec) for spec in models_of(config)],
         lora_model_path=absolute(config.lora_model_path) if config.lora_model_path else None,
@@ -171,38 +244,3 @@ def record_of(config: MergeConfig, parsed: ParsedRecipe | None, title: str, outp
         sparsify_type=sparsifier,
     )
     return record
-
-
-def as_yaml(config: MergeConfig) -> str:
-    """--weight_list is weight (1 each if it isn't given), --reserve_p density, --scale lambda, --normalize and --rescale are
-    what they are called; --method_parameters names all others. Raises ConfigError.
-    """
-    import yaml
-
-    known = {parameter.name: parameter for parameter in NAMED[str(config.merge_method)].parameters}
-    models = models_of(config)
-    weights = config.weight_list or [1.0] * len(models)
-    if len(weights) != len(models):
-        raise ConfigError(f"--weight_list has {len(weights)} numbers for {len(models)} models")
-    shared: dict[str, Any] = {"density": config.reserve_p} if "density" in known else {}
-    shared |= {"lambda": config.scale} if "lambda" in known else {}
-    shared |= {name: False for name in ("normalize", "rescale") if name in known and not getattr(config, name)}
-    problems = []
-    for word in config.method_parameters or ():
-        name, equals, value = word.partition("=")
-        if not equals:
-            problems.append(
-                f"--method_parameters {word!r} must be name=value; {config.merge_method} takes {', '.join(known)}"
-            )
-        shared[name] = value
-    if problems:
-        raise ConfigError(problems)
-    content: dict[str, Any] = {"merge_method": config.merge_method}
-    content |= {"base_model": base_of(config)} if base_of(config) else {}
-    entries: list[dict[str, Any]] = [{"model": path} for path in models]
-    if "weight" in known and "weight" not in shared:
-        entries = [{**entry, "parameters": {"weight": weight}} for entry, weight in zip(entries, weights, strict=True)]
-        if NAMED[str(config.merge_method)].base in ("model", "first") and base_of(config):
-            entries.append({"model": base_of(config), "parameters": {"weight": 1.0}})
-    content["models"] = entries
-    return yaml.safe_dump({**content, "parameters": shared}, sort_keys=False, allow_unicode=True, width=10**6)

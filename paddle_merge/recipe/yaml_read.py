@@ -11,24 +11,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from ..errors import ConfigError
-from ..methods.shared.method import REQUIRED
-from .recipe import Input, Recipe, Slice, Stage, constant, tokenizer_of
+from .recipe import Input, ParsedRecipe, Recipe, Slice, Stage, assign_roles, count_problem, tokenizer_of
 from .yaml_documents import Draft, Drafts
 from .yaml_nodes import documents, is_null
-
-
-@dataclass(frozen=True)
-class ParsedRecipe:
-    """notes: what is allowed but likely not meant."""
-
-    recipe: Recipe
-    notes: tuple[str, ...]
 
 
 def read(recipe: str) -> ParsedRecipe:
@@ -153,32 +143,22 @@ class _Reader(Drafts):
         if len(lengths) > 1:
             self.wrong(node, "all sources of a slice must have the same number of layers")
         based = [source for source in sources if source["spec"] == base]
-        others = [source for source in sources if source["spec"] != base]
-        subtracts = method.base in ("required", "optional")
-        if base is not None and not based and (method.base != "model" or not lengths):  # as in mergekit
+        missing = None  # the base where it isn't among the sources: the same layers as theirs
+        if base is not None and (based or method.base != "model" or not lengths):  # else it is none of them, as in mergekit
             ranges = list(dict.fromkeys(source["layers"] for source in sources))
-            if len(ranges) > 1:
+            if not based and len(ranges) > 1:
                 self.wrong(
                     node, f"sources have different layers, so it must have {base!r}, the base, with those of it to take"
                 )
-            based = [{"spec": base, "layers": ranges[0] if ranges else None, "settings": {}}]
-        if subtracts and len(based) > 1:
+            missing = Input(place[base], ranges[0][0] if ranges and ranges[0] else 0)
+        if method.base in ("required", "optional") and len(based) > 1:
             self.wrong(node, f"{base!r}, the base, twice")
-        if subtracts and based and not others and method.least == 1 and method.most is None:
-            needed = [one.name for one in method.parameters if one.each and one.default is REQUIRED]
-            others = [{**based[0], "settings": dict.fromkeys(needed, constant(1.0))}]  # the base stays as it is
-
-        def an_input(source: Mapping[str, Any]) -> Input:
-            return Input(place[source["spec"]], source["layers"][0] if source["layers"] else 0, source["settings"])
-
-        models = others if subtracts else [*based, *others]
-        if method.name == "passthrough" and others:
-            models = sources  # a base that isn't named among them only gives config and tokenizer
-        if not (method.least <= len(models) <= (method.most or len(models))):
-            most = f" to {method.most}" if method.most and method.most > method.least else ""
-            more = " or more" if method.most is None else ""
-            self.wrong(node, f"{method.name} takes {method.least}{most}{more} models, not {len(models)}")
+        listed = [
+            Input(place[source["spec"]], source["layers"][0] if source["layers"] else 0, source["settings"])
+            for source in sources
+        ]
+        inputs, subtracted = assign_roles(method, listed, missing)
+        if problem := count_problem(method, len(inputs)):
+            self.wrong(node, problem)
         layers = next(iter(lengths)) if lengths else None
-        inputs = tuple(map(an_input, models))
-        subtracted = an_input(based[0]) if subtracts and based else None
         return Slice(inputs, subtracted, layers, part["settings"], part.get("module"), part.get("at", ""))

@@ -17,10 +17,10 @@ from paddle_merge.backends.engine import import_paddle
 from paddle_merge.commands.main import main
 from paddle_merge.commands.verify.verify import verify
 from paddle_merge.methods.paddlenlp import METHODS
-from paddle_merge.methods.registry import find
+from paddle_merge.methods.registry import NAMED, find
 from paddle_merge.methods.shared.method import Parameter
 from paddle_merge.recipe.parameters import Resolver, matches, typed
-from paddle_merge.recipe.recipe import Condition, Recipe
+from paddle_merge.recipe.recipe import Condition, Recipe, constant
 from paddle_merge.recipe.request import Request
 from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.recipe.yaml_write import to_yaml
@@ -580,14 +580,40 @@ parameters: {density: 0.5, gamma: 0.1, lambda: 0.7}
             "--method_parameters 'gamma' must be name=value; breadcrumbs takes weight, density",
         ),
         ({"weight_list": [1.0]}, "--weight_list has 1 numbers for 2 models"),
-        ({"base_model_path": None}, "base_model is missing, which breadcrumbs needs"),
+        ({"base_model_path": None}, "--merge_method breadcrumbs needs --base_model_path"),
+        ({"method_parameters": ["gamma=x"]}, "--method_parameters 'gamma=x': parameter 'gamma' must be a number below 1e30"),
+        ({"merge_method": "nearswap"}, "nearswap needs --method_parameters t=..."),
+        ({"model_path_list": None}, "give the models to merge: --model_path_list a b"),
     ],
 )
 def test_flags_of_such_methods_that_are_wrong(here: Path, fields: dict[str, Any], words: str) -> None:
     given = {"model_path_list": ["a", "b"], "base_model_path": "c", "output_path": "out", **fields}
     with pytest.raises(ConfigError) as caught:
-        merge(MergeConfig(merge_method="breadcrumbs", **given), progress=False)
+        merge(MergeConfig(**{"merge_method": "breadcrumbs", **given}), progress=False)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name not in METHODS])
+@pytest.mark.parametrize("weight", ["0.30000000000000004", "1e-7", "3"])
+def test_flags_mean_the_recipe_that_they_print(name: str, weight: str) -> None:
+    """Numbers reach the recipe as they are, and its text, parsed, is the same recipe."""
+    parameters = {"nearswap": ["t=0.1"], "lines": ["alpha=0.2"]}.get(name)
+    models = ["a"] if name in ("nearswap", "arcee_fusion", "passthrough") else ["a", "b"]
+    weights = [float(weight)] * len(models)
+    flags = MergeConfig(
+        merge_method=name,
+        model_path_list=models,
+        base_model_path=None if name == "nuslerp" else "base",
+        weight_list=weights,
+        method_parameters=parameters,
+        reserve_p=0.1 + 0.2,
+        scale=1 / 3,
+    )
+    recipe = Request.of(flags).checked_recipe()
+    assert parse(to_yaml(recipe), "printed").recipe == recipe
+    found = [one.settings["weight"] for one in recipe.slices[0].inputs if "weight" in one.settings]
+    weighted = any(parameter.name == "weight" for parameter in recipe.method.parameters)
+    assert [constant(value) for value in weights if weighted] == [one for one in found if one != constant(1.0)]
 
 
 @pytest.mark.parametrize("method", ["arcee_fusion", "nearswap", "karcher"])

@@ -3,6 +3,7 @@ record, and a model card."""
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import os
@@ -139,7 +140,7 @@ def model_card(plan: Plan, request: Request) -> str:
     ]
     base = recipe.slices[0].base
     against = f" on task vectors against the base model `{names[base.number]}`" if base else ""
-    defaults = Request.of(MergeConfig()).record
+    defaults = dataclasses.asdict(MergeConfig())
     told = ("model_path_list", "base_model_path", "output_path", "n_process", "merge_method", "merge_type", "sparsify_type")
     given = dict(request.record)
     recipe_yaml = given.pop("recipe_yaml")
