@@ -21,6 +21,7 @@ from paddle_merge.errors import ConfigError
 from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.recipe.config import MergeConfig
 from tests.support import checkpoints
+from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[2]
 FIELDS = [item.name for item in dataclasses.fields(MergeConfig)]
@@ -574,7 +575,7 @@ def sha256(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("method", [*METHODS, "trim+slerp", "magprune+slerp", "trim+linear"])
+@pytest.mark.parametrize("method", few([*METHODS, "trim+slerp", "magprune+slerp", "trim+linear"], 3))
 def test_the_record_repeats_the_merge_from_another_folder(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from paddle_merge.methods.shared.selection import find_equals, select_ranks
 from tests.methods.shared.test_selection import InMemory
 from tests.support import oracle
 from tests.support.checkpoints import from_bits, read, to_bits, write
+from tests.support.sweeps import few
 
 METHODS = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
 SHAPES = {"w": (33, 65), "bias": (13,), "one": (1,), "scalar": (), "none": (0,), "kernel": (5, 7, 3), "large": (300, 200)}
@@ -390,7 +391,7 @@ def test_all_kept_is_task_arithmetic(tmp_path: Path, method: str, each_backend: 
     assert all((result[name] == plain[name]).all() for name in base)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few(METHODS, 2))
 def test_same_bytes_for_any_workers_blocks_and_backend(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base, models = some("bfloat16", w=(33, 65), bias=(13,), large=(300, 700))
     parameters: dict[str, Any] = {"density": [0.5, 0.3, 0.8], "rescale": True}

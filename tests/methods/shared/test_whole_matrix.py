@@ -30,6 +30,7 @@ from paddle_merge.methods.tsv import Tsv
 from paddle_merge.recipe.request import Request
 from tests.conversion.test_layout import CONFIG, laid_out, llama
 from tests.support.checkpoints import from_bits, read, to_bits, write
+from tests.support.sweeps import few
 
 METHODS = {
     "sce": "{select_topk: 0.4}",
@@ -257,8 +258,8 @@ def test_every_tensor_as_by_definition(tmp_path: Path, method: str, dtype: str, 
         assert apart.sum() <= (few if method in ("sce", "arcee_fusion", "consensus_ta") and dtype != "float64" else 0), name
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", few(["bfloat16", "float32", "float64"]))
+@pytest.mark.parametrize("method", few(METHODS, 3))
 def test_same_bytes_for_any_workers_blocks_and_backend(
     tmp_path: Path, method: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
