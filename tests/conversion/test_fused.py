@@ -275,7 +275,7 @@ def test_ranks_of_a_distributed_checkpoint(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_gate_proj.weight"
     save(tmp_path / "odd", ranked, {**boxes, name: cut(whole[name].shape, (), (10,))})
     said = refused(str(tmp_path / "odd"), path, out=tmp_path / "no")
-    assert "the ranks' pieces of it aren't equal ones" in said[0]
+    assert "the ranks' shards of it differ in size" in said[0]
     phis = {
         "model.layers.0.self_attn.qkv_proj.weight": np.zeros((4, 8)),
         "model.layers.0.mlp.gate_up_proj.weight": np.zeros((4, 8)),

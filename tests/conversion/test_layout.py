@@ -245,10 +245,10 @@ def test_shapes_outweigh_names_kinds_and_the_user(tmp_path: Path) -> None:
     """PaddleNLP's names, or --layout, on weights that lie as Hugging Face's."""
     renamed = {name.replace("model.", "llama."): value for name, value in llama(0).items()}
     path = str(write(tmp_path / "a", renamed, "bfloat16", config=CONFIG))
-    assert "but not the shape of" in refused(path, path, out=tmp_path / "o", output_layout="hf")
+    assert "; the shape of" in refused(path, path, out=tmp_path / "o", output_layout="hf")
     hf = stored(tmp_path / "b", llama(0), "hf")
     said = refused(hf, hf, out=tmp_path / "o", layout=["paddleformers", "paddleformers"], output_layout="hf")
-    assert "--layout says paddleformers, but not the shape of" in said
+    assert "--layout says paddleformers; the shape of" in said
 
 
 def test_paddles_mark_on_torchs_file_is_no_evidence(tmp_path: Path) -> None:
