@@ -20,9 +20,6 @@ from ..conversion.modules import module_of
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import CheckpointError, MalformedError
 from ..methods.paddlenlp import PREFIX
-from ..methods.shared.method import ResolvedMethod
-from ..recipe.parameters import Resolver
-from ..recipe.recipe import Recipe
 from .modules import taken
 from .plan import Plan, StagedEntry, TensorPlan, leaves
 
@@ -282,9 +279,12 @@ def _first(entry: TensorEntry) -> Part:
 # --- parameters --------------------------------------------------------------------------------------------------------
 
 
-def parameters(recipe: Recipe, resolved: ResolvedMethod) -> dict[str, Any]:
-    """A mix's parameters as they count, without each model's own: PaddleNLP's by the names of their flags, mergekit's by
-    those that recipes have."""
+def parameters(plan: Plan) -> dict[str, Any] | None:
+    """Return the method's parameters as they count, without each model's own: PaddleNLP's by the names of their flags,
+    mergekit's by those that recipes have. None where they vary."""
+    recipe, resolved = plan.recipe, plan.resolved
+    if resolved is None:
+        return None
     found: dict[str, Any] = {}
     if recipe.method.name.startswith(PREFIX):
         for part in (resolved.sparsifier, resolved.merger):
@@ -294,7 +294,7 @@ def parameters(recipe: Recipe, resolved: ResolvedMethod) -> dict[str, Any]:
         if recipe.base is not None:
             found["scale"] = resolved.scale
     else:
-        values = Resolver(recipe).values(recipe.slices[0], "", 0.0)
+        values = dict(plan.tensors[0].values)
         found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
     if resolved.sparsifier is not None and resolved.sparsifier.random:
         found["seed"] = recipe.seed

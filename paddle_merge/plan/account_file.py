@@ -12,7 +12,6 @@ from typing import Any
 
 from ..checkpoints.adapters import split
 from ..errors import OutputError
-from ..recipe.parameters import uniform, weighted
 from ..recipe.request import Request
 from ..version import __version__
 from .account import Account, InputTensorAccount, TensorAccount, parameters
@@ -25,12 +24,12 @@ Predicted = Mapping[str, Any]
 
 def as_json(plan: Plan, request: Request, accounted: Account, predicted: Predicted) -> dict[str, Any]:
     """Everything: how each tensor of the output is made, and what becomes of each of every input."""
-    recipe, resolved = plan.recipe, uniform(plan.recipe)
+    recipe = plan.recipe
     return {
         MARK: __version__,
         "method": recipe.title,
-        "parameters": parameters(recipe, resolved) if resolved else None,
-        "models": [{"path": recipe.titles[number], "weight": weight} for number, weight in weighted(recipe)],
+        "parameters": parameters(plan),
+        "models": [{"path": recipe.titles[number], "weight": weight} for number, weight in plan.weights],
         "base": recipe.base,
         "layout": plan.layout,
         "tokens": _vocabulary(plan),

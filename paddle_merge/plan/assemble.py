@@ -10,12 +10,13 @@ from ..checkpoints.names import in_layer, layer_of, stacks
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.modules import within
 from ..conversion.vocabulary.align import Aligner
+from ..dtypes import DType
 from ..errors import CheckpointError, ConfigError
 from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import Resolver, unused
 from ..recipe.recipe import Input, Recipe, Slice, Stage, names_of, parts
 from .modules import one_stack, problems
-from .plan import StagedEntry
+from .plan import StagedEntry, TensorPlan
 
 REMEDY = "say which of them it is to be stored in (dtype), or convert the models"
 # Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
@@ -25,19 +26,50 @@ _BEHIND = "embed_out"  # GPT-NeoX's head
 
 @dataclass(frozen=True)
 class AssembledTensor:
-    """A tensor of the output. sources: of the models; base: of what is subtracted, or None; numbers: of all their
-    checkpoints, the base's last, in Recipe.titles; values: the method's parameters, resolved for it."""
+    """What a tensor of the output is made of, and how. The fields are as TensorPlan's."""
 
     name: str
     sources: tuple[TensorEntry, ...]
     base: TensorEntry | None
     numbers: tuple[int, ...]
     resolved: ResolvedMethod
+    weights: tuple[float, ...]
     values: tuple[tuple[str, Any], ...]
 
     @property
     def entries(self) -> tuple[TensorEntry, ...]:
         return self.sources if self.base is None else (*self.sources, self.base)
+
+    @property
+    def made_of(self) -> tuple[TensorEntry, ...]:
+        """What is read for the tensor, whatever it is called: equal for tensors that are the same in every input."""
+        return tuple(entry.nameless for entry in self.entries)
+
+    def dtype(self, recipe: Recipe | Stage) -> DType:
+        """Return the dtype of the output: the recipe's for floats, if it says one; else that of the base, or the models."""
+        own = self.entries[-1].dtype if self.base is not None else self.sources[0].dtype
+        return recipe.out_dtype if recipe.out_dtype is not None and own.is_float else own
+
+    def plan(
+        self, recipe: Recipe | Stage, *, masked_as: str, transposed: bool, shard: int = 0, offset: int = 0
+    ) -> TensorPlan:
+        """Return the plan of the tensor; the arguments are as TensorPlan's fields."""
+        return TensorPlan(
+            name=self.name,
+            shape=self.sources[0].shape,
+            sources=self.sources,
+            base=self.base,
+            numbers=self.numbers,
+            dtype=self.dtype(recipe),
+            resolved=self.resolved,
+            weights=self.weights,
+            seed=recipe.seed,
+            masked_as=masked_as,
+            transposed=transposed,
+            values=self.values,
+            shard=shard,
+            offset=offset,
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +122,17 @@ def assemble(
         if not found[0].dtype.is_float:
             found, numbers = _all_of(found, numbers)
         base = found.pop() if part.base is not None else None
-        made.append(AssembledTensor(place.name, tuple(found), base, tuple(numbers), resolved, tuple(values.items())))
+        made.append(
+            AssembledTensor(
+                name=place.name,
+                sources=tuple(found),
+                base=base,
+                numbers=tuple(numbers),
+                resolved=resolved,
+                weights=tuple(resolved.merger.effective_weights(len(part.inputs))),
+                values=tuple(values.items()),
+            )
+        )
     if faults:
         raise CheckpointError(faults)
     if wrong:

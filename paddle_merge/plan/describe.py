@@ -9,8 +9,6 @@ from typing import Any
 
 from ..backends.budget import DEFAULT_BUDGET
 from ..backends.engine import GIB
-from ..recipe.parameters import uniform, weighted
-from ..recipe.recipe import Recipe
 from ..recipe.request import Request
 from . import chat, memory_estimate, modules
 from .account import Account, TensorAccount, parameters
@@ -32,8 +30,8 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> lis
     copied = len(plan.tensors) - len(merged)
     shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
     alone = recipe.title == "fold"
-    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_shown(recipe)}"]
-    lines += [f"model    {weight}{path}" for path, weight in _weights(recipe)]
+    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_shown(plan)}"]
+    lines += [f"model    {weight}{path}" for path, weight in _weights(plan)]
     lines += [f"module   {line}" for line in modules.described(recipe, (tensor.name for tensor in plan.tensors))]
     if not alone:
         lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
@@ -80,16 +78,18 @@ def _few(tokens: Sequence[str], what: str) -> str:
     return f"{len(tokens)} {what}{shown}"
 
 
-def _weights(recipe: Recipe) -> list[tuple[str, str]]:
-    """What is merged, and how much it counts, if that is the same everywhere."""
-    return [(recipe.titles[number], "" if weight is None else f"{weight:<8.4g} x ") for number, weight in weighted(recipe)]
+def _weights(plan: Plan) -> list[tuple[str, str]]:
+    """Return what is merged, and how much it counts, if that is the same everywhere."""
+    titles = plan.recipe.titles
+    return [(titles[number], "" if weight is None else f"{weight:<8.4g} x ") for number, weight in plan.weights]
 
 
-def _shown(recipe: Recipe) -> str:
-    resolved = uniform(recipe)
-    if resolved is None:
+def _shown(plan: Plan) -> str:
+    """Return the method's parameters in a line."""
+    found = parameters(plan)
+    if found is None:
         return "parameters by layer and tensor, as the recipe says"
-    return ", ".join(f"{name} {value}" for name, value in parameters(recipe, resolved).items()) or "no parameters"
+    return ", ".join(f"{name} {value}" for name, value in found.items()) or "no parameters"
 
 
 def sidecar_bytes(sidecars: Mapping[str, bytes]) -> int:

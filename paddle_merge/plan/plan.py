@@ -18,6 +18,7 @@ from ..conversion.vocabulary.entry import AlignedEntry
 from ..conversion.vocabulary.vocabularies import Tokens
 from ..dtypes import DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
+from ..recipe.parameters import is_uniform
 from ..recipe.recipe import Recipe
 from .chat import ChatTemplate
 from .config_source import ConfigSource
@@ -27,42 +28,55 @@ PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One tensor of the output.
+    """How one tensor of the output is made, and where its bytes go.
 
     sources: one per model; base: the base model's, or None. They have the same shape, and the same dtype unless an output
-    dtype is given. merged: False for integers and booleans, which must be equal everywhere and are copied.
-    resolved: how it is merged. numbers: the places of its inputs in Recipe.sources.
-    dtype: of the output. shard, offset: where its first byte goes. masked_as: whose random masks it gets; a tied lm_head,
-    the same bytes in every input, must stay the embedding. transposed: whether it is a matrix [in, out], as Paddle
-    stores it.
-    values: the method's parameters as they were resolved for it.
+        dtype is given.
+    numbers: the places of `inputs` in Recipe.titles.
+    dtype: of the output.
+    resolved: the method, with all parameters resolved for this tensor; values: these, by name, as a recipe calls them.
+    weights: what each model counts for, effectively.
+    seed, masked_as: what random masks are drawn from: model k's from the key (seed, k, masked_as), see backends/masks.py.
+        masked_as is the tensor's own name, or the name of another that has the same bytes in every input: a tied lm_head
+        gets the masks of the embedding, and stays tied.
+    transposed: whether it is a matrix [in, out], as Paddle stores it.
+    shard, offset: the output file, by its place in Plan.shards, and where in it the tensor's first byte goes. (Of a tensor
+        that is not written to a file, they mean nothing.)
     """
 
     name: str
     shape: tuple[int, ...]
     sources: tuple[TensorEntry, ...]
     base: TensorEntry | None
-    merged: bool
-    dtype: DType
-    shard: int
-    offset: int
-    resolved: ResolvedMethod
     numbers: tuple[int, ...]
-    masked_as: str = ""
+    dtype: DType
+    resolved: ResolvedMethod
+    weights: tuple[float, ...]
+    seed: int
+    masked_as: str
     transposed: bool = False
     values: tuple[tuple[str, Any], ...] = ()
+    shard: int = 0
+    offset: int = 0
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
+    def merged(self) -> bool:
+        """Whether it is merged: integers and booleans are not. They must be equal everywhere, and are copied."""
+        return self.sources[0].dtype.is_float
+
+    @property
     def compute(self) -> str:
-        """What it is merged in: "float32" or "float64"."""
+        """The dtype that it is merged in: "float32" or "float64"."""
         return compute_dtype([*(entry.dtype for entry in self.inputs), self.dtype])
 
     @property
     def inputs(self) -> tuple[TensorEntry, ...]:
+        """The sources, then the base, if there is one."""
         return self.sources if self.base is None else (*self.sources, self.base)
 
     @property
@@ -74,11 +88,10 @@ class TensorPlan:
 class StagedEntry(TensorEntry):
     """A tensor that an earlier merge of the same recipe makes.
 
-    plan: of that merge. seed: of its masks. title: what people are told that it comes from.
+    plan: of that merge. title: what people are told that it comes from.
     """
 
     plan: TensorPlan
-    seed: int
     title: str
 
     @property
@@ -129,6 +142,19 @@ class Plan:
     opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]  # the inputs as they are stored
     chat_template: ChatTemplate | None  # None: the tokenizer's own
     tokens_known: tuple[int, ...]  # how many tokens each vocabulary has that was read, or made
+
+    @property
+    def resolved(self) -> ResolvedMethod | None:
+        """How all tensors are merged; None if the recipe has parameters that vary by layer, tensor or slice."""
+        return self.tensors[0].resolved if is_uniform(self.recipe) else None
+
+    @property
+    def weights(self) -> list[tuple[int, float | None]]:
+        """What is merged, by its place in Recipe.titles, and how much it counts; None where that varies."""
+        inputs = [one.number for part in self.recipe.slices for one in part.inputs]
+        if self.resolved is None:
+            return [(number, None) for number in dict.fromkeys(inputs)]
+        return list(zip(inputs, self.tensors[0].weights, strict=True))
 
     @property
     def prefix(self) -> str:

@@ -61,23 +61,23 @@ def make_plan(
     template, doubts = chat.choose(recipe.chat_template, folders, tokens.source.folder if tokens else config_source.folder)
     doubts = [*doubts, *restacked(config_source.config, recipe, tensors, inputs)[1]]
     return Plan(
-        recipe,
-        inputs,
-        config_source,
-        tensors,
-        shards,
-        pieces,
-        max(1, min(n_process, len(pieces))),
-        ranks,
-        engine,
-        layout,
-        tuple(transposed),
-        tuple(folded),
-        (*idle, *worries, *doubts, *warnings(inputs, config_source)),
-        tokens,
-        tuple(zip(opened, adapters, strict=True)),
-        template,
-        vocabularies.counts(tokens),
+        recipe=recipe,
+        inputs=inputs,
+        config_source=config_source,
+        tensors=tensors,
+        shards=shards,
+        pieces=pieces,
+        n_process=max(1, min(n_process, len(pieces))),
+        ranks=ranks,
+        engine=engine,
+        layout=layout,
+        layout_notes=tuple(transposed),
+        folded=tuple(folded),
+        warnings=(*idle, *worries, *doubts, *warnings(inputs, config_source)),
+        tokens=tokens,
+        opened=tuple(zip(opened, adapters, strict=True)),
+        chat_template=template,
+        tokens_known=vocabularies.counts(tokens),
     )
 
 
@@ -135,23 +135,14 @@ def _staged(made: Sequence[AssembledTensor], stage: Stage, title: str, transpose
     entries: dict[str, TensorEntry] = {}
     first: dict[object, str] = {}
     for one in made:
-        entry = one.base or one.sources[0]
-        merged = entry.dtype.is_float
-        dtype = stage.out_dtype if stage.out_dtype and merged else entry.dtype
-        like = first.setdefault(_made_of(one), one.name)
+        like = first.setdefault(one.made_of, one.name)
         other = entries.get(like)
         if isinstance(other, StagedEntry) and other.plan.resolved == one.resolved:
             entries[one.name] = other.renamed(one.name)
             continue
-        plan = TensorPlan(one.name, entry.shape, one.sources, one.base, merged, dtype, 0, 0, one.resolved, one.numbers)
-        plan = dataclasses.replace(plan, masked_as=like, transposed=one.name in transposed)
-        entries[one.name] = StagedEntry(one.name, dtype, entry.shape, plan, stage.seed, title)
+        plan = one.plan(stage, masked_as=like, transposed=one.name in transposed)
+        entries[one.name] = StagedEntry(one.name, plan.dtype, plan.shape, plan, title)
     return entries
-
-
-def _made_of(one: AssembledTensor) -> tuple[TensorEntry, ...]:
-    """What is read for a tensor, whatever it is called."""
-    return tuple(entry.nameless for entry in one.entries)
 
 
 def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
@@ -184,13 +175,12 @@ def _lay_out(
     groups: list[list[tuple[Held, AssembledTensor]]] = [[]]
     filled = 0
     for one in made:
-        entry = one.base or one.sources[0]
-        dtype = recipe.out_dtype if recipe.out_dtype and entry.dtype.is_float else entry.dtype
-        nbytes = math.prod(entry.shape) * dtype.itemsize
+        dtype, shape = one.dtype(recipe), one.sources[0].shape
+        nbytes = math.prod(shape) * dtype.itemsize
         if groups[-1] and filled + nbytes > shard_bytes:
             groups.append([])
             filled = 0
-        groups[-1].append((Held(one.name, dtype, entry.shape, nbytes), one))
+        groups[-1].append((Held(one.name, dtype, shape, nbytes), one))
         filled += nbytes
 
     tensors: list[TensorPlan] = []
@@ -202,24 +192,9 @@ def _lay_out(
         group.sort(key=lambda pair: -pair[0].dtype.itemsize)  # so that every tensor is aligned to its own width
         problems += form.problems([held for held, _ in group])
         header = form.header([held for held, _ in group], format)
-        for (held, one), offset in zip(group, header.offsets, strict=True):
-            tensors.append(
-                TensorPlan(
-                    name=held.name,
-                    shape=held.shape,
-                    sources=one.sources,
-                    base=one.base,
-                    merged=one.sources[0].dtype.is_float,
-                    dtype=held.dtype,
-                    shard=number,
-                    offset=offset,
-                    resolved=one.resolved,
-                    numbers=one.numbers,
-                    masked_as=first.setdefault(_made_of(one), held.name),
-                    transposed=held.name in transposed,
-                    values=one.values,
-                )
-            )
+        for (_, one), offset in zip(group, header.offsets, strict=True):
+            like = first.setdefault(one.made_of, one.name)
+            tensors.append(one.plan(recipe, masked_as=like, transposed=one.name in transposed, shard=number, offset=offset))
         name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))
         shards.append(Shard(name, header.pieces, header.nbytes))
     if problems:

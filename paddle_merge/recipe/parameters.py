@@ -72,28 +72,16 @@ class Resolver:
         return parameter.default
 
 
-def uniform(recipe: Recipe) -> ResolvedMethod | None:
-    """How all tensors are merged, if it is alike. Raises ValueError as Resolver.mix does."""
-    if (
+def is_uniform(recipe: Recipe) -> bool:
+    """Whether the recipe says the same for every tensor: no parameter that varies by layer or name, and no slices."""
+    return not (
         recipe.method.by_layer
         or len(recipe.slices) > 1
         or any(
             len(setting) > 1 or setting[0].filter is not None or isinstance(setting[0].value, tuple)
             for _, setting in settings_of(recipe)
         )
-    ):
-        return None
-    resolver = Resolver(recipe)
-    return resolver.resolved(resolver.values(recipe.slices[0], "", 0.0))
-
-
-def weighted(recipe: Recipe) -> list[tuple[int, float | None]]:
-    """The places in Recipe.titles of what the last merge is made of, and how much each counts; None if that varies."""
-    resolved = uniform(recipe)
-    inputs = [one.number for part in recipe.slices for one in part.inputs]
-    if resolved is None:
-        return [(number, None) for number in dict.fromkeys(inputs)]
-    return list(zip(inputs, resolved.merger.effective_weights(len(inputs)), strict=True))
+    )
 
 
 def matches(filter: str | None, name: str) -> bool:

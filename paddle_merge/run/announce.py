@@ -11,9 +11,9 @@ from ..plan.account import account
 from ..plan.account_file import Predicted, as_json, write
 from ..plan.describe import describe, input_lines, log, sidecar_bytes, tensor_lines
 from ..plan.plan import Plan
-from ..recipe.parameters import uniform
 from ..recipe.request import Request
 from .output.destination import free_bytes
+from .time_estimate import forecast
 
 
 def announce(plan: Plan, request: Request, sidecars: Mapping[str, bytes], planning: float) -> None:
@@ -25,7 +25,7 @@ def announce(plan: Plan, request: Request, sidecars: Mapping[str, bytes], planni
     predicted = predict(plan, request, sidecars, planning)
     lines = describe(plan, request, sidecars)
     if request.dry_run:
-        varying = uniform(plan.recipe) is None
+        varying = plan.resolved is None
         lines += [*input_lines(accounted), *tensor_lines(accounted, varying), *_prediction(predicted)]
         print("\n".join(lines))
     else:
@@ -43,8 +43,6 @@ def predict(plan: Plan, request: Request, sidecars: Mapping[str, bytes], plannin
         "disk_free": free_bytes(request.output, request.prefix),
     }
     if request.dry_run:
-        from .time_estimate import forecast  # and with it Numba
-
         time = forecast(plan, request.output, planning)
         found["time"] = {"seconds": time.seconds, **dataclasses.asdict(time)}
     return found

@@ -17,10 +17,13 @@ log = logging.getLogger("paddle_merge")
 
 @dataclass(frozen=True)
 class Job:
-    """What all pieces have in common: the masks' seed, the paths of the shards while they are being written, what computes.
-    Without paths nothing is written: what would be is known by its fingerprints."""
+    """What all pieces have in common.
 
-    seed: int
+    paths: of the shards while they are being written, in the order of Plan.shards; None: nothing is written, and reports
+        tell the fingerprints of what would be.
+    engine: what computes.
+    """
+
     paths: tuple[str, ...] | None
     engine: Engine = NUMPY
 

@@ -83,7 +83,7 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
         output.wait_until_seen()
         left = dataclasses.replace(plan, pieces=remaining(plan, done))
         reports = done if leads else []
-        for report in work(left, Job(plan.recipe.seed, output.partial_paths, plan.engine), progress, ranks, output.lock):
+        for report in work(left, Job(output.partial_paths, plan.engine), progress, ranks, output.lock):
             journal.add(report)
             reports.append(report)
         journal.close(stopped=False)

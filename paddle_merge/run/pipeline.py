@@ -7,14 +7,13 @@ a tensor of any size merges in the same few megabytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ..backends.backend import Backend
-    from ..dtypes import DType
-    from ..plan.plan import Piece, TensorPlan
+from ..backends.backend import Backend
+from ..dtypes import DType
+from ..plan.plan import Piece, TensorPlan
 
 SAMPLE_WIDTH = 16  # neighbouring elements sampled together
 
@@ -34,26 +33,37 @@ class Source(Protocol):
         """(clusters * width,): the first `width` of every `step` elements, from the tensor's beginning."""
 
 
+def merge_tensor(
+    tensor: TensorPlan,
+    source: Source,
+    backend: Backend,
+    *,
+    piece: Piece | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Pipeline:
+    """Begin to merge one tensor: measure what its method needs. Pipeline.merged() then gives the merged blocks.
+
+    tensor: what to merge, and how. source: gives its inputs' elements. backend: computes, between `with backend.at_work()`.
+    piece: the elements to merge; None: all. A tensor whose method measures must be merged whole.
+    progress: hears of the bytes that are read for the first time, and of those merged.
+    """
+    pipeline = Pipeline(tensor, source, backend, piece or Piece(0, 0, tensor.size), progress)
+    pipeline.prepare()
+    return pipeline
+
+
 class Pipeline:
     """The elements start..stop of one tensor in all models, as methods see them (shared.base.Tensor) and as they are merged.
 
-    not_finite: the sources (models in order, then the base) in which a NaN or Inf was met. overflowed: whether finite input
-    led to a number that the output's dtype can't hold. Both are known when the merge is done.
+    not_finite: the inputs, by their places in Recipe.titles, in which a NaN or Inf was met. overflowed: whether finite input
+    led to a number that the output's dtype can't hold. Both are known when all blocks are merged.
     """
 
-    def __init__(
-        self,
-        tensor: TensorPlan,
-        piece: Piece,
-        seed: int,
-        source: Source,
-        backend: Backend,
-        progress: Callable[[int], None],
-    ):
-        self.name, self.shape, self.size = tensor.masked_as or tensor.name, tensor.shape, tensor.size
-        self.models, self.seed, self.transposed = len(tensor.sources), seed, tensor.transposed
+    def __init__(self, tensor: TensorPlan, source: Source, backend: Backend, piece: Piece, progress: Callable[[int], None]):
+        self.name, self.shape, self.size = tensor.masked_as, tensor.shape, tensor.size
+        self.models, self.seed, self.transposed = len(tensor.sources), tensor.seed, tensor.transposed
         self.narrow = all(entry.dtype.itemsize < 8 for entry in tensor.inputs)
-        self._tensor, self._piece, self._mix = tensor, piece, tensor.resolved
+        self._tensor, self._piece, self._resolved = tensor, piece, tensor.resolved
         self._source, self._backend, self._progress = source, backend, progress
         self._dtypes = source.dtypes
         self._based = tensor.base is not None
@@ -68,7 +78,7 @@ class Pipeline:
 
     @property
     def not_finite(self) -> tuple[int, ...]:
-        return tuple(source for source, bad in enumerate(self._bad) if any(map(bool, bad)))
+        return tuple(number for number, bad in zip(self._tensor.numbers, self._bad, strict=True) if any(map(bool, bad)))
 
     @property
     def overflowed(self) -> bool:
@@ -94,23 +104,16 @@ class Pipeline:
 
     # --- the merge
 
-    def merge(self, hand_on: Callable[[Any, int], None]) -> None:
-        """Measure what the method needs, then merge; `hand_on` takes stored elements, where the backend holds them, and the
-        index of the first."""
-        self.prepare()
-        for stored, start in self.merged(self._piece.start, self._piece.stop):
-            hand_on(stored, start)
-            self._progress(len(stored) * self._tensor.dtype.itemsize)
-
     def prepare(self) -> None:
         """Measure what the method needs."""
-        if self._mix.sparsifier is not None:
-            self._states = self._mix.sparsifier.prepare(self, self._backend)
-        self._state = self._mix.merger.prepare(self, self._backend)
+        if self._resolved.sparsifier is not None:
+            self._states = self._resolved.sparsifier.prepare(self, self._backend)
+        self._state = self._resolved.merger.prepare(self, self._backend)
 
-    def merged(self, first: int, stop: int) -> Iterator[tuple[Any, int]]:
-        """(stored elements, index of the first) block by block, once it is prepared."""
-        resolved, backend = self._mix, self._backend
+    def merged(self, first: int | None = None, stop: int | None = None) -> Iterator[tuple[Any, int]]:
+        """Yield (elements as they are stored, where the backend holds them; index of the first) block by block, of the piece
+        or of its elements first..stop."""
+        resolved, backend = self._resolved, self._backend
         for start, x, base in self.blocks(first, stop):
             merged = resolved.merger.apply(self._sparsify(start, x), start, self._state, backend)
             if base is not None:
@@ -118,10 +121,11 @@ class Pipeline:
             stored, bad = backend.store(merged, self._tensor.dtype)
             self._bad_out.append(bad)
             yield stored, start
+            self._progress(len(stored) * self._tensor.dtype.itemsize)
 
     def blocks(self, first: int | None = None, stop: int | None = None) -> Iterator[tuple[int, Any, Any]]:
         """(start, x, base or None): rows of task vectors, or of weights if there is no base, in shared memory; of the piece,
-        or of elements first..stop of it."""
+        or of its elements first..stop."""
         first = self._piece.start if first is None else first
         stop = self._piece.stop if stop is None else stop
         block = self._backend.block(self.models)
@@ -145,7 +149,7 @@ class Pipeline:
         self._counted = True
 
     def _sparsify(self, start: int, x: Any) -> Any:
-        sparsifier, backend = self._mix.sparsifier, self._backend
+        sparsifier, backend = self._resolved.sparsifier, self._backend
         if sparsifier is None:
             return x
         return backend.replace(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..backends.backend import Backend
 from ..backends.np_backend import NumpyBackend
 from ..backends.scratch import Scratch
 from ..checkpoints.files import Files, StoredReader
@@ -18,7 +19,7 @@ from ..conversion.vocabulary.aligned import AlignedReader
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..dtypes import DType
 from ..plan.plan import Piece, StagedEntry, TensorPlan
-from .pipeline import Pipeline
+from .pipeline import merge_tensor
 
 
 def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
@@ -39,10 +40,25 @@ def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
 
 
 class FileSource:
-    """From checkpoint files. keep: read everything at once if it is up to so many bytes; for a tensor that is passed over
-    more than once. Takes the fingerprints of what it reads, in passing."""
+    """Gives the elements of a tensor's inputs from checkpoint files, and takes the fingerprints of what it reads.
 
-    def __init__(self, tensor: TensorPlan, piece: Piece, block: int, keep: int, files: Files, scratch: Scratch):
+    piece: the elements that will be read; None: all.
+    keep: read everything at once if it is up to so many bytes; for a tensor that is read more than once.
+    scratch: memory that is used again for the next tensor.
+    """
+
+    def __init__(
+        self,
+        tensor: TensorPlan,
+        backend: Backend,
+        files: Files,
+        *,
+        piece: Piece | None = None,
+        keep: int = 0,
+        scratch: Scratch | None = None,
+    ):
+        piece, scratch = piece or Piece(0, 0, tensor.size), scratch or Scratch()
+        block = backend.block(len(tensor.sources))
         self._readers = [reader(entry, tensor.compute, files) for entry in tensor.inputs]
         self.dtypes: Sequence[DType] = [one.dtype for one in self._readers]
         length = piece.stop - piece.start
@@ -79,7 +95,7 @@ class FileSource:
         return raw.reshape(-1)
 
 
-STEP = 1 << 16  # elements that are merged together
+STEP = 1 << 16  # elements of an earlier merge that are merged together
 
 
 class StagedReader:
@@ -89,18 +105,14 @@ class StagedReader:
     """
 
     def __init__(self, entry: StagedEntry, files: Files):
-        plan = entry.plan
-        whole, backend = Piece(0, 0, plan.size), NumpyBackend(plan.compute)
-        source = FileSource(plan, whole, backend.block(len(plan.sources)), 0, files, Scratch())
+        plan, self._backend = entry.plan, NumpyBackend(entry.plan.compute)
         self.dtype, self._size = plan.dtype, plan.size
-        self._pipeline = Pipeline(plan, whole, entry.seed, source, backend, lambda _: None)
-        self._backend = backend
-        with backend.at_work():
-            self._pipeline.prepare()
+        with self._backend.at_work():
+            self._merging = merge_tensor(plan, FileSource(plan, self._backend, files), self._backend)
         self._block, self._number = np.empty(min(STEP, plan.size), plan.dtype.raw), -1
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Fill out, flat, with the elements from index `start` on."""
+        """Fill out, flat, with the elements from index `start` on. Raises WorkError."""
         while len(out):
             number, first = divmod(start, STEP)
             if number != self._number:
@@ -110,8 +122,9 @@ class StagedReader:
             out, start = out[len(part) :], start + len(part)
 
     def _merge(self, number: int) -> None:
+        """Merge the elements of step `number` into the block."""
         first = number * STEP
         with self._backend.at_work():
-            for stored, start in self._pipeline.merged(first, min(first + STEP, self._size)):
+            for stored, start in self._merging.merged(first, min(first + STEP, self._size)):
                 self._block[start - first : start - first + len(stored)] = stored
         self._number = number

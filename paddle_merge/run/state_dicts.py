@@ -17,12 +17,12 @@ from ..conversion.layout import transposed_in
 from ..dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
 from ..errors import CheckpointError, ConfigError
 from ..plan.assemble import assemble
-from ..plan.plan import Piece, TensorPlan
+from ..plan.plan import TensorPlan
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
 from ..recipe.request import Request
 from .job import Report, notice
-from .pipeline import Pipeline
+from .pipeline import merge_tensor
 from .worker import Backends
 
 log = logging.getLogger("paddle_merge")
@@ -78,18 +78,16 @@ def merge_by_recipe(
         if not tensor.merged:
             result[tensor.name] = kind.copy(like)
             continue
-        values = [sources[number][tensor.name] for number in tensor.numbers]
         backend = backends.of(tensor)
         blocks: list[Any] = []
         with backend.at_work():
             if tensor.size:
                 dtypes = [entry.dtype for entry in tensor.inputs]
+                values = [sources[number][tensor.name] for number in tensor.numbers]
                 flat = [kind.flat(value, dtype) for value, dtype in zip(values, dtypes, strict=True)]
-                source = _MemorySource(flat, dtypes)
-                pipeline = Pipeline(tensor, Piece(0, 0, tensor.size), recipe.seed, source, backend, lambda _: None)
-                pipeline.merge(lambda stored, _, blocks=blocks, like=like: blocks.append(kind.keep(stored, like)))  # type: ignore[misc]
-                not_finite = tuple(tensor.numbers[source] for source in pipeline.not_finite)
-                reports.append(Report(tensor.name, not_finite, pipeline.overflowed))
+                merging = merge_tensor(tensor, _MemorySource(flat, dtypes), backend)
+                blocks = [kind.keep(stored, like) for stored, _ in merging.merged()]
+                reports.append(Report(tensor.name, merging.not_finite, merging.overflowed))
             result[tensor.name] = kind.join(blocks, like, tensor.dtype)
     notice(reports, tensors, recipe.sources, strict)
     return result
@@ -122,15 +120,15 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
     tensors = []
     transposed = transposed_in(inputs[0].tensors, _layout(recipe, inputs[0], kind))
     made = {one.name: one for one in assemble(recipe, inputs)[0]}
-    for name, first in inputs[0].tensors.items():
-        one, merged = made[name], first.dtype.is_float
-        dtype = recipe.out_dtype if merged and recipe.out_dtype else first.dtype
-        plan = TensorPlan(name, first.shape, one.sources, one.base, merged, dtype, 0, 0, one.resolved, one.numbers)
-        tensors.append(dataclasses.replace(plan, transposed=name in transposed))
-        values = [] if merged else [kind.array(source[name]) for source in sources]
+    for name in inputs[0].tensors:
+        plan = made[name].plan(recipe, masked_as=name, transposed=name in transposed)
+        tensors.append(plan)
+        values = [] if plan.merged else [kind.array(source[name]) for source in sources]
         unequal = [recipe.sources[k] for k, value in enumerate(values) if not np.array_equal(value, values[0])]
         if unequal:
-            problems.append(f"tensor {name!r} is {dtype.name}, which can't be averaged, and differs in {', '.join(unequal)}")
+            problems.append(
+                f"tensor {name!r} is {plan.dtype.name}, which can't be averaged, and differs in {', '.join(unequal)}"
+            )
     if problems:
         raise CheckpointError(problems)
     return tensors

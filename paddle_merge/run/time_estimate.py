@@ -28,7 +28,7 @@ from ..methods.shared.whole_matrix import Whole, is_matrix
 from ..plan.memory_estimate import alone
 from ..plan.plan import Piece, Plan, TensorPlan
 from .output.destination import existing_parent
-from .pipeline import Pipeline, Source
+from .pipeline import Source, merge_tensor
 from .sources import FileSource
 from .worker import Backends
 
@@ -184,23 +184,19 @@ class _Bench:
         backend = self._backends.of(tensor)
         checksum = xxhash.xxh3_128()
 
-        def hand_on(stored: Any, first: int) -> None:
-            raw = backend.fetch(stored)()
-            begun = time.perf_counter()
-            checksum.update(raw.view(np.uint8).data)
-            self._write(raw)
-            cost.writing += time.perf_counter() - begun
-
         begun = time.perf_counter()
-        block = backend.block(len(tensor.sources))
         piece = Piece(0, start, start + count)
         keep = self._plan.engine.budget.resident if tensor.resolved.measures else 0
-        source = FileSource(tensor, piece, block, keep, self._files, self._scratch)
+        source = FileSource(tensor, backend, self._files, piece=piece, keep=keep, scratch=self._scratch)
         cost.reading += time.perf_counter() - begun
         window = dataclasses.replace(tensor, shape=(count,))
         with backend.at_work():
-            timed = _Timed(source, start, cost)
-            Pipeline(window, Piece(0, 0, count), self._plan.recipe.seed, timed, backend, lambda _: None).merge(hand_on)
+            for stored, _ in merge_tensor(window, _Timed(source, start, cost), backend).merged():
+                raw = backend.fetch(stored)()
+                fetched = time.perf_counter()
+                checksum.update(raw.view(np.uint8).data)
+                self._write(raw)
+                cost.writing += time.perf_counter() - fetched
         cost.all += time.perf_counter() - begun
         cost.elements += count
 

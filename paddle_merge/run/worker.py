@@ -29,7 +29,7 @@ from ..checkpoints.fingerprint import Fingerprint
 from ..errors import MergeError, WorkError
 from ..plan.plan import Piece, TensorPlan
 from .job import Job, Report
-from .pipeline import Pipeline
+from .pipeline import merge_tensor
 from .sources import FileSource
 
 log = logging.getLogger("paddle_merge")
@@ -54,7 +54,7 @@ class Worker:
     """Merges pieces. `progress` is called with numbers of bytes read for the first time, or written."""
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
-        self._seed, self._paths, self._progress = job.seed, job.paths, progress
+        self._paths, self._progress = job.paths, progress
         self._files, self._shards, self._scratch = Files(panel=job.engine.budget.panel), Files(os.O_WRONLY), Scratch()
         self._backends = Backends(job.engine)
         self._resident = job.engine.budget.resident
@@ -92,24 +92,20 @@ class Worker:
 
     def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         backend = self._backends.of(tensor)
-        block = backend.block(len(tensor.sources))
         keep = self._resident if tensor.resolved.measures else 0
-        source = FileSource(tensor, piece, block, keep, self._files, self._scratch)
-        pipeline = Pipeline(tensor, piece, self._seed, source, backend, self._progress)
+        source = FileSource(tensor, backend, self._files, piece=piece, keep=keep, scratch=self._scratch)
         coming: deque[tuple[Callable[[], np.ndarray], int]] = deque()  # blocks on their way back from the device
-
-        def hand_on(stored: Any, start: int) -> None:
-            coming.append((backend.fetch(stored), start))
-            if len(coming) > backend.ahead:
-                end, first = coming.popleft()
-                write(end(), first)
-
         with backend.at_work():
-            pipeline.merge(hand_on)
-            for end, first in coming:
-                write(end(), first)
-            not_finite = tuple(tensor.numbers[source] for source in pipeline.not_finite)
-            return Report(tensor.name, not_finite, pipeline.overflowed, backend.peak(), read=source.fingerprints())
+            merging = merge_tensor(tensor, source, backend, piece=piece, progress=self._progress)
+            for stored, start in merging.merged():
+                coming.append((backend.fetch(stored), start))
+                if len(coming) > backend.ahead:
+                    arrived, first = coming.popleft()
+                    write(arrived(), first)
+            for arrived, first in coming:
+                write(arrived(), first)
+            peak = backend.peak()
+        return Report(tensor.name, merging.not_finite, merging.overflowed, peak, read=source.fingerprints())
 
     def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
         step = (1 << 20) // tensor.dtype.itemsize

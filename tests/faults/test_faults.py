@@ -604,7 +604,7 @@ def test_an_unforeseen_error_names_the_tensor(
     def fail(*_: Any) -> None:
         raise KeyError("surprise")
 
-    monkeypatch.setattr("paddle_merge.run.pipeline.Pipeline.merge", fail)
+    monkeypatch.setattr("paddle_merge.run.pipeline.Pipeline.merged", fail)
     with pytest.raises(WorkError, match=r"^tensor '[vw]': KeyError: 'surprise'$"):
         run(*pair, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -22,13 +22,11 @@ from ...checkpoints.files import Files
 from ...methods.paddlenlp import METHODS
 from ...methods.shared.base import linear
 from ...methods.ties import ties
-from ...plan.plan import Piece
-from ...run.pipeline import Pipeline
+from ...run.pipeline import merge_tensor
 from ...run.sources import FileSource
 from .sums import KeptSums, ModelSums, PairSums
 from .tensors import Compared
 
-SEED = 0
 # Sparsifier (None: everything is kept) -> the merge types that people use with it, but for slerp, which drops nothing.
 ROUNDS: dict[str | None, list[str]] = {}
 for _sparsifier, _merge_type in METHODS.values():
@@ -83,12 +81,11 @@ class _Work:
     def __init__(
         self, tensor: Compared, sparsifiers: Mapping[str | None, Any], files: Files, progress: Callable[[int], None]
     ):
-        plan, piece = tensor.as_merged(), Piece(0, 0, tensor.size)
+        plan = tensor.as_merged()
         self._tensor, self._sparsifiers, self._scratch = tensor, sparsifiers, Scratch()
         self._backend = NumpyBackend(plan.compute)
-        block = self._backend.block(len(tensor.sources))
-        source = FileSource(plan, piece, block, DEFAULT_BUDGET.resident, files, Scratch())
-        self._pipeline = Pipeline(plan, piece, SEED, source, self._backend, progress)
+        source = FileSource(plan, self._backend, files, keep=DEFAULT_BUDGET.resident)
+        self._pipeline = merge_tensor(plan, source, self._backend, progress=progress)
         models = self._models = list(tensor.sources)
         self._pairs = list(combinations(range(len(models)), 2))
         self._weights = self._backend.array([1.0] * len(models))

@@ -37,10 +37,20 @@ class Compared:
         return self.size * sum(entry.dtype.itemsize for entry in (self.base, *self.sources.values()))
 
     def as_merged(self) -> TensorPlan:
-        """How a merge reads it."""
+        """Return the plan of a merge that reads the tensor, with masks of seed 0."""
         sources = tuple(self.sources.values())
-        numbers = tuple(range(len(sources) + 1))
-        return TensorPlan(self.name, self.base.shape, sources, self.base, True, self.base.dtype, 0, 0, SUM, numbers)
+        return TensorPlan(
+            name=self.name,
+            shape=self.base.shape,
+            sources=sources,
+            base=self.base,
+            numbers=tuple(range(len(sources) + 1)),
+            dtype=self.base.dtype,
+            resolved=SUM,
+            weights=(1.0,) * len(sources),
+            seed=0,
+            masked_as=self.name,
+        )
 
     def without(self, models: Sequence[int]) -> Compared:
         return Compared(self.base, {model: entry for model, entry in self.sources.items() if model not in models})

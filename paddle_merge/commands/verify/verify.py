@@ -153,7 +153,7 @@ def _remake(
         return
     plan = dataclasses.replace(plan, pieces=pieces, n_process=min(n_process, len(pieces)))
     reports: dict[str, list[Report]] = {}
-    for report in work(plan, Job(recipe.seed, None, plan.engine), progress, Ranks(0, ["alone"]), doing="verifying"):
+    for report in work(plan, Job(None, plan.engine), progress, Ranks(0, ["alone"]), doing="verifying"):
         reports.setdefault(report.tensor, []).append(report)
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     for name in filter(reports.__contains__, made):

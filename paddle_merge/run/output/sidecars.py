@@ -20,7 +20,6 @@ from ...plan.file_names import CARD, COPIED, LOCK, RECORD, WEIGHTS, json_bytes
 from ...plan.layer_config import restacked
 from ...plan.plan import Plan
 from ...recipe.config import MergeConfig
-from ...recipe.parameters import weighted
 from ...recipe.request import Request
 from ...version import __version__
 
@@ -135,9 +134,7 @@ def model_card(plan: Plan, request: Request) -> str:
     if len(set(folders.values())) < len(folders):  # d1/model and d2/model
         folders = {path: path for path in folders}
     names = [folders[os.path.abspath(path)] for path in recipe.sources] + [stage.name for stage in recipe.stages]
-    rows = [
-        f"| {names[number]} | {'by tensor' if weight is None else f'{weight:.6g}'} |" for number, weight in weighted(recipe)
-    ]
+    rows = [f"| {names[number]} | {'by tensor' if weight is None else f'{weight:.6g}'} |" for number, weight in plan.weights]
     base = recipe.slices[0].base
     against = f" on task vectors against the base model `{names[base.number]}`" if base else ""
     defaults = dataclasses.asdict(MergeConfig())
