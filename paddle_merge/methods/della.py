@@ -25,8 +25,7 @@ from ..backends.masks import keep_limit, mask_key
 from .shared.base import Tensor
 from .shared.rank_masks import Kept, keep_nothing
 from .shared.rescale import l1_factors
-
-SORTED = 1 << 18  # elements that are sorted together, or one line
+from .shared.rows import SORTED
 
 
 @formula(kernel="sparsifiers.pick")

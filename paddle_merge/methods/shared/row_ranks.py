@@ -11,8 +11,8 @@ import numpy as np
 from ...backends.backend import Backend
 from ...backends.kernels import row_ranks
 from ...backends.masks import Key
-from ..della import SORTED
 from .base import Tensor
+from .rows import SORTED
 
 Axes = tuple[int, int, int]
 

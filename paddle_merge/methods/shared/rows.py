@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+SORTED = 1 << 18  # elements of whole rows that are sorted together, or one row
+
 
 @dataclass(frozen=True)
 class Rows:
