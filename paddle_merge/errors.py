@@ -62,10 +62,10 @@ class Attempts:
     def __init__(self) -> None:
         self.errors: list[MergeError] = []
 
-    def __call__(self, step: Callable[..., T], *args: Any) -> T | None:
-        """Return step(*args), or None if it raises a MergeError, which is kept for finish()."""
+    def __call__(self, step: Callable[..., T], *args: Any, **named: Any) -> T | None:
+        """Return step(*args, **named), or None if it raises a MergeError, which is kept for finish()."""
         try:
-            return step(*args)
+            return step(*args, **named)
         except MergeError as error:
             self.errors.append(error)
             return None

@@ -42,7 +42,7 @@ def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Pa
     first = runs[0]
     if len(runs) == 1 and first.at == (0,) and first.shape == (size,) and first.strides == (1,) and not first.text:
         return StoredEntry(name, dtype, shape, first.file, first.offset, origin=first.origin)
-    return StoredEntry(name, dtype, shape, first.file, first.offset, tuple(runs))
+    return StoredEntry(name=name, dtype=dtype, shape=shape, file=first.file, offset=first.offset, parts=tuple(runs))
 
 
 def as_boxes(entry: TensorEntry) -> list[Part]:

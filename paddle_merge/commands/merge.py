@@ -55,15 +55,18 @@ EXAMPLES = {
     ),
 }
 LINE = CommandLine(
-    "merge",
-    FIELDS,
-    ("CONFIG", "A JSON or YAML file with the flags' names as fields, such as PaddleNLP's, or a recipe in mergekit's YAML."),
-    HELP,
-    [
+    name="merge",
+    fields=FIELDS,
+    argument=(
+        "CONFIG",
+        "A JSON or YAML file with the flags' names as fields, such as PaddleNLP's, or a recipe in mergekit's YAML.",
+    ),
+    help=HELP,
+    examples=[
         (f"{method}: {when}", f"--merge_method {method} {flags} --output_path out")
         for method, (when, flags) in EXAMPLES.items()
     ],
-    ALIASES,
+    aliases=ALIASES,
     many=False,
     hint="; paths follow --model_path_list",
 )

@@ -133,7 +133,7 @@ def in_one_layout(
     """
     config = next((found for one in checkpoints if (found := read_config(one.folder))), {})
     try:
-        return normalise(checkpoints, given, None, False, prefix, config)
+        return normalise(inputs=checkpoints, given=given, target=None, strict=False, prefix=prefix, fallback=config)
     except CheckpointError as error:
         pairs = list(zip(checkpoints, given or [None] * len(checkpoints), strict=True))
         layouts = [detect(one, prefix, config, said).layout for one, said in pairs]
@@ -141,7 +141,10 @@ def in_one_layout(
         if None in layouts:
             raise
         try:
-            alone = [normalise([one], [said], layouts[0], False, prefix, config) for one, said in pairs]
+            alone = [
+                normalise(inputs=[one], given=[said], target=layouts[0], strict=False, prefix=prefix, fallback=config)
+                for one, said in pairs
+            ]
             return tuple(views[0] for views, _, _ in alone), layouts[0], notes
         except CheckpointError:
             if len(set(layouts)) > 1:

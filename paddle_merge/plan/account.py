@@ -204,14 +204,14 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
         base = " and the base" if tensor.base is not None else ""
         how = f"{plan.recipe.title} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
     return TensorAccount(
-        tensor.name,
-        tensor.shape,
-        tuple((entry.stored if isinstance(entry, AdaptedEntry) else entry).dtype.name for entry in tensor.inputs),
-        tensor.dtype.name,
-        how,
-        tuple(notes),
-        tuple(tuple(dict.fromkeys(name for (_, name), _, _ in _pieces(entry))) for entry in tensor.inputs),
-        tensor.values if tensor.merged else (),
+        name=tensor.name,
+        shape=tensor.shape,
+        dtypes=tuple((entry.stored if isinstance(entry, AdaptedEntry) else entry).dtype.name for entry in tensor.inputs),
+        dtype=tensor.dtype.name,
+        how=how,
+        notes=tuple(notes),
+        sources=tuple(tuple(dict.fromkeys(name for (_, name), _, _ in _pieces(entry))) for entry in tensor.inputs),
+        values=tensor.values if tensor.merged else (),
     )
 
 

@@ -36,7 +36,12 @@ def make_plan(
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
     inputs, layout, transposed = normalise(
-        opened, recipe.layouts, recipe.output_layout, recipe.strict_layout, recipe.prefix, config_source.config
+        inputs=opened,
+        given=recipe.layouts,
+        target=recipe.output_layout,
+        strict=recipe.strict_layout,
+        prefix=recipe.prefix,
+        fallback=config_source.config,
     )
     inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, config_source.config)
     if layout is not None:
@@ -85,7 +90,14 @@ def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | N
     """Raises CheckpointError."""
     if recipe.tokenizer is not None:
         wanted = recipe.tokenizer
-        return Aligner(wanted.source, wanted.base, wanted.multiple, recipe.taken, vocabularies, layout)
+        return Aligner(
+            source=wanted.source,
+            base=wanted.base,
+            multiple=wanted.multiple,
+            taken=recipe.taken,
+            vocabularies=vocabularies,
+            layout=layout,
+        )
     if problems := vocabularies.realigned(recipe.taken):
         raise CheckpointError(problems)
     return None

@@ -81,7 +81,18 @@ class Drafts(Nodes):
         if method is None:
             return None
         tokenizer = self._tokenizer(given)
-        return Draft(node, name, method, base, parts, settings, seed, out_dtype, tokenizer, given.get("chat_template"))
+        return Draft(
+            node=node,
+            name=name,
+            method=method,
+            base=base,
+            parts=parts,
+            settings=settings,
+            seed=seed,
+            out_dtype=out_dtype,
+            tokenizer=tokenizer,
+            chat_template=given.get("chat_template"),
+        )
 
     def _top(self, node: yaml.Node) -> dict[str, yaml.Node]:
         given = {}

@@ -128,7 +128,15 @@ class _Reader(Drafts):
             source, multiple = draft.tokenizer
             base = place[draft.base] if draft.base else None
             tokenizer = tokenizer_of(source, multiple, place, base, found[0].inputs[0].number if found else 0)
-        return Stage(draft.name, draft.method, found, draft.settings, draft.seed, draft.out_dtype, tokenizer)
+        return Stage(
+            name=draft.name,
+            method=draft.method,
+            slices=found,
+            settings=draft.settings,
+            seed=draft.seed,
+            out_dtype=draft.out_dtype,
+            tokenizer=tokenizer,
+        )
 
     def _slice(self, draft: Draft, part: dict[str, Any], place: Mapping[str, int]) -> Slice | None:
         """The base found its role: subtracted, or one of the models."""
@@ -161,4 +169,11 @@ class _Reader(Drafts):
         if problem := count_problem(method, len(inputs)):
             self.wrong(node, problem)
         layers = next(iter(lengths)) if lengths else None
-        return Slice(inputs, subtracted, layers, part["settings"], part.get("module"), part.get("at", ""))
+        return Slice(
+            inputs=inputs,
+            base=subtracted,
+            layers=layers,
+            settings=part["settings"],
+            module=part.get("module"),
+            at=part.get("at", ""),
+        )

@@ -167,7 +167,14 @@ def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], b
         remote = {spec for spec in specs if hub.installed() and any(map(hub.is_name, adapters.split(spec)))}
         attempt(open_inputs, [spec for spec in specs if spec not in remote], request.prefix)
     else:
-        plan = attempt(make_plan, recipe, request.n_process, request.shard_bytes, request.engine, ranks)
+        plan = attempt(
+            make_plan,
+            recipe,
+            n_process=request.n_process,
+            shard_bytes=request.shard_bytes,
+            engine=request.engine,
+            ranks=ranks,
+        )
     if plan is not None:
         sidecars = attempt(read_sidecars, plan, request)
         if request.max_memory:

@@ -88,7 +88,15 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
     starting = _PYTHON + planning + min(loading, 1.0) + (0 if alone(plan) else _WORKER)
     busy = reading + computing + writing
     flushing = max(0.0, plan.bytes_out / flush - busy) if flush else 0.0
-    return Forecast(starting, reading, computing, writing, flushing, cached, tuple(notes))
+    return Forecast(
+        starting=starting,
+        reading=reading,
+        computing=computing,
+        writing=writing,
+        flushing=flushing,
+        cached=cached,
+        notes=tuple(notes),
+    )
 
 
 # --- pieces of the merge -----------------------------------------------------------------------------------------------

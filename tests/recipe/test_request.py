@@ -45,9 +45,9 @@ def test_a_recipe_that_changes_while_the_merge_is_planned(
 ) -> None:
     merge(MergeConfig(recipe_yaml=str(recipe), output_path="undisturbed"), progress=False)
 
-    def planned(*args: object) -> object:
+    def planned(*args: object, **named: object) -> object:
         change(recipe)
-        return make_plan(*args)  # type: ignore[arg-type]
+        return make_plan(*args, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(merging, "make_plan", planned)
     merge(MergeConfig(recipe_yaml=str(recipe), output_path="out"), progress=False)

@@ -174,7 +174,9 @@ def place(array: Array, file: str, texts: Texts) -> tuple[DType, Part]:
     if held != nbytes:
         raise MalformedError(f"is {dtype.name} {list(array.shape)}, {nbytes} bytes, but the file has {held} for it")
     strides = row_major(array.shape[::-1])[::-1] if array.fortran else row_major(array.shape)
-    return dtype, Part(file, data.offset, (0,) * len(array.shape), array.shape, strides, text)
+    return dtype, Part(
+        file=file, offset=data.offset, at=(0,) * len(array.shape), shape=array.shape, strides=strides, text=text
+    )
 
 
 def index_text(file: str, data: Bytes) -> tuple[int, tuple[int, ...]]:

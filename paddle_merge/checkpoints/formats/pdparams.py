@@ -95,7 +95,7 @@ def _entry(name: str, file: str, shape: tuple[int, ...] | None, pieces: Sequence
     for _, part in places:
         if len(part.shape) != 1:
             raise MalformedError("has slices that aren't flat")
-        parts.append(Part(part.file, part.offset, (end,), part.shape, (1,), part.text))
+        parts.append(Part(file=part.file, offset=part.offset, at=(end,), shape=part.shape, strides=(1,), text=part.text))
         end += part.shape[0]
     return assemble(name, dtype, shape, parts)
 

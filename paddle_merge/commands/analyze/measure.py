@@ -141,7 +141,15 @@ class _Work:
         for k, model in enumerate(self._models):
             absolute, squares, along, base_squares = map(float, self._model_sums[k])
             changed, largest = int(self._model_counts[k, 0]), float(self._largest[k, 0])
-            models[model] = ModelSums(size, changed, absolute, squares, along, base_squares, largest)
+            models[model] = ModelSums(
+                elements=size,
+                changed=changed,
+                absolute=absolute,
+                squares=squares,
+                along_base=along,
+                base_squares=base_squares,
+                largest=largest,
+            )
         return Measured(models, dict(self._pair_results(models)), dict(self._kept_results(models)), self._totals())
 
     def _pair_results(self, models: Mapping[int, ModelSums]) -> Iterator[tuple[tuple[int, int], PairSums]]:
@@ -162,7 +170,15 @@ class _Work:
                 kept, agreed = map(int, self._kept_counts[name][k])
                 kept_absolute, scaled, error, agreed_absolute = map(float, self._kept_sums[name][k])
                 counted = KeptSums(
-                    x.changed, x.absolute, x.squares, kept, kept_absolute, agreed, agreed_absolute, scaled, error
+                    changed=x.changed,
+                    absolute=x.absolute,
+                    squares=x.squares,
+                    kept=kept,
+                    kept_absolute=kept_absolute,
+                    agreed=agreed,
+                    agreed_absolute=agreed_absolute,
+                    scaled=scaled,
+                    error=error,
                 )
                 yield (name, model), counted
 

@@ -154,7 +154,10 @@ def _maps(report: Row, rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
 
     yield '<div class="two">'
     yield _picture("Cosine of task vectors", heat_map(names, pairs, values("cosine"), "{:.2f}", 1.0))
-    yield _picture("Sign conflict", heat_map(names, pairs, values("sign_conflict"), "{:.0%}", 0.5, 0.5))
+    yield _picture(
+        "Sign conflict",
+        heat_map(rows=names, columns=pairs, values=values("sign_conflict"), form="{:.0%}", most=0.5, middle=0.5),
+    )
     yield "</div>"
 
 

@@ -53,7 +53,9 @@ def analyse(opened: Opened, asked: Asked, n_process: int, progress: bool | None 
         return measure(found.compared[number], sparsifiers, advance)
 
     sizes = [tensor.nbytes for tensor in found.compared]
-    measured = in_threads(work, sizes, n_process, sum(sizes), "analysing", progress)
+    measured = in_threads(
+        work=work, sizes=sizes, n_process=n_process, nbytes=sum(sizes), what="analysing", progress=progress
+    )
     labels = list(islice(letters(), len(models)))
     report = _Report(labels, [one.path for one in models], found, measured).json()
     return {

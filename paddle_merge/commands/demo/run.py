@@ -59,12 +59,19 @@ def run(folder: str, seed: int = 0, quick: bool = False) -> dict[str, dict[str, 
     model = network.new(seed)
     pages, labels = data.for_base(digits, places, FEW, rng)
     with _progress("training base"):
-        network.train(model, pages, labels, base_epochs, 1e-3, rng)
+        network.train(model=model, pages=pages, labels=labels, epochs=base_epochs, learning_rate=1e-3, rng=rng)
         network.save(model, base.folder)
     for row, place in zip(experts, places[1:], strict=True):
         with _progress(f"training {row.name}"):
             network.load(model, base.folder)
-            network.train(model, data.write(digits.images, place), digits.labels, expert_epochs, 5e-4, rng)
+            network.train(
+                model=model,
+                pages=data.write(digits.images, place),
+                labels=digits.labels,
+                epochs=expert_epochs,
+                learning_rate=5e-4,
+                rng=rng,
+            )
             network.save(model, row.folder)
 
     scores: dict[str, dict[str, float]] = {}

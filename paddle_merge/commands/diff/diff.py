@@ -98,7 +98,11 @@ def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> li
 
     sizes = [stop - start for _, start, stop in pieces]
     result = [Sums() for _ in pairs]
-    for (number, _, _), sums in zip(pieces, in_threads(work, sizes, n_process, nbytes, "comparing", progress), strict=True):
+    for (number, _, _), sums in zip(
+        pieces,
+        in_threads(work=work, sizes=sizes, n_process=n_process, nbytes=nbytes, what="comparing", progress=progress),
+        strict=True,
+    ):
         result[number] += sums
     return result
 

@@ -84,18 +84,18 @@ class Sums:
         longest = max(len(self.buckets), len(other.buckets))
         first, second = (one.buckets + (0,) * (longest - len(one.buckets)) for one in (self, other))
         return Sums(
-            self.elements + other.elements,
-            self.compared + other.compared,
-            self.changed + other.changed,
-            self.not_finite_a + other.not_finite_a,
-            self.not_finite_b + other.not_finite_b,
-            max(self.largest, other.largest),
-            self.absolute + other.absolute,
-            self.squares + other.squares,
-            self.squares_a + other.squares_a,
-            self.squares_b + other.squares_b,
-            self.products + other.products,
-            tuple(one + two for one, two in zip(first, second, strict=True)),
+            elements=self.elements + other.elements,
+            compared=self.compared + other.compared,
+            changed=self.changed + other.changed,
+            not_finite_a=self.not_finite_a + other.not_finite_a,
+            not_finite_b=self.not_finite_b + other.not_finite_b,
+            largest=max(self.largest, other.largest),
+            absolute=self.absolute + other.absolute,
+            squares=self.squares + other.squares,
+            squares_a=self.squares_a + other.squares_a,
+            squares_b=self.squares_b + other.squares_b,
+            products=self.products + other.products,
+            buckets=tuple(one + two for one, two in zip(first, second, strict=True)),
         )
 
     @property
@@ -168,5 +168,17 @@ def measure(pair: Pair, start: int, stop: int, progress: Callable[[int], object]
         changed = int(buckets[1:].sum())
     within = tuple(map(int, np.trim_zeros(buckets, "b")))
     absolute, squares, squares_a, squares_b, products, largest = map(float, sums)
-    counted = (stop - start, compared, changed, not_finite_a, not_finite_b)
-    return Sums(*counted, largest, absolute, squares, squares_a, squares_b, products, within)
+    return Sums(
+        elements=stop - start,
+        compared=compared,
+        changed=changed,
+        not_finite_a=not_finite_a,
+        not_finite_b=not_finite_b,
+        largest=largest,
+        absolute=absolute,
+        squares=squares,
+        squares_a=squares_a,
+        squares_b=squares_b,
+        products=products,
+        buckets=within,
+    )

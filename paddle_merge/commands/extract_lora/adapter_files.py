@@ -178,7 +178,7 @@ def _adapter(
         f"{prefix}-00001-of-00001.safetensors" if indexed else f"{prefix}.safetensors", around.pieces, around.nbytes
     )
     offsets = {offset: tensors[name] for name, offset in zip(names, around.offsets, strict=True)}
-    return NewAdapter(prefix, (shard,), offsets, configs, tuple(names), indexed)
+    return NewAdapter(prefix=prefix, shards=(shard,), tensors=offsets, configs=configs, names=tuple(names), indexed=indexed)
 
 
 def _last_words(modules: Collection[str], base: Mapping[str, TensorEntry]) -> list[str]:

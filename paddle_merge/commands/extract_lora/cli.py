@@ -22,18 +22,18 @@ each matrix the lowest rank that keeps this share of the sum of squares of its c
 """
 FIELDS = fields_of(ExtractConfig, "finetuned_path")
 LINE = CommandLine(
-    "extract-lora",
-    FIELDS,
-    ("FINETUNED", "The fine-tuned model: a folder, or a file of any format."),
-    HELP,
-    [
+    name="extract-lora",
+    fields=FIELDS,
+    argument=("FINETUNED", "The fine-tuned model: a folder, or a file of any format."),
+    help=HELP,
+    examples=[
         ("Rank 32 for every matrix:", "./math --base_model_path ./base --rank 32 --output_path ./math_lora"),
         (
             "Ranks up to 256 that keep 95 % of each change, for PEFT:",
             "./math --base_model_path ./base --energy 0.95 --rank 256 --format peft --output_path ./math_lora",
         ),
     ],
-    {"base_model_name_or_path": "base_model_path"},
+    aliases={"base_model_name_or_path": "base_model_path"},
     many=False,
     hint="; only the fine-tuned model, the first word, is given without a flag",
 )

@@ -66,14 +66,14 @@ def extract_lora(config: ExtractConfig, progress: bool | None = None) -> dict[st
     try:
         linear, rest = _changes(inputs, files)
         tensors = len(inputs.base.tensors)
-        announce(config, inputs.format, inputs.dtype, tensors, linear, rest)
+        announce(config, inputs.format, inputs.dtype, tensors=tensors, linear=linear, rest=rest)
         factors, kept = {}, []
         for change in _watched(linear, progress):
             factors[change.name], row = _factorise(change, config, inputs.dtype, files)
             kept.append(row)
         whole = {} if config.only_linear else _whole(inputs, rest, factors)
         adapter = make_adapter(inputs.format, factors, whole, inputs.base.tensors, config.base_model_path)
-        said = report(config, inputs.format, inputs.dtype, tensors, kept, rest)
+        said = report(config=config, format=inputs.format, dtype=inputs.dtype, tensors=tensors, factors=kept, rest=rest)
         _write(config, adapter, said, files)
     finally:
         files.close()
@@ -102,7 +102,15 @@ def _open(config: ExtractConfig) -> Inputs:
         entries = [*inputs.base.tensors.values(), *inputs.finetuned.tensors.values()]
         files = sorted({file for entry in entries for file in entry.files})
     prefix = PREFIXES[inputs.format] if inputs is not None else "adapter_model"
-    problems = check_output(config.output_path, [*paths, *files], "safetensors", prefix, nbytes, [REPORT], config.overwrite)
+    problems = check_output(
+        folder=config.output_path,
+        inputs=[*paths, *files],
+        save_format="safetensors",
+        prefix=prefix,
+        nbytes=nbytes,
+        names=[REPORT],
+        overwrite=config.overwrite,
+    )
     if problems:
         attempt.errors.append(OutputError(problems))
     attempt.finish()
@@ -116,7 +124,9 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
     finetuned_layout, base_layout = config.layouts
     target = LAYOUTS.get(config.format or "")
     given = (base_layout, finetuned_layout)
-    pair, layout, transposed = normalise((base, finetuned), given, target, False, "model", read_config(base.folder))
+    pair, layout, transposed = normalise(
+        inputs=(base, finetuned), given=given, target=target, strict=False, prefix="model", fallback=read_config(base.folder)
+    )
     if layout is None:
         raise CheckpointError(
             f"{base.path}: its layout is unknown, which determines the names and the orientation of the adapter's factors;"

@@ -20,7 +20,7 @@ from ...plan.planner import make_plan
 from ...recipe.config import MergeConfig
 from ...recipe.request import Request
 from ...run.job import Job, Report
-from ...run.output.lock import MergeRecord, Written, read_lock
+from ...run.output.lock import MergeRecord, WrittenTensor, read_lock
 from ...run.pool import work
 from ...run.ranks import Ranks
 
@@ -54,7 +54,7 @@ def verify(folder: str, sample: int | None, n_process: int, tolerant: bool, prog
         found.notes.append(f"nothing was made again from the inputs: {'--sample 0' if sample == 0 else f'{RECORD} is off'}")
         return found
     try:
-        _remake(folder, lock, sample, n_process, progress, found)
+        _remake(folder=folder, lock=lock, sample=sample, n_process=n_process, progress=progress, found=found)
     except CheckpointError as error:
         if not tolerant:
             raise
@@ -89,7 +89,7 @@ def _files(folder: str, lock: MergeRecord, found: Findings) -> None:
             found.off.append(f"{os.path.join(folder, name)}: isn't of this merge, and loaders may take it for its weights")
 
 
-def _frame(path: str, nbytes: int, tensors: Sequence[Written]) -> str:
+def _frame(path: str, nbytes: int, tensors: Sequence[WrittenTensor]) -> str:
     """The XXH3 of what no tensor covers. Raises OSError."""
     checksum, at = xxhash.xxh3_128(), 0
     with open(path, "rb") as file:

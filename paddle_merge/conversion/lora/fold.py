@@ -209,7 +209,9 @@ class _Fold:
             if old.shape != read.shape:
                 raise MalformedError(f"would not change {name!r}, which is tied to {target!r}")
             before = old if replaces else old.replaced if isinstance(old, AdaptedEntry) else None
-            self.tensors[name] = AdaptedEntry(name, old.dtype, old.shape, read, changes, before)
+            self.tensors[name] = AdaptedEntry(
+                name=name, dtype=old.dtype, shape=old.shape, stored=read, changes=changes, replaced=before
+            )
 
     def _fold(self, module: Module) -> None:
         """Apply the low-rank changes of one module. Raises MalformedError."""

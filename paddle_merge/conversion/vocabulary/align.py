@@ -84,13 +84,13 @@ class Aligner:
         held = {number: {key for key in self._keys_of(number) if isinstance(key, str)} for number in dict.fromkeys(taken)}
         somewhere = set[str]().union(*held.values())
         self.tokens = Tokens(
-            title,
-            first,
-            vocabulary,
-            self._known[main],
-            rows,
-            tuple(self._alignment(number, tokens) for number, tokens in held.items()),
-            tuple(token for token in vocabulary.ids if token not in somewhere),
+            title=title,
+            source=first,
+            vocabulary=vocabulary,
+            main=self._known[main],
+            rows=rows,
+            alignments=tuple(self._alignment(number, tokens) for number, tokens in held.items()),
+            nowhere=tuple(token for token in vocabulary.ids if token not in somewhere),
         )
 
     def has(self, name: str) -> bool:

@@ -103,7 +103,14 @@ class Rows:
                 picks.append(Pick(number, source, _runs(at, self.own[one][at], of[at], nth[one][at])))
         shape = (*entry.shape[:axis], rows, *entry.shape[axis + 1 :])
         means = np.column_stack([self.means, np.ones_like(self.means)])
-        return AlignedEntry(entry.name, entry.dtype, shape, axis, tuple(picks), means.astype(np.int64).tobytes())
+        return AlignedEntry(
+            name=entry.name,
+            dtype=entry.dtype,
+            shape=shape,
+            axis=axis,
+            picks=tuple(picks),
+            means=means.astype(np.int64).tobytes(),
+        )
 
 
 def _runs(at: np.ndarray, row: np.ndarray, of: np.ndarray, nth: np.ndarray) -> bytes:

@@ -32,7 +32,7 @@ from ..job import Report
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenTensor:
     """A tensor of the output: its place in a shard, how it was merged (a place in recipe["mixes"]), and the fingerprints of
     what was written, and of what was read of each input (in the output's layout, adapters folded in)."""
 
@@ -64,7 +64,7 @@ class MergeRecord:
     inputs: Sequence[Mapping[str, Any]]
     files: Mapping[str, str]
     shards: Mapping[str, tuple[int, str]]
-    tensors: Mapping[str, Written]
+    tensors: Mapping[str, WrittenTensor]
 
     def to_bytes(self) -> bytes:
         content = dataclasses.asdict(self)
@@ -87,22 +87,22 @@ def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes])
         if sum(report.stop - report.start for report in mine) != tensor.size:
             raise RuntimeError(f"the pieces of tensor {tensor.name!r} don't add up")
         read = tuple(sum_of(report.read[number] for report in mine) for number in range(len(tensor.inputs)))
-        tensors[tensor.name] = Written(
-            plan.shards[tensor.shard].name,
-            tensor.offset,
-            tensor.dtype.name,
-            tensor.shape,
-            mixes[tensor.resolved],
-            sum_of(report.written for report in mine),
-            read,
+        tensors[tensor.name] = WrittenTensor(
+            shard=plan.shards[tensor.shard].name,
+            offset=tensor.offset,
+            dtype=tensor.dtype.name,
+            shape=tensor.shape,
+            mix=mixes[tensor.resolved],
+            written=sum_of(report.written for report in mine),
+            read=read,
         )
     return MergeRecord(
-        _versions(plan),
-        _resolved(plan),
-        _inputs(plan),
-        {name: xxhash.xxh3_128_hexdigest(content) for name, content in files.items() if name != CARD},
-        {shard.name: (shard.nbytes, _frame(shard)) for shard in plan.shards},
-        tensors,
+        versions=_versions(plan),
+        recipe=_resolved(plan),
+        inputs=_inputs(plan),
+        files={name: xxhash.xxh3_128_hexdigest(content) for name, content in files.items() if name != CARD},
+        shards={shard.name: (shard.nbytes, _frame(shard)) for shard in plan.shards},
+        tensors=tensors,
     )
 
 
@@ -124,20 +124,26 @@ def read_lock(folder: str) -> MergeRecord:
         versions, recipe = dict(content["versions"]), dict(content["recipe"])
         inputs = [{"path": str(one["path"]), "files": dict(one["files"])} for one in content["inputs"]]
         files = {str(name): str(checksum) for name, checksum in content["files"].items()}
-        return MergeRecord(versions, recipe, inputs, files, shards, tensors)
+        return MergeRecord(versions=versions, recipe=recipe, inputs=inputs, files=files, shards=shards, tensors=tensors)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(f"{path}: is damaged: it doesn't say what a merge writes there") from None
 
 
-def _written(row: Mapping[str, Any]) -> Written:
-    """Raises KeyError, TypeError, or ValueError."""
-    numbers = [int(row["offset"]), int(row["mix"]), *map(int, row["shape"])]
-    if min(numbers) < 0:
+def _written(row: Mapping[str, Any]) -> WrittenTensor:
+    """Return what a row of the file says. Raises KeyError, TypeError, or ValueError."""
+    found = WrittenTensor(
+        shard=str(row["shard"]),
+        offset=int(row["offset"]),
+        dtype=BY_NAME[str(row["dtype"])].name,
+        shape=tuple(map(int, row["shape"])),
+        mix=int(row["mix"]),
+        written=str(row["written"]),
+        read=tuple(map(str, row["read"])),
+    )
+    if min(found.offset, found.mix, *found.shape) < 0:
         raise ValueError("a negative size")
-    words = [str(row[name]) for name in ("shard", "dtype", "written")]
-    read = tuple(map(str, row["read"]))
-    sum_of((words[2], *read))
-    return Written(words[0], numbers[0], BY_NAME[words[1]].name, tuple(numbers[2:]), numbers[1], words[2], read)
+    sum_of((found.written, *found.read))  # raises ValueError for what is no fingerprint
+    return found
 
 
 def _versions(plan: Plan) -> dict[str, str]:
@@ -157,7 +163,8 @@ def _paddle() -> str:
 
 
 def _resolved(plan: Plan) -> dict[str, Any]:
-    """What was asked, with every default. mixes: the ways in which tensors were merged; Written.mix is a place in it."""
+    """Return what was asked, with every default. mixes: the ways in which tensors were merged; WrittenTensor.mix is a place
+    in it."""
     recipe = plan.recipe
     return {
         "method": recipe.method.name,
