@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, MergeConfig, merge
-from paddle_merge.checkpoints.fingerprint import BLOCK, Fingerprint, added, of_file
+from paddle_merge.checkpoints.fingerprint import BLOCK, Fingerprint, of_file, sum_of
 from paddle_merge.commands.main import main
 from paddle_merge.commands.verify.verify import Findings, verify
 from paddle_merge.run.output.lock import read_lock
@@ -53,7 +53,7 @@ def test_a_fingerprint_is_of_the_elements_however_they_come(cuts: list[int], pie
             fingerprint.add(values[start:last], start)  # a second pass is no news
         assert fingerprint.stop == end
         found.append(fingerprint.hexdigest())
-    assert added(found) == by_definition(values)
+    assert sum_of(found) == by_definition(values)
 
 
 def test_blocks_that_change_places_are_noticed(tmp_path: Path) -> None:
