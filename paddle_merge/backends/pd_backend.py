@@ -214,11 +214,11 @@ class PaddleBackend(Backend):
                 sums[number] = _add_up(sums[number], terms)
 
         skipped = -int(counts[2]) % stride
-        values = paddle.masked_select(exact, inside).numpy()[skipped::stride] if found[2] else values[:0]
+        between = paddle.masked_select(exact, inside).numpy()[skipped::stride] if found[2] else values[:0]
         first = int(counts[4])
-        values = values[: len(values) - first]
-        values[first : first + len(values)] = values
-        counts[4] += len(values)
+        between = between[: len(values) - first]
+        values[first : first + len(between)] = between
+        counts[4] += len(between)
         counts[:4] += found
 
 
