@@ -65,7 +65,7 @@ def kind_of(path: str) -> str | None:
     return next((kind for kind, name in CONFIGS.items() if os.path.isfile(os.path.join(path, name))), None)
 
 
-def split(spec: str) -> list[str]:
+def split_spec(spec: str) -> list[str]:
     """Split "base+adapter+..." into its paths, with ~ expanded. Paths that exist may contain a + themselves."""
     words, paths = spec.split("+"), []
     while words:
@@ -76,11 +76,11 @@ def split(spec: str) -> list[str]:
     return paths
 
 
-def absolute(spec: str) -> str:
+def absolute_spec(spec: str) -> str:
     """Return the same spec with absolute paths; names on a hub stay as they are."""
     from . import hub
 
-    return "+".join(part if hub.is_name(part) else os.path.abspath(part) for part in split(spec))
+    return "+".join(part if hub.is_name(part) else os.path.abspath(part) for part in split_spec(spec))
 
 
 def open_adapter(path: str) -> Adapter:
@@ -113,7 +113,7 @@ def open_model(spec: str, prefix: str) -> tuple[Checkpoint, Sequence[Adapter]]:
     """
     from .open import open_checkpoint
 
-    base, *paths = split(spec)
+    base, *paths = split_spec(spec)
     if not spec:
         raise CheckpointError("one of the models' paths is empty; give the path of a folder or file for each model")
     if not all((base, *paths)):
@@ -149,13 +149,13 @@ def _other_reading(spec: str) -> list[str]:
     """
     words = spec.split("+")
     for end in range(1, len(words)):
-        model, *paths = split("+".join(words[:end])) + split("+".join(words[end:]))
-        if [model, *paths] != split(spec) and os.path.exists(model) and all(map(kind_of, paths)):
+        model, *paths = split_spec("+".join(words[:end])) + split_spec("+".join(words[end:]))
+        if [model, *paths] != split_spec(spec) and os.path.exists(model) and all(map(kind_of, paths)):
             return [model, *paths]
     return []
 
 
-def sort(adapter: Adapter) -> tuple[list[Module], list[tuple[str, TensorEntry]]]:
+def group_tensors(adapter: Adapter) -> tuple[list[Module], list[tuple[str, TensorEntry]]]:
     """Return an adapter's tensors by module; and those that replace tensors of the model, each with the name there.
 
     The names of modules and tensors are without PEFT's wrappers ("base_model.model.", ".base_layer", ".modules_to_save").

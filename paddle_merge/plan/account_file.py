@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..checkpoints.adapters import split
+from ..checkpoints.adapters import split_spec
 from ..errors import OutputError
 from ..recipe.request import Request
 from ..version import __version__
@@ -81,7 +81,7 @@ def _fate(fate: InputTensorAccount) -> dict[str, Any]:
 
 def refused(request: Request, problems: Sequence[str]) -> None:
     """Write why there is no plan to where its account was to be, if that can be written. Raises OutputError."""
-    paths = [path for spec in request.sources for path in split(spec)]
+    paths = [path for spec in request.sources for path in split_spec(spec)]
     with contextlib.suppress(OutputError):
         check_account(request, [*paths, *([request.config_from] if request.config_from else [])])
         write(str(request.account), {MARK: __version__, "output": request.output, "refused": list(problems)})

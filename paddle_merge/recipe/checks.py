@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..backends import engine as engines
 from ..backends.engine import Engine
-from ..checkpoints.adapters import split
+from ..checkpoints.adapters import split_spec
 from ..dtypes import LARGEST
 from ..methods.paddlenlp import METHODS
 from ..methods.registry import NAMED
@@ -100,7 +100,7 @@ def _models(config: MergeConfig) -> list[str]:
     if not config.lora_model_path:
         if len(models) >= 2 or (models and config.base_model_path):
             return []
-        if not models or len(split(models[0])) == 1:
+        if not models or len(split_spec(models[0])) == 1:
             return ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
         if plain:
             return []

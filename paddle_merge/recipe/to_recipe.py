@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.adapters import absolute
+from ..checkpoints.adapters import absolute_spec
 from ..dtypes import FLOATS
 from ..methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS, method
 from ..methods.registry import IDLE, NAMED, parameter_names
@@ -180,7 +180,7 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
     """Return the recipe with what flags say of any recipe: seed, dtype, layouts, format, tokenizer and chat template."""
     tokenizer = recipe.tokenizer
     if config.tokenizer_source:
-        places = {absolute(path): number for number, path in enumerate(recipe.sources)}
+        places = {absolute_spec(path): number for number, path in enumerate(recipe.sources)}
         base = len(recipe.models) if recipe.base is not None else None
         tokenizer = tokenizer_of(str(_tokenizer_source(config)), None, places, base, recipe.taken[0])
     return dataclasses.replace(
@@ -211,7 +211,7 @@ def _stored_layout(config: MergeConfig) -> str | None:
 def _tokenizer_source(config: MergeConfig) -> str | None:
     """Return tokenizer_source, a path made absolute."""
     source = config.tokenizer_source
-    return source if source in (None, "union", "base") else absolute(str(source))
+    return source if source in (None, "union", "base") else absolute_spec(str(source))
 
 
 def record_of(config: MergeConfig, recipe: Recipe, output: str) -> dict[str, Any]:
@@ -231,14 +231,14 @@ def record_of(config: MergeConfig, recipe: Recipe, output: str) -> dict[str, Any
         defaults = type(config)()
         said = {*MODEL_FIELDS, *METHOD_FIELDS, *PARAMETER_FIELDS, "method_parameters"} & record.keys()
         record.update({name: getattr(defaults, name) for name in said})
-        record["recipe_yaml"] = to_yaml(recipe, absolute)
+        record["recipe_yaml"] = to_yaml(recipe, absolute_spec)
         return record
     sparsifier, merge_type = pair_of(config)
     title = title_of(config)
     record.update(
-        model_path_list=None if config.lora_model_path else [absolute(spec) for spec in models_of(config)],
-        lora_model_path=absolute(config.lora_model_path) if config.lora_model_path else None,
-        base_model_path=absolute(config.base_model_path) if config.base_model_path else None,
+        model_path_list=None if config.lora_model_path else [absolute_spec(spec) for spec in models_of(config)],
+        lora_model_path=absolute_spec(config.lora_model_path) if config.lora_model_path else None,
+        base_model_path=absolute_spec(config.base_model_path) if config.base_model_path else None,
         merge_method=title if title in METHODS else None,
         merge_type=merge_type,
         sparsify_type=sparsifier,

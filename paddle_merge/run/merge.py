@@ -157,14 +157,14 @@ def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], b
     """
     attempt = Attempts()
     specs = request.sources
-    paths = [path for spec in specs for path in adapters.split(spec)]
+    paths = [path for spec in specs for path in adapters.split_spec(spec)]
     recipe = attempt(request.checked_recipe)
     plan = sidecars = None
     if request.config_from:
         attempt(given_config, request.config_from)
     if recipe is None:
         # Nothing is downloaded for it.
-        remote = {spec for spec in specs if hub.installed() and any(map(hub.is_name, adapters.split(spec)))}
+        remote = {spec for spec in specs if hub.installed() and any(map(hub.is_name, adapters.split_spec(spec)))}
         attempt(open_inputs, [spec for spec in specs if spec not in remote], request.prefix)
     else:
         plan = attempt(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ...checkpoints.adapters import Adapter, sort
+from ...checkpoints.adapters import Adapter, group_tensors
 from ...checkpoints.names import stacks, word_of
 from ...conversion.lora.config import config_problems, scaling
 from ...errors import MalformedError
@@ -18,7 +18,7 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
 
     ranks, scales, targets: how many modules have each. problems: why it couldn't be folded into any model.
     """
-    modules, others = sort(adapter)
+    modules, others = group_tensors(adapter)
     ranks: Counter[int] = Counter()
     scales: Counter[float] = Counter()
     targets: Counter[str] = Counter()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from ...checkpoints.adapters import kind_of, open_adapter, split
+from ...checkpoints.adapters import kind_of, open_adapter, split_spec
 from ...checkpoints.compare import equal
 from ...checkpoints.config_json import read_config
 from ...checkpoints.names import EMBEDDINGS, HEAD, last_word, stacks
@@ -33,7 +33,7 @@ class Looked:
 
 def look(spec: str, prefix: str) -> Looked:
     """A checkpoint, an adapter, or a checkpoint with adapters (`base+adapter`). Raises CheckpointError."""
-    path, *adapters = split(spec)
+    path, *adapters = split_spec(spec)
     if not adapters and kind_of(path):
         try:
             checkpoint = open_checkpoint(path, prefix)

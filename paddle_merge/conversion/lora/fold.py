@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...checkpoints.adapters import Adapter, Module, sort
+from ...checkpoints.adapters import Adapter, Module, group_tensors
 from ...checkpoints.compare import equal, is_zero
 from ...checkpoints.config_json import has_language_head, read_config
 from ...checkpoints.names import EMBEDDINGS, is_linear, last_word
@@ -84,7 +84,7 @@ class _Fold:
         problems = config_problems(self._adapter)
         if not self._adapter.tensors:
             problems.append(f"{self._adapter.path}: holds no tensors")
-        modules, others = sort(self._adapter) if not problems else ([], [])
+        modules, others = group_tensors(self._adapter) if not problems else ([], [])
         if self._targets.tied:
             modules, others, apart = without_head(self._adapter, modules, others)
             problems += self._untying(apart)

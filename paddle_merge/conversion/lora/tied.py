@@ -19,7 +19,7 @@ from ...errors import MalformedError
 from .config import scaling
 from .entry import read_from
 
-Others = Sequence[tuple[str, TensorEntry]]  # as adapters.sort returns them
+Others = Sequence[tuple[str, TensorEntry]]  # as adapters.group_tensors returns them
 Apart = list[tuple[str, TensorEntry | None]]  # (name, tensor that replaces it; None if low-rank factors change it)
 
 
@@ -28,7 +28,7 @@ def without_head(
 ) -> tuple[list[Module], list[tuple[str, TensorEntry]], Apart]:
     """Remove changes of lm_head that equal those of the embedding, for a model that ties the two.
 
-    modules, others: as adapters.sort returns them. Returns the modules and others that remain; and what changes the
+    modules, others: as adapters.group_tensors returns them. Returns the modules and others that remain; and what changes the
     embedding but not lm_head, which a tied model can't represent.
     """
     factors = next((module for module in modules if last_word(f"{module.name}.") in EMBEDDINGS), None)

@@ -18,7 +18,7 @@ from typing import Any
 
 import xxhash
 
-from ...checkpoints.adapters import absolute
+from ...checkpoints.adapters import absolute_spec
 from ...checkpoints.fingerprint import sum_of
 from ...checkpoints.formats.naming import index_name
 from ...checkpoints.json_files import read_json
@@ -168,8 +168,8 @@ def _resolved(plan: Plan) -> dict[str, Any]:
     recipe = plan.recipe
     return {
         "method": recipe.method.name,
-        "models": [absolute(path) for path in recipe.models],
-        "base": absolute(recipe.base) if recipe.base else None,
+        "models": [absolute_spec(path) for path in recipe.models],
+        "base": absolute_spec(recipe.base) if recipe.base else None,
         "mixes": [_shown(method) for method in _mixes(plan)],
         "seed": recipe.seed,
         "out_dtype": recipe.out_dtype.name if recipe.out_dtype else None,
@@ -209,7 +209,7 @@ def _inputs(plan: Plan) -> list[dict[str, Any]]:
                 for file in entry.files
             }
         )
-        found.append({"path": absolute(spec), "files": {file: os.path.getsize(file) for file in files}})
+        found.append({"path": absolute_spec(spec), "files": {file: os.path.getsize(file) for file in files}})
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
-from paddle_merge.checkpoints.adapters import split
+from paddle_merge.checkpoints.adapters import split_spec
 from paddle_merge.checkpoints.files import Files
 from paddle_merge.checkpoints.names import LAYOUTS
 from paddle_merge.commands.main import main
@@ -703,9 +703,9 @@ def test_flags_that_contradict(fields: dict[str, Any], words: str) -> None:
 def test_a_path_may_hold_a_plus(tmp_path: Path) -> None:
     for name in ("llama+code", "a"):
         (tmp_path / name).mkdir()
-    assert split(f"{tmp_path}/llama+code+{tmp_path}/a") == [f"{tmp_path}/llama+code", f"{tmp_path}/a"]
-    assert split("llama+code") == ["llama", "code"]
-    assert split(f"{tmp_path}/llama+code") == [f"{tmp_path}/llama+code"]
+    assert split_spec(f"{tmp_path}/llama+code+{tmp_path}/a") == [f"{tmp_path}/llama+code", f"{tmp_path}/a"]
+    assert split_spec("llama+code") == ["llama", "code"]
+    assert split_spec(f"{tmp_path}/llama+code") == [f"{tmp_path}/llama+code"]
 
 
 def test_a_folder_called_as_base_and_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
