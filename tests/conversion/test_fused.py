@@ -22,6 +22,7 @@ from paddle_merge.errors import MalformedError
 from tests.checkpoints.formats.test_flex import cut, save
 from tests.conversion.test_layout import CONFIG, HEADS, INTER, KV, State, assert_same, laid_out, llama, means, stored
 from tests.support.checkpoints import from_bits, read, to_bits, write
+from tests.support.sweeps import few
 
 HIDDEN, WIDTH = CONFIG["hidden_size"], 4
 
@@ -172,13 +173,14 @@ def named(state: State) -> State:
     return {name.replace("llama.", "qwen2."): value for name, value in state.items()}
 
 
+@pytest.mark.parametrize("n_process", few([1, 2]))
 @pytest.mark.parametrize("kv", [1, KV, HEADS])
 @pytest.mark.parametrize("layout", ["paddlenlp", "paddleformers"])
-def test_fused_becomes_hugging_faces(tmp_path: Path, layout: str, kv: int) -> None:
+def test_fused_becomes_hugging_faces(tmp_path: Path, layout: str, kv: int, n_process: int) -> None:
     a, b = biased(0, kv), biased(1, kv)
     config = {"num_key_value_heads": kv, "fuse_attention_qkv": True, "fuse_attention_ffn": True}
     paths = [kept_as(tmp_path / name, named(fused(state, layout, kv=kv)), **config) for name, state in (("a", a), ("b", b))]
-    merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out"), output_layout="hf", n_process=2))
+    merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out"), output_layout="hf", n_process=n_process))
     assert_same(read(tmp_path / "out"), means(a, b))
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     assert said["fuse_attention_qkv"] is said["fuse_attention_ffn"] is False
@@ -214,7 +216,7 @@ def test_config_says_what_is_fused(tmp_path: Path) -> None:
     assert said["fuse_attention_qkv"] is said["fuse_attention_ffn"] is True
 
 
-@pytest.mark.parametrize("method", ["ties", "della", "slerp"])
+@pytest.mark.parametrize("method", few(["della", "ties", "slerp"]))
 def test_views_change_nothing_but_the_order(tmp_path: Path, method: str) -> None:
     base, *models = [biased(seed) for seed in range(3)]
     for folder, form in (("same", laid_out), ("mixed", fused)):

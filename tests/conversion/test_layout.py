@@ -16,6 +16,7 @@ from paddle_merge.checkpoints.views import transpose
 from paddle_merge.conversion.detect import detect
 from paddle_merge.recipe.request import Request
 from tests.support.checkpoints import from_bits, read, to_bits, write
+from tests.support.sweeps import few
 
 HIDDEN, HEADS, KV, WIDTH, INTER, VOCAB = 16, 4, 2, 4, 24, 40
 CONFIG: dict[str, Any] = {
@@ -98,14 +99,15 @@ def test_any_two_layouts_merge_into_the_first(tmp_path: Path, first: str, second
     assert_same(read(tmp_path / "out"), laid_out(means(a, b), first))
 
 
+@pytest.mark.parametrize("n_process", few([1, 2]))
 @pytest.mark.parametrize("output", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_output_layout(tmp_path: Path, layout: str, output: str) -> None:
+def test_output_layout(tmp_path: Path, layout: str, output: str, n_process: int) -> None:
     """With what loaders look at: metadata format, and config.json's dtype under both names."""
     a, b = llama(0), llama(1)
     paths = [stored(tmp_path / "a", a, layout), stored(tmp_path / "b", b, layout)]
     out = tmp_path / "out"
-    merge(MergeConfig(model_path_list=paths, output_path=str(out), output_layout=output, n_process=2))
+    merge(MergeConfig(model_path_list=paths, output_path=str(out), output_layout=output, n_process=n_process))
     assert_same(read(out), laid_out(means(a, b), output))
     assert open_checkpoint(str(out)).format == ("pt" if output == "hf" else "np")
     config = json.loads((out / "config.json").read_text())
@@ -125,7 +127,7 @@ def test_paddleformers_flags(tmp_path: Path, convert: bool, save: bool, expected
     assert_same(read(tmp_path / "out"), laid_out(a, expected))
 
 
-@pytest.mark.parametrize("method", ["ties", "della", "slerp", "dare_ties"])
+@pytest.mark.parametrize("method", few(["della", "ties", "slerp", "dare_ties"]))
 def test_turning_changes_nothing_but_the_order(tmp_path: Path, method: str) -> None:
     """A model in Paddle's layout merges with those in HF's as if it had been converted first; in several processes too."""
     base, *models = [llama(seed) for seed in range(3)]

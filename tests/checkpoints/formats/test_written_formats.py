@@ -23,6 +23,7 @@ from paddle_merge.checkpoints.open import open_checkpoint
 from paddle_merge.dtypes import DTYPES, UINT16
 from tests.conversion.test_layout import CONFIG, laid_out, llama, means, stored
 from tests.support.checkpoints import from_bits, read, to_bits, write
+from tests.support.sweeps import few
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 
@@ -123,15 +124,16 @@ def test_what_paddle_has_no_tensors_of() -> None:
 # --- merges ---
 
 
+@pytest.mark.parametrize("n_process", few([1, 2]))
 @pytest.mark.parametrize("size", ["5GB", "10KB"])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_paddle_loads_what_the_safetensors_hold(tmp_path: Path, dtype: str, size: str) -> None:
+def test_paddle_loads_what_the_safetensors_hold(tmp_path: Path, dtype: str, size: str, n_process: int) -> None:
     paddle = import_paddle()
     expected = {}
     folder = merged(tmp_path, "st", dtype)
     for name, info in safetensors.deserialize((folder / "model.safetensors").read_bytes()):
         expected[name] = (info["dtype"], tuple(info["shape"]), bytes(info["data"]))
-    out = merged(tmp_path, "pd", dtype, save_format="pdparams", max_shard_size=size, n_process=2)
+    out = merged(tmp_path, "pd", dtype, save_format="pdparams", max_shard_size=size, n_process=n_process)
     assert not list(out.glob("*.safetensors*"))
     if size == "5GB":
         files = ["model_state.pdparams"]

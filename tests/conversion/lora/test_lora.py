@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pickle
@@ -24,6 +25,7 @@ from paddle_merge.recipe.request import Request
 from tests.checkpoints.formats.test_flex import cut, save
 from tests.conversion.test_layout import CONFIG, HEADS, HIDDEN, INTER, KV, VOCAB, WIDTH, State, laid_out, llama, stored
 from tests.support.checkpoints import from_bits, read, to_bits, write
+from tests.support.sweeps import few
 
 R = 3
 LAYER = "model.layers.0."
@@ -443,8 +445,7 @@ def test_half_an_adapter(tmp_path: Path) -> None:
     close(read(tmp_path / "out"), folded(base, pairs, 1.0))
 
 
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("method", ["linear", "dare_ties", "della"])
+@pytest.mark.parametrize(("method", "dora"), few(itertools.product(["della", "linear", "dare_ties"], [True, False])))
 def test_the_same_bytes_however_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, dora: bool) -> None:
     random = np.random.default_rng(0)
     base = {"x.q_proj.weight": random.standard_normal((300, 700)), "x.bias": np.ones(5)}
