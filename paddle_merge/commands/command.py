@@ -1,4 +1,4 @@
-"""What every command does: set up logging, print errors as one sentence, and set the exit status."""
+"""Set up logging, and turn errors and signals into messages and exit codes, for every command."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ..errors import MergeError
 
 
 def set_up_logging(verbose: bool, quiet: bool) -> None:
+    """Print the package's messages to standard error: also debug messages if verbose, only errors if quiet."""
+
     class Format(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
             text = super().format(record)
@@ -29,7 +31,7 @@ def set_up_logging(verbose: bool, quiet: bool) -> None:
 
 @contextlib.contextmanager
 def command() -> Iterator[None]:
-    """What surrounds a command: errors become sentences and exit codes, and signals that end it an interrupt."""
+    """Run a command: print errors as sentences and exit with a code; treat SIGTERM and SIGHUP as an interrupt."""
     _open_standard_files()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -48,7 +50,7 @@ def command() -> Iterator[None]:
 
 
 def _open_standard_files() -> None:
-    """Where a caller closed one of them, so that no file of ours takes its number."""
+    """Open the standard files that the caller closed, so that no other file gets their numbers."""
     for number in range(3):
         try:
             os.fstat(number)

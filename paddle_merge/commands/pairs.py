@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,59 +17,72 @@ from ..run.sources import reader
 BLOCK = 1 << 16  # elements read at a time
 
 
-def raw_blocks(one: TensorEntry, other: TensorEntry, files: Files) -> Iterator[list[np.ndarray]]:
-    """The elements of both as they are stored, block by block."""
-    size = math.prod(one.shape)
-    for start in range(0, size, BLOCK):
-        raws = []
-        for entry in (one, other):
-            raws.append(np.empty(min(BLOCK, size - start), entry.dtype.raw))
-            files.read(entry, start, raws[-1])
-        yield raws
+def side_by_side(a: TensorReader, b: TensorReader, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Read the elements start..stop of two tensors of one shape. Raises WorkError.
+
+    Yields (first, count) once both readers hold these elements, at most BLOCK at a time. The blocks begin at multiples of
+    BLOCK if `start` does, so sums of blocks don't depend on how a tensor is divided among workers.
+    """
+    for first in range(start, stop, BLOCK):
+        count = min(BLOCK, stop - first)
+        a.read(first, count)
+        b.read(first, count)
+        yield first, count
 
 
-def same_bits(raws: list[np.ndarray], one: TensorEntry, other: TensorEntry) -> bool:
-    return one.dtype == other.dtype and raws[0].tobytes() == raws[1].tobytes()
-
-
-def subtract(raws: list[np.ndarray], one: TensorEntry, other: TensorEntry) -> tuple[np.ndarray, bool]:
-    """(one - other [n] float64, whether there is a NaN or Inf in either)."""
-    x, _, bad = NumpyBackend("float64").load(raws, [one.dtype, other.dtype], based=True)
-    return x[0], any(bad)
+def same_bits(a: TensorReader, b: TensorReader) -> bool:
+    """Return whether the blocks that two readers hold have the same dtype and the same bits."""
+    return a.dtype == b.dtype and a.raw.tobytes() == b.raw.tobytes()
 
 
 class TensorReader:
-    """Blocks of one tensor: `raw`, the elements as they are stored (an adapted one: as they would be, folded), and
-    `numbers`, the same as float32 or float64. What one block gave is overwritten by the next."""
+    """A reader of blocks of one tensor; an adapted tensor is read as it would be stored if its adapter were folded in.
+
+    Each call of `read` overwrites what the arrays of the one before it hold.
+    """
 
     def __init__(self, entry: TensorEntry, files: Files):
-        self.raw = self.numbers = np.empty(0)
+        self.dtype = entry.dtype
+        self.raw = np.empty(0)  # [n], the elements as they are stored
+        self._numbers: np.ndarray | None = None
         compute = compute_dtype([entry.dtype])
         self._entry, self._reader, self._scratch = entry, reader(entry, compute, files), Scratch()
         self._backend = NumpyBackend(compute)
 
     def read(self, start: int, count: int) -> None:
-        """Raises WorkError."""
-        dtype = self._entry.dtype
+        """Read `count` elements from number `start`, in C order. Raises WorkError."""
+        self._numbers = None
         self.raw = self._scratch.array("raw", count, self._reader.dtype.raw)
         self._reader.read(start, self.raw)
         if self._entry.computed:
-            self.raw = self._backend.store(self.raw, dtype)[0]
-        if dtype in (FLOAT32, FLOAT64):
-            self.numbers = self.raw
-        elif dtype.is_float:
-            self.numbers = self._scratch.array("numbers", count, np.float32)
-            widen(self.raw, dtype, self.numbers)
-        else:
-            self.numbers = self.raw.astype(np.float64)
+            self.raw = self._backend.store(self.raw, self.dtype)[0]
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The block's elements as numbers: [n] float64 for float64 and for integers, which are rounded to it; else float32."""
+        if self._numbers is None:
+            self._numbers = self._widened()
+        return self._numbers
+
+    def _widened(self) -> np.ndarray:
+        if self.dtype in (FLOAT32, FLOAT64):
+            return self.raw
+        if not self.dtype.is_float:
+            return self.raw.astype(np.float64)
+        numbers = self._scratch.array("numbers", self.raw.size, np.float32)
+        widen(self.raw, self.dtype, numbers)
+        return numbers
 
     def bits(self, units: DType, wide: type[np.unsignedinteger[Any]]) -> np.ndarray:
-        """(n,) uint32 or uint64: the elements' bits in the dtype `units`; integers in their order."""
+        """Return the block's elements, rounded to the dtype `units`, as bits: [n] uint32 or uint64, whichever `wide` is.
+
+        Integers are mapped to unsigned ones in the same order.
+        """
         raw = self.raw
         if not units.is_float:
             signed = raw.dtype != np.uint64
             return raw.astype(np.int64).view(np.uint64) ^ np.uint64(1 << 63) if signed else raw
-        if self._entry.dtype != units:
+        if self.dtype != units:
             raw = self._backend.store(self.numbers, units)[0]
         if raw.itemsize == np.dtype(wide).itemsize:
             return raw.view(wide)

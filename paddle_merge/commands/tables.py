@@ -1,4 +1,4 @@
-"""Plain tables of a hundred columns."""
+"""Format tables and numbers as plain text, up to 100 columns wide."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ WIDTH = 100
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, indent: int = 0) -> list[str]:
-    """Lines: columns as wide as they need, the first `left` of them flush left, the others flush right; if lines would be
-    longer than WIDTH, the widest of the left ones are shortened."""
+    """Return the lines of a table whose columns are as wide as their cells.
+
+    The first `left` columns are aligned left, the others right. If the table is wider than WIDTH, the widest of the left
+    columns are shortened. A row with a single cell is a heading for the rows below it, and doesn't count for the widths.
+    """
     cells = [[shown(cell) for cell in row] for row in (headings, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    full = [row for row in cells if len(row) > 1 or len(headings) == 1]
+    widths = [max(len(row[column]) for row in full) for column in range(len(headings))]
     lines = []
     for _ in range(indent + sum(widths) + 2 * (len(widths) - 1) - WIDTH):
         widest = widths.index(max(widths[:left]))
         widths[widest] = max(widths[widest] - 1, 8)
     for row in cells:
+        if len(row) < len(headings):
+            lines.append((" " * indent + row[0]).rstrip())
+            continue
         words = [
             f"{shorten(cell, width):<{width}}" if column < left else f"{cell:>{width}}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -27,7 +34,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1,
 
 
 def facts(rows: Sequence[tuple[str, str]], indent: int) -> list[str]:
-    """Lines: names, and behind them what is said of them, over as many lines as it takes."""
+    """Return lines of names with a text behind each, wrapped to WIDTH."""
     edge = max(len(name) for name, _ in rows) + indent + 2
     lines = []
     for name, text in rows:
@@ -38,34 +45,27 @@ def facts(rows: Sequence[tuple[str, str]], indent: int) -> list[str]:
 
 
 def shorten(text: str, width: int) -> str:
-    """The end of a text too long for `width`: where names differ."""
+    """Return a text, of a longer one than `width` the end, where names of tensors differ."""
     return text if len(text) <= width else f"...{text[len(text) - width + 3 :]}"
 
 
 def shown(text: str) -> str:
-    """One line that a terminal shows as it is."""
+    """Return a text as one line without control characters: these are written as escapes."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def count(number: int) -> str:
-    return f"{number:,}"
-
-
-def size(nbytes: int) -> str:
-    """Decimal: 988.1 MB."""
-    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
-        if nbytes >= 1000**power:
-            return f"{nbytes / 1000**power:.1f} {unit}"
-    return f"{nbytes} B"
+def count(number: int, what: str = "") -> str:
+    """Return a number with commas between thousands, and what is counted: "1 tensor", "1,200 tensors"."""
+    return f"{number:,}{f' {what}' if what else ''}{'s' if what and number != 1 else ''}"
 
 
 def number(value: float | None) -> str:
-    """Four significant digits; - for what isn't defined."""
+    """Return a number with four significant digits; "-" if it isn't defined."""
     return "-" if value is None else f"{value:.4g}"
 
 
 def percent(fraction: float | None) -> str:
-    """Of what isn't quite 0 or 100 %, never that."""
+    """Return a fraction in per cent; "-" if it isn't defined. Only exactly 0 and 1 are shown as 0% and 100%."""
     if fraction is None:
         return "-"
     for digits in (1, 4, 7):

@@ -1,5 +1,7 @@
-"""Work shared out to threads, with a progress bar. Threads do where nearly all time goes to loops and reads that don't hold
-Python's lock."""
+"""Divide work among threads, with a progress bar.
+
+Threads suffice where nearly all time goes to compiled loops and reads, which release Python's global interpreter lock.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,12 @@ def in_threads(
     what: str,
     progress: bool | None = None,
 ) -> list[T]:
-    """What work(number, advance) returns for every number of `sizes`, in their order; the largest are begun first.
+    """Call work(number, advance) for the number of each item; return the results in order. Raises what `work` raises.
 
-    advance: to be called with the bytes read, of nbytes in all, which end up in the bar; it raises KeyboardInterrupt once
-    another call of work has failed. what: the bar's word. progress: whether to show it; None: if stderr is a terminal.
-    Raises what work does.
+    sizes: the size of each item; the largest are started first. advance: `work` calls it with the number of bytes it has
+    read, which the progress bar counts; it raises KeyboardInterrupt once another call of `work` has failed. nbytes: the
+    number of bytes of all items. what: the label of the bar. progress: whether to show the bar; None: if standard error is a
+    terminal.
     """
     from tqdm import tqdm
 

@@ -1,1 +1,1 @@
-"""Looking at models before merging them: `python -m paddle_merge analyze` measures their task vectors."""
+"""The command `analyze`: measure the task vectors of models before a merge."""

@@ -1,7 +1,7 @@
-"""One tensor in a base and several models: what its task vectors are like, and what each method would keep of them.
+"""Measure the task vectors of one tensor, and what each method would keep of them, block by block.
 
-Blocks come by the merge's own road, and sparsifiers and sign election are the merge's own, with all weights 1 and seed 0: so
-the numbers are those of the merge. Sums are of blocks in order, whoever reads them.
+Blocks come from the merge's own pipeline, and the sparsifiers and the sign election are the merge's own, with all weights 1
+and seed 0, so the numbers are those of a merge. Sums of blocks are added in order, whichever worker reads them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ...run.sources import FileSource
 from .sums import KeptSums, ModelSums, PairSums
 from .tensors import Compared
 
-# Sparsifier (None: everything is kept) -> the merge types that people use with it, but for slerp, which drops nothing.
+# Sparsifier (None: all elements are kept) -> the merge types of the methods with it; without slerp, which drops nothing.
 ROUNDS: dict[str | None, list[str]] = {}
 for _sparsifier, _merge_type in METHODS.values():
     if _merge_type != "slerp":
@@ -38,9 +38,11 @@ Key = tuple[str | None, int]  # sparsifier, model
 
 @dataclass(frozen=True)
 class Measured:
-    """models, pairs: by their numbers. kept: of each sparsifier and model. summed: sparsifier -> the sum of |x|, x being
-    what all models' kept elements add up to. not_finite: the models (None: the base) that hold a NaN or Inf, and were left
-    out.
+    """The measurements of one tensor.
+
+    models: number of the model -> sums of its task vector. pairs: numbers of both models -> sums of the pair. kept:
+    sparsifier and model -> sums of what is kept. summed: sparsifier -> sum |x|, with x the sum of the sparsified task
+    vectors. not_finite: the models (None: the base) with NaN or Inf, which were not measured.
     """
 
     models: dict[int, ModelSums] = field(default_factory=dict)
@@ -51,9 +53,10 @@ class Measured:
 
 
 def measure(tensor: Compared, sparsifiers: Mapping[str | None, Any], progress: Callable[[int], None]) -> Measured:
-    """sparsifiers: by the names in ROUNDS. progress hears of bytes read. Raises WorkError.
+    """Measure one tensor in all models. Raises WorkError.
 
-    Where a model holds a NaN or Inf, which no merge takes, the tensor is measured in the others.
+    sparsifiers: by the names in ROUNDS. progress: is called with the number of bytes read. Models in which the tensor has
+    NaN or Inf are left out, since no merge accepts them.
     """
     not_finite: tuple[int | None, ...] = ()
     while tensor.size and tensor.sources and None not in not_finite:
@@ -69,12 +72,15 @@ def measure(tensor: Compared, sparsifiers: Mapping[str | None, Any], progress: C
 
 
 def _again(progress: Callable[[int], None]) -> Callable[[int], None]:
-    """What hears of bytes that were read before: it may still want to stop."""
+    """Return a callback for bytes that are read a second time: they don't count, but `progress` can still raise."""
     return lambda _: progress(0)
 
 
 class _Work:
-    """One pass for each sparsifier that measures, then one for all sums. not_finite: as in Measured, once it has run."""
+    """The measurement of one tensor: a pass for each sparsifier that needs statistics, then a pass for all sums.
+
+    not_finite: as in Measured, set by `run`.
+    """
 
     not_finite: tuple[int | None, ...] = ()
 
@@ -97,6 +103,7 @@ class _Work:
         self._summed = {name: np.zeros(1) for name in ROUNDS}
 
     def run(self) -> Measured:
+        """Read the tensor and return its measurements. Raises WorkError."""
         states = {
             name: one.prepare(self._pipeline, self._backend) for name, one in self._sparsifiers.items() if one is not None
         }
@@ -115,7 +122,7 @@ class _Work:
             analysing.add_pair(x[j], x[k], self._pair_counts[p], self._pair_sums[p])
 
     def _sparsify(self, name: str | None, start: int, x: np.ndarray, states: Any) -> None:
-        """Of one block x, a row per model: what is kept, and what the merge types then make of it."""
+        """Add one block to the sums of a sparsifier and its merge types. x: [models, n] task vectors."""
         backend, counts, sums = self._backend, self._kept_counts[name], self._kept_sums[name]
         kept = self._scratch.array("kept", x.size, x.dtype).reshape(x.shape)
         kept[...] = x
@@ -127,7 +134,7 @@ class _Work:
             for p, (j, k) in enumerate(self._pairs):
                 self._pair_counts[p, 3] += analysing.count_both(kept[j], kept[k])
         first = self._scratch.array("first", x.shape[1], x.dtype)
-        first[...] = kept[0]  # where merge types leave what they make
+        first[...] = kept[0]  # merge types overwrite this row with their result
         if "linear" in ROUNDS[name]:
             analysing.add_absolute(backend.apply(linear, kept, self._weights), self._summed[name])
         if "ties" in ROUNDS[name]:

@@ -1,4 +1,4 @@
-"""An analysis as one HTML page that needs nothing but itself: no scripts, no files, no network."""
+"""Make an HTML page of an analysis, in one file that needs no scripts, other files, or network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .svg import heat_map, line_chart
 
 Row = Mapping[str, Any]
 
-MOVED = 50  # tensors in the table
+LISTED = 50  # tensors in the table
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1c2430; --pale: #5d6878; --line: #d9dee5; --above: #e0702e;
   --below: #3b82d6; --warn: #fdf0e3; }
@@ -33,12 +33,13 @@ h3 { font-size: 1em; margin: 1em 0 0.3em; }
 .scroll { overflow-x: auto; } .two { display: flex; flex-wrap: wrap; gap: 0 3em; }
 svg { display: block; } svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .grid { stroke: var(--line); }
 """
-CHANCE = "Unrelated changes have cosines near 0 and conflict in half of the elements that both changed."
+CHANCE = "For unrelated changes, cosines are near 0 and sign conflicts near 50%."
+RELATIVE = "The norm of the task vector of each model divided by the norm of the base."
 
 
 def page(report: Row) -> str:
-    """Names and paths come from files: everything that isn't ours is escaped."""
-    title = "What the models changed"
+    """Return the page. Names and paths come from files, so all text is escaped."""
+    title = "Task vectors of the models"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -51,10 +52,10 @@ def page(report: Row) -> str:
 def _parts(report: Row) -> Iterator[str]:
     legend = [("base", report["base"]), *((row["label"], row["path"]) for row in report["models"])]
     yield _table(("model", "path"), legend, "words")
-    yield "<h2>What stands out</h2>"
+    yield "<h2>Findings</h2>"
     said = [(one["warning"], one["text"]) for one in report["advice"]] + [(False, note) for note in report["notes"]]
     items = [f"<li{' class=warning' if warning else ''}>{_safe(text)}</li>" for warning, text in said]
-    yield f'<ul class="said">{"".join(items or ["<li>Nothing.</li>"])}</ul>'
+    yield f'<ul class="said">{"".join(items or ["<li>None.</li>"])}</ul>'
     if not report["compared_tensors"]:
         return
     yield from _models(report)
@@ -69,9 +70,10 @@ def _parts(report: Row) -> Iterator[str]:
 def _models(report: Row) -> Iterator[str]:
     yield _title(
         "Task vectors",
-        "Model minus base. Relative: the norm over the base's; max and mean: magnitudes of the elements that changed.",
+        "A task vector is model minus base. Relative: its norm divided by the norm of the base. Max and mean: of the"
+        " magnitudes of the elements that changed.",
     )
-    headings = ("", "norm", "relative", "max", "mean", "changed", "tensors changed", "longest in")
+    headings = ("", "norm", "relative", "max", "mean", "changed", "tensors changed", "largest in")
     rows = []
     for row in report["models"]:
         numbers = [number(row[name]) for name in ("norm", "relative", "largest", "mean")]
@@ -83,9 +85,10 @@ def _models(report: Row) -> Iterator[str]:
 def _pairs(report: Row) -> Iterator[str]:
     yield _title(
         "Pairs",
-        "Overlap: elements that changed in both, of those that changed in either; of trimmed: the same of what trim keeps at"
-        f" --reserve_p {report['reserve_p']:g}. Sign conflict: of the elements that changed in both, those whose signs"
-        f" differ; by weight: each counted by the product of both changes. {CHANCE}",
+        "Overlap: the number of elements that changed in both models, divided by the number that changed in either; of"
+        f" trimmed: the same of the elements that trim keeps at --reserve_p {report['reserve_p']:g}. Sign conflict: the"
+        " share of the elements changed in both whose signs differ; by weight: with each element weighted by the magnitude"
+        f" of the product of both changes. {CHANCE}",
     )
     labels = [row["label"] for row in report["models"]]
     between = {(row["a"], row["b"]): row["cosine"] for row in report["pairs"]}
@@ -104,10 +107,10 @@ def _pairs(report: Row) -> Iterator[str]:
 def _methods(report: Row) -> Iterator[str]:
     yield _title(
         "What each method would drop",
-        f"Of what changed, with {flags(report)}, all weights 1 and seed 0: of the elements, and of the sum of their"
-        " magnitudes (mass); the mass by sparsifying, and by electing signs. Cancels: what is lost where signs differ when"
-        " models are added. Moves: how far sparsifying moves the task vectors, in their lengths; what dare and della move is"
-        " noise, which averages out over many elements.",
+        f"Shares of the changes, with {flags(report)}, all weights 1 and seed 0: of the elements, and of the mass (the sum"
+        " of magnitudes); the mass dropped by sparsifying, and by sign election. Cancels: the mass that is lost where signs"
+        " differ when models are added. Moves: the distance between task vectors and sparsified task vectors, divided by the"
+        " length of the task vectors; for dare and della this is noise, which averages out over many elements.",
     )
     rows = []
     for row in report["methods"]:
@@ -124,13 +127,13 @@ def _layers(report: Row) -> Iterator[str]:
         numbers = [row["layer"] for row in rows]
         labels = [row["label"] for row in report["models"]]
         moved = [[row["models"].get(label, {}).get("relative") for row in rows] for label in labels]
-        yield _title(f"Layers of {stack}", "How far each model moved: the norm of its task vector over the base's.")
+        yield _title(f"Layers of {stack}", RELATIVE)
         yield _picture("", line_chart(labels, numbers, moved, "layer"))
         yield from _maps(report, [(str(row["layer"]), row) for row in rows])
 
 
 def _kinds(report: Row) -> Iterator[str]:
-    yield _title("Kinds of tensors", "How far each model moved: the norm of its task vector over the base's.")
+    yield _title("Kinds of tensors", RELATIVE)
     labels = [row["label"] for row in report["models"]]
     rows = [(row["kind"], row) for row in report["kinds"]]
     values = [[row["models"].get(label, {}).get("relative") for label in labels] for _, row in rows]
@@ -143,7 +146,7 @@ def _largest(values: Sequence[Sequence[float | None]]) -> float:
 
 
 def _maps(report: Row, rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
-    """Cosines and sign conflicts of all pairs."""
+    """Yield heat maps of the cosines and sign conflicts of all pairs."""
     pairs = [f"{pair['a']}-{pair['b']}" for pair in report["pairs"]]
     if not pairs:
         return
@@ -168,16 +171,16 @@ def _tensors(report: Row) -> Iterator[str]:
     moved = sorted((row for row in report["tensors"] if farthest(row)), key=farthest, reverse=True)
     yield _title(
         "Tensors",
-        f"Those that moved most, {count(min(MOVED, len(moved)))} of {count(len(report['tensors']))}: the norms of task"
-        " vectors over the base's; the least and the greatest cosine of a pair. All numbers: --json.",
+        f"The {count(min(LISTED, len(moved)))} of {count(len(report['tensors']))} that changed most: the norms of task"
+        " vectors divided by the norm of the base, and the smallest and largest cosine of a pair. --json gives all numbers.",
     )
     labels = [row["label"] for row in report["models"]]
     rows = []
-    for row in moved[:MOVED]:
+    for row in moved[:LISTED]:
         known = [pair["cosine"] for pair in row["pairs"].values() if pair["cosine"] is not None]
         relative = [number(row["models"].get(label, {}).get("relative")) for label in labels]
         rows.append((row["name"], *relative, cosine(min(known, default=None)), cosine(max(known, default=None))))
-    yield _table(("", *labels, "least", "greatest cosine"), rows)
+    yield _table(("", *labels, "min cosine", "max cosine"), rows)
 
 
 # --- HTML ----------------------------------------------------------------------------------------------------------------

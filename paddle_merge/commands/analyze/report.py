@@ -1,4 +1,4 @@
-"""What was measured of all tensors, as `analyze --json` prints it."""
+"""Measure all tensors and make the report that `analyze --json` prints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PAIR = ("elements", "both", "conflicts", "cosine", "overlap", "trimmed_overlap"
 
 @dataclass(frozen=True)
 class Asked:
-    """The methods' parameters, by the names of their flags."""
+    """The parameters of the methods, named as their flags."""
 
     reserve_p: float
     epsilon: float
@@ -35,6 +35,7 @@ class Asked:
 
     @property
     def sparsifiers(self) -> dict[str | None, Any]:
+        """The sparsifiers by name; None stands for keeping all elements."""
         return {
             None: None,
             "trim": Trim(self.reserve_p, self.rescale),
@@ -44,7 +45,10 @@ class Asked:
 
 
 def analyse(opened: Opened, asked: Asked, n_process: int, progress: bool | None = None) -> dict[str, Any]:
-    """The report. opened: the models, then the base. progress: as in in_threads. Raises WorkError."""
+    """Measure the models and return the report. Raises WorkError.
+
+    opened: the models, and the base last. progress: as in threads.in_threads.
+    """
     *models, base = opened.checkpoints
     found = survey(models, base)
     sparsifiers = asked.sparsifiers
@@ -71,7 +75,7 @@ def analyse(opened: Opened, asked: Asked, n_process: int, progress: bool | None 
 
 @dataclass(frozen=True)
 class _Report:
-    """labels, paths: of the models. measured: of every tensor compared."""
+    """The parts of the report. labels, paths: of the models. measured: of every tensor in found.compared."""
 
     labels: Sequence[str]
     paths: Sequence[str]
@@ -79,6 +83,7 @@ class _Report:
     measured: Sequence[Measured]
 
     def json(self) -> dict[str, Any]:
+        """Return the report without advice."""
         tensors = self._tensors()
         layers, kinds = self._groups(layer_of), self._groups(word_of)
         models = range(len(self.labels))
@@ -118,7 +123,7 @@ class _Report:
         }
 
     def _groups(self, key: Callable[[str], Any]) -> dict[Any, dict[str, Any]]:
-        """Rows of the tensors that have a key in common; those whose key is None are in none."""
+        """Return key -> the rows of the tensors with this key. Tensors whose key is None are left out."""
         parts: dict[Any, list[Measured]] = {}
         for tensor, one in zip(self.found.compared, self.measured, strict=True):
             if (group := key(tensor.name)) is not None:
@@ -151,7 +156,7 @@ class _Report:
         }
 
     def _comparable(self, k: int) -> bool:
-        """Whether all of a model was measured, and it has the base's integers."""
+        """Return whether all tensors of a model were measured, and its integers are those of the base."""
         found = self.found
         left_out: list[Sequence[int | None]] = [*found.missing.values(), *found.shapes.values(), *found.unmerged.values()]
         left_out += [one.not_finite for one in self.measured]
@@ -168,13 +173,13 @@ class _Report:
         }
 
     def _average(self, totals: Sequence[ModelSums]) -> float | None:
-        """The norm of the average of all task vectors."""
+        """Return the norm of the average of all task vectors."""
         products = sum(both.products for one in self.measured for both in one.pairs.values())
         norm = root(max(0.0, sum(sums.squares for sums in totals) + 2 * products))
         return ratio(norm, len(totals))
 
     def _method(self, method: str) -> dict[str, Any] | None:
-        """What it drops, of what changed: by elements and by their magnitudes (mass); None for one that can't be asked."""
+        """Return the share of the changes that a method drops; None if it can't merge this number of models."""
         sparsifier, merge_type = METHODS[method]
         if merge_type == "slerp" and len(self.labels) != 2:
             return None
@@ -197,7 +202,7 @@ class _Report:
 
 
 def _dropped(sums: KeptSums, elected: bool) -> dict[str, Mapping[str, float | None] | None]:
-    """Shares of what changed: of elements, and of the sum of their magnitudes."""
+    """Return the shares of the changes that are dropped: of the elements, and of the mass, the sum of magnitudes."""
 
     def shares(elements: int, mass: float) -> dict[str, float | None]:
         return {"elements": ratio(elements, sums.changed), "mass": ratio(max(0.0, mass), sums.absolute)}

@@ -1,4 +1,4 @@
-"""An analysis as text."""
+"""Print an analysis as text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Row = Mapping[str, Any]
 
 
 def lines(report: Row, top: int) -> Iterator[str]:
-    """What stands out first; then numbers of everything, and up to `top` kinds of tensors and layers."""
+    """Yield the lines of a report: findings, then totals, then up to `top` kinds of tensors, layers, and tensors."""
     legend = [("base", report["base"]), *((row["label"], row["path"]) for row in report["models"])]
     yield from facts(legend, 0)
     yield ""
     said = [("warning" if one["warning"] else "note", one["text"]) for one in report["advice"]]
-    yield from facts(said + [("note", note) for note in report["notes"]] or [("note", "nothing stands out")], 0)
+    yield from facts(said + [("note", note) for note in report["notes"]] or [("note", "no findings")], 0)
     if not report["compared_tensors"]:
         return
     yield ""
@@ -35,11 +35,12 @@ def lines(report: Row, top: int) -> Iterator[str]:
 
 
 def cosine(value: float | None) -> str:
+    """Return a cosine with four decimals; "-" if it isn't defined."""
     return "-" if value is None else f"{round(value, 4) + 0.0:.4f}"
 
 
 def flags(report: Row) -> str:
-    """The methods' parameters."""
+    """Return the parameters of the methods as flags."""
     return (
         f"--reserve_p {report['reserve_p']:g} --epsilon {report['epsilon']:g}{'' if report['rescale'] else ' --no_rescale'}"
     )
@@ -62,31 +63,31 @@ def _methods(report: Row) -> list[str]:
         elected = row["dropped_by_election"] or {"mass": None}
         shares = (row["dropped"]["elements"], row["dropped"]["mass"], row["dropped_by_sparsifier"]["mass"], elected["mass"])
         rows.append((row["method"], *map(percent, shares), percent(row["cancelled"]), number(row["sparsified_distance"])))
-    headings = ("drops", "elements", "mass", "sparsified", "outvoted", "cancels", "moves")
-    return [f"what methods drop of what changed, with {flags(report)}", *table(headings, rows)]
+    headings = ("method", "elements", "mass", "sparsified", "outvoted", "cancels", "moves")
+    return [f"share of the changes that each method drops, with {flags(report)}", *table(headings, rows)]
 
 
 def _groups(report: Row, top: int) -> list[str]:
-    """Of each kind and layer: the farthest model, and the extremes of its pairs."""
+    """Return a table of groups of tensors: the model that changed most, and the extreme values of the pairs."""
     rows: list[tuple[str, ...]] = []
     for title, groups in (
-        ("kinds", [(row["kind"], row) for row in report["kinds"]]),
+        ("kinds of tensors", [(row["kind"], row) for row in report["kinds"]]),
         ("layers", [(f"{row['stack']}.{row['layer']}", row) for row in report["layers"]]),
         ("tensors", [(row["name"], row) for row in report["tensors"]]),
     ):
-        moved = sorted((pair for pair in groups if _farthest(pair[1])[1]), key=lambda pair: -_farthest(pair[1])[1])
-        if not moved or not top:
+        changed = sorted((pair for pair in groups if _farthest(pair[1])[1]), key=lambda pair: -_farthest(pair[1])[1])
+        if not changed or not top:
             continue
-        more = f", {top} of {count(len(moved))}" if len(moved) > top else ""
-        rows += [("",) * 7] if rows else []
-        rows.append((f"{title} that moved most{more}", *[""] * 6))
-        rows += [(f"  {name}", *_group(row)) for name, row in moved[:top]]
-    headings = ("", "relative", "of", "least", "greatest cosine", "least overlap", "most conflict")
+        more = f" ({top} of {count(len(changed))})" if len(changed) > top else ""
+        rows += [("",)] if rows else []
+        rows.append((f"{title} that changed most{more}",))
+        rows += [(f"  {name}", *_group(row)) for name, row in changed[:top]]
+    headings = ("", "relative", "model", "min cosine", "max cosine", "min overlap", "max conflict")
     return table(headings, rows) if rows else []
 
 
 def _farthest(row: Row) -> tuple[str, float]:
-    """The model that moved most there, and how far; what was all zeros before everything."""
+    """Return the model that changed most there, and its relative change, infinite if the base is all zeros."""
     moved = {label: one for label, one in row["models"].items() if one["changed"]}
     far = {label: math.inf if one["relative"] is None else one["relative"] for label, one in moved.items()}
     return max(far.items(), key=lambda pair: pair[1], default=("", 0.0))

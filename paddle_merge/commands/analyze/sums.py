@@ -1,6 +1,7 @@
-"""What is summed up of task vectors, and the numbers that follow. Sums of tensors add up to those of a layer or of all.
+"""Counts and sums of task vectors, and the measures that follow from them.
 
-Numbers that don't exist (a cosine of zeros), or whose sums leave float64, are None.
+The sums of several tensors can be added, to those of a layer or of all tensors. Measures that aren't defined, such as a
+cosine of zeros, or whose sums overflow float64, are None.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ class _Sums:
 
 @dataclass(frozen=True)
 class ModelSums(_Sums):
-    """One task vector. changed: elements that aren't zero. absolute, squares, largest: of its magnitudes; along_base: its
-    dot product with the base; base_squares: of the base."""
+    """The sums of a task vector x and the base b.
+
+    elements: number of elements. changed: number of elements of x that aren't zero. absolute: sum |x|. squares: sum x^2.
+    along_base: sum x b. base_squares: sum b^2. largest: max |x|.
+    """
 
     elements: int = 0
     changed: int = 0
@@ -43,34 +47,40 @@ class ModelSums(_Sums):
 
     @property
     def norm(self) -> float | None:
+        """The Euclidean norm of the task vector."""
         return root(self.squares)
 
     @property
     def relative(self) -> float | None:
-        """The task vector's norm over the base's."""
+        """The norm of the task vector divided by the norm of the base."""
         return 0.0 if self.elements and not self.changed else ratio(root(self.squares), root(self.base_squares))
 
     @property
     def base_cosine(self) -> float | None:
-        """Of the model itself and the base."""
+        """The cosine similarity of the model (not the task vector) and the base."""
         squares = self.base_squares + 2 * self.along_base + self.squares
         return _cosine(self.base_squares + self.along_base, self.base_squares, squares)
 
     @property
     def changed_fraction(self) -> float | None:
+        """The fraction of elements that changed."""
         return ratio(self.changed, self.elements)
 
     @property
     def mean(self) -> float | None:
-        """Magnitude of an element, of those that changed."""
+        """The mean magnitude of the elements that changed."""
         return ratio(self.absolute, self.changed)
 
 
 @dataclass(frozen=True)
 class PairSums(_Sums):
-    """Two task vectors, a and b. both: elements that aren't zero in either. conflicts: those of them whose signs differ.
-    different: elements that aren't equal. products: a * b; sizes: |a * b|. kept_a, kept_b, kept_both: elements of the
-    trimmed task vectors that aren't zero."""
+    """The sums of two task vectors a and b.
+
+    changed_a, changed_b, both: numbers of elements that aren't zero in a, in b, and in both. conflicts: number of elements
+    of `both` whose signs differ. different: number of elements with a != b. squares_a, squares_b: sum a^2, sum b^2.
+    products: sum a b. sizes: sum |a b|. kept_a, kept_b, kept_both: as changed_a, changed_b, both, of the trimmed task
+    vectors.
+    """
 
     elements: int = 0
     changed_a: int = 0
@@ -88,42 +98,45 @@ class PairSums(_Sums):
 
     @property
     def cosine(self) -> float | None:
+        """The cosine similarity of a and b."""
         if not self.different and self.changed_a:
             return 1.0
         return _cosine(self.products, self.squares_a, self.squares_b)
 
     @property
     def overlap(self) -> float | None:
-        """Elements that changed in both, of those that changed in either."""
+        """The number of elements that changed in both, divided by the number that changed in either."""
         return ratio(self.both, self.changed_a + self.changed_b - self.both)
 
     @property
     def trimmed_overlap(self) -> float | None:
-        """The same of the trimmed task vectors."""
+        """The overlap of the trimmed task vectors."""
         return ratio(self.kept_both, self.kept_a + self.kept_b - self.kept_both)
 
     @property
     def sign_conflict(self) -> float | None:
-        """Of the elements that changed in both, those whose signs differ."""
+        """The fraction of the elements that changed in both whose signs differ."""
         return ratio(self.conflicts, self.both)
 
     @property
     def weighted_sign_conflict(self) -> float | None:
-        """The same with each element counted by |a * b|: (sum |ab| - sum ab) / (2 sum |ab|)."""
+        """The same with each element weighted by |a b|: (sum |a b| - sum a b) / (2 sum |a b|)."""
         share = ratio(self.sizes - self.products, 2 * self.sizes)
         return None if share is None else min(1.0, max(0.0, share))
 
     @property
     def distance(self) -> float | None:
-        """||a - b||: how far apart the models are."""
+        """||a - b||, the distance of the two models."""
         return root(max(0.0, self.squares_a + self.squares_b - 2 * self.products))
 
 
 @dataclass(frozen=True)
 class KeptSums(_Sums):
-    """A task vector x, and what a sparsifier makes of it, s. changed, absolute, squares: of x, as in ModelSums. kept,
-    kept_absolute: elements of s that aren't zero, and |x| there; agreed, agreed_absolute: those that have the elected sign.
-    scaled: sum |s|. error: sum (s - x)**2.
+    """The sums of a task vector x and the result s of a sparsifier.
+
+    changed, absolute, squares: of x, as in ModelSums. kept, kept_absolute: number of elements of s that aren't zero, and
+    sum |x| over them. agreed, agreed_absolute: the same over those of them that have the elected sign. scaled: sum |s|.
+    error: sum (s - x)^2.
     """
 
     changed: int = 0
@@ -143,10 +156,12 @@ class KeptSums(_Sums):
 
 
 def root(value: float) -> float | None:
+    """Return the square root; None if the value isn't finite."""
     return math.sqrt(value) if math.isfinite(value) else None
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:
+    """Return part / whole; None if either is None, whole is 0, or the quotient isn't finite."""
     if part is None or not whole or not math.isfinite(whole):
         return None
     value = part / whole
@@ -160,5 +175,5 @@ def _cosine(product: float, squares_a: float, squares_b: float) -> float | None:
 
 
 def json_of(sums: Any, *names: str) -> dict[str, Any]:
-    """Fields and properties by name, for JSON."""
+    """Return fields and properties by name, for JSON."""
     return {name: getattr(sums, name) for name in names}

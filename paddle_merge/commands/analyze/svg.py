@@ -1,5 +1,4 @@
-"""Pictures as inline SVG, drawn with the page's colours so that they can be read on light and on dark ground. Every word
-that comes in is escaped."""
+"""Draw charts as inline SVG, in the colours of the page, which has a light and a dark theme. All text is escaped."""
 
 from __future__ import annotations
 
@@ -7,8 +6,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-CELL, ROW = 54, 18  # pixels of a heat map's cell
-_LETTER = 7  # pixels of one, about
+CELL, ROW = 54, 18  # width and height of a cell of a heat map, in pixels
+_LETTER = 7  # approximate width of a letter, in pixels
 _COLOURS = ("#3b82d6", "#e0702e", "#2f9e63", "#c2408f", "#8a6d1f", "#7a5bd0", "#1f9aa8", "#cf3f3f")
 
 
@@ -20,8 +19,11 @@ def heat_map(
     most: float,
     middle: float = 0.0,
 ) -> str:
-    """values[row][column], coloured by how far they are from `middle`, fully at `most` away: orange above, blue below. form:
-    how a number is shown. None is left blank."""
+    """Return a heat map of values[row][column]; None is left blank.
+
+    form: the format of numbers. most: the distance from `middle` at which the colour is strongest. Values above `middle` are
+    orange, those below it blue.
+    """
     left = 12 + _LETTER * min(40, max(map(len, rows), default=0))
     width, height = left + CELL * len(columns) + 8, ROW * (len(rows) + 1) + 8
     parts = [_text(left + CELL * j + CELL / 2, 13, name, "middle") for j, name in enumerate(columns)]
@@ -44,8 +46,11 @@ def heat_map(
 
 
 def line_chart(names: Sequence[str], positions: Sequence[int], values: Sequence[Sequence[float | None]], below: str) -> str:
-    """A line for each name: values[name][position], from 0 up, or, where they differ much, by powers of ten; None leaves a
-    gap, and so does 0 there. below: what positions are."""
+    """Return a chart with a line for each name: values[name][position], not negative; None leaves a gap.
+
+    The scale begins at 0, or is logarithmic if the values differ by more than a factor of 20; then 0 leaves a gap too.
+    below: the label of the positions.
+    """
     known = [value for row in values for value in row if value]
     most = max(known, default=1.0)
     least = max(min(known, default=1.0), most / 1e6)

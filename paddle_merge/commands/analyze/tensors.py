@@ -1,4 +1,4 @@
-"""Which tensors can be measured, in which models; and what a merge would refuse."""
+"""Find out which tensors can be measured in which models, and which ones a merge would refuse."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ SUM = ResolvedMethod(
 
 @dataclass(frozen=True)
 class Compared:
-    """A tensor of the base, and of those models that hold it in the same shape: by their numbers, ascending."""
+    """A tensor of the base, and of the models that have it in the same shape. sources: by number of the model, ascending."""
 
     base: TensorEntry
     sources: Mapping[int, TensorEntry]
 
     @property
     def name(self) -> str:
+        """The tensor's name."""
         return self.base.name
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return math.prod(self.base.shape)
 
     @property
     def nbytes(self) -> int:
+        """The number of bytes of the tensor in all checkpoints together."""
         return self.size * sum(entry.dtype.itemsize for entry in (self.base, *self.sources.values()))
 
     def as_merged(self) -> TensorPlan:
@@ -53,16 +56,18 @@ class Compared:
         )
 
     def without(self, models: Sequence[int]) -> Compared:
+        """Return the same without some of the models."""
         return Compared(self.base, {model: entry for model, entry in self.sources.items() if model not in models})
 
 
 @dataclass(frozen=True)
 class Survey:
-    """compared: float tensors of the base, which are measured. missing: tensor -> the checkpoints without it. shapes: tensor
-    -> the models in which its shape isn't the base's. unmerged: integers and booleans, which merges copy -> the models that
-    don't hold the base's. shared: tensors that are the very bytes of another, which stands for both.
+    """The tensors of all checkpoints, sorted by what can be done with them. Models are given by number, the base as None.
 
-    Models are numbers; the base is None.
+    compared: the floating-point tensors of the base, which are measured. missing: tensor -> the checkpoints without it.
+    shapes: tensor -> the models in which its shape isn't that of the base. unmerged: tensor of integers or booleans, which
+    merges copy -> the models in which it differs from the base. shared: tensor that is stored in the same bytes as another
+    -> that one, which is measured for both.
     """
 
     compared: list[Compared] = field(default_factory=list)
@@ -73,7 +78,7 @@ class Survey:
 
 
 def survey(models: Sequence[Checkpoint], base: Checkpoint) -> Survey:
-    """From headers; integers are read. Raises WorkError."""
+    """Sort the tensors by the headers; integers and booleans are read and compared. Raises WorkError."""
     found = Survey()
     first: dict[tuple[TensorEntry, ...], str] = {}
     for name in dict.fromkeys(name for one in (base, *models) for name in one.tensors):

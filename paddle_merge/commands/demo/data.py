@@ -1,7 +1,7 @@
-"""The tasks: scikit-learn's digits (real handwriting), each written into one of nine places of a page.
+"""The tasks of the demo: scikit-learn's digits (real handwriting), each drawn in one of nine places of a page.
 
-A task is a place. The base model knows the middle well and has seen a little of every other place; an expert has learned
-one more place. Experts so change partly different weights, as models fine-tuned for different jobs do.
+Each place is a task. The base model is trained on the middle and on a few examples of every other place; each expert is
+fine-tuned on one other place. So experts change partly different weights, as models fine-tuned for different tasks do.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-SIDE = 8  # pixels of a digit's side
-PAGE = 3 * SIDE  # and of a page's
-# place -> its row and column on the page; the first is the base model's
+SIDE = 8  # side of a digit in pixels
+PAGE = 3 * SIDE  # side of a page in pixels
+# Place -> its row and column on the page; the first is the base model's.
 PLACES = {
     "middle": (1, 1),
     "top left": (0, 0),
@@ -24,12 +24,12 @@ PLACES = {
     "left": (1, 0),
     "right": (1, 2),
 }
-TEST = 450  # of 1797 digits
+TEST = 450  # number of test digits, of 1797
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Handwritten digits, images (n, 8, 8) from 0 to 1 and labels (n,), those for training apart from those for testing."""
+    """Handwritten digits for training and testing: images [n, 8, 8] float32 from 0 to 1, and labels [n] int64."""
 
     images: Any
     labels: Any
@@ -38,7 +38,7 @@ class Digits:
 
 
 def load(rng: np.random.Generator) -> Digits:
-    """scikit-learn's digits, split at random."""
+    """Return scikit-learn's digits, split at random."""
     images, labels = load_digits(return_X_y=True)
     order = rng.permutation(len(images))
     images = (images[order] / 16).astype(np.float32).reshape(-1, SIDE, SIDE)
@@ -47,7 +47,7 @@ def load(rng: np.random.Generator) -> Digits:
 
 
 def write(images: Any, place: str) -> Any:
-    """images (n, 8, 8) on empty pages: (n, 576)."""
+    """Return pages [n, 576] that are empty but for images [n, 8, 8] in one place."""
     row, column = PLACES[place]
     pages = np.zeros((len(images), PAGE, PAGE), np.float32)
     pages[:, row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE] = images
@@ -55,9 +55,9 @@ def write(images: Any, place: str) -> Any:
 
 
 def for_base(digits: Digits, places: list[str], few: int, rng: np.random.Generator) -> tuple[Any, Any]:
-    """What the base model learns from: every training digit in the first place, `few` in each other one.
+    """Return the training data of the base model: pages [n, 576] and labels [n].
 
-    Returns pages (n, 576) and labels (n,).
+    These are all training digits in the first place, and `few` of them in each other place.
     """
     first, *others = places
     chosen = {place: rng.choice(len(digits.images), few, replace=False) for place in others}

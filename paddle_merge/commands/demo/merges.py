@@ -1,4 +1,4 @@
-"""Which merges the demo makes, each as the flags that a command line would give."""
+"""The merges of the demo, each given by the flags of a command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...run.merge import merge
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint of the table: trained, or merged of `models` by `options`, which are fields of MergeConfig."""
+    """A row of the table: a checkpoint that was trained, or merged from `models` with `options`, fields of MergeConfig."""
 
     name: str
     kind: str  # trained, merged, experiment
@@ -24,12 +24,12 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, base: str) -> MergeConfig:
-        """The merge. `base`: the base model's folder."""
+        """Return the configuration of the merge. base: the folder of the base model."""
         paths: dict[str, Any] = {"model_path_list": list(self.models), "base_model_path": base, "output_path": self.folder}
         return MergeConfig(**self.options, **paths, overwrite=True)
 
     def flags(self) -> str:
-        """The options, as they are typed."""
+        """Return the options as flags."""
         return shlex.join(word for name, value in self.options.items() for word in _flag(name, value))
 
 
@@ -40,18 +40,18 @@ def _flag(name: str, value: Any) -> list[str]:
 
 
 def make(row: Row, base: str) -> None:
-    """The merge of a row, the road that every merge goes."""
+    """Make the merge of a row."""
     merge(row.config(base), progress=False)
 
 
 def command(row: Row, base: str, output: str) -> str:
-    """The command that repeats a merge, for a shell."""
+    """Return the command that repeats a merge, quoted for a shell."""
     start = ["python", "-m", "paddle_merge", *_flag("model_path_list", list(row.models)), *_flag("base_model_path", base)]
     return " ".join([shlex.join(start), row.flags(), shlex.join(["--output_path", output, "--overwrite"])])
 
 
 def rows(folder: str, places: Sequence[str], seed: int) -> list[Row]:
-    """The whole table: base, an expert for every place but the first, then the merges."""
+    """Return the rows of the table: base, an expert for every place but the first, and the merges."""
     others = places[1:]
     base = Row("base", "trained", _inside(folder, "base"))
     experts = [Row(f"expert {place}", "trained", _inside(folder, f"expert {place}")) for place in others]
@@ -62,8 +62,9 @@ def rows(folder: str, places: Sequence[str], seed: int) -> list[Row]:
             options["seed"] = seed
         return Row(name, kind, _inside(folder, f"merged {name}"), models, options)
 
-    # Averaging divides by the number of experts, so what one of them learned shrinks to a fraction. This scale makes it one
-    # half, the best of 1/6, 1/3 and 1/2 on other seeds. The methods with a vote divide by the experts that agree: no scale.
+    # An average divides the task vector of each expert by the number of experts. With this scale, each is multiplied by one
+    # half instead, the best of 1/6, 1/3 and 1/2 on other seeds. Methods that elect signs divide by the number of experts
+    # that agree, and need no scale.
     half = len(experts) / 2
     merges = [
         merged("linear", every, "merged", merge_method="linear"),

@@ -1,4 +1,4 @@
-"""The network that reads digits, its training, and its checkpoints."""
+"""The network that classifies digits, its training, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTH, BATCH = 512, 64
 
 
 class DigitReader(nn.Layer):
-    """Pages (n, 576) -> logits (n, 10). A residual MLP of 0.8 M parameters."""
+    """A residual MLP with 0.8 M parameters: pages [n, 576] -> logits [n, 10]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class DigitReader(nn.Layer):
 
 
 def new(seed: int) -> DigitReader:
-    """A network that has learned nothing, on the CPU."""
+    """Return an untrained network, on the CPU."""
     paddle.device.set_device("cpu")
     paddle.seed(seed)
     return DigitReader()
 
 
 def train(model: DigitReader, pages: Any, labels: Any, epochs: int, learning_rate: float, rng: np.random.Generator) -> None:
-    """AdamW on pages (n, 576) and labels (n,), in batches drawn by rng."""
+    """Train with AdamW on pages [n, 576] and labels [n], in random batches."""
     optimizer = paddle.optimizer.AdamW(learning_rate, parameters=model.parameters())
     for _ in range(epochs):
         order = rng.permutation(len(pages))
@@ -55,14 +55,14 @@ def train(model: DigitReader, pages: Any, labels: Any, epochs: int, learning_rat
 
 
 def accuracy(model: DigitReader, digits: Digits, places: list[str]) -> dict[str, float]:
-    """place -> the fraction of the test digits that the model reads rightly there."""
+    """Return place -> the accuracy of the model on the test digits there, from 0 to 1."""
     with paddle.no_grad():
         guesses = {place: model(paddle.to_tensor(write(digits.test_images, place))).numpy().argmax(1) for place in places}
     return {place: float((guess == digits.test_labels).mean()) for place, guess in guesses.items()}
 
 
 def save(model: DigitReader, folder: str) -> None:
-    """The model as a checkpoint folder, as a training script would leave it."""
+    """Write the model as a checkpoint folder, as a training script does."""
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
         json.dump({"architectures": [NAME], "dtype": "float32", "hidden_size": WIDTH}, file, indent=2)
@@ -71,7 +71,7 @@ def save(model: DigitReader, folder: str) -> None:
 
 
 def load(model: DigitReader, folder: str) -> None:
-    """The folder's weights into the model. Raises ValueError if they aren't exactly the model's."""
+    """Load the weights of a folder into the model. Raises ValueError if their names aren't those of the model."""
     tensors = load_file(os.path.join(folder, "model.safetensors"))
     missing, unexpected = model.set_state_dict({name: paddle.to_tensor(value) for name, value in tensors.items()})
     if missing or unexpected:
@@ -79,7 +79,7 @@ def load(model: DigitReader, folder: str) -> None:
 
 
 def is_ours(folder: str) -> bool:
-    """Whether the demo may write its checkpoint there: nothing is there yet, or an earlier run's."""
+    """Return whether the demo may write a checkpoint there: the folder is missing, empty, or from an earlier run."""
     if not os.path.lexists(folder) or (os.path.isdir(folder) and not os.listdir(folder)):
         return True
     try:

@@ -1,4 +1,4 @@
-"""The demo's numbers: as a text table, as a picture, and in sentences."""
+"""Show the results of the demo as a table, as a chart, and in sentences."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ from matplotlib.patches import Rectangle
 from .data import PAGE, TEST, Digits, write
 from .merges import Row
 
-Scores = Mapping[str, Mapping[str, float]]  # row name -> place -> fraction of the test digits read rightly
-HEADINGS = {"trained": "trained", "merged": "merged of the experts", "experiment": "what one expert's task vector holds"}
+Scores = Mapping[str, Mapping[str, float]]  # row name -> place -> accuracy, from 0 to 1
+HEADINGS = {
+    "trained": "trained",
+    "merged": "merged from the experts",
+    "experiment": "experiments with one expert's task vector",
+}
 
 
 def mean(scores: Mapping[str, float], places: Sequence[str] | None = None) -> float:
-    """The average over the places, over all by default."""
+    """Return the mean accuracy over the given places; None: over all."""
     return float(np.mean([scores[place] for place in places or list(scores)]))
 
 
 def described(row: Row) -> str:
-    """The row's name; how many experts are in it, if not all."""
+    """Return the name of a row, with the number of experts if it isn't made from all."""
     return f"{row.name} (2 experts)" if row.name == "slerp" else row.name
 
 
 def table(rows: Sequence[Row], scores: Scores, places: Sequence[str]) -> str:
-    """Accuracy in per cent, aligned: rows are checkpoints, columns are places."""
+    """Return a table of accuracies in per cent: rows are checkpoints, columns are places."""
     columns = [*places, "average"]
     widths = [max(len(column), 5) + 2 for column in columns]
     edge = max(len(described(row)) for row in rows) + 2
@@ -46,8 +50,8 @@ def table(rows: Sequence[Row], scores: Scores, places: Sequence[str]) -> str:
 
 
 def picture(path: str, rows: Sequence[Row], scores: Scores, places: Sequence[str], digits: Digits) -> None:
-    """The table as a heatmap, over each column a page with a digit in its place. Writes a PNG."""
-    tops, headings, top = [], {}, 0.0  # kinds of rows stand apart, with a heading, and so does the average
+    """Write the table as a heat map, with an example page above each column, to a PNG file."""
+    tops, headings, top = [], {}, 0.0  # each kind of row has a heading; the average is set apart
     for row in rows:
         if row.kind not in headings:
             headings[row.kind] = top + 0.5
@@ -58,7 +62,7 @@ def picture(path: str, rows: Sequence[Row], scores: Scores, places: Sequence[str
 
     figure = Figure(figsize=(3.4 + 0.95 * len(lefts), 2.4 + 0.36 * top), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle("Experts that each learned to read digits in one place of the page, and their merges", weight="bold")
+    figure.suptitle("Experts, each fine-tuned on digits in one place of the page, and their merges", weight="bold")
     samples, heat = figure.subplots(2, 1, sharex=True, height_ratios=[0.9, 0.36 * top])
 
     colors = ScalarMappable(Normalize(20, 100), "viridis")
@@ -73,7 +77,7 @@ def picture(path: str, rows: Sequence[Row], scores: Scores, places: Sequence[str
     heat.set_xticks([left + 0.5 for left in lefts], [*places, "average"])
     heat.set_yticks([top + 0.5 for top in tops], [described(row) for row in rows])
     heat.set(xlim=(0, lefts[-1] + 1), ylim=(tops[-1] + 1, 0))
-    heat.set(xlabel="where on the page the digit stands", ylabel="which checkpoint reads it")
+    heat.set(xlabel="place of the digit on the page", ylabel="checkpoint")
 
     for left, place in zip(lefts, places, strict=False):
         page = write(digits.test_images[:1], place).reshape(PAGE, PAGE)
@@ -83,12 +87,12 @@ def picture(path: str, rows: Sequence[Row], scores: Scores, places: Sequence[str
     samples.axis("off")
     heat.tick_params(length=0)
     heat.spines[:].set_visible(False)
-    figure.colorbar(colors, ax=heat, label="test digits read rightly, %", fraction=0.03)
+    figure.colorbar(colors, ax=heat, label="accuracy on test digits, %", fraction=0.03)
     figure.savefig(path, dpi=120)
 
 
 def sentences(scores: Scores, places: Sequence[str]) -> list[str]:
-    """What the numbers say: each sentence is worded by them."""
+    """Return sentences that state the main results."""
     others = places[1:]
     target = others[0]
     expert = f"expert {target}"
@@ -98,21 +102,21 @@ def sentences(scores: Scores, places: Sequence[str]) -> list[str]:
     kept, bare, full = (scores[name][target] for name in (f"10% of {target}", "10%, not rescaled", expert))
     minus = scores[f"base minus {target}"]
     rest = [place for place in places if place != target]
-    error = 0.5 / TEST**0.5  # of a fraction one half; all others have a smaller one
+    error = 0.5 / TEST**0.5  # standard error of an accuracy of 0.5; it is smaller for all others
     return [
-        f"Over all places the base reads {_percent(base)}, the best single expert {_percent(best_expert)}, the experts'"
-        f" plain average (linear) {_percent(linear)}, and TIES {_percent(ties)}: {_against(ties - base, 'the base')},"
-        f" {_against(ties - linear, 'plain averaging')}. Task arithmetic, averaging times a scale that must be tuned, reads"
-        f" {_percent(mean(scores['task arithmetic']))}.",
-        f"In their own places the experts read {_percent(own)}; there TIES, one model for all of them, reads"
-        f" {_percent(mean(scores['ties'], others))}, and the base {_percent(mean(scores['base'], others))}.",
-        f"DARE keeps a random part of a task vector: with 10% of it, rescaled, {expert} reads {_percent(kept)} in its place"
-        f" (all of it: {_percent(full)}); with the same 10%, not rescaled, {_percent(bare)} (none of it:"
+        f"Averaged over all places, the accuracy of the base is {_percent(base)}, of the best single expert"
+        f" {_percent(best_expert)}, of the average of the experts (linear) {_percent(linear)}, and of TIES {_percent(ties)}:"
+        f" {_against(ties - base, 'the base')}, {_against(ties - linear, 'linear')}. Task arithmetic, with a scale that must"
+        f" be tuned, has {_percent(mean(scores['task arithmetic']))}.",
+        f"In their own places, the experts have {_percent(own)} on average; there TIES, one model for all of these places,"
+        f" has {_percent(mean(scores['ties'], others))}, and the base {_percent(mean(scores['base'], others))}.",
+        f"DARE keeps random elements of a task vector: with 10% of them, rescaled, {expert} has {_percent(kept)} in its"
+        f" place (with all of them: {_percent(full)}); with the same 10%, not rescaled, {_percent(bare)} (with none of them:"
         f" {_percent(scores['base'][target])}).",
-        f"Subtracting that task vector from the base takes {target} from {_percent(scores['base'][target])} to"
-        f" {_percent(minus[target])}, and the other places, on average, from {_percent(mean(scores['base'], rest))} to"
+        f"Subtracting that task vector from the base changes {target} from {_percent(scores['base'][target])} to"
+        f" {_percent(minus[target])}, and the average of the other places from {_percent(mean(scores['base'], rest))} to"
         f" {_percent(mean(minus, rest))}.",
-        f"Each cell counts {TEST} test digits: its standard error is at most {100 * error:.1f} points.",
+        f"Each number is measured on {TEST} test digits: its standard error is at most {100 * error:.1f} points.",
     ]
 
 

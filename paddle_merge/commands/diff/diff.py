@@ -1,4 +1,4 @@
-"""What the numbers of two checkpoints differ by: headers -> pairs of tensors -> workers -> a report."""
+"""Compare the values of two checkpoints: headers -> pairs of tensors -> worker threads -> a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from .measure import Pair, Sums, measure
 
 @dataclass(frozen=True)
 class Models:
-    """Both, adapters folded in, in one layout (None: it can't be told). notes: sentences on how that came about."""
+    """Both checkpoints, with adapters folded in, in one layout.
+
+    layout: None if it is unknown. notes: sentences that say how the checkpoints were brought to one layout.
+    """
 
     a: Checkpoint
     b: Checkpoint
@@ -26,19 +29,22 @@ class Models:
 
     @property
     def has_layers(self) -> bool:
+        """Whether the name of any tensor that both have contains the number of a layer."""
         return any(layer_of(name) for name in self.a.tensors if name in self.b.tensors)
 
 
 def open_models(specs: tuple[str, str], layouts: tuple[str | None, str | None], prefix: str) -> Models:
-    """Read the headers. Raises CheckpointError listing everything wrong with either."""
+    """Open two checkpoints from their headers. Raises CheckpointError listing everything that is wrong with either."""
     opened = open_together(specs, layouts, prefix)
     a, b = opened.checkpoints
     return Models(a, b, opened.layout, opened.notes)
 
 
 def compare(models: Models, n_process: int, progress: bool | None = None) -> dict[str, Any]:
-    """The report, as `diff --json` prints it. progress: whether to show a progress bar; None: if standard error is a
-    terminal. Raises WorkError."""
+    """Return the report, as `diff --json` prints it. Raises WorkError.
+
+    progress: whether to show a progress bar; None: if standard error is a terminal.
+    """
     a, b = models.a.tensors, models.b.tensors
     both = [name for name in a if name in b]
     pairs = [Pair(a[name], b[name]) for name in both if a[name].shape == b[name].shape]
@@ -88,7 +94,7 @@ def compare(models: Models, n_process: int, progress: bool | None = None) -> dic
 
 
 def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> list[Sums]:
-    """What each pair differs by."""
+    """Return the sums of each pair, in order. Raises WorkError."""
     pieces = [(number, start, stop) for number, pair in enumerate(pairs) for start, stop in pair.pieces()]
     nbytes = sum(pair.size * (pair.a.dtype.itemsize + pair.b.dtype.itemsize) for pair in pairs)
 
@@ -115,7 +121,7 @@ def _added(parts: Iterable[Sums]) -> Sums:
 
 
 def _groups(pairs: Sequence[Pair], measured: Sequence[Sums], key: Callable[[Pair], Any]) -> dict[Any, Sums]:
-    """Sums of the tensors that have a key in common, in order of appearance; those whose key is None are in none."""
+    """Return key -> the sums of the tensors with this key, in order of appearance. The key None is skipped."""
     found: dict[Any, Sums] = {}
     for pair, sums in zip(pairs, measured, strict=True):
         if (group := key(pair)) is not None:
@@ -124,7 +130,7 @@ def _groups(pairs: Sequence[Pair], measured: Sequence[Sums], key: Callable[[Pair
 
 
 def _row(sums: Sums) -> dict[str, Any]:
-    """JSON: numbers that don't exist, or leave float64 (overflowed), are None."""
+    """Return the numbers for JSON; those that aren't defined, or that overflowed float64, are None."""
     return {
         "elements": sums.elements,
         "changed": sums.changed,
@@ -140,6 +146,6 @@ def _row(sums: Sums) -> dict[str, Any]:
 
 
 def _buckets(buckets: Sequence[int]) -> dict[str, int]:
-    """ "0", "1", "2-3", "4-7" ... -> how many elements."""
+    """Return distance -> number of elements; distances are "0", "1", "2-3", "4-7" ..."""
     names = ["0", "1", *(f"{1 << power}-{(2 << power) - 1}" for power in range(1, len(buckets) - 1))]
     return dict(zip(names, buckets, strict=False))

@@ -1,7 +1,7 @@
-"""One tensor in two checkpoints: what its elements differ by, read block by block and summed in float64.
+"""Measure the differences of one tensor in two checkpoints, block by block, with sums in float64.
 
-Sums are of blocks in order, and blocks lie where they lie whoever reads them, so the numbers don't depend on the number of
-workers.
+A tensor is always divided into the same blocks, and their sums are added in order, so the results don't depend on the number
+of workers.
 """
 
 from __future__ import annotations
@@ -18,40 +18,46 @@ from ...backends.kernels import comparing
 from ...checkpoints.files import Files
 from ...checkpoints.tensors import TensorEntry
 from ...dtypes import DType
-from ..pairs import TensorReader
+from ..pairs import BLOCK, TensorReader, side_by_side
 
-BLOCK = 1 << 16  # elements at a time
 PIECE = 1 << 22  # elements that a worker takes at a time; a multiple of BLOCK
-# Bits of the fraction, by which the coarser of two dtypes is told.
+# Bits of the fraction: of two dtypes, the coarser one has fewer.
 _FRACTION = {"float8_e5m2": 2, "float8_e4m3fn": 3, "bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor that both checkpoints hold, in one shape."""
+    """A tensor that both checkpoints have, in the same shape."""
 
     a: TensorEntry
     b: TensorEntry
 
     @property
     def name(self) -> str:
+        """The tensor's name."""
         return self.a.name
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return math.prod(self.a.shape)
 
     @property
     def units(self) -> DType | None:
-        """In whose units in the last place distances are counted: the coarser dtype's, to which the other is rounded.
-        Integers are subtracted. None between integers and floats, and of uint64 with other integers."""
+        """The dtype in whose units in the last place distances are counted: the coarser one, to which the other is rounded.
+
+        Distances of integers are their differences. None for an integer and a float, and for uint64 with other integers.
+        """
         a, b = self.a.dtype, self.b.dtype
         if a.is_float != b.is_float or (a != b and "uint64" in (a.name, b.name)):
             return None
         return min(a, b, key=lambda dtype: _FRACTION[dtype.name]) if a.is_float else a
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """(start, stop) of what workers take. What must be prepared for, or is read by panels, stays whole."""
+        """Yield (start, stop) of the pieces that workers take.
+
+        A tensor that is computed when it is read, or stored in parts, is one piece.
+        """
         together = any(entry.computed or entry.scattered for entry in (self.a, self.b))
         step = max(1, self.size) if together else PIECE
         for start in range(0, self.size, step):
@@ -60,11 +66,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sums:
-    """What elements differ by. They add up.
+    """Counts and sums of the differences of elements a and b. Those of two pieces can be added.
 
-    elements: of the tensor. compared: those that are finite in both, of which alone the sums are. changed: a NaN is equal to
-    a NaN, and minus zero to zero. absolute, squares: of |a - b|. products: a * b. buckets: how many lie 0, 1, 2-3, 4-7 ...
-    units in the last place apart; empty where that can't be said.
+    elements: number of elements. compared: number of those that are finite in both, which are all that the sums include.
+    changed: number of elements that aren't equal as numbers; NaN equals NaN, and -0.0 equals 0.0. not_finite_a,
+    not_finite_b: numbers of NaN and Inf. largest: max |a - b|. absolute: sum |a - b|. squares: sum (a - b)^2. squares_a: sum
+    a^2. squares_b: sum b^2. products: sum a b. buckets: numbers of elements that are 0, 1, 2-3, 4-7 ... units in the last
+    place apart; empty if distances aren't defined.
     """
 
     elements: int = 0
@@ -100,23 +108,23 @@ class Sums:
 
     @property
     def overflowed(self) -> bool:
-        """Whether a sum has left float64, though what it is of is finite."""
+        """Whether a sum of finite numbers overflowed float64."""
         sums = (self.largest, self.absolute, self.squares, self.squares_a, self.squares_b, self.products)
         return not all(map(math.isfinite, sums))
 
     @property
     def greatest(self) -> float | None:
-        """The largest |a - b|; None if there is none, or it leaves float64."""
+        """The largest |a - b|; None if no elements were compared, or if it overflows float64."""
         return _known(self.largest) if self.compared else None
 
     @property
     def mean(self) -> float | None:
-        """Of |a - b|."""
+        """The mean of |a - b|; None as for `greatest`."""
         return _known(self.absolute / self.compared) if self.compared else None
 
     @property
     def relative(self) -> float | None:
-        """||a - b|| / ||a||; None if a is all zeros and b isn't, or squares leave float64."""
+        """||a - b|| / ||a||; None if a is all zeros and b isn't, or if a sum overflows float64."""
         if self.compared and not self.largest:
             return 0.0
         if not self.squares_a or self.overflowed:
@@ -125,7 +133,7 @@ class Sums:
 
     @property
     def cosine(self) -> float | None:
-        """None if a or b is all zeros, or squares leave float64."""
+        """The cosine similarity of a and b; None if either is all zeros, or if a sum overflows float64."""
         if not (self.squares_a and self.squares_b):
             return None
         if not self.largest:
@@ -136,6 +144,7 @@ class Sums:
 
     @property
     def changed_fraction(self) -> float | None:
+        """The fraction of elements that changed; None if there are no elements."""
         return self.changed / self.elements if self.elements else None
 
 
@@ -144,9 +153,10 @@ def _known(value: float) -> float | None:
 
 
 def measure(pair: Pair, start: int, stop: int, progress: Callable[[int], object]) -> Sums:
-    """What the elements start..stop differ by; progress hears of bytes read. Raises WorkError.
+    """Return the counts and sums of the elements start..stop. Raises WorkError.
 
-    Its files are closed at the end, so that many workers don't keep more open than the system allows.
+    progress: is called with the number of bytes read after each block. The files are closed at the end, so that many workers
+    don't exceed the system's limit of open files.
     """
     sums, counts, buckets = np.zeros(6), np.zeros(4, np.int64), np.zeros(comparing.BUCKETS, np.int64)
     finite = np.empty(min(BLOCK, stop - start), np.uint8)
@@ -155,16 +165,13 @@ def measure(pair: Pair, start: int, stop: int, progress: Callable[[int], object]
     sign = wide(1 << (8 * units.itemsize - 1) if units and units.is_float else 0)
     with contextlib.closing(Files()) as files_a, contextlib.closing(Files()) as files_b:
         a, b = TensorReader(pair.a, files_a), TensorReader(pair.b, files_b)
-        for first in range(start, stop, BLOCK):
-            count = min(BLOCK, stop - first)
-            a.read(first, count)
-            b.read(first, count)
+        for _, count in side_by_side(a, b, start, stop):
             comparing.add_block(a.numbers, b.numbers, sums, counts, finite)
             if units is not None:
                 comparing.add_distances(a.bits(units, wide), b.bits(units, wide), sign, finite, buckets)
             progress(count * (pair.a.dtype.itemsize + pair.b.dtype.itemsize))
     changed, not_finite_a, not_finite_b, compared = map(int, counts)
-    if units is not None and not units.is_float:  # float64 doesn't keep all of them apart
+    if units is not None and not units.is_float:  # as float64, different 64-bit integers can be equal
         changed = int(buckets[1:].sum())
     within = tuple(map(int, np.trim_zeros(buckets, "b")))
     absolute, squares, squares_a, squares_b, products, largest = map(float, sums)

@@ -1,4 +1,4 @@
-"""How far layers moved, as a picture. Needs matplotlib, which nothing else here does."""
+"""Draw the relative change of each layer. This needs matplotlib, which is not a dependency of the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from ...errors import OutputError
 
 
 def plot(report: Mapping[str, Any], path: str) -> None:
-    """A PNG: for each stack of layers ||A - B|| / ||A|| of every layer, and of its kinds of tensors. Raises OutputError."""
+    """Write a PNG with a chart for each stack of layers. Raises OutputError.
+
+    A chart shows ||A - B|| / ||A|| over the layers, for all tensors of a layer together and for each kind of tensor.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -18,7 +21,7 @@ def plot(report: Mapping[str, Any], path: str) -> None:
     stacks = list(dict.fromkeys(row["stack"] for row in report["layers"]))
     figure = Figure(figsize=(10, 1 + 4.5 * len(stacks)), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle("How far B moved from A, by layer")
+    figure.suptitle("Relative change from A to B, by layer")
     for axes, stack in zip(figure.subplots(len(stacks), squeeze=False)[:, 0], stacks, strict=True):
         rows = sorted((row for row in report["layers"] if row["stack"] == stack), key=lambda row: row["layer"])
         numbers = [row["layer"] for row in rows]
@@ -27,7 +30,7 @@ def plot(report: Mapping[str, Any], path: str) -> None:
             values = [row["relative_by_kind"].get(kind) for row in rows]
             line = "-" if position < 10 else "--" if position < 20 else ":"  # the colours repeat after ten
             axes.plot(numbers, _drawn(values), line, marker=".", linewidth=1, label=kind)
-        axes.plot(numbers, _drawn([row["relative"] for row in rows]), "k", marker="o", linewidth=2, label="the layer")
+        axes.plot(numbers, _drawn([row["relative"] for row in rows]), "k", marker="o", linewidth=2, label="all tensors")
         axes.set(xlabel=f"layer of {stack}", ylabel="||A - B|| / ||A||")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,1 +1,1 @@
-"""A LoRA adapter of what fine-tuning changed: `run.extract_lora`, `python -m paddle_merge extract-lora`."""
+"""The command `extract-lora`: make a LoRA adapter from a fine-tuned model and its base."""

@@ -1,13 +1,13 @@
-"""LoRA adapters as files: what PEFT, PaddleNLP and PaddleFormers read. No file is touched here.
+"""Make LoRA adapters in the formats that PEFT, PaddleNLP and PaddleFormers read. Nothing is read or written here.
 
-    format          files                                           what the weight of layer X gains
+    format          files                                           added to the weight of layer X
     peft            adapter_config.json, adapter_model.safetensors  X.lora_B.weight [out, r] @ X.lora_A.weight [r, in], both
                                                                     named after "base_model.model."
     paddlenlp,      lora_config.json, peft_model.safetensors.index  X.lora_A [in, r] @ X.lora_B [r, out]
     paddleformers   .json, peft_model-00001-of-00001.safetensors
 
-All scale the product by alpha / r, which is 1 here. Tensors that replace the base model's stand beside the factors: in PEFT
-biases, and those of `modules_to_save` (a whole module each); in Paddle those of `trainable_modules`.
+All scale the product by alpha / r, which is 1 here. Beside the factors, an adapter can hold tensors that replace those of
+the base model: in PEFT biases, and all tensors of the modules in `modules_to_save`; in Paddle those in `trainable_modules`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,18 @@ from ...dtypes import DType
 from ...plan.file_names import json_bytes
 from ...plan.plan import Shard
 
-LAYOUTS = {"peft": "hf", "paddlenlp": "paddlenlp", "paddleformers": "paddleformers"}  # format -> the layout of its names
-PREFIXES = {"peft": "adapter_model", "paddlenlp": "peft_model", "paddleformers": "peft_model"}  # of its weights file
+# Format -> the layout of its names and factors.
+LAYOUTS = {"peft": "hf", "paddlenlp": "paddlenlp", "paddleformers": "paddleformers"}
+# Format -> the beginning of the name of the weights file.
+PREFIXES = {"peft": "adapter_model", "paddlenlp": "peft_model", "paddleformers": "peft_model"}
 
 
 @dataclass(frozen=True)
 class Factors:
-    """left [m, r] @ right [r, n] is what a weight [m, n] gains, in its layout; elements as they are stored, in `dtype`."""
+    """The factors of the change of a weight [m, n]: left [m, r] @ right [r, n], in the weight's layout.
+
+    The elements of both are as they are stored in `dtype`.
+    """
 
     left: np.ndarray
     right: np.ndarray
@@ -39,15 +44,17 @@ class Factors:
 
     @property
     def rank(self) -> int:
+        """The rank r."""
         return len(self.right)
 
 
 @dataclass(frozen=True)
 class NewAdapter:
-    """A LoRA adapter: what is written of it, and where.
+    """A LoRA adapter to be written.
 
-    tensors: byte offset in the one shard -> elements as they are stored, C-contiguous, or where they lie in a checkpoint.
-    configs: contents of the files beside the weights, by name.
+    prefix: of the name of the weights file. shards: one. tensors: byte offset in the shard -> elements as they are stored,
+    C-contiguous, or the tensor of a checkpoint to copy. configs: name -> content of the files beside the weights. names: of
+    the tensors. indexed: whether an index file is written.
     """
 
     prefix: str
@@ -59,7 +66,7 @@ class NewAdapter:
     save_format: str = "safetensors"
 
     def index(self) -> bytes | None:
-        """The content of the index file, which PaddleNLP wants of a single shard too."""
+        """Return the content of the index file, which PaddleNLP requires of a single shard too; None if there is none."""
         if not self.indexed:
             return None
         shard = self.shards[0]
@@ -77,18 +84,21 @@ def make_adapter(
     base: Mapping[str, TensorEntry],
     base_path: str,
 ) -> NewAdapter:
-    """The adapter of a format, one of LAYOUTS.
+    """Return the adapter in a format, one of LAYOUTS.
 
-    factors: by the name of the weight, at least one. whole: tensors that replace the base's, by name; for PEFT of whole
-    modules, see `whole_modules`. base: all tensors of the base model by name, in the format's layout.
+    factors: name of the weight -> its factors; at least one. whole: name -> tensor that replaces the base's; for PEFT, all
+    tensors of a module, see `whole_modules`. base: all tensors of the base model by name, in the format's layout. base_path:
+    the path of the base model, for the adapter's config.
     """
     make = _peft if format == "peft" else _paddle
     return make(factors, whole, base, base_path)
 
 
 def whole_modules(names: Collection[str], factors: Collection[str], tensors: Collection[str]) -> list[str]:
-    """The tensors to store so that PEFT can replace `names`: all of each one's module; the bias alone where only it changed,
-    and in a module with factors."""
+    """Return the names of the tensors to store whole so that PEFT can replace `names`.
+
+    These are all tensors of their modules; only the bias of modules in which nothing else changed, or which have factors.
+    """
     modules = {_module(name) for name in names if not name.endswith(".bias")} - {_module(name) for name in factors}
     return [name for name in tensors if name in names or _module(name) in modules]
 
@@ -135,7 +145,7 @@ def _peft(
 def _paddle(
     factors: Mapping[str, Factors], whole: Mapping[str, TensorEntry], base: Mapping[str, TensorEntry], base_path: str
 ) -> NewAdapter:
-    """Paddle's adapters have one rank: where less was kept, the rest is zeros."""
+    """Return an adapter for PaddleNLP or PaddleFormers. All its factors have one rank: lower ones are padded with zeros."""
     rank = max(item.rank for item in factors.values())
     targets = [_module(name) for name in factors]
     words = _last_words(targets, base)
@@ -169,7 +179,7 @@ def _adapter(
     configs: Mapping[str, bytes],
     format: str,
 ) -> NewAdapter:
-    """One safetensors file, wide dtypes first so that every tensor is aligned to its own width."""
+    """Return an adapter of one safetensors file, with wide dtypes first so that each tensor is aligned to its width."""
     names = sorted(tensors, key=lambda name: -dtypes[name].itemsize)
     held = [Held(name, dtypes[name], tuple(tensors[name].shape), tensors[name].nbytes) for name in names]
     around = header(held, format)
@@ -182,12 +192,12 @@ def _adapter(
 
 
 def _last_words(modules: Collection[str], base: Mapping[str, TensorEntry]) -> list[str]:
-    """["q_proj", ...] if these words mean exactly `modules` among all modules of the base; else []."""
+    """Return the last words of the modules' names, such as ["q_proj"], if no other module of the base has them; else []."""
     words = {module.rpartition(".")[2] for module in modules}
     meant = {module for module in map(_module, base) if module.rpartition(".")[2] in words}
     return sorted(words) if meant == set(modules) and all("." in module for module in modules) else []
 
 
 def _module(name: str) -> str:
-    """The layer that a tensor belongs to: "model.norm" of "model.norm.weight"."""
+    """Return the name of the module of a tensor: "model.norm" for "model.norm.weight"."""
     return name.rpartition(".")[0]

@@ -1,9 +1,9 @@
-"""What differs between two checkpoints of one layout, tensor by tensor, block by block."""
+"""Find the tensors in which two checkpoints of one layout differ, block by block."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,12 @@ import numpy as np
 from ...checkpoints.files import Files
 from ...checkpoints.tensors import TensorEntry
 from ...errors import CheckpointError
-from ..pairs import raw_blocks, same_bits, subtract
+from ..pairs import TensorReader, same_bits, side_by_side
 
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor of numbers that differs. squares: of its change, summed up."""
+    """A floating-point tensor that differs. squares: the sum of squares of its change."""
 
     finetuned: TensorEntry
     base: TensorEntry
@@ -24,47 +24,47 @@ class Change:
 
     @property
     def name(self) -> str:
+        """The tensor's name in the base model."""
         return self.base.name
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The tensor's shape, the same in both models."""
         return self.base.shape
 
     @property
     def norm(self) -> float:
+        """The Frobenius norm of the change."""
         return math.sqrt(self.squares)
 
 
 def find_changes(finetuned: Mapping[str, TensorEntry], base: Mapping[str, TensorEntry], files: Files) -> list[Change]:
-    """The tensors that differ, in the base's order. Both hold the same names and shapes.
+    """Return the tensors that differ as numbers, in the base's order. Both models have the same names and shapes.
 
-    Raises CheckpointError listing NaN and Inf where something differs, integers or booleans that do, and what changes by
-    more or less than can be squared in float64.
+    Raises CheckpointError listing tensors that differ and hold NaN or Inf, integers and booleans that differ, and changes
+    whose sum of squares overflows or underflows float64.
     """
     problems, found = [], []
     for name, entry in base.items():
         other = finetuned[name]
-        squares, finite, equal, moved = 0.0, True, True, False
-        for raws in raw_blocks(other, entry, files):
-            if same_bits(raws, other, entry):
-                continue
+        squares, finite, equal, changed = 0.0, True, True, False
+        for _, change, good in _differing_blocks(other, entry, files):
             equal = False
-            if entry.dtype.is_float:
-                change, bad = subtract(raws, other, entry)
-                moved |= bool(change.any())
-                finite &= not bad
+            if change is not None:
+                finite &= good
+                changed |= bool(change.any())
                 with np.errstate(over="ignore", invalid="ignore"):
                     squares += float(change @ change)
         if not equal and not entry.dtype.is_float:
-            problems.append(f"tensor {name!r} is {entry.dtype.name} and differs, which no adapter can say")
+            problems.append(f"tensor {name!r} is {entry.dtype.name} and differs, which an adapter can't express")
         elif not finite:
             where = " or ".join(", ".join(sorted(one.files)) for one in (other, entry))
             problems.append(f"tensor {name!r} differs and holds NaN or Inf in {where}")
-        elif moved and not 0 < squares < math.inf:
+        elif changed and not 0 < squares < math.inf:
             problems.append(
-                f"tensor {name!r} changes by so {'much' if squares else 'little'} that float64 can't hold its square"
+                f"tensor {name!r} changes by so {'much' if squares else 'little'} that the square doesn't fit into float64"
             )
-        elif moved:
+        elif changed:
             found.append(Change(other, entry, squares))
     if problems:
         raise CheckpointError(problems)
@@ -72,11 +72,29 @@ def find_changes(finetuned: Mapping[str, TensorEntry], base: Mapping[str, Tensor
 
 
 def read_change(change: Change, files: Files) -> np.ndarray:
-    """Fine-tuned minus base, float64, of the tensor's shape; exact where both are stored in 16 bits."""
+    """Return the fine-tuned tensor minus the base's: float64, in the tensor's shape; exact if both are stored in 16 bits."""
     delta = np.zeros(math.prod(change.shape))
-    start = 0
-    for raws in raw_blocks(change.finetuned, change.base, files):
-        if not same_bits(raws, change.finetuned, change.base):
-            delta[start : start + len(raws[0])] = subtract(raws, change.finetuned, change.base)[0]
-        start += len(raws[0])
+    for start, block, _ in _differing_blocks(change.finetuned, change.base, files):
+        assert block is not None
+        delta[start : start + len(block)] = block
     return delta.reshape(change.shape)
+
+
+def _differing_blocks(
+    finetuned: TensorEntry, base: TensorEntry, files: Files
+) -> Iterator[tuple[int, np.ndarray | None, bool]]:
+    """Yield (start, change, finite) for the blocks that differ in their bits. Raises WorkError.
+
+    change: fine-tuned minus base, [n] float64; None for integers and booleans. finite: whether both blocks are.
+    """
+    readers = TensorReader(finetuned, files), TensorReader(base, files)
+    for start, _ in side_by_side(*readers, 0, math.prod(base.shape)):
+        if same_bits(*readers):
+            continue
+        if not base.dtype.is_float:
+            yield start, None, True
+            continue
+        a, b = (reader.numbers for reader in readers)
+        with np.errstate(invalid="ignore", over="ignore"):
+            change = np.subtract(a, b, dtype=np.float64)
+        yield start, change, bool(np.isfinite(a).all() and np.isfinite(b).all())

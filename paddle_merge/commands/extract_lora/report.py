@@ -1,4 +1,4 @@
-"""What an extraction says: before it starts, when it is done, and for good in extract_report.json."""
+"""Report an extraction: before it starts, when it is done, and in extract_report.json."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...dtypes import DType
+from ...parsing import size_text
 from ...version import __version__
 from .adapter_files import NewAdapter
 from .changes import Change
@@ -19,33 +20,38 @@ from .low_rank import SPREAD
 
 log = logging.getLogger("paddle_merge")
 REPORT = "extract_report.json"
-INTERPRETER = 180 << 20  # bytes of Python with NumPy and Numba, measured
-SHOWN = 5  # tensors that the summary names
+INTERPRETER = 180 << 20  # bytes of memory of Python with NumPy and Numba, measured
+SHOWN = 5  # tensors listed in the summary
 
 
 def announce(
     config: ExtractConfig, format: str, dtype: DType, tensors: int, linear: Sequence[Change], rest: Sequence[Change]
 ) -> None:
-    """Say what will be done with these of so many tensors, and how much memory that takes."""
+    """Log what will be done, and how much memory it takes.
+
+    tensors: number of tensors of the model. linear: the changes that get factors. rest: the other changes.
+    """
     largest = max(_working_memory(change.shape, config.most(change.shape)) for change in linear)
     held = sum(sum(change.shape) * config.most(change.shape) for change in linear) * dtype.itemsize
     rank = str(config.rank or RANK)
     if config.energy is not None:
-        rank = f"as keeps {config.energy} of the sum of squares{f', at most {config.rank}' if config.rank else ''}"
-    log.info("adapter  for %s: rank %s; factors in %s", format, rank, dtype.name)
-    log.info("tensors  %d of %d changed; %d get factors", len(linear) + len(rest), tensors, len(linear))
+        rank = f"that keeps {config.energy} of the sum of squares{f', at most {config.rank}' if config.rank else ''}"
+    log.info("adapter  for %s; rank %s; low-rank matrices in %s", format, rank, dtype.name)
+    changed = len(linear) + len(rest)
+    log.info("tensors  %d of %d changed; %d are approximated by low-rank matrices", changed, tensors, len(linear))
     names = ", ".join(change.name for change in rest)
     if rest and config.only_linear:
-        log.warning("left out, though they changed: %s", names)
+        log.warning("not in the adapter, although they changed: %s", names)
     elif rest:
-        log.info("whole    %s", names)
-    memory = (INTERPRETER + largest + held) / 1e6
-    log.info("memory   at most about %.0f MB: the largest matrix a few times, and all factors", memory)
+        log.info("whole    %s (stored as they are)", names)
+    log.info("memory   at most about %s, by the size of the largest matrix", size_text(INTERPRETER + largest + held))
 
 
 def _working_memory(shape: tuple[int, ...], rank: int) -> int:
-    """An upper estimate of the bytes that one matrix takes: itself, a Krylov basis twice, the Gram matrix and its
-    eigenvectors, the factors and what they are made of."""
+    """Return an upper estimate of the bytes of memory that one matrix takes.
+
+    These are the matrix, a Krylov basis twice, the Gram matrix and its eigenvectors, and the factors with their parts.
+    """
     basis = sum(shape) * min(shape) // SPREAD
     return 8 * (math.prod(shape) + 2 * basis + 4 * min(shape) ** 2 + 4 * sum(shape) * rank)
 
@@ -58,13 +64,13 @@ def report(
     factors: Sequence[Mapping[str, Any]],
     rest: Sequence[Change],
 ) -> dict[str, Any]:
-    """extract_report.json: what was asked, and what became of every tensor that changed.
+    """Return the content of extract_report.json: the settings, and what is stored of every tensor that changed.
 
-    factors: a row per matrix, see run.py; rest: what else changed, of so many tensors.
+    tensors: number of tensors of the model. factors: a row for each matrix, see run.py. rest: the other changes.
     """
     lost = sum(row["lost_norm"] ** 2 for row in factors)
     of_factors = sum(row["change_norm"] ** 2 for row in factors)
-    # A tied lm_head that Paddle's layouts store is the embedding, and counts once.
+    # A tied lm_head that is stored in one of Paddle's layouts is the embedding, and is counted once.
     of_rest = sum({change.base.nameless: change.squares for change in rest}.values())
     described = [describe(change) for change in rest]
     return {
@@ -83,16 +89,16 @@ def report(
 
 
 def describe(change: Change) -> dict[str, Any]:
-    """A row of the report. change_norm: Frobenius."""
+    """Return a row of the report. change_norm: the Frobenius norm."""
     return {"name": change.name, "shape": list(change.shape), "change_norm": change.norm}
 
 
 def summarise(report: Mapping[str, Any], adapter: NewAdapter, seconds: float) -> None:
-    """Tell what is kept: of all, and of the tensors that lose most."""
-    log.info("kept     %.4f of the change's sum of squares; the tensors of which least is kept:", report["kept"])
-    log.info("         %8s %6s %19s %13s", "kept", "rank", "largest singular value", "remaining")
+    """Log which share of the change is kept: in total, and of the tensors of which least is kept."""
+    log.info("kept     %.4f of the sum of squares of the change; the tensors of which least is kept:", report["kept"])
+    log.info("         %8s %6s %22s %13s  %s", "kept", "rank", "largest singular value", "largest lost", "tensor")
     for row in sorted(report["factors"], key=lambda row: row["kept"])[:SHOWN]:
         values = row["largest_singular_value"], row["largest_remaining_singular_value"]
         log.info("         %8.4f %6d %22.3g %13.3g  %s", row["kept"], row["rank"], *values, row["name"])
-    size = adapter.shards[0].nbytes / 1e6
-    log.info("written  to %s in %.1f s: %.1f MB; %s tells of every tensor", report["output_path"], seconds, size, REPORT)
+    size = size_text(adapter.shards[0].nbytes)
+    log.info("written  to %s in %.1f s (%s); %s lists every tensor", report["output_path"], seconds, size, REPORT)

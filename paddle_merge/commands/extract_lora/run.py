@@ -1,6 +1,7 @@
-"""Extracting a LoRA adapter: what fine-tuning changed, tensor by tensor, as the matrix of low rank that comes closest.
+"""Make a LoRA adapter from a fine-tuned model and its base, tensor by tensor.
 
-Folding the adapter into the base model gives the fine-tuned model back, up to what the report says isn't kept.
+The base model with the adapter folded in is the fine-tuned model, up to the error of the low-rank approximation, which the
+report gives.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ log = logging.getLogger("paddle_merge")
 
 @dataclass(frozen=True)
 class Inputs:
-    """The two checkpoints in the adapter's layout, and the format that goes with it.
+    """The two checkpoints in the layout of the adapter.
 
-    dtype: of the factors. tied: lm_head is the embedding.
+    format: of the adapter. dtype: of the factors. tied: whether lm_head is tied to the embedding.
     """
 
     finetuned: Checkpoint
@@ -54,11 +55,11 @@ class Inputs:
 
 
 def extract_lora(config: ExtractConfig, progress: bool | None = None) -> dict[str, Any]:
-    """Write the adapter that `config` asks for; return its report, which stands beside it as extract_report.json.
+    """Write a LoRA adapter; return its report, which is also written beside it as extract_report.json.
 
-    progress: whether to show a progress bar; None: if standard error is a terminal.
+    progress: whether to show a progress bar; None (default): if standard error is a terminal.
     Raises MergeError (ConfigError, CheckpointError, OutputError), each listing all problems found. An extraction that fails
-    or is interrupted leaves nothing that looks like an adapter.
+    or is interrupted leaves no adapter in the output folder.
     """
     started = time.perf_counter()
     inputs = _open(config)
@@ -85,13 +86,13 @@ def extract_lora(config: ExtractConfig, progress: bool | None = None) -> dict[st
 
 
 def _open(config: ExtractConfig) -> Inputs:
-    """Raises MergeError with the problems of flags, inputs and output together; of its kinds, the first met."""
+    """Open and check the inputs. Raises a MergeError of the first problem's class that lists all problems."""
     attempt = Attempts()
     attempt(config.check)
     paths = [path for path in (config.finetuned_path, config.base_model_path) if path]
     pairs = attempt(open_inputs, paths, "model")
     if pairs and any(adapters for _, adapters in pairs):
-        attempt.errors.append(CheckpointError("extract-lora takes models without adapters; fold them first"))
+        attempt.errors.append(CheckpointError("extract-lora takes models without adapters; fold the adapters first"))
     opened = [checkpoint for checkpoint, _ in pairs or ()]
     inputs = attempt(_in_one_layout, config, opened) if opened and not attempt.errors else None
     nbytes, files = 0, []
@@ -119,7 +120,7 @@ def _open(config: ExtractConfig) -> Inputs:
 
 
 def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Inputs:
-    """Raises CheckpointError listing what doesn't fit."""
+    """Bring both checkpoints to the layout of the adapter. Raises CheckpointError listing what doesn't match."""
     finetuned, base = opened
     finetuned_layout, base_layout = config.layouts
     target = LAYOUTS.get(config.format or "")
@@ -134,7 +135,7 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
         )
     if config.format == "paddle" and layout == "hf":
         raise CheckpointError(
-            f"{base.path} is in Hugging Face's layout, which both of Paddle's libraries read; say --format paddlenlp or"
+            f"{base.path} is in Hugging Face's layout, which both of Paddle's libraries read; give --format paddlenlp or"
             " --format paddleformers"
         )
     problems = differences(pair, FLOAT32)
@@ -146,7 +147,7 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
     mixed = [name for name, entry in base.tensors.items() if entry.dtype != finetuned.tensors[name].dtype]
     if mixed:
         log.warning(
-            "the models' dtypes differ (%s is %s and %s), so the change holds what rounding changed too",
+            "the models' dtypes differ (%s is %s and %s), so the change includes differences from rounding",
             mixed[0],
             base.tensors[mixed[0]].dtype.name,
             finetuned.tensors[mixed[0]].dtype.name,
@@ -159,25 +160,26 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
 
 
 def _factored(entry: TensorEntry) -> bool:
-    """Whether a tensor gets factors if it changes: a Linear layer's matrix; not a mixture's router, which is small, and no
-    Linear layer in some libraries."""
+    """Return whether the change of a tensor gets factors: a matrix of a Linear layer, but not the router of a mixture of
+    experts, which is small, and isn't a Linear layer in some libraries."""
     word = last_word(entry.name)
     router = word in LINEARS and LINEARS[word] is None
     return is_linear(entry.name) and not router and len(entry.shape) == 2 and entry.dtype.is_float
 
 
 def _changes(inputs: Inputs, files: Files) -> tuple[list[Change], list[Change]]:
-    """What changed: the matrices that get factors, and the rest. Raises CheckpointError, also if there are none."""
+    """Return the changes that get factors, and the other changes. Raises CheckpointError, also if there are none of the
+    former."""
     changes = find_changes(inputs.finetuned.tensors, inputs.base.tensors, files)
     linear = [change for change in changes if _factored(change.base)]
     rest = [change for change in changes if not _factored(change.base)]
     if not changes:
         raise CheckpointError(
-            f"{inputs.finetuned.path} and {inputs.base.path} hold the same weights: there is nothing to extract"
+            f"{inputs.finetuned.path} and {inputs.base.path} have the same weights, so there is nothing to extract"
         )
     if not linear:
         names = ", ".join(change.name for change in rest[:SHOWN])
-        raise CheckpointError(f"no Linear layer's matrix changed, so there is nothing to factor; what changed is {names}")
+        raise CheckpointError(f"no matrix of a Linear layer changed, so there is nothing to approximate; changed: {names}")
     return linear, rest
 
 
@@ -185,7 +187,7 @@ def _changes(inputs: Inputs, files: Files) -> tuple[list[Change], list[Change]]:
 
 
 def _factorise(change: Change, config: ExtractConfig, dtype: DType, files: Files) -> tuple[Factors, dict[str, Any]]:
-    """The factors, and what they keep, measured on them as they are stored. Raises CheckpointError."""
+    """Return the factors of a change, and a row of the report with what the stored factors keep. Raises CheckpointError."""
     shape, backend = change.shape, NumpyBackend("float64")
     delta = read_change(change, files)
     found = low_rank(delta, config.most(shape), config.energy)
@@ -194,7 +196,7 @@ def _factorise(change: Change, config: ExtractConfig, dtype: DType, files: Files
         raw, bad = backend.store(np.ascontiguousarray(factor).reshape(-1), dtype)
         if bad:
             raise CheckpointError(
-                f"tensor {change.name!r}: its factors don't fit into {dtype.name}; give another --out_dtype"
+                f"tensor {change.name!r}: the low-rank matrices overflow {dtype.name}; give another --out_dtype"
             )
         stored.append(raw.copy().reshape(factor.shape))
         numbers.append(backend.load([raw.copy()], [dtype], based=False)[0][0].copy().reshape(factor.shape))
@@ -215,12 +217,12 @@ def _factorise(change: Change, config: ExtractConfig, dtype: DType, files: Files
 
 
 def _watched(changes: Sequence[Change], progress: bool | None) -> Iterator[Change]:
-    """The changes, with a progress bar over their elements."""
+    """Yield the changes, with a progress bar that counts their elements."""
     from tqdm import tqdm
 
     disable = not log.isEnabledFor(logging.INFO) or (not sys.stderr.isatty() if progress is None else not progress)
     total = sum(math.prod(change.shape) for change in changes)
-    with tqdm(total=total, unit="", unit_scale=True, desc="factoring", disable=disable) as bar:
+    with tqdm(total=total, unit="", unit_scale=True, desc="approximating", disable=disable) as bar:
         for change in changes:
             yield change
             bar.update(math.prod(change.shape))
@@ -230,12 +232,12 @@ def _watched(changes: Sequence[Change], progress: bool | None) -> Iterator[Chang
 
 
 def _whole(inputs: Inputs, rest: Sequence[Change], factors: Mapping[str, Factors]) -> dict[str, TensorEntry]:
-    """The tensors that the adapter stores whole, by name."""
+    """Return the tensors that the adapter stores whole, by name."""
     tensors, names = inputs.finetuned.tensors, [change.name for change in rest]
     if inputs.format != "peft":
         return {name: tensors[name] for name in names}
     whole = {name: tensors[name] for name in whole_modules(names, factors, tensors)}
-    if inputs.tied and "lm_head.weight" not in tensors:  # PEFT replaces the embedding, and leaves lm_head what it was
+    if inputs.tied and "lm_head.weight" not in tensors:  # PEFT replaces only the embedding
         heads = [entry for name, entry in whole.items() if last_word(name) in EMBEDDINGS and len(entry.shape) == 2]
         if heads:
             whole["lm_head.weight"] = heads[0].renamed("lm_head.weight")
@@ -243,7 +245,7 @@ def _whole(inputs: Inputs, rest: Sequence[Change], factors: Mapping[str, Factors
 
 
 def _write(config: ExtractConfig, adapter: NewAdapter, said: Mapping[str, Any], files: Files) -> None:
-    """All files or none. Raises OutputError."""
+    """Write all files or none. Raises OutputError."""
     output, written = Output(config.output_path, adapter, REPORT), None
     try:
         output.create()

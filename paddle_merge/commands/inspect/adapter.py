@@ -1,4 +1,4 @@
-"""What a LoRA adapter is, from its headers and its config."""
+"""Describe a LoRA adapter from its headers and its config."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _BASES = ("base_model_name_or_path", "base_model_name")  # PEFT's word, PaddleNL
 
 
 def describe_adapter(adapter: Adapter) -> dict[str, Any]:
-    """What `inspect --json` says of it, but for what it says of all files.
+    """Return what `inspect --json` prints of an adapter, without what it prints of all files.
 
-    ranks, scales, targets: how many modules have each. problems: why it couldn't be folded into any model.
+    ranks, scales, targets: value -> number of modules with it. problems: why the adapter can't be folded into any model.
     """
     modules, others = group_tensors(adapter)
     ranks: Counter[int] = Counter()

@@ -1,5 +1,7 @@
-"""What one checkpoint is, from its headers and config.json. Only a tied lm_head and its embedding are read, if both are
-stored."""
+"""Describe a checkpoint from its headers and config.json.
+
+The only tensors that are read are lm_head and the embedding, if both are stored and have the same shape and dtype.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,14 @@ from .adapter import describe_adapter
 
 @dataclasses.dataclass(frozen=True)
 class Looked:
-    """A path that was looked at: its checkpoint (None if it is an adapter), and what is said of it, as JSON has it."""
+    """The description of a path. checkpoint: None if it is an adapter. said: what --json prints of it."""
 
     checkpoint: Checkpoint | None
     said: dict[str, Any]
 
 
 def look(spec: str, prefix: str) -> Looked:
-    """A checkpoint, an adapter, or a checkpoint with adapters (`base+adapter`). Raises CheckpointError."""
+    """Describe a checkpoint, an adapter, or a checkpoint with adapters (`base+adapter`). Raises CheckpointError."""
     path, *adapters = split_spec(spec)
     if not adapters and kind_of(path):
         try:
@@ -63,7 +65,7 @@ def _adapter(path: str) -> dict[str, Any]:
 
 
 def _describe(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
-    """What `inspect --json` says of a checkpoint without adapters."""
+    """Return what `inspect --json` prints of a checkpoint without adapters."""
     detected = detect(checkpoint, prefix, {})
     config = read_config(checkpoint.folder)
     tensors = checkpoint.tensors
@@ -91,7 +93,7 @@ def _describe(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
 
 
 def _contents(tensors: Mapping[str, TensorEntry], copies: Collection[str]) -> dict[str, Any]:
-    """copies: tensors that don't count as parameters of their own."""
+    """Return files, numbers and dtypes of tensors. copies: names of tensors that are not counted as parameters."""
     entries = tensors.values()
     return {
         "files": sorted({os.path.basename(file) for entry in entries for file in entry.files}),
@@ -103,7 +105,7 @@ def _contents(tensors: Mapping[str, TensorEntry], copies: Collection[str]) -> di
 
 
 def _dtypes(entries: Iterable[TensorEntry]) -> dict[str, dict[str, int]]:
-    """dtype -> how many tensors, parameters and bytes of it; the most bytes first."""
+    """Return dtype -> its numbers of tensors, parameters and bytes; the dtype with most bytes first."""
     found: dict[str, Counter[str]] = {}
     for entry in entries:
         counter = found.setdefault(entry.dtype.name, Counter(tensors=0, parameters=0, bytes=0))
@@ -112,8 +114,12 @@ def _dtypes(entries: Iterable[TensorEntry]) -> dict[str, dict[str, int]]:
 
 
 def _tied(checkpoint: Checkpoint, tied: bool, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether lm_head is the embedding: as config.json says (None: it doesn't), as it is taken, and as the values are (None
-    unless both are stored alike)."""
+    """Return whether lm_head is tied to the embedding.
+
+    config: as stated in config.json (None: it doesn't state it). tied: as merges treat it. stored: the names of those of
+    both that are stored. same_values: whether their values are equal (None unless both are stored in the same shape and
+    dtype).
+    """
     tensors = checkpoint.tensors
     embedding = next((e for name, e in tensors.items() if last_word(name) in EMBEDDINGS and len(e.shape) == 2), None)
     head, same = tensors.get(HEAD), None
@@ -130,7 +136,7 @@ def _tied(checkpoint: Checkpoint, tied: bool, config: Mapping[str, Any]) -> dict
 
 
 def _shared(tensors: Mapping[str, TensorEntry]) -> list[list[str]]:
-    """The names of tensors that are the very same bytes of a file."""
+    """Return groups of names of tensors that are stored in the same bytes of a file."""
     places: dict[TensorEntry, list[str]] = {}
     for name, entry in tensors.items():
         if entry.nbytes:

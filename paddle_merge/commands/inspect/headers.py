@@ -1,4 +1,4 @@
-"""What differs between checkpoints as far as headers and config.json tell; values aren't compared."""
+"""Find the differences of checkpoints in headers and config.json, without comparing values."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ MISSING = "missing"
 
 
 def differences(checkpoints: Sequence[Checkpoint], described: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Any]:
-    """JSON: `facts` and `tensors` that aren't the same everywhere, each with a list of what they are in every checkpoint
-    (a tensor: "[16, 24] bfloat16"; None where there is none), and `notes` on how names were made to match."""
+    """Return what differs, for JSON: `facts`, `tensors`, and `notes` on how the names were matched.
+
+    Facts and tensors have a list of their values in each checkpoint: for a tensor "[16, 24] bfloat16", None if it is
+    missing.
+    """
     facts: dict[str, list[Any]] = {}
     for name in ("format", "layout", "family", "architectures"):
         facts[name] = [one[name] for one in described]
@@ -28,12 +31,12 @@ def differences(checkpoints: Sequence[Checkpoint], described: Sequence[Mapping[s
     notes: list[str] = []
     layouts = {one["layout"] for one in described}
     if None in layouts and len(layouts) > 1:
-        notes = ["names and shapes are compared as they are stored, since not all layouts can be told"]
+        notes = ["names and shapes are compared as stored, because not all layouts are known"]
     elif len(layouts) > 1:
         try:
             checkpoints, _, notes = in_one_layout(checkpoints, (), prefix)
         except CheckpointError as error:
-            notes = [f"names and shapes are compared as they are stored: {line}" for line in error.problems]
+            notes = [f"names and shapes are compared as stored: {line}" for line in error.problems]
     layers = [stacks(one.tensors) for one in checkpoints]
     for stack in dict.fromkeys(stack for one in layers for stack in one):
         facts[f"layers in {stack}"] = [one.get(stack) for one in layers]
@@ -50,7 +53,7 @@ def differences(checkpoints: Sequence[Checkpoint], described: Sequence[Mapping[s
 
 
 def grouped(tensors: Mapping[str, Sequence[str | None]]) -> dict[tuple[str, tuple[str | None, ...]], int]:
-    """(name with a star for the layer, what it is in every checkpoint) -> how many tensors that holds for."""
+    """Return (name with * for the layer, values in each checkpoint) -> the number of tensors with both."""
     found: dict[tuple[str, tuple[str | None, ...]], int] = {}
     for name, values in tensors.items():
         key = pattern_of(name), tuple(values)

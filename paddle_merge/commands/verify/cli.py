@@ -90,12 +90,12 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     if config.json:
         print(json.dumps({"same": not found.off, **dataclasses.asdict(found)}, indent=2))
     else:
-        held = f"{size_text(found.nbytes)}, {count(found.tensors)} tensors, {count(found.files)} files"
+        held = f"{size_text(found.nbytes)}, {count(found.tensors, 'tensor')}, {count(found.files, 'file')}"
         rows = [
             ("output", f"{found.output}: {held}"),
-            ("computed again", f"{count(len(found.remade))} of {count(found.tensors)} tensors, from the inputs"),
+            ("computed again", f"{count(len(found.remade))} of {count(found.tensors, 'tensor')}, from the inputs"),
             *(("note", sentence) for sentence in found.notes),
-            ("result", f"{count(len(found.off))} differences" if found.off else "identical to what the merge wrote"),
+            ("result", count(len(found.off), "difference") if found.off else "identical to what the merge wrote"),
         ]
         print("\n".join(facts(rows, 0)))
         for sentence in found.off:

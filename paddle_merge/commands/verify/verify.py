@@ -1,4 +1,4 @@
-"""Whether a merge's output is what the merge wrote, and whether its inputs still make it."""
+"""Check that the output of a merge is what the merge wrote, and that its inputs still give the same result."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ STEP = 1 << 24  # elements of a tensor that a thread takes at a time
 
 @dataclass
 class Findings:
-    """off: what isn't as the merge left it, in sentences. remade: the tensors that were made again from the inputs, of so
-    many. notes: what could not be looked at."""
+    """The result of a verification.
+
+    output: the folder. files, tensors, nbytes: how many files and tensors the merge wrote, and how many bytes of weights.
+    remade: the names of the tensors that were computed again from the inputs. off: a sentence for each difference. notes: a
+    sentence for each thing that could not be checked.
+    """
 
     output: str
     files: int = 0
@@ -42,23 +46,26 @@ class Findings:
 
 
 def verify(folder: str, sample: int | None, n_process: int, tolerant: bool, progress: bool | None = None) -> Findings:
-    """Compare all bytes of the output with the record, then make `sample` tensors (None: all) again and compare them.
+    """Compare all bytes of the output with the record, then compute `sample` tensors again (None: all) and compare them.
 
-    tolerant: inputs that are gone are worth a note, no error. Raises CheckpointError, WorkError.
+    tolerant: whether missing inputs are a note instead of an error. progress: whether to show a progress bar; None: if
+    standard error is a terminal. Raises CheckpointError, WorkError.
     """
     lock = read_lock(folder)
     found = Findings(folder, len(lock.files) + len(lock.shards), len(lock.tensors), sum(n for n, _ in lock.shards.values()))
     _files(folder, lock, found)
     _tensors(folder, lock, found, n_process)
     if sample == 0 or any(sentence.startswith(os.path.join(folder, RECORD)) for sentence in found.off):
-        found.notes.append(f"nothing was made again from the inputs: {'--sample 0' if sample == 0 else f'{RECORD} is off'}")
+        found.notes.append(
+            f"no tensor was computed again from the inputs: {'--sample 0' if sample == 0 else f'{RECORD} differs'}"
+        )
         return found
     try:
         _remake(folder=folder, lock=lock, sample=sample, n_process=n_process, progress=progress, found=found)
     except CheckpointError as error:
         if not tolerant:
             raise
-        found.notes += [f"nothing was made again from the inputs: {problem}" for problem in error.problems]
+        found.notes += [f"no tensor was computed again from the inputs: {problem}" for problem in error.problems]
     return found
 
 
@@ -66,7 +73,7 @@ def verify(folder: str, sample: int | None, n_process: int, tolerant: bool, prog
 
 
 def _files(folder: str, lock: MergeRecord, found: Findings) -> None:
-    """What isn't weights, what stands around the weights, and weights that are no part of it."""
+    """Find differences in the files that aren't weights, in the headers of the weights, and files with other weights."""
     for name, checksum in lock.files.items():
         path = os.path.join(folder, name)
         try:
@@ -81,16 +88,18 @@ def _files(folder: str, lock: MergeRecord, found: Findings) -> None:
             if (size := os.path.getsize(path)) != nbytes:
                 found.off.append(f"{path}: has {size:,} bytes, and the merge wrote {nbytes:,}")
             elif _frame(path, nbytes, [tensor for tensor in lock.tensors.values() if tensor.shard == name]) != header:
-                found.off.append(f"{path}: its header, what stands around the tensors, isn't what the merge wrote")
+                found.off.append(f"{path}: the header, that is all bytes outside of tensors, isn't what the merge wrote")
         except OSError as error:
             found.off.append(f"{path}: can't be read ({error.strerror})")
     for name in sorted(os.listdir(folder)):
         if name.endswith(WEIGHTS) and name not in {*lock.shards, *lock.files}:
-            found.off.append(f"{os.path.join(folder, name)}: isn't of this merge, and loaders may take it for its weights")
+            found.off.append(
+                f"{os.path.join(folder, name)}: doesn't belong to this merge, but loaders may read it as weights"
+            )
 
 
 def _frame(path: str, nbytes: int, tensors: Sequence[WrittenTensor]) -> str:
-    """The XXH3 of what no tensor covers. Raises OSError."""
+    """Return the XXH3 checksum of all bytes outside of tensors. Raises OSError."""
     checksum, at = xxhash.xxh3_128(), 0
     with open(path, "rb") as file:
         for start, stop in [
@@ -104,7 +113,7 @@ def _frame(path: str, nbytes: int, tensors: Sequence[WrittenTensor]) -> str:
 
 
 def _tensors(folder: str, lock: MergeRecord, found: Findings, n_process: int) -> None:
-    """The bytes of every tensor. Threads read: hashing and reading don't hold Python's lock."""
+    """Find differences in the bytes of every tensor, in threads: hashing and reading release Python's interpreter lock."""
 
     def stretches() -> Iterator[tuple[str, int, int]]:
         for name, tensor in lock.tensors.items():
@@ -117,7 +126,7 @@ def _tensors(folder: str, lock: MergeRecord, found: Findings, n_process: int) ->
         try:
             return of_file(os.path.join(folder, tensor.shard), tensor.offset, tensor.itemsize, start, stop)
         except (OSError, EOFError):
-            return ""  # no fingerprint: it isn't there
+            return ""  # no fingerprint: these bytes can't be read
 
     pieces: dict[str, list[str]] = {name: [] for name in lock.tensors}
     with ThreadPoolExecutor(n_process) as pool:
@@ -134,7 +143,7 @@ def _tensors(folder: str, lock: MergeRecord, found: Findings, n_process: int) ->
 def _remake(
     folder: str, lock: MergeRecord, sample: int | None, n_process: int, progress: bool | None, found: Findings
 ) -> None:
-    """Merge again, without writing. Raises CheckpointError, WorkError."""
+    """Compute tensors again from the inputs, without writing them, and compare. Raises CheckpointError, WorkError."""
     path = os.path.join(folder, RECORD)
     try:
         request = Request.of(MergeConfig.from_mapping(MergeConfig.from_file(path), path))
@@ -144,7 +153,7 @@ def _remake(
         raise CheckpointError(error.problems) from None
     made = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in plan.tensors}
     if made != {name: (tensor.dtype, tensor.shape) for name, tensor in lock.tensors.items()}:
-        found.off.append(f"the inputs that {path} names have other tensors now than when they were merged")
+        found.off.append(f"the inputs that {path} names don't have the tensors, dtypes, or shapes any more that were merged")
         return
     filled = [tensor.name for tensor in plan.tensors if tensor.size]
     chosen = set(filled if sample is None else _choose(filled, sample))
@@ -162,22 +171,22 @@ def _remake(
 
 
 def _judge(plan: Plan, tensor: TensorPlan, reports: Sequence[Report], lock: MergeRecord) -> list[str]:
-    """What differs between a tensor made again and the record."""
+    """Return a sentence for each difference between a tensor that was computed again and the record."""
     name, then = tensor.name, lock.tensors[tensor.name]
     if len(then.read) != len(tensor.numbers):
-        return [f"tensor {name!r} is made of {len(tensor.numbers)} inputs, and the record says {len(then.read)}"]
+        return [f"tensor {name!r} is made from {len(tensor.numbers)} inputs, but from {len(then.read)} in the record"]
     off = []
     for place, number in enumerate(tensor.numbers):
         if sum_of(report.read[place] for report in reports) != then.read[place]:
             off.append(f"tensor {name!r} of {plan.recipe.titles[number]} isn't what was merged")
     if not off and sum_of(report.written for report in reports) != then.written:
         by = ", ".join(f"{what} {which}" for what, which in lock.versions.items())
-        off.append(f"tensor {name!r}, made again from the same inputs, isn't what the merge wrote; that was made by {by}")
+        off.append(f"tensor {name!r}, computed again from the same inputs, isn't what the merge wrote with {by}")
     return off
 
 
 def _choose(names: Sequence[str], count: int) -> list[str]:
-    """So many of them, drawn anew each time: of every kind (names that differ by numbers only) one, before a second."""
+    """Choose `count` names at random: one of each kind (names that differ in numbers only) before a second of any."""
     kinds: dict[str, list[str]] = {}
     for name in random.sample(names, len(names)):
         kinds.setdefault(re.sub(r"\d+", "#", name), []).append(name)

@@ -19,10 +19,11 @@ from paddle_merge import CheckpointError, ConfigError, DiffConfig, MergeConfig, 
 from paddle_merge.checkpoints.names import LAYOUTS, layer_of, pattern_of, word_of
 from paddle_merge.checkpoints.tensors import StoredEntry, TensorEntry
 from paddle_merge.commands.diff.diff import compare, open_models
-from paddle_merge.commands.diff.measure import BLOCK, PIECE, Pair, Sums, measure
+from paddle_merge.commands.diff.measure import PIECE, Pair, Sums, measure
 from paddle_merge.commands.diff.show import lines
 from paddle_merge.commands.main import main
-from paddle_merge.commands.tables import percent, size, table
+from paddle_merge.commands.pairs import BLOCK
+from paddle_merge.commands.tables import percent, table
 from paddle_merge.dtypes import DTYPES
 from tests.conversion.lora.test_lora import factors, in_paddle, in_peft, paddle, peft
 from tests.conversion.test_layout import CONFIG, llama, stored
