@@ -59,7 +59,7 @@ class TensorReader:
 
     @property
     def numbers(self) -> np.ndarray:
-        """The block's elements as numbers: [n] float64 for float64 and for integers, which are rounded to it; else float32."""
+        """The elements as numbers: [n] float64 for float64 and for integers, which are rounded to it; else float32."""
         if self._numbers is None:
             self._numbers = self._widened()
         return self._numbers

@@ -358,7 +358,7 @@ def test_many_alike_take_one_sentence(tmp_path: Path) -> None:
     found = analysed(tmp_path, base, *steps)
     (said,) = (one for one in found["advice"] if one["code"] == "alike")
     assert (said["about"], said["warning"]) == (list("ABCDE"), False)
-    assert said["text"].startswith("A and B, A and C, A and D and 7 more pairs changed almost alike")
+    assert said["text"].startswith("A and B, A and C, A and D and 7 more pairs have almost the same task vector")
     assert codes(found) == {}
 
 
@@ -401,7 +401,7 @@ def test_what_no_merge_takes_is_reported(tmp_path: Path) -> None:
 def test_nothing_in_common(tmp_path: Path) -> None:
     found = analysed(tmp_path, {"w": np.ones(2)}, {"v": np.ones(2)})
     assert (found["compared_tensors"], [one["code"] for one in found["advice"]]) == (0, ["missing", "nothing"])
-    assert "No tensor of the base" in page(found)
+    assert "No model has a tensor of the base" in page(found)
     assert "warning" in "\n".join(lines(found, 3))
 
 
@@ -483,7 +483,7 @@ def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     assert "@import" not in text
     assert evil in reader.text
     assert "\u202e" not in text
-    for words in ("What stands out", "Cosine of task vectors", "Sign conflict", "dare_linear", "Layers of model.layers"):
+    for words in ("Findings", "Cosine of task vectors", "Sign conflict", "dare_linear", "Layers of model.layers"):
         assert words in reader.text
 
 
@@ -523,11 +523,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     text = out.splitlines()
     assert text[0].split() == ["base", paths[0]]
     assert text[3].split() == ["C", paths[3]]
-    assert any(line.startswith("note  Cosines are near 0") for line in text)
+    assert any(line.startswith("note  The cosines are near 0") for line in text)
     assert [line.split()[0] for line in text if line[:4] in ("A-B ", "A-C ", "B-C ")] == ["A-B", "A-C", "B-C"]
-    assert "what methods drop of what changed, with --reserve_p 0.2 --epsilon 0.14" in text
+    assert "share of the changes that each method drops, with --reserve_p 0.2 --epsilon 0.14" in text
     assert {line.split()[0] for line in text if line} >= METHODS.keys() - {"slerp"}
-    assert "layers that moved most, 2 of 3" in [line.strip() for line in text]
+    assert "layers that changed most (2 of 3)" in [line.strip() for line in text]
     assert max(map(len, text)) <= 100
     code, out, _ = run(capsys, "--json", "--base_model_path", paths[0], "--model_path_list", *paths[1:])
     again = json.loads(out)
@@ -541,14 +541,14 @@ def test_problems_come_together(tmp_path: Path, capsys: pytest.CaptureFixture[st
         analyze(config)
     assert caught.value.problems == [
         "--layout 'pd' must be one of hf, paddlenlp, paddleformers",
-        "give the model that all were fine-tuned from: --base_model_path BASE",
+        "--top -1 must be at least 0",
+        "--n_process 0 must be at least 1",
+        "give the base model that all models were fine-tuned from: --base_model_path BASE",
         "give at least one model: python -m paddle_merge analyze --base_model_path BASE A B",
         "--layout has 3 words for 1 models (the base last)",
         "--reserve_p 0 keeps nothing of the models; it must be greater than 0 and at most 1",
-        "--top -1 must be at least 0",
-        "--n_process 0 must be at least 1",
         "--html x/y.pdf must end in .html",
-        "--html x/y.pdf: no such folder; make it first",
+        "--html x/y.pdf: no such folder; create it first",
     ]
     none = str(tmp_path / "none")
     assert run(capsys, none, "--epsilon", "0.9", "--base_model_path", f"{none}/2")[::2] == (
@@ -557,7 +557,9 @@ def test_problems_come_together(tmp_path: Path, capsys: pytest.CaptureFixture[st
         f" reserve_p -/+ epsilon/2, so epsilon may be at most 0.4\nerror: {none}: no such file or folder\n"
         f"error: {none}/2: no such file or folder\n",
     )
-    assert run(capsys, none)[2].startswith("error: give the model that all were fine-tuned from: --base_model_path BASE\n")
+    assert run(capsys, none)[2].startswith(
+        "error: give the base model that all models were fine-tuned from: --base_model_path BASE\n"
+    )
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(ConfigError, match="is a folder"):
         report(none, none, html=str(tmp_path / "folder.html"))

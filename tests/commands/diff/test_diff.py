@@ -23,7 +23,7 @@ from paddle_merge.commands.diff.measure import PIECE, Pair, Sums, measure
 from paddle_merge.commands.diff.show import lines
 from paddle_merge.commands.main import main
 from paddle_merge.commands.pairs import BLOCK
-from paddle_merge.commands.tables import percent, table
+from paddle_merge.commands.tables import count, percent, table
 from paddle_merge.dtypes import DTYPES
 from tests.conversion.lora.test_lora import factors, in_paddle, in_peft, paddle, peft
 from tests.conversion.test_layout import CONFIG, llama, stored
@@ -107,7 +107,7 @@ def test_what_float64_cannot_square_is_none_not_nonsense(tmp_path: Path) -> None
     assert [s[name] for name in ("max", "mean", "relative", "cosine", "overflowed")] == [1.0, 0.5, None, None, True]
     assert (w["changed"], w["not_finite_a"], v["overflowed"]) == (1, 0, False)
     json.dumps(found, allow_nan=False)
-    assert "too large  for sums in float64, which are shown as -: 2: w, s" in list(lines(found, 3))
+    assert "overflow   of sums in float64, which are shown as -: 2: w, s" in list(lines(found, 3))
 
 
 def test_from_zero(tmp_path: Path) -> None:
@@ -328,11 +328,13 @@ def test_words_for_numbers() -> None:
     assert [percent(share) for share in shares] == [
         "-", "0.0%", "100.0%", "50.0%", "0.0010%", "<0.0001%", ">99.9999%", "99.9600%"
     ]  # fmt: skip
-    assert [size(999), size(1000), size(988_100_000), size(2_500_000_000)] == ["999 B", "1.0 kB", "988.1 MB", "2.5 GB"]
+    assert [count(0), count(1, "tensor"), count(1200, "tensor")] == ["0", "1 tensor", "1,200 tensors"]
     rows = table(["", "x"], [("a" * 99, "1"), ("new\nline", "22")])
     assert [len(row) for row in rows] == [100, 100, 100]
     assert rows[1].startswith("...aaa")
     assert rows[2].startswith("new\\nline ")
+    title = "a title that is longer than the column below it"
+    assert table(["", "x"], [(title,), ("a", "1")]) == ["   x", title, "a  1"]
 
 
 def test_names() -> None:
@@ -374,9 +376,9 @@ def test_the_page_fits_and_says_what_counts_first(tmp_path: Path, capsys: pytest
     assert page[3].startswith("different   4 of 22 tensors, 441 of 5,203 elements (8.5%)")
     assert page[4:6] == [
         "only in A   only.weight",
-        "NaN or Inf  in B, left out of every sum: model.norm.weight (16)",
+        "NaN or Inf  in B, not included in sums: model.norm.weight (16)",
     ]
-    assert "tensors that moved most, 3 of 4" in out
+    assert "tensors that changed most (3 of 4)" in out
     assert [line.split()[0][-12:] for line in page if line.startswith("...")] == ["ry_very_long", "_long.weight"]
     up = next(line for line in page if line.startswith("  model.layers.1.mlp.up_proj.weight"))
     assert up.split()[1] == "1"
@@ -386,7 +388,7 @@ def test_equal_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = stored(tmp_path / "a", llama(0), "hf")
     code, out, _ = run(capsys, path, path)
     assert code == 0
-    assert out.splitlines()[3] == "the same  all 21 tensors, 5,200 elements"
+    assert out.splitlines()[3] == "identical  all 21 tensors, 5,200 elements"
     code, out, err = run(capsys, "--json", path, path, "--top", "3")
     assert (code, err, json.loads(out)["same"]) == (0, "", True)
 
@@ -397,7 +399,7 @@ def test_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert run(capsys, a, b, "--plot", str(picture))[0] == 0
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     plain = str(write(tmp_path / "plain", {"w": np.ones(2)}))
-    with pytest.raises(CheckpointError, match="no names of tensors tell of any"):
+    with pytest.raises(CheckpointError, match="no tensor's name contains the number of a layer"):
         report(plain, plain, plot=str(picture))
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it weren't installed
     code, _, err = run(capsys, a, b, "--plot", str(picture))
@@ -410,12 +412,12 @@ def test_problems_come_together(tmp_path: Path, capsys: pytest.CaptureFixture[st
         diff(config)
     assert caught.value.problems == [
         "--layout 'pd' must be one of hf, paddlenlp, paddleformers",
-        "give two checkpoints, not 3: python -m paddle_merge diff A B",
-        "--layout has 3 words for 2 models",
         "--top -1 must be at least 0",
         "--n_process 0 must be at least 1",
+        "give two checkpoints, not 3: python -m paddle_merge diff A B",
+        "--layout has 3 words for 2 models",
         "--plot x/y.jpg must end in .png",
-        "--plot x/y.jpg: no such folder; make it first",
+        "--plot x/y.jpg: no such folder; create it first",
     ]
     a = str(tmp_path / "none")
     assert run(capsys, a, f"{a}/2", "--top", "-1")[::2] == (

@@ -264,7 +264,7 @@ def test_only_linear_leaves_the_rest_out_by_name(tmp_path: Path, caplog: pytest.
     assert all("lora_" in name for name in read(tmp_path / "out", "adapter_model"))
     left_out = [row["name"] for row in report["left_out"]]
     assert "model.norm.weight" in left_out
-    assert f"left out, though they changed: {', '.join(left_out)}" in caplog.text
+    assert f"not in the adapter, although they changed: {', '.join(left_out)}" in caplog.text
     squares = sum(row["change_norm"] ** 2 for row in report["left_out"])
     total = squares + sum(row["change_norm"] ** 2 for row in report["factors"])
     assert report["kept"] == pytest.approx(1 - squares / total, abs=1e-9)
@@ -306,7 +306,7 @@ def refused(config: dict[str, Any]) -> list[str]:
 def test_nothing_changed(tmp_path: Path) -> None:
     files = pair(tmp_path, llama(0), llama(0))
     (problem,) = refused(files)
-    assert problem.endswith("hold the same weights: there is nothing to extract")
+    assert problem.endswith("have the same weights, so there is nothing to extract")
 
 
 @pytest.mark.parametrize(("size", "word"), [(1e200, "much"), (1e-200, "little")])
@@ -315,7 +315,7 @@ def test_changes_beyond_float64(tmp_path: Path, size: float, word: str) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     fine = base | {name: np.full(base[name].shape, size)}
     paths = [stored(tmp_path / key, model, "hf", dtype="float64") for key, model in (("ft", fine), ("base", base))]
-    with pytest.raises(CheckpointError, match=rf"{name}' changes by so {word} that float64 can't hold its square"):
+    with pytest.raises(CheckpointError, match=rf"{name}' changes by so {word} that the square doesn't fit into float64"):
         extract_lora(ExtractConfig(*paths, output_path=str(tmp_path / "out")))
 
 
@@ -323,7 +323,7 @@ def test_nothing_to_factor(tmp_path: Path) -> None:
     base = llama(0)
     fine = {**base, "model.norm.weight": base["model.norm.weight"] + 1}
     assert refused(pair(tmp_path, base, fine)) == [
-        "no Linear layer's matrix changed, so there is nothing to factor; what changed is model.norm.weight"
+        "no matrix of a Linear layer changed, so there is nothing to approximate; changed: model.norm.weight"
     ]
 
 
@@ -351,9 +351,9 @@ def test_flags_and_output_are_refused_together(tmp_path: Path) -> None:
         extract_lora(ExtractConfig(rank=0, energy=1.5, format="pft", output_path=str(tmp_path / "full")))
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
         "--format 'pft' must be one of peft, paddlenlp, paddleformers, paddle; did you mean 'peft'?",
+        "--rank 0 must be at least 1",
         "give the fine-tuned model",
         "--base_model_path is missing",
-        "--rank 0 must be at least 1",
         "--energy 1.5 must be above 0 and at most 1",
         f"--output_path {tmp_path / 'full'} exists and is not empty; pass --overwrite to replace the weights in it",
     ]
@@ -412,7 +412,7 @@ def test_different_shapes_are_refused(tmp_path: Path) -> None:
     ("argv", "sentence"),
     [
         (["a", "--rnk", "3"], "unknown flag --rnk; did you mean 'rank'?"),
-        (["a", "b"], "unexpected 'b'; one fine-tuned model comes first"),
+        (["a", "b"], "unexpected 'b'; only the fine-tuned model, the first word, is given without a flag"),
         (["a", "--rank", "3.5", "--base_model_path", "b"], "--rank must be a whole number, not '3.5'"),
         (["a", "--only_linear", "maybe"], "--only_linear takes True or False, not 'maybe'"),
     ],

@@ -166,7 +166,7 @@ def test_every_byte_of_the_output_is_looked_at(made: Path) -> None:
             assert sentence == (
                 f"tensor {at[0]!r} in {path} isn't what the merge wrote"
                 if at
-                else f"{path}: its header, what stands around the tensors, isn't what the merge wrote"
+                else f"{path}: the header, that is all bytes outside of tensors, isn't what the merge wrote"
             )
             change(path, offset)
     assert check(made, 0).off == []
@@ -182,7 +182,7 @@ def test_files_beside_the_weights(made: Path) -> None:
     assert check(made, 0).off == [
         f"{made}/config.json: has changed since the merge",
         f"{made}/tokenizer.json: can't be read (No such file or directory)",
-        f"{made}/pytorch_model.bin: isn't of this merge, and loaders may take it for its weights",
+        f"{made}/pytorch_model.bin: doesn't belong to this merge, but loaders may read it as weights",
     ]
 
 
@@ -217,7 +217,7 @@ def test_other_inputs_altogether(made: Path, tmp_path: Path) -> None:
         del tensors["layers.0.up"]
         checkpoints.write(tmp_path / which, tensors, "bfloat16", shards=2)
     (sentence,) = check(made).off
-    assert sentence.endswith("have other tensors now than when they were merged")
+    assert sentence.endswith("don't have the tensors, dtypes, or shapes any more that were merged")
 
 
 def test_a_result_that_the_inputs_do_not_make(made: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_result_that_the_inputs_do_not_make(made: Path) -> None:
     assert check(made, 0).off == []
     (sentence,) = check(made).off
     assert sentence.startswith(
-        "tensor 'layers.2.norm', made again from the same inputs, isn't what the merge wrote; that was made by paddle_merge "
+        "tensor 'layers.2.norm', computed again from the same inputs, isn't what the merge wrote with paddle_merge "
     )
 
 
@@ -246,7 +246,7 @@ def test_without_the_inputs(made: Path, tmp_path: Path) -> None:
     found = check(made, 16, tolerant=True)
     assert (found.off, found.remade) == ([], [])
     (note,) = found.notes
-    assert note.startswith("nothing was made again from the inputs: ")
+    assert note.startswith("no tensor was computed again from the inputs: ")
     assert str(tmp_path / "b") in note
     with pytest.raises(CheckpointError, match=str(tmp_path / "b")):
         check(made)
@@ -289,7 +289,7 @@ def test_through_the_command_line(made: Path, tmp_path: Path, capsys: pytest.Cap
     change(made / "config.json", 0)
     assert cli(str(made)) == 1
     streams = capsys.readouterr()
-    assert streams.err.strip() == f"off: {made}/config.json: has changed since the merge"
+    assert streams.err.strip() == f"differs: {made}/config.json: has changed since the merge"
     assert cli(str(made), "--json") == 1
     content = json.loads(capsys.readouterr().out)
     assert (content["same"], len(content["off"]), len(content["remade"])) == (False, 1, 13)
