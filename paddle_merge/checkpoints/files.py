@@ -1,8 +1,7 @@
-"""Read elements of tensors from files, and write bytes at offsets; keep a bounded number of files open."""
+"""Read elements of tensors from files, a bounded number of which are kept open."""
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import resource
@@ -19,16 +18,42 @@ PANEL = 16 << 20  # bytes of a scattered tensor that are read together, unless t
 FEW = 1 << 12  # a read of no more bytes than this is a sample, for which no panel is read
 
 
-class Files:
-    """Read from and write to files by path. A file is opened when first used, and the least recently used are closed.
+class OpenFiles:
+    """Keep files open by path. A file is opened when first used, and the least recently used are closed.
 
-    flags: of os.open. panel: bytes of a scattered tensor (TensorEntry.scattered) that are read together; default 16 MiB.
+    flags: of os.open.
     """
 
-    def __init__(self, flags: int = os.O_RDONLY, panel: int = PANEL) -> None:
-        self._flags, self._panel = flags, panel
+    def __init__(self, flags: int):
+        self._flags = flags
         self._limit = max(8, min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._open: OrderedDict[str, int] = OrderedDict()
+
+    def _file(self, path: str) -> int:
+        """Return the descriptor of a file, opened if it isn't yet. Raises OSError."""
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            if len(self._open) >= self._limit:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[path] = os.open(path, self._flags)
+        return self._open[path]
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+class Files(OpenFiles):
+    """Read tensors from files.
+
+    panel: bytes of a scattered tensor (TensorEntry.scattered) that are read together; default 16 MiB.
+    """
+
+    def __init__(self, panel: int = PANEL) -> None:
+        super().__init__(os.O_RDONLY)
+        self._panel = panel
         self._panels_of = ""
         self._panels: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # first element, and the elements
 
@@ -101,36 +126,6 @@ class Files:
             out[: piece.size] = piece
             out, start = out[piece.size :], start + piece.size
 
-    def write(self, path: str, offset: int, raw: np.ndarray) -> None:
-        """Write all of raw, which is C-contiguous, at byte `offset` of an existing file. Raises OSError."""
-        file, view = self._file(path), raw.view(np.uint8).data
-        while view:
-            count = os.pwrite(file, view, offset)
-            view, offset = view[count:], offset + count
-
-    def start_writeback(self, path: str, offset: int, length: int) -> None:
-        """Let the system start to write this range to the disk, so that fsync has less to wait for.
-
-        On Linux POSIX_FADV_DONTNEED starts writeback of dirty pages, and drops only pages that are already on the disk.
-        """
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file(path), offset, length, os.POSIX_FADV_DONTNEED)
-
-    def _file(self, path: str) -> int:
-        """Return the descriptor of a file, opened if it isn't yet. Raises OSError."""
-        if path in self._open:
-            self._open.move_to_end(path)
-        else:
-            if len(self._open) >= self._limit:
-                os.close(self._open.popitem(last=False)[1])
-            self._open[path] = os.open(path, self._flags)
-        return self._open[path]
-
-    def close(self) -> None:
-        """Close all files."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
 
 class StoredReader:
     """Read a stored tensor in its storage dtype: the ElementReader of StoredEntry."""
@@ -141,19 +136,3 @@ class StoredReader:
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill `out`, of shape (n,), with the elements from index `start` on. Raises WorkError."""
         self._files.read(self._entry, start, out)
-
-
-def fsync(path: str) -> None:
-    """Wait until the content of a file, or of a folder (its names), is on the disk. Raises OSError."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def remedy(error: OSError, path: str) -> str:
-    """Return the end of a sentence on what to do about a write to `path` that failed; "" if no remedy is known."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return ""
-    return f": free some space on the disk of {os.path.dirname(os.path.abspath(path))}, then merge again"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
 
 from ..conversion.vocabulary.write import FILES as TOKENIZER
 
+JOURNALS = "merge_journal-*.partial"  # a pattern of the journals of all ranks
 
-def name_of(rank: int) -> str:
-    """The file of a rank's journal."""
-    return f"merge_journal-{rank}.partial"
+
+def journal_name(rank: int, new: bool = False) -> str:
+    """Return the name of a rank's journal; new: while it is not yet whole itself."""
+    return f"merge_journal{'.new' if new else ''}-{rank}.partial"
 
 
 def is_journal(name: str) -> bool:
@@ -19,10 +19,10 @@ def is_journal(name: str) -> bool:
     return re.fullmatch(r"merge_journal(\.new)?-\d+\.partial", name) is not None
 
 
-PARTIAL = ".partial"  # not whole yet
-REPLACED = ".replaced"  # an earlier merge's, until the new one stands
-NAMES = "merge_names.partial"  # a list of the names that a merge at its end gives, the last of them when it stands
-# Never the weights, indexes, optimizer states or the litter that loaders and trainers leave.
+PARTIAL = ".partial"  # the ending of a file that is not whole yet
+REPLACED = ".replaced"  # the ending of an earlier merge's file, until the new merge is complete
+NAMES = "merge_names.partial"  # lists the final names of a merge's files, while it renames them
+# What is copied from an input, by pattern: never weights, indexes, optimizer states or what loaders and trainers leave.
 COPIED = (
     "config.json",
     "generation_config.json",
@@ -32,12 +32,9 @@ COPIED = (
 )
 
 CARD = "README.md"
-RECORD = "merge_config.json"
-LOCK = "merge_lock.json"
-ADAPTERS = ("adapter_config.json", "lora_config.json", "extract_report.json")  # beside an adapter's weights
-# Endings of what loaders take for weights or their index.
+RECORD = "merge_config.json"  # what was asked
+LOCK = "merge_lock.json"  # what was read and written
+EXTRACT_REPORT = "extract_report.json"
+ADAPTERS = ("adapter_config.json", "lora_config.json", EXTRACT_REPORT)  # beside an adapter's weights
+# The endings of files that loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")
-
-
-def json_bytes(content: Any) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()

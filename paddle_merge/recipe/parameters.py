@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..dtypes import LARGEST
 from ..methods.shared.method import REQUIRED, Parameter, ResolvedMethod
 from ..parsing import shown
 from .recipe import Condition, Recipe, Setting, Settings, Slice, Stage, Value
 
-LARGEST = 1e30  # as of flags
 _WORDS = {
     **dict.fromkeys(("true", "yes", "on", "1", "t", "y"), True),
     **dict.fromkeys(("false", "no", "off", "0", "f", "n"), False),

@@ -8,10 +8,10 @@ from typing import Any
 
 from ..plan import memory_estimate
 from ..plan.account import account
-from ..plan.account_file import Predicted, as_json, write
 from ..plan.describe import describe, input_lines, log, sidecar_bytes, tensor_lines
 from ..plan.plan import Plan
 from ..recipe.request import Request
+from .output.account_file import Predicted, as_json, write
 from .output.destination import free_bytes
 from .time_estimate import forecast
 

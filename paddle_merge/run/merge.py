@@ -14,7 +14,6 @@ from ..checkpoints.tensors import stored
 from ..conversion.inputs import open_inputs
 from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from ..plan import memory_estimate
-from ..plan.account_file import check_account, refused
 from ..plan.config_source import given_config
 from ..plan.file_names import LOCK, RECORD
 from ..plan.plan import Plan
@@ -24,6 +23,7 @@ from ..recipe.request import Request
 from .announce import announce
 from .job import Job, Report, notice
 from .output import journal as journals
+from .output.account_file import check_account, refused
 from .output.destination import check_output
 from .output.flock import is_held, refusal
 from .output.journal import Journal, remaining, whole

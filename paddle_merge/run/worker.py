@@ -24,11 +24,12 @@ import numpy as np
 
 from ..backends.engine import Engine
 from ..backends.scratch import Scratch
-from ..checkpoints.files import Files, remedy
+from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import Fingerprint
 from ..errors import MergeError, WorkError
 from ..plan.plan import Piece, TensorPlan
 from .job import Job, Report
+from .output.disk import ShardFiles, remedy
 from .pipeline import merge_tensor
 from .sources import FileSource
 
@@ -55,7 +56,7 @@ class Worker:
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
         self._paths, self._progress = job.paths, progress
-        self._files, self._shards, self._scratch = Files(panel=job.engine.budget.panel), Files(os.O_WRONLY), Scratch()
+        self._files, self._shards, self._scratch = Files(panel=job.engine.budget.panel), ShardFiles(), Scratch()
         self._backends = Backends(job.engine)
         self._resident = job.engine.budget.resident
 

@@ -22,8 +22,8 @@ from ...checkpoints.formats.header import Held
 from ...checkpoints.formats.safetensors import header
 from ...checkpoints.tensors import TensorEntry
 from ...dtypes import DType
-from ...plan.file_names import json_bytes
 from ...plan.plan import Shard
+from ...run.output.disk import json_bytes
 
 # Format -> the layout of its names and factors.
 LAYOUTS = {"peft": "hf", "paddlenlp": "paddlenlp", "paddleformers": "paddleformers"}

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...dtypes import DType
 from ...parsing import size_text
+from ...plan.file_names import EXTRACT_REPORT
 from ...version import __version__
 from .adapter_files import NewAdapter
 from .changes import Change
@@ -19,7 +20,6 @@ from .config import RANK, ExtractConfig
 from .low_rank import SPREAD
 
 log = logging.getLogger("paddle_merge")
-REPORT = "extract_report.json"
 INTERPRETER = 180 << 20  # bytes of memory of Python with NumPy and Numba, measured
 SHOWN = 5  # tensors listed in the summary
 
@@ -101,4 +101,4 @@ def summarise(report: Mapping[str, Any], adapter: NewAdapter, seconds: float) ->
         values = row["largest_singular_value"], row["largest_remaining_singular_value"]
         log.info("         %8.4f %6d %22.3g %13.3g  %s", row["kept"], row["rank"], *values, row["name"])
     size = size_text(adapter.shards[0].nbytes)
-    log.info("written  to %s in %.1f s (%s); %s lists every tensor", report["output_path"], seconds, size, REPORT)
+    log.info("written  to %s in %.1f s (%s); %s lists every tensor", report["output_path"], seconds, size, EXTRACT_REPORT)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,15 +26,16 @@ from ...conversion.inputs import differences, open_inputs
 from ...conversion.layout import normalise
 from ...dtypes import FLOAT32, FLOATS, DType
 from ...errors import Attempts, CheckpointError, OutputError
-from ...plan.file_names import json_bytes
+from ...plan.file_names import EXTRACT_REPORT
 from ...run.output.destination import check_output
+from ...run.output.disk import ShardFiles, json_bytes
 from ...run.output.writer import Output
 from ..pairs import BLOCK
 from .adapter_files import LAYOUTS, PREFIXES, Factors, NewAdapter, make_adapter, whole_modules
 from .changes import Change, find_changes, read_change
 from .config import ExtractConfig
 from .low_rank import low_rank
-from .report import REPORT, SHOWN, announce, describe, report, summarise
+from .report import SHOWN, announce, describe, report, summarise
 
 log = logging.getLogger("paddle_merge")
 
@@ -109,7 +109,7 @@ def _open(config: ExtractConfig) -> Inputs:
         save_format="safetensors",
         prefix=prefix,
         nbytes=nbytes,
-        names=[REPORT],
+        names=[EXTRACT_REPORT],
         overwrite=config.overwrite,
     )
     if problems:
@@ -246,11 +246,11 @@ def _whole(inputs: Inputs, rest: Sequence[Change], factors: Mapping[str, Factors
 
 def _write(config: ExtractConfig, adapter: NewAdapter, said: Mapping[str, Any], files: Files) -> None:
     """Write all files or none. Raises OutputError."""
-    output, written = Output(config.output_path, adapter, REPORT), None
+    output, written = Output(config.output_path, adapter, EXTRACT_REPORT), None
     try:
         output.create()
         (path,) = output.partial_paths
-        written = Files(os.O_WRONLY)
+        written = ShardFiles()
         for offset, tensor in adapter.tensors.items():
             if isinstance(tensor, np.ndarray):
                 written.write(path, offset, tensor)

@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...checkpoints.files import fsync, remedy
 from ...checkpoints.fingerprint import of_file
 from ...errors import MergeError, OutputError, WorkError
-from ...plan.file_names import name_of
+from ...plan.file_names import JOURNALS, journal_name
 from ...plan.plan import Piece, Plan
 from ...recipe.request import Request
 from ...version import __version__
 from ..job import Report
+from .disk import fsync, remedy
 
 SECONDS = 10.0  # between two visits to the disk; a merge that is stopped before the first leaves nothing
 # Fields that change neither what the output's bytes are nor where they go.
@@ -46,7 +46,7 @@ def read(folder: str) -> Stopped | None:
     """The merge into `folder` that was stopped, by its journals, as far as they are whole; None if there is none."""
     header: Mapping[str, Any] | None = None
     reports: list[Report] = []
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "merge_journal-*.partial"))):
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), JOURNALS))):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(path, encoding="utf-8") as file:
             for number, line in enumerate(file):  # ends at the first that was cut off
                 content = json.loads(line)
@@ -140,7 +140,7 @@ class Journal:
     """One rank's. Visits to the disk happen in a thread of its own, while the merge goes on."""
 
     def __init__(self, folder: str, rank: int, plan: Plan, paths: Sequence[str]):
-        self._path = os.path.join(folder, name_of(rank))
+        self._path, self._new_path = (os.path.join(folder, journal_name(rank, new)) for new in (False, True))
         self._shards = {tensor.name: paths[tensor.shard] for tensor in plan.tensors}
         self._new: list[Report] = []
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
@@ -152,13 +152,12 @@ class Journal:
 
     def start(self, header: Mapping[str, Any], done: Sequence[Report]) -> None:
         """Replace the journal of this rank. Raises OutputError."""
-        new = self._path.replace("merge_journal-", "merge_journal.new-")
         try:
-            with open(new, "w", encoding="utf-8") as file:
+            with open(self._new_path, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in (header, *map(dataclasses.asdict, done)))
                 file.flush()
                 os.fsync(file.fileno())
-            os.rename(new, self._path)
+            os.rename(self._new_path, self._path)
             fsync(os.path.dirname(self._path))
         except OSError as error:
             raise self._failure(error) from None

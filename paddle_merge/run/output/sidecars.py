@@ -16,12 +16,13 @@ from ...conversion.vocabulary.ids import rewrite_ids
 from ...conversion.vocabulary.write import is_tokenizer_file, with_tokens
 from ...errors import CheckpointError
 from ...plan import chat
-from ...plan.file_names import CARD, COPIED, LOCK, RECORD, WEIGHTS, json_bytes
+from ...plan.file_names import CARD, COPIED, LOCK, RECORD, WEIGHTS
 from ...plan.layer_config import restacked
 from ...plan.plan import Plan
 from ...recipe.config import MergeConfig
 from ...recipe.request import Request
 from ...version import __version__
+from .disk import json_bytes
 
 MAX_SIDECAR = 1 << 30  # bytes; they are held in memory
 

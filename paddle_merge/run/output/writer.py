@@ -15,11 +15,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from ...checkpoints.files import fsync, remedy
 from ...checkpoints.formats.naming import index_name, is_weights
 from ...errors import OutputError
-from ...plan.file_names import NAMES, PARTIAL, RECORD, REPLACED, is_journal, name_of
+from ...plan.file_names import NAMES, PARTIAL, RECORD, REPLACED, is_journal, journal_name
 from ...plan.plan import Shard
+from .disk import fsync, remedy
 from .flock import FolderLock
 from .leftovers import left_behind, read_names
 
@@ -107,7 +107,7 @@ class Output:
     def drop_journals(self, but: int | None = None) -> None:
         """Remove the journals of all ranks, or of all others. Raises OSError."""
         for name in os.listdir(self.folder):
-            if is_journal(name) and (but is None or name != name_of(but)):
+            if is_journal(name) and (but is None or name != journal_name(but)):
                 os.unlink(self._path(name))
 
     def wait_until_seen(self) -> None:

@@ -383,14 +383,14 @@ def test_paddle_alone_does_not_say_which_library_for_a_base_of_hugging_face(tmp_
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paddle_merge.checkpoints.files import Files
+    from paddle_merge.run.output.disk import ShardFiles
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     base = llama(0)
     files = pair(tmp_path, base, tuned(base, 2))
-    monkeypatch.setattr(Files, "write", full)
+    monkeypatch.setattr(ShardFiles, "write", full)
     with pytest.raises(OutputError, match="No space left on device"):
         extract_lora(ExtractConfig(**files))
     assert not (tmp_path / "out").exists()

@@ -283,7 +283,7 @@ def test_a_journal_that_was_cut_off_is_believed_as_far_as_it_goes(
 ) -> None:
     out = tmp_path / "out"
     config = stopped(out, models, monkeypatch)
-    file = out / file_names.name_of(0)
+    file = out / file_names.journal_name(0)
     for size in range(file.stat().st_size, 0, -97):
         os.truncate(file, size)
         assert noted(out) <= 5

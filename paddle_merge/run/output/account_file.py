@@ -10,12 +10,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..checkpoints.adapters import split_spec
-from ..errors import OutputError
-from ..recipe.request import Request
-from ..version import __version__
-from .account import Account, InputTensorAccount, TensorAccount, parameters
-from .plan import Plan
+from ...checkpoints.adapters import split_spec
+from ...errors import OutputError
+from ...plan.account import Account, InputTensorAccount, TensorAccount, parameters
+from ...plan.plan import Plan
+from ...recipe.request import Request
+from ...version import __version__
 
 log = logging.getLogger("paddle_merge")
 MARK = "paddle_merge_account"  # the first key of the file; a file without it is not replaced
