@@ -26,6 +26,7 @@ from paddle_merge.conversion.vocabulary.tokens import Vocabulary, read_vocabular
 from paddle_merge.dtypes import FLOATS
 from paddle_merge.run.sources import reader
 from tests.support.checkpoints import read, write
+from tests.support.sweeps import few
 
 WIDTH = 3
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -429,7 +430,7 @@ def pairs_tokenizer(folder: Path, count: int, seed: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak so")
-@pytest.mark.parametrize("source", ["", "tokenizer_source: union"])
+@pytest.mark.parametrize("source", few(["tokenizer_source: union", ""]))
 def test_vocabularies_are_in_the_ceiling(here: Path, source: str) -> None:
     """Tokenizers are read to align tokens, or to warn of those that differ: the memory for it is foretold."""
     for seed, name in enumerate("ab"):
