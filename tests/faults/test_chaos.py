@@ -84,9 +84,9 @@ class GoneError(BaseException):
 def killed_at(number: int, config: MergeConfig, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Merge until so many calls have changed names or disks; whether it came so far."""
     calls, locks = 0, []
-    take = flock.Lock.take
+    take = flock.FolderLock.take
 
-    def taken(self: flock.Lock) -> None:
+    def taken(self: flock.FolderLock) -> None:
         take(self)
         locks.append(self)
 
@@ -102,7 +102,7 @@ def killed_at(number: int, config: MergeConfig, monkeypatch: pytest.MonkeyPatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(journal, "SECONDS", 0.0)
-        patch.setattr(flock.Lock, "take", taken)
+        patch.setattr(flock.FolderLock, "take", taken)
         patch.setattr(os, "fsync", lambda _: None)  # for speed: no disk dies here
         for name in ("replace", "rename", "unlink", "fsync", "mkdir", "rmdir", "pwrite"):
             patch.setattr(os, name, ends(getattr(os, name)))
@@ -279,14 +279,14 @@ def test_after_a_failed_sync_nothing_more_is_noted(
 
 def test_a_lock_lives_as_long_as_its_last_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flock, "ENDING_SECONDS", 0.1)
-    mine = flock.Lock(str(tmp_path))
+    mine = flock.FolderLock(str(tmp_path))
     mine.take()
     assert mine.file is not None
     assert flock.is_held(str(tmp_path))
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[mine.file])
     mine.drop()
     with pytest.raises(OutputError, match="another merge is being written there"):
-        flock.Lock(str(tmp_path)).take()
+        flock.FolderLock(str(tmp_path)).take()
     worker.communicate(b"\n")
     assert not flock.is_held(str(tmp_path))
 
