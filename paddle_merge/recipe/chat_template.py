@@ -14,25 +14,30 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def names() -> list[str]:
-    """Of our own templates."""
+    """Return the names of the chat templates that come with this package."""
     return sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
 
 
 def mistake(value: str) -> str | None:
-    """What is wrong with "auto", the name of a template, or one in Jinja; to be said after what it is called."""
+    """Return what is wrong with a chat template, as the end of a sentence; None if nothing is.
+
+    value: "auto", the name of a template of `names`, or Jinja text.
+    """
     if "{" in value:
         return syntax_error(value)
     known = [AUTO, *names()]
     if value in known:
         return None
-    return (
-        f"{value!r} is none of {', '.join(known)}{nearest(value, known)}, nor a template in Jinja, which holds {{{{ ... }}}}"
-    )
+    named = f"{', '.join(known)}{nearest(value, known)}"
+    return f"{value!r} is neither a Jinja template, which contains {{{{ ... }}}}, nor one of {named}"
 
 
 @functools.lru_cache(64)
 def syntax_error(template: str) -> str | None:
-    """Nothing of the template is run, nor computed ahead: it may be a stranger's."""
+    """Return what is wrong with the syntax of a Jinja template, as the end of a sentence; None if nothing is.
+
+    Nothing of the template is run, and no constant is computed, since it may come from an untrusted source.
+    """
     import jinja2
     import jinja2.ext
     import jinja2.nodes
@@ -40,7 +45,7 @@ def syntax_error(template: str) -> str | None:
     import jinja2.sandbox
 
     class Generation(jinja2.ext.Extension):
-        """transformers' own: what stands between {% generation %} and {% endgeneration %} is the assistant's."""
+        """Parse {% generation %} ... {% endgeneration %}, by which transformers marks the assistant's text."""
 
         tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 

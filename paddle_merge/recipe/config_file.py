@@ -1,4 +1,4 @@
-"""A config file: the fields of a merge in JSON or YAML."""
+"""Read a config file: the fields of a merge in JSON or YAML, or a recipe."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 from ..checkpoints.json_files import read_small, unique_keys
 from ..errors import ConfigError
 
-# Keys that a recipe has, and no flag is called.
+# Keys of a recipe that are not the names of flags.
 _OF_RECIPES = {"models", "slices", "modules", "base_model", "parameters", "dtype", "tokenizer", "name"}
 
 
 def _is_recipe(text: str, where: str) -> bool:
-    """Whether YAML, of one document or several, is a recipe, perhaps one with mistakes, not flags as fields. Raises
-    ConfigError."""
+    """Return whether YAML text is a recipe, possibly one with mistakes, rather than flags as fields.
+
+    where: what error messages call the text. Raises ConfigError if the text is not YAML.
+    """
     import yaml
 
     from .yaml_nodes import documents
@@ -30,11 +32,11 @@ def _is_recipe(text: str, where: str) -> bool:
 
 
 def _parse_yaml(text: str, where: str) -> Any:
-    """Raises ValueError, RecursionError, or ConfigError."""
+    """Return the content of YAML text. Raises ValueError, RecursionError, or ConfigError with a line and a column."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML's own rule, which PyYAML doesn't keep: no key twice in one mapping."""
+        """Refuse a key that stands twice in one mapping, as YAML requires and PyYAML doesn't check."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -52,17 +54,15 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{at}: can't be parsed ({error.problem})") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:  # of a tag on a value it doesn't fit: !!int ''
-        raise ValueError(f"a value doesn't fit its tag: {error}") from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # of a tag like !!int on an empty value
+        raise ValueError(f"a value does not fit its tag: {error}") from None
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """The fields a JSON or YAML file sets, not yet checked. Raises ConfigError."""
+    """Return the fields that a JSON or YAML file sets, without checking them; of a recipe, recipe_yaml with the path.
+
+    Raises ConfigError if the file can't be read or parsed.
+    """
     try:
         text = read_small(path).decode("utf-8-sig")
     except (OSError, ValueError) as error:

@@ -1,7 +1,8 @@
-"""What a recipe's parameters are for one tensor: settings, gradients and filters resolved.
+"""Resolve the parameters of a recipe for one tensor: settings, gradients and filters.
 
-The most particular setting counts: a model's own, then the slice's, then the recipe's; of a list of conditions the first
-whose filter matches, and where none does, the next less particular setting. As in mergekit.
+The most specific setting applies: the model's own, then the slice's, then the recipe's. Of a list of conditions the first
+one applies whose filter matches the tensor's name; if none matches, the next less specific setting does. This is mergekit's
+rule.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ _WORDS = {
 
 
 class Resolver:
-    """Resolves the parameters of a recipe's tensors; equal parameters give the same ResolvedMethod.
+    """Resolve the parameters of a recipe's tensors. Equal parameters give the same ResolvedMethod object.
 
-    used: ids of the conditions that tensors met.
+    used: ids of the conditions that applied to at least one tensor.
     """
 
     def __init__(self, recipe: Recipe | Stage):
@@ -33,17 +34,22 @@ class Resolver:
         self.used: set[int] = set()
 
     def resolved(self, values: Mapping[str, Any]) -> ResolvedMethod:
-        """Of resolved values. Raises ValueError: a sentence with the parameter's name."""
+        """Return the method with these parameters. Raises ValueError with a sentence that names a parameter."""
         key = tuple(values.items())
         if key not in self._made:
             self._made[key] = self._recipe.method.make(**values)
         return self._made[key]
 
     def values(self, part: Slice, name: str, t: float, names: Sequence[str] = ()) -> dict[str, Any]:
-        """Every parameter of the method, for the output's tensor `name`; of one that each model has its own of, a tuple.
+        """Return the values of the method's parameters for one tensor of the output, by the parameters' names.
 
-        t: its layer; 0: a stack's first, or none; 1: the last. names: of the models' tensors, where they are called
-        otherwise. Raises ValueError: a sentence with the parameter's name.
+        A parameter that each model has its own value of gives a tuple, in the order of the slice's inputs.
+
+        part: the slice that the tensor belongs to.
+        name: the tensor's name in the output.
+        t: the position of the tensor's layer in its stack, from 0 (the first layer, or no layer) to 1 (the last).
+        names: the tensor's name in each model; empty if it is `name` in all of them.
+        Raises ValueError with a sentence that names the parameter.
         """
         own = names or [name] * len(part.inputs)
         shared = part.settings, self._recipe.settings
@@ -68,12 +74,12 @@ class Resolver:
                     self.used.add(id(condition))
                     return _at(condition, t, parameter)
         if parameter.default is REQUIRED:
-            raise ValueError(f"parameter {parameter.name!r} is needed, and nothing sets it for tensor {name!r}")
+            raise ValueError(f"parameter {parameter.name!r} is required, and nothing sets it for tensor {name!r}")
         return parameter.default
 
 
 def is_uniform(recipe: Recipe) -> bool:
-    """Whether the recipe says the same for every tensor: no parameter that varies by layer or name, and no slices."""
+    """Return whether all tensors are merged with the same parameters, so none of these varies by layer, name or slice."""
     return not (
         recipe.method.by_layer
         or len(recipe.slices) > 1
@@ -85,7 +91,10 @@ def is_uniform(recipe: Recipe) -> bool:
 
 
 def matches(filter: str | None, name: str) -> bool:
-    """As in mergekit: whether the filter is a part of the name, or "*"; "re:..." is a regular expression found in it."""
+    """Return whether a filter matches a tensor's name, by mergekit's rules.
+
+    filter: a substring of the name; "*" or None, which match every name; or "re:" and a regular expression to find in it.
+    """
     if filter is None or filter == "*":
         return True
     if filter.startswith("re:"):
@@ -94,6 +103,7 @@ def matches(filter: str | None, name: str) -> bool:
 
 
 def _at(condition: Condition, t: float, parameter: Parameter) -> Any:
+    """Return the value of a condition at position `t` of the layers: gradients of numbers are interpolated linearly."""
     if not isinstance(condition.value, tuple):
         return typed(condition.value, parameter)
     values = [typed(value, parameter) for value in condition.value]
@@ -107,7 +117,10 @@ def _at(condition: Condition, t: float, parameter: Parameter) -> Any:
 
 
 def typed(value: Value, parameter: Parameter) -> Any:
-    """The value as the parameter's type: "1e-5" (which YAML takes for text) is a number. Raises ValueError."""
+    """Return the value converted to the parameter's type. Raises ValueError with a sentence that names the parameter.
+
+    Text is converted too: YAML parsers take "1e-5" for text.
+    """
     wanted = parameter.type
     try:
         if wanted is bool:
@@ -127,18 +140,18 @@ def typed(value: Value, parameter: Parameter) -> Any:
 
 
 def unused(recipe: Recipe | Stage, resolver: Resolver) -> list[str]:
-    """A sentence on each filter that no tensor of the output met."""
+    """Return one sentence for each filter that applied to no tensor of the output."""
     found = dict.fromkeys(
         (name, condition.filter)
         for name, setting in settings_of(recipe)
         for condition in setting
         if condition.filter not in (None, "*") and id(condition) not in resolver.used
     )
-    return [f"parameter {name!r}: the filter {filter!r} matches no tensor that it could count for" for name, filter in found]
+    return [f"parameter {name!r}: the filter {filter!r} applies to no tensor" for name, filter in found]
 
 
 def settings_of(recipe: Recipe | Stage) -> list[tuple[str, Setting]]:
-    """Every setting there is, by its parameter's name."""
+    """Return all settings of a recipe, its slices and its models as (parameter name, setting)."""
     places = [recipe.settings]
     for part in recipe.slices:
         places += [part.settings, *(model.settings for model in part.inputs)]

@@ -1,7 +1,7 @@
-"""Recipe: what was asked, checked as far as it can be without looking at a file.
+"""Recipe: what to merge and how, checked as far as that is possible without reading a checkpoint.
 
-Flags and YAML recipes make the same Recipe. A parameter is a setting: one value, a gradient over the layers, or one of these
-for each group of tensors (parameters.py says which counts for a tensor).
+Flags and YAML files make the same Recipe. Each parameter has a setting: a value, a gradient over the layers, or a list of
+these with filters on tensor names (parameters.py says which one applies to a tensor).
 """
 
 from __future__ import annotations
@@ -18,24 +18,32 @@ Value = bool | int | float | str
 
 @dataclass(frozen=True)
 class Condition:
-    """What a parameter is for the tensors whose name the filter matches (None: all): a value, or a gradient, whose values
-    stand at equal distances over the layers."""
+    """The value of a parameter for the tensors whose names match the filter (None: all tensors).
+
+    value: one value; or a tuple, a gradient whose values are spaced evenly over the layers.
+    """
 
     value: Value | tuple[Value, ...]
     filter: str | None = None
 
 
-Setting = tuple[Condition, ...]  # the first that matches counts
+Setting = tuple[Condition, ...]  # the first that matches applies
 Settings = Mapping[str, Setting]
 
 
 def constant(value: Value) -> Setting:
+    """Return the setting that has this value for every tensor."""
     return (Condition(value),)
 
 
 @dataclass(frozen=True)
 class Input:
-    """A model of a slice: its place in Recipe.titles, its first layer, and parameters of its own."""
+    """A model of a slice.
+
+    number: its index in Recipe.titles.
+    first: the index of the first of its layers that the slice takes.
+    settings: parameters of this model alone.
+    """
 
     number: int
     first: int = 0
@@ -44,9 +52,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some layers of the output. inputs: what they are made of, without the base that is subtracted; base: that, as an
-    Input, or None; layers: how many; None: whole models, whatever layers they have. module: of which part of the models
-    (modules.py); None: they have one; at: where a recipe names it."""
+    """Consecutive layers of the output, or whole models.
+
+    inputs: the models that are merged, without the base that is subtracted from them.
+    base: the base that is subtracted; None if there is none.
+    layers: the number of layers; None: whole models.
+    settings: parameters of this slice alone.
+    module: the name of the part of the models that the slice belongs to (plan/modules.py); None if the recipe names none.
+    at: the file, line and column where a recipe names the module, for error messages.
+    """
 
     inputs: tuple[Input, ...]
     base: Input | None = None
@@ -57,7 +71,7 @@ class Slice:
 
     @property
     def everything(self) -> tuple[Input, ...]:
-        """The models, then the base."""
+        """The models, then the base if there is one."""
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
 
@@ -65,10 +79,11 @@ class Slice:
 class Tokenizer:
     """The output's tokenizer, to whose tokens all vocabularies are aligned.
 
-    source: "union", of all the inputs' tokens; or the input it is taken from, by its number; or the folder of another.
-    base: the input that a union begins with and that tokens are taken from rather than averaged, by its number; None: the
-    first model begins it.
-    multiple: what the number of rows is made a multiple of; None: as many as the input has that it is taken from.
+    source: "union" (the tokens of all inputs); the number of the input that it is taken from; or the folder of another one.
+    base: the number of the input whose tokens come first in a union, and whose rows are taken unchanged instead of
+        averaged; None: the first model's tokens come first.
+    multiple: the number of rows is rounded up to a multiple of this; None: the output has as many rows as the input that the
+        tokenizer is taken from.
     """
 
     source: int | str
@@ -77,8 +92,14 @@ class Tokenizer:
 
 
 def tokenizer_of(source: str, multiple: int | None, places: Mapping[str, int], base: int | None, first: int) -> Tokenizer:
-    """source: "union", "base", what an input is called, or a folder. places: the inputs' numbers by what they are called;
-    base: the base's, if there is one; first: the first model's."""
+    """Return the tokenizer that a recipe or a flag names.
+
+    source: "union", "base", the path or name of an input, or a folder.
+    multiple: as Tokenizer.multiple.
+    places: the inputs' numbers by their paths or names.
+    base: the base's number; None if there is no base.
+    first: the first model's number, which stands for the base where there is none.
+    """
     if source == "union":
         return Tokenizer(source, base, multiple)
     main = base if base is not None else first
@@ -87,7 +108,7 @@ def tokenizer_of(source: str, multiple: int | None, places: Mapping[str, int], b
 
 @dataclass(frozen=True)
 class Stage:
-    """A merge whose output a later one of the same recipe takes for a model. The fields are as Recipe's."""
+    """A merge whose output is an input of a later merge of the same recipe. Its fields are those of Recipe."""
 
     name: str
     method: Method
@@ -99,30 +120,30 @@ class Stage:
 
     @property
     def taken(self) -> list[int]:
-        """The numbers of the inputs that it merges, the base's last."""
+        """The numbers of the inputs that it merges; the base's is the last."""
         return _taken(self.slices)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A merge, method and all.
+    """A merge: its inputs, its method and the method's parameters, and the form of the output.
 
-    models: paths of the checkpoints to merge, in order; weights and masks go by this order.
-    base: path of the base model; with it methods work on task vectors, without it on the weights themselves.
-    method: what its parameters mean, and what they make.
+    models: paths of the checkpoints to merge; the order decides which weight and which mask belongs to which model.
+    base: path of the base model. With it methods merge task vectors, without it the weights themselves.
+    method: the merge method.
+    slices: the slices of the output in order; a single one of whole models unless layers are selected.
     settings: parameters for all slices.
-    slices: of the output, in order; one of whole models, unless layers are picked.
-    stages: merges before it, whose outputs are numbered after Recipe.sources, in order.
-    seed: of the masks.
-    prefix: which weights of a checkpoint folder, "model" or "master_weights".
-    out_dtype: storage dtype of all floating-point tensors; None: each tensor's own.
-    layouts: of each source, as layout.LAYOUTS; None where it is to be detected.
-    output_layout: None: the first source's.
-    strict_layout: refuse sources of different layouts.
+    stages: merges to be made before this one. Their outputs are numbered after Recipe.sources, in order.
+    seed: of the random masks.
+    prefix: which weights of a checkpoint folder are merged, "model" or "master_weights".
+    out_dtype: storage dtype of all floating-point tensors; None: each tensor keeps its own.
+    layouts: the layout of each source (checkpoints/names.py); None where it is to be detected; empty: detect all.
+    output_layout: the layout of the output; None: the first source's.
+    strict_layout: whether sources of different layouts are refused.
     save_format: "safetensors" or "pdparams".
-    config_from: the folder of config.json and the tokenizer; None: the base's, or a model's.
-    tokenizer: None: rows are merged as they stand.
-    chat_template: a name, "auto", or Jinja (chat.py); None: the tokenizer's own.
+    config_from: the folder to take config.json and the tokenizer from; None: the base's, or a model's.
+    tokenizer: the output's tokenizer; None: embedding rows are merged by their index.
+    chat_template: a template's name, "auto", or Jinja text (chat_template.py); None: the tokenizer's own.
     """
 
     models: tuple[str, ...]
@@ -144,12 +165,12 @@ class Recipe:
 
     @property
     def taken(self) -> list[int]:
-        """The numbers of the inputs that its last merge takes, the base's last."""
+        """The numbers of the inputs that the last merge takes; the base's is the last."""
         return _taken(self.slices)
 
     @property
     def title(self) -> str:
-        """What to call the method: "ties" for PaddleNLP's too."""
+        """The method's name without a prefix: "ties" for "paddlenlp:ties" too."""
         return self.method.name.rpartition(":")[2]
 
     @property
@@ -159,7 +180,7 @@ class Recipe:
 
     @property
     def titles(self) -> tuple[str, ...]:
-        """What to call each input: by its path, or its stage."""
+        """The name of each input for messages: its path, or the name of its stage."""
         return (*self.sources, *(f"{stage.name} (merged by this recipe)" for stage in self.stages))
 
 
@@ -207,7 +228,7 @@ def _taken(slices: Sequence[Slice]) -> list[int]:
 
 
 def parts(recipe: Recipe | Stage) -> list[tuple[str | None, list[Slice]]]:
-    """The slices of each module, in order; of the one module None, if the recipe names none."""
+    """Return (module, slices) of each module, in order; the module is None if the recipe names none."""
     found: dict[str | None, list[Slice]] = {}
     for part in recipe.slices:
         found.setdefault(part.module, []).append(part)
@@ -215,5 +236,5 @@ def parts(recipe: Recipe | Stage) -> list[tuple[str | None, list[Slice]]]:
 
 
 def names_of(recipe: Recipe | Stage) -> tuple[str, ...]:
-    """Of its modules; () if it names none."""
+    """Return the names of the recipe's modules; () if it names none."""
     return tuple(name for name, _ in parts(recipe) if name is not None)

@@ -1,4 +1,4 @@
-"""A document of a recipe, read as far as that can be done without the others."""
+"""Read each document of a recipe as far as that is possible without the other documents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ Settings = dict[str, Setting]
 
 @dataclass(eq=False)
 class Draft:
-    """A document. parts: its slices, with models by path. chat_template: where it is given, else None."""
+    """One document of a recipe, before the names of the models are resolved.
+
+    parts: its slices, as mappings with the keys node, sources, settings, base and possibly module and at.
+    tokenizer: (source, multiple to pad the number of rows to); None if the document has none.
+    chat_template: the node that gives it; None if there is none.
+    """
 
     node: yaml.Node
     name: str
@@ -37,25 +42,25 @@ class Draft:
     settings: Settings
     seed: Any
     out_dtype: DType | None
-    tokenizer: tuple[str, int | None] | None  # its source, and what its rows are to be a multiple of
+    tokenizer: tuple[str, int | None] | None
     chat_template: yaml.Node | None
 
     @property
     def specs(self) -> list[str]:
-        """What it is made of."""
+        """The paths or names of the models that it merges, its bases included."""
         found = [source["spec"] for part in self.parts for source in part["sources"]]
         return [*found, *(base for base in (self.base, *(part["base"] for part in self.parts)) if base)]
 
 
 class Drafts(Nodes):
-    """Reads documents. specs: the paths and names of models met, in order."""
+    """Read documents. specs: the paths and names of models in the order in which they are met."""
 
     def __init__(self, where: str):
         super().__init__(where)
         self.specs: dict[str, int] = {}
 
     def draft(self, node: yaml.Node) -> Draft | None:
-        """A document, read as far as that can be done without the others."""
+        """Return what one document says; None if it has mistakes that leave nothing to go on with (see `problems`)."""
         given = self._top(node)
         method = self._method(node, given.get("merge_method"))
         base = self.text(given["base_model"]) if "base_model" in given else None
@@ -99,7 +104,7 @@ class Drafts(Nodes):
         for name, (key, value) in self.mapping(node, "a recipe").items():
             if name in KEYS:
                 given[name] = value
-            elif getattr(value, "again", False):  # a place to write down what others refer to
+            elif getattr(value, "again", False):  # a key that only holds an anchor for aliases
                 continue
             elif nearest(name, KEYS):
                 self.wrong(key, f"unknown key {name!r}{nearest(name, KEYS)}")
@@ -109,7 +114,7 @@ class Drafts(Nodes):
         return {name: value for name, value in given.items() if not is_null(value)}
 
     def _method(self, node: yaml.Node, value: yaml.Node | None) -> Method | None:
-        """None if there is none; the rest is read all the same, for its mistakes."""
+        """Return the method; None if it is missing or unknown. The rest is read all the same, to find its mistakes."""
         if value is None:
             self.wrong(node, "merge_method is missing")
             return None
@@ -131,24 +136,27 @@ class Drafts(Nodes):
         return FLOATS.get(name)
 
     def _tokenizer(self, given: Mapping[str, yaml.Node]) -> tuple[str, int | None] | None:
-        """(source, multiple)."""
+        """Return (source, multiple to pad the number of rows to); None if the document has no tokenizer."""
         if "tokenizer" not in given:
             return (self.text(given["tokenizer_source"]), None) if "tokenizer_source" in given else None
         if "tokenizer_source" in given:
             self.wrong(given["tokenizer_source"], "give one of tokenizer_source and tokenizer, not both")
         inner = self.known(given["tokenizer"], ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
         if "tokens" in inner:
-            self.wrong(inner["tokens"], "'tokens' can't be used yet: tokens that only some models have are filled by rule")
+            self.wrong(
+                inner["tokens"],
+                "'tokens' is not supported: the rows of tokens that only some models have follow a fixed rule",
+            )
         multiple = self.scalar(inner["pad_to_multiple_of"]) if "pad_to_multiple_of" in inner else None
         if multiple is not None and (type(multiple) is not int or not 1 <= multiple <= 1 << 20):
-            self.wrong(inner["pad_to_multiple_of"], "pad_to_multiple_of must be a whole number from 1 on")
+            self.wrong(inner["pad_to_multiple_of"], "pad_to_multiple_of must be a whole number of at least 1")
         source = self.text(inner["source"]) if "source" in inner else "union"
         return source, multiple  # type: ignore[return-value]
 
     # --- what is merged
 
     def _modules(self, node: yaml.Node, method: Method | None) -> tuple[list[dict[str, Any]], Settings]:
-        """The slices of all modules; and the parameters of one that is alone, and has all tensors."""
+        """Return the slices of all modules, and the parameters of a module that is the only one."""
         modules = self.mapping(node, "modules")
         if not modules:
             self.wrong(node, "modules is empty")
@@ -162,7 +170,7 @@ class Drafts(Nodes):
                 continue
             found = self._parts(kinds[0], inner[kinds[0]], method)
             if len(modules) == 1:
-                self.note(key, "all tensors are merged as this module says, whatever it is called")
+                self.note(key, "the only module merges all tensors, whatever its name is")
                 return found, settings
             own = {"module": name, "at": self._at(key)}
             parts += [{**part, **own, "settings": _joined(part["settings"], settings)} for part in found]
@@ -200,7 +208,7 @@ class Drafts(Nodes):
 
     def _source(self, node: yaml.Node, keys: tuple[str, ...], method: Method | None) -> dict[str, Any]:
         if isinstance(node, yaml.ScalarNode) and node.value.startswith("model:"):
-            self.wrong(node, f"write model: {node.value[6:]}, with a space after the colon")
+            self.wrong(node, f"write model: {node.value[6:]} with a space after the colon")
         if isinstance(node, yaml.ScalarNode) and "layer_range" not in keys:
             inner: dict[str, yaml.Node] = {"model": node}
         else:
@@ -211,7 +219,7 @@ class Drafts(Nodes):
         self.specs.setdefault(spec, len(self.specs))
         layers = self._range(inner["layer_range"]) if "layer_range" in inner else None
         if "layer_range" in keys and layers is None and "layer_range" not in inner:
-            self.wrong(node, "layer_range is missing: [first, end], the end not included")
+            self.wrong(node, "layer_range is missing: [first, end], where end is not included")
         settings = self._settings(inner.get("parameters"), method, of_model=True)
         return {"node": node, "spec": spec, "layers": layers, "settings": settings}
 
@@ -220,7 +228,7 @@ class Drafts(Nodes):
         values = [int(value) if isinstance(value, str) and value.isdecimal() else value for value in values]
         if len(values) == 2 and all(type(value) is int for value in values) and 0 <= values[0] < values[1]:  # type: ignore[operator]
             return values[0], values[1]  # type: ignore[return-value]
-        self.wrong(node, "layer_range must be two whole numbers, [first, end], the end not included and larger")
+        self.wrong(node, "layer_range must be two whole numbers, [first, end], where end is larger and not included")
         return None
 
     # --- parameters
@@ -237,7 +245,10 @@ class Drafts(Nodes):
                 if setting := self._setting(value, known[name]):
                     found[name] = setting
                 if of_model and not known[name].each:
-                    self.note(key, f"{name!r} is for all models together: beside one it has no effect, as in mergekit")
+                    self.note(
+                        key,
+                        f"{name!r} applies to all models together: under a single model it has no effect, as in mergekit",
+                    )
             elif name in IDLE:
                 self.note(key, f"{name!r} has no effect: {IDLE[name]}")
             elif name in parameter_names():
@@ -247,7 +258,7 @@ class Drafts(Nodes):
         return found
 
     def _setting(self, node: yaml.Node, parameter: Parameter) -> Setting:
-        """A value, a gradient, a condition, or a list of them."""
+        """Return the setting of a value, a gradient, a condition, or a list of conditions."""
         if is_null(node):
             return ()
         if isinstance(node, yaml.ScalarNode):
@@ -271,11 +282,11 @@ class Drafts(Nodes):
             try:
                 re.compile(filter[3:])
             except re.error as error:
-                self.wrong(inner["filter"], f"{filter!r} is no regular expression ({error})")
+                self.wrong(inner["filter"], f"{filter!r} is not a regular expression ({error})")
         value = inner["value"]
         items = value.value if isinstance(value, yaml.SequenceNode) else [value]
         if not all(isinstance(item, yaml.ScalarNode) for item in items):
-            self.wrong(value, f"a value of {parameter.name!r} must be one, or a list of them; filters don't nest")
+            self.wrong(value, f"the value of {parameter.name!r} must be a single value or a list; filters can't be nested")
             return ()
         return tuple(Condition(one.value, filter) for one in self._setting(value, parameter))
 
@@ -289,5 +300,5 @@ class Drafts(Nodes):
 
 
 def _joined(first: Settings, second: Settings) -> Settings:
-    """Where no condition of the first's matches, the second's count."""
+    """Return both settings of each parameter, the first ones before the second ones: the first that matches applies."""
     return {name: first.get(name, ()) + second.get(name, ()) for name in {**first, **second}}

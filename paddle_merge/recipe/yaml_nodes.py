@@ -1,4 +1,4 @@
-"""YAML nodes that know where they stand, so that every mistake is told by line and column."""
+"""Parse YAML into nodes that know their line and column, so that error messages can name them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..errors import ConfigError
 from ..parsing import nearest
 from .recipe import Value
 
-MERGE = "tag:yaml.org,2002:merge"  # of the key <<, which takes over another mapping's names
+MERGE = "tag:yaml.org,2002:merge"  # the tag of the key <<, which includes another mapping
 
 
 class _Loader(yaml.SafeLoader):
-    """Marks nodes that stand in several places."""
+    """Mark nodes that aliases repeat, and refuse unknown tags."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         again = self.check_event(yaml.AliasEvent)
@@ -28,7 +28,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def documents(text: str, where: str) -> list[yaml.Node]:
-    """Raises ConfigError."""
+    """Return the root node of each YAML document of a text. Raises ConfigError with the line and column of a mistake.
+
+    where: what error messages call the text.
+    """
     loader, found = None, list[yaml.Node]()
     try:
         loader = _Loader(text)
@@ -57,7 +60,10 @@ _ANCHORS = ("while scanning an alias", "while scanning an anchor")
 
 
 class Nodes:
-    """Reads nodes, and collects what is wrong with them (problems), or likely not meant (notes)."""
+    """Read nodes, and collect what is wrong with them (`problems`) and what is likely not meant (`notes`).
+
+    where: what messages call the text.
+    """
 
     def __init__(self, where: str):
         self._where = where
@@ -66,39 +72,45 @@ class Nodes:
         self._mappings: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = {}  # by the node's id
 
     def wrong(self, node: yaml.Node, sentence: str) -> None:
+        """Add a problem at the node's line and column."""
         self.problems.append(f"{self._at(node)}: {sentence}")
 
     def note(self, node: yaml.Node, sentence: str) -> None:
+        """Add a note at the node's line and column."""
         self.notes.append(f"{self._at(node)}: {sentence}")
 
     def _at(self, node: yaml.Node) -> str:
         return f"{self._where}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
 
     def mapping(self, node: yaml.Node, what: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Keys -> the nodes of key and value; with those that << takes over, unless it has them itself."""
+        """Return the nodes of key and value of each entry by its key, including those of mappings that << includes.
+
+        what: what messages call the node.
+        """
         if not isinstance(node, yaml.MappingNode):
             if not is_null(node):
-                self.wrong(node, f"{what} must hold names and values")
+                self.wrong(node, f"{what} must be a mapping of names to values")
             return {}
-        if id(node) in self._mappings:  # in several places; or taken over by itself, while it is read
+        if id(node) in self._mappings:  # it is repeated by an alias, or includes itself
             return self._mappings[id(node)]
         found = self._mappings[id(node)] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
             if key.tag == MERGE:
-                self.wrong(key, "'<<' twice; give it a list") if merged else None
+                self.wrong(key, "key '<<' stands twice; give it a list of mappings") if merged else None
                 merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
                 continue
             if not name or name in found:
-                self.wrong(key, f"{name!r} twice" if name else "a key must be a word")
+                self.wrong(key, f"key {name!r} stands twice" if name else "a key must be text")
             found[name] = key, value
         for other in merged:
-            for name, pair in self.mapping(other, "what << takes over").items():
+            for name, pair in self.mapping(other, "the value of <<").items():
                 found.setdefault(name, pair)
         return found
 
     def known(self, node: yaml.Node, keys: Sequence[str], what: str) -> dict[str, yaml.Node]:
+        """Return the values of a mapping's known keys, empty values left out; unknown keys are problems."""
         found = {}
         for name, (key, value) in self.mapping(node, what).items():
             if name not in keys:
@@ -108,22 +120,25 @@ class Nodes:
         return found
 
     def list(self, node: yaml.Node, what: str) -> list[yaml.Node]:
+        """Return the items of a list; empty, and a problem, if the node isn't one."""
         if not isinstance(node, yaml.SequenceNode):
             self.wrong(node, f"{what} must be a list")
             return []
         return list(node.value)
 
     def text(self, node: yaml.Node) -> str:
+        """Return a node's text; "", and a problem, if it has none."""
         if not isinstance(node, yaml.ScalarNode) or not node.value:
-            self.wrong(node, "must be a word")
+            self.wrong(node, "must be text")
             return ""
         if "\0" in node.value:
-            self.wrong(node, "has a character that no name can have, \\0")
+            self.wrong(node, "contains a NUL character")
         return str(node.value)
 
     def scalar(self, node: yaml.Node) -> Value:
+        """Return a node's value, of the type that YAML gives it; text if YAML gives it another type than Value's."""
         if not isinstance(node, yaml.ScalarNode):
-            self.wrong(node, "must be one value")
+            self.wrong(node, "must be a single value")
             return ""
         try:
             value = yaml.SafeLoader("").construct_object(node)
@@ -133,4 +148,5 @@ class Nodes:
 
 
 def is_null(node: yaml.Node) -> bool:
+    """Return whether a node is empty, null or ~."""
     return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"

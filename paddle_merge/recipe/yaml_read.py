@@ -1,10 +1,13 @@
-"""mergekit's recipes: YAML -> Recipe. Every mistake is told by line and column, with what was probably meant.
+"""Read mergekit's recipes: YAML -> Recipe. Error messages name the line and column, and suggest what was meant.
 
-Read otherwise than by mergekit: what would give NaN or was hardly meant is refused (weights that are divided by their sum,
-zero; true for a number; a key twice); a base that slices don't name is taken from the same layers, where mergekit refuses
-them (but for methods to which it is a model like others: there, as in mergekit, it is none of the slice's); one model may
-stand in a slice with several ranges of its layers. Of what comes after the layers (norm, lm_head), mergekit takes only as
-many of the last slice's models as the first slice has, which is a fault; here they are all taken.
+Differences from mergekit:
+- What would give NaN, or is hardly intended, is refused: weights that are divided by their sum, which is zero; true for a
+  number; a key that stands twice.
+- A base that slices don't list is taken with the same layers as their sources, where mergekit refuses the recipe. Methods to
+  which the base is a model like the others leave it out of such slices, as in mergekit.
+- A model may stand in one slice with several ranges of its layers.
+- Of the tensors after the layers (norm, lm_head), mergekit takes only as many of the last slice's models as the first slice
+  has, which is a fault; here they are taken from all models.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ from .yaml_nodes import documents, is_null
 
 
 def read(recipe: str) -> ParsedRecipe:
-    """recipe: a file, or YAML (which has more than one line). Raises ConfigError listing every mistake."""
+    """Return the recipe of a file or a YAML text. Raises ConfigError listing every mistake.
+
+    recipe: the path of a file; text of more than one line is YAML.
+    """
     if "\n" in recipe:
         return parse(recipe, "recipe_yaml")
     try:
@@ -36,7 +42,10 @@ def read(recipe: str) -> ParsedRecipe:
 
 @functools.lru_cache(8)
 def parse(text: str, where: str) -> ParsedRecipe:
-    """where: what to call the text in errors. Raises ConfigError listing every mistake."""
+    """Return the recipe of a YAML text. Raises ConfigError listing every mistake.
+
+    where: what error messages call the text.
+    """
     return _Reader(where).read(text)
 
 
@@ -53,11 +62,14 @@ class _Reader(Drafts):
     # --- the documents
 
     def _recipe(self, nodes: Sequence[yaml.Node]) -> Recipe | None:
-        """One merge per document; what a later one calls by an earlier one's name is its output."""
+        """Return the recipe of all documents, each of which is a merge; None if there are problems.
+
+        A model that is called by the name of another document is that document's output.
+        """
         nodes = [node for node in nodes if not is_null(node)]
         drafts = [draft for node in nodes if (draft := self.draft(node)) is not None]
         if not nodes:
-            self.problems.append(f"{self._where}: holds no recipe")
+            self.problems.append(f"{self._where}: contains no recipe")
         if self.problems or not drafts:
             return None
         final, stages = self._in_order(drafts)
@@ -72,9 +84,7 @@ class _Reader(Drafts):
         *before, last = made
         for stage in stages:
             if stage.chat_template is not None:
-                self.note(
-                    stage.chat_template, "'chat_template' has no effect here, where only tensors are made for another merge"
-                )
+                self.note(stage.chat_template, "'chat_template' has no effect in a merge whose output another merge uses")
         return Recipe(
             models=tuple(order[:-1] if base else order),
             base=base,
@@ -89,25 +99,27 @@ class _Reader(Drafts):
         )
 
     def _in_order(self, drafts: Sequence[Draft]) -> tuple[Draft, list[Draft]]:
-        """The merge that is asked for, the one without a name or else the last; and what it needs, each after what it needs
-        itself."""
+        """Return the merge that is asked for, and those that it needs, in the order in which to make them.
+
+        The merge that is asked for is the one without a name; if all have names, it is the last.
+        """
         unnamed = [draft for draft in drafts if not draft.name]
         final = unnamed[0] if unnamed else drafts[-1]
         for draft in unnamed[1:]:
-            self.wrong(draft.node, "a second recipe without a name; give name to those that others use")
+            self.wrong(draft.node, "a second recipe without a name; name every recipe that another one uses")
         named: dict[str, Draft] = {}
         for draft in drafts:
             if draft is final:
                 continue
             if draft.name in named:
-                self.wrong(draft.node, f"a second recipe is called {draft.name!r}")
+                self.wrong(draft.node, f"two recipes are named {draft.name!r}")
             named[draft.name] = draft
         order: list[Draft] = []
         by_name = {**named, **({final.name: final} if final.name else {})}
 
         def visit(draft: Draft, above: tuple[Draft, ...]) -> None:
             if draft in above:
-                self.wrong(draft.node, f"{draft.name!r} would be made of itself")
+                self.wrong(draft.node, f"{draft.name!r} uses its own output")
             elif draft not in order:
                 for spec in draft.specs:
                     if spec in by_name:
@@ -117,10 +129,11 @@ class _Reader(Drafts):
         visit(final, ())
         for draft in named.values():
             if draft not in order:
-                self.note(draft.node, f"nothing uses {draft.name!r}, so it is left out")
+                self.note(draft.node, f"no recipe uses {draft.name!r}, so it is not made")
         return final, [draft for draft in order if draft is not final]
 
     def _stage(self, draft: Draft, place: Mapping[str, int]) -> Stage:
+        """Return a document's merge. place: the number of each input by its path or name."""
         slices = [self._slice(draft, part, place) for part in draft.parts]
         found = tuple(one for one in slices if one is not None)
         tokenizer = None
@@ -139,10 +152,10 @@ class _Reader(Drafts):
         )
 
     def _slice(self, draft: Draft, part: dict[str, Any], place: Mapping[str, int]) -> Slice | None:
-        """The base found its role: subtracted, or one of the models."""
+        """Return a slice with its models and its base in their roles; None if it lacks a base that the method needs."""
         node, sources, method, base = part["node"], list(part["sources"]), draft.method, part["base"] or draft.base
         if base is None and method.base in ("required", "first"):
-            self.wrong(draft.node, f"base_model is missing, which {method.name} needs")
+            self.wrong(draft.node, f"{method.name} needs base_model, which is missing")
             return None
         scales = [one.value for its in (draft.settings, part["settings"]) for one in its.get("scale", ())]
         if base is None and method.base == "optional" and set(scales) - {1.0}:
@@ -156,11 +169,12 @@ class _Reader(Drafts):
             ranges = list(dict.fromkeys(source["layers"] for source in sources))
             if not based and len(ranges) > 1:
                 self.wrong(
-                    node, f"sources have different layers, so it must have {base!r}, the base, with those of it to take"
+                    node,
+                    f"the sources have different layer ranges, so list {base!r}, the base, with the layers to take of it",
                 )
             missing = Input(place[base], ranges[0][0] if ranges and ranges[0] else 0)
         if method.base in ("required", "optional") and len(based) > 1:
-            self.wrong(node, f"{base!r}, the base, twice")
+            self.wrong(node, f"{base!r}, the base, is listed twice")
         listed = [
             Input(place[source["spec"]], source["layers"][0] if source["layers"] else 0, source["settings"])
             for source in sources

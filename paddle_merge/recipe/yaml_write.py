@@ -1,4 +1,4 @@
-"""Recipe -> mergekit's YAML, as yaml_read.py reads it."""
+"""Write a recipe as mergekit's YAML, in the form that yaml_read.py reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from .recipe import Recipe, Setting, Slice, Stage, Tokenizer, parts
 
 
 def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
-    """The recipe as `parse` reads it. absolute: applied to the models' paths."""
+    """Return the YAML text of a recipe; yaml_read.parse makes the same recipe of it.
+
+    absolute: a function that is applied to the paths of the models and of the tokenizer, by default none.
+    """
     paths = [*map(absolute, recipe.sources), *(stage.name for stage in recipe.stages)]
     documents = [{"name": stage.name, **_document(stage, paths, absolute)} for stage in recipe.stages]
     told = {"chat_template": recipe.chat_template} if recipe.chat_template else {}
@@ -44,7 +47,7 @@ def _tokenizer(tokenizer: Tokenizer, paths: Sequence[str], absolute: Callable[[s
 
 
 def _slices(slices: Sequence[Slice], method: Method, common: int | None, paths: Sequence[str]) -> dict[str, Any]:
-    """Of a module, or of all there is."""
+    """Return the models or slices of a module, or of a recipe without modules."""
     written = [_part(part, method, common, paths) for part in slices]
     if slices[0].layers is not None:
         return {"slices": written}
@@ -53,7 +56,10 @@ def _slices(slices: Sequence[Slice], method: Method, common: int | None, paths: 
 
 
 def _common_base(recipe: Recipe | Stage) -> int | None:
-    """The number of what is the base where a slice doesn't say otherwise. A recipe's own gives config and tokenizer, too."""
+    """Return the number of the base of all slices that don't name another; None if there is none.
+
+    A recipe's own base gives config.json and the tokenizer, too.
+    """
     own = _base_of(recipe.slices[0], recipe.method)
     if not isinstance(recipe, Recipe):
         return own
@@ -98,7 +104,7 @@ def _plain(settings: Mapping[str, Setting]) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Gradients and ranges on one line; line breaks, YAML's own too, escaped, as they would be folded."""
+    """Write lists of plain values on one line, and escape line breaks in text, which YAML would fold."""
 
     def represent_list(self, data: Any) -> yaml.SequenceNode:
         flow = not any(isinstance(item, dict) for item in data)

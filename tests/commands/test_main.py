@@ -305,7 +305,7 @@ def test_wrong_fields_are_listed_at_once(here: Path, capsys: pytest.CaptureFixtu
         ("c.json", '{"scale": 1' + "0" * 400 + "}", "'scale'"),
         ("c.json", '{"merge_prefix": "model", "merge_preifx": "master_weights"}', "another spelling of it disagree"),
         ("c.json", '{"model_path_list": ["a", "b"], "output_path": "x\\u0000y"}', "--output_path"),
-        ("c.json", '{"model_path_list": ["a\\u0000", "b"], "output_path": "o"}', "that no path can"),
+        ("c.json", '{"model_path_list": ["a\\u0000", "b"], "output_path": "o"}', "that paths can't have"),
         (
             "c.json",
             '{"model_path_list": ["a", "b"], "reserve_p": NaN}',

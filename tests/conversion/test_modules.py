@@ -270,7 +270,7 @@ def test_no_text_in_it_breaks_the_reader(text: str, place: int) -> None:
 
 def test_one_module_has_all_tensors(here: Path) -> None:
     told = parse("modules: {any: {models: [{model: a}, {model: b}], parameters: {weight: 2}}}\nmerge_method: linear", "r")
-    assert told.notes == ("r:1:11: all tensors are merged as this module says, whatever it is called",)
+    assert told.notes == ("r:1:11: the only module merges all tensors, whatever its name is",)
     assert told.recipe.slices[0].module is None
 
 
@@ -283,11 +283,11 @@ def test_one_module_has_all_tensors(here: Path) -> None:
         ("modules: {}\nmerge_method: linear", ["r.yaml:1:10: modules is empty"]),
         (
             "modules: [a]\nmerge_method: linear",
-            ["r.yaml:1:10: modules must hold names and values", "r.yaml:1:10: modules is"],
+            ["r.yaml:1:10: modules must be a mapping of names to values", "r.yaml:1:10: modules is"],
         ),
         (
             "modules:\n  x: {models: [{model: a}]}\n  x: {models: [{model: a}]}\nmerge_method: linear",
-            ["r.yaml:3:3: 'x' twice"],
+            ["r.yaml:3:3: key 'x' stands twice"],
         ),
         (
             "modules:\n  x: {}\n  y: {models: [], slices: []}\nmerge_method: linear",

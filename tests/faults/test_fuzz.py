@@ -165,7 +165,7 @@ def test_merge_configs(tmp_path: Path, text_: str) -> None:
 
 
 def test_paths_that_are_no_text(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--output_path '.*ud800' holds a character that no path can"):
+    with pytest.raises(ConfigError, match=r"--output_path '.*ud800' holds a character that paths can't have"):
         MergeConfig(output_path="\ud800")
 
 

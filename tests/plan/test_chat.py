@@ -293,7 +293,7 @@ def test_print_recipe_shows_it(here: Path, capsys: pytest.CaptureFixture[str]) -
 def test_in_a_merge_that_another_takes_it_has_no_effect() -> None:
     told = parse(f"name: x\n{RECIPE}chat_template: alpaca\n---\n{RECIPE.replace('model: b', 'model: x')}", "r.yaml")
     assert told.recipe.chat_template is None
-    assert told.notes == ("r.yaml:5:16: 'chat_template' has no effect here, where only tensors are made for another merge",)
+    assert told.notes == ("r.yaml:5:16: 'chat_template' has no effect in a merge whose output another merge uses",)
 
 
 @pytest.mark.parametrize(
@@ -301,15 +301,15 @@ def test_in_a_merge_that_another_takes_it_has_no_effect() -> None:
     [
         (
             "chatlm",
-            "r.yaml:4:16: chat_template 'chatlm' is none of auto, alpaca, chatml, exaone, llama3, mistral; did you mean",
+            "r.yaml:4:16: chat_template 'chatlm' is neither a Jinja template, which contains {{ ... }}, nor one of auto",
         ),
-        ("chatlm", "did you mean 'chatml'?, nor a template in Jinja, which holds {{ ... }}"),
+        ("chatlm", "nor one of auto, alpaca, chatml, exaone, llama3, mistral; did you mean 'chatml'?"),
         ("'{% if x %}'", "r.yaml:4:16: chat_template is not Jinja: Unexpected end of template"),
         ("|\n  {{ x }}\n  {{ x | shout }}", "is not Jinja: No filter named 'shout' (in line 2 of the template)"),
         ("'{% break %}'", "is not Jinja: 'break' outside loop"),
         ("'{{ " + "[" * 3000 + "'", "chat_template is nested too deeply"),
-        ("''", "r.yaml:4:16: must be a word"),
-        ("[a]", "r.yaml:4:16: must be a word"),
+        ("''", "r.yaml:4:16: must be text"),
+        ("[a]", "r.yaml:4:16: must be text"),
     ],
 )
 def test_mistakes_by_line_and_column(value: str, words: str) -> None:

@@ -96,8 +96,14 @@ def test_sce_of_one_model(here: Path) -> None:  # noqa: F811
 @pytest.mark.parametrize(
     ("sources", "words"),
     [
-        ("[{model: a, layer_range: [0, 2]}, {model: b, layer_range: [1, 3]}]", "r.yaml:1:10: sources have different layers"),
-        ("[{model: c, layer_range: [0, 2]}, {model: c, layer_range: [1, 3]}]", "r.yaml:1:10: 'c', the base, twice"),
+        (
+            "[{model: a, layer_range: [0, 2]}, {model: b, layer_range: [1, 3]}]",
+            "r.yaml:1:10: the sources have different layer ranges",
+        ),
+        (
+            "[{model: c, layer_range: [0, 2]}, {model: c, layer_range: [1, 3]}]",
+            "r.yaml:1:10: 'c', the base, is listed twice",
+        ),
         ("[]", "r.yaml:1:10: sources, a list of models with a layer_range, is missing or empty"),
     ],
 )
@@ -157,33 +163,39 @@ LAUGHS = "".join(f"{name}: &{name} [{', '.join(f'{{value: *{last}}}' for _ in ra
     [
         (
             WEIGHT.format("[{filter: mlp, value: [{filter: up, value: 1}]}]"),
-            "r.yaml:3:44: a value of 'weight' must be one, or a",
+            "r.yaml:3:44: the value of 'weight' must be a single value or a",
         ),
-        (WEIGHT.format("[0.5, {filter: mlp, value: 1}]"), "r.yaml:3:23: an item of 'weight' must hold names and values"),
+        (
+            WEIGHT.format("[0.5, {filter: mlp, value: 1}]"),
+            "r.yaml:3:23: an item of 'weight' must be a mapping of names to values",
+        ),
         (WEIGHT.format(""), "r.yaml:3:14: 'weight' has no value"),
         (WEIGHT.format("[1, ~]"), "r.yaml:3:26: parameter 'weight' must be a number below 1e30, not '~'"),
         (WEIGHT.format("9" * 5000), "r.yaml:3:22: parameter 'weight' must be a number below 1e30, not '999"),
         (WEIGHT.format("!!float abc"), "r.yaml:3:22: parameter 'weight' must be a number"),
         (WEIGHT.format("!new 1"), "r.yaml:3:22: can't be parsed (unknown tag !new)"),
-        (WEIGHT.format("&w [{value: *w}]"), "r.yaml:3:22: a value of 'weight' must be one"),
-        (f"{MODELS}parameters: {{<<: [1]}}", "r.yaml:3:19: what << takes over must hold names and values"),
-        (f"{MODELS}parameters: {{<<: {{weight: 1}}, <<: {{weight: 2}}}}", "r.yaml:3:31: '<<' twice; give it a list"),
+        (WEIGHT.format("&w [{value: *w}]"), "r.yaml:3:22: the value of 'weight' must be a single"),
+        (f"{MODELS}parameters: {{<<: [1]}}", "r.yaml:3:19: the value of << must be a mapping of names to values"),
+        (
+            f"{MODELS}parameters: {{<<: {{weight: 1}}, <<: {{weight: 2}}}}",
+            "r.yaml:3:31: key '<<' stands twice; give it a list",
+        ),
         (f"{MODELS}parameters: {{<<: *nowhere}}", "r.yaml:3:18: can't be parsed (found undefined alias 'nowhere')"),
-        (f"a: &a [{{value: 1}}]\n{LAUGHS}{WEIGHT.format('*k')}", "a value of 'weight' must be one"),
+        (f"a: &a [{{value: 1}}]\n{LAUGHS}{WEIGHT.format('*k')}", "the value of 'weight' must be a single"),
         ('models: [{model: "\\UFFFFFFFF"}]', "can't be parsed (no such character)"),
         ("models:\n\t- model: a\nmerge_method: linear", "r.yaml:2:1: can't be parsed (found character '\\t'"),
         ("models:\n\t- model: a\nmerge_method: linear", "; YAML takes spaces, not tabs"),
         ("models:\n  - model: a\n   parameters: {}\nmerge_method: linear", "is the indentation right?"),
         (f"{MODELS}parameters:\n  weight:\n    - filter: *\n", "a word that begins with * or & needs quotes"),
         (f"{MODELS.replace('a}', 'a' + chr(0) + '}')}", "r.yaml:1:19: can't be parsed (character 0x0 is not allowed)"),
-        ('models: [{model: "a\\0"}]\nmerge_method: linear', "r.yaml:1:18: has a character that no name can have"),
-        ("models:\n  - model:a\nmerge_method: linear", "r.yaml:2:5: write model: a, with a space after the colon"),
+        ('models: [{model: "a\\0"}]\nmerge_method: linear', "r.yaml:1:18: contains a NUL character"),
+        ("models:\n  - model:a\nmerge_method: linear", "r.yaml:2:5: write model: a with a space after the colon"),
         ("models: []\nbase_model: a\nmerge_method: linear", "r.yaml:1:9: models is empty"),
         ("models: [{model: a}]\nmerge_method: LINEAR", "unknown merge_method 'LINEAR'; did you mean 'linear'?"),
         (f"models: {'[' * 3000}", "r.yaml: is nested too deeply"),
-        ("---\n---\n", "r.yaml: holds no recipe"),
+        ("---\n---\n", "r.yaml: contains no recipe"),
         (f"{MODELS}parameters: {{weight: 1}}\nseed: 1.5", "r.yaml:4:7: parameter 'seed' must be a whole number, not 1.5"),
-        ("- a: 1", "r.yaml:1:1: a recipe must hold names and values"),
+        ("- a: 1", "r.yaml:1:1: a recipe must be a mapping of names to values"),
     ],
 )
 def test_what_users_get_wrong(text: str, words: str) -> None:

@@ -154,7 +154,7 @@ def test_a_filter_that_matches_nothing_is_reported(here: Path, caplog: pytest.Lo
     made(
         "models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: [{filter: atn, value: 2}, {value: 1}]}"
     )
-    assert "parameter 'weight': the filter 'atn' matches no tensor that it could count for" in caplog.text
+    assert "parameter 'weight': the filter 'atn' applies to no tensor" in caplog.text
 
 
 def test_a_dry_run_shows_what_each_tensor_gets(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,7 +422,7 @@ def test_a_stage_of_a_stage_measured_over_many_blocks(tmp_path: Path, monkeypatc
 
 def test_a_stage_that_nothing_uses_is_left_out() -> None:
     told = parse(f"name: x\n{LINEAR.replace('model: b', 'model: not_there')}\n---\n{LINEAR}", "r.yaml")
-    assert told.notes == ("r.yaml:1:1: nothing uses 'x', so it is left out",)
+    assert told.notes == ("r.yaml:1:1: no recipe uses 'x', so it is not made",)
     assert (told.recipe.stages, told.recipe.models) == ((), ("a", "b"))
 
 
@@ -469,7 +469,7 @@ bse_model: a
         " you mean 'bfloat16'?",
         "r.yaml:7:3: unknown parameter 'wieght'; did you mean 'weight'?; linear takes weight, normalize",
         "r.yaml:8:14: parameter 'normalize' must be true or false, not 'perhaps'",
-        "r.yaml:10:16: 're:(' is no regular expression (missing ), unterminated subpattern at position 0)",
+        "r.yaml:10:16: 're:(' is not a regular expression (missing ), unterminated subpattern at position 0)",
         "r.yaml:11:8: unknown key 'filtr'; did you mean 'filter'?; an item of 'weight' has filter, value",
         "r.yaml:11:27: parameter 'weight' must be a number below 1e30, not 'x'",
         "r.yaml:3:5: unknown key 'parametrs'; did you mean 'parameters'?; a model has model, parameters",
@@ -485,7 +485,7 @@ bse_model: a
         ("models: [{model: a}]\nmerge_method: slepr", "r.yaml:2:15: unknown merge_method 'slepr'; did you mean 'slerp'?"),
         ("merge_method: linear", "r.yaml:1:1: give one of models, slices and modules, not none of them"),
         ("models: []\nslices: []\nmerge_method: linear", "not models, slices"),
-        ("models: [{model: a}]\nmerge_method: task_arithmetic", "base_model is missing, which task_arithmetic needs"),
+        ("models: [{model: a}]\nmerge_method: task_arithmetic", "task_arithmetic needs base_model, which is missing"),
         ("models: [{model: a}, {model: b}, {model: c}]\nbase_model: a\nmerge_method: slerp", "slerp takes 2 models, not 3"),
         ("slices: [{sources: [{model: a}]}]\nmerge_method: passthrough", "r.yaml:1:21: layer_range is missing"),
         ("slices: [{sources: [{model: a, layer_range: [3, 3]}]}]\nmerge_method: passthrough", "must be two whole numbers"),
@@ -494,13 +494,13 @@ bse_model: a
             "must have the same number of layers",
         ),
         ("models: [{model: a}\n", "r.yaml:2:1: can't be parsed"),
-        ("models: [{model: a}]\nmodels: [{model: b}]\nmerge_method: linear", "r.yaml:2:1: 'models' twice"),
+        ("models: [{model: a}]\nmodels: [{model: b}]\nmerge_method: linear", "r.yaml:2:1: key 'models' stands twice"),
         ("models: {a: b}\nmerge_method: linear", "r.yaml:1:9: models must be a list"),
-        ("- a", "a recipe must hold names and values"),
+        ("- a", "a recipe must be a mapping of names to values"),
         (f"{LINEAR}\n---\n{LINEAR}", "a second recipe without a name"),
-        (f"name: x\n{LINEAR}\n---\nname: x\n{LINEAR}\n---\n{LINEAR}", "r.yaml:6:1: a second recipe is called 'x'"),
-        ("name: x\nmodels: [{model: x}]\nmerge_method: linear\nparameters: {weight: 1}", "'x' would be made of itself"),
-        ("", "r.yaml: holds no recipe"),
+        (f"name: x\n{LINEAR}\n---\nname: x\n{LINEAR}\n---\n{LINEAR}", "r.yaml:6:1: two recipes are named 'x'"),
+        ("name: x\nmodels: [{model: x}]\nmerge_method: linear\nparameters: {weight: 1}", "'x' uses its own output"),
+        ("", "r.yaml: contains no recipe"),
         ("models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: []}", "'weight' is an empty list"),
     ],
 )
@@ -527,12 +527,12 @@ parameters: {weight: 1, int8_mask: true, t: 3}
         "r.yaml:8:1: 'random_seed' has no effect, here or in mergekit",
         "r.yaml:9:25: 'int8_mask' has no effect: masks take no memory here",
         "r.yaml:9:42: 't' has no effect with linear, which takes weight, normalize",
-        "r.yaml:4:29: 'normalize' is for all models together: beside one it has no effect, as in mergekit",
+        "r.yaml:4:29: 'normalize' applies to all models together: under a single model it has no effect, as in mergekit",
     ]
 
 
 def test_a_parameter_that_nothing_sets(here: Path) -> None:
-    with pytest.raises(ConfigError, match="parameter 'weight' is needed, and nothing sets it for tensor 'model"):
+    with pytest.raises(ConfigError, match="parameter 'weight' is required, and nothing sets it for tensor 'model"):
         made("models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: [{filter: mlp, value: 1}]}")
 
 
