@@ -337,7 +337,7 @@ def reference(request: pytest.FixtureRequest, by_np: Callable[[str], Sources]) -
 
 
 @pytest.mark.parametrize("each_backend", ["pd", "pd device"], indirect=True)
-@pytest.mark.parametrize("method", LAWS)
+@few_methods
 def test_the_same_bytes_from_paddle(reference: tuple[Sources, Path], method: str, each_backend: str) -> None:
     """But for the sign of zeros."""
     sources, by_numpy = reference
