@@ -1,650 +1,219 @@
-"""The command line: every spelling of a flag, config files, refusals in one sentence each, the help page, the record."""
+"""The list of commands, how a command is chosen, and what the help page of each says."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
-import signal
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.rich_utils
+import yaml
+from rich.text import Text
 
-from paddle_merge.commands.main import main
-from paddle_merge.commands.merge import merge_words
-from paddle_merge.errors import ConfigError
-from paddle_merge.methods.paddlenlp import METHODS
-from paddle_merge.recipe.config import MergeConfig
+from paddle_merge.commands.flags import CommandLine, escape
+from paddle_merge.commands.main import COMMANDS, FREQUENT
 from tests.support import checkpoints
-from tests.support.sweeps import few
+from tests.support.command_lines import cli
 
 ROOT = Path(__file__).parents[2]
-FIELDS = [item.name for item in dataclasses.fields(MergeConfig)]
-
-
-@pytest.fixture(autouse=True)
-def _restore_sigterm() -> Iterator[None]:
-    """main() installs a handler; the test process gets its own back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+LINES: dict[str, CommandLine] = {
+    name: import_module(f"paddle_merge.commands.{module}").LINE for name, (module, _) in COMMANDS.items()
+}
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with models a, b, c (holding 1, 2, 4) and base (0), where `here / "a"` is just `a`."""
-    for name, value in (("a", 1.0), ("b", 2.0), ("c", 4.0), ("base", 0.0)):
+    """A working directory with models a and b (holding 1 and 2) and a recipe that merges them into `out`."""
+    for name, value in (("a", 1.0), ("b", 2.0)):
         checkpoints.write(tmp_path / name, {"w": np.full((3, 5), value)})
+    recipe = {"merge_method": "linear", "models": [{"model": name, "parameters": {"weight": 1}} for name in "ab"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def cli(*argv: str) -> int:
-    """The exit code of `python -m paddle_merge *argv`."""
-    with pytest.raises(SystemExit) as caught:
-        main(argv)
-    return int(caught.value.code or 0)
-
-
-def merged_value(folder: Path) -> float:
-    (value,) = set(checkpoints.read(folder)["w"].flat)
-    return float(value)
-
-
-def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What was printed to standard error since the last call: "error: " lines only, and no traceback."""
-    text = capsys.readouterr().err
-    assert "Traceback" not in text
-    assert all(line.startswith("error: ") for line in text.splitlines()), text
-    return [line.removeprefix("error: ") for line in text.splitlines()]
-
-
-# --- spellings --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["--model_path_list", "a", "b", "c"], ["--model_path_list=a", "--model_path_list=b", "--model_path_list=c"]),
-        (["--model-path-list=a", "b"], ["--model_path_list=a", "--model_path_list=b"]),
-        (["--weight_list", "0.3", "-0.7", "-1e-3"], ["--weight_list=0.3", "--weight_list=-0.7", "--weight_list=-1e-3"]),
-        (["--weight-list", "-.5"], ["--weight_list=-.5"]),
-        (["--seed=3"], ["--seed=3"]),
-        (["--seed", "-3"], ["--seed=-3"]),
-        (["--reserve-p=0.5"], ["--reserve_p=0.5"]),
-        (["--output_path=a=b"], ["--output_path=a=b"]),
-        (["--output_path=with-dash_and_bar"], ["--output_path=with-dash_and_bar"]),
-        (["--normalize"], ["--normalize=True"]),
-        (["--normalize", "True"], ["--normalize=True"]),
-        (["--normalize=yes"], ["--normalize=True"]),
-        (["--normalize", "False"], ["--normalize=False"]),
-        (["--normalize", "0"], ["--normalize=False"]),
-        (["--normalize=No"], ["--normalize=False"]),
-        (["--no_normalize"], ["--normalize=False"]),
-        (["--no-normalize"], ["--normalize=False"]),
-        (["--normalize", "False", "--normalize"], ["--normalize=True"]),
-        (["--normalize", "--no-normalize"], ["--normalize=False"]),
-        (["--seed", "1", "--seed", "2"], ["--seed=2"]),
-        (["--model_path_list", "a", "b", "--model_path_list", "c", "d"], ["--model_path_list=c", "--model_path_list=d"]),
-        (["--merge_preifx", "master_weights"], ["--merge_prefix=master_weights"]),
-        (["--merge_preifx", "x", "--merge_prefix", "model"], ["--merge_prefix=model"]),
-        (["--model_path_str", "a,b"], ["--model_path_str=a,b"]),
-        (["--base_model_name_or_path", "x"], ["--base_model_path=x"]),
-        (["--model_name_or_path_list", "x", "y"], ["--model_path_list=x", "--model_path_list=y"]),
-        (["config.json", "--seed", "1"], ["config.json", "--seed=1"]),
-        (["-q", "--dry_run"], ["--quiet", "--dry_run=True"]),
-        ([], []),
-    ],
-)
-def test_every_spelling_becomes_the_one_that_typer_reads(argv: list[str], expected: list[str]) -> None:
-    assert merge_words(argv) == expected
-
-
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_field_is_a_flag_with_underscores_and_dashes(name: str) -> None:
-    values = ["--dashes-stay"[2:]] if dataclasses.fields(MergeConfig)[FIELDS.index(name)].type != "bool" else []
-    assert merge_words([f"--{name}", *values]) == merge_words([f"--{name.replace('_', '-')}", *values])
-
-
-@pytest.mark.parametrize(
-    ("argv", "sentence"),
-    [
-        (["--weight_lst", "1"], "unknown flag --weight_lst; did you mean 'weight_list'?"),
-        (["--weight_list"], "--weight_list needs at least one value"),
-        (["--seed"], "--seed takes one value, not 0"),
-        (["--seed", "1", "2"], "--seed takes one value, not 2: 1 2"),
-        (["--normalize", "maybe"], "--normalize takes True or False, not 'maybe'"),
-        (["--no_normalize", "True"], "--no_normalize takes True or False, not 'True'"),
-        (["--no_seed", "1"], "unknown flag --no_seed; did you mean 'seed'?"),
-        (["--quiet", "a"], "--quiet takes no value, so 'a' doesn't belong there"),
-        (["a.json", "b.json"], "unexpected 'b.json'; paths follow --model_path_list"),
-    ],
-)
-def test_a_wrong_flag_is_named_in_one_sentence(argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli(*argv) == 1
-    assert errors(capsys) == [sentence]
-
-
-def test_all_wrong_flags_are_listed_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("--modle_path_list", "a", "b", "--zzz", "--normalize", "2") == 1
-    assert errors(capsys) == [
-        "unknown flag --modle_path_list; did you mean 'model_path_list'?",
-        "unknown flag --zzz",
-        "--normalize takes True or False, not '2'",
-    ]
-
-
-def test_a_number_that_is_none_is_refused_without_a_traceback(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("--model_path_list", "a", "b", "--n_process", "two") in (1, 2)
-    captured = capsys.readouterr()
-    assert "n_process" in captured.err
-    assert "Traceback" not in captured.err
-    assert not (here / "merged-linear").exists()
-
-
-# --- what is merged is what was asked ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("argv", "value"),
-    [
-        (["--model_path_list", "a", "b"], 1.5),
-        (["--model_path_list=a", "b"], 1.5),
-        (["--model_path_str", "a,c"], 2.5),
-        (["--model_path_str", "a, c", "--model_path_list", "a", "b"], 2.5),
-        (["--model_path_list", "a", "b", "--weight_list", "3", "1"], 1.25),
-        (["--model_path_list", "a", "b", "--weight_list", "3", "1", "--no_normalize"], 5.0),
-        (["--model_path_list", "a", "b", "--weight_list", "3", "1", "--normalize", "False"], 5.0),
-        (["--model_path_list", "a", "b", "--weight-list=3", "-1", "--normalize=f"], 1.0),
-        (["--model_path_list", "a", "b", "--weight_list", "-1", "3"], 2.5),
-        (["--model_path_list", "a", "b", "--weight_list", "9", "9", "--weight_list", "3", "1"], 1.25),
-        (["--model_path_list", "a", "b", "--base_model_path", "base", "--scale", "2"], 3.0),
-        (["--model_path_list", "a", "b", "--base_model_path", "None"], 1.5),
-        (["--model_path_list", "a", "b", "--merge_type", "linear", "--sparsify_type", "none"], 1.5),
-        (["--model_path_list", "a", "b", "--merge_type", "linear", "--sparsify_type", "None"], 1.5),
-        (["--model_path_list", "a", "b", "--merge_preifx", "model"], 1.5),
-        (["--model_path_list", "a", "b", "--no_normalize"], 1.5),  # PaddleNLP: without weights they are normalised
-        (["--model_path_list", "a/", "./b/"], 1.5),
-        (["--model_path_list", "a/model.safetensors", "b"], 1.5),
-    ],
-)
-def test_flags_do_what_they_say(here: Path, argv: list[str], value: float) -> None:
-    assert cli(*argv, "--output_path", "out", "--quiet") == 0
-    assert merged_value(here / "out") == value
-
-
-def test_without_output_path_the_folder_is_named_after_the_method(here: Path) -> None:
-    assert cli("--model_path_list", "a", "b", "-q") == 0
-    assert merged_value(here / "merged-linear") == 1.5
-    flags = ["--model_path_list", "a", "b", "--base_model_path", "base", "--reserve_p", "1", "-q"]
-    assert cli(*flags, "--merge_method", "dare_ties") == 0
-    assert merged_value(here / "merged-dare_ties") == 1.5
-    assert cli(*flags, "--sparsify_type", "dare", "--merge_type", "ties", "--output_path", "pair") == 0
-    assert (here / "pair/model.safetensors").read_bytes() == (here / "merged-dare_ties/model.safetensors").read_bytes()
-    assert cli(*flags, "--sparsify_type", "trim") == 0
-    assert merged_value(here / "merged-trim+linear") == 1.5
-
-
-@pytest.mark.parametrize("folder", ["with space", "ünï/cödé", "nested/not/there/yet", "trailing/", "q'uote$", "x" * 250])
-def test_odd_folders(here: Path, folder: str) -> None:
-    os.rename("a", "möd el")
-    Path("link").symlink_to("möd el", target_is_directory=True)
-    assert cli("--model_path_list", "link/", str(here / "b"), "--output_path", folder, "-q") == 0
-    assert merged_value(here / folder) == 1.5
-
-
-def test_an_output_through_a_folder_that_is_not_there(here: Path) -> None:
-    assert cli("--model_path_list", "a", "b", "--output_path", "not_there/../o", "-q") == 0
-    assert merged_value(here / "o") == 1.5
-
-
-# --- config files -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", ["json", "yaml", "yml"])
-def test_a_config_file_and_flags_that_override_it(here: Path, suffix: str) -> None:
-    fields = {"model_path_list": ["a", "b"], "weight_list": [3, 1], "merge_method": "linear", "output_path": "o"}
-    text = json.dumps(fields) if suffix == "json" else "".join(f"{key}: {value}\n" for key, value in fields.items())
-    Path(f"c.{suffix}").write_text(text)
-    assert cli(f"c.{suffix}", "-q") == 0
-    assert merged_value(here / "o") == 1.25
-    assert cli(f"c.{suffix}", "-q", "--weight_list", "1", "3", "--output_path", "p") == 0
-    assert merged_value(here / "p") == 1.75
-    assert cli(f"c.{suffix}", "-q", "--no_normalize", "--output_path", "q") == 0
-    assert merged_value(here / "q") == 5.0
-
-
-def test_a_model_path_list_flag_beats_a_model_path_str_in_the_file(here: Path) -> None:
-    Path("c.json").write_text('{"model_path_str": "a,b", "output_path": "o"}')
-    assert cli("c.json", "--model_path_list", "b", "c", "-q") == 0
-    assert merged_value(here / "o") == 3.0
-
-
-def test_a_merge_method_flag_beats_the_types_in_the_file(here: Path) -> None:
-    """A saved merge_config.json holds method and types; overriding one of them must not contradict the other."""
-    assert cli("--model_path_list", "a", "b", "--base_model_path", "base", "--output_path", "o", "-q") == 0
-    record = "o/merge_config.json"
-    flags = ["--merge_method", "dare_ties", "--reserve_p", "1", "--output_path", "p", "-q"]
-    assert cli(record, *flags) == 0
-    assert json.loads(Path("p/merge_config.json").read_text())["merge_method"] == "dare_ties"
-    assert cli("p/merge_config.json", "--merge_type", "linear", "--sparsify_type", "none", "--output_path", "q", "-q") == 0
-    assert json.loads(Path("q/merge_config.json").read_text())["merge_method"] == "linear"
-
-
-def test_the_merge_config_that_paddlenlp_saves(here: Path) -> None:
-    """Every field of PaddleNLP 3.0.0b4's and PaddleFormers 1.2.0's dataclass, as save_pretrained writes them."""
-    saved = {
-        "tensor_type": "np",
-        "n_process": 1,
-        "merge_prefix": "model",
-        "merge_method": "linear",
-        "merge_type": "linear",
-        "sparsify_type": None,
-        "split_pieces": 8,
-        "max_tensor_mem": 0.5,
-        "model_path_list": ["a", "b"],
-        "model_path_str": "a,b",
-        "base_model_path": None,
-        "output_path": "o",
-        "lora_model_path": None,
-        "copy_file_list": None,
-        "weight_list": [3.0, 1.0],
-        "normalize": True,
-        "slerp_alpha": 0.5,
-        "slerp_normalize_eps": 1e-08,
-        "slerp_dot_threshold": 0.9995,
-        "ties_elect_type": "sum",
-        "rescale": True,
-        "reserve_p": 0.7,
-        "epsilon": 0.14,
-        "device": "cpu",
-        "convert_from_hf": True,
-        "save_to_hf": True,
-        "merge_with_qdq_base_model": False,
-    }
-    Path("saved.json").write_text(json.dumps(saved, indent=2, sort_keys=True))
-    assert cli("saved.json", "-q") == 0
-    assert merged_value(here / "o") == 1.25
-    nones = {key: "None" if value is None else value for key, value in saved.items()}
-    Path("nones.json").write_text(json.dumps({**nones, "output_path": "p", "weight_list": None}))
-    assert cli("nones.json", "-q") == 0
-    assert merged_value(here / "p") == 1.5
-    slerp = {**saved, "merge_method": "slerp", "merge_type": "slerp", "weight_list": [1.0, 1.0], "output_path": "q"}
-    Path("slerp.json").write_text(json.dumps(slerp))
-    assert cli("slerp.json", "-q") == 0
-    assert merged_value(here / "q") == 1.5
-
-
-def test_wrong_fields_are_listed_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("c.json").write_text('{"wieght_list": [1], "reserve_p": "much", "normalize": 3, "n_process": 1.5, "bogus": {}}')
-    assert cli("c.json") == 1
-    assert errors(capsys) == [
-        "c.json: unknown field 'wieght_list'; did you mean 'weight_list'?",
-        "c.json: 'reserve_p' must be a number, not 'much'",
-        "c.json: 'normalize' must be True or False, not 3",
-        "c.json: 'n_process' must be a whole number, not 1.5",
-        "c.json: unknown field 'bogus'",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "words"),
-    [
-        ("c.json", "{", "can't be parsed"),
-        ("c.json", "[1]", "must hold the fields of a merge"),
-        ("c.yaml", "a: [1", "can't be parsed"),
-        ("c.yaml", "", "must hold the fields of a merge"),
-        ("c.yaml", "models: [a, b]\nmerge_method: tis", "c.yaml:2:15: unknown merge_method"),
-        ("c.yaml", "1: 2", "unknown field 1"),
-        ("c.yaml", "yes: no", "unknown field True"),
-        ("c.json", '{"scale": 1' + "0" * 400 + "}", "'scale'"),
-        ("c.json", '{"merge_prefix": "model", "merge_preifx": "master_weights"}', "another spelling of it disagree"),
-        ("c.json", '{"model_path_list": ["a", "b"], "output_path": "x\\u0000y"}', "--output_path"),
-        ("c.json", '{"model_path_list": ["a\\u0000", "b"], "output_path": "o"}', "that paths can't have"),
-        (
-            "c.json",
-            '{"model_path_list": ["a", "b"], "reserve_p": NaN}',
-            "--reserve_p must be finite",
-        ),
-        ("missing.json", None, "can't be read (No such file or directory)"),
-        ("a", None, "can't be read (Is a directory)"),
-    ],
-)
-def test_a_config_file_that_cannot_be_used(
-    here: Path, file: str, text: str | None, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if text is not None:
-        Path(file).write_text(text)
-    assert cli(file) == 1
-    assert words in "\n".join(errors(capsys))
-
-
-def test_a_tilde_in_a_config_file_is_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shell expands it on the command line; a JSON file must not make a folder called ~."""
-    monkeypatch.setenv("HOME", str(here))
-    Path("c.json").write_text('{"model_path_list": ["~/a", "b"], "output_path": "~/o"}')
-    assert cli("c.json", "-q") == 0
-    assert merged_value(here / "o") == 1.5
-    assert not (here / "~").exists()
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ("--device cuda", "--device 'cuda' must be one of cpu, gpu, low_gpu_mem, xpu, npu"),
-        ("--lora_model_path lora", "--lora_model_path needs --base_model_path"),
-        ("--tensor_type tf", "must be one of np, pd"),
-        ("--merge_method tise", "--merge_method 'tise' must be one of"),
-        ("--merge_method ties --merge_type linear", "means --sparsify_type trim --merge_type ties"),
-        ("--merge_method dare_linear --sparsify_type magprune", "means --sparsify_type dare --merge_type linear"),
-        ("--merge_method linear --sparsify_type dare", "means --sparsify_type none --merge_type linear"),
-        ("--weight_list 1 -1", "--weight_list 1 -1 sums to zero"),
-        ("--weight_list -1 0", "would flip every sign"),
-        ("--weight_list 0 0", "sums to zero"),
-        ("--weight_list 1 1 1", "--weight_list has 3 numbers for 2 models"),
-        ("--weight_list 1 nan", "--weight_list must be finite"),
-        ("--merge_method slerp --weight_list 1 2", "slerp goes by --slerp_alpha"),
-        ("--merge_method slerp --slerp_alpha 1.5", "--slerp_alpha 1.5"),
-        ("--scale 2", "needs --base_model_path"),
-        ("--n_process 0", "--n_process 0 must be at least 1"),
-        ("--max_shard_size lots", "'lots' must be a size"),
-        ("--max_shard_size -5GB", "'-5GB' must be a size"),
-        ("--merge_method ties --reserve_p 1.5", "--reserve_p 1.5"),
-        ("--merge_method dare_ties --reserve_p 0", "--reserve_p 0"),
-        ("--merge_method della --reserve_p 0.05", "--epsilon 0.14 with --reserve_p 0.05"),
-        ("--merge_method ties --ties_elect_type max", "must be one of sum, count"),
-        ("--out_dtype int8", "--out_dtype 'int8' must be one of"),
-        ("--merge_prefix weights", "--merge_prefix 'weights' must be one of model, master_weights"),
-        ("--merge_method ties --strict", "without --base_model_path"),
-    ],
-)
-def test_one_sentence_says_what_is_wrong(here: Path, flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("--model_path_list", "a", "b", "--output_path", "o", *flags.split()) == 1
-    found = [line for line in errors(capsys) if words in line]
-    assert len(found) == 1
-    assert not (here / "o").exists()
-
-
-def test_one_or_no_model_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("--model_path_list", "a") == 1
-    assert errors(capsys) == ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
-    assert cli("--seed", "1") == 1
-    assert errors(capsys) == ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
-
-
-def test_slerp_of_three_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("--merge_method", "slerp", "--model_path_list", "a", "b", "c") == 1
-    assert errors(capsys) == ["slerp merges two models, not 3; use linear or ties for more"]
-
-
-def test_flags_inputs_and_output_are_checked_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("full").mkdir()
-    Path("full/precious.txt").touch()
-    argv = ["--merge_method", "ties", "--merge_type", "linear", "--reserve_p", "7", "--device", "cuda"]
-    assert cli(*argv, "--model_path_list", "a", "gone", "--output_path", "full") == 1
-    found = errors(capsys)
-    wanted = ["--merge_method ties means", "--reserve_p 7", "--device 'cuda'", "gone: no such file", "is not empty"]
-    for words in wanted:
-        assert len([line for line in found if words in line]) == 1, words
-    assert len(found) == len(wanted)
-
-
-def test_without_a_base_a_sparsifier_warns_before_the_work(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("--sparsify_type", "dare", "--model_path_list", "a", "b", "--reserve_p", "0.5", "--output_path", "o") == 0
-    text = capsys.readouterr().err
-    warning = "warning: without --base_model_path, dare zeroes 50% of the models' weights"
-    assert -1 < text.find(warning) < text.find("merged into o")
-
-
-def test_flags_without_effect_are_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("--model_path_list", "a", "b", "--reserve_p", "0.1", "--split_pieces", "4", "--output_path", "o") == 0
-    assert "warning: --reserve_p, --split_pieces: no effect with linear" in capsys.readouterr().err.splitlines()
-    assert cli("--model_path_list", "a", "b", "--merge_with_qdq_base_model", "--output_path", "p") == 0
-    assert "warning: --merge_with_qdq_base_model: no effect with linear" in capsys.readouterr().err.splitlines()
-
-
-# --- dry run, quiet, verbose ------------------------------------------------------------------------------------------
-
-
-def test_a_dry_run_prints_the_plan_and_touches_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def state() -> list[tuple[str, int]]:
-        return sorted((str(path), path.stat().st_mtime_ns) for path in here.rglob("*"))
-
-    before = state()
-    argv = ["--model_path_list", "a", "b", "--weight_list", "3", "1", "--n_process", "2"]
-    assert cli(*argv, "--output_path", "deep/out", "--dry_run") == 0
-    assert state() == before
-    text = capsys.readouterr().out
-    for words in ("linear", "0.75     x a", "0.25     x b", "float32", "deep/out", "config.json from a", "workers"):
-        assert words in text
-
-
-def test_a_dry_run_finds_what_the_run_would_find(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoints.write(here / "a", {"w": np.ones(2), "steps": np.array([1])})
-    checkpoints.write(here / "b", {"w": np.ones(2), "steps": np.array([2])})
-    assert cli("--model_path_list", "a", "b", "--output_path", "o", "--dry_run") == 1
-    assert "steps" in capsys.readouterr().err
-
-
-def test_quiet_says_nothing_and_verbose_no_less_than_usual(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--model_path_list", "a", "a", "--output_path"]
-    assert cli(*argv, "o", "--quiet") == 0
-    assert capsys.readouterr() == ("", "")
-    assert cli(*argv, "p") == 0
-    usual = capsys.readouterr().err
-    assert "warning: a is given more than once" in usual
-    assert usual.splitlines()[-1].startswith("merged into p in ")
-    assert usual.rstrip().endswith("GB/s read and written)")
-    assert "\r" not in usual, "no progress bar when standard error is not a terminal"
-    assert cli(*argv, "q", "--verbose") == 0
-    assert len(capsys.readouterr().err.splitlines()) >= len(usual.splitlines())
-
-
-def test_quiet_still_says_errors(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("--model_path_list", "a", "gone", "-q") == 1
-    assert len(errors(capsys)) == 1
-
-
-# --- help -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("argv", [["merge"], ["merge", "--help"], ["merge", "-h"], ["--seed", "1", "--help"]])
-@pytest.mark.parametrize("columns", ["80", "200"])
-def test_the_help_page_names_every_flag_and_every_method(
-    argv: list[str], columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    monkeypatch.setenv("TERMINAL_WIDTH", columns)
+def page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *argv: str, columns: int = 100) -> str:
+    """Return what a command prints in a terminal of this width, without boxes and line breaks."""
+    monkeypatch.setattr(typer.rich_utils, "MAX_WIDTH", columns)  # set from the environment when it is imported
     assert cli(*argv) == 0
-    text = capsys.readouterr().out
-    assert [name for name in FIELDS if f"--{name}" not in text] == []
-    assert [method for method in METHODS if f"--merge_method {method} " not in text] == []
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
 
 
-@pytest.mark.parametrize(
-    ("flag", "default"),
-    [
-        ("reserve_p", "0.7"),
-        ("epsilon", "0.14"),
-        ("max_shard_size", "5GB"),
-        ("seed", "0, or the recipe's own"),
-        ("n_process", "1"),
-        ("output_path", "./merged-<method>"),
-        ("ties_zero_sign", "positive"),
-    ],
-)
-def test_the_help_page_shows_defaults(flag: str, default: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("merge", "--help") == 0
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert f"[default: {default}]" in text.split(f" --{flag} ", 1)[1].split(" --", 1)[0]
+# --- the list of commands -----------------------------------------------------------------------------------------------
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    import paddle_merge
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_all_commands_are_listed_with_a_sentence_each(
+    argv: list[str], columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = page(capsys, monkeypatch, *argv, columns=columns)
+    listed = text.partition(" Commands ")[2]
+    places = [listed.index(f"{name} {what}") for name, (_, what) in COMMANDS.items()]
+    assert places == sorted(places)
+    assert list(COMMANDS) == ["merge", "inspect", "diff", "analyze", "verify", "extract-lora", "demo"]
+    assert [name for name in FREQUENT if f"--{name} " in text.partition(" Commands ")[0]] == (list(FREQUENT) if argv else [])
 
-    assert cli("--version") == 0
-    assert capsys.readouterr().out == f"paddle_merge {paddle_merge.__version__}\n"
+
+def test_the_list_fits_on_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(typer.rich_utils, "MAX_WIDTH", 80)
+    assert cli() == 0
+    assert len(capsys.readouterr().out.splitlines()) < 40
 
 
-def in_fresh_python(code: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_command_has_its_help(
+    name: str, flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = page(capsys, monkeypatch, name, flag)
+    assert text.startswith(f"Usage: python -m paddle_merge {name} ")
+    assert " ".join(LINES[name].help.split()) in text
+    assert [field for field in LINES[name].fields if f"--{field} " not in text] == []
+    assert all(f"python -m paddle_merge {name} {words}".rstrip() in text for _, words in LINES[name].examples)
+    assert page(capsys, monkeypatch, name.replace("-", "_"), flag) == text
 
 
-def test_help_imports_neither_numba_nor_paddle() -> None:
-    code = """
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "demo"])
+def test_a_command_alone_prints_its_help(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert page(capsys, monkeypatch, name) == page(capsys, monkeypatch, name, "--help")
+
+
+@pytest.mark.parametrize("argv", [["--version"], *([name, "--version"] for name in COMMANDS)])
+def test_every_command_has_the_version(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(*argv) == 0
+    assert re.fullmatch(r"paddle_merge \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["merge", "--help"], ["diff", "--help"], ["demo", "--help"]])
+def test_no_help_page_imports_what_is_slow(argv: list[str]) -> None:
+    code = f"""
 import sys
 from paddle_merge.commands.main import main
 try:
-    main(["--help"])
+    main({argv})
 except SystemExit as end:
     assert not end.code
-heavy = {"numba", "llvmlite", "paddle", "scipy", "yaml"} & {name.partition(".")[0] for name in sys.modules}
-print("HEAVY", sorted(heavy))
+heavy = {{"numba", "llvmlite", "paddle", "scipy", "sklearn", "matplotlib", "yaml"}}
+print("HEAVY", sorted(heavy & {{name.partition(".")[0] for name in sys.modules}}), "numpy" in sys.modules)
 """
-    assert in_fresh_python(code).stdout.splitlines()[-1] == "HEAVY []"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.splitlines()[-1] == f"HEAVY [] {bool(argv)}"  # the bare command doesn't even need NumPy
 
 
-def test_importing_the_package_imports_nothing_heavy() -> None:
-    code = 'import sys, paddle_merge; print({"numpy", "numba", "paddle", "typer"} & sys.modules.keys())'
-    assert in_fresh_python(code).stdout == "set()\n"
+# --- text in brackets ---------------------------------------------------------------------------------------------------
 
 
-def test_a_merge_imports_no_paddle(here: Path) -> None:
-    code = """
-import sys
-from paddle_merge import MergeConfig, merge
-merge(MergeConfig(model_path_list=["a", "b"], output_path="o"))
-print("paddle" in sys.modules)
-"""
-    assert in_fresh_python(code, here).stdout == "False\n"
-    assert merged_value(here / "o") == 1.5
-
-
-def test_python_m_is_the_same_command(here: Path) -> None:
-    command = [sys.executable, "-m", "paddle_merge", "--model_path_list", "a", "b", "--output_path", "o"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
-    assert done.returncode == 0
-    assert done.stdout == ""
-    assert merged_value(here / "o") == 1.5
-
-
-def test_the_console_script_is_the_same_command() -> None:
-    assert "paddle-merge = paddle_merge.commands.main:main" in (ROOT / "setup.py").read_text()
-
-
-# --- from Python ------------------------------------------------------------------------------------------------------
-
-
-def test_from_python_paths_and_numpy_numbers_are_welcome(here: Path) -> None:
-    from paddle_merge import merge
-
-    config = MergeConfig(
-        model_path_list=[here / "a", here / "b"],  # type: ignore[list-item]
-        base_model_path=here / "base",  # type: ignore[arg-type]
-        output_path=here / "o",  # type: ignore[arg-type]
-        weight_list=[np.float32(3), np.float32(1)],  # type: ignore[list-item]
-    )
-    assert Path(merge(config)) == here / "o"
-    assert merged_value(here / "o") == 1.25
-    assert json.loads((here / "o/merge_config.json").read_text())["weight_list"] == [3.0, 1.0]
-
-
-def test_from_python_a_wrong_type_is_a_config_error(here: Path) -> None:
-    """model_path_list="ab" is one path, not the paths "a" and "b"."""
-    from paddle_merge import merge
-
-    with pytest.raises(ConfigError):
-        merge(MergeConfig(model_path_list="ab", output_path="o"))  # type: ignore[arg-type]
-    assert not (here / "o").exists()
-
-
-# --- the record -------------------------------------------------------------------------------------------------------
-
-
-def sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize("method", few([*METHODS, "trim+slerp", "magprune+slerp", "trim+linear"], 3))
-def test_the_record_repeats_the_merge_from_another_folder(
-    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("columns", [80, 250])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_text_in_brackets_is_shown(
+    name: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = np.random.default_rng(7)
-    for name in ("a", "b", "base"):
-        tensors = {"w": generator.normal(size=(40, 50)), "v": generator.normal(size=33)}
-        checkpoints.write(tmp_path / name, tensors, "bfloat16")
-    monkeypatch.chdir(tmp_path)
-    if method in METHODS:
-        chosen = ["--merge_method", method]
-    else:
-        sparsify, merge_type = method.split("+")
-        chosen = ["--sparsify_type", sparsify, "--merge_type", merge_type]
-    weights = [] if "slerp" in method else ["--weight_list", "0.3", "0.1234567890123"]
-    argv = [*chosen, *weights, "--seed", "5", "--reserve_p", "0.6", "--ties_zero_sign", "drop", "--out_dtype", "float16"]
-    models = ["--model_path_str", "a,b", "--base_model_path", "base"]
-    assert cli(*argv, *models, "--output_path", "o", "-q") == 0
-
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    assert cli("../o/merge_config.json", "--output_path", "again", "--n_process", "2", "-q") == 0
-    assert sha256(elsewhere / "again") == sha256(tmp_path / "o")
-    first, second = (json.loads((path / "merge_config.json").read_text()) for path in (tmp_path / "o", elsewhere / "again"))
-    assert {key for key in first if first[key] != second[key]} == {"output_path", "n_process"}
+    """Rich takes [out, in] for a style, unless it is escaped."""
+    text = page(capsys, monkeypatch, name, "--help", columns=columns)
+    line = LINES[name]
+    for field in line.fields.values():
+        assert field.metadata["help"] in text, field.name
+        if (shown := field.metadata.get("shown")) is not None:
+            assert f"[default: {shown}]" in text
+    assert all(what in text for what, _ in line.examples)
+    assert line.argument is None or line.argument[1] in text
 
 
-def test_the_record_without_output_path_finds_its_output_taken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("--model_path_list", "a", "b", "--output_path", "o", "-q") == 0
-    assert cli("o/merge_config.json", "-q") == 1
-    (line,) = errors(capsys)
-    assert "exists and is not empty; pass --overwrite" in line
+def test_the_layouts_of_a_linear_layer_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = page(capsys, monkeypatch, "merge", "--help")
+    assert "[out, in]" in text
+    assert "[in, out]" in text
 
 
-# --- odd surroundings -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "text", ["[out, in]", "a [b] [/b] \\[c] [1] []", "C:\\", "[link=x]y[/link]", "[[a]]", "[/]", "[#x]"]
+)
+def test_escaped_text_is_itself(text: str) -> None:
+    assert Text.from_markup(escape(text)).plain == text
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_standard_streams(here: Path, closed: str, workers: str) -> None:
-    """As under cron, some daemons and pythonw."""
-    command = f"{sys.executable} -m paddle_merge --model_path_list a b --output_path o --n_process {workers} {closed}"
-    done = subprocess.run(["sh", "-c", command], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
-    assert done.returncode == 0
-    assert merged_value(here / "o") == 1.5
+# --- which command ------------------------------------------------------------------------------------------------------
 
 
-def test_workers_do_not_import_from_the_working_directory(here: Path) -> None:
-    """A numpy.py lying where the user happens to be must not replace NumPy, as it doesn't in the main process."""
-    (here / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
-    (here / "bin").mkdir()
-    (here / "bin/start.py").write_text("from paddle_merge.commands.main import main\nmain()\n")
-    command = [sys.executable, "bin/start.py", "--model_path_list", "a", "b", "--output_path", "o", "--n_process", "2", "-q"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize("word", [["merge"], []])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--model_path_list", "a", "b", "--output_path", "out"],
+        ["recipe.yaml", "--output_path", "out"],
+        ["recipe.yaml", "--n_process", "2", "--output_path=out"],
+        ["./recipe.yaml", "--output_path", "out"],
+    ],
+    ids=["flags", "recipe", "two-workers", "path"],
+)
+def test_the_word_merge_may_be_left_out(here: Path, word: list[str], argv: list[str]) -> None:
+    assert cli(*word, *argv, "-q") == 0
+    assert checkpoints.read(here / "out")["w"].tolist() == [[1.5] * 5] * 3
 
 
-@pytest.mark.parametrize("odd", ["model", "output"])
-def test_file_names_that_are_not_utf8(here: Path, odd: str) -> None:
-    name = os.fsdecode(b"caf\xe9")
-    try:
-        os.mkdir(name)
-    except OSError:
-        pytest.skip("this file system wants UTF-8 names")
-    os.rmdir(name)
-    if odd == "model":
-        os.rename("a", name)
-    model, output = (name, "o") if odd == "model" else ("a", name)
-    assert cli("--model_path_list", model, "b", "--output_path", output, "-q") == 0
-    assert merged_value(here / output) == 1.5
-    assert cli(f"{output}/merge_config.json", "--output_path", "again", "-q") == 0
-    assert merged_value(here / "again") == 1.5
+@pytest.mark.parametrize("name", ["merge", "diff", "extract_lora"])
+def test_a_file_that_is_called_like_a_command_is_given_as_a_path(here: Path, name: str) -> None:
+    """The name alone is the command, as in other programs."""
+    (here / "recipe.yaml").rename(name)
+    (here / name).write_text('{"model_path_list": ["a", "b"]}')
+    assert cli(f"./{name}", "--output_path", "out", "-q") == 0
+    assert cli("merge", name, "--output_path", "again", "-q") == 0
+    assert checkpoints.read(here / "out")["w"].tolist() == checkpoints.read(here / "again")["w"].tolist()
+
+
+def test_models_that_are_called_like_commands_are_models(here: Path) -> None:
+    (here / "a").rename("diff")
+    (here / "b").rename("merge")
+    assert cli("--model_path_list", "diff", "merge", "--output_path", "out", "-q") == 0
+    assert cli("merge", "--model_path_list", "diff", "merge", "--output_path", "again", "-q") == 0
+    assert checkpoints.read(here / "out")["w"].tolist() == checkpoints.read(here / "again")["w"].tolist() == [[1.5] * 5] * 3
+
+
+def test_a_file_without_a_suffix_is_a_config_file(here: Path) -> None:
+    (here / "plan").write_text('{"model_path_list": ["a", "b"], "output_path": "out"}')
+    assert cli("plan", "-q") == 0
+    assert (here / "out/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("anlyze", "analyze"),
+        ("analyse", "analyze"),
+        ("dif", "diff"),
+        ("Merge", "merge"),
+        ("extract", "extract-lora"),
+        ("extractlora", "extract-lora"),
+        ("Extract_Lora", "extract-lora"),
+        ("insp", "inspect"),
+        ("verfy", "verify"),
+    ],
+)
+def test_a_misspelt_command_gets_a_suggestion(here: Path, word: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(word, "a", "b") == 1
+    sentence = f"error: {word!r} is neither a command nor a file; did you mean {meant!r}? The commands are "
+    assert capsys.readouterr().err == f"{sentence}{', '.join(COMMANDS)}\n"
+
+
+@pytest.mark.parametrize("word", ["help", "x", "", "学习"])
+def test_an_unknown_command_gets_the_list(here: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(word) == 1
+    sentence = f"error: {word!r} is neither a command nor a file. The commands are {', '.join(COMMANDS)}\n"
+    assert capsys.readouterr().err == sentence
+
+
+@pytest.mark.parametrize("word", ["recipes.yaml", "nowhere/recipe", "../recipe", "/recipe"])
+def test_a_missing_file_is_called_a_missing_file(here: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(word) == 1
+    assert "No such file or directory" in capsys.readouterr().err

@@ -9,8 +9,16 @@ import pytest
 import typer
 
 from paddle_merge import MergeConfig
+from paddle_merge.commands.main import main
 from paddle_merge.commands.merge import FIELDS
 from tests.support.pages import ROOT
+
+
+def cli(*argv: str) -> int:
+    """Return the exit code of `python -m paddle_merge *argv`, run in this process."""
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    return int(caught.value.code or 0)
 
 
 def parsed(entry: Any, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
