@@ -1,4 +1,4 @@
-"""PaddleNLP's MergeConfig: its fields in its order, its checks; and what a merge by it is in our own words."""
+"""PaddleNLP's MergeConfig: its fields in its order, its checks, and its conversion to paddle_merge.MergeConfig."""
 
 # PaddleNLP's PdArgumentParser, which makes flags of these fields, knows Optional, but not `| None`.
 # ruff: noqa: UP045
@@ -25,12 +25,12 @@ MAY_BE_NONE = ("merge_method", "merge_type")  # although their default is someth
 
 @dataclass
 class MergeConfig:
-    """What to merge and how, as PaddleNLP's users write it. Raises ConfigError, a ValueError.
+    """Hold what to merge and how, in PaddleNLP's and PaddleFormers' fields. Raises ConfigError, which is a ValueError.
 
-    Beyond PaddleNLP's fields and PaddleFormers', for what can't be guessed:
-    device: where tensor_type "pd" computes, as paddle_merge.MergeConfig.device; None: where Paddle is set to.
-    seed: of dare's and magprune's masks, None: 0; NumPy's and Paddle's random states don't matter.
-    layout: as paddle_merge.MergeConfig.layout, where it can't be detected.
+    Three keyword arguments are added, for what these fields don't say:
+    device: the device that tensor_type "pd" computes on, as paddle_merge.MergeConfig.device; None: Paddle's current device.
+    seed: the seed of dare's and magprune's masks; None: 0. The random states of NumPy and Paddle have no influence.
+    layout: the layout of the models where it can't be detected, as paddle_merge.MergeConfig.layout.
     """
 
     tensor_type: str = "np"
@@ -69,7 +69,10 @@ class MergeConfig:
         self.config_check()
 
     def config_check(self) -> None:
-        """Bring fields to their types, fill in what follows from others, make the output folder. Raises ConfigError."""
+        """Convert fields to their types, fill in fields that follow from others, and make the output folder.
+
+        Raises ConfigError listing every problem.
+        """
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if value is None or (isinstance(value, str) and value == "None"):
@@ -87,10 +90,11 @@ class MergeConfig:
             os.makedirs(self.output_path, exist_ok=True)
 
     def _lora_problems(self) -> list[str]:
+        """Return why an adapter can't be folded."""
         return [] if self.base_model_path else ["lora_model_path needs base_model_path, the model to fold it into"]
 
     def _problems(self) -> list[str]:
-        """What PaddleNLP refuses. Fills in model_path_list and weight_list."""
+        """Return what PaddleNLP refuses, one sentence each. Fill in model_path_list and weight_list."""
         found = []
         if self.merge_method is not None and self.merge_method not in METHODS:
             named = ", ".join(METHODS)
@@ -115,11 +119,11 @@ class MergeConfig:
     # --- to and from dicts and files
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields."""
+        """Return the fields by name."""
         return dataclasses.asdict(self)
 
     def save_pretrained(self, save_directory: str) -> None:
-        """Write merge_config.json into that folder, which is made if need be."""
+        """Write merge_config.json into a folder, which is made if need be. Raises AssertionError if it is a file."""
         if os.path.isfile(save_directory):
             raise AssertionError(f"{save_directory} is a file; give a folder to save the config in")
         os.makedirs(save_directory, exist_ok=True)
@@ -128,7 +132,10 @@ class MergeConfig:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_path: str, **kwargs: Any) -> MergeConfig:
-        """From a folder's merge_config.json, PaddleNLP's or ours; `kwargs` override it. Raises ConfigError."""
+        """Return the config of a folder's merge_config.json, whether PaddleNLP or this package wrote it.
+
+        kwargs: fields that override the file's. Raises ConfigError if there is no such file, or its fields can't be used.
+        """
         path = os.path.join(pretrained_model_path, RECORD)
         if not os.path.isfile(path):
             raise ConfigError(f"{pretrained_model_path}: holds no {RECORD}")
@@ -136,19 +143,23 @@ class MergeConfig:
 
     @classmethod
     def from_json_file(cls, path_json_file: str) -> dict[str, Any]:
-        """The content of a JSON file."""
+        """Return the content of a JSON file."""
         with open(path_json_file, encoding="utf-8") as file:
             content: dict[str, Any] = json.load(file)
         return content
 
     @classmethod
     def known_fields(cls, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The given values that are fields of this class; types without a method decide. Raises ConfigError for those that
-        would change the merge and are none: fields of paddle_merge.MergeConfig with another value than its default."""
+        """Return the given values that are fields of this class. If types are given and no method, the types decide.
+
+        where: what error messages call the source of the values.
+        Raises ConfigError for fields that only paddle_merge.MergeConfig has, if their values aren't its defaults: leaving
+        them out would change the merge.
+        """
         names = {item.name for item in dataclasses.fields(cls)}
         defaults = OurConfig()
         foreign = [
-            f"{where}: {name} is not a field of PaddleNLP's; use paddle_merge.MergeConfig or python -m paddle_merge"
+            f"{where}: PaddleNLP has no field {name}; use paddle_merge.MergeConfig or python -m paddle_merge"
             for name, value in values.items()
             if name not in names and value is not None and value != getattr(defaults, name, value)
         ]
@@ -158,10 +169,13 @@ class MergeConfig:
         decided = {"merge_method": None} if types else {}  # else the default would win over them
         return decided | {name: value for name, value in values.items() if name in names}
 
-    # --- in our own words
+    # --- as paddle_merge.MergeConfig
 
     def ours(self) -> OurConfig:
-        """The same merge as paddle_merge.MergeConfig, which replaces an earlier one. Imports Paddle for tensor_type "pd"."""
+        """Return the paddle_merge.MergeConfig of the same merge, which replaces an earlier merge in output_path.
+
+        Paddle is imported if tensor_type is "pd" and no device is given.
+        """
         values = {name: value for name, value in self.to_dict().items() if value is not None}
         if self.lora_model_path is not None:
             for name in ("merge_method", "merge_type", "sparsify_type", "weight_list"):

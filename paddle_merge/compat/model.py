@@ -1,4 +1,4 @@
-"""PaddleNLP's MergeModel: a merge as an object."""
+"""PaddleNLP's MergeModel: an object that merges by a config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("paddle_merge")
 
 
 class MergeModel:
-    """Merges as `merge_config` says, together with the other processes of a launch."""
+    """Merge the models of `merge_config`, together with the other processes of a paddle.distributed.launch."""
 
     def __init__(self, merge_config: MergeConfig):
         self.is_peft = False
@@ -28,7 +28,11 @@ class MergeModel:
     def reset_merge_model(
         self, merge_config: MergeConfig | None = None, merge_param_dict: Mapping[str, Any] | None = None
     ) -> None:
-        """Merge by another config, or by the present one with some fields changed, next time. Raises ConfigError."""
+        """Replace the config, or change some of its fields, for the next merge.
+
+        merge_config: the new config. merge_param_dict: fields to change in the present one, if no config is given.
+        Raises ConfigError if a field doesn't exist or a value can't be used.
+        """
         if merge_config is not None:
             self.merge_config = merge_config
         elif merge_param_dict is not None:
@@ -40,18 +44,18 @@ class MergeModel:
             config.sparsify_type, config.merge_type = METHODS[config.merge_method]
             if config.merge_method == "linear" and wanted not in ((None, "linear"), (None, None)):
                 log.warning(
-                    "merge_method 'linear' decides, as in PaddleNLP: sparsify_type %r and merge_type %r have no effect; to"
-                    " merge by them, pass merge_method=None",
+                    "merge_method 'linear' takes precedence, as in PaddleNLP: sparsify_type %r and merge_type %r have no"
+                    " effect; to use them, pass merge_method=None",
                     *wanted,
                 )
         if config.merge_type == "slerp" and len(set(config.weight_list or ())) > 1:
-            log.warning("slerp goes by slerp_alpha: weight_list %s has no effect", config.weight_list)
+            log.warning("slerp uses slerp_alpha: weight_list %s has no effect", config.weight_list)
         self.merge_method = MergeMethod(config, SparsifyMethod(config))
 
     def _change(self, fields: Mapping[str, Any]) -> None:
         config = self.merge_config
         known = [item.name for item in dataclasses.fields(config)]
-        unknown = [f"merge_param_dict: {name!r} is no field of MergeConfig" for name in fields if name not in known]
+        unknown = [f"merge_param_dict: {name!r} is not a field of MergeConfig" for name in fields if name not in known]
         if unknown:
             raise ConfigError(unknown)
         if "model_path_list" in fields:
@@ -63,27 +67,28 @@ class MergeModel:
             setattr(config, name, value)
 
     def merge_model(self) -> None:
-        """Write the merged model to output_path, in place of an earlier merge. Raises MergeError."""
+        """Write the merged model to output_path, and replace an earlier merge there. Raises MergeError."""
         from ..run.merge import merge
 
         config = self.merge_config.ours()
-        config.copy_file_list = self._there() or None
+        config.copy_file_list = self._existing_files() or None
         merge(config, ranks=Ranks.from_environment())
 
     def copy_file(self) -> None:
-        """Copy copy_file_list to output_path, as `merge_model` does."""
+        """Copy the files of copy_file_list to output_path, as `merge_model` does too."""
         assert self.merge_config.output_path is not None
-        for name in self._there():
+        for name in self._existing_files():
             target = os.path.join(self.merge_config.output_path, name)
             os.makedirs(os.path.dirname(target), exist_ok=True)
             shutil.copy2(os.path.join(self._config_source(), name), target)
 
     def _config_source(self) -> str:
+        """Return the folder that copy_file_list is copied from: the base model's, else the first model's."""
         config = self.merge_config
         return config.base_model_path or (config.model_path_list or ["."])[0]
 
-    def _there(self) -> list[str]:
-        """The files of copy_file_list that can be copied; a warning names the others."""
+    def _existing_files(self) -> list[str]:
+        """Return the files of copy_file_list that exist; log a warning for each of the others."""
         names = self.merge_config.copy_file_list or []
         for name in names:
             if not os.path.isfile(os.path.join(self._config_source(), name)):

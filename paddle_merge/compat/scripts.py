@@ -1,4 +1,4 @@
-"""What PaddleNLP's two merging scripts are replaced by: the same flags, our merge."""
+"""Replacements of PaddleNLP's two merging scripts, with the same flags."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ NAMES = [item.name for item in dataclasses.fields(MergeConfig)]
 
 
 def mergekit(argv: Sequence[str] | None = None) -> None:
-    """llm/tools/mergekit.py [CONFIG.json] --model_path_list a b --output_path out ...
+    """Merge models: llm/tools/mergekit.py [CONFIG.json] --model_path_list a b --output_path out ...
 
-    The flags are the fields of PaddleNLP's and PaddleFormers' MergeConfig, which may also stand in a JSON file given first;
-    unique beginnings are enough. An earlier merge in output_path is replaced. With --lora_path, which is none of them, it is
-    llm/tools/merge_lora_params.py instead.
+    The flags are the fields of PaddleNLP's and PaddleFormers' MergeConfig. They can also be given in a JSON file, as the
+    first argument. Flags may be abbreviated if they stay unique. An earlier merge in output_path is replaced. With
+    --lora_path, the command is that of llm/tools/merge_lora_params.py instead.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if any(_spelled_out(word).partition("=")[0] == "--lora_path" for word in argv):
@@ -53,7 +53,7 @@ def mergekit(argv: Sequence[str] | None = None) -> None:
 
 
 def merge_lora_params(argv: Sequence[str] | None = None) -> None:
-    """llm/tools/merge_lora_params.py: folds a LoRA adapter into its base model."""
+    """Run llm/tools/merge_lora_params.py, which folds a LoRA adapter into its base model."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(_merge_lora_params)
     with command():
@@ -62,7 +62,7 @@ def merge_lora_params(argv: Sequence[str] | None = None) -> None:
 
 
 def _spelled_out(word: str) -> str:
-    """A flag of the script's of which only a beginning is given that no other has, as argparse takes it."""
+    """Return a command-line word with an abbreviated flag of this script completed, as argparse does."""
     flag, equals, value = word.partition("=")
     names = [f"--{name}" for name in inspect.signature(_merge_lora_params).parameters if f"--{name}".startswith(flag)]
     return f"{names[0]}{equals}{value}" if len(flag) > 2 and len(names) == 1 else word
@@ -71,15 +71,20 @@ def _spelled_out(word: str) -> str:
 def _merge_lora_params(
     model_name_or_path: Annotated[str, typer.Option("--model_name_or_path", help="Folder of the base model.")],
     lora_path: Annotated[str, typer.Option("--lora_path", help="Folder of the adapter.")],
-    output_path: Annotated[str, typer.Option("--output_path", help="Folder to write to; what it holds is replaced.")],
+    output_path: Annotated[
+        str, typer.Option("--output_path", help="Folder to write to; an earlier merge in it is replaced.")
+    ],
     safe_serialization: Annotated[
         str, typer.Option("--safe_serialization", help="True: write safetensors; False: model_state.pdparams.")
     ] = "False",
     device: Annotated[
-        str, typer.Option("--device", help="gpu, npu or cpu. No effect: folding takes less than reading the files.")
+        str,
+        typer.Option(
+            "--device", help="gpu, npu or cpu. No effect: folding runs on the CPU, where reading the files takes longer."
+        ),
     ] = "gpu",
 ) -> None:
-    """Fold a LoRA adapter into its base model, as PaddleNLP's script does; weights keep the base model's dtype."""
+    """Fold a LoRA adapter into its base model. Weights keep the base model's dtype, as in PaddleNLP's script."""
     problems = []
     safe = parse_bool(safe_serialization)
     if safe is None:
@@ -90,7 +95,7 @@ def _merge_lora_params(
         raise ConfigError(problems)
     set_up_logging(False, False)
     fields: dict[str, Any] = {}
-    if not safe:  # one file, which pipelines look for
+    if not safe:  # a single file, which deployment pipelines look for
         layout = _paddle_layout(model_name_or_path)
         fields |= {"save_format": "pdparams", "output_layout": layout, "max_shard_size": "100GB"}
     fields |= {"lora_model_path": lora_path, "base_model_path": model_name_or_path, "output_path": output_path}
@@ -98,6 +103,8 @@ def _merge_lora_params(
 
 
 def _paddle_layout(path: str) -> str | None:
-    """The layout for pickles of a model that Hugging Face's libraries wrote, which PaddleNLP would load and save as its own;
-    None: as it is stored. Raises CheckpointError."""
+    """Return the layout to store pickles in: PaddleNLP's for a model in Hugging Face's layout, as PaddleNLP would save it.
+
+    None means the layout of the model itself. Raises CheckpointError if the model can't be read.
+    """
     return "paddlenlp" if detect(open_checkpoint(path), "model", {}).layout == "hf" else None

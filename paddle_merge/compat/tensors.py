@@ -1,7 +1,7 @@
-"""PaddleNLP's MergeMethod and SparsifyMethod: single tensors through the road that files go.
+"""PaddleNLP's MergeMethod and SparsifyMethod: single tensors, computed by the same pipeline as files.
 
-Tensors are NumPy arrays or, with tensor_type "pd", Paddle tensors; results are of the same kind, dtype and shape, in new
-memory. They are computed in twice the width and rounded once, so they differ from PaddleNLP's in the last place.
+Tensors are NumPy arrays or, with tensor_type "pd", Paddle tensors. Results are of the same kind, dtype and shape, in new
+memory. They are computed in a wider dtype and rounded once, so they differ from PaddleNLP's results in the last place.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from .config import MergeConfig
 
 
 class SparsifyMethod:
-    """Keeps a part of a task vector, by merge_config.sparsify_type.
+    """Sparsify task vectors by merge_config.sparsify_type.
 
-    Every call draws a new mask, the same ones in every run: the n-th call of an object goes by merge_config.seed and n.
+    Every call draws a new mask. The masks are the same in every run: that of an object's n-th call depends on
+    merge_config.seed and n.
     """
 
     def __init__(self, merge_config: MergeConfig):
@@ -28,17 +29,26 @@ class SparsifyMethod:
         self._calls = 0
 
     def sparsify(self, tensor: Any) -> Any:
-        """The tensor with what isn't kept set to 0; itself if sparsify_type is None. Raises ConfigError, CheckpointError."""
+        """Return the tensor with the elements that aren't kept set to 0; the tensor itself if sparsify_type is None.
+
+        Raises ConfigError for parameters out of range, and CheckpointError for a dtype that can't be merged.
+        """
         kind = self.merge_config.sparsify_type
         return tensor if kind in (None, "none") else self._sparsify(tensor, str(kind))
 
     def dare(self, tensor: Any) -> Any:
+        """Return the tensor with only random elements kept, whatever sparsify_type is. Raises as `sparsify` does."""
         return self._sparsify(tensor, "dare")
 
     def magprune(self, tensor: Any) -> Any:
+        """Return the tensor with only random elements kept, with a higher probability for larger ones.
+
+        sparsify_type has no influence. Raises as `sparsify` does.
+        """
         return self._sparsify(tensor, "magprune")
 
     def trim(self, tensor: Any) -> Any:
+        """Return the tensor with only the largest elements kept, whatever sparsify_type is. Raises as `sparsify` does."""
         return self._sparsify(tensor, "trim")
 
     def _sparsify(self, tensor: Any, sparsifier: str) -> Any:
@@ -47,35 +57,43 @@ class SparsifyMethod:
 
 
 class MergeMethod:
-    """Merges tensors by merge_config.merge_type, after sparsify_method, if there is one, has had each."""
+    """Merge tensors by merge_config.merge_type, after sparsify_method, if it is given, has sparsified each of them."""
 
     def __init__(self, merge_config: MergeConfig, sparsify_method: Any = None):
         self.merge_config = merge_config
         self.sparsify_method = sparsify_method
 
     def merge(self, tensor_list: Sequence[Any]) -> Any:
-        """One tensor of several. Raises ConfigError, CheckpointError, NotImplementedError."""
+        """Return the merged tensor.
+
+        Raises ConfigError for parameters out of range or fewer than two tensors, CheckpointError for a dtype that can't be
+        merged, and NotImplementedError for an unknown merge_type.
+        """
         if self.sparsify_method is not None:
             tensor_list = [self.sparsify_method.sparsify(tensor) for tensor in tensor_list]
         kind = self.merge_config.merge_type
         if kind not in ("linear", "slerp", "ties"):
-            raise NotImplementedError(f"merge_type {kind!r} is none of linear, slerp, ties")
+            raise NotImplementedError(f"merge_type {kind!r} must be one of linear, slerp, ties")
         return _merge(self.merge_config, tensor_list, None, kind)
 
     def linear(self, tensor_list: Sequence[Any]) -> Any:
+        """Return the weighted sum, normalised if the config says so. Raises as `merge` does."""
         return _merge(self.merge_config, tensor_list, None, "linear")
 
     def slerp(self, tensor_list: Sequence[Any]) -> Any:
+        """Return the spherical interpolation of two tensors. Raises as `merge` does."""
         return _merge(self.merge_config, tensor_list, None, "slerp")
 
     def ties(self, tensor_list: Sequence[Any]) -> Any:
+        """Return the sum of the elements that agree with the elected sign. Raises as `merge` does."""
         return _merge(self.merge_config, tensor_list, None, "ties")
 
 
 def _merge(config: MergeConfig, tensors: Sequence[Any], sparsifier: str | None, merge_type: str, name: str = "") -> Any:
-    """Tensors through the engine: several merged, or one sparsified.
+    """Return several tensors merged, or one tensor sparsified.
 
-    name: what the tensor is called, which its mask depends on. Raises ConfigError, CheckpointError.
+    sparsifier: its name; None to merge. name: the name of the tensor, which its mask depends on.
+    Raises ConfigError and CheckpointError.
     """
     from ..run.state_dicts import merge_by_recipe  # imports Numba
 

@@ -1,4 +1,4 @@
-"""What is wrong with a MergeConfig, and what is allowed but likely not meant: sentences for the user."""
+"""Check the fields of a configuration together: what is wrong with them, and what is likely not meant."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def of_flags(config: MergeConfig, engine: Engine) -> list[str]:
     if config.weight_list is not None:
         if pair_of(config)[1] == "slerp":
             if len(set(config.weight_list)) > 1:
-                found.append("slerp goes by --slerp_alpha, not by --weight_list")
+                found.append("slerp uses --slerp_alpha, not by --weight_list")
         elif len(config.weight_list) != len(models):
             found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(models)} models")
     if any(0 < abs(weight) < 1 / LARGEST for weight in config.weight_list or ()):
@@ -58,7 +58,7 @@ def of_flags(config: MergeConfig, engine: Engine) -> list[str]:
 
 
 def _beside_a_recipe(config: MergeConfig) -> list[str]:
-    """Flags that say what a recipe says."""
+    """Return a sentence on the flags that say what the recipe already says."""
     defaults = type(config)()
     given = [
         name
@@ -67,9 +67,8 @@ def _beside_a_recipe(config: MergeConfig) -> list[str]:
     ]
     if not given:
         return []
-    return [
-        f"{', '.join(f'--{name}' for name in given)}: with a recipe, models, method and parameters are the recipe's to say"
-    ]
+    flags = ", ".join(f"--{name}" for name in given)
+    return [f"{flags}: a recipe gives the models, the method and the parameters, so leave these flags out"]
 
 
 def _sources(config: MergeConfig) -> list[str]:
@@ -95,17 +94,19 @@ def _running(config: MergeConfig, sources: Sequence[str], engine: Engine) -> lis
 
 
 def _models(config: MergeConfig) -> list[str]:
+    """Return why these models can't be merged: there are too few, or an adapter is not given as it should be."""
     models = models_of(config)
     plain = pair_of(config) == (None, "linear") and config.scale == 1.0 and config.weight_list in (None, [1.0])
     if not config.lora_model_path:
         if len(models) >= 2 or (models and config.base_model_path):
             return []
         if not models or len(split_spec(models[0])) == 1:
-            return ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
+            return ["give at least two models: --model_path_list a b; or one model and its --base_model_path"]
         if plain:
             return []
         return [
-            f"{models[0]}, alone, is folded as the adapter was trained; to sparsify or weaken it, give --base_model_path too"
+            f"{models[0]} is the only model, so its adapter is folded as it was trained; to sparsify or scale it, give"
+            " --base_model_path too"
         ]
     found = []
     if not config.base_model_path:
@@ -117,13 +118,14 @@ def _models(config: MergeConfig) -> list[str]:
         )
     if not plain:
         found.append(
-            "--lora_model_path folds the adapter as it was trained; to sparsify or weaken it, write --model_path_list"
+            "--lora_model_path folds the adapter as it was trained; to sparsify or scale it, write --model_path_list"
             " BASE+ADAPTER --base_model_path BASE with a method or --scale"
         )
     return found
 
 
 def _device(config: MergeConfig, engine: Engine) -> list[str]:
+    """Return why the device can't be used: it doesn't exist here, or gets too little memory."""
     kind, colon, number = config.device.partition(":")
     if kind not in engines.DEVICES or (colon and not (number.isascii() and number.isdecimal() and kind != "cpu")):
         named = ", ".join(engines.DEVICES)
@@ -136,6 +138,7 @@ def _device(config: MergeConfig, engine: Engine) -> list[str]:
 
 
 def _without_base(config: MergeConfig) -> list[str]:
+    """Return a sentence on sparsification without a base model: a warning, or an error with --strict."""
     sparsifier, _ = pair_of(config)
     if sparsifier is None or config.base_model_path or config.reserve_p == 1:
         return []
@@ -146,7 +149,7 @@ def _without_base(config: MergeConfig) -> list[str]:
 
 
 def _idle(config: MergeConfig) -> list[str]:
-    """Flags of PaddleNLP's methods that another method doesn't know."""
+    """Return a sentence on the flags of PaddleNLP's methods that the named method doesn't have."""
     defaults = type(config)()
     flags = {
         "reserve_p": "density",
@@ -187,9 +190,11 @@ def warnings(config: MergeConfig, engine: Engine) -> list[str]:
     defaults = type(config)()
     idle = [name for name, matters in used.items() if not matters and getattr(config, name) != getattr(defaults, name)]
     if config.tensor_type == "np" and config.device != "cpu":
-        found.append(f"--device {config.device}: np computes on the CPU, so that is where it merges; pass --tensor_type pd")
+        found.append(
+            f"--device {config.device} has no effect: np computes on the CPU; pass --tensor_type pd to compute on the device"
+        )
     if idle:
         found.append(f"{', '.join(f'--{name}' for name in idle)}: no effect with {title_of(config)}")
     if not config.normalize and config.weight_list is None and merge_type != "slerp":
-        found.append("--no_normalize without --weight_list: all models count the same and are averaged, as in PaddleNLP")
+        found.append("--no_normalize without --weight_list has no effect: the models are averaged, as in PaddleNLP")
     return found

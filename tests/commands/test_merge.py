@@ -334,7 +334,7 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(here: Path, monkeypatch: py
         ("--weight_list 0 0", "sums to zero"),
         ("--weight_list 1 1 1", "--weight_list has 3 numbers for 2 models"),
         ("--weight_list 1 nan", "--weight_list must be finite"),
-        ("--merge_method slerp --weight_list 1 2", "slerp goes by --slerp_alpha"),
+        ("--merge_method slerp --weight_list 1 2", "slerp uses --slerp_alpha"),
         ("--merge_method slerp --slerp_alpha 1.5", "--slerp_alpha 1.5"),
         ("--scale 2", "needs --base_model_path"),
         ("--n_process 0", "--n_process 0 must be at least 1"),
@@ -358,9 +358,9 @@ def test_one_sentence_says_what_is_wrong(here: Path, flags: str, words: str, cap
 
 def test_one_or_no_model_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("--model_path_list", "a") == 1
-    assert errors(capsys) == ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
+    assert errors(capsys) == ["give at least two models: --model_path_list a b; or one model and its --base_model_path"]
     assert cli("--seed", "1") == 1
-    assert errors(capsys) == ["give at least two models: --model_path_list a b; or one and its --base_model_path"]
+    assert errors(capsys) == ["give at least two models: --model_path_list a b; or one model and its --base_model_path"]
 
 
 def test_slerp_of_three_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -692,8 +692,14 @@ def test_folders_that_hold_no_adapter(tmp_path: Path) -> None:
         ({"lora_model_path": "a", "base_model_path": "b", "scale": 0.5}, "folds the adapter as it was trained"),
         ({"lora_model_path": "a", "base_model_path": "b", "merge_method": "ties"}, "folds the adapter as it was trained"),
         ({"model_path_list": ["a"]}, "give at least two models"),
-        ({"model_path_list": ["a+b"], "merge_method": "dare_ties"}, "alone, is folded as the adapter was trained"),
-        ({"model_path_list": ["a+b"], "weight_list": [0.5], "normalize": False}, "alone, is folded as the adapter was"),
+        (
+            {"model_path_list": ["a+b"], "merge_method": "dare_ties"},
+            "is the only model, so its adapter is folded as it was trained",
+        ),
+        (
+            {"model_path_list": ["a+b"], "weight_list": [0.5], "normalize": False},
+            "is the only model, so its adapter is folded as it was",
+        ),
     ],
 )
 def test_flags_that_contradict(fields: dict[str, Any], words: str) -> None:
