@@ -199,7 +199,7 @@ def test_a_model_can_be_reset(models: Path) -> None:
 
 def test_what_has_no_effect_is_said(models: Path, caplog: pytest.LogCaptureFixture) -> None:
     MergeModel(MergeConfig(merge_type="ties"))
-    assert "merge_method 'linear' decides" in caplog.text
+    assert "merge_method 'linear' takes precedence" in caplog.text
     caplog.clear()
     MergeModel(MergeConfig(merge_method="slerp", model_path_list=["a", "b"], weight_list=[1, 2]))
     assert "slerp uses slerp_alpha" in caplog.text
