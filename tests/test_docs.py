@@ -29,6 +29,7 @@ from paddle_merge.recipe.request import Request
 from tests.support.checkpoints import write
 from tests.support.command_lines import check_fields, check_tool, parsed
 from tests.support.pages import ROOT, blocks, chinese, commands, english, headings, links, name_of, prose, tables, words
+from tools import method_table
 
 PAGES = [page for one in english() for page in (one, chinese(one))]
 README, README_CN = ROOT / "README.md", ROOT / "README_cn.md"
@@ -222,15 +223,15 @@ def order(methods: Any) -> list[str]:
 
 @pytest.mark.parametrize("language", ["README.md", "README_cn.md"])
 def test_the_table_of_methods_is_the_registry(language: str) -> None:
-    """A row for every method, with all its parameters."""
+    """It is what tools/method_table.py makes: a row for every method, with all its parameters."""
     text = (ROOT / "paddle_merge" / "methods" / language).read_text()
-    table = text.partition("<!-- methods: begin -->")[2].partition("<!-- methods: end -->")[0]
-    found = {words(line)[0]: set(words(line)[1:]) for line in table.splitlines() if line.startswith("| `")}
-    assert list(found) == list(names())
-    for name, parameters in found.items():
+    assert method_table.written(language, text) == text
+    rows = [words(line) for line in method_table.table(language).splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == names()
+    for name, *row in rows:
         method = find(name)
         assert method is not None
-        assert {parameter.name for parameter in method.parameters} <= parameters, name
+        assert {parameter.name for parameter in method.parameters} <= set(row), name
     pairs = tables(ROOT / "paddle_merge" / "methods" / language)[0][1:]
     said = {words(row[0])[0]: (None if row[1] in ("none", "无") else row[1], row[2]) for row in pairs}
     assert said == METHODS

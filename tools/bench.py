@@ -43,34 +43,6 @@ MODELS = {
     "2gb-tensor": (1024, 1024, 1, 128, 1_048_576),  # an embedding of 2.1 GB in bfloat16
 }
 METHODS = ("linear", "slerp", "dare_linear", "dare_ties", "ties", "della_linear", "della", "fold")
-_W, _KEEP = {"weight": 1.0}, {"weight": 1.0, "density": 0.7}
-# recipe:NAME -> its parameters, and whether mergekit has it, too
-RECIPES: dict[str, tuple[dict[str, object], bool]] = {
-    "linear": (_W, True),
-    "task_arithmetic": (_W, True),
-    "slerp": ({"t": 0.5}, True),
-    "nuslerp": (_W, True),
-    "multislerp": (_W, True),
-    "karcher": ({}, True),
-    "ties": (_KEEP, True),
-    "dare_linear": (_KEEP, True),
-    "dare_ties": (_KEEP, True),
-    "della": (_KEEP, True),
-    "della_linear": (_KEEP, True),
-    "breadcrumbs": (_KEEP, True),
-    "breadcrumbs_ties": (_KEEP, True),
-    "sce": ({"select_topk": 0.5}, True),
-    "ram": ({}, True),
-    "ramplus_tl": ({}, True),
-    "model_stock": ({}, True),
-    "nearswap": ({"t": 0.001}, True),
-    "arcee_fusion": ({}, True),
-    "passthrough": ({"scale": 0.5}, True),
-    "consensus_ta": (_W, False),
-    "lines": ({"weight": 1.0, "alpha": 0.3, "beta": 0.5}, False),
-    "tsv": ({}, False),
-    "iso_c": ({}, False),
-}
 RANK = 32  # of the adapter that fold folds into the base
 FLOOR = """
 import os, sys, threading
@@ -267,7 +239,7 @@ def write_recipe(name: str, base: Path, models: list[Path], out: Path) -> tuple[
     method = NAMED[name]
     models = models[: (method.most or 3) - (method.base == "first")]
     based = method.base != "model" and name not in ("nuslerp", "multislerp")
-    recipe: dict[str, object] = {"merge_method": name, "dtype": "bfloat16", "parameters": RECIPES[name][0]}
+    recipe: dict[str, object] = {"merge_method": name, "dtype": "bfloat16", "parameters": dict(method.example)}
     recipe["models"] = [{"model": str(path)} for path in ([base, *models] if method.base == "first" else models)]
     if based:
         recipe["base_model"] = str(base)
@@ -358,7 +330,7 @@ def main(
         + "".join(f" {peer} s | x |" for peer in named)
     )
     print("| --- |" + " ---: |" * (5 + gpu_head.count("|") + 2 * len(named)), flush=True)
-    for method in methods.replace("recipes", ",".join(f"recipe:{name}" for name in RECIPES)).split(","):
+    for method in methods.replace("recipes", ",".join(f"recipe:{name}" for name in NAMED)).split(","):
         command, inputs = merge_command(method, paths, out, n_process, tensor_type, device)
         moved = sum((path / "model.safetensors").stat().st_size for path in [*inputs, inputs[0]])
         seconds(command)  # compiles the loops if this is their first use, and fills the page cache
@@ -380,7 +352,7 @@ def main(
             shutil.rmtree(out)
         for peer, python in named.items():
             name = method.removeprefix("recipe:")
-            if name != method and (peer != "mergekit" or not RECIPES[name][1]):
+            if name != method and (peer != "mergekit" or not NAMED[name].mergekit):
                 row += " | |"
                 continue
             if method == "fold":  # PaddleFormers wants a package for Qwen2 that isn't on PyPI, PaddleNLP its own layout

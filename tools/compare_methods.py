@@ -39,7 +39,8 @@ from paddle import nn
 
 from paddle_merge import MergeConfig, merge
 from paddle_merge.commands.demo import data, network
-from paddle_merge.methods.registry import find
+from paddle_merge.methods.registry import find, names
+from paddle_merge.methods.shared.method import REQUIRED
 
 WIDTH, DEPTH = 256, 4
 FEW = 35  # examples that the base sees of each expert's task
@@ -96,7 +97,7 @@ _SUMMED = {"density": _SOME, "lambda": _FACTORS}
 _OUTLIERS = {"density": [0.5, 0.8], "lambda": [0.3, 0.5, 0.7], "gamma": [0.01, 0.1]}
 _FLAGS = {"reserve_p": _SOME, "scale": [1.0, 2.0]}
 # method -> parameters to try. "base": with or without a base model, where a method takes both.
-GRIDS: Mapping[str, Mapping[str, list[Any]]] = {
+GRIDS: dict[str, Mapping[str, list[Any]]] = {
     "linear": {},
     "karcher": {},
     "multislerp": {"base": [False, True]},
@@ -136,8 +137,9 @@ PAIRS: Mapping[str, Mapping[str, list[Any]]] = {
     "paddlenlp:slerp": {"base": [False, True]},
     "passthrough": {"overlap": [0, 1]},  # how many layers of the middle both give
 }
-# What stands for a default where there is none, or where it would leave the method out.
-START: Mapping[str, Any] = {"weight": 1.0, "density": 0.5, "t": 0.5, "alpha": 0.5}
+GRIDS |= {name: {} for name in names() if name not in GRIDS.keys() | PAIRS.keys()}  # with the method's example alone
+# What stands for a default that would leave the method out.
+START: Mapping[str, Any] = {"weight": 1.0, "density": 0.5, "alpha": 0.5}
 DRAWN = ("dare", "della")  # how the names of methods that draw begin
 
 
@@ -207,10 +209,10 @@ def points(method: str, grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any
     """Parameters to merge with, the defaults first."""
     known = find(method)
     assert known is not None
-    names = {parameter.name for parameter in known.parameters}
-    start = {name: value for name, value in START.items() if name in names}
-    if method == "nearswap":
-        start = {"t": 1e-3}  # not a share, as slerp's
+    own = {parameter.name for parameter in known.parameters}
+    needed = {parameter.name for parameter in known.parameters if parameter.default is REQUIRED}
+    start = {name: value for name, value in known.example.items() if name in needed}
+    start |= {name: value for name, value in START.items() if name in own}
     yield start
     for values in itertools.product(*grid.values()) if grid else ():
         yield start | dict(zip(grid, values, strict=True))

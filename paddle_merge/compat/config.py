@@ -14,11 +14,11 @@ from typing import Any, Optional
 
 from ..backends.engine import LEAST, import_paddle
 from ..errors import ConfigError
-from ..methods.magprune import Magprune
-from ..methods.paddlenlp import METHODS
+from ..methods.paddlenlp import METHODS, sparsifier_problems
 from ..parsing import nearest
 from ..plan.file_names import RECORD
 from ..recipe.config import MergeConfig as OurConfig
+from ..recipe.wording import as_flags
 
 MAY_BE_NONE = ("merge_method", "merge_type")  # although their default is something else
 
@@ -113,7 +113,7 @@ class MergeConfig:
         if not 0 <= self.reserve_p <= 1:
             found.append(f"reserve_p {self.reserve_p:g} must lie between 0 and 1")
         elif "della" in (self.merge_method or "") or self.sparsify_type == "magprune":
-            found += Magprune(self.reserve_p, self.epsilon).problems()
+            found += map(as_flags, sparsifier_problems("magprune", self.reserve_p, self.epsilon))
         return found
 
     # --- to and from dicts and files

@@ -1,17 +1,17 @@
 """Arcee Fusion: take over from a model only its most important changes (Arcee AI; mergekit's arcee_fusion).
 
-importance = |delta| * KL(softmax of the model's line || softmax of the base's), a line being a row of a matrix as torch
-stores it, [out, in]: the weights of one output neuron; a column of Paddle's [in, out]; a whole vector. Elements whose
-importance is at least median + 1.5 * (third quartile - first) of their tensor's are the model's, the others the base's.
+importance = |delta| * KL(softmax of the model's row || softmax of the base's row). A row is that of torch's matrix [out,
+in], the weights of one output neuron, which is a column of Paddle's [in, out]; a vector is one row. An element whose
+importance is at least median + 1.5 * (third quartile - first quartile) of its tensor's is taken from the model, any other
+from the base.
 
-mergekit takes the quantiles of a million elements that it draws anew for every merge; here they are exact: the elements
-of rank floor(q (n - 1)), as there. And divergences are in float64: those of fine-tuned language models are so small that
-float32, in which mergekit has them, rounds away some of their digits.
+mergekit takes the quantiles of a million elements that it draws anew for every merge. Here they are exact: the elements of
+rank floor(q (n - 1)), as there. Divergences are computed in float64: those of fine-tuned language models are so small that
+float32, which mergekit uses, rounds away some of their digits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,43 +20,41 @@ import numpy as np
 from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from .shared import selection
-from .shared.base import Tensor
+from .shared.base import Merger, Tensor
 from .shared.derived import Derived
 from .shared.method import Method, ResolvedMethod
 from .shared.rows import Rows, rows_of
 
 
 def importance(xp: Any, x: Any, element: Any, divergence: Any, across: bool, width: int) -> Any:
-    """x: rows of the base and the model; element: the places of their elements; divergence (rows,) -> alike."""
-    line = xp.remainder(element, width) if across else xp.floor_divide(element, width)
-    return xp.abs(x[1] - x[0]) * xp.take(divergence, line)
+    """Return the importance of each element, of x's shape. x: the base's elements and the model's. element: their indices in
+    the tensor. divergence: (rows,). across, width: how rows lie in the tensor (rows.Rows)."""
+    row = xp.remainder(element, width) if across else xp.floor_divide(element, width)
+    return xp.abs(x[1] - x[0]) * xp.take(divergence, row)
 
 
 def block_importance(xp: Any, x: Any, start: int, *rows: Any) -> Any:
-    """x: rows (n,), the elements from `start` on -> (n,)."""
+    """Return the importance of a block, (n,). x: the elements from `start` on. rows: as in `importance`."""
     return importance(xp, x, xp.arange(start, start + len(x[0])), *rows)
 
 
 def fusion(xp: Any, x: Any, threshold: Any, start: int, *rows: Any) -> Any:
-    """The same with a threshold (1,): from it on the model's elements, else the base's (NaN stays visible)."""
+    """Return the model's elements where their importance is at least the threshold (1,), else the base's, (n,); a NaN stays
+    NaN."""
     mask = (block_importance(xp, x, start, *rows).astype(threshold.dtype) >= threshold).astype(x[0].dtype)
     return x[0] + (x[1] - x[0]) * mask
 
 
 @dataclass(frozen=True)
-class ArceeFusion:
-    """The first model is the base."""
+class ArceeFusion(Merger):
+    """Takes over the most important changes. The first model is the base."""
 
-    measures = True
-
-    def problems(self, models: int) -> list[str]:
-        return []
-
-    def effective_weights(self, models: int) -> Sequence[float]:
-        return [1.0] * models
+    @property
+    def measures(self) -> bool:
+        return True
 
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        samples = 4 * selection.sampled(size) * 8  # their places and importance
+        samples = 4 * selection.sampled(size) * 8  # their indices and importance
         return selection.memory(3, size, itemsize, budget) + samples
 
     def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
@@ -84,7 +82,7 @@ class ArceeFusion:
 
     @staticmethod
     def _divergence(tensor: Tensor, backend: Backend, along: Rows) -> np.ndarray:
-        """(rows,), of the backend's dtype."""
+        """Return each row's divergence, (rows,), in compute dtype."""
         from ..backends.kernels.measures import add_divergence, add_exponentials  # and with it Numba
 
         peaks, sums = np.full((2, along.count), -np.inf), np.zeros((2, along.count))
@@ -106,9 +104,13 @@ METHODS = (
     Method(
         "arcee_fusion",
         lambda: ResolvedMethod(None, ArceeFusion()),
+        about="only the most important changes of another model",
+        about_cn="只采用另一个模型中最重要的改动",
+        source="Arcee AI, Arcee Fusion",
         base="first",
         least=2,
         most=2,
-        source="Arcee AI, Arcee Fusion",
+        mergekit=True,
+        place=20,
     ),
 )

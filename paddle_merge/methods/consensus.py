@@ -1,4 +1,4 @@
-"""Consensus task arithmetic: of the sum of task vectors keep the elements that matter to several models (Wang et al. 2024,
+"""Consensus task arithmetic: keep the elements of the sum of task vectors that matter to several models (Wang et al. 2024,
 Localizing Task Information for Improved Model Merging and Compression, sections 4 and 5).
 
 An element matters to model k if |delta_k| > lambda_mask * |sum of the others' deltas|: the TALL mask, eq. 5. Elements that
@@ -14,16 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backends.backend import Backend
-from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
-from .shared.base import Tensor, total
-from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.base import Merger, Tensor, total
+from .shared.method import LAMBDA, WEIGHT_OF_ONE, Method, Parameter, ResolvedMethod
+from .shared.problems import Problem, listed
 
 
 @formula(kernel="mergers.consensus")
 def consensus(xp: Any, x: Any, weights: Any, lambdas: Any, least: int) -> Any:
-    """x: a row (n,) per model, weights and lambdas (models,) -> (n,): the weighted sum where it matters to at least so many
-    models, else 0 (NaN stays visible)."""
+    """Return the weighted sum where it matters to at least `least` models, else 0, (n,); a NaN stays NaN.
+
+    x: a row (n,) per model. weights, lambdas: (models,).
+    """
     rows = [weight * row for weight, row in zip(weights, x, strict=True)]
     merged = total(rows)
     matters = (xp.abs(row) > xp.abs(merged - row) * factor for row, factor in zip(rows, lambdas, strict=True))
@@ -31,23 +33,18 @@ def consensus(xp: Any, x: Any, weights: Any, lambdas: Any, least: int) -> Any:
 
 
 @dataclass(frozen=True)
-class Consensus:
-    """weights and lambda_mask: one per model. k: how many models an element must matter to."""
+class Consensus(Merger):
+    """Adds up what matters to several models.
+
+    weights, lambda_mask: one per model. k: how many models an element must matter to.
+    """
 
     weights: tuple[float, ...]
     lambda_mask: tuple[float, ...]
     k: int = 2
 
-    measures = False
-
-    def problems(self, models: int) -> list[str]:
-        return []
-
     def effective_weights(self, models: int) -> Sequence[float]:
         return self.weights
-
-    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        return 0
 
     def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         return backend.array(self.weights), backend.array(self.lambda_mask)
@@ -57,14 +54,16 @@ class Consensus:
 
 
 def _consensus(weight: tuple[float, ...], lambda_mask: tuple[float, ...], k: int, **others: float) -> ResolvedMethod:
-    if not 0 <= k <= len(weight):
-        raise ValueError(
-            f"parameter 'k' {k} is how many models an element must matter to: from 0 to the {len(weight)} that are merged"
-        )
-    if not all(one >= 0 for one in lambda_mask):
-        shown = " ".join(f"{one:g}" for one in lambda_mask)
-        raise ValueError(f"parameter 'lambda_mask' {shown} must not be negative")
     return ResolvedMethod(None, Consensus(weight, lambda_mask, k), others["lambda"])
+
+
+def _problems(weight: tuple[float, ...], lambda_mask: tuple[float, ...], k: int, **others: float) -> list[Problem]:
+    if not 0 <= k <= len(weight):
+        told = f"{k} is how many models an element must matter to: from 0 to the {len(weight)} that are merged"
+        return [Problem("k", told)]
+    if not all(one >= 0 for one in lambda_mask):
+        return [Problem("lambda_mask", f"{listed(lambda_mask)} must not be negative")]
+    return []
 
 
 METHODS = (
@@ -72,12 +71,17 @@ METHODS = (
         "consensus_ta",
         _consensus,
         (
-            Parameter("weight", float, 1.0, each=True, about="how much a model counts"),
+            WEIGHT_OF_ONE,
             Parameter("lambda_mask", float, 0.4, each=True, about="how much larger than others' changes its own must be"),
             Parameter("k", int, 2, about="how many models an element must matter to"),
-            Parameter("lambda", float, 1.0, about="factor on the merged task vector"),
+            LAMBDA,
         ),
-        base="required",
+        about="only changes that several models need",
+        about_cn="只保留多个模型都需要的改动",
         source="Wang et al. 2024, TALL masks",
+        example={"weight": 1.0},
+        problems=_problems,
+        base="required",
+        place=23,
     ),
 )

@@ -1,17 +1,14 @@
-"""DELLA's sampling as mergekit does it (Deep et al. 2024, section 3.1): drop at random, small elements more readily than
-large ones, then restore the tensor's L1 norm (magprune.py: PaddleNLP's, with ranks over the whole tensor).
+"""MAGPRUNE, DELLA's sampling: drop at random, small elements more readily than large ones (Deep et al. 2024, section 3.1).
 
-Ranks are over each row of torch's matrix [out, in], the weights of one output: the element of rank r by magnitude (of n, 0
-is the smallest) is kept with probability density - epsilon + 2 epsilon r / (n - 1). So epsilon is half the width of the
-range. A vector is one row; in a tensor of more axes lines run along its second one, as in mergekit. Equal magnitudes rank
-by their indices (in mergekit by chance). The only element of a line is kept with probability `density`; mergekit fails.
-
-Which elements are kept is decided once, line by line, and held as one bit for each.
+PaddleNLP (`ByTensorRank`) ranks magnitudes over the whole tensor, takes epsilon for the full width of the range of keep
+probabilities, and divides what is kept by its keep probability, as the paper does. mergekit (`ByRowRank`), like DELLA's own
+code, ranks within each row, takes epsilon for half the width, and restores the tensor's L1 norm. paddlenlp.py and
+mergekit.py say which goes with which method; dare.py says how the seed reaches a mask.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,99 +18,184 @@ import numpy as np
 from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
-from ..backends.masks import keep_limit, mask_key
+from ..backends.masks import FINEST, Key, block_key, keep_limit, mask_key
 from .shared.base import Tensor
-from .shared.rank_masks import Kept, keep_nothing
-from .shared.rescale import l1_factors
-from .shared.rows import SORTED
+from .shared.rank_masks import keep_nothing
+from .shared.rows import SORTED, axes_of_rows
+from .shared.sparsify import Keep, Mask
+
+BIN_SHIFT = 13  # of the float32 bits of |x|: 10 of 23 fraction bits are kept
+BINS = 1 << (31 - BIN_SHIFT)
+_ROW = 512  # bins, a power of two, that are looked at together for whether they are used
+
+# --- ranks over the whole tensor
+
+
+@formula(measure="measures.add_bins")
+def magnitude_bins(xp: Any, x: Any) -> Any:
+    """Return each element's bin, (n,) integers in [0, BINS), which are ordered as the magnitudes are. x: (n,)."""
+    return xp.right_shift(xp.abs(x).astype(xp.float32).view(xp.uint32), BIN_SHIFT)
+
+
+@formula(kernel="sparsifiers.magprune")
+def magprune(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
+    """Return x * scale where hash <= limit, both of the element's bin, else 0, (n,). limits, scales: (BINS,)."""
+    bins = magnitude_bins(xp, x)
+    return x * ((hashes <= xp.take(limits, bins)).astype(x.dtype) * xp.take(scales, bins))
+
+
+def keep_probabilities(counts: Any, density: float, epsilon: float) -> Any:
+    """Return the keep probability in each bin, (bins,) float64. counts: (bins,) of elements, by ascending magnitude.
+
+    The element of rank r by magnitude (0 is the largest, of n) is dropped with probability (1 - density) - epsilon/2 +
+    epsilon r/n; elements of one bin share their mean rank. At least FINEST: epsilon at its largest reaches 0, within
+    rounding.
+    """
+    n = counts.sum()
+    larger = n - np.cumsum(counts, dtype=np.int64)
+    mean_rank = larger + (counts - 1.0) / 2.0
+    keep = 1.0 - ((1.0 - density) - epsilon / 2.0 + epsilon / n * mean_rank)
+    return np.clip(keep, FINEST, 1.0)
+
+
+@dataclass(frozen=True)
+class _Binned:
+    """Keeps elements whose hash under the key is at most the limit of their bin."""
+
+    key: Key
+    limits: Any
+    scales: Any
+
+    def apply(self, x: Any, start: int, backend: Backend) -> Any:
+        return backend.apply_masked(magprune, x, block_key(self.key, start), self.limits, self.scales)
+
+    def scaled(self, factor: float, backend: Backend) -> _Binned:
+        return dataclasses.replace(self, scales=self.scales * factor)
+
+
+@dataclass(frozen=True)
+class ByTensorRank(Keep):
+    """Keep with probabilities from density - epsilon/2 for the smallest element of the tensor to density + epsilon/2.
+
+    Ranks come from a histogram: magnitudes whose float32 values agree in their leading 11 significant bits share their mean
+    rank. So equal elements get equal probabilities, whatever their order; the expected number kept is exact; and no
+    probability is off by more than epsilon/2 times the fraction of elements that share it (2.4e-4 epsilon for Gaussian x).
+
+    density: one number for all models, in (0, 1].
+    """
+
+    epsilon: float
+
+    random = True
+    has_probabilities = True
+
+    @property
+    def measures(self) -> bool:
+        return True
+
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
+        counters = 4 if size < 2**32 else 8
+        return BINS * (models * (counters + 4 + itemsize) + 5 * 8)  # and what the tables of one model are computed from
+
+    def masks(self, tensor: Tensor, backend: Backend, divide: bool) -> Sequence[Mask | None]:
+        counter = np.uint32 if tensor.size < 2**32 else np.uint64
+        counts = [np.zeros(BINS, counter) for _ in range(tensor.models)]
+        for _, x in tensor.deltas():
+            for row, count in zip(x, counts, strict=True):
+                backend.add_bins(magnitude_bins, row, count)
+        keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
+        return [
+            _Binned(key, *self._tables(count, self.density_of(model), backend, divide))
+            for model, (key, count) in enumerate(zip(keys, counts, strict=True))
+        ]
+
+    def _tables(self, counts: Any, density: float, backend: Backend, divide: bool) -> tuple[Any, Any]:
+        """Return (BINS,) limits and scales, filled in where there are counts."""
+        counts = counts.reshape(-1, _ROW)
+        rows = np.flatnonzero(counts.max(1))  # usually the bins of a few octaves
+        keep = keep_probabilities(counts[rows].reshape(-1), density, self.epsilon).reshape(-1, _ROW)
+        limits, scales = np.empty((BINS // _ROW, _ROW), np.uint32), np.empty((BINS // _ROW, _ROW), backend.dtype)
+        limits[rows] = keep_limit(keep)
+        scales[rows] = 1.0 / keep if divide else 1.0
+        return backend.mask_constant(limits.reshape(-1)), backend.mask_constant(scales.reshape(-1))
+
+
+# --- ranks within each row
 
 
 @formula(kernel="sparsifiers.pick")
 def pick(xp: Any, x: Any, kept: Any, factor: Any) -> Any:
-    """x (n,), kept (n,) of 0 and 1 -> (n,): x * factor where kept, else 0 (NaN stays visible)."""
+    """Return x * factor where kept, else 0, (n,); a NaN stays NaN. kept: (n,) of 0 and 1."""
     return x * (kept.astype(x.dtype) * factor)
 
 
-def keep_probabilities(length: int, density: float, epsilon: float) -> Any:
-    """(length,) float64: by ascending rank."""
+def row_probabilities(length: int, density: float, epsilon: float) -> Any:
+    """Return the keep probability of each rank in a row, (length,) float64, by ascending magnitude.
+
+    That of rank r of n is density - epsilon + 2 epsilon r / (n - 1); of the only element of a row, density. (mergekit fails
+    there.)
+    """
     if length == 1:
         return np.full(1, density)
     return density - epsilon + np.arange(length) / (length - 1) * (2 * epsilon)
 
 
-def axes_of_rows(shape: tuple[int, ...], transposed: bool) -> tuple[int, int, int]:
-    """(outer, length, inner): the axes before the one that lines run along, that one, and those behind it.
+@dataclass(frozen=True)
+class _Bits:
+    """Keeps elements whose bit is set. bits: (size / 8,) uint8 on the host, as np.packbits packs them."""
 
-    transposed: whether a matrix is [in, out].
-    """
-    if len(shape) < 2:
-        return 1, math.prod(shape), 1
-    axis = 0 if transposed and len(shape) == 2 else 1
-    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+    bits: np.ndarray
+    factor: Any
+
+    def apply(self, x: Any, start: int, backend: Backend) -> Any:
+        stop = start + x.shape[0]  # blocks begin at multiples of 8
+        kept = np.unpackbits(self.bits[start // 8 : -(-stop // 8)], count=stop - start)
+        return backend.apply(pick, x, backend.constant(kept), self.factor)
+
+    def scaled(self, factor: float, backend: Backend) -> _Bits:
+        return dataclasses.replace(self, factor=backend.scalar(factor))
 
 
 @dataclass(frozen=True)
-class Della:
-    """density: of each model, the mean probability of keeping an element; from 1 on all are kept, from 0 down none.
-    epsilon: of each, how much smaller it is for the smallest, and larger for the largest. rescale: restore the L1 norm."""
+class ByRowRank(Keep):
+    """Keep with probabilities from density - epsilon for the smallest element of each row to density + epsilon.
 
-    density: tuple[float, ...]
+    Rows are those of torch's matrix [out, in] (rows.axes_of_rows). Equal magnitudes rank by their indices (in mergekit by
+    chance). Which elements are kept is decided once, row by row, and held as one bit for each element.
+
+    epsilon: each model's.
+    """
+
     epsilon: tuple[float, ...]
-    rescale: bool = True
 
     random = True
 
     @property
     def measures(self) -> bool:
-        return bool(self._drawn)
-
-    @property
-    def _drawn(self) -> list[int]:
-        """The models of which some elements are kept."""
-        return [model for model, density in enumerate(self.density) if 0.0 < density < 1.0]
-
-    def problems(self) -> list[str]:
-        return []
+        return self.thins
 
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        drawn = len(self._drawn)
+        drawn = len(self.thinned(models))
         return drawn * (size // 8 + 1) + min(drawn * size * itemsize, budget.selecting) + min(size, SORTED) * (itemsize + 8)
 
     def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
-        """What lines take that are longer than what is sorted together: one of each model, and its order; its limits,
+        """Return what rows take that are longer than what is sorted together: one of each model, and its order; its limits,
         by rank and by element."""
         length = axes_of_rows(shape, transposed)[1]
-        return length * (len(self._drawn) * itemsize + itemsize + 8 + 8 + 4 + 8 + 4 + 1)
+        return length * (len(self.thinned(models)) * itemsize + itemsize + 8 + 8 + 4 + 8 + 4 + 1)
 
-    def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
-        """Per model (bits, factor); what is kept where that is nothing; or None where it is all."""
-        from .shared.row_ranks import keep_by_rank  # and with it Numba
+    def masks(self, tensor: Tensor, backend: Backend, divide: bool) -> Sequence[Mask | None]:
+        from .shared.row_ranks import keep_by_rank  # which imports Numba
 
         axes = axes_of_rows(tensor.shape, tensor.transposed)
         draws = {}
-        for model in self._drawn:
-            limits = keep_limit(keep_probabilities(axes[1], self.density[model], self.epsilon[model]))
+        for model in self.thinned(tensor.models):
+            limits = keep_limit(row_probabilities(axes[1], self.density_of(model), self.epsilon[model]))
             draws[model] = mask_key(tensor.seed, model, tensor.name), limits
-        bits = keep_by_rank(tensor, backend, axes, draws)
-        one = backend.scalar(1.0)
-        states: list[Any] = [None if density > 0.0 else keep_nothing(tensor, backend) for density in self.density]
-        for model, kept in bits.items():
-            states[model] = kept, one
-        if self.rescale:
-            drawn = list(bits)
-            factors = l1_factors(
-                tensor, backend, drawn, lambda model, x, start: self.apply(x, start, states[model], backend)
-            )
-            for model, factor in factors.items():
-                states[model] = bits[model], backend.scalar(factor)
-        return states
-
-    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
-        if state is None:
-            return x
-        if isinstance(state, Kept):
-            return state.apply(x, start, backend)
-        bits, factor = state
-        stop = start + x.shape[0]  # blocks begin at multiples of 8
-        kept = np.unpackbits(bits[start // 8 : -(-stop // 8)], count=stop - start)
-        return backend.apply(pick, x, backend.constant(kept), factor)
+        bits, one = keep_by_rank(tensor, backend, axes, draws), backend.scalar(1.0)
+        return [
+            _Bits(bits[model], one)
+            if model in bits
+            else (None if self.density_of(model) > 0.0 else keep_nothing(tensor, backend))
+            for model in range(tensor.models)
+        ]

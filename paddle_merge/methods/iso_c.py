@@ -2,8 +2,8 @@
 4.1): of sum_t delta_t = U S V', mean(S) U V'.
 
 Tensors that aren't matrices are averaged. The paper chooses lambda by validation (1 here). The mean is over the singular
-values that aren't zero: of a sum of lower rank (adapters') an SVD would fill U and V up with any vectors that fit, and they
-would weigh as much as the others.
+values that aren't zero: for a sum of lower rank (adapters') an SVD would complete U and V with any vectors that fit, and
+they would count as much as the others.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import numpy as np
 
 from ..backends.backend import Backend
 from .shared.base import Tensor, linear
-from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.method import LAMBDA, WEIGHT_OF_ONE, Method, ResolvedMethod
 from .shared.whole_matrix import Whole, spectrum
 
 
 @dataclass(frozen=True)
 class IsoC(Whole):
-    """No parameters but the weights."""
+    """Makes all singular values of the weighted sum equal."""
 
     def matrix_memory(self, models: int, m: int, n: int, itemsize: int) -> int:
-        """The sum; the matrix, its left vectors as they are made, and the result; the Gram matrix and its eigenvectors."""
+        """Return the bytes of the sum; of the matrix, its left vectors while they are computed, and the result; and of the
+        Gram matrix and its eigenvectors."""
         return m * n * itemsize + 8 * (6 * m * n + 6 * n * n)
 
     def read(self, tensor: Tensor, backend: Backend) -> np.ndarray:
@@ -50,10 +51,13 @@ METHODS = (
         "iso_c",
         _iso_c,
         (
-            Parameter("weight", float, 1.0, each=True, about="how much a model counts"),
-            Parameter("lambda", float, 1.0, about="factor on the merged task vector"),
+            WEIGHT_OF_ONE,
+            LAMBDA,
         ),
-        base="required",
+        about="many tasks, none of which is to dominate; it holds one whole tensor at a time in memory",
+        about_cn="多个任务且不希望某一任务占主导时；一次在内存中保留一个完整张量",
         source="Marczak et al. 2025, Iso-C",
+        base="required",
+        place=22,
     ),
 )

@@ -15,11 +15,14 @@ import numpy as np
 
 from .shared.angles import Angles, ByAngles
 from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.problems import Problem
 
 
 def direction(cosines: Any, shares: Any, max_iter: int, tol: float) -> Any:
-    """cosines (models, models) between unit vectors, shares (models,) that sum to 1 -> (models,): the mean direction as a
-    sum of them."""
+    """Return the mean direction as a weighted sum of the models' directions: the weights, (models,).
+
+    cosines: (models, models) between the directions. shares: (models,), which sum to 1. max_iter, tol: as in Karcher.
+    """
 
     def length(factors: Any) -> float:
         return math.sqrt(max(0.0, float(factors @ cosines @ factors)))
@@ -31,7 +34,7 @@ def direction(cosines: Any, shares: Any, max_iter: int, tol: float) -> Any:
         tangent = np.zeros_like(mean)
         for k, dot in enumerate(np.clip(cosines @ mean, -1.0, 1.0)):
             arc = math.acos(dot)
-            if arc < tol or 1.0 - abs(dot) < 1e-12:  # there, or opposite, where every way is as long
+            if arc < tol or 1.0 - abs(dot) < 1e-12:  # the mean is there, or opposite, where all arcs are as long
                 continue
             log = -dot * mean
             log[k] += 1.0
@@ -47,8 +50,10 @@ def direction(cosines: Any, shares: Any, max_iter: int, tol: float) -> Any:
 
 
 def karcher(norms: Any, cosines: Any, max_iter: int, tol: float) -> Any:
-    """norms (models,), cosines (models, models) -> (models,) factors. As in mergekit, models of norms up to tol have no
-    direction, and where all are such, the result is zero."""
+    """Return the models' factors, (models,). norms: (models,). cosines: (models, models).
+
+    As in mergekit, models of norms up to tol have no direction; where all are such, the result is zero.
+    """
     count = len(norms)
     if count == 1 or not np.isfinite(norms).all():
         return np.full(count, 1.0 / count)
@@ -61,7 +66,7 @@ def karcher(norms: Any, cosines: Any, max_iter: int, tol: float) -> Any:
 
 @dataclass(frozen=True)
 class Karcher(ByAngles):
-    """max_iter: steps, at most. tol: a step, an arc or a norm below it counts as none."""
+    """Takes the Karcher mean. max_iter: steps, at most. tol: a step, an arc or a norm below it counts as none."""
 
     max_iter: int = 10
     tol: float = 1e-5
@@ -71,11 +76,12 @@ class Karcher(ByAngles):
 
 
 def _karcher(max_iter: int, tol: float) -> ResolvedMethod:
-    if max_iter < 0:
-        raise ValueError(f"parameter 'max_iter' {max_iter} must not be negative")
-    if not 0.0 <= tol < math.inf:
-        raise ValueError(f"parameter 'tol' {tol:g} must not be negative")
     return ResolvedMethod(None, Karcher(max_iter, tol))
+
+
+def _problems(max_iter: int, tol: float) -> list[Problem]:
+    found = [Problem("max_iter", f"{max_iter} must not be negative")] if max_iter < 0 else []
+    return found if 0.0 <= tol < math.inf else [*found, Problem("tol", f"{tol:g} must not be negative")]
 
 
 METHODS = (
@@ -86,7 +92,12 @@ METHODS = (
             Parameter("max_iter", int, 10, about="steps of the iteration, at most"),
             Parameter("tol", float, 1e-5, about="steps, arcs and norms below it count as none"),
         ),
-        base="model",
+        about="several models, by the exact mean of their directions",
+        about_cn="多个模型，取其方向的精确平均",
         source="arXiv 2603.04972",
+        problems=_problems,
+        base="model",
+        mergekit=True,
+        place=14,
     ),
 )

@@ -9,11 +9,11 @@ alpha = (|sum of task vectors|_1 / |the merged one|_1) / number of models, over 
 from __future__ import annotations
 
 from .linear import Linear
-from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.method import LAMBDA, WEIGHT_OF_ONE, Method, Parameter, ResolvedMethod
 
 
 def _lines(weight: tuple[float, ...], alpha: float, beta: float | None, layer: float, **others: float) -> ResolvedMethod:
-    """layer: 0 is the first, 1 the last."""
+    """Return task arithmetic, scaled by the layer. layer: from 0, the first, to 1, the last."""
     scale = alpha + (1.0 - alpha if beta is None else beta) * layer
     return ResolvedMethod(None, Linear(weight, normalize=False), others["lambda"] * scale)
 
@@ -23,13 +23,17 @@ METHODS = (
         "lines",
         _lines,
         (
-            Parameter("weight", float, 1.0, each=True, about="how much a model counts"),
+            WEIGHT_OF_ONE,
             Parameter("alpha", float, about="factor of the first layer, and of what is in no layer"),
             Parameter("beta", float, None, about="what the last layer's factor has more; 1 - alpha unless given"),
-            Parameter("lambda", float, 1.0, about="factor on the merged task vector"),
+            LAMBDA,
         ),
+        about="early layers stay closer to the base",
+        about_cn="浅层更接近基础模型",
+        source="Wang et al. 2024, LiNeS",
+        example={"weight": 1.0, "alpha": 0.3, "beta": 0.5},
         base="required",
         by_layer=True,
-        source="Wang et al. 2024, LiNeS",
+        place=24,
     ),
 )

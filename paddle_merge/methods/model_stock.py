@@ -1,8 +1,8 @@
-"""Model Stock (Jang et al. 2024, eq. 3): the average of the models, pulled toward the base by how much they disagree.
+"""Model Stock (Jang et al. 2024, eq. 3): the average of the models, moved toward the base by how much they disagree.
 
-With c the mean cosine between task vectors, theta_0 + t (mean - theta_0), t = N c / (1 + (N - 1) c). The paper has one angle
-for a layer; as in mergekit it is that of a tensor, or of each of its rows, the product of two norms counts as 1e-6 if it is
-smaller, and t is negative, away from the average, where c is.
+The result is theta_0 + t (mean - theta_0), t = N c / (1 + (N - 1) c), where c is the mean cosine between task vectors. The
+paper has one angle for a layer. As in mergekit it is that of a tensor, or of each of its rows; the product of two norms
+counts as 1e-6 if it is smaller; and t is negative, which moves away from the average, where c is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _LEAST = 1e-6
 
 
 def ratio(found: Angles) -> Any:
-    """Angles of n lines -> (n,): t. Where it would be infinite, 0, the base; where numbers aren't finite, 1, the average."""
+    """Return t of each of n vectors, (n,). Where it would be infinite it is 0, the base; where numbers aren't finite, 1, the
+    average."""
     count = len(found.norms)
     first, second = np.triu_indices(count, 1)
     norms = np.where(found.known, found.norms, 0.0)
@@ -35,7 +36,11 @@ def ratio(found: Angles) -> Any:
 
 @dataclass(frozen=True)
 class ModelStock(ByAngles):
-    """filter_wise: each vector along torch's last axis has its own t, a matrix's rows, one for each output of a layer."""
+    """Moves the average toward the base.
+
+    filter_wise: each vector along torch's last axis has its own t, which are a matrix's rows, one for each output of a
+    layer.
+    """
 
     filter_wise: bool = False
 
@@ -55,8 +60,12 @@ METHODS = (
         "model_stock",
         _model_stock,
         (Parameter("filter_wise", bool, False, about="an angle for each row, not one for the tensor"),),
+        about="a few models of one base, for a result between them and it",
+        about_cn="同一基础模型的少数几个模型，结果介于它们与基础模型之间",
+        source="Jang et al. 2024",
         base="required",
         least=2,
-        source="Jang et al. 2024",
+        mergekit=True,
+        place=15,
     ),
 )

@@ -1,8 +1,8 @@
-"""Multi-SLERP (mergekit): the weighted mean of the models' directions, times the weighted mean of their norms; of task
-vectors, with a base model.
+"""Multi-SLERP (mergekit): the weighted mean of the models' directions, times the weighted mean of their norms; with a base
+model, of task vectors.
 
-mergekit then takes a step in the tangent space at the mean direction u, along sum_k w_k (u_k - <u_k, u> u). By what u is
-that sum is zero, so the step only leaves the factor cos(eps).
+mergekit then takes a step in the tangent space at the mean direction u, along sum_k w_k (u_k - <u_k, u> u). By the
+definition of u that sum is zero, so only the factor cos(eps) is left of the step.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import Any
 import numpy as np
 
 from .shared.angles import Angles, ByAngles
-from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.method import WEIGHT, Method, Parameter, ResolvedMethod
+from .shared.problems import Problem, listed
 
 _ROUNDING = 1e-7  # of lengths: the root of that of their squares
 
 
 def cancelled(cosines: Any, weights: Any, eps: float) -> bool:
-    """Whether the weighted sum of unit vectors is shorter than eps, or than rounding may leave of none."""
+    """Tell whether the weighted sum of unit vectors is shorter than eps, or is zero within rounding errors."""
     length = math.sqrt(max(0.0, float(weights @ cosines @ weights)))
     return length < eps or length <= _ROUNDING * float(np.abs(weights).sum())
 
 
 def barycentre(norms: Any, cosines: Any, weights: Any, eps: float) -> Any:
-    """norms (models,), cosines (models, models), weights (models,) -> (models,) factors.
+    """Return the models' factors, (models,). norms, weights: (models,). cosines: (models, models).
 
     Where the weighted directions cancel, to a length below eps, there is no mean direction: then the factors are the weights
     (mergekit: so for two models, and an error for more).
@@ -45,7 +46,10 @@ def barycentre(norms: Any, cosines: Any, weights: Any, eps: float) -> Any:
 
 @dataclass(frozen=True)
 class Multislerp(ByAngles):
-    """weights: one per model, as they are. eps: added to norms, and the length below which a mean direction is none."""
+    """Takes the mean direction and the mean norm.
+
+    weights: one per model, used as they are. eps: added to norms; a mean direction shorter than it is none.
+    """
 
     weights: tuple[float, ...] = ()
     eps: float = 1e-8
@@ -60,16 +64,18 @@ class Multislerp(ByAngles):
 
 
 def _multislerp(weight: tuple[float, ...], normalize_weights: bool, eps: float) -> ResolvedMethod:
-    if not 0.0 <= eps < math.inf:
-        raise ValueError(f"parameter 'eps' {eps:g} must not be negative")
     if normalize_weights and len(weight) > 1:
-        if abs(sum(weight)) <= 1e-9 * sum(map(abs, weight)):
-            shown = " ".join(f"{one:g}" for one in weight)
-            raise ValueError(
-                f"parameter 'weight' {shown} sums to zero, so it can't be normalised; set normalize_weights: false"
-            )
         weight = tuple(one / sum(weight) for one in weight)
     return ResolvedMethod(None, Multislerp(weight if len(weight) > 1 else (1.0,), eps))
+
+
+def _problems(weight: tuple[float, ...], normalize_weights: bool, eps: float) -> list[Problem]:
+    if not 0.0 <= eps < math.inf:
+        return [Problem("eps", f"{eps:g} must not be negative")]
+    if normalize_weights and len(weight) > 1 and abs(sum(weight)) <= 1e-9 * sum(map(abs, weight)):
+        told = "sums to zero, so it can't be normalised; {normalize_weights:false}"
+        return [Problem("weight", f"{listed(weight)} {told}")]
+    return []
 
 
 METHODS = (
@@ -77,10 +83,16 @@ METHODS = (
         "multislerp",
         _multislerp,
         (
-            Parameter("weight", float, each=True, about="how much a model counts"),
+            WEIGHT,
             Parameter("normalize_weights", bool, True, about="divide by the sum of weights"),
             Parameter("eps", float, 1e-8, about="added to norms; shorter mean directions are none"),
         ),
+        about="several models, or their task vectors, by their mean direction",
+        about_cn="多个模型或其任务向量，取平均方向",
         source="Goddard, multi-slerp",
+        example={"weight": 1.0},
+        problems=_problems,
+        mergekit=True,
+        place=13,
     ),
 )

@@ -6,43 +6,31 @@ mergekit: base + w delta, w = t / max(|delta|, 1e-6), between 0 and 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..backends.backend import Backend
-from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
-from .shared.base import Tensor
+from .shared.base import Merger, Tensor
 from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.problems import Problem
 
 _LEAST = 1e-6
 
 
 @formula(kernel="mergers.nearswap")
 def nearswap(xp: Any, x: Any, t: Any, limit: Any, gain: Any) -> Any:
-    """x: one row (n,) -> (n,): gain x where |x| < limit, else t with x's sign (NaN, Inf stay visible)."""
+    """Return gain * x where |x| < limit, else t with x's sign, (n,); NaN and Inf stay visible. x: one row (n,)."""
     (row,) = x
     near = (xp.abs(row) < limit).astype(row.dtype)
     return row * (near * gain) + xp.sign(row) * ((1 - near) * t)
 
 
 @dataclass(frozen=True)
-class Nearswap:
-    """t: how far, at most, an element moves."""
+class Nearswap(Merger):
+    """Moves elements toward the model's. t: how far, at most, an element moves."""
 
     t: float
-
-    measures = False
-
-    def problems(self, models: int) -> list[str]:
-        return []
-
-    def effective_weights(self, models: int) -> Sequence[float]:
-        return [1.0] * models
-
-    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        return 0
 
     def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         t = max(self.t, 0.0)
@@ -53,9 +41,11 @@ class Nearswap:
 
 
 def _nearswap(t: float) -> ResolvedMethod:
-    if not math.isfinite(t):
-        raise ValueError(f"parameter 't' {t:g} must be a number")
     return ResolvedMethod(None, Nearswap(t))
+
+
+def _problems(t: float) -> list[Problem]:
+    return [] if math.isfinite(t) else [Problem("t", f"{t:g} must be a number")]
 
 
 METHODS = (
@@ -63,8 +53,14 @@ METHODS = (
         "nearswap",
         _nearswap,
         (Parameter("t", float, about="how far, at most, an element moves"),),
+        about="a base takes over those values of another model that are near its own",
+        about_cn="基础模型采用另一个模型中与自身接近的值",
+        source="alchemonaut, QuartetAnemoi-70B",
+        example={"t": 0.001},
+        problems=_problems,
         base="required",
         most=1,
-        source="alchemonaut, QuartetAnemoi-70B",
+        mergekit=True,
+        place=16,
     ),
 )

@@ -1,5 +1,5 @@
-"""NuSLERP (mergekit): two models on an arc, as in slerp.py, t by the ratio of their weights; with a base model on the arc
-between their task vectors. Of whole tensors, or of every row or column by itself.
+"""NuSLERP (mergekit): interpolate two models along an arc, as slerp.py does, with t from the ratio of their weights; with a
+base model, along the arc between their task vectors. Of whole tensors, or of every row or column by itself.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from .shared.angles import Angles, ByAngles
-from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.method import WEIGHT, Method, Parameter, ResolvedMethod
 from .shared.rows import Rows, rows_of
 
-_LEAST = 1e-7  # norms below this count as it, so that vectors that hardly are have no angle
+_LEAST = 1e-7  # norms below this count as it, so that tiny vectors have no angle
 
 
 def arc(found: Angles, t: float) -> Any:
-    """Angles of two models, n lines -> (2, n): sin((1-t) angle) / sin(angle), sin(t angle) / sin(angle); 1-t, t where they
-    lie on a line."""
+    """Return the two models' factors for each of n vectors, (2, n): sin((1-t) angle) / sin(angle) and sin(t angle) /
+    sin(angle); 1-t and t where the vectors are parallel."""
     norms = np.where(found.known, found.norms, _LEAST)
     shares = np.minimum(norms, _LEAST) / _LEAST
     cosine = np.where(found.known, found.cosines[0, 1] * shares[0] * shares[1], 1.0)
@@ -31,9 +31,12 @@ def arc(found: Angles, t: float) -> Any:
 
 @dataclass(frozen=True)
 class Nuslerp(ByAngles):
-    """t: toward the second model; may lie outside 0 to 1, where weights have different signs. flatten: the tensor is one
-    vector; else its vectors lie along the last axis as torch has it (a matrix's rows, one for each output of a layer), or
-    by_column along the first."""
+    """Interpolates along the arc between two models.
+
+    t: toward the second model; it may lie outside 0 to 1, where weights have different signs. flatten: the tensor is one
+    vector; else its vectors lie along torch's last axis (a matrix's rows, one for each output of a layer), or, by_column,
+    along the first.
+    """
 
     t: float = 0.5
     flatten: bool = True
@@ -60,12 +63,17 @@ METHODS = (
         "nuslerp",
         _nuslerp,
         (
-            Parameter("weight", float, each=True, about="how much a model counts"),
+            WEIGHT,
             Parameter("nuslerp_flatten", bool, True, about="the tensor is one vector"),
             Parameter("nuslerp_row_wise", bool, False, about="unflattened: vectors along torch's first axis, not its last"),
         ),
+        about="two models, or their task vectors, along the arc, by weights",
+        about_cn="两个模型或其任务向量，按权重沿圆弧插值",
+        source="mergekit",
+        example={"weight": 1.0},
         least=2,
         most=2,
-        source="mergekit",
+        mergekit=True,
+        place=12,
     ),
 )

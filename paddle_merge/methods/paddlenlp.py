@@ -1,95 +1,71 @@
-"""PaddleNLP's methods, with its parameters' names, meanings and defaults: what flags mean, and a recipe's paddlenlp:ties."""
+"""PaddleNLP's methods: its names, its parameters with their meanings and defaults, and the parts that they consist of.
+
+Command-line flags mean these methods; recipes call them paddlenlp:ties and so on. The facing table of mergekit's methods is
+mergekit.py. The same name can mean another method there:
+
+    method                    here                                    in mergekit.py
+    ties                      trim.Threshold, ties.Ties               trim.Largest, ties.Ties
+    dare_linear, dare_ties    dare.Bernoulli, divided by density      dare.Bernoulli, L1 norm restored
+    della, della_linear       della.ByTensorRank, divided by the      della.ByRowRank, L1 norm restored
+                              probability of each element
+"""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .dare import Dare
+from ..backends.masks import FINEST
+from .dare import Bernoulli
+from .della import ByTensorRank
 from .linear import Linear
-from .magprune import Magprune
-from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.base import Merger
+from .shared.method import WEIGHT_OF_ONE, Method, Parameter, ResolvedMethod
+from .shared.problems import Problem, listed
+from .shared.sparsify import Keep, KeepAndRescale, Rescale
 from .slerp import Slerp
 from .ties import Ties
-from .trim import Trim
+from .trim import Threshold
 
 PREFIX = "paddlenlp:"
 _KEPT = (
     Parameter("reserve_p", float, 0.7, about="share of elements to keep"),
     Parameter("rescale", bool, True, about="scale what is kept up to make up for what is dropped"),
 )
-_WEIGHTS = (
-    Parameter("weight", float, 1.0, each=True, about="how much a model counts"),
-    Parameter("normalize", bool, True, about="divide by the sum of weights"),
-)
-_SPARSIFIERS: dict[str | None, tuple[Parameter, ...]] = {
-    None: (),
-    "trim": _KEPT,
-    "dare": _KEPT,
-    "magprune": (*_KEPT, Parameter("epsilon", float, 0.14, about="full width of the range of keep probabilities")),
-}
-_MERGERS = {
-    "linear": _WEIGHTS,
-    "ties": (
-        *_WEIGHTS,
-        Parameter("ties_elect_type", str, "sum", about="sum, or count of signs"),
-        Parameter("ties_zero_sign", str, "positive", about="positive, majority or drop"),
-    ),
-    "slerp": (
-        Parameter("slerp_alpha", float, 0.5, about="0: the first model, 1: the second"),
-        Parameter("slerp_normalize_eps", float, 1e-8, about="norms up to this count as 1"),
-        Parameter("slerp_dot_threshold", float, 0.9995, about="beyond this cosine the interpolation is linear"),
-    ),
-}
+_EPSILON = Parameter("epsilon", float, 0.14, about="full width of the range of keep probabilities")
+_WEIGHTS = (WEIGHT_OF_ONE, Parameter("normalize", bool, True, about="divide by the sum of weights"))
 _SCALE = Parameter("scale", float, 1.0, about="factor on the merged task vector")
 
-
+# name -> (what is kept, of reserve_p and what else there is; how --rescale rescales; parameters)
+_SPARSIFIERS: dict[str, tuple[Callable[..., Keep], Rescale, tuple[Parameter, ...]]] = {
+    "trim": (Threshold, Rescale.L1, _KEPT),
+    "dare": (Bernoulli, Rescale.PROBABILITY, _KEPT),
+    "magprune": (ByTensorRank, Rescale.PROBABILITY, (*_KEPT, _EPSILON)),
+}
+# name -> (the merger, parameters)
+_MERGERS: dict[str, tuple[Callable[..., Merger], tuple[Parameter, ...]]] = {
+    "linear": (Linear, _WEIGHTS),
+    "ties": (
+        Ties,
+        (
+            *_WEIGHTS,
+            Parameter("ties_elect_type", str, "sum", about="sum, or count of signs"),
+            Parameter("ties_zero_sign", str, "positive", about="positive, majority or drop"),
+        ),
+    ),
+    "slerp": (
+        Slerp,
+        (
+            Parameter("slerp_alpha", float, 0.5, about="0: the first model, 1: the second"),
+            Parameter("slerp_normalize_eps", float, 1e-8, about="norms up to this count as 1"),
+            Parameter("slerp_dot_threshold", float, 0.9995, about="beyond this cosine the interpolation is linear"),
+        ),
+    ),
+}
 _WORDS = {"ties_elect_type": ("sum", "count"), "ties_zero_sign": ("positive", "majority", "drop")}
-# What flags are called in recipes.
-_IN_RECIPES = {"--weight_list": "parameter 'weight'", "pass --no_normalize": "set normalize: false", "--": ""}
 
-
-def method(sparsifier: str | None, merge_type: str, name: str) -> Method:
-    """The pair, called paddlenlp:`name`, as flags mean it. make raises nothing: what is wrong is said by `problems` of the
-    parts."""
-
-    def make(*, scale: float, **values: Any) -> ResolvedMethod:
-        kept = [values.pop(parameter.name) for parameter in _SPARSIFIERS[sparsifier]]
-        weights, *others = (values.pop(parameter.name) for parameter in _MERGERS[merge_type])
-        parts: dict[str | None, Any] = {None: lambda *_: None, "trim": Trim, "dare": Dare}
-        parts["magprune"] = lambda density, rescale, epsilon: Magprune(density, epsilon, rescale)
-        merger = {"linear": Linear, "ties": Ties, "slerp": Slerp}[merge_type]
-        return ResolvedMethod(parts[sparsifier](*kept), merger(weights, *others), scale)
-
-    least, most = (2, 2) if merge_type == "slerp" else (1, None)
-    parameters = (*_SPARSIFIERS[sparsifier], *_MERGERS[merge_type], _SCALE)
-    return Method(PREFIX + name, make, parameters, least=least, most=most, source="PaddleNLP's mergekit")
-
-
-def in_recipes(one: Method) -> Method:
-    """The same, whose make raises ValueError, in a recipe's words."""
-
-    def make(**values: Any) -> ResolvedMethod:
-        found = [
-            f"parameter {name!r} must be {', '.join(words[:-1])} or {words[-1]}, not {values[name]!r}"
-            for name, words in _WORDS.items()
-            if values.get(name, words[0]) not in words
-        ]
-        resolved = one.make(**values)
-        found += resolved.sparsifier.problems() if resolved.sparsifier is not None else []
-        found += resolved.merger.problems(len(values.get("weight", (1.0, 1.0))))
-        if found:
-            told = "; ".join(found)
-            for flag, parameter in _IN_RECIPES.items():
-                told = told.replace(flag, parameter)
-            raise ValueError(told)
-        return resolved
-
-    return dataclasses.replace(one, make=make)
-
-
-SPARSIFIERS = ("trim", "dare", "magprune")
-MERGE_TYPES = ("linear", "ties", "slerp")
+SPARSIFIERS = tuple(_SPARSIFIERS)
+MERGE_TYPES = tuple(_MERGERS)
 
 # merge method -> (sparsifier, merge type)
 METHODS: dict[str, tuple[str | None, str]] = {
@@ -100,4 +76,111 @@ METHODS: dict[str, tuple[str | None, str]] = {
     "dare_ties": ("dare", "ties"),
     "della": ("magprune", "ties"),
     "della_linear": ("magprune", "linear"),
+}
+
+
+def sparsifier(name: str, reserve_p: float, rescale: bool, **others: float) -> KeepAndRescale:
+    """Return the sparsifier that PaddleNLP calls trim, dare or magprune. others: epsilon, of magprune."""
+    keep, way, _ = _SPARSIFIERS[name]
+    return KeepAndRescale(name, keep(reserve_p, *others.values()), way if rescale else Rescale.NONE)
+
+
+def method(sparsify_type: str | None, merge_type: str, name: str) -> Method:
+    """Return the method of a sparsifier, or none, and a merge type. It is called paddlenlp:`name`."""
+    kept = _SPARSIFIERS[sparsify_type][2] if sparsify_type is not None else ()
+    merger, others = _MERGERS[merge_type]
+
+    def make(*, scale: float, **values: Any) -> ResolvedMethod:
+        own = {parameter.name: values.pop(parameter.name) for parameter in kept}
+        ordered = [values.pop(parameter.name) for parameter in others]
+        return ResolvedMethod(sparsifier(sparsify_type, **own) if sparsify_type else None, merger(*ordered), scale)
+
+    def problems(**values: Any) -> list[Problem]:
+        found = [
+            Problem(one, f"must be {', '.join(words[:-1])} or {words[-1]}, not {values[one]!r}")
+            for one, words in _WORDS.items()
+            if values.get(one, words[0]) not in words
+        ]
+        if sparsify_type is not None:
+            found += sparsifier_problems(sparsify_type, values["reserve_p"], values.get("epsilon", 0.0))
+        return found + _MERGER_PROBLEMS[merge_type](**values)
+
+    return Method(
+        PREFIX + name,
+        make,
+        (*kept, *others, _SCALE),
+        about="what PaddleNLP's flags of this name mean",
+        about_cn="与 PaddleNLP 同名参数的含义相同",
+        source="PaddleNLP's mergekit",
+        problems=problems,
+        least=2 if merge_type == "slerp" else 1,
+        most=2 if merge_type == "slerp" else None,
+    )
+
+
+# --- what is wrong with parameters
+
+
+def sparsifier_problems(name: str, reserve_p: float, epsilon: float = 0.0) -> list[Problem]:
+    """Return why reserve_p is not a fraction of elements to keep, or epsilon too wide a range around it.
+
+    FINEST is the smallest probability that random masks can tell from 0.
+    """
+    if name != "trim" and 0.0 < reserve_p < FINEST:
+        told = "keeps less than one element of 2**32, which masks can't tell from none; raise it"
+        return [Problem("reserve_p", f"{reserve_p:g} {told}")]
+    if reserve_p == 0.0:
+        return [Problem("reserve_p", "0 keeps nothing of the models; it must be greater than 0 and at most 1")]
+    if not 0.0 < reserve_p <= 1.0:
+        return [Problem("reserve_p", f"{reserve_p:g} is the fraction of elements to keep: greater than 0 and at most 1")]
+    widest = 2.0 * min(reserve_p, 1.0 - reserve_p)
+    if name == "magprune" and not 0.0 <= epsilon <= widest + 1e-12:
+        told = (
+            f"{epsilon:g} with {{reserve_p}} {reserve_p:g} would need probabilities outside 0 to 1: keep probabilities span"
+            f" reserve_p -/+ epsilon/2, so epsilon may be at most {widest:g}"
+        )
+        return [Problem("epsilon", told)]
+    return []
+
+
+def _linear_problems(weight: Sequence[float], normalize: bool, **others: Any) -> list[Problem]:
+    """Return why weights can't be divided by their sum: it is zero, or negative and would flip every sign."""
+    total = sum(weight)
+    if normalize and abs(total) <= 1e-9 * sum(map(abs, weight)):
+        told = "sums to zero, so it can't be normalised; {normalize:false} to use the weights as they are"
+        return [Problem("weight", f"{listed(weight)} {told}")]
+    if normalize and total < 0:
+        told = f"sums to {total:g}; dividing by it would flip every sign; {{normalize:false}} to use the weights as they are"
+        return [Problem("weight", f"{listed(weight)} {told}")]
+    return []
+
+
+def _ties_problems(weight: Sequence[float], normalize: bool, **others: Any) -> list[Problem]:
+    if normalize and min(weight, default=0.0) < 0:
+        told = (
+            "ties divides each element by the weights of the models that agree, which a negative weight can turn negative or"
+            " zero; {normalize:false} to use the weights as they are"
+        )
+        return [Problem("weight", f"{listed(weight)}: {told}")]
+    return _linear_problems(weight, normalize)
+
+
+def _slerp_problems(
+    slerp_alpha: float, slerp_normalize_eps: float, slerp_dot_threshold: float, **others: Any
+) -> list[Problem]:
+    found = []
+    if not 0.0 <= slerp_alpha <= 1.0:
+        found.append(Problem("slerp_alpha", f"{slerp_alpha:g} must lie between 0 (the first model) and 1 (the second)"))
+    if not 0.0 <= slerp_dot_threshold <= 1.0:
+        told = f"{slerp_dot_threshold:g} is a cosine and must lie between 0 and 1"
+        found.append(Problem("slerp_dot_threshold", told))
+    if not slerp_normalize_eps >= 0.0:
+        found.append(Problem("slerp_normalize_eps", f"{slerp_normalize_eps:g} must not be negative"))
+    return found
+
+
+_MERGER_PROBLEMS: dict[str, Callable[..., list[Problem]]] = {
+    "linear": _linear_problems,
+    "ties": _ties_problems,
+    "slerp": _slerp_problems,
 }

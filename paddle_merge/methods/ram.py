@@ -9,23 +9,22 @@ count in the whole model; as in mergekit, whose name "tensor-local" says so, cou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..backends.backend import Backend
-from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
-from .shared.base import Tensor, total
+from .shared.base import Merger, Tensor, total
 from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.problems import Problem
 
 
 @formula(kernel="mergers.ram")
 def ram(xp: Any, x: Any, epsilon: Any, factors: Any) -> Any:
-    """x: a row (n,) per model, factors (models,) -> (n,): where one |x_k| > epsilon, factor_k x_k; where several, their
-    mean; where none, 0 (NaN, Inf stay visible)."""
+    """Return factor_k x_k where one |x_k| > epsilon, the mean of those where several are, else 0, (n,); NaN and Inf stay
+    visible. x: a row (n,) per model. factors: (models,)."""
     active = [(xp.abs(row) > epsilon).astype(row.dtype) for row in x]
     changed = [row * one for row, one in zip(x, active, strict=True)]
     count = total(active)
@@ -35,8 +34,11 @@ def ram(xp: Any, x: Any, epsilon: Any, factors: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Ram:
-    """epsilon: smaller changes are none. r, alpha: as above; r 0: what one model alone has changed stays as it is."""
+class Ram(Merger):
+    """Merges by who has changed an element.
+
+    epsilon: smaller changes are none. r, alpha: as above; with r 0, what one model alone has changed stays as it is.
+    """
 
     epsilon: float = 1e-5
     r: float = 0.0
@@ -45,15 +47,6 @@ class Ram:
     @property
     def measures(self) -> bool:
         return self.r != 0.0
-
-    def problems(self, models: int) -> list[str]:
-        return []
-
-    def effective_weights(self, models: int) -> Sequence[float]:
-        return [1.0] * models
-
-    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        return 0
 
     def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         epsilon, factors = backend.scalar(self.epsilon), [1.0] * tensor.models
@@ -65,7 +58,7 @@ class Ram:
         return epsilon, backend.array(factors)
 
     def _factor(self, alone: int, shared: int) -> float:
-        """Of a model that is never alone no element needs it."""
+        """Return 1 + r min(shared / alone, alpha). If the model is never alone, no element is multiplied by it."""
         return 1.0 + self.r * min(shared / max(alone, 1), self.alpha)
 
     def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
@@ -73,16 +66,30 @@ class Ram:
 
 
 def _ram(epsilon: float, r: float = 0.0, alpha: float = 0.2) -> ResolvedMethod:
-    if not 0.0 <= epsilon < math.inf:
-        raise ValueError(f"parameter 'epsilon' {epsilon:g} must not be negative: smaller changes are none")
-    if not (math.isfinite(r) and math.isfinite(alpha)):
-        raise ValueError(f"parameters 'r' {r:g} and 'alpha' {alpha:g} must be numbers")
     return ResolvedMethod(None, Ram(epsilon, r, alpha))
+
+
+def _problems(epsilon: float, **others: float) -> list[Problem]:
+    found = [Problem(name, f"{value:g} must be a number") for name, value in others.items() if not math.isfinite(value)]
+    if not 0.0 <= epsilon < math.inf:
+        found.append(Problem("epsilon", f"{epsilon:g} must not be negative: smaller changes are none"))
+    return found
 
 
 _EPSILON = Parameter("epsilon", float, 1e-5, about="smaller changes are none")
 METHODS = (
-    Method("ram", _ram, (_EPSILON,), base="required", source="arXiv 2601.13572"),
+    Method(
+        "ram",
+        _ram,
+        (_EPSILON,),
+        about="models from reinforcement learning, whose changes are sparse",
+        about_cn="由强化学习得到的模型，其改动是稀疏的",
+        source="arXiv 2601.13572",
+        problems=_problems,
+        base="required",
+        mergekit=True,
+        place=17,
+    ),
     Method(
         "ramplus_tl",
         _ram,
@@ -91,7 +98,12 @@ METHODS = (
             Parameter("alpha", float, 0.2, about="the largest ratio of shared to lone changes that counts"),
             _EPSILON,
         ),
-        base="required",
+        about="the same, and what one model alone has changed counts more",
+        about_cn="同上，且只有一个模型改动的元素权重更大",
         source="arXiv 2601.13572",
+        problems=_problems,
+        base="required",
+        mergekit=True,
+        place=18,
     ),
 )

@@ -19,34 +19,40 @@ from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
 from .shared import selection
-from .shared.base import Tensor, total
+from .shared.base import Merger, Tensor, total
 from .shared.derived import Derived
 from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.problems import Problem
 from .ties import elect
 
-# How squares are taken: times what, and whether without NaN and Inf. Those of float64 may leave its range, which their
-# ratios needn't; tensors of zeros, NaN and Inf are rare enough for all tries.
+# How squares are added up, in the order of attempts: the factor on elements, and whether NaN and Inf are left out. Squares
+# of float64 may leave its range though their ratios don't. Tensors of zeros, NaN and Inf, which take all attempts, are rare.
 _TRIES = ((1.0, False), (1.0, True), (2.0**-530, True), (2.0**530, True))
 
 
 @formula(kernel="mergers.variance")
 def variance(xp: Any, x: Any) -> Any:
-    """x: a row (n,) per model -> (n,): their variance, element by element, times models squared: as the sum of squared
-    differences, exact where elements have few bits, so that equals are equal. Of one model: 0."""
+    """Return the variance of each element over the models, times models squared, (n,); for one model 0.
+
+    x: a row (n,) per model. It is the sum of squared differences, which is exact where elements have few bits, so that equal
+    variances come out equal.
+    """
     if len(x) == 1:
         return x[0] * 0
     return total((x[j] - x[k]) * (x[j] - x[k]) for j in range(1, len(x)) for k in range(j))
 
 
 def selected(variances: Any, threshold: Any) -> Any:
-    """variances (n,) -> (n,): 1 from the threshold (1,) on, else 0."""
+    """Return 1 where the variance (n,) is at least the threshold (1,), else 0, (n,)."""
     return (variances.astype(threshold.dtype) >= threshold).astype(variances.dtype)
 
 
 @formula(kernel="mergers.sce")
 def sce(xp: Any, x: Any, weights: Any, threshold: Any) -> Any:
-    """x: a row (n,) per model, weights (models,) -> (n,): the weighted mean over the models that agree with the sign of
-    their sum. threshold: of `selected`, or None."""
+    """Return the weighted mean of the models that agree with the sign of their sum, (n,).
+
+    x: a row (n,) per model. weights: (models,). threshold: as in `selected`; None selects all.
+    """
     if threshold is not None:
         mask = selected(variance(xp, x), threshold)
         x = [row * mask for row in x]  # NaN stays visible
@@ -58,20 +64,22 @@ def sce(xp: Any, x: Any, weights: Any, threshold: Any) -> Any:
 
 
 def finite(xp: Any, x: Any) -> Any:
-    """x (n,) with 0 for NaN and Inf."""
+    """Return x (n,) with 0 in place of NaN and Inf."""
     return xp.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @dataclass(frozen=True)
-class Sce:
-    """select_topk: the share to select, of the elements in which models differ."""
+class Sce(Merger):
+    """Selects elements, weighs models by their squares there, and erases minority signs.
+
+    select_topk: the share to select of the elements in which models differ.
+    """
 
     select_topk: float = 1.0
 
-    measures = True
-
-    def problems(self, models: int) -> list[str]:
-        return []
+    @property
+    def measures(self) -> bool:
+        return True
 
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 / models] * models  # of a tensor: they follow from its elements
@@ -92,7 +100,7 @@ class Sce:
         return backend.array(weights.tolist()), threshold
 
     def _threshold(self, tensor: Tensor, backend: Backend) -> Any:
-        """(1,): the smallest variance that is selected; Inf if none is."""
+        """Return the smallest variance that is selected, (1,); Inf if none is."""
         variances = Derived(tensor, lambda _, x: backend.apply(variance, x), lambda x: variance(np, x))
         differ = sum(int(np.count_nonzero(backend.fetch(row)())) for _, (row,) in variances.deltas())
         count = int(differ * self.select_topk)
@@ -103,9 +111,9 @@ class Sce:
 
     @staticmethod
     def _squares(tensor: Tensor, backend: Backend, threshold: Any, scale: float, bounded: bool = False) -> Any:
-        """(models,): the sum of squares of what is selected of each, in float64, times scale squared.
+        """Return the sum of squares of the selected elements of each model, times scale squared, (models,) float64.
 
-        bounded: without NaN and Inf, which would take over the tensor.
+        bounded: leave out NaN and Inf, which would decide for the whole tensor.
         """
         squares = np.zeros((tensor.models, 1, 1))
         for _, x in tensor.deltas():
@@ -127,9 +135,13 @@ class Sce:
 
 
 def _sce(select_topk: float) -> ResolvedMethod:
-    if not 0.0 <= select_topk <= 1.0:
-        raise ValueError(f"parameter 'select_topk' {select_topk:g} is the share of elements to select: from 0 to 1")
     return ResolvedMethod(None, Sce(select_topk))
+
+
+def _problems(select_topk: float) -> list[Problem]:
+    if not 0.0 <= select_topk <= 1.0:
+        return [Problem("select_topk", f"{select_topk:g} is the share of elements to select: from 0 to 1")]
+    return []
 
 
 METHODS = (
@@ -137,7 +149,13 @@ METHODS = (
         "sce",
         _sce,
         (Parameter("select_topk", float, 1.0, about="share of elements to select, those in which models differ most"),),
-        base="required",
+        about="only where models differ most, each by the size of its changes there",
+        about_cn="只在模型差异最大之处，按各自改动的大小加权",
         source="Wan et al. 2024, FuseChat",
+        example={"select_topk": 0.5},
+        problems=_problems,
+        base="required",
+        mergekit=True,
+        place=19,
     ),
 )

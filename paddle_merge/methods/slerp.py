@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 
 from ..backends.backend import Backend
-from ..backends.budget import MemoryBudget
-from .shared.base import Tensor, linear
+from .shared.base import Merger, Tensor, linear
 
-_SMALL = 2.0**-530  # brings float64's largest to where it can be squared, and what can't be squared not below normalize_eps
+_SMALL = 2.0**-530  # the largest float64 times this can be squared, and norms that leave float64 stay above normalize_eps
 
 
 def coefficients(gram: Any, t: float, normalize_eps: float, dot_threshold: float) -> tuple[float, float]:
-    """gram (2, 2) float64 dot products -> the factors of the two tensors.
+    """Return the factors of the two tensors: sin((1 - t) angle) / sin(angle) and sin(t angle) / sin(angle).
 
-    normalize_eps: a norm up to this is taken as 1. dot_threshold: beyond this |cosine| the interpolation is linear.
+    gram: (2, 2) float64 dot products. normalize_eps: a norm up to this is taken as 1. dot_threshold: beyond this |cosine|
+    the interpolation is linear.
     """
     norms = [math.sqrt(float(gram[k][k])) for k in (0, 1)]
     norms = [norm if norm > normalize_eps else 1.0 for norm in norms]
     cosine = float(gram[0][1]) / (norms[0] * norms[1])
-    if not abs(cosine) <= dot_threshold:  # so that NaN takes this road too
+    if not abs(cosine) <= dot_threshold:  # NaN as well
         return 1.0 - t, t
     angle = math.acos(min(1.0, max(-1.0, cosine)))
     if math.sin(angle) == 0.0:
@@ -37,30 +37,22 @@ def coefficients(gram: Any, t: float, normalize_eps: float, dot_threshold: float
 
 
 @dataclass(frozen=True)
-class Slerp:
-    """t: PaddleNLP's slerp_alpha, toward the second model. The others as in `coefficients`."""
+class Slerp(Merger):
+    """Interpolates along the arc between two models.
+
+    t: from 0, the first model, to 1, the second. The others as in `coefficients`.
+    """
 
     t: float = 0.5
     normalize_eps: float = 1e-8
     dot_threshold: float = 0.9995
 
-    measures = True
-
-    def problems(self, models: int) -> list[str]:
-        found = [] if models == 2 else [f"slerp merges two models, not {models}; use linear or ties for more"]
-        if not 0.0 <= self.t <= 1.0:
-            found.append(f"--slerp_alpha {self.t:g} must lie between 0 (the first model) and 1 (the second)")
-        if not 0.0 <= self.dot_threshold <= 1.0:
-            found.append(f"--slerp_dot_threshold {self.dot_threshold:g} is a cosine and must lie between 0 and 1")
-        if not self.normalize_eps >= 0.0:
-            found.append(f"--slerp_normalize_eps {self.normalize_eps:g} must not be negative")
-        return found
+    @property
+    def measures(self) -> bool:
+        return True
 
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 - self.t, self.t]
-
-    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        return 0
 
     def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         gram = np.zeros((2, 2))

@@ -1,9 +1,12 @@
 """TIES, steps 2 and 3: elect a sign for every element, then average the models that agree with it (Yadav et al. 2023,
 section 3). Step 1, trimming, is the sparsifier in trim.py.
 
-As in PaddleNLP, the weights enter before the election. The paper lets an element whose votes cancel take the sign that is
-most frequent in the whole model; PaddleNLP takes plus, which with deltas of bfloat16 models (many exact cancellations) adds
-an offset of a few percent of a delta's size. `zero_sign` chooses; "majority" counts over the tensor.
+Both PaddleNLP and mergekit call a method "ties". They differ in how they trim, by a quantile or to an exact count, and in
+whether they rescale; how is in the tables paddlenlp.py and mergekit.py. This merger is the same in both.
+
+As in PaddleNLP, weights are applied before the election. The paper gives an element whose votes cancel the sign that is most
+frequent in the whole model; PaddleNLP gives it plus, which with task vectors of bfloat16 models (many exact cancellations)
+adds an offset of a few percent of a task vector's size. `zero_sign` chooses; "majority" counts over the tensor.
 """
 
 from __future__ import annotations
@@ -14,18 +17,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backends.backend import Backend
-from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
-from .linear import normalize_problems
-from .shared.base import Tensor, total
+from .shared.base import Merger, Tensor, total
 
 
 @formula(measure="measures.elected_balance")
 def elect(xp: Any, weighted: Any, by_count: bool, zero_sign: float) -> Any:
-    """weighted: a row w_k x_k (n,) per model -> (n,) in {-1, 0, +1}: the sign of their sum (or of the sum of their signs).
+    """Return the elected sign of each element, (n,) in {-1, 0, +1}.
 
-    zero_sign: what a cancelled vote elects. Rescaling and weights leave rounding errors where exact numbers would cancel, so
-    a sum no larger than they can be counts as cancelled.
+    weighted: a row w_k x_k (n,) per model. by_count: take the sign of the sum of their signs, not of their sum. zero_sign:
+    what a cancelled vote elects. Rescaling and weights leave rounding errors where exact numbers would cancel, so a sum no
+    larger than these can be counts as cancelled.
     """
     if by_count:
         votes = total((row > 0).astype(row.dtype) - (row < 0).astype(row.dtype) for row in weighted)  # NaN has no vote
@@ -39,10 +41,10 @@ def elect(xp: Any, weighted: Any, by_count: bool, zero_sign: float) -> Any:
 
 @formula(kernel="mergers.ties")
 def ties(xp: Any, x: Any, weights: Any, by_count: bool, zero_sign: float, normalize: bool) -> Any:
-    """x: a row (n,) per model, weights (models,) -> (n,): the weighted sum, or mean, over the models that agree with the
-    elected sign.
+    """Return the weighted sum, or mean, of the models that agree with the elected sign, (n,).
 
-    Where no model agrees the result is 0; where a model is NaN or Inf it is NaN, so that it stays visible.
+    x: a row (n,) per model. weights: (models,). by_count, zero_sign: as in `elect`. normalize: the mean. Where no model
+    agrees, the result is 0; where a model is NaN or Inf, it is NaN, so that it stays visible.
     """
     weighted = [weight * row for weight, row in zip(weights, x, strict=True)]
     sign = elect(xp, weighted, by_count, zero_sign)
@@ -56,10 +58,12 @@ def ties(xp: Any, x: Any, weights: Any, by_count: bool, zero_sign: float, normal
 
 
 @dataclass(frozen=True)
-class Ties:
-    """weights: one per model. normalize: divide by the weights of the models that agree, element by element; by 1 where
-    these cancel. (Flags refuse negative weights with it; recipes take them, as mergekit does.)
-    elect: "sum" or "count" of signs. zero_sign: "positive", "majority" (of the tensor) or "drop" (such elements become 0).
+class Ties(Merger):
+    """Merges by sign election.
+
+    weights: one per model. normalize: divide by the weights of the models that agree, element by element; by 1 where these
+    cancel. (paddlenlp.py refuses negative weights with it; mergekit.py takes them, as mergekit does.)
+    elect: "sum", or "count" of signs. zero_sign: "positive", "majority" (of the tensor) or "drop" (such elements become 0).
     """
 
     weights: tuple[float, ...]
@@ -71,27 +75,15 @@ class Ties:
     def measures(self) -> bool:
         return self.zero_sign == "majority"
 
-    def problems(self, models: int) -> list[str]:
-        if self.normalize and min(self.weights, default=0.0) < 0:
-            shown = " ".join(f"{weight:g}" for weight in self.weights)
-            return [
-                f"--weight_list {shown}: ties divides each element by the weights of the models that agree, which a"
-                " negative weight can turn negative or zero; pass --no_normalize to use the weights as they are"
-            ]
-        return normalize_problems(self.weights) if self.normalize else []
-
     def effective_weights(self, models: int) -> Sequence[float]:
         return self.weights
 
     def _weights(self) -> list[float]:
-        """Where only their ratios count, none is so small or large that a weighted element leaves the range of floats: times
-        a power of two, which changes no bit of what stays within it. (Not with negative weights: where they cancel, sums are
+        """Return the weights, where only their ratios count multiplied by a power of two, so that no weighted element leaves
+        the range of floats; that changes no bit of those within it. (Negative weights are left: where they cancel, sums are
         divided by 1.)"""
         power = math.frexp(max(self.weights))[1] - 1 if self.normalize and min(self.weights) >= 0 else 0
         return [math.ldexp(weight, -power) for weight in self.weights]
-
-    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        return 0
 
     def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         weights = backend.array(self._weights())

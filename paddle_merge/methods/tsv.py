@@ -1,13 +1,13 @@
-"""TSV-Merge: keep the largest singular vectors of each task vector, and turn those of all tasks orthogonal to each other
+"""TSV-Merge: keep the largest singular vectors of each task vector, and make those of all tasks orthogonal to each other
 (Gargiulo et al. 2025, Task Singular Vectors, section 4.2 and algorithm 1).
 
 Of T models' matrices delta_t = U_t S_t V_t', each gives its r = k * min(m, n) largest singular values; U = [U_1 ... U_T], S
 and V likewise. U = P D Q' makes U_perp = P Q', the nearest orthonormal matrix, V's likewise; merged: U_perp S V_perp'.
 Other tensors are averaged. k is 1/T in the paper, lambda 1.
 
-Where singular vectors aren't determined (task vectors of low rank, as adapters' are, or models that are alike) an SVD gives
-any that fit, which would come to weigh as much as others. Here those of singular values that are zero take no part. So equal
-models give the model, as far as k of its singular vectors do.
+Where singular vectors aren't determined (task vectors of low rank, as adapters' are, or equal models), an SVD returns any
+that fit, and they would count as much as the others. Here those of singular values that are zero are left out. So equal
+models give the model, as far as the share k of its singular vectors does.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ import numpy as np
 
 from ..backends.backend import Backend
 from .shared.base import Tensor
-from .shared.method import Method, Parameter, ResolvedMethod
+from .shared.method import LAMBDA, WEIGHT_OF_ONE, Method, Parameter, ResolvedMethod
+from .shared.problems import Problem
 from .shared.whole_matrix import Whole, inverse_root, spectrum
 
 
 @dataclass(frozen=True)
 class Tsv(Whole):
-    """k: the share of singular vectors to keep of each model."""
+    """Merges matrices by their singular vectors. k: the share of singular vectors to keep of each model."""
 
     k: float = 1.0
 
     def kept(self, rank: int) -> int:
-        """How many singular vectors of a model to keep, of so many."""
+        """Return how many singular vectors of a model to keep, of `rank`."""
         return max(1, int(rank * self.k + 1e-9))
 
     def matrix_memory(self, models: int, m: int, n: int, itemsize: int) -> int:
-        """Either of one model's matrix, its Gram matrix' eigenvectors and its singular vectors; or of all models' singular
-        vectors put together, their Gram matrices, what those become and the result; beside the singular vectors of all."""
+        """Return the larger of two sums, beside the singular vectors of all models: one model's matrix, its Gram matrix'
+        eigenvectors and its singular vectors; or all models' singular vectors in one matrix, their Gram matrices, the
+        inverse roots of these and the result."""
         r = models * self.kept(n)
         one = 2 * m * n + 6 * n * n + 3 * (m + n) * self.kept(n)
         all_of = (m + n) * r + 6 * r * r + n * r + 2 * m * n
@@ -53,7 +55,7 @@ class Tsv(Whole):
         for weight, make in zip(self.weights, matrices, strict=True):
             matrix = make()
             if not matrix.any():
-                continue  # it has no singular vectors
+                continue  # a matrix of zeros has no singular vectors
             left, its, right = spectrum(matrix, self.kept(matrix.shape[1]))
             lefts.append(left)
             values.append(weight * its)
@@ -65,9 +67,13 @@ class Tsv(Whole):
 
 
 def _tsv(weight: tuple[float, ...], k: float | None, **others: float) -> ResolvedMethod:
-    if k is not None and not 0.0 < k <= 1.0:
-        raise ValueError(f"parameter 'k' {k:g} is the share of singular vectors to keep: greater than 0 and at most 1")
     return ResolvedMethod(None, Tsv(weight, 1.0 / len(weight) if k is None else k), others["lambda"])
+
+
+def _problems(k: float | None, **others: object) -> list[Problem]:
+    if k is not None and not 0.0 < k <= 1.0:
+        return [Problem("k", f"{k:g} is the share of singular vectors to keep: greater than 0 and at most 1")]
+    return []
 
 
 METHODS = (
@@ -75,11 +81,15 @@ METHODS = (
         "tsv",
         _tsv,
         (
-            Parameter("weight", float, 1.0, each=True, about="how much a model counts"),
+            WEIGHT_OF_ONE,
             Parameter("k", float, None, about="share of singular vectors to keep; 1 / models unless given"),
-            Parameter("lambda", float, 1.0, about="factor on the merged task vector"),
+            LAMBDA,
         ),
-        base="required",
+        about="many tasks whose matrices interfere; it holds one whole tensor at a time in memory",
+        about_cn="多个任务的矩阵互相干扰时；一次在内存中保留一个完整张量",
         source="Gargiulo et al. 2025, TSV-Merge",
+        problems=_problems,
+        base="required",
+        place=21,
     ),
 )

@@ -288,7 +288,7 @@ def parameters(plan: Plan) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     if recipe.method.name.startswith(PREFIX):
         for part in (resolved.sparsifier, resolved.merger):
-            for name, value in vars(part).items() if part is not None else ():
+            for name, value in part.parameters().items() if part is not None else ():
                 if name != "weights":
                     found[FLAGS.get(name, name)] = value
         if recipe.base is not None:

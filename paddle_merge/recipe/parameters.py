@@ -15,6 +15,7 @@ from ..dtypes import LARGEST
 from ..methods.shared.method import REQUIRED, Parameter, ResolvedMethod
 from ..parsing import shown
 from .recipe import Condition, Recipe, Setting, Settings, Slice, Stage, Value
+from .wording import in_recipes
 
 _WORDS = {
     **dict.fromkeys(("true", "yes", "on", "1", "t", "y"), True),
@@ -37,6 +38,8 @@ class Resolver:
         """Return the method with these parameters. Raises ValueError with a sentence that names a parameter."""
         key = tuple(values.items())
         if key not in self._made:
+            if problems := self._recipe.method.problems(**values):
+                raise ValueError("; ".join(map(in_recipes, problems)))
             self._made[key] = self._recipe.method.make(**values)
         return self._made[key]
 

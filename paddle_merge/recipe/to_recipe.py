@@ -15,6 +15,7 @@ from ..parsing import nearest
 from . import fields
 from .parameters import Resolver, typed
 from .recipe import Input, ParsedRecipe, Recipe, Setting, Slice, assign_roles, constant, count_problem, tokenizer_of
+from .wording import as_flags
 
 if TYPE_CHECKING:
     from .config import MergeConfig
@@ -100,10 +101,13 @@ def _recipe_of_pair(config: MergeConfig) -> tuple[ParsedRecipe | None, list[str]
         settings={one.name: constant(given[one.name]) for one in pair.parameters if not one.each},
     )
     weighted = config.weight_list is None or len(config.weight_list) == len(models) >= 1
-    resolver = Resolver(recipe)
-    resolved = resolver.resolved(resolver.values(recipe.slices[0], "", 0.0))
-    problems = resolved.sparsifier.problems() if resolved.sparsifier is not None else []
-    problems += resolved.merger.problems(len(models)) if weighted and models else []
+    counted = weighted and bool(models)  # else checks.py says what is wrong with models and weights
+    problems = []
+    if counted and pair.most == 2 != len(models):
+        problems.append(f"{merge_type} merges two models, not {len(models)}; use linear or ties for more")
+    for one in pair.problems(**Resolver(recipe).values(recipe.slices[0], "", 0.0)):
+        if counted or one.parameter in ("reserve_p", "epsilon"):
+            problems.append(as_flags(one))
     return ParsedRecipe(recipe), problems
 
 

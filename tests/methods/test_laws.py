@@ -1,15 +1,17 @@
 """Laws that hold for every method that a recipe can name, on every backend, whatever the numbers.
 
-A method joins by joining the registry; all there is to write for it is its row in LAWS, without which the first test fails.
+A method joins by joining the registry; all there is to write for it is its row in _ROWS, without which the first test fails.
 
 Tensors are of zero, one, few, and many elements, of no axis to five. "Equal" is to the byte unless a law says how near.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from paddle_merge.backends.engine import Engine
 from paddle_merge.methods import registry
 from paddle_merge.methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
 from paddle_merge.methods.registry import NAMED, names
-from paddle_merge.methods.shared.method import Method
+from paddle_merge.methods.shared.method import REQUIRED, Method
 from paddle_merge.plan import plan
 from paddle_merge.recipe.request import Request
 from paddle_merge.run.job import Report
@@ -32,7 +34,6 @@ from paddle_merge.run.output import journal
 from paddle_merge.run.state_dicts import merge_by_recipe
 from paddle_merge.run.worker import Worker
 from tests.support.checkpoints import dtypes, from_bits, read, to_bits, write
-from tools.bench import RECIPES
 
 State = dict[str, np.ndarray]
 SMALL = {
@@ -52,9 +53,15 @@ EPSILON = {  # a unit in the last place, of 1
 LEAST = {"float16": 2.0**-24, "float8_e5m2": 2.0**-16}  # the smallest numbers of dtypes that have but large ones
 
 
+def find(method: str) -> Method:
+    found = registry.find(method)
+    assert found is not None, method
+    return found
+
+
 @dataclass(frozen=True)
 class Law:
-    """given: parameters that leave nothing of the formula out, for laws that hold under any.
+    """given: parameters that leave nothing of the formula out, for laws that hold under any; None: the method's example.
 
     same: parameters under which models equal to each other give just that model, or None if the formula has none (`why`);
     units: by how many units in the last place it may miss, of the model or of the base: of whichever is larger.
@@ -62,7 +69,7 @@ class Law:
     order: whether the models' order doesn't matter under `given`, but for rounding.
     """
 
-    given: str = "{}"
+    given: Any = None
     same: str | None = None
     units: int = 0
     exact: tuple[str, ...] = ()
@@ -73,7 +80,7 @@ class Law:
 _FLAGS = "reserve_p: 0.6, scale: 0.7"
 _MASKS = "masks go by a model's place"
 _ROUNDED = ("bfloat16", "float32")  # both are computed in float64, or in a float32 that the rounding hides
-LAWS = {
+_ROWS = {
     "linear": Law("{weight: 0.4}", "{weight: 0.4}", 2, order=True),
     "task_arithmetic": Law("{weight: 0.4, lambda: 0.8}", "{weight: 0.4, normalize: true}", 4, order=True),
     "slerp": Law("{t: 0.3}", "{t: 0.3}", 2, why="t goes from the base to the model"),
@@ -121,6 +128,10 @@ LAWS = {
     "paddlenlp:dare+slerp": Law(f"{{{_FLAGS}}}", "{reserve_p: 1}", 4, why=_MASKS),
     "paddlenlp:magprune+slerp": Law(f"{{{_FLAGS}}}", "{reserve_p: 1, epsilon: 0}", 2, why=_MASKS),
 }
+LAWS = {
+    name: dataclasses.replace(law, given=json.dumps(dict(find(name).example))) if law.given is None else law
+    for name, law in _ROWS.items()
+}
 
 
 def every_method() -> list[str]:
@@ -131,7 +142,21 @@ def every_method() -> list[str]:
 def test_every_method_has_its_laws() -> None:
     assert set(LAWS) == set(every_method())
     assert all(law.why for law in LAWS.values() if law.same is None)
-    assert set(RECIPES) == set(NAMED)  # the bench knows them too
+
+
+@pytest.mark.parametrize("method", NAMED)
+def test_examples_are_parameters_without_problems(method: str) -> None:
+    """The benchmark and, unless they say otherwise, the laws run each method with its example."""
+    named = NAMED[method]
+    known = {parameter.name: parameter for parameter in named.parameters}
+    assert named.example.keys() <= known.keys()
+    values = {name: named.example.get(name, parameter.default) for name, parameter in known.items()}
+    models = min(max(named.least, 2), named.most or 2)
+    values |= {name: (values[name],) * models for name, parameter in known.items() if parameter.each}
+    values |= {"layer": 0.5} if named.by_layer else {}
+    assert REQUIRED not in values.values()
+    assert (named.problems(**values), named.make(**values).scale) == ([], 1.0 if method != "lines" else 0.55)
+    assert min(map(len, (named.about, named.about_cn, named.source))) > 0
 
 
 # One method for each way of measuring a tensor. Long tests take the others in .ci/run only.
@@ -139,12 +164,6 @@ FEW = ("linear", "ties", "dare_ties", "della", "nuslerp", "tsv", "sce", "paddlen
 few_methods = pytest.mark.parametrize(
     "method", [method if method in FEW else pytest.param(method, marks=pytest.mark.exhaustive) for method in LAWS]
 )
-
-
-def find(method: str) -> Method:
-    found = registry.find(method)
-    assert found is not None, method
-    return found
 
 
 def count(method: str) -> int:

@@ -20,10 +20,11 @@ from paddle_merge.backends.budget import MemoryBudget
 from paddle_merge.backends.engine import Engine
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods import ties as consensus
-from paddle_merge.methods.della import Della
+from paddle_merge.methods.della import ByRowRank
 from paddle_merge.methods.shared.rank_masks import keep_ranks
 from paddle_merge.methods.shared.rescale import l1_factors
 from paddle_merge.methods.shared.selection import find_equals, select_ranks
+from paddle_merge.methods.shared.sparsify import KeepAndRescale, Rescale
 from tests.methods.shared.test_selection import InMemory
 from tests.support import oracle
 from tests.support.checkpoints import from_bits, read, to_bits, write
@@ -290,7 +291,7 @@ def test_the_factor(values: list[float], factor: float) -> None:
     assert got == {0: factor}
 
 
-# --- della's lines -----------------------------------------------------------------------------------------------------
+# --- della's rows ------------------------------------------------------------------------------------------------------
 
 
 class Shaped(InMemory):
@@ -320,7 +321,8 @@ def test_ranks_of_rows_however_they_lie(shape: tuple[int, ...], transposed: bool
     x = np.round(np.random.default_rng(0).standard_normal((2, *shape)), 1).astype(dtype)
     tensor, backend = Shaped(x.reshape(2, -1), dtype == "float32"), NumpyBackend(dtype, MemoryBudget(selecting=selecting))
     tensor.shape, tensor.transposed = shape, transposed
-    sparsifier = Della((0.5, 0.4), (0.3, 0.1), rescale=False)
+    rule = ByRowRank((0.5, 0.4), (0.3, 0.1))
+    sparsifier = KeepAndRescale("della", rule, Rescale.NONE)
     states = sparsifier.prepare(tensor, backend)  # type: ignore[arg-type]
     for model, row in enumerate(x):
         blocks = [sparsifier.apply(b[model], start, states[model], backend) for start, b in tensor.deltas()]
@@ -329,7 +331,7 @@ def test_ranks_of_rows_however_they_lie(shape: tuple[int, ...], transposed: bool
         lines = lines.T if transposed else lines
         n = lines.shape[1]
         ranks = np.argsort(np.argsort(lines, axis=1, kind="stable"), axis=1, kind="stable")
-        density, epsilon = sparsifier.density[model], sparsifier.epsilon[model]
+        density, epsilon = rule.density_of(model), rule.epsilon[model]
         limit = density - epsilon + (ranks / (n - 1) if n > 1 else np.full(lines.shape, 0.5)) * 2 * epsilon
         limit = (limit.T if transposed else limit).reshape(shape)
         drawn = np.array(oracle.hashes(5, model, "t", row.size)).reshape(shape)
@@ -357,7 +359,7 @@ def test_memory_is_told(shape: tuple[int, ...], transposed: bool) -> None:
     budget = MemoryBudget(selecting=1 << 20)
     tensor, backend = Shaped(rows, block=1 << 14), NumpyBackend("float32", budget)
     tensor.shape, tensor.transposed = shape, transposed
-    sparsifier = Della((0.5, 0.4), (0.3, 0.1))
+    sparsifier = KeepAndRescale("della", ByRowRank((0.5, 0.4), (0.3, 0.1)), Rescale.L1)
     sparsifier.prepare(tensor, backend)  # type: ignore[arg-type] - compiles its loops
     tracemalloc.start()
     sparsifier.prepare(tensor, backend)  # type: ignore[arg-type]

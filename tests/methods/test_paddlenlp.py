@@ -10,7 +10,7 @@ import pytest
 
 from paddle_merge import MergeConfig, merge
 from paddle_merge.methods.dare import dare
-from paddle_merge.methods.magprune import keep_probabilities
+from paddle_merge.methods.della import keep_probabilities
 from paddle_merge.methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
 from paddle_merge.methods.shared.base import linear
 from paddle_merge.methods.ties import ties

@@ -672,10 +672,10 @@ def test_a_seed_given_by_flag_is_every_stages(here: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "parameters", "said"),
     [
-        ("slerp", "{slerp_alpha: 3}", "slerp_alpha 3 must lie between 0"),
-        ("ties", "{reserve_p: 0}", "reserve_p 0 keeps nothing"),
-        ("dare_linear", "{reserve_p: 1.5}", "reserve_p 1.5 is the fraction"),
-        ("della", "{epsilon: 3}", "epsilon 3 with reserve_p 0.7 would need probabilities outside 0 to 1"),
+        ("slerp", "{slerp_alpha: 3}", "parameter 'slerp_alpha' 3 must lie between 0"),
+        ("ties", "{reserve_p: 0}", "parameter 'reserve_p' 0 keeps nothing"),
+        ("dare_linear", "{reserve_p: 1.5}", "parameter 'reserve_p' 1.5 is the fraction"),
+        ("della", "{epsilon: 3}", "parameter 'epsilon' 3 with 'reserve_p' 0.7 would need probabilities"),
         ("ties", "{ties_elect_type: most}", "parameter 'ties_elect_type' must be sum or count, not 'most'"),
         ("linear", "{weight: 0}", "parameter 'weight' 0 0 sums to zero, so it can't be normalised; set normalize: false"),
     ],

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import Attempts, ConfigError, OutputError
-from ...methods.magprune import Magprune
+from ...methods.paddlenlp import sparsifier_problems
 from ...recipe.fields import _flag, to_types
+from ...recipe.wording import as_flags
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
 
@@ -94,7 +95,7 @@ class AnalyzeConfig:
             found.append(f"give at least one model: {PROGRAM} analyze --base_model_path BASE A B")
         if self.layout is not None and len(self.layout) not in (1, len(self.models) + 1):
             found.append(f"--layout has {len(self.layout)} words for {len(self.models) + 1} models (the base last)")
-        found += Magprune(self.reserve_p, self.width).problems()
+        found += map(as_flags, sparsifier_problems("magprune", self.reserve_p, self.width))
         if self.html is not None:
             found += common_flags.file_problems("html", self.html, (".html", ".htm"))
         if found:

@@ -10,10 +10,7 @@ from typing import Any
 
 from ...checkpoints.names import layer_of, letters, word_of
 from ...conversion.inputs import Opened
-from ...methods.dare import Dare
-from ...methods.magprune import Magprune
-from ...methods.paddlenlp import METHODS
-from ...methods.trim import Trim
+from ...methods.paddlenlp import METHODS, sparsifier
 from ...version import __version__
 from ..threads import in_threads
 from .advice import advice
@@ -38,9 +35,9 @@ class Asked:
         """The sparsifiers by name; None stands for keeping all elements."""
         return {
             None: None,
-            "trim": Trim(self.reserve_p, self.rescale),
-            "dare": Dare(self.reserve_p, self.rescale),
-            "magprune": Magprune(self.reserve_p, self.epsilon, self.rescale),
+            "trim": sparsifier("trim", self.reserve_p, self.rescale),
+            "dare": sparsifier("dare", self.reserve_p, self.rescale),
+            "magprune": sparsifier("magprune", self.reserve_p, self.rescale, epsilon=self.epsilon),
         }
 
 

@@ -1,7 +1,7 @@
-"""What methods of angles have in common: they need no more of a tensor than its models' dot products, and give a weighted
-sum of the models. So a first pass adds up the Gram matrix, the weights follow from it in float64, and a second pass applies
-them. Angles are those between whole tensors, or between the vectors that a tensor's lines are, each of which then has
-weights of its own.
+"""Merge by norms and angles: such methods need only the models' dot products, and return a weighted sum of the models.
+
+A first pass adds up the Gram matrix, the weights follow from it in float64, and a second pass applies them. Angles are those
+between whole tensors, or between the rows or columns of a tensor, each of which then has weights of its own.
 """
 
 from __future__ import annotations
@@ -13,33 +13,37 @@ from typing import Any
 import numpy as np
 
 from ...backends.backend import Backend
-from ...backends.budget import MemoryBudget
 from ...backends.formula import formula
-from .base import Tensor, linear, total
+from .base import Merger, Tensor, linear, total
 from .rows import Rows
 
 SAME = 1e-12  # cosines this near to 1 or -1 are that, but for the rounding of long sums
-_SMALL = 2.0**-530  # brings float64's largest to where it can be squared
-STEP = 1 << 10  # lines whose weights are computed together
+_SMALL = 2.0**-530  # the largest float64 times this can be squared
+STEP = 1 << 10  # vectors whose weights are computed together
 
 
 @dataclass(frozen=True)
 class Angles:
-    """Of n lines. norms (models, n) and cosines (models, models, n) between them, float64; those with a vector of zeros
-    are 0. Where a number is NaN or Inf, or a norm leaves float64, norms aren't finite and cosines are 0."""
+    """Norms of, and cosines between, the models' vectors, for each of n vectors of a tensor.
+
+    norms: (models, n). cosines: (models, models, n); 0 where a vector is zero. Both float64. Where a number is NaN or Inf,
+    or a norm leaves float64, norms aren't finite and cosines are 0.
+    """
 
     norms: Any
     cosines: Any
 
     @property
     def known(self) -> Any:
-        """(n,) whether all norms are finite."""
+        """Whether all models' norms are finite, (n,)."""
         return np.isfinite(self.norms).all(0)
 
 
 def angles(tensor: Tensor, backend: Backend, along: Rows | None = None) -> Iterator[Angles]:
-    """Of each line, in order, up to STEP at a time; without lines of one, the whole tensor. Reads it once (float64 whose
-    squares leave its range: twice)."""
+    """Yield the norms and angles of each vector of the tensor, in order, up to STEP at a time.
+
+    along: the vectors; None: the whole tensor is one. Reads the tensor once, or twice if squares leave the range of float64.
+    """
     grams = _grams(tensor, backend, along, 1.0)
     factors = np.ones(grams.shape[1])
     if not tensor.narrow and not (good := np.isfinite(grams).all(0)).all():
@@ -51,7 +55,7 @@ def angles(tensor: Tensor, backend: Backend, along: Rows | None = None) -> Itera
 
 
 def _grams(tensor: Tensor, backend: Backend, along: Rows | None, factor: float) -> Any:
-    """(pairs, n): dot products of all pairs of models (0 0, 1 0, 1 1, 2 0 ...), all elements times the factor."""
+    """Return the dot products of all pairs of models (0 0, 1 0, 1 1, 2 0 ...), (pairs, n), of elements times the factor."""
     pairs = np.tril_indices(tensor.models)
     gram = np.zeros((tensor.models, tensor.models))
     grams = np.zeros((len(pairs[0]), along.count if along else 1))
@@ -81,43 +85,42 @@ def _angles(grams: Any, factors: Any, models: int) -> Angles:
 
 @formula(kernel="mergers.linear_by_row")
 def linear_by_row(xp: Any, x: Any, weights: Any, start: int, across: bool, width: int) -> Any:
-    """x: a row (n,) per model, the elements from `start` on; weights (models, lines) -> (n,): sum_k w_k x_k, w_k that of the
-    element's line."""
+    """Return sum_k w_k x_k, (n,), where w_k is that of the element's vector.
+
+    x: a row (n,) per model, the elements from `start` on. weights: (models, vectors). across, width: how vectors lie in the
+    tensor (rows.Rows).
+    """
     element = xp.arange(start, start + len(x[0]))
-    line = xp.remainder(element, width) if across else xp.floor_divide(element, width)
-    return total(xp.take(weight, line) * row for weight, row in zip(weights, x, strict=True))
+    vector = xp.remainder(element, width) if across else xp.floor_divide(element, width)
+    return total(xp.take(weight, vector) * row for weight, row in zip(weights, x, strict=True))
 
 
 @dataclass(frozen=True)
-class ByAngles:
-    """What mergers that weigh models by their angles share. A subclass says how, and along which lines."""
+class ByAngles(Merger):
+    """Weighs models by their norms and angles. A subclass says how, and between which vectors."""
 
-    measures = True
+    @property
+    def measures(self) -> bool:
+        return True
 
     def factors(self, found: Angles) -> Any:
-        """(models, n) float64: of each of n lines."""
+        """Return the models' factors for each of n vectors, (models, n) float64."""
         raise NotImplementedError
 
     def along(self, shape: tuple[int, ...], transposed: bool) -> Rows | None:
-        """The lines that have weights of their own; None: the tensor is one vector."""
+        """Return the vectors that have weights of their own; None: the tensor is one vector."""
         return None
-
-    def problems(self, models: int) -> list[str]:
-        return []
 
     def effective_weights(self, models: int) -> Sequence[float]:
         return [1.0 / models] * models
 
-    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        return 0
-
     def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
-        """What `prepare` takes beside `memory`: of each line the dot products, and its weights."""
+        """Return the bytes of each vector's dot products and weights."""
         along = self.along(shape, transposed)
         if along is None:
             return 0
         pairs = models * (models + 1) // 2
-        grams = pairs * 8 if itemsize < 8 else pairs * 17  # once more, with factors
+        grams = pairs * 8 if itemsize < 8 else pairs * 17  # they are taken twice, with factors
         return along.count * (grams + models * itemsize + 16) + min(STEP, along.count) * models * (models + 4) * 24
 
     def prepare(self, tensor: Tensor, backend: Backend) -> Any:

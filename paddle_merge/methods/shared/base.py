@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from ...backends.backend import Backend
 from ...backends.budget import MemoryBudget
@@ -13,7 +15,7 @@ from ...backends.formula import formula
 
 
 def total(rows: Iterable[Any]) -> Any:
-    """The sum of at least one row, added in the models' order, so that it is the same on every device and for any block."""
+    """Return the sum of at least one row, added in the models' order: the same on every device and for any block size."""
     return functools.reduce(operator.add, rows)
 
 
@@ -21,82 +23,104 @@ class Tensor(Protocol):
     """What a method sees of the tensor being merged while it measures.
 
     x[k] is model k's task vector (its weights, if there is no base model), flattened, in compute dtype.
+
+    size: how many elements it has. models: how many models are merged. seed: of random masks.
+    transposed: whether it is a matrix stored [in, out], as Paddle stores a Linear layer's weight; every other tensor, and
+        torch's weights, are [out, in].
+    narrow: whether all sources are stored in less than 64 bits; magnitudes are then compared as float32, else as float64.
     """
 
     name: str
     shape: tuple[int, ...]
-    size: int  # elements
+    size: int
     models: int
     seed: int
-    transposed: bool  # a matrix [in, out], as Paddle has a layer's weight; torch's, and any other tensor, is [out, in]
-    narrow: bool  # False for float64 storage; True: magnitudes are compared as float32
+    transposed: bool
+    narrow: bool
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
-        """(start, x) block by block in element order, a row of x per model. Reads the tensor once."""
+        """Yield (start, x) block by block, in element order: x is a row per model. Reads the tensor once."""
 
     def sparsified(self) -> Iterator[tuple[int, Any]]:
-        """The same after the sparsifier."""
+        """Yield the same blocks after the sparsifier."""
 
     def sample(self, count: int) -> Any:
-        """(models, clusters, width), a NumPy array: about `count` elements of each model, in clusters of neighbours spread
-        evenly over the tensor; the same ones every time."""
+        """Return about `count` elements of each model as a NumPy array (models, clusters, width): clusters of neighbouring
+        elements, spread evenly over the tensor; the same ones every time."""
 
 
-class Sparsifier(Protocol):
-    """Decides what of each task vector is kept. Instances are frozen dataclasses of the method's parameters."""
+class Part:
+    """What sparsifiers and mergers have in common. Instances are frozen dataclasses of the method's parameters.
 
-    random: bool  # whether the seed matters
+    The defaults are those of a part that measures nothing.
+    """
+
+    @property
+    def name(self) -> str:
+        """The part's name in merge_lock.json."""
+        return type(self).__name__.lower()
 
     @property
     def measures(self) -> bool:
-        """Whether `prepare` reads the tensor, so that it can't be cut into pieces for several workers."""
+        """Whether `prepare` reads the tensor. Such a tensor can't be cut into pieces for several workers."""
+        return False
 
-    def problems(self) -> list[str]:
-        """What is wrong with the parameters: sentences that name the flag and the remedy."""
-
-    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        """Bytes that `prepare` takes, at most, beside the blocks, for a tensor of `size` elements; itemsize: of compute
-        dtype; room: the worker's."""
-
-    def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
-        """What `apply` needs to know of this tensor: one state per model."""
-
-    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
-        """One model's block x (n,), beginning at element `start`, sparsified. May reuse x's memory."""
-
-
-class Merger(Protocol):
-    """Makes one task vector of several."""
-
-    @property
-    def measures(self) -> bool:
-        """As Sparsifier.measures."""
-
-    def problems(self, models: int) -> list[str]:
-        """As Sparsifier.problems, for this many models."""
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters by name, as merge_lock.json and the model card show them."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        """As Sparsifier.memory."""
+        """Return how many bytes `prepare` takes at most, beside the blocks, for a tensor of `size` elements.
 
-    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
-        """What `apply` needs to know of this tensor."""
-
-    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
-        """The merged block (n,) of x, a row per model, beginning at element `start`. May reuse x's memory."""
-
-    def effective_weights(self, models: int) -> Sequence[float]:
-        """What each model counts for, for the plan and the model card."""
-
-
-@runtime_checkable
-class ByRow(Protocol):
-    """A part that knows something of every line of a tensor, so that what it takes depends on the shape."""
+        itemsize: bytes of an element in compute dtype. budget: the worker's.
+        """
+        return 0
 
     def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
-        """Bytes beside those of `memory`."""
+        """Return the bytes beside those of `memory` that depend on the shape: what is held of every row or column."""
+        return 0
+
+
+class Sparsifier(Part, ABC):
+    """Decides which elements of each task vector are kept, and what they are multiplied by."""
+
+    @property
+    def random(self) -> bool:
+        """Whether the seed matters."""
+        return False
+
+    @abstractmethod
+    def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
+        """Measure the tensor. Returns, for each model, what `apply` needs to know of it."""
+
+    @abstractmethod
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
+        """Return one model's block x (n,), which begins at element `start`, sparsified. May reuse x's memory.
+
+        state: what `prepare` returned for this model.
+        """
+
+
+class Merger(Part, ABC):
+    """Makes one task vector of several."""
+
+    def prepare(self, tensor: Tensor, backend: Backend) -> Any:
+        """Measure the tensor. Returns what `apply` needs to know of it."""
+        return None
+
+    @abstractmethod
+    def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
+        """Return the merged block (n,) of x, a row per model, which begins at element `start`. May reuse x's memory.
+
+        state: what `prepare` returned.
+        """
+
+    def effective_weights(self, models: int) -> Sequence[float]:
+        """Return how much each model counts, for the plan and the model card."""
+        return [1.0] * models
 
 
 @formula(kernel="mergers.linear")
 def linear(xp: Any, x: Any, weights: Any) -> Any:
-    """x: a row (n,) per model, weights (models,) -> (n,): sum_k w_k x_k."""
+    """Return sum_k w_k x_k, (n,). x: a row (n,) per model; weights: (models,)."""
     return total(weight * row for weight, row in zip(weights, x, strict=True))

@@ -1,4 +1,4 @@
-"""A number for each element of a tensor, made of what it is in all models: as a tensor that selection.py can look into."""
+"""Compute one number per element from all models, and present these numbers as a tensor that selection.py can search."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from .base import Tensor
 
 
 class Derived:
-    """A Tensor of one model. block: of the first element's index and rows of x, in the backend's arrays, gives the row
-    (n,). sampled: the same for a sample, in NumPy."""
+    """A Tensor of one model, computed from the models of another.
+
+    block(start, x): the numbers (n,) of a block x that begins at element `start`, in the backend's arrays. sampled(x): the
+    same for a sample (models, clusters, width), in NumPy.
+    """
 
     models = 1
 

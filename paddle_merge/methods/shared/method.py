@@ -1,22 +1,26 @@
-"""Methods by name, as recipes call them: which parameters there are, what they are by default, and what they make."""
+"""Describe methods by name, as recipes call them: their parameters, defaults, and the parts that they consist of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from ...backends.budget import MemoryBudget
-from .base import ByRow, Merger, Sparsifier
+from .base import Merger, Sparsifier
+from .problems import Problem
 
-REQUIRED: Any = object()  # a default that isn't there
+REQUIRED: Any = object()  # the default of a parameter that has none
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One of a method's. type: bool, int, float or str. each: whether every model has one of its own, and `make` gets a
-    tuple. default: REQUIRED if it must be given. about: a few words for people."""
+    """A parameter of a method.
+
+    type: bool, int, float or str. default: REQUIRED if it must be given; None if it follows from other parameters. each:
+    whether every model has a value of its own; `make` then gets a tuple. about: a few words for people.
+    """
 
     name: str
     type: type
@@ -25,38 +29,62 @@ class Parameter:
     about: str = ""
 
 
+def no_problems(**values: Any) -> list[Problem]:
+    """Find nothing wrong with any parameters."""
+    return []
+
+
 @dataclass(frozen=True)
 class Method:
-    """make: takes every parameter by name and returns a ResolvedMethod. Raises ValueError, naming the parameter.
+    """A method that recipes can name.
 
-    base: "required" or "optional": the method works on task vectors against it; "model": it is one of the models; "first":
-    it is the first of them, and required.
-    least, most: how many models it takes, the base not counted unless it is one of them.
-    by_layer: `make` also gets `layer`, where in its stack the tensor's layer is: 0 is the first, or none; 1 the last.
-    source: the paper, or who else has it.
+    name: as recipes write it.
+    make: takes every parameter by name and returns the parts. It is called with parameters that have no problems.
+    parameters: in the order in which they are shown.
+    about: when to use it, in a few words, for the table of methods; about_cn: the same in Chinese.
+    source: the paper, or the program that has it.
+    example: typical values of parameters, by name, with which the benchmark and the laws run it; others are at their
+    default.
+    problems: takes every parameter by name and returns what is wrong with them.
+    base: "required" or "optional": the method works on task vectors against a base model; "model": the base, if given, is
+        one of the models; "first": it is the first of them, and required.
+    least, most: how many models it takes, without the base unless that is one of them. most None: any number.
+    by_layer: whether `make` and `problems` also get `layer`, the place of the tensor's layer in its stack: 0 the first
+        layer, or no layer; 1 the last.
+    mergekit: whether mergekit has a method of this name.
+    place: where lists of methods show it; those of one place come in alphabetical order.
     """
 
     name: str
     make: Callable[..., ResolvedMethod]
     parameters: tuple[Parameter, ...] = ()
+    about: str = ""
+    about_cn: str = ""
+    source: str = ""
+    example: Mapping[str, Any] = field(default_factory=dict)
+    problems: Callable[..., list[Problem]] = no_problems
     base: str = "optional"
     least: int = 1
     most: int | None = None
     by_layer: bool = False
-    source: str = ""
+    mergekit: bool = False
+    place: int = 100
 
     def __repr__(self) -> str:
         return f"Method({self.name!r})"
 
 
 WEIGHT = Parameter("weight", float, each=True, about="how much a model counts")
+WEIGHT_OF_ONE = Parameter("weight", float, 1.0, each=True, about="how much a model counts")
 LAMBDA = Parameter("lambda", float, 1.0, about="factor on the merged task vector")
 
 
 @dataclass(frozen=True)
 class ResolvedMethod:
-    """How one tensor's sources become one. sparsifier may be None; scale: factor on the merged task vector before the base
-    is added back."""
+    """How one tensor's sources become one: a method whose parameters have values.
+
+    sparsifier: None if everything is kept. scale: factor on the merged task vector before the base is added back.
+    """
 
     sparsifier: Sparsifier | None
     merger: Merger
@@ -65,15 +93,17 @@ class ResolvedMethod:
     @cached_property
     def measures(self) -> bool:
         """Whether a tensor is read twice: once to measure it, once to merge it."""
-        return self.merger.measures or (self.sparsifier is not None and self.sparsifier.measures)
+        return any(part.measures for part in self._parts)
+
+    @property
+    def _parts(self) -> tuple[Sparsifier | Merger, ...]:
+        return (self.merger,) if self.sparsifier is None else (self.sparsifier, self.merger)
 
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        """Bytes, beside blocks, for a tensor of so many elements, of so many bytes each while they are computed with."""
-        return sum(
-            part.memory(models, size, itemsize, budget) for part in (self.sparsifier, self.merger) if part is not None
-        )
+        """Return the bytes that measuring takes beside blocks, for a tensor of `size` elements of `itemsize` bytes each in
+        compute dtype."""
+        return sum(part.memory(models, size, itemsize, budget) for part in self._parts)
 
     def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
-        """Bytes beside these, for what is known of each line of a tensor."""
-        parts: list[Any] = [self.sparsifier, self.merger]
-        return sum(part.row_memory(models, shape, transposed, itemsize) for part in parts if isinstance(part, ByRow))
+        """Return the bytes beside these that depend on the shape: what is held of every row or column."""
+        return sum(part.row_memory(models, shape, transposed, itemsize) for part in self._parts)

@@ -1,23 +1,32 @@
-"""Keep elements by the rank of their magnitude within the tensor."""
+"""Keep elements by the rank of their magnitude within the tensor: exact counts, as mergekit's trimming and breadcrumbs.
+
+Selecting finds the magnitude at each cut, and, where it has equals on both sides of the cut, the index at which the cut
+falls among them. So whether an element is kept depends on its value and index alone, and one pass applies the mask.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ...backends.backend import Backend
+from ...backends.budget import MemoryBudget
 from ...backends.formula import formula
 from . import selection
 from .base import Tensor
+from .sparsify import Keep, Mask
 
 
 @formula(kernel="sparsifiers.between")
 def between(xp: Any, x: Any, low: Any, high: Any, factor: Any) -> Any:
-    """x (n,) -> (n,): x * factor where low <= |x| <= high, else 0 (NaN stays visible).
+    """Return x * factor where low <= |x| <= high, else 0, (n,); a NaN stays NaN.
 
-    low, high: (1,) in the dtype in which magnitudes are compared.
+    x: (n,). low, high: (1,) in the dtype in which magnitudes are compared. factor: a scalar.
     """
     size = xp.abs(x).astype(low.dtype)
     return x * ((size >= low).astype(x.dtype) * (size <= high).astype(x.dtype) * factor)
@@ -25,14 +34,16 @@ def between(xp: Any, x: Any, low: Any, high: Any, factor: Any) -> Any:
 
 @dataclass(frozen=True)
 class Kept:
-    """Which elements of one model are kept. parts: (stop, low, high): up to the index `stop`, from where the last part
-    ended, those of low <= |x| <= high. factor: what they are multiplied by."""
+    """Which elements of one model are kept, and the factor on them.
+
+    parts: (stop, low, high) in order: from where the last part ended up to index `stop`, those of low <= |x| <= high.
+    """
 
     parts: tuple[tuple[int, Any, Any], ...]
     factor: Any
 
     def apply(self, x: Any, start: int, backend: Backend) -> Any:
-        """The block x (n,) that begins at element `start`. May reuse x's memory."""
+        """Return the block x (n,), which begins at element `start`, masked and multiplied. May reuse x's memory."""
         done, begin = [], 0
         for stop, low, high in self.parts:
             end = min(x.shape[0], stop - start)
@@ -40,6 +51,38 @@ class Kept:
                 done.append(backend.apply(between, x[begin:end], low, high, self.factor))
                 begin = end
         return backend.joined(x, done)
+
+    def scaled(self, factor: float, backend: Backend) -> Kept:
+        """Return the mask with a further factor."""
+        return dataclasses.replace(self, factor=backend.scalar(factor))
+
+
+@dataclass(frozen=True)
+class KeepRanks(Keep):
+    """Keep an interval of ascending ranks of each model. A subclass says which.
+
+    descending: of the elements equal to the smallest that is kept, keep those of the lowest indices, not of the highest.
+    cuts: how many ends of the interval lie within the tensor, at most.
+    """
+
+    descending: ClassVar[bool] = False
+    cuts: ClassVar[int] = 2
+
+    @property
+    def measures(self) -> bool:
+        return any(density < 1.0 for density in self._all)
+
+    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
+        return selection.memory(self.cuts * models, size, itemsize, budget) if self.measures else 0
+
+    @abstractmethod
+    def interval(self, model: int, size: int) -> tuple[int, int]:
+        """Return (first, stop): the ascending ranks to keep of the model's `size` elements."""
+
+    def masks(self, tensor: Tensor, backend: Backend, divide: bool) -> Sequence[Mask | None]:
+        some = [model for model in range(tensor.models) if self.density_of(model) < 1.0]
+        kept = keep_ranks(tensor, backend, {model: self.interval(model, tensor.size) for model in some}, self.descending)
+        return [kept.get(model) for model in range(tensor.models)]
 
 
 @dataclass(frozen=True)
@@ -65,14 +108,17 @@ def _kept(tensor: Tensor, backend: Backend, low: _Bound, high: _Bound) -> Kept:
 
 
 def keep_nothing(tensor: Tensor, backend: Backend) -> Kept:
+    """Return the mask that makes 0 of every element but NaN and Inf, which become NaN."""
     return _kept(tensor, backend, _Bound(np.inf, 0, np.inf), _Bound(-1.0, 0, -1.0))
 
 
 def keep_ranks(
     tensor: Tensor, backend: Backend, intervals: dict[int, tuple[int, int]], descending: bool = False
 ) -> dict[int, Kept]:
-    """Of each model the elements of ascending rank first..stop by magnitude. descending: of those equal to the smallest
-    that is kept, those of the lowest indices, not the highest."""
+    """Return, for each model, the mask of the elements of ascending ranks first..stop by magnitude.
+
+    intervals: model -> (first, stop). descending: as KeepRanks.
+    """
     cuts = [  # (model, whether it is the lower one, rank of the outermost element kept)
         (model, lower, rank)
         for model, (first, stop) in intervals.items()

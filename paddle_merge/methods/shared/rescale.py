@@ -1,7 +1,7 @@
-"""mergekit's rescaling: what a sparsifier keeps of a tensor is multiplied until its L1 norm is the whole tensor's.
+"""Restore a tensor's L1 norm, as mergekit does: multiply what a sparsifier keeps by sum |x| / sum |kept|.
 
-Of a large tensor that is nearly 1 / density where elements are dropped at random. Of a small one, such as a norm or a bias,
-it depends on which elements happen to be kept: 4 of which the largest is dropped may come out 15 times as large.
+Where elements of a large tensor are dropped at random, the factor is nearly 1 / density. For a small tensor, such as a norm
+or a bias, it depends on which elements happen to be kept: with 4 elements of which the largest is dropped it may be 15.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ _LEAST = 1e-7 * UNIT
 def l1_factors(
     tensor: Tensor, backend: Backend, models: Sequence[int], sparsify: Callable[[int, Any, int], Any]
 ) -> dict[int, float]:
-    """For each of the models sum |x| / sum |kept|, in float64; 1 where either sum is below 1e-7 or the ratio is not finite.
+    """Return, for each of the models, sum |x| / sum |kept| in float64; 1 where a sum is below 1e-7 or not finite.
 
-    sparsify(model, x, start): what is kept of a block of x; may reuse its memory. Reads the tensor once.
+    sparsify(model, x, start): what is kept of a block x (n,) that begins at element `start`; may reuse x's memory. Reads the
+    tensor once, and not at all if there are no models.
     """
     sums = {model: (np.zeros(1), np.zeros(1)) for model in models}
     for start, x in tensor.deltas() if models else ():

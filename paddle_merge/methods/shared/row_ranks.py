@@ -1,5 +1,7 @@
-"""Which elements of a tensor are kept, drawn by their ranks within lines: whole lines at a time are gathered from blocks,
-put in order, and what is kept is noted, a bit for each element (methods/della.py)."""
+"""Draw which elements of a tensor are kept, by the rank of their magnitude within their row (methods/della.py).
+
+Whole rows at a time are gathered from blocks and sorted; what is kept is stored as one bit for each element. Imports Numba.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ Axes = tuple[int, int, int]
 
 
 def keep_by_rank(tensor: Tensor, backend: Backend, axes: Axes, draws: Mapping[int, tuple[Key, Any]]) -> dict[int, Any]:
-    """Of each model in draws the bits, packed as np.packbits does, of the elements to keep: those whose hash is at most the
-    limit of their rank by magnitude, equals by index.
+    """Return, for each model in draws, a bit for each element, packed as np.packbits does: whether to keep it.
 
-    axes: as della.lines. draws: model -> (mask key, limits (length,) uint32 by ascending rank).
+    An element is kept if its hash is at most the limit of its rank by magnitude; equal magnitudes rank by index.
+
+    axes: as rows.axes_of_rows. draws: model -> (mask key, limits (length,) uint32 by ascending rank).
     """
     bits = {model: np.zeros(-(-tensor.size // 8), np.uint8) for model in draws}
     for panels, elements, step in _panels(tensor, backend, axes, list(draws)):
@@ -32,13 +35,15 @@ def keep_by_rank(tensor: Tensor, backend: Backend, axes: Axes, draws: Mapping[in
 
 
 def _panels(tensor: Tensor, backend: Backend, axes: Axes, models: Sequence[int]) -> Iterator[tuple[Any, Any, int]]:
-    """Whole lines, as many at a time as there is room for: (panels, elements, step). panels (models, outer, length, width):
-    |x| of `outer` times `width` lines; elements (outer * width,) int64: the first of each; step: from one to the next.
+    """Yield whole rows, as many at a time as the memory budget allows: (panels, elements, step).
 
-    Reads the tensor once, unless the lines that lie side by side (all of a turned matrix) are more than there is room for.
+    panels: (models, outer, length, width), |x| of `outer` times `width` rows. elements: (outer * width,) int64, the index of
+    each row's first element. step: from one element of a row to the next.
+
+    Reads the tensor once, unless the rows that are interleaved (all of a transposed matrix) exceed the budget.
     """
     outer, length, inner = axes
-    budget = max(1, backend.budget.selecting // (backend.dtype.itemsize * max(1, len(models) * length)))  # lines
+    budget = max(1, backend.budget.selecting // (backend.dtype.itemsize * max(1, len(models) * length)))  # rows
     width = min(inner, budget)
     together = min(outer, max(1, budget // inner))  # of the outer axes
     for first in range(0, inner if models else 0, width):
@@ -53,7 +58,7 @@ def _panels(tensor: Tensor, backend: Backend, axes: Axes, models: Sequence[int])
                 end = (done + count) * length * inner
                 for row, panel in zip(rows, panels, strict=True):
                     some = row[at - start : end - start]
-                    if inner == 1:  # lines lie as they are needed
+                    if inner == 1:  # the rows are contiguous already
                         np.abs(some, out=panel.reshape(-1)[at - done * length :][: some.size])
                     else:
                         row_ranks.gather(some, at, inner, first, panel, done * length)
@@ -65,8 +70,8 @@ def _panels(tensor: Tensor, backend: Backend, axes: Axes, models: Sequence[int])
 
 
 def _ordered(panel: Any, narrow: bool) -> Iterator[tuple[slice, Any]]:
-    """panel (outer, length, width) of magnitudes -> for some of the lines at a time: which, and (lines, length) uint64,
-    whose low 32 bits are their elements' indices by ascending magnitude, equals by index."""
+    """Yield some of the panel's rows at a time: which, and (rows, length) uint64, whose low 32 bits are the indices of their
+    elements by ascending magnitude, equals by index. panel: (outer, length, width) magnitudes."""
     outer, length, width = panel.shape
     count = max(1, SORTED // length)
     for k in range(0, outer * width, count):

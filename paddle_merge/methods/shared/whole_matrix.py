@@ -1,10 +1,10 @@
-"""What methods on singular vectors share: a whole matrix of each task vector in memory, its spectrum, one thread.
+"""Merge by singular vectors: such methods hold whole matrices in memory and use their spectrum.
 
-All is computed in float64 by NumPy on the host, on whatever device blocks are. Singular vectors come from the eigenvectors
-of the smaller Gram matrix, several times faster than an SVD; singular values below 1e-6 of the largest, which it can't tell
-from none, count as none: against a float64 SVD the error of what is made stays below 1e-6 of the largest singular value.
+Everything is computed in float64 by NumPy on the host, on whatever device blocks are. Singular vectors come from the
+eigenvectors of the smaller Gram matrix, which is several times faster than an SVD. Singular values below 1e-6 of the largest
+can't be told from zero that way and count as zero: compared with a float64 SVD, the error stays below 1e-6 of the largest.
 
-BLAS's results depend on how many threads it takes (another order of sums), so it takes one; workers run side by side.
+BLAS's results depend on its number of threads (another order of sums), so it gets one; workers run in parallel.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from ...backends.backend import Backend
-from ...backends.budget import MemoryBudget
-from .base import Tensor, linear
+from .base import Merger, Tensor, linear
 
 NEGLIGIBLE = 1e-6  # of the largest singular value
 
 
 def spectrum(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """matrix (m, n) float64, m >= n -> the `count` largest singular values (r,), or as many as there are, and their vectors:
-    (m, r), (r,), (n, r), each left vector in step with its right one."""
+    """Return the `count` largest singular values of a matrix that aren't zero, and their vectors: (m, r), (r,), (n, r).
+
+    matrix: (m, n) float64, m >= n. The signs of left and right vectors agree: matrix ~ left * values @ right.T.
+    """
     squares, right = np.linalg.eigh(matrix.T @ matrix)
     squares, right = squares[::-1][:count], right[:, ::-1][:, :count]
     right = np.ascontiguousarray(right[:, squares > NEGLIGIBLE**2 * max(squares[0], 0.0)])
@@ -35,7 +36,7 @@ def spectrum(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def inverse_root(gram: np.ndarray) -> np.ndarray:
-    """gram (r, r) float64 -> its inverse square root, in the space where it isn't zero, to rounding errors."""
+    """Return the inverse square root of gram (r, r) float64 in the subspace where, within rounding, it isn't zero."""
     values, vectors = np.linalg.eigh(gram)
     vectors = vectors[:, values > 1e-10 * values[-1]]
     values = values[values > 1e-10 * values[-1]]
@@ -43,49 +44,47 @@ def inverse_root(gram: np.ndarray) -> np.ndarray:
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:
-    """Whether it has at least two rows and two columns."""
+    """Tell whether the shape is that of a matrix of at least two rows and two columns."""
     return len(shape) == 2 and min(shape) > 1
 
 
 @dataclass(frozen=True)
-class Whole:
-    """Merges matrices as a whole, and takes the mean of other tensors. weights: one per model, what its task vectors are
-    multiplied by."""
+class Whole(Merger):
+    """Merges matrices as a whole, and takes the mean of other tensors. weights: one per model, factors on task vectors."""
 
     weights: tuple[float, ...]
 
-    measures = True
-
-    def problems(self, models: int) -> list[str]:
-        return []
+    @property
+    def measures(self) -> bool:
+        return True
 
     def effective_weights(self, models: int) -> Sequence[float]:
         return self.weights
 
-    def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-        return 0
-
     def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
-        """What `prepare` takes beside blocks."""
+        """Return the bytes of whole matrices, and of what is computed from them."""
         if not is_matrix(shape):
             return 0
         n, m = sorted(shape)
         return self.matrix_memory(models, m, n, itemsize)
 
     def matrix_memory(self, models: int, m: int, n: int, itemsize: int) -> int:
-        """The same of matrices (m, n), m >= n."""
+        """Return the same for matrices (m, n), m >= n."""
         raise NotImplementedError
 
     def read(self, tensor: Tensor, backend: Backend) -> np.ndarray:
-        """(k, size), of compute dtype: what `merge` wants of the matrix."""
+        """Return what `merge` needs of the matrix: (k, size) in compute dtype."""
         raise NotImplementedError
 
     def merge(self, matrices: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
-        """k matrices (m, n), m >= n, made when called: float64, finite, the largest element of all about 1 -> (m, n)."""
+        """Return the merged matrix (m, n), m >= n.
+
+        matrices: k functions that each make a matrix (m, n), float64 and finite; the largest element of all is about 1.
+        """
         raise NotImplementedError
 
     def prepare(self, tensor: Tensor, backend: Backend) -> Any:
-        """The merged tensor, flat, on the host; None if it isn't a matrix of at least two rows and columns."""
+        """Return the merged tensor, flat, on the host; None if it isn't a matrix of at least two rows and columns."""
         if not is_matrix(tensor.shape):
             return None
         from threadpoolctl import threadpool_limits
@@ -99,7 +98,7 @@ class Whole:
         else:
             power = math.frexp(size)[1]  # so that no square leaves float64
             m, n = tensor.shape
-            on_side = m < n or (m == n and tensor.transposed)  # one model in either layout is the same matrix here
+            on_side = m < n or (m == n and tensor.transposed)  # so that a model is the same matrix here in either layout
 
             def matrix(row: np.ndarray) -> np.ndarray:
                 wide = np.ldexp(row.reshape(m, n).T if on_side else row.reshape(m, n), -power, dtype=np.float64)
@@ -116,4 +115,4 @@ class Whole:
     def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:
         if state is None:
             return backend.apply(linear, x, backend.array([weight / len(self.weights) for weight in self.weights]))
-        return backend.constant(state[start : start + x[0].shape[0]].copy())  # what is made of it may reuse its memory
+        return backend.constant(state[start : start + x[0].shape[0]].copy())  # a copy: later steps may reuse its memory

@@ -190,10 +190,7 @@ def _mixes(plan: Plan) -> dict[ResolvedMethod, int]:
 
 def _shown(method: ResolvedMethod) -> dict[str, Any]:
     parts = {"sparsifier": method.sparsifier, "merger": method.merger}
-    shown = {
-        name: {"name": type(part).__name__.lower(), **dataclasses.asdict(part)} if part is not None else None  # type: ignore[call-overload]
-        for name, part in parts.items()
-    }
+    shown = {name: {"name": part.name, **part.parameters()} if part is not None else None for name, part in parts.items()}
     return {**shown, "scale": method.scale}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paddle_merge.backends.kernels import bits
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
-from paddle_merge.methods.magprune import BINS, magnitude_bins, magprune
+from paddle_merge.methods.della import BINS, magnitude_bins, magprune
 from paddle_merge.methods.ties import elect, ties
 from paddle_merge.methods.trim import trim
 from tests.support.checkpoints import from_bits, to_bits
