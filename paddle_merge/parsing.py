@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import os
 import reprlib
@@ -85,10 +86,26 @@ def parse_size(text: str | int) -> int:
     return size
 
 
-def size_text(nbytes: float) -> str:
-    """Return a number of bytes with three significant digits and a decimal unit, as flags take it: 512 B, 1.23 MB, 5 GB."""
-    value, unit = float(nbytes), "B"
-    for larger in ("KB", "MB", "GB", "TB"):
+def size_text(nbytes: float, round_up: bool = False) -> str:
+    """Return a number of bytes with three significant digits and a decimal unit, as flags take it: 512 B, 1.23 MB, 5 GB.
+
+    round_up: to a size that is surely enough, instead of to the nearest.
+    """
+    if round_up and nbytes >= 1000:
+        step = 10 ** (len(str(math.ceil(nbytes))) - 3)
+        nbytes = math.ceil(nbytes / step) * step
+    return _scaled(nbytes, ("B", "KB", "MB", "GB", "TB"))
+
+
+def count_text(number: int) -> str:
+    """Return a count with three significant digits and the letter that is usual for parameters: 512, 1.23 K, 7.62 B."""
+    return _scaled(number, ("", "K", "M", "B", "T")).rstrip()
+
+
+def _scaled(number: float, units: tuple[str, ...]) -> str:
+    """Return a number with three significant digits, in the first unit in which it is below 1000, or the last."""
+    value, unit = float(number), units[0]
+    for larger in units[1:]:
         if abs(value) < 999.5:
             break
         value, unit = value / 1000, larger

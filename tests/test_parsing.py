@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_merge.parsing import parse_size, size_text
+from paddle_merge.parsing import count_text, parse_size, size_text
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,22 @@ from paddle_merge.parsing import parse_size, size_text
 )
 def test_sizes_read_well_at_every_scale(nbytes: int, text: str) -> None:
     assert size_text(nbytes) == text
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(999, "999 B"), (1001, "1.01 KB"), (234_100_000, "235 MB"), (10**8, "100 MB"), (999_999, "1 MB")],
+)
+def test_a_size_rounded_up_is_enough(nbytes: int, text: str) -> None:
+    assert size_text(nbytes, round_up=True) == text
+    assert parse_size(text) >= nbytes
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(5, "5"), (999, "999"), (12_345, "12.3 K"), (494_032_768, "494 M"), (7_615_616_512, "7.62 B")]
+)
+def test_counts_read_well_at_every_scale(number: int, text: str) -> None:
+    assert count_text(number) == text
 
 
 @pytest.mark.parametrize("nbytes", [1, 512, 1000, 5_000_000, 64_000_000_000])

@@ -1,7 +1,7 @@
-"""The accounting of a plan: how every tensor of the output is made, and what becomes of every tensor of every input.
+"""Account for a plan: how every tensor of the output is made, and what happens to every tensor of every input.
 
-It follows each stored tensor by its elements, through renaming, turning, cutting, joining and folding, to where they are
-read. So what is lost on the way, by whatever fault, is found here, before a byte is written.
+Each stored tensor is followed by its elements, through renaming, transposing, cutting, joining and folding, to where
+they are read. Elements that would be lost on the way, by whatever fault, are found here, before a byte is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..methods.paddlenlp import PREFIX
 from .modules import taken
 from .plan import Plan, StagedEntry, TensorPlan, leaves
 
-# What methods call their parameters -> the flag of it.
+# A parameter of PaddleNLP's methods -> the flag that sets it.
 FLAGS = {
     "density": "reserve_p",
     "t": "slerp_alpha",
@@ -52,7 +52,7 @@ class TensorAccount:
 
 @dataclass(frozen=True)
 class InputTensorAccount:
-    """A tensor of an input or adapter. into: names in the output. why: it is in none, or not read."""
+    """A tensor of an input or adapter. into: names of the output's tensors that read it. why: the reason why none does."""
 
     name: str
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class InputTensorAccount:
 
 @dataclass(frozen=True)
 class InputAccount:
-    """A checkpoint, or an adapter to fold into one. role: "model 1", "base", "adapter of model 1"."""
+    """A checkpoint, or an adapter to fold into one. role: such as "model 1", "base" or "adapter of model 1"."""
 
     path: str
     role: str
@@ -81,7 +81,7 @@ class Account:
 
 
 def account(plan: Plan) -> Account:
-    """Raises CheckpointError, naming them, if there are tensors, or parts of some, that get lost."""
+    """Return the account of a plan. Raises CheckpointError naming every tensor of which elements would be lost."""
     based = plan.recipe.base is not None
     inputs: list[InputAccount] = []
     problems: list[str] = []
@@ -104,7 +104,7 @@ def account(plan: Plan) -> Account:
 
 
 class _Ledger:
-    """Which tensors of the output read which elements of what inputs and their adapters hold."""
+    """Which tensors of the output read which elements of the inputs and their adapters."""
 
     def __init__(self, plan: Plan):
         self._readers: dict[Origin, list[str]] = defaultdict(list)
@@ -126,7 +126,7 @@ class _Ledger:
                 self._why[origin] = f"an adapter replaces {name!r}"
 
     def fate(self, number: int, origin: Origin, entry: TensorEntry, problems: list[str]) -> InputTensorAccount:
-        """What becomes of a tensor that input `number` stores. One that gets lost is added to problems."""
+        """Return what happens to a tensor that input `number` stores. If it is lost, a sentence is added to problems."""
         path, name = origin
         size = math.prod(entry.shape)
         read = sum(self._boxes[origin].values())
@@ -144,7 +144,7 @@ class _Ledger:
         return InputTensorAccount(name, entry.shape, entry.dtype.name, into, why)
 
     def _not_asked_for(self, number: int, name: str) -> str:
-        """Why the recipe has no use for a tensor; "" if it has."""
+        """Return why the recipe doesn't use a tensor; "" if it does."""
         if number not in self._takes:
             return "the recipe merges nothing of it"
         layer, why = layer_of(name), "the recipe takes this module of other models"
@@ -158,7 +158,7 @@ class _Ledger:
 
 
 def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:
-    """(origin, box, elements) of what is read for a tensor. Boxes are equal if they hold the same elements, in any order."""
+    """Yield (origin, box, number of elements) of what is read for a tensor. Boxes with the same elements are equal."""
     if not isinstance(entry, StoredEntry):
         for one in entry.made_of:
             yield from _pieces(one)
@@ -171,7 +171,7 @@ def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:
 
 
 def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Sizes and strides by falling stride, as few as will do."""
+    """Return sizes and strides by falling stride, with dimensions merged that lie together."""
     found: list[tuple[int, int]] = []
     for stride, size in sorted(zip(strides, shape, strict=True), reverse=True):
         if size == 1:
@@ -256,13 +256,13 @@ def _axes(shape: tuple[int, ...]) -> str:
 
 
 def _word(name: str) -> str:
-    """The layer that a tensor belongs to: q_proj of model.layers.0.self_attn.q_proj.weight."""
+    """Return the layer that a tensor belongs to: q_proj of model.layers.0.self_attn.q_proj.weight."""
     words = name.split(".")
     return words[-2] if len(words) > 1 else name
 
 
 def _is_turned(entry: TensorEntry, stored: TensorEntry) -> bool:
-    """Whether a matrix is read with its sides exchanged."""
+    """Whether a matrix is read transposed."""
     if len(entry.shape) != 2 or len(stored.shape) != 2 or min(entry.shape) < 2:
         return False
     try:
@@ -280,8 +280,10 @@ def _first(entry: TensorEntry) -> Part:
 
 
 def parameters(plan: Plan) -> dict[str, Any] | None:
-    """Return the method's parameters as they count, without each model's own: PaddleNLP's by the names of their flags,
-    mergekit's by those that recipes have. None where they vary."""
+    """Return the method's effective parameters, without those that each model has its own of; None where they vary.
+
+    PaddleNLP's are called by their flags, mergekit's as in recipes.
+    """
     recipe, resolved = plan.recipe, plan.resolved
     if resolved is None:
         return None

@@ -1,4 +1,4 @@
-"""Which tensors the output has, and which tensors of the inputs each is made of: slices of layers, put together."""
+"""Decide which tensors the output has, and which tensors of the inputs each is made of, whole models or slices of layers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ class AssembledTensor:
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor of the output in its slice, and in which layer of each input to look for it; layer None: in none."""
+    """A tensor of the output: its slice, the layer of each input that it is taken from (None: it is in no layer), and
+    its position among the layers, from 0 to 1."""
 
     name: str
     part: Slice
@@ -85,8 +86,11 @@ class _Place:
 def assemble(
     recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None = None
 ) -> tuple[list[AssembledTensor], list[str]]:
-    """In the order of the base's tensors, else of the first model's; and a sentence on each filter that none of them met.
-    aligner: of the recipe's tokenizer, if it has one. Raises CheckpointError, ConfigError."""
+    """Return the output's tensors, in the order of the base's or else of the first model's; and a sentence on each
+    filter that matches none of them.
+
+    aligner: of the recipe's tokenizer, if it has one. Raises CheckpointError, ConfigError.
+    """
     resolver, made, wrong = Resolver(recipe), [], dict[str, None]()
     if faults := problems(recipe, inputs):
         raise CheckpointError(faults)
@@ -141,14 +145,14 @@ def assemble(
 
 
 def _differ(entries: Sequence[TensorEntry], recipe: Recipe | Stage) -> str | None:
-    """Their dtypes, if they can't go together."""
+    """Return the names of the entries' dtypes, if they can't be merged together."""
     floats = all(entry.dtype.is_float for entry in entries)
     names = list(dict.fromkeys(entry.dtype.name for entry in entries))
     return None if len(names) == 1 or (floats and recipe.out_dtype) else ", ".join(names)
 
 
 def _all_of(entries: Sequence[TensorEntry], numbers: Sequence[int]) -> tuple[list[TensorEntry], list[int]]:
-    """Of integers, which must be equal everywhere, those of earlier merges' models instead of the earlier merges'."""
+    """Replace integers of earlier merges by those of their inputs: integers must be equal everywhere, and are copied."""
     found: list[tuple[TensorEntry, int]] = []
     for entry, number in zip(entries, numbers, strict=True):
         inner = entry.plan if isinstance(entry, StagedEntry) else None
@@ -157,7 +161,7 @@ def _all_of(entries: Sequence[TensorEntry], numbers: Sequence[int]) -> tuple[lis
 
 
 def _name_in(place: _Place, model: Input) -> str:
-    """What an input calls the tensor."""
+    """Return the name of the tensor in an input."""
     return place.name if place.layer is None else in_layer(place.name, model.first + place.layer)
 
 
@@ -178,7 +182,7 @@ def _places(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[_Place
 
 
 def _t(layer: tuple[str, int] | None, depths: dict[str, int]) -> float:
-    """Where in its stack: 0 is the first layer, or none; 1 the last, or the only one."""
+    """Return the position of a layer in its stack: 0 for the first layer, or none; 1 for the last, or the only one."""
     if layer is None:
         return 0.0
     stack, number = layer
@@ -188,8 +192,11 @@ def _t(layer: tuple[str, int] | None, depths: dict[str, int]) -> float:
 def _sliced(
     slices: Sequence[Slice], tensors: Mapping[int, Mapping[str, TensorEntry]], paths: Mapping[int, str]
 ) -> list[_Place]:
-    """tensors, paths: of the first model of each slice, by its number, and what to call it. Raises CheckpointError where
-    there isn't one stack of layers to slice."""
+    """Return the places of a module that is made of slices.
+
+    tensors, paths: of the first model of each slice, by its number. Raises CheckpointError where there isn't one stack of
+    layers to slice.
+    """
     first, last = slices[0], slices[-1]
     head = first.inputs[0].number
     stack, fault = one_stack(first, tensors[head], paths[head])
@@ -217,7 +224,7 @@ def _sliced(
 
 
 def _tied(tensors: Mapping[str, TensorEntry]) -> set[str]:
-    """What is the very tensor that comes before the layers, too: lm_head, of Paddle's files, if it is the embedding."""
+    """Return the names of tensors that are the same as one before the layers: lm_head in Paddle's files, if it is tied."""
     embeddings = {one.nameless for name, one in tensors.items() if not layer_of(name) and _comes_before(name)}
     return {name for name, one in tensors.items() if not _comes_before(name) and one.nameless in embeddings}
 

@@ -21,7 +21,7 @@ OLDER = "chat_template.json"  # of transformers' processors; PaddleNLP's is anot
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """text: the Jinja. origin: for people, where it is from."""
+    """A chat template. text: in Jinja. origin: what people are told that it comes from."""
 
     text: str
     origin: str
@@ -30,7 +30,7 @@ class ChatTemplate:
 def choose(
     value: str | None, folders: Sequence[tuple[str, str]], config_source: str
 ) -> tuple[ChatTemplate | None, list[str]]:
-    """The output's template, None if none is asked for or found; and sentences on what is likely not meant.
+    """Return the output's template, None if none is asked for or found; and sentences on what is likely not meant.
 
     folders: of each input, what to call it and where its tokenizer is. config_source: where the output's tokenizer comes
     from. Raises CheckpointError if a file of them can't be read.
@@ -55,7 +55,7 @@ def choose(
 
 
 def _most_common(folders: Sequence[tuple[str, str]]) -> tuple[ChatTemplate | None, list[str]]:
-    """Of those that the inputs have, the one that most have, else the first of these; space around them doesn't count."""
+    """Return the template that most inputs have, of several the first; white space around it doesn't count."""
     found: dict[str, list[tuple[str, str]]] = {}
     worries = []
     for title, folder in folders:
@@ -74,7 +74,7 @@ def _most_common(folders: Sequence[tuple[str, str]]) -> tuple[ChatTemplate | Non
 
 
 def of_folder(folder: str) -> tuple[str, str]:
-    """The template of a model's tokenizer, and the file it is in; "" if it has none. Raises CheckpointError."""
+    """Return the template of a model's tokenizer, and its file; "" if it has none. Raises CheckpointError."""
     path = os.path.join(folder, FILE)
     if os.path.isfile(path):
         try:
@@ -92,7 +92,7 @@ def of_folder(folder: str) -> tuple[str, str]:
 
 
 def _default(value: Any) -> str:
-    """Of a template, or several with names, the one that counts where none is named."""
+    """Return a template; of several with names the one called "default"."""
     if isinstance(value, list):
         named = {str(one.get("name")): one.get("template") for one in value if isinstance(one, dict)}
         value = named.get("default")
@@ -100,7 +100,8 @@ def _default(value: Any) -> str:
 
 
 def placed(template: ChatTemplate, contents: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files beside the weights, by name, with the template wherever a library looks for it, and nowhere another.
+    """Return the files beside the weights, by name, with the template wherever a library looks for it, and no other
+    template.
 
     PaddleNLP reads tokenizer_config.json, but lets a chat_template.json of its own kind win, and fails at transformers'; so
     that goes. Raises CheckpointError if tokenizer_config.json isn't an object in JSON.

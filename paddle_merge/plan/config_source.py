@@ -1,4 +1,4 @@
-"""Where the output's config.json and tokenizer come from."""
+"""Choose where the output's config.json and tokenizer come from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from ..errors import CheckpointError
 
 @dataclass(frozen=True)
 class ConfigSource:
-    """folder: where they are. config: what config.json says, for inputs that have none, too; empty if there is none.
-    note: for people, if they aren't the base model's (else the first model's) own."""
+    """The folder of the output's config.json and tokenizer.
+
+    config: the content of config.json, which also counts for inputs that have none; empty if there is none.
+    note: a sentence for the user, if they aren't the base model's, or else the first model's.
+    """
 
     folder: str
     config: Mapping[str, Any]
@@ -27,7 +30,7 @@ class ConfigSource:
 
 
 def find_config_source(inputs: Sequence[Checkpoint], based: bool, given: str | None) -> ConfigSource:
-    """`given`, if any; else of the base model and then the models the first that has a config.json.
+    """Return `given`, if any; else the first of the base model and the models that has a config.json.
 
     inputs: models in order, then the base if `based`. Raises CheckpointError if what is given doesn't fit.
     """
@@ -41,7 +44,7 @@ def find_config_source(inputs: Sequence[Checkpoint], based: bool, given: str | N
 
 
 def given_config(folder: str) -> Mapping[str, Any]:
-    """config.json of the folder that --config_from names. Raises CheckpointError if there is none that a merge can have."""
+    """Return config.json of the folder that --config_from names. Raises CheckpointError if a merge can't have it."""
     if not os.path.isfile(os.path.join(folder, "config.json")):
         fault = "has no config.json" if os.path.isdir(folder) else "no such folder"
         raise CheckpointError(f"--config_from {folder}: {fault}; give a folder that holds config.json and the tokenizer")
@@ -55,7 +58,7 @@ def given_config(folder: str) -> Mapping[str, Any]:
 
 
 def _fitting(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any]:
-    """The same, if it isn't of another model, as far as can be seen."""
+    """Return config.json of `folder`. Raises CheckpointError if it is visibly that of another model."""
     config = given_config(folder)
     numbers = set(re.findall(r"\d+", json.dumps(config)))
     for name, entry in inputs[0].tensors.items():
@@ -79,7 +82,7 @@ def _fitting(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any]:
 
 
 def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[str]:
-    """What is allowed but likely not meant."""
+    """Return sentences on what is allowed but likely not meant."""
     found = []
     formats = {checkpoint.format for checkpoint in inputs}
     if len(formats) > 1:
@@ -103,7 +106,7 @@ def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[
 
 
 def _different_settings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[str]:
-    """Where an input's config.json has its weights used otherwise than the output's will."""
+    """Return a sentence on each input whose config.json uses the weights in another way than the output's will."""
     found = []
     for checkpoint in inputs:
         config = read_config(checkpoint.folder)

@@ -1,4 +1,4 @@
-"""The plan for people, in lines that fit a screen."""
+"""Describe a plan in a few lines of text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from ..backends.budget import DEFAULT_BUDGET
 from ..backends.engine import GIB
+from ..parsing import count_text, size_text
 from ..recipe.request import Request
 from . import chat, memory_estimate, modules
 from .account import Account, TensorAccount, parameters
@@ -22,7 +23,7 @@ FEW = 8  # values of a parameter over the layers
 
 
 def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> list[str]:
-    """What will be done, in a few lines."""
+    """Return the plan in lines of a word and what it is."""
     recipe = plan.recipe
     merged = [tensor for tensor in plan.tensors if tensor.merged]
     dtypes = ", ".join(sorted({tensor.dtype.name for tensor in merged})) or "none"
@@ -41,13 +42,12 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> lis
     lines += [f"layout   {sentence}" for sentence in plan.layout_notes]
     lines += _tokens(plan) if plan.tokens is not None else []
     lines.append(
-        f"tensors  {len(merged)} merged ({count / 1e6:,.1f} M parameters, {dtypes})"
+        f"tensors  {len(merged)} merged ({count_text(count)} parameters, {dtypes})"
         + (f", {copied} copied (integers, equal in all models)" if copied else "")
     )
-    lines.append(
-        f"input    {plan.bytes_in / 1e9:.2f} GB{', each tensor measured before it is merged' if plan.measures else ''}"
-    )
-    lines.append(f"output   {request.output}: {plan.bytes_out / 1e9:.2f} GB in {shards}")
+    twice = ", some tensors read twice: to measure and to merge them" if plan.measures else ""
+    lines.append(f"input    {size_text(plan.bytes_in)}{twice}")
+    lines.append(f"output   {request.output}: {size_text(plan.bytes_out)} in {shards}")
     ours = (CARD, *([chat.FILE] if plan.chat_template is not None else []))
     names = ", ".join(name for name in sidecars if name not in ours)
     lines.append(f"copied   {names or 'nothing'} from {plan.config_source.folder}")
@@ -55,14 +55,14 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> lis
         limit = f", in at most {plan.engine.memory / GIB:g} GiB of it" if plan.engine.budgeted else ""
         lines.append(f"engine   Paddle on {plan.engine.device}{limit}")
     fewer = f" of {request.n_process}, for --max_memory" if request.max_memory and plan.n_process < request.n_process else ""
-    smaller = "" if plan.engine.budget == DEFAULT_BUDGET else ", each keeping less at a time than it could"
-    nbytes = memory_estimate.memory(plan, sidecar_bytes(sidecars)) / 1e6
-    lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {nbytes:.0f} MB of memory")
+    smaller = "" if plan.engine.budget == DEFAULT_BUDGET else ", with smaller buffers for --max_memory"
+    nbytes = memory_estimate.memory(plan, sidecar_bytes(sidecars))
+    lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {size_text(nbytes)} of memory")
     return lines
 
 
 def _tokens(plan: Plan) -> list[str]:
-    """Which tokens the output has, and what becomes of every input's."""
+    """Return lines on the tokens of the output, and on what happens to the tokens of every input."""
     tokens = plan.tokens
     assert tokens is not None
     lines = [f"tokens   {tokens.title}: {len(tokens.vocabulary.ids)} tokens in {tokens.rows} rows"]
@@ -79,7 +79,7 @@ def _few(tokens: Sequence[str], what: str) -> str:
 
 
 def _weights(plan: Plan) -> list[tuple[str, str]]:
-    """Return what is merged, and how much it counts, if that is the same everywhere."""
+    """Return the titles of the models and their weights, "" for a weight that varies."""
     titles = plan.recipe.titles
     return [(titles[number], "" if weight is None else f"{weight:<8.4g} x ") for number, weight in plan.weights]
 
@@ -100,7 +100,7 @@ def sidecar_bytes(sidecars: Mapping[str, bytes]) -> int:
 
 
 def input_lines(accounted: Account) -> Iterator[str]:
-    """Of every input how many of its tensors are used, and which aren't."""
+    """Yield how many tensors of every input are used, and which are not."""
     for one in accounted.inputs:
         left_out = one.left_out
         used = f"{len(one.fates) - len(left_out)} used" if left_out else "all used"
@@ -111,7 +111,7 @@ def input_lines(accounted: Account) -> Iterator[str]:
 
 
 def tensor_lines(accounted: Account, varying: bool) -> Iterator[str]:
-    """Tensors of a kind on one line. varying: whether parameters aren't the same for all."""
+    """Yield a line for each kind of tensors of the output. varying: whether the method's parameters vary by tensor."""
 
     def kind(made: TensorAccount) -> object:
         return _template(made.name), made.shape, made.dtypes, made.dtype, made.how, made.notes
@@ -136,7 +136,8 @@ def tensor_lines(accounted: Account, varying: bool) -> Iterator[str]:
 
 
 def _values(group: Sequence[Mapping[str, Any]]) -> str:
-    """Parameters of tensors of a kind, in the order of layers: one value where they agree, else a few of them."""
+    """Return the parameters of tensors of one kind, in the order of layers: one value where they agree, else a few of
+    them."""
 
     def word(value: Any) -> str:
         if isinstance(value, tuple):
@@ -170,7 +171,8 @@ def _template(name: str) -> tuple[str, ...]:
 
 
 def _names(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Names that differ in numbers only as one, "layers.{0..79}.w"; and how many each stands for."""
+    """Return names that differ in numbers only as one, "layers.{0..79}.w", each with the count of names that it stands
+    for."""
     found = []
     for template, group in _by(names, _template).items():
         columns = zip(template, zip(*(name.split(".") for name in group), strict=True), strict=True)

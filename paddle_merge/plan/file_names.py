@@ -1,4 +1,4 @@
-"""Names of the files that a merge writes, and of those it leaves when it is stopped."""
+"""Name the files that a merge writes, and those that it leaves when it is stopped."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What config.json says of layers, once they are stacked anew: how many there are, and of which kind each one is. A layer
-keeps its kind wherever it comes to stand: sliding attention, a mixture of experts, no rotary embedding.
+"""Adapt config.json to layers that are stacked in a new order: how many there are, and the kind of each. A layer keeps its
+kind (sliding attention, a mixture of experts, no rotary embedding) at its new place.
 
-Kinds are said in four ways: by a list as long as the model is deep (layer_types), a list of layers' numbers
+config.json gives kinds in four ways: by a list as long as the model is deep (layer_types), a list of layers' numbers
 (mlp_only_layers), how many of the first layers are of one kind (max_window_layers), or every how many layers one is
 (sliding_window_pattern). The last can't follow layers that are moved by anything but its multiples: the user is told.
 """
@@ -47,14 +47,17 @@ UNSAID = {"gemma2": 2}  # model_type -> the period that its older configs leave 
 
 @dataclass(frozen=True)
 class Stack:
-    """layers: of each layer of the output the number it had, and config.json, or the section of it, of the model that it
-    comes from. depths: what that calls the number of layers."""
+    """A stack of the output's layers.
+
+    layers: the old number of each, with config.json, or a section of it, of the model that it comes from. depths: what
+    config.json calls the number of layers.
+    """
 
     layers: tuple[tuple[int, Mapping[str, Any]], ...]
     depths: tuple[str, ...] = DEPTHS
 
     def restack(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        """config.json, or the section of it, of which the output's is made -> the entries that must be others."""
+        """Return the entries of config.json, or of a section of it, that must change."""
         depth = self._depth(model)
         if depth is None:
             return {}
@@ -71,7 +74,7 @@ class Stack:
         return new
 
     def problems(self, model: Mapping[str, Any]) -> Iterator[str]:
-        """Sentences on what config.json can't say of these layers."""
+        """Yield sentences on what config.json can't say of these layers."""
         depth = self._depth(model) or 0
         for name, value in model.items():
             if name.endswith("_indexes") and value:
@@ -104,11 +107,12 @@ class Stack:
                     )
 
     def _depth(self, model: Mapping[str, Any]) -> int | None:
-        """How many layers config.json says there are."""
+        """Return the number of layers that config.json gives."""
         return next((model[name] for name in self.depths if isinstance(model.get(name), int)), None)
 
     def _each(self, name: str, model: Mapping[str, Any], depth: int) -> list[Any] | None:
-        """The list of layers' kinds, each layer's from its own model."""
+        """Return the list of the layers' kinds, each from the model that the layer comes from; None if it isn't known
+        for all."""
         if not _is_each(name, model[name], depth):
             return None
         found = []
@@ -120,7 +124,7 @@ class Stack:
         return found
 
     def _kinds(self, name: str, model: Mapping[str, Any]) -> list[bool] | None:
-        """Of each layer, whether it is of the kind that NUMBERS or FIRST tell."""
+        """Return whether each layer is of the kind that an entry in NUMBERS or FIRST gives; None for other entries."""
         if name in NUMBERS and isinstance(model.get(name), list):
             return [number in own.get(name, model[name]) for number, own in self.layers]
         if name in FIRST and isinstance(model.get(name), int):
@@ -131,7 +135,7 @@ class Stack:
 def restacked(
     config: Mapping[str, Any], recipe: Recipe, tensors: Sequence[TensorPlan], inputs: Sequence[Checkpoint]
 ) -> tuple[dict[str, Any], list[str]]:
-    """config.json as the output's layers are, where slices pick some; and sentences on what it can't say of them."""
+    """Return config.json for the output's layers, if slices pick some; and sentences on what it can't say of them."""
     changed, worries = dict(config), list[str]()
     slices = [*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)]
     if all(part.layers is None for part in slices):
@@ -159,8 +163,8 @@ def restacked(
 def _origins(
     stack: str, tensors: Sequence[TensorPlan], inputs: Sequence[Checkpoint]
 ) -> tuple[list[tuple[int, Mapping[str, Any]]], bool]:
-    """Of each layer of the output's stack the number it had, and config.json of the model that it comes from; and whether
-    they are others than one model's, in their order."""
+    """Return the old number of each layer of the output's stack, with config.json of the model that it comes from; and
+    whether these are anything but all the layers of one model, in order."""
     found: dict[int, tuple[str, int, int]] = {}
     for tensor in tensors:
         if (at := layer_of(tensor.name)) is not None and at[0] == stack and at[1] not in found:
@@ -176,7 +180,7 @@ def _origins(
 
 
 def _is_each(name: str, value: Any, depth: int) -> bool:
-    """Whether it is a list that says something of each layer."""
+    """Whether an entry is a list with an item for each layer."""
     plain = isinstance(value, list) and not any(isinstance(one, dict | list) for one in value)
     return plain and len(value) == depth > 0 and name != "architectures" and "token" not in name and name not in NUMBERS
 

@@ -1,13 +1,12 @@
-"""How much memory a merge takes, and how it stays below a ceiling: by fewer workers, or by workers that keep less.
+"""Estimate how much memory a merge takes, and keep it below a limit, by fewer workers or smaller buffers.
 
-An upper estimate of what all processes have resident, each page counted once for every process that has it, page cache
-aside. What Python and its libraries take is measured; the rest follows from the plan.
+The estimate is an upper bound of the resident memory of all processes; a page counts once for every process that has it, and
+the page cache doesn't count. What Python and its libraries take was measured; the rest follows from the plan.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from itertools import zip_longest
 
@@ -17,35 +16,38 @@ from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.lora.entry import read_from
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import ConfigError
+from ..parsing import size_text
 from .plan import Plan, StagedEntry, TensorPlan
 
-# From the fastest to the smallest, and how fast a worker is in each: small panels cost most, and they only where there are
-# scattered tensors, so that fewer workers come first.
+# Memory budgets from the fastest to the smallest, and the relative speed of a worker with each. Small panels cost most, but
+# only where there are scattered tensors, so fewer workers are tried first.
 BUDGETS = (
     (DEFAULT_BUDGET, 1.0),
     (MemoryBudget(1 << 16, 1 << 23, 8 << 20, 8 << 20, 1 << 25), 0.8),
     (MemoryBudget(1 << 14, 1 << 20, 1 << 20, 2 << 20, 0), 0.4),
 )
 _INTERPRETER = 184 << 20  # Python with NumPy and Numba, which may have to compile: 34 MB of it
-_ALONE = 222 << 20  # the same, when it is the command too
+_ALONE = 222 << 20  # the same, if that process is the command, too
 _COMMAND = 60 << 20  # the command without Numba
 _PADDLE = 330 << 20  # Paddle's libraries and what it holds
-_HEADER = 1 << 10  # what the command knows of one tensor in one input
+_HEADER = 1 << 10  # the command, for each tensor of each input
 _TOKEN = 200  # of a vocabulary
 _TOKENIZER = 1450  # per token, while the library, or JSON, has a tokenizer in memory
 _STEP = 1 << 16  # elements of an earlier merge's tensor merged at a time
-_COPIED = 5 << 20  # while pieces of scattered tensors, or of those stored as text, are put in place
+_COPIED = 5 << 20  # while parts of scattered tensors, or of those stored as text, are copied
 
 
 def memory(plan: Plan, beside: int = 0) -> int:
-    """Bytes of all processes of one rank together. beside: of config and tokenizer."""
+    """Return the bytes of all processes of one rank together. beside: the bytes of config and tokenizer."""
     worker = _Worker(plan)
     return _command(plan, beside) + plan.n_process * worker.memory(plan.engine, alone(plan))
 
 
 def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
-    """The same with as many workers, and as much room for each, as stay within so many bytes; of the ways to do so the
-    fastest. Raises ConfigError if there is none."""
+    """Return the plan with the number of workers and the memory budget that are fastest within `limit` bytes.
+
+    beside: the bytes of config and tokenizer. Raises ConfigError if the limit is too small for any.
+    """
     worker, usable = _Worker(plan), cores()
     found: list[tuple[float, Plan]] = []
     needed = 0
@@ -58,26 +60,27 @@ def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
                 break
     if not found:
         raise ConfigError(
-            f"--max_memory {limit / 1e6:.0f} MB is too little: with one worker, this merge needs about"
-            f" {math.ceil(needed / 1e6)} MB"
+            f"--max_memory {size_text(limit)} is too little: with one worker, this merge needs about"
+            f" {size_text(needed, round_up=True)}"
         )
     return max(found, key=lambda pair: pair[0])[1]  # of equals the first
 
 
 def alone(plan: Plan) -> bool:
-    """Whether the command merges by itself, without workers."""
+    """Whether the command merges in its own process, without workers."""
     return plan.n_process == 1 and plan.ranks == 1 and plan.engine.tensor_type == "np"
 
 
 def _command(plan: Plan, beside: int) -> int:
-    """What the command itself takes, less what it takes as a worker if it is alone."""
+    """Return the bytes of the command's own process, beside what it takes as the only worker."""
     headers = len(plan.tensors) * (len(plan.inputs) + 1) * _HEADER
     tokens = _TOKEN * sum(plan.tokens_known) + _TOKENIZER * max(plan.tokens_known, default=0)
     return beside + headers + tokens + (0 if alone(plan) else _COMMAND)
 
 
 class _Worker:
-    """What one worker of a plan holds. Of each thing the most that any tensor takes: buffers are used again, never freed."""
+    """What one worker of a plan holds: of each kind of buffer the largest that any tensor needs, since buffers are used
+    again."""
 
     def __init__(self, plan: Plan):
         self._kinds = list({_kind(tensor): tensor for tensor in plan.tensors if tensor.merged}.values())
@@ -85,7 +88,7 @@ class _Worker:
         self._in_parts = any(one.parts for tensor in plan.tensors for entry in tensor.inputs for one in _stored(entry))
 
     def memory(self, engine: Engine, alone: bool) -> int:
-        """Bytes of one worker. alone: the merging happens in the command's own process."""
+        """Return the bytes of one worker. alone: it is the command's own process."""
         budget = engine.budget
         found = _ALONE if alone else _INTERPRETER
         found += self._readers + (_COPIED if self._in_parts else 0)
@@ -103,7 +106,7 @@ class _Worker:
 
 
 def _kind(tensor: TensorPlan) -> object:
-    """Tensors of one kind take the same memory."""
+    """Return a key that is equal for tensors that take the same memory."""
     return (
         tensor.shape,
         tensor.transposed,
@@ -119,12 +122,12 @@ def _most(numbers: Iterable[int]) -> int:
 
 
 def _wide(tensor: TensorPlan) -> int:
-    """Bytes of an element while it is computed with."""
+    """Return the bytes of an element in the dtype that the tensor is merged in."""
     return 8 if tensor.compute == "float64" else 4
 
 
 def _measured(tensor: TensorPlan, budget: MemoryBudget) -> int:
-    """What methods know of a tensor."""
+    """Return the bytes of what the method measures of a tensor."""
     models, wide = len(tensor.sources), _wide(tensor)
     return tensor.resolved.memory(models, tensor.size, wide, budget) + tensor.resolved.row_memory(
         models, tensor.shape, tensor.transposed, wide
@@ -137,13 +140,14 @@ def _itemsizes(tensor: TensorPlan) -> list[int]:
 
 
 def _block(tensor: TensorPlan, block: int) -> int:
-    """What a block takes: as it is read, computed with, and written; once more for the other compute dtype's rows."""
+    """Return the bytes of a block: as it is read, as it is computed with (twice, for both compute dtypes), and as it is
+    written."""
     inputs = _itemsizes(tensor)
     return min(block, tensor.size) * (sum(inputs) + (len(inputs) + 1) * (_wide(tensor) + 4) + tensor.dtype.itemsize)
 
 
 def _staged(tensor: TensorPlan) -> int:
-    """What merges that come before take while they are read."""
+    """Return the bytes that earlier merges of the recipe take while their tensors are read."""
     plans = [plan for entry in tensor.inputs for plan in _merges(entry)]
     return sum(
         _measured(plan, DEFAULT_BUDGET) + _block(plan, DEFAULT_BUDGET.block) + _STEP * 8 + _staged(plan) for plan in plans
@@ -163,7 +167,7 @@ def _stored(entry: TensorEntry) -> list[StoredEntry]:
 
 
 def _each(panel: int, tensors: Iterable[TensorPlan]) -> list[int]:
-    """The panels of a tensor's scattered inputs, and another, which takes one's place."""
+    """Return the sizes of the panels of a tensor's scattered inputs, and of the one that replaces one of them."""
     sizes = [
         [min(panel, one.nbytes) for entry in tensor.inputs for one in _stored(entry) if one.scattered] for tensor in tensors
     ]
@@ -171,7 +175,7 @@ def _each(panel: int, tensors: Iterable[TensorPlan]) -> list[int]:
 
 
 def _kept(resident: int, tensors: Iterable[TensorPlan]) -> list[int]:
-    """Of each input the largest of the tensors that are kept."""
+    """Return, for each input, the size of the largest tensor that is kept in memory between two passes."""
     found: list[int] = []
     for tensor in tensors:
         sizes = [tensor.size * itemsize for itemsize in _itemsizes(tensor)]

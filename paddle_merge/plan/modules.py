@@ -13,7 +13,8 @@ from ..recipe.recipe import Recipe, Slice, Stage, names_of, parts
 
 
 def problems(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[str]:
-    """A sentence on each kind of tensor that doesn't belong to exactly one module, and on each module that has none."""
+    """Return a sentence on each kind of tensor that doesn't belong to exactly one module, and on each module without
+    tensors."""
     modules = names_of(recipe)
     if not modules:
         return []
@@ -43,7 +44,7 @@ def problems(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[str]:
 
 
 def one_stack(part: Slice, tensors: Iterable[str], path: str) -> tuple[str | None, str]:
-    """The stack of layers that is sliced, and ""; or None, and why there isn't one."""
+    """Return the stack of layers that is sliced, and ""; or None, and why there isn't exactly one."""
     found, at = list(stacks(tensors)), f"{part.at}: " if part.at else ""
     if len(found) == 1:
         return found[0], ""
@@ -57,7 +58,7 @@ def one_stack(part: Slice, tensors: Iterable[str], path: str) -> tuple[str | Non
 
 
 def described(recipe: Recipe, names: Iterable[str]) -> list[str]:
-    """Which tensors of the output each module has, in a line."""
+    """Return a line for each module on the tensors of the output that belong to it."""
     modules, tensors = names_of(recipe), dict.fromkeys(names)
     found = []
     for module in modules:
@@ -69,7 +70,7 @@ def described(recipe: Recipe, names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a slice takes of an input: layers (None: all, and what is in none), of which of the modules."""
+    """What a slice takes of an input: which layers (None: all, and tensors in no layer) of which module."""
 
     layers: frozenset[int] | None
     module: str | None
@@ -77,7 +78,7 @@ class Claim:
 
 
 def taken(recipe: Recipe) -> dict[int, list[Claim]]:
-    """What is claimed of each input, and of each earlier merge, by what is claimed of its output in turn."""
+    """Return what the recipe takes of each input, by number; of an earlier merge's inputs, what is needed for its output."""
     found: dict[int, list[Claim]] = {}
     stages = list(enumerate(recipe.stages, len(recipe.sources)))
     merges: list[tuple[int, Recipe | Stage]] = [(-1, recipe), *reversed(stages)]  # each after those that take it
@@ -98,7 +99,7 @@ def taken(recipe: Recipe) -> dict[int, list[Claim]]:
 
 
 def _wanted(claims: Iterable[Claim], module: str | None, modules: tuple[str, ...]) -> frozenset[int] | None:
-    """The layers of a merge's module that are claimed."""
+    """Return the layers of a merge's module that claims take; None for all."""
     its = [one.layers for one in claims if one.modules != modules or one.module == module]
     known = [layers for layers in its if layers is not None]
     return frozenset().union(*known) if len(known) == len(its) else None

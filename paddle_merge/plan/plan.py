@@ -1,5 +1,8 @@
-"""Plan: what will be done, decided from headers alone. Every tensor of every input is accounted for, every byte of the
-output has its place, and everything that is wrong is found at once, before a weight is read.
+"""Define the plan of a merge: for every tensor of the output its inputs, its method and the place of its bytes.
+
+Before: planner.py makes a Plan from a recipe and the headers of its inputs. After: run/merge.py hands its pieces to workers,
+and run/pipeline.py merges a tensor as its TensorPlan says. A random mask is drawn from TensorPlan.seed and masked_as: the
+sparsifier (such as methods/dare.py) makes a key of them, and backends/masks.py hashes it with each element's index.
 """
 
 from __future__ import annotations
@@ -105,7 +108,7 @@ class StagedEntry(TensorEntry):
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file: its final name, the bytes around the tensors, each with its offset, and its size."""
+    """An output file: its final name, the bytes around the tensors, each with its offset, and its size in bytes."""
 
     name: str
     header: tuple[tuple[int, bytes], ...]
@@ -114,7 +117,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a worker takes at a time: elements start..stop of one tensor."""
+    """The unit of work: elements start..stop of the tensor at this place in Plan.tensors."""
 
     tensor: int
     start: int
@@ -123,7 +126,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    """tensors in output order; pieces largest first; warnings: sentences for the user before work starts."""
+    """Everything that is decided before weights are read.
+
+    tensors: in the order of the output. pieces: the largest first. warnings: sentences for the user before the merge begins.
+    """
 
     recipe: Recipe
     inputs: tuple[Checkpoint, ...]  # as Recipe.sources
@@ -158,7 +164,7 @@ class Plan:
 
     @property
     def prefix(self) -> str:
-        """What the output's files are called after."""
+        """The beginning of the names of the output's files: "model" or "master_weights"."""
         return self.recipe.prefix
 
     @property
@@ -167,7 +173,7 @@ class Plan:
 
     @property
     def measures(self) -> bool:
-        """Whether some tensor is read twice: once to measure it, once to merge it."""
+        """Whether some tensor is read twice: once to measure it, and once to merge it."""
         return any(tensor.merged and tensor.resolved.measures for tensor in self.tensors)
 
     @property
@@ -179,7 +185,7 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards)
 
     def share(self, rank: int, ranks: int) -> tuple[Piece, ...]:
-        """The pieces that one of several ranks merges: largest first, each to the rank with the least to do so far."""
+        """Return the pieces that one of several ranks merges: each piece goes to the rank with the least to do so far."""
         loads = [0] * ranks
         mine = []
         for piece in self.pieces:
@@ -190,13 +196,13 @@ class Plan:
         return tuple(mine)
 
     def traffic(self, piece: Piece) -> int:
-        """Bytes read for the first time, and written."""
+        """Return the bytes that a piece reads (once) and writes."""
         tensor = self.tensors[piece.tensor]
         itemsizes = [entry.dtype.itemsize for entry in tensor.inputs] + [tensor.dtype.itemsize]
         return (piece.stop - piece.start) * sum(itemsizes)
 
     def index(self) -> bytes | None:
-        """The content of the index file; None if the output is one file."""
+        """Return the content of the index file; None if the output is one file."""
         if len(self.shards) == 1:
             return None
         weight_map = {tensor.name: self.shards[tensor.shard].name for tensor in self.tensors}
@@ -206,7 +212,7 @@ class Plan:
 
 
 def leaves(tensor: TensorPlan) -> Iterator[tuple[int, TensorEntry]]:
-    """What is read from checkpoints for a tensor, each with the checkpoint's place in Recipe.sources."""
+    """Yield the entries that are read from checkpoints for a tensor, each with its checkpoint's place in Recipe.sources."""
     for number, entry in zip(tensor.numbers, tensor.inputs, strict=True):
         yield from _leaves(number, entry)
 
@@ -222,7 +228,10 @@ def _leaves(number: int, entry: TensorEntry) -> Iterator[tuple[int, TensorEntry]
 
 
 def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
-    """The pieces, largest first so that workers finish together. A tensor that must be measured stays whole."""
+    """Cut tensors into pieces of at most PIECE_BYTES, largest first, so that workers finish together.
+
+    A tensor that must be measured before it is merged stays in one piece.
+    """
     pieces = []
     for number, tensor in enumerate(tensors):
         step = max(1, PIECE_BYTES // tensor.dtype.itemsize // BLOCK) * BLOCK

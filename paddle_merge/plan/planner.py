@@ -1,4 +1,9 @@
-"""Recipe + the headers of its inputs -> Plan. What is wrong is found here, all at once, before a weight is read."""
+"""Make the plan of a merge from a recipe and the headers of its inputs, and find everything that is wrong with them.
+
+Before: recipe/request.py says what is asked for. Here: the inputs are opened and brought into one layout (conversion/), the
+output's tensors are assembled from theirs (assemble.py), and each gets its place in an output file. After: run/merge.py
+carries out the Plan (plan.py).
+"""
 
 from __future__ import annotations
 
@@ -29,9 +34,11 @@ from .plan import Plan, Shard, StagedEntry, TensorPlan, cut
 def make_plan(
     recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000, engine: Engine = NUMPY, ranks: int = 1
 ) -> Plan:
-    """Read the headers of all inputs and decide. ranks: how many processes, of n_process workers each, share the plan.
+    """Return the plan of a merge, made from the headers of its inputs.
 
-    Raises CheckpointError listing everything that doesn't fit.
+    n_process: workers of each rank. shard_bytes: the largest size of an output file. engine: what computes. ranks: how many
+    processes, of n_process workers each, share the plan.
+    Raises CheckpointError listing everything in the inputs that doesn't fit; ConfigError for parameters that don't.
     """
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
@@ -87,7 +94,7 @@ def make_plan(
 
 
 def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | None) -> Aligner | None:
-    """Raises CheckpointError."""
+    """Return what aligns vocabularies as the recipe says; None if it doesn't. Raises CheckpointError if it must."""
     if recipe.tokenizer is not None:
         wanted = recipe.tokenizer
         return Aligner(
@@ -104,7 +111,8 @@ def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | N
 
 
 def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None) -> list[str]:
-    """Of whole models, or modules, in which ways their tensors don't match; slices of layers are looked at one by one."""
+    """Return how the tensors of whole models, or modules, don't match. (assemble.py compares slices of layers one by
+    one.)"""
     found, names = list[str](), names_of(recipe)
     aligned = aligner.has if aligner is not None else lambda name: False
     for module, (part, *_) in parts(recipe):
@@ -119,13 +127,16 @@ def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: 
 
 
 def _transposed(made: Sequence[AssembledTensor], layout: str | None) -> Set[str]:
-    """The names of matrices [in, out]."""
+    """Return the names of the matrices that are [in, out]."""
     return transposed_in({one.name: one.entries[-1] for one in made}, layout)
 
 
 def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None) -> list[str]:
-    """Puts behind the inputs what the recipe's earlier merges make, which is merged when it is read; a sentence on each
-    filter that met nothing. Raises CheckpointError, ConfigError."""
+    """Append the outputs of the recipe's earlier stages to the inputs; return a sentence on each filter that matches
+    nothing.
+
+    Their tensors are merged when they are read. Raises CheckpointError, ConfigError.
+    """
     idle = list[str]()
     for stage in recipe.stages:
         found, aligner = vocabularies.inputs, _aligner(stage, vocabularies, layout)
@@ -142,8 +153,11 @@ def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None)
 
 
 def _staged(made: Sequence[AssembledTensor], stage: Stage, title: str, transposed: Set[str]) -> dict[str, TensorEntry]:
-    """The tensors of an earlier merge. One that is made of the same bytes as another, and alike, is that very tensor: a tied
-    lm_head stays the embedding. transposed: names of matrices [in, out]."""
+    """Return the tensors of an earlier merge.
+
+    A tensor that is made of the same bytes as another, in the same way, is that very tensor, so that a tied lm_head
+    stays the embedding. transposed: names of matrices [in, out].
+    """
     entries: dict[str, TensorEntry] = {}
     first: dict[object, str] = {}
     for one in made:
@@ -158,7 +172,7 @@ def _staged(made: Sequence[AssembledTensor], stage: Stage, title: str, transpose
 
 
 def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
-    """Why the merged model is none for Paddle's files, which hold matrices [in, out]."""
+    """Return why the merged model can't be saved in Paddle's files, which hold matrices [in, out]."""
     if layout == "hf":
         return [
             "--save_format pdparams is for Paddle, and the merged model would be in Hugging Face's layout: pass"
@@ -179,9 +193,10 @@ def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
 def _lay_out(
     made: Sequence[AssembledTensor], recipe: Recipe, format: str | None, shard_bytes: int, transposed: Set[str]
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Which tensor goes where: in the given order, shards filled up to shard_bytes, wide dtypes first within a shard.
-    transposed: names of matrices [in, out].
+    """Give each tensor its place in an output file: files are filled up to shard_bytes in the given order, and within a file
+    wide dtypes come first.
 
+    format: of the safetensors metadata. transposed: names of matrices [in, out].
     Raises CheckpointError listing the tensors that the output's format can't hold.
     """
     groups: list[list[tuple[Held, AssembledTensor]]] = [[]]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..parsing import size_text
 from ..plan import memory_estimate
 from ..plan.account import account
 from ..plan.describe import describe, input_lines, log, sidecar_bytes, tensor_lines
@@ -17,9 +18,10 @@ from .time_estimate import forecast
 
 
 def announce(plan: Plan, request: Request, sidecars: Mapping[str, bytes], planning: float) -> None:
-    """Print the plan if it is a dry run, with all that is to be known about it; else log it. Write it to request.account.
+    """Log the plan, or in a dry run print it with every kind of tensor and a prediction; write it to request.account, if
+    given.
 
-    planning: seconds that it took to make. Raises CheckpointError if a tensor would be lost; OutputError, WorkError.
+    planning: seconds that making the plan took. Raises CheckpointError if a tensor would be lost; OutputError, WorkError.
     """
     accounted = account(plan)
     predicted = predict(plan, request, sidecars, planning)
@@ -35,7 +37,7 @@ def announce(plan: Plan, request: Request, sidecars: Mapping[str, bytes], planni
 
 
 def predict(plan: Plan, request: Request, sidecars: Mapping[str, bytes], planning: float) -> Predicted:
-    """Memory and disk, in bytes; of a dry run time, too, in seconds."""
+    """Return the memory and disk space that the merge needs, in bytes; for a dry run also its duration, in seconds."""
     found: dict[str, Any] = {
         "workers": plan.n_process,
         "memory": memory_estimate.memory(plan, sidecar_bytes(sidecars)),
@@ -49,7 +51,7 @@ def predict(plan: Plan, request: Request, sidecars: Mapping[str, bytes], plannin
 
 
 def _prediction(predicted: Predicted) -> Iterator[str]:
-    yield f"disk     {predicted['disk'] / 1e9:.2f} GB, of {predicted['disk_free'] / 1e9:.0f} GB free"
+    yield f"disk     {size_text(predicted['disk'])}, of {size_text(predicted['disk_free'])} free"
     time = predicted["time"]
     parts = {"starting": "starting", "reading": "reading", "computing": "computing", "writing": "writing"}
     parts |= {"flushing": "waiting for the disk"} if time["flushing"] >= 0.05 else {}

@@ -1,4 +1,4 @@
-"""What the parent sends to a worker process, and what a worker reports."""
+"""Define what the command sends to a worker process, and what a worker reports."""
 
 from __future__ import annotations
 
@@ -30,10 +30,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """What was noticed in one piece of a tensor: the inputs (index into Recipe.titles) that hold NaN or Inf; numbers too
-    large for the output's dtype; the most bytes of device memory that the worker has taken so far. The piece, elements
-    start..stop, and the fingerprints of it as it was written and as each input was read (as Recipe.sources, in the output's
-    layout, adapters folded in)."""
+    """What a worker found while it merged one piece of a tensor.
+
+    not_finite: the inputs, by their places in Recipe.titles, that hold NaN or Inf. overflowed: whether numbers were too
+    large for the output's dtype. device_memory: the most bytes of device memory that the worker has taken so far.
+    start, stop: the piece's elements. written: their fingerprint as they were written; read: as each input was read, in the
+    output's layout and with adapters folded in.
+    """
 
     tensor: str
     not_finite: tuple[int, ...] = ()
@@ -46,7 +49,7 @@ class Report:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Report:
-        """From JSON. Raises ValueError, or TypeError, if it says something else."""
+        """Return a report from its JSON content. Raises ValueError or TypeError if that is no report."""
         lists = {name: tuple(content[name]) for name in ("not_finite", "read")}
         report = cls(**{**content, **lists})
         numbers = (report.device_memory, report.start, report.stop, *report.not_finite)
@@ -58,7 +61,7 @@ class Report:
 
 
 def notice(reports: Sequence[Report], tensors: Sequence[TensorPlan], paths: Sequence[str], strict: bool) -> None:
-    """Warn of NaN and Inf met on the way, or raise WorkError under `strict`. paths: as Recipe.titles."""
+    """Log a warning for each NaN, Inf and overflow that was found, or raise WorkError if `strict`. paths: Recipe.titles."""
     dtypes = {tensor.name: tensor.dtype.name for tensor in tensors}
     found = sorted(
         {

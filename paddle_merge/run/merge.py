@@ -1,4 +1,9 @@
-"""Plan -> workers -> finished checkpoint."""
+"""Carry out a merge from the request to the finished checkpoint.
+
+Before: recipe/request.py makes a Request of flags and recipe. Here: the plan is made (plan/planner.py) and printed
+(announce.py), the output's files are created (output/writer.py), workers merge the plan's pieces (pool.py), and the
+files get their final names. After: worker.py merges one piece; pipeline.py merges it block by block.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from ..checkpoints.compare import differing
 from ..checkpoints.tensors import stored
 from ..conversion.inputs import open_inputs
 from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
+from ..parsing import size_text
 from ..plan import memory_estimate
 from ..plan.config_source import given_config
 from ..plan.file_names import LOCK, RECORD
@@ -100,24 +106,24 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
             journal.close(stopped=True)
             kept = output.abandon(leads and journals.read(output.folder) is not None)
         if kept:
-            log.warning("what is done is kept in %s: the same command with --resume goes on from there", request.output)
+            log.warning("the completed part is kept in %s: run the same command with --resume to continue", request.output)
         raise
     if not leads:
         ranks.gather(None)
         return
-    # The checkpoint is whole, whatever happens to the others from here on.
+    # The checkpoint is complete, whatever happens to the other ranks from here on.
     with contextlib.suppress(WorkError, KeyboardInterrupt):
         ranks.gather(None)
     seconds = time.perf_counter() - started
-    rate = (plan.bytes_in + plan.bytes_out) / seconds / 1e9
-    log.info("merged into %s in %.1f s (%.2f GB/s read and written)", request.output, seconds, rate)
+    rate = size_text((plan.bytes_in + plan.bytes_out) / seconds)
+    log.info("merged into %s in %.1f s (%s/s read and written)", request.output, seconds, rate)
     device_memory = max((report.device_memory for report in reports), default=0)
     if device_memory:
-        log.info("device memory: at most %.0f MB per worker", device_memory / 1e6)
+        log.info("device memory: at most %s per worker", size_text(device_memory))
 
 
 def _begin(request: Request, plan: Plan, output: Output, journal: Journal, ranks: Ranks) -> list[Report]:
-    """Make the output's files and this rank's journal; the pieces that a merge that was stopped has done."""
+    """Create the output's files and this rank's journal; return the reports of what an interrupted merge has completed."""
     leads, done = ranks.number == 0, []
     header = journals.describe(request, plan)
     if leads:
@@ -126,7 +132,7 @@ def _begin(request: Request, plan: Plan, output: Output, journal: Journal, ranks
         if stopped is not None:
             done = whole(stopped.reports, plan, output.partial_paths)
             share = sum(report.stop - report.start for report in done) / sum(tensor.size for tensor in plan.tensors)
-            log.info("resume   %.0f %% of the output is there, and whole", 100 * share)
+            log.info("resume   %.0f %% of the output is already complete", 100 * share)
         journal.start(header, done)
         output.drop_journals(but=0)
     done = [Report.of(report) for report in ranks.gather([dataclasses.asdict(report) for report in done])[0]]
@@ -136,7 +142,7 @@ def _begin(request: Request, plan: Plan, output: Output, journal: Journal, ranks
 
 
 def _agree(plan: Plan, ranks: Ranks) -> None:
-    """All ranks must have made the same plan. Raises WorkError on rank 0, from which the others hear it."""
+    """Check that all ranks have made the same plan. Raises WorkError on rank 0, which passes it on to the others."""
     digest = hashlib.sha256(repr((plan.recipe, plan.shards, plan.pieces)).encode("utf-8", "surrogatepass"))
     for tensor in plan.tensors if ranks.count > 1 else ():
         digest.update(repr(tensor).encode("utf-8", "surrogatepass"))
@@ -150,10 +156,10 @@ def _agree(plan: Plan, ranks: Ranks) -> None:
 
 
 def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], bytes]:
-    """The plan, shared by so many ranks, the files to write beside the weights, by name, and the content of
-    merge_config.json. Touches nothing.
+    """Return the plan, the files to write beside the weights, by name, and the content of merge_config.json.
 
-    Raises MergeError with the problems of flags, inputs and output together; of its kinds, the first met.
+    ranks: how many share the plan. Writes nothing. Raises MergeError with the problems of flags, inputs and output together;
+    its class is that of the first problem.
     """
     attempt = Attempts()
     specs = request.sources
@@ -163,7 +169,7 @@ def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], b
     if request.config_from:
         attempt(given_config, request.config_from)
     if recipe is None:
-        # Nothing is downloaded for it.
+        # Nothing is downloaded for a merge that can't be done.
         remote = {spec for spec in specs if hub.installed() and any(map(hub.is_name, adapters.split_spec(spec)))}
         attempt(open_inputs, [spec for spec in specs if spec not in remote], request.prefix)
     else:
@@ -198,7 +204,8 @@ def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], b
 
 
 def _may_go_on(request: Request, plan: Plan | None) -> None:
-    """Raises OutputError if a merge into the folder was stopped, and isn't dealt with."""
+    """Check for an interrupted merge in the output folder. Raises OutputError if the request can't go on with it or
+    begin again."""
     stopped = journals.read(request.output)
     if stopped is None:
         return
@@ -208,18 +215,18 @@ def _may_go_on(request: Request, plan: Plan | None) -> None:
         return
     if not request.resume and not request.overwrite:
         raise OutputError(
-            f"--output_path {request.output} holds an unfinished merge; --resume goes on with it, --overwrite begins again"
+            f"--output_path {request.output} holds an unfinished merge; --resume continues it, --overwrite starts again"
         )
     changed = journals.changes(stopped.header, journals.describe(request, plan)) if request.resume and plan else []
     if changed:
         raise OutputError(
-            f"--resume can't go on with the merge in {request.output}: {'; '.join(changed)}; --overwrite without --resume"
-            " begins again"
+            f"--resume can't continue the merge in {request.output}: {'; '.join(changed)}; --overwrite without --resume"
+            " starts again"
         )
 
 
 def _check_equal(plan: Plan) -> None:
-    """Integers and booleans can't be averaged: they must be the same in all inputs. Raises CheckpointError."""
+    """Check that integers and booleans, which can't be averaged, are the same in all inputs. Raises CheckpointError."""
     problems = []
     for tensor in plan.tensors:
         if not tensor.merged and (unequal := differing(tensor.inputs)):

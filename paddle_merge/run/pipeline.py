@@ -1,7 +1,10 @@
-"""One tensor's road, block by block: read, widen, take the task vector, sparsify, merge, add the base, round, hand on.
+"""Merge one tensor block by block: read, widen, subtract the base, sparsify, merge, add the base, round.
 
-A block of all models stays in the second-level cache (in the device's memory, on a device) while every step runs over it, so
-a tensor of any size merges in the same few megabytes.
+A block of all models stays in the second-level cache (on a device, in its memory) while every step runs over it, so a tensor
+of any size is merged in the same few megabytes.
+
+Before: a Source (sources.py) gives the elements of the inputs. Here: the steps, as TensorPlan.resolved says; the
+formulas are in methods/, and backends/ compute them. After: worker.py writes the merged blocks to the output's file.
 """
 
 from __future__ import annotations
@@ -19,18 +22,20 @@ SAMPLE_WIDTH = 16  # neighbouring elements sampled together
 
 
 class Source(Protocol):
-    """Where the elements of one tensor come from: models in order, then the base (TensorPlan.inputs).
+    """Gives the elements of one tensor's inputs: the models in order, then the base (TensorPlan.inputs).
 
-    dtypes: of what each gives; of adapted and aligned tensors, what they are merged in, and of all others what is stored.
+    dtypes: of each input's elements. Adapted and aligned tensors are given in the dtype that they are merged in, all
+    others in the dtype that they are stored in.
     """
 
     dtypes: Sequence[DType]
 
     def read(self, number: int, start: int, count: int) -> Any:
-        """(count,): elements start.. of source `number`, as the backend loads them. Overlaps what it gave before."""
+        """Return `count` elements of input `number` from `start` on, (count,). The next call may overwrite them."""
 
     def sample(self, number: int, clusters: int, step: int, width: int) -> Any:
-        """(clusters * width,): the first `width` of every `step` elements, from the tensor's beginning."""
+        """Return the first `width` of every `step` elements, `clusters` times from the tensor's beginning: (clusters *
+        width,)."""
 
 
 def merge_tensor(
@@ -53,7 +58,7 @@ def merge_tensor(
 
 
 class Pipeline:
-    """The elements start..stop of one tensor in all models, as methods see them (shared.base.Tensor) and as they are merged.
+    """A piece of one tensor in all models, as methods see it (methods.shared.base.Tensor), and as it is merged.
 
     not_finite: the inputs, by their places in Recipe.titles, in which a NaN or Inf was met. overflowed: whether finite input
     led to a number that the output's dtype can't hold. Both are known when all blocks are merged.
@@ -73,8 +78,8 @@ class Pipeline:
         self._bad_out: list[Any] = []
         self._states: Sequence[Any] = ()
         self._state: Any = None
-        self._counted = False  # whether the bytes read have been reported as progress
-        self._whole: tuple[int, Any, Any] | None = None  # the only block, where the backend leaves it as it is
+        self._counted = False  # whether the bytes that are read have been reported as progress
+        self._whole: tuple[int, Any, Any] | None = None  # the only block, where the backend doesn't overwrite it
 
     @property
     def not_finite(self) -> tuple[int, ...]:
@@ -124,8 +129,10 @@ class Pipeline:
             self._progress(len(stored) * self._tensor.dtype.itemsize)
 
     def blocks(self, first: int | None = None, stop: int | None = None) -> Iterator[tuple[int, Any, Any]]:
-        """(start, x, base or None): rows of task vectors, or of weights if there is no base, in shared memory; of the piece,
-        or of its elements first..stop."""
+        """Yield (start, x, base or None) block by block, of the piece or of its elements first..stop.
+
+        x: a row per model, of task vectors, or of weights if there is no base. The next block may overwrite it.
+        """
         first = self._piece.start if first is None else first
         stop = self._piece.stop if stop is None else stop
         block = self._backend.block(self.models)

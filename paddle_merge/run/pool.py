@@ -1,4 +1,4 @@
-"""The worker processes: started, fed with pieces, listened to, and missed when they die."""
+"""Run worker processes: start them, send them pieces, receive their reports, and notice when one dies."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = logging.getLogger("paddle_merge")
 def work(
     plan: Plan, job: Job, progress: bool | None, ranks: Ranks, lock: FolderLock | None = None, doing: str = "merging"
 ) -> Iterator[Report]:
-    """Merge this rank's share of the pieces, here or in worker processes.
+    """Merge this rank's share of the pieces, in this process or in workers; yield a report for each piece.
 
-    progress: whether to show a progress bar; None: if standard error is a terminal. lock: of the output's folder, which
-    workers hold too.
+    progress: whether to show a progress bar; None: if standard error is a terminal. lock: of the output folder; workers hold
+    it, too. doing: the title of the progress bar.
     """
     from tqdm import tqdm
 
@@ -53,7 +53,7 @@ def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> Iterator
 
 
 class WorkerPool:
-    """Worker processes, which hold the merge's lock too. Leaving the context kills those that still run."""
+    """Worker processes, which hold the lock of the output folder, too. Leaving the context kills those that still run."""
 
     def __init__(self, plan: Plan, pieces: Sequence[Piece], job: Job, lock: FolderLock | None = None):
         self._inherited = [lock.file] if lock is not None and lock.file is not None else []
@@ -71,10 +71,10 @@ class WorkerPool:
             raise WorkError(f"can't start {count} workers ({error.strerror}); try a smaller --n_process") from None
 
     def _start(self) -> None:
-        """One worker, with this process's import path, in a session of its own: Ctrl-C is for the parent to handle."""
+        """Start one worker, with this process's import path and in a session of its own: this process handles Ctrl-C."""
         ours, theirs = Pipe()
         code = (
-            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"  # who means a worker, kills it
+            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"  # a signal sent to a worker ends it
             f" sys.path[:] = {sys.path!r}; from paddle_merge.run.worker import main; main({theirs.fileno()})"
         )
         with theirs:
@@ -97,7 +97,7 @@ class WorkerPool:
             process.wait()
 
     def work(self, progress: Callable[[int], Any], ranks: Ranks) -> Iterator[Report]:
-        """Hand out the pieces; yield the reports. Raises WorkError as soon as a worker, or another rank, fails or dies."""
+        """Hand out the pieces and yield the reports. Raises WorkError as soon as a worker or another rank fails or dies."""
         waiting = iter(self._pieces)
         for number, connection in enumerate(list(self._processes)):
             engine = dataclasses.replace(self._job.engine, worker=number, workers=len(self._processes))

@@ -1,13 +1,14 @@
-"""How the ranks of one merge talk: the processes that `paddle.distributed.launch` starts, on one machine or on several.
+"""Exchange messages among the ranks of one merge: the processes that `paddle.distributed.launch` starts, on one machine
+or on several.
 
-Rank 0 listens; every other rank holds one connection to it. The system closes it when a process dies, and TCP keepalive
-when a machine loses its power. A message is [kind, content] in JSON, behind its length:
+Rank 0 listens, and every other rank has one connection to it. The system closes the connection when a process dies, and TCP
+keepalive when a machine loses power. A message is [kind, content] in JSON, preceded by its length in four bytes:
 
-    hello    a rank to rank 0: the job's token and its number. Who says anything else is a stranger, and dropped
+    hello    from a rank to rank 0: the job's token and the rank's number. A connection that sends anything else is closed
     welcome  rank 0's answer, with the token
-    gather   a rank's content, to rank 0; all contents, from rank 0
-    fail     sentences: the job failed. Rank 0 passes them on
-    bye      this rank needs nothing more: the end of its connection is not its death
+    gather   to rank 0: a rank's content; from rank 0: the contents of all ranks
+    fail     sentences that say why the job failed. Rank 0 passes them on
+    bye      this rank needs nothing more: the end of its connection doesn't mean that it died
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ from typing import Any
 
 from ..errors import WorkError
 
-CONNECT_SECONDS = 300.0  # for all ranks to come
-CLOSE_SECONDS = 5.0  # for the others to read what was sent last
+CONNECT_SECONDS = 300.0  # until all ranks must be connected
+CLOSE_SECONDS = 5.0  # for the other ranks to read what was sent last
 MESSAGE_BYTES = 1 << 29
 TCP = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
 
 
 class Ranks:
-    """This process among the ranks. Connect; gather and check; fail, if this rank fails; close, whatever happened."""
+    """This process as one of the ranks.
+
+    Call connect first; gather and check while working; fail, if this rank fails; and close in any case.
+    """
 
     def __init__(self, number: int, endpoints: Sequence[str]):
         self.number, self.count, self._endpoints = number, len(endpoints), list(endpoints)
@@ -46,7 +50,10 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks | None:
-        """As the launcher's variables say; None if this process is alone. Raises WorkError where they make no sense."""
+        """Return the rank that the launcher's environment variables describe; None if this process is alone.
+
+        Raises WorkError where they contradict each other.
+        """
         names = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_CURRENT_ENDPOINT")
         count, rank, listed, ours = (os.environ.get(name, "").strip() for name in names)
         words = [word.strip() for word in listed.split(",")]
@@ -63,15 +70,16 @@ class Ranks:
         return cls(int(rank), words)
 
     def connect(self) -> None:
-        """Meet the other ranks; returns when all are there. Raises WorkError."""
+        """Connect to the other ranks; return when all are connected. Raises WorkError."""
         if self.count > 1:
             (self._reach if self.number else self._meet)()
             self.gather(None)
 
     def gather(self, content: Any) -> list[Any]:
-        """What every rank gave, by rank; every rank must call it equally often. Waits for the last one, however long.
+        """Return what every rank gave, by rank. Every rank must call it equally often; it waits for the last one without
+        limit.
 
-        content: what JSON can say; a tuple comes back as a list. Raises WorkError if a rank failed, died or left.
+        content: anything that JSON can hold; a tuple comes back as a list. Raises WorkError if a rank failed, died or left.
         """
         if self.number:
             self._tell("gather", content)
@@ -81,7 +89,7 @@ class Ranks:
             self._turn(None)
         contents = [self._peers[number].gathered.popleft() for number in sorted(self._peers)]
         if self.number == 0:
-            contents = [[json.loads(json.dumps(content)), *contents]]  # as the others get it
+            contents = [[json.loads(json.dumps(content)), *contents]]  # as the other ranks get it
             self._tell("gather", contents[0])
             while any(peer.outgoing for peer in self._peers.values()):
                 self._turn(None)
@@ -89,7 +97,7 @@ class Ranks:
         return list(contents[0])
 
     def waitables(self) -> list[socket.socket]:
-        """What is readable when `check` has something to do; for multiprocessing.connection.wait."""
+        """Return the sockets that are readable when `check` has something to do, for multiprocessing.connection.wait."""
         return [peer for peer in self._peers.values() if peer.fileno() >= 0]
 
     def check(self) -> None:
@@ -98,12 +106,12 @@ class Ranks:
             pass
 
     def fail(self, problems: Sequence[str]) -> None:
-        """Tell the others why this rank failed, unless the job had failed before. Never raises; after any exception."""
+        """Tell the other ranks why this one failed, unless the job had failed before. It raises nothing."""
         with contextlib.suppress(Exception):
             self._fail([f"{self._titles[self.number]}: {problem}" for problem in problems or ["failed"]])
 
     def close(self) -> None:
-        """Leave; wait at most a few seconds for those connected here to leave too, so that nobody's last words are lost."""
+        """Leave the job, and wait up to CLOSE_SECONDS until the connected ranks have read what was sent last."""
         limit = time.monotonic() + CLOSE_SECONDS
         try:
             if not self.failure:
@@ -120,7 +128,7 @@ class Ranks:
     # --- talking -----------------------------------------------------------------------------------------------------
 
     def _turn(self, seconds: float | None) -> bool:
-        """Wait until something can be read or written, and do that; whether there was anything. Raises WorkError."""
+        """Wait until something can be read or written, and do that; return whether there was anything. Raises WorkError."""
         if self.failure and not any(peer.leaving for peer in self._peers.values()):
             raise WorkError(self.failure)
         with selectors.PollSelector() as selector:
@@ -156,10 +164,10 @@ class Ranks:
     # --- meeting -----------------------------------------------------------------------------------------------------
 
     def _meet(self) -> None:
-        """Rank 0: wait for the others. Raises WorkError."""
+        """Wait for the other ranks, as rank 0. Raises WorkError."""
         limit = time.monotonic() + CONNECT_SECONDS
         missing = {_frame("hello", [self._token, number]): number for number in range(1, self.count)}
-        strangers: dict[socket.socket, bytes] = {}  # with what they have said so far
+        strangers: dict[socket.socket, bytes] = {}  # with what they have sent so far
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(self._listen())
             while missing:
@@ -186,7 +194,7 @@ class Ranks:
 
     def _listen(self) -> socket.socket:
         host, port = _address(self._endpoints[0])
-        for name in (host, "::" if ":" in host else "0.0.0.0"):  # it may not know the name that others know it by
+        for name in (host, "::" if ":" in host else "0.0.0.0"):  # this machine may not know the name that others use for it
             try:
                 family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
                 listener = socket.create_server(address[:2], family=family, backlog=128)
@@ -200,7 +208,7 @@ class Ranks:
         raise WorkError(f"{self._titles[0]} {problem}")
 
     def _reach(self) -> None:
-        """Every other rank: connect to rank 0, which may not be there yet. Raises WorkError."""
+        """Connect to rank 0, which may not listen yet, as any other rank. Raises WorkError."""
         limit, welcome, problem = time.monotonic() + CONNECT_SECONDS, _frame("welcome", self._token), "no answer"
         while (seconds := limit - time.monotonic()) > 0:
             try:
@@ -228,14 +236,14 @@ class Ranks:
 
 
 class _Peer(socket.socket):
-    """The connection to another rank. `write` and `read` do what can be done at once."""
+    """The connection to another rank. `write` and `read` do what can be done without waiting."""
 
     def __init__(self, connection: socket.socket):
         super().__init__(fileno=connection.detach())
         self.outgoing: deque[tuple[memoryview, list[int]]] = deque()  # frames, with how much each `send` took
         self.gathered: deque[Any] = deque()  # contents for gathers to come
-        self.left = False  # it said that its end is no death
-        self.leaving = False  # it gets what is outgoing and nothing more; what it says is thrown away
+        self.left = False  # it said that it needs nothing more
+        self.leaving = False  # only what is outgoing is still sent; what arrives is dropped
         self._received = bytearray()
         self.setblocking(False)
         with contextlib.suppress(OSError):  # it ended already
@@ -251,7 +259,7 @@ class _Peer(socket.socket):
         self.write()
 
     def write(self) -> None:
-        """A KeyboardInterrupt may come between any two steps here: no byte is lost or sent twice."""
+        """Send what can be sent. A KeyboardInterrupt between any two steps neither loses a byte nor sends one twice."""
         try:
             while self.outgoing:
                 header, sent = self.outgoing[0]
@@ -267,7 +275,7 @@ class _Peer(socket.socket):
             self.outgoing.clear()  # it ended; what it said last can still be read
 
     def read(self) -> Iterator[tuple[str, Any]]:
-        """The messages that are complete now. Closes when no more can come."""
+        """Yield the messages that are complete now; close the connection when no more can come."""
         try:
             chunk = self.recv(1 << 20)
             if not self.leaving:
@@ -294,6 +302,6 @@ def _frame(kind: str, content: Any) -> bytes:
 
 
 def _address(endpoint: str) -> tuple[str, int]:
-    """Of host:port or [IPv6 address]:port, with "" or 0 for what makes no sense."""
+    """Return the parts of host:port or [IPv6 address]:port, with "" or 0 for one that is invalid."""
     host, _, port = endpoint.rpartition(":")
     return host.strip("[]"), int(port) if port.isdecimal() and int(port) < 1 << 16 else 0

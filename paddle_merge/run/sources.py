@@ -1,4 +1,10 @@
-"""Read the elements of a tensor from wherever they come: files, adapters, other rows, earlier stages of the recipe."""
+"""Read the elements of a tensor's inputs from wherever they come from.
+
+`reader` chooses the reader of a TensorEntry: of stored tensors, tensors with adapters, tensors with aligned rows, and
+tensors of an earlier stage of the recipe, which are merged when they are read.
+
+Before: plan/plan.py says which entries a tensor is made of. After: pipeline.py merges what FileSource gives.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +29,7 @@ from .pipeline import merge_tensor
 
 
 def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
-    """Return what reads the elements of a tensor. compute: the dtype that it is merged in, "float32" or "float64".
+    """Return the reader of a tensor. compute: the dtype that it is merged in, "float32" or "float64".
 
     Raises WorkError, as Files.read does, where something has to be read first.
     """
@@ -81,7 +87,7 @@ class FileSource:
         return raw
 
     def fingerprints(self) -> tuple[str, ...]:
-        """Of each source, when all was read."""
+        """Return the fingerprint of each input, once all its elements were read."""
         if any(fingerprint.stop != self._stop for fingerprint in self._fingerprints):
             raise RuntimeError("some of its inputs' elements were never read")
         return tuple(fingerprint.hexdigest() for fingerprint in self._fingerprints)

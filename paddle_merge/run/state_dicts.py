@@ -1,4 +1,4 @@
-"""Merging models that are in memory: the same recipe, the same road, and no disk."""
+"""Merge models that are in memory, by the same recipe and pipeline as files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def merge_state_dicts(
 def merge_by_recipe(
     sources: Sequence[Mapping[str, Any]], recipe: Recipe, engine: Engine, strict: bool = False
 ) -> dict[str, Any]:
-    """The same for what a recipe's sources stand for, of which there may be only one. Raises as merge_state_dicts does."""
+    """Merge state dicts by a recipe, whose sources they are in order; there may be one only. Raises as merge_state_dicts
+    does."""
     if recipe.tokenizer is not None:
         raise ConfigError("tokenizer_source can't align state dicts: they have no tokenizer that says which token a row is")
     backends = Backends(engine)
@@ -94,7 +95,7 @@ def merge_by_recipe(
 
 
 def _check_kinds(sources: Sequence[Any], tensor_type: str, out_dtype: str | None) -> None:
-    """What can't be looked at any further. Raises ConfigError, CheckpointError."""
+    """Check that the sources are state dicts that can be merged here. Raises ConfigError, CheckpointError."""
     if len(sources) < 2:
         raise ConfigError("give at least two state dicts")
     for source in sources:
@@ -110,7 +111,7 @@ def _check_kinds(sources: Sequence[Any], tensor_type: str, out_dtype: str | None
 
 
 def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _Paddle) -> list[TensorPlan]:
-    """What becomes of every tensor. Raises CheckpointError listing everything that doesn't fit."""
+    """Return the plan of every tensor. Raises CheckpointError listing everything that doesn't fit."""
     problems: list[str] = []
     inputs = [_headers(source, label, kind, problems) for source, label in zip(sources, recipe.sources, strict=True)]
     problems = problems or [problem for one in inputs for problem in quantised(one, {})]
@@ -135,7 +136,7 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
 
 
 def _layout(recipe: Recipe, first: Checkpoint, kind: _Numpy | _Paddle) -> str | None:
-    """How their matrices lie. Raises CheckpointError."""
+    """Return the layout of all state dicts. Raises CheckpointError if they have several."""
     told = list(dict.fromkeys(layout for layout in recipe.layouts if layout is not None))
     if len(told) > 1:
         raise CheckpointError(f"state dicts are merged as they are, so they must be of one layout, not of {', '.join(told)}")
@@ -145,7 +146,7 @@ def _layout(recipe: Recipe, first: Checkpoint, kind: _Numpy | _Paddle) -> str | 
 
 
 def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, problems: list[str]) -> Checkpoint:
-    """What the headers of a file would say; what is no tensor that can be merged is added to problems."""
+    """Return a state dict as a checkpoint of headers; a sentence on each value that can't be merged is added to problems."""
     entries: dict[str, StoredEntry] = {}
     for name, value in state_dict.items():
         try:
@@ -159,7 +160,7 @@ def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, 
 
 
 class _MemorySource:
-    """pipeline.Source over flat tensors."""
+    """Gives the elements of flat tensors in memory, as a pipeline.Source."""
 
     def __init__(self, flat: Sequence[Any], dtypes: Sequence[DType]):
         self._flat, self.dtypes = flat, dtypes
@@ -172,10 +173,10 @@ class _MemorySource:
 
 
 class _Numpy:
-    """What is done with NumPy arrays outside of the backend."""
+    """Handles NumPy arrays outside of the backend."""
 
     def dtype(self, value: Any) -> DType:
-        """Raises TypeError."""
+        """Return the dtype of a value. Raises TypeError with the rest of a sentence if it can't be merged."""
         if not isinstance(value, np.ndarray | np.generic):
             raise TypeError(f"is a {type(value).__module__}.{type(value).__name__}, not a NumPy array")
         if value.dtype.name not in _DTYPES:
@@ -204,10 +205,10 @@ class _Numpy:
 
 
 class _Paddle:
-    """What is done with Paddle tensors outside of the backend."""
+    """Handles Paddle tensors outside of the backend."""
 
     def dtype(self, value: Any) -> DType:
-        """Raises TypeError."""
+        """Return the dtype of a value. Raises TypeError with the rest of a sentence if it can't be merged."""
         import paddle
 
         if not isinstance(value, paddle.Tensor):

@@ -1,4 +1,5 @@
-"""How long a merge will take here: a few pieces of it are carried out, and thrown away; the rest is arithmetic.
+"""Predict how long a merge takes on this machine: a few pieces are merged, their results are discarded, and the times are
+extrapolated.
 
 It leaves no file behind, however it ends: what it writes goes to a file without a name.
 """
@@ -32,23 +33,24 @@ from .pipeline import Source, merge_tensor
 from .sources import FileSource
 from .worker import Backends
 
-SECONDS = 1.2  # for pieces, beside what reads from the disk, and flushing to it, may take
+SECONDS = 1.2  # for merging pieces; reading from the disk and flushing to it come on top
 DISK_SECONDS = 0.3  # for each of those
 PIECE = 24 << 20  # bytes of input merged at a time
-LOOKS = 64  # at places in the inputs, whether they are in the page cache
-WRITTEN = 64 << 20  # bytes of the nameless file, about
-_PYTHON = 0.35  # seconds until Python has imported what every command needs, and to its end
-_WORKER = 0.2  # until a worker has
+LOOKS = 64  # places in the inputs at which it is checked whether they are in the page cache
+WRITTEN = 64 << 20  # bytes that the nameless file grows to, about
+_PYTHON = 0.35  # seconds that Python takes to start, import what every command needs, and end
+_WORKER = 0.2  # seconds until a worker has started
 _SPARE = 256 << 20  # bytes of disk; where less is free, nothing is written
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of a merge: all; of those that pass until the first piece, and what all workers together then take for each
-    thing, divided by how many work at a time.
+    """The predicted duration of a merge, in seconds.
 
-    flushing: waiting for the disk in the end. cached: the share of the inputs in the page cache; None if that isn't known.
-    notes: sentences on what isn't counted, or was out of the ordinary.
+    starting: until the first piece. reading, computing, writing: what all workers together take for each, divided by the
+    number that work at a time. flushing: waiting for the disk at the end.
+    cached: the share of the inputs in the page cache; None if that isn't known.
+    notes: sentences on what isn't counted, or was unusual.
     """
 
     starting: float
@@ -65,7 +67,7 @@ class Forecast:
 
 
 def forecast(plan: Plan, output: str, planning: float) -> Forecast:
-    """output: the folder to be written. planning: seconds that making the plan took.
+    """Predict the duration of a merge. output: the folder to be written. planning: seconds that making the plan took.
 
     Raises WorkError as the merge itself would.
     """
@@ -77,7 +79,7 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
         if loading > 3:
             notes.append(f"the loops were compiled for this forecast, which took {loading:.0f} s: once on this machine")
         if any(isinstance(tensor.resolved.merger, Whole) and is_matrix(tensor.shape) for tensor in plan.tensors):
-            notes.append("matrices' singular vectors aren't counted, and may take much longer than all else")
+            notes.append("decompositions of matrices aren't counted, and may take much longer than everything else")
         costs = bench.costs(random_places)
         cached, disk = _page_cache(plan, random_places)
         flush = _flush_rate(written)
@@ -104,7 +106,7 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
 
 @dataclass
 class _Cost:
-    """Seconds, and the elements they went to."""
+    """Seconds spent, and the number of elements that they were spent on."""
 
     reading: float = 0.0
     writing: float = 0.0
@@ -114,7 +116,7 @@ class _Cost:
 
 @dataclass
 class _Timed:
-    """A Source that is a window of another, from element `start` on, and notes how long it takes."""
+    """A Source that gives the elements of another from element `start` on, and measures how long that takes."""
 
     source: Source
     start: int
@@ -140,7 +142,7 @@ class _Timed:
 
 
 class _Bench:
-    """Merges pieces of a plan as a worker does, into nothing, and notes how long that takes."""
+    """Merges pieces of a plan as a worker does, discards the results, and measures how long that takes."""
 
     def __init__(self, plan: Plan, files: Files, written: IO[bytes] | None):
         self._plan, self._files, self._written = plan, files, written
@@ -152,7 +154,7 @@ class _Bench:
                 self._kinds.setdefault(_kind(tensor), []).append(tensor)
 
     def load(self) -> float:
-        """Seconds until the first elements of every kind are merged: loops are loaded, or compiled."""
+        """Return the seconds until the first elements of every kind are merged, while loops are loaded or compiled."""
         begun = time.perf_counter()
         try:
             self._plan.engine.settle()
@@ -163,7 +165,8 @@ class _Bench:
         return time.perf_counter() - begun
 
     def costs(self, places: random.Random) -> tuple[float, float, float]:
-        """What one worker alone takes for the whole plan: seconds of reading from the page cache, computing, writing."""
+        """Return the seconds that one worker alone takes for the whole plan: reading from the page cache, computing,
+        writing."""
         sizes = {kind: sum(tensor.size for tensor in tensors) for kind, tensors in self._kinds.items()}
         tried = sorted(sizes, key=lambda kind: -sizes[kind])[:4]  # others are taken for the average of these
         all_of = sum(sizes.values())
@@ -187,7 +190,7 @@ class _Bench:
         return reading, computing, writing
 
     def _merge(self, tensor: TensorPlan, cost: _Cost, start: int, count: int) -> None:
-        """`count` elements from `start` on, as if they were the whole tensor."""
+        """Merge `count` elements from `start` on, as if they were the whole tensor."""
         start, count = start // BLOCK * BLOCK, min(count, tensor.size)
         backend = self._backends.of(tensor)
         checksum = xxhash.xxh3_128()
@@ -209,7 +212,7 @@ class _Bench:
         cost.elements += count
 
     def _begin_again(self) -> None:
-        """Where much has been written; new pages are what takes time."""
+        """Empty the file if much has been written to it: writing new pages is what takes time."""
         if self._written is not None and self._at > WRITTEN:
             os.ftruncate(self._written.fileno(), 0)
             self._at = 0
@@ -225,7 +228,7 @@ class _Bench:
 
 
 def _kind(tensor: TensorPlan) -> object:
-    """Tensors of one kind take the same time per element, about."""
+    """Return a key that is equal for tensors that take about the same time per element."""
     return tensor.dtype, *((entry.dtype, entry.scattered, entry.computed) for entry in tensor.inputs)
 
 
@@ -234,7 +237,8 @@ def _kind(tensor: TensorPlan) -> object:
 
 @contextmanager
 def _nameless(output: str, notes: list[str]) -> Iterator[IO[bytes] | None]:
-    """A file on the output's file system that is gone when it is closed; None, with a note, if there can't be one."""
+    """Open a file on the output's file system that disappears when it is closed; yield None, with a note, if there can't
+    be one."""
     folder = existing_parent(os.path.realpath(output))
     state = os.statvfs(folder)
     file = None
@@ -244,7 +248,7 @@ def _nameless(output: str, notes: list[str]) -> Iterator[IO[bytes] | None]:
     except OSError:
         file = None
     if file is None:
-        notes.append(f"writing isn't counted: nothing can be written to {folder} now")
+        notes.append(f"writing isn't counted: nothing can be written to {folder} at the moment")
         yield None
         return
     with file:
@@ -252,7 +256,7 @@ def _nameless(output: str, notes: list[str]) -> Iterator[IO[bytes] | None]:
 
 
 def _flush_rate(file: IO[bytes] | None) -> float | None:
-    """Bytes per second that the output's disk takes; None if that isn't known."""
+    """Return the bytes per second that the output's disk takes; None if that isn't known."""
     if file is None:
         return None
     content, done = bytes(8 << 20), 0
@@ -271,8 +275,8 @@ def _flush_rate(file: IO[bytes] | None) -> float | None:
 
 
 def _page_cache(plan: Plan, places: random.Random) -> tuple[float | None, float | None]:
-    """The share of the inputs that is in the page cache, and how many bytes per second of the rest the disk gives; None if
-    that isn't known."""
+    """Return the share of the inputs that is in the page cache, and the bytes per second at which the disk gives the rest;
+    None for what isn't known."""
     files = sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     sizes = [os.path.getsize(file) for file in files]
     if not sum(sizes) or not hasattr(os, "RWF_NOWAIT"):
@@ -298,7 +302,7 @@ def _page_cache(plan: Plan, places: random.Random) -> tuple[float | None, float 
 
 
 def _is_cached(stream: int, at: int) -> bool:
-    """Whether a page of a file can be read without waiting for a disk. Raises OSError if the file system doesn't tell."""
+    """Whether a page of a file can be read without waiting for a disk. Raises OSError if the file system can't tell."""
     try:
         return os.preadv(stream, [bytearray(1)], at, os.RWF_NOWAIT) == 1
     except BlockingIOError:

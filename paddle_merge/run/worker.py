@@ -1,7 +1,10 @@
-"""A worker: takes pieces of a plan, one after the other, and merges them into the output's files.
+"""Merge pieces of a plan, one after the other, into the output's files.
 
-It is a process of its own, started afresh (never forked), so it inherits no framework's state and nothing of a caller's
-script. It talks over one pipe: the job comes in, then piece numbers; progress, reports and errors go out.
+Before: pool.py starts workers and sends them pieces. Here: a piece is read (sources.py), merged (pipeline.py) and written at
+its offset (output/disk.py). After: run/merge.py gathers the reports and gives the files their final names.
+
+A worker is a process of its own, started afresh (never forked), so it inherits no state of a framework or of the caller's
+script. It uses one pipe: the job and then pieces come in; progress, reports and errors go out.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class Backends:
 
 
 class Worker:
-    """Merges pieces. `progress` is called with numbers of bytes read for the first time, or written."""
+    """Merges pieces. progress: is called with the number of bytes that were read for the first time, or written."""
 
     def __init__(self, job: Job, progress: Callable[[int], None]):
         self._paths, self._progress = job.paths, progress
@@ -61,7 +64,7 @@ class Worker:
         self._resident = job.engine.budget.resident
 
     def merge(self, tensor: TensorPlan, piece: Piece) -> Report:
-        """Raises WorkError, naming the tensor, whatever goes wrong."""
+        """Merge a piece of a tensor and write it. Raises WorkError naming the tensor, whatever goes wrong."""
         path = self._paths[tensor.shard] if self._paths is not None else None
         itemsize, written = tensor.dtype.itemsize, Fingerprint(piece.start)
 
@@ -83,7 +86,7 @@ class Worker:
             raise
         except MemoryError:
             raise WorkError(f"tensor {tensor.name!r}: {OUT_OF_MEMORY}") from None
-        except Exception as error:  # nothing is swallowed: it fails the merge, with the tensor's name
+        except Exception as error:  # any error fails the merge, with the name of the tensor
             raise WorkError(f"tensor {tensor.name!r}: {type(error).__name__}: {error}") from error
         return dataclasses.replace(report, start=piece.start, stop=piece.stop, written=written.hexdigest())
 
@@ -122,7 +125,7 @@ class Worker:
 
 
 class _Throttle:
-    """Adds up progress and sends it a few times a second."""
+    """Adds up progress, and sends it a few times a second."""
 
     def __init__(self, send: Callable[[int], None]):
         self._send, self._bytes, self._last = send, 0, time.monotonic()
@@ -141,7 +144,7 @@ class _Throttle:
 
 
 def _settle(engine: Engine) -> None:
-    """Raises WorkError, whatever goes wrong in a framework that starts."""
+    """Start the framework that computes. Raises WorkError, whatever goes wrong there."""
     try:
         engine.settle()
     except Exception as error:
@@ -165,7 +168,7 @@ def serve(connection: Connection) -> None:
             connection.send(("done", report))
         worker.close()
     except (EOFError, OSError):
-        return  # the parent is gone; its output will never be finished
+        return  # the parent has ended, so the output will never be finished
     except MemoryError:
         with contextlib.suppress(OSError):
             connection.send(("error", OUT_OF_MEMORY, traceback.format_exc()))
@@ -175,14 +178,14 @@ def serve(connection: Connection) -> None:
 
 
 def main(pipe: int) -> None:
-    """What the parent starts. pipe: the file descriptor of this end."""
-    sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]  # Numba would import it, 0.15 s, for loops we don't have
+    """Run as the process that pool.py starts. pipe: the file descriptor of this end."""
+    sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]  # Numba would import it, which takes 0.15 s, for features that are not used
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     serve(Connection(pipe))
 
 
 def _end_with_parent(pipe: int) -> None:
-    """However the parent dies: nothing more may be written, for another merge may begin in the same folder."""
+    """End this process when its parent dies, however that happens: another merge may begin to write into the same folder."""
     ends = select.poll()
     ends.register(pipe, 0)  # a hang-up is reported unasked
     ends.poll()

@@ -32,6 +32,7 @@ paddle = import_paddle()
 from paddle_merge.backends import pd_words  # noqa: E402 - it imports Paddle
 from paddle_merge.backends.pd_backend import PaddleBackend, _hashes, block_bytes  # noqa: E402
 from paddle_merge.backends.pd_host import PaddleOnHost  # noqa: E402
+from paddle_merge.parsing import parse_size  # noqa: E402
 
 BUDGET = 64 << 20
 GPU = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
@@ -433,4 +434,4 @@ class TestOnGpu:
                 )
             )
         (line,) = [record.getMessage() for record in caplog.records if "device memory" in record.getMessage()]
-        assert 0 < float(line.split()[4]) * 1e6 <= 0.25 * 2**30
+        assert 0 < parse_size("".join(line.split()[4:6])) <= 0.25 * 2**30

@@ -425,7 +425,7 @@ def test_quiet_says_nothing_and_verbose_no_less_than_usual(here: Path, capsys: p
     usual = capsys.readouterr().err
     assert "warning: a is given more than once" in usual
     assert usual.splitlines()[-1].startswith("merged into p in ")
-    assert usual.rstrip().endswith("GB/s read and written)")
+    assert usual.rstrip().endswith("B/s read and written)")
     assert "\r" not in usual, "no progress bar when standard error is not a terminal"
     assert cli(*argv, "q", "--verbose") == 0
     assert len(capsys.readouterr().err.splitlines()) >= len(usual.splitlines())

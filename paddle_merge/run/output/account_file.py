@@ -1,4 +1,4 @@
-"""The account as a file: everything that is known of a merge before it begins, for programs."""
+"""Write the account of a plan as a JSON file (--account): everything that is known of a merge before it begins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ Predicted = Mapping[str, Any]
 
 
 def as_json(plan: Plan, request: Request, accounted: Account, predicted: Predicted) -> dict[str, Any]:
-    """Everything: how each tensor of the output is made, and what becomes of each of every input."""
+    """Return the content of the file: how each tensor of the output is made, and what happens to each tensor of every
+    input."""
     recipe = plan.recipe
     return {
         MARK: __version__,
@@ -80,7 +81,10 @@ def _fate(fate: InputTensorAccount) -> dict[str, Any]:
 
 
 def refused(request: Request, problems: Sequence[str]) -> None:
-    """Write why there is no plan to where its account was to be, if that can be written. Raises OutputError."""
+    """Write the reasons why there is no plan to the file that was to hold its account, if it can be written.
+
+    Raises OutputError.
+    """
     paths = [path for spec in request.sources for path in split_spec(spec)]
     with contextlib.suppress(OutputError):
         check_account(request, [*paths, *([request.config_from] if request.config_from else [])])
@@ -88,7 +92,7 @@ def refused(request: Request, problems: Sequence[str]) -> None:
 
 
 def check_account(request: Request, inputs: Sequence[str]) -> None:
-    """Raises OutputError if the account can't be written to where it should be. inputs: paths of checkpoints and files."""
+    """Check that the account can be written. inputs: paths of checkpoints and files. Raises OutputError if it can't."""
     if not request.account:
         return
     path, said = os.path.realpath(request.account), f"--account {request.account}"
@@ -96,17 +100,17 @@ def check_account(request: Request, inputs: Sequence[str]) -> None:
     if not path.endswith(".json"):
         raise OutputError(f"{said}: is a JSON file, so give it a name that ends in .json")
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise OutputError(f"{said}: can't be written; give a file in a folder that is there")
+        raise OutputError(f"{said}: can't be written; give a file in an existing folder")
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         if MARK.encode() not in file.read(64):
-            raise OutputError(f"{said}: exists, and is no account of a merge; give another name")
+            raise OutputError(f"{said}: exists and is not an account of a merge; give another name")
     held = [os.path.realpath(one) for one in [*inputs, request.output]]
     if any(path == one or path.startswith(one + os.sep) for one in held):
         raise OutputError(f"{said}: lies in an input or in the output folder; give another place")
 
 
 def write(path: str, content: Mapping[str, Any]) -> None:
-    """Raises OutputError."""
+    """Write the file, whole or not at all. Raises OutputError."""
     partial = f"{path}.partial"
     try:
         with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:

@@ -1,4 +1,4 @@
-"""Whether an output folder can be written to: what stands there, who may write, how much room there is. Touches nothing."""
+"""Check whether an output folder can be written to: its content, permissions and free space. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 
 from ...checkpoints.formats.naming import is_weights
+from ...parsing import size_text
 from ...plan.file_names import WEIGHTS
 from .leftovers import half_named, left_behind
 
@@ -22,7 +23,7 @@ def check_output(
     names: Iterable[str],
     overwrite: bool,
 ) -> list[str]:
-    """Why `nbytes` of weights called `prefix`, and files called `names`, can't be written to `folder`: sentences.
+    """Return sentences on why `nbytes` of weights called `prefix`, and files called `names`, can't be written to `folder`.
 
     inputs: paths of checkpoints and of their files. Touches nothing.
     """
@@ -59,20 +60,21 @@ def check_output(
     needed = nbytes + MARGIN  # beside an earlier merge, which is replaced only when this one is whole
     if free < needed:
         problems.append(
-            f"--output_path {folder}: the merge needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free there"
+            f"--output_path {folder}: the merge needs {size_text(needed, round_up=True)} of disk, and {size_text(free)} are"
+            " free there"
         )
     return problems
 
 
 def free_bytes(folder: str, prefix: str) -> int:
-    """How much can be written to the folder: what is free there, and what a merge that was killed left, which goes."""
+    """Return the bytes that can be written to the folder, including files of a killed merge, which will be removed."""
     free = shutil.disk_usage(existing_parent(os.path.realpath(folder))).free
     left = [os.path.join(folder, name) for name in (os.listdir(folder) if os.path.isdir(folder) else ())]
     return free + sum(os.stat(path).st_blocks * 512 for path in left if left_behind(os.path.basename(path), prefix))
 
 
 def existing_parent(folder: str) -> str:
-    """The folder itself, or the nearest above it that is there."""
+    """Return the folder itself, or the nearest one above it that exists."""
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     return folder

@@ -1,4 +1,4 @@
-"""Write to the disk: bytes at offsets of files, and the assurance that they are there."""
+"""Write bytes at offsets of files, and make sure that they have reached the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...checkpoints.files import OpenFiles
 
 
 class ShardFiles(OpenFiles):
-    """Write tensors into files that exist already."""
+    """Writes tensors into files that exist already."""
 
     def __init__(self) -> None:
         super().__init__(os.O_WRONLY)

@@ -1,5 +1,6 @@
-"""One merge at a time into a folder: a lock that the system drops with the last process that holds it. Workers hold it too,
-so that what a killed merge leaves running can't write into the files of the next one.
+"""Allow one merge at a time into a folder, by a lock that the system releases when the last process that holds it ends.
+
+Workers hold the lock, too, so that a worker that outlives a killed merge can't write into the files of the next one.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import time
 from ...errors import OutputError
 
 log = logging.getLogger("paddle_merge")
-ENDING_SECONDS = 2.0  # for the workers of a merge that was killed to notice that
+ENDING_SECONDS = 2.0  # for the workers of a killed merge to notice that and end
 
 
 class FolderLock:
-    """On a folder. Take; drop, whatever happened."""
+    """A lock on a folder: call take first, and drop in any case."""
 
     def __init__(self, folder: str):
         self._folder = folder
         self.file: int | None = None  # for workers to inherit
 
     def take(self) -> None:
-        """Raises OutputError while another merge holds it, OSError if the folder can't be opened."""
+        """Take the lock. Raises OutputError if another merge holds it, OSError if the folder can't be opened."""
         self.file = os.open(self._folder, os.O_RDONLY)
         limit = time.monotonic() + ENDING_SECONDS
         while _held(self.file):
@@ -40,7 +41,7 @@ class FolderLock:
 
 
 def is_held(folder: str) -> bool:
-    """Whether a merge into the folder is alive. Touches nothing."""
+    """Whether a merge into the folder is running."""
     lock = FolderLock(folder)
     try:
         lock.take()
@@ -57,7 +58,7 @@ def refusal(folder: str) -> str:
 
 
 def _held(file: int) -> bool:
-    """Whether somebody else has it; else it is ours now. Raises OSError."""
+    """Whether another process holds the lock; if not, this one does now. Raises OSError."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,8 @@
-"""The journal of a merge: which pieces of the output are whole on the disk, so that a merge that was stopped can go on.
+"""Record in a journal which pieces of the output are complete on the disk, so that an interrupted merge can continue.
 
-A file beside the unfinished shards, one per rank: a line that says what is being merged, then a line per piece. A piece's
-line is written only after its bytes have reached the disk, and its checksum is looked at again before it is believed.
+A journal is a file beside the unfinished shards, one for each rank: a line that says what is being merged, then a line for
+each piece. A piece's line is written only after its bytes have reached the disk, and its checksum is verified before the
+piece is taken as complete.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from ...version import __version__
 from ..job import Report
 from .disk import fsync, remedy
 
-SECONDS = 10.0  # between two visits to the disk; a merge that is stopped before the first leaves nothing
-# Fields that change neither what the output's bytes are nor where they go.
+SECONDS = 10.0  # between two flushes to the disk; a merge that is interrupted before the first leaves nothing
+# Fields that change neither the output's bytes nor their places.
 IRRELEVANT = frozenset(
     ["n_process", "max_memory", "max_tensor_mem", "split_pieces", "strict", "strict_layout", "output_path", "copy_file_list"]
 )
@@ -36,19 +37,19 @@ IRRELEVANT = frozenset(
 
 @dataclass(frozen=True)
 class Stopped:
-    """What the journals of a merge that was stopped say. header: what was merged; reports: the pieces that were whole."""
+    """What the journals of an interrupted merge say. header: what was being merged; reports: of the complete pieces."""
 
     header: Mapping[str, Any]
     reports: Sequence[Report]
 
 
 def read(folder: str) -> Stopped | None:
-    """The merge into `folder` that was stopped, by its journals, as far as they are whole; None if there is none."""
+    """Return the interrupted merge into `folder`, from its journals up to the first damaged line; None if there is none."""
     header: Mapping[str, Any] | None = None
     reports: list[Report] = []
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), JOURNALS))):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file):  # ends at the first that was cut off
+            for number, line in enumerate(file):  # up to the first line that was cut off
                 content = json.loads(line)
                 if number:
                     reports.append(Report.of(content))
@@ -58,7 +59,7 @@ def read(folder: str) -> Stopped | None:
 
 
 def _header(content: Any) -> dict[str, Any]:
-    """Raises TypeError if it says something else."""
+    """Return the first line of a journal. Raises TypeError if it is something else."""
     header = dict(content)
     if not (isinstance(header.get("fields"), dict) and isinstance(header.get("inputs"), dict)):
         raise TypeError("not a header")
@@ -66,7 +67,7 @@ def _header(content: Any) -> dict[str, Any]:
 
 
 def describe(request: Request, plan: Plan) -> dict[str, Any]:
-    """What decides the output's bytes and places: fields, input files, and a digest of the plan."""
+    """Return what determines the output's bytes and their places: fields, input files, and a digest of the plan."""
     record = {name: value for name, value in request.record.items() if name not in IRRELEVANT}
     files = sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     digest = hashlib.sha256()
@@ -78,7 +79,7 @@ def describe(request: Request, plan: Plan) -> dict[str, Any]:
 
 
 def _state(file: str) -> list[int]:
-    """Its size, and when it was changed; nothing of a file that isn't there any more, which the merge will find."""
+    """Return the size and modification time of a file; [] if it is gone, which the merge will report."""
     try:
         state = os.stat(file)
     except OSError:
@@ -87,7 +88,7 @@ def _state(file: str) -> list[int]:
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Why a merge that was stopped can't go on: what has changed, in sentences."""
+    """Return sentences on what has changed, so that an interrupted merge can't continue."""
     found = []
     if then.get("version") != now["version"]:
         found.append(f"it was begun by paddle_merge {then.get('version')}, and this is {now['version']}")
@@ -105,7 +106,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def whole(reports: Sequence[Report], plan: Plan, paths: Sequence[str]) -> list[Report]:
-    """Those whose bytes are in the unfinished shards. paths: of the shards."""
+    """Return the reports whose bytes are in the unfinished shards. paths: of the shards."""
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     found = []
     for report in reports:
@@ -120,7 +121,7 @@ def whole(reports: Sequence[Report], plan: Plan, paths: Sequence[str]) -> list[R
 
 
 def remaining(plan: Plan, done: Sequence[Report]) -> tuple[Piece, ...]:
-    """The plan's pieces without what is done."""
+    """Return the plan's pieces without what is complete."""
     ranges: dict[str, list[tuple[int, int]]] = {}
     for report in done:
         ranges.setdefault(report.tensor, []).append((report.start, report.stop))
@@ -137,7 +138,7 @@ def remaining(plan: Plan, done: Sequence[Report]) -> tuple[Piece, ...]:
 
 
 class Journal:
-    """One rank's. Visits to the disk happen in a thread of its own, while the merge goes on."""
+    """The journal of one rank. It is flushed to the disk by a thread of its own, while the merge goes on."""
 
     def __init__(self, folder: str, rank: int, plan: Plan, paths: Sequence[str]):
         self._path, self._new_path = (os.path.join(folder, journal_name(rank, new)) for new in (False, True))
@@ -147,8 +148,8 @@ class Journal:
         self._visit: concurrent.futures.Future[None] | None = None
         self._last = time.monotonic()
         self._inputs: Mapping[str, Any] = {}
-        self._lost = False  # a write that the system has taken, and could not bring to the disk
-        self.kept = False  # whether there is anything to go on from
+        self._lost = False  # whether the system accepted a write, but failed to bring it to the disk
+        self.kept = False  # whether there is anything to continue from
 
     def start(self, header: Mapping[str, Any], done: Sequence[Report]) -> None:
         """Replace the journal of this rank. Raises OutputError."""
@@ -164,7 +165,7 @@ class Journal:
         self.kept, self._inputs = bool(done), header["inputs"]
 
     def add(self, report: Report) -> None:
-        """A piece is written. Raises OutputError if an earlier one could not be brought to the disk."""
+        """Note that a piece is written. Raises OutputError if an earlier one could not be flushed to the disk."""
         self._new.append(report)
         if self._visit is not None and self._visit.done():
             self._finish_visit()
@@ -173,8 +174,10 @@ class Journal:
             self._visit = self._thread.submit(self._bring, new)
 
     def close(self, stopped: bool) -> None:
-        """End the thread; of a merge that was stopped, and is worth it, note the last pieces. Raises nothing then, and else
-        OutputError, or WorkError if an input has changed while it was read."""
+        """End the thread. stopped: the merge is interrupted; if it has a journal, the last pieces are added to it.
+
+        Raises nothing if stopped; else OutputError, or WorkError if an input has changed while it was read.
+        """
         with contextlib.suppress(*((MergeError, OSError) if stopped else ())):
             if self._visit is not None:
                 self._finish_visit()
@@ -190,7 +193,7 @@ class Journal:
             if visit is not None:
                 visit.result()
         except OSError as error:
-            # Once only does the system tell that it has lost what was written: the next sync would say that all is well.
+            # The system reports a lost write only once: the next fsync would succeed.
             self._lost = True
             raise self._failure(error) from None
         self._last = time.monotonic()
@@ -201,13 +204,13 @@ class Journal:
         )
 
     def _check_inputs(self) -> None:
-        """Raises WorkError if what has been merged may come of other inputs than the plan."""
+        """Check that the inputs are still the files that were planned with. Raises WorkError."""
         changed = [file for file, state in self._inputs.items() if _state(file) != state]
         if changed:
             raise WorkError([f"{file} has changed while it was merged: merge again" for file in changed])
 
     def _bring(self, reports: Sequence[Report]) -> None:
-        """First the pieces to the disk, then their lines. Raises OSError; WorkError."""
+        """Flush the pieces to the disk, then write their lines. Raises OSError, WorkError."""
         for path in {self._shards[report.tensor] for report in reports}:
             fsync(path)
         self._check_inputs()

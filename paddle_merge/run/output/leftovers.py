@@ -1,4 +1,4 @@
-"""What merges that were killed leave in an output folder, and how it is told from what others put there."""
+"""Recognise what killed merges leave in an output folder, and tell it from other files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...plan.file_names import ADAPTERS, CARD, COPIED, LOCK, NAMES, PARTIAL, REC
 
 
 def left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
-    """Whether this is what a merge that was killed leaves."""
+    """Whether a killed merge leaves a file of this name."""
     whole = name.removesuffix(ending)
     ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, LOCK, *ADAPTERS)
     ours = ours or is_journal(name) or name == NAMES
@@ -20,14 +20,14 @@ def left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
 
 
 def read_names(folder: str) -> list[str]:
-    """The names that a merge into the folder was about to give when it was killed; [] if it wasn't."""
+    """Return the final names that a killed merge was about to give its files; [] if it wasn't that far."""
     with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, NAMES), "rb") as file:
         return list(json.loads(file.read().decode("utf-8", "surrogatepass")))
     return []
 
 
 def half_named(folder: str) -> set[str]:
-    """What a merge that was killed while it gave names has left: neither a whole one's nor an earlier one's."""
+    """Return the names of files of a merge that was killed while it renamed them: they belong to no complete merge."""
     names = read_names(folder)
     left = {name + PARTIAL for name in names}
     if names and os.path.lexists(os.path.join(folder, names[-1] + PARTIAL)):
@@ -40,5 +40,5 @@ def half_named(folder: str) -> set[str]:
 
 
 def is_unfinished(folder: str) -> bool:
-    """Whether there is more of a merge than the journals, which it drops when it stands."""
+    """Whether there is more of a merge than journals, which are removed only when the merge is complete."""
     return any(name.endswith(PARTIAL) and name != NAMES and not is_journal(name) for name in os.listdir(folder))

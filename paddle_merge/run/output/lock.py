@@ -33,8 +33,11 @@ from ..job import Report
 
 @dataclass(frozen=True)
 class WrittenTensor:
-    """A tensor of the output: its place in a shard, how it was merged (a place in recipe["mixes"]), and the fingerprints of
-    what was written, and of what was read of each input (in the output's layout, adapters folded in)."""
+    """A tensor of the output as it was written.
+
+    shard, offset, dtype, shape: its place and form. mix: how it was merged, as a place in recipe["mixes"]. written: the
+    fingerprint of its bytes. read: the fingerprints of each input's, in the output's layout and with adapters folded in.
+    """
 
     shard: str
     offset: int
@@ -75,7 +78,8 @@ class MergeRecord:
 
 
 def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes]) -> MergeRecord:
-    """Of a merge that is done. files: contents of what stands beside the weights and their index, by name."""
+    """Return the record of a merge that is done. files: contents of the files beside the weights and their index, by
+    name."""
     if (index := plan.index()) is not None:
         files = {**files, index_name(plan.save_format, plan.prefix): index}
     pieces: dict[str, list[Report]] = {tensor.name: [] for tensor in plan.tensors}
@@ -107,7 +111,7 @@ def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes])
 
 
 def read_lock(folder: str) -> MergeRecord:
-    """Raises CheckpointError."""
+    """Return the record in a folder. Raises CheckpointError if there is none, or it is damaged."""
     path = os.path.join(folder, LOCK)
     if not os.path.isfile(path):
         raise CheckpointError(f"{folder}: holds no {LOCK}, which a merge writes; it can't be verified without")
@@ -155,7 +159,7 @@ def _versions(plan: Plan) -> dict[str, str]:
 
 
 def _paddle() -> str:
-    """The version that workers compute with; it isn't imported for that."""
+    """Return the version of Paddle that workers compute with, without importing it."""
     for name in ("paddlepaddle", "paddlepaddle-gpu"):
         with contextlib.suppress(PackageNotFoundError):
             return version(name)
@@ -181,7 +185,7 @@ def _resolved(plan: Plan) -> dict[str, Any]:
 
 
 def _mixes(plan: Plan) -> dict[ResolvedMethod, int]:
-    """Each once, in order of appearance -> its place."""
+    """Return the resolved methods of all tensors, each once in order of appearance, with its place."""
     mixes: dict[ResolvedMethod, int] = {}
     for tensor in plan.tensors:
         mixes.setdefault(tensor.resolved, len(mixes))

@@ -32,9 +32,10 @@ FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_
 
 
 def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
-    """What to write beside the weights, by name: the model card, and copies from plan.config_source.folder (config.json with
-    the new dtype and vocabulary, if there are such), the tokenizer's from plan.tokens; with the chat template that was asked
-    for, if one was. Raises CheckpointError listing the files of copy_file_list that aren't there or may not be copied."""
+    """Return what to write beside the weights, by name: the model card, and copies from plan.config_source.folder
+    (config.json with the new dtype and vocabulary, if there are such), the tokenizer's from plan.tokens; with the chat
+    template that was asked for, if one was. Raises CheckpointError listing the files of copy_file_list that aren't there
+    or may not be copied."""
     folder, tokens = plan.config_source.folder, plan.tokens
     problems = []
     extra = [os.path.normpath(name) for name in request.copied_files]
@@ -69,7 +70,7 @@ def _usual(folder: str) -> list[str]:
 
 
 def _read(folder: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Raises CheckpointError."""
+    """Read files of a folder, by name. Raises CheckpointError."""
     contents = {}
     for name in names:
         path = os.path.join(folder, name)
@@ -83,9 +84,9 @@ def _read(folder: str, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
-    """config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and Paddle's
-    libraries, rotary embeddings likewise; and, where the layout is known, PaddleFormers' mark and what is fused. As it is
-    where it says all that already.
+    """Return config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and
+    Paddle's libraries, rotary embeddings likewise; and, where the layout is known, PaddleFormers' mark and what is
+    fused. As it is where it says all that already.
 
     8-bit floats are only stored: loaders compute in what config.json says, and fail if it says float8.
     """
@@ -111,8 +112,10 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
 
 
 def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What rope_parameters, which transformers 5 writes, says in the words that PaddleNLP and transformers 4 read: without
-    them they take their defaults, and compute something else without a word."""
+    """Return rope_parameters, which transformers 5 writes, as the entries that PaddleNLP and transformers 4 read.
+
+    Without these entries they would take their defaults, and silently compute something else.
+    """
     parameters = model.get("rope_parameters")
     if not isinstance(parameters, dict) or "rope_theta" not in parameters:  # none, or some for each type of layer
         return {}
@@ -124,12 +127,12 @@ def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record(request: Request) -> bytes:
-    """merge_config.json: `python -m paddle_merge merge_config.json --output_path elsewhere` repeats the merge."""
+    """Return the content of merge_config.json, which given to the command repeats the merge."""
     return json_bytes({"paddle_merge_version": __version__, **request.record})
 
 
 def model_card(plan: Plan, request: Request) -> str:
-    """A short README.md: what was merged, how, with which weights."""
+    """Return a short README.md: what was merged, how, and with which weights."""
     recipe = plan.recipe
     folders = {os.path.abspath(path): os.path.basename(os.path.abspath(path)) for path in recipe.sources}
     if len(set(folders.values())) < len(folders):  # d1/model and d2/model

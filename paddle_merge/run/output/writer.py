@@ -1,6 +1,6 @@
-"""The output folder. Shards are created at full size under a `.partial` name, so that workers can write anywhere in them;
-they get their final names when all is written, the index, config.json and merge_config.json last, each when all before it is
-on the disk. A folder that looks finished is finished.
+"""Write the output folder. Shards are created at full size under a `.partial` name, so that workers can write anywhere in
+them. They get their final names when all is written: the index, config.json and merge_config.json last, each when everything
+before it is on the disk. So a folder that looks complete is complete.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .flock import FolderLock
 from .leftovers import left_behind, read_names
 
 log = logging.getLogger("paddle_merge")
-CONFIG = "config.json"  # without it few loaders open anything
+CONFIG = "config.json"  # few loaders open a folder without it
 SEEN_SECONDS = 60.0
 
 
 class Contents(Protocol):
-    """The weights of an output: a Plan's, or an adapter's."""
+    """The weights that an output has: those of a Plan, or of an adapter."""
 
     @property
     def prefix(self) -> str:
-        """What the files are called after."""
+        """The beginning of the files' names."""
 
     @property
     def save_format(self) -> str:
@@ -43,14 +43,14 @@ class Contents(Protocol):
     def shards(self) -> tuple[Shard, ...]: ...
 
     def index(self) -> bytes | None:
-        """The content of the index file, None for no index."""
+        """Return the content of the index file; None if there is none."""
 
 
 @contextlib.contextmanager
 def uninterrupted(redeliver: bool = True) -> Iterator[None]:
-    """Signals that would end the merge wait until the block is done; without `redeliver` they are dropped.
+    """Delay signals that would end the merge until the block is done; without `redeliver` they are dropped.
 
-    Launchers and people send several. Outside of the main thread none arrive.
+    Launchers and people send several. Outside of the main thread no signals arrive.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -68,7 +68,7 @@ def uninterrupted(redeliver: bool = True) -> Iterator[None]:
 
 
 class Output:
-    """The files of one merge on their way to `folder`. Use `create`, then `finish` or `abandon`.
+    """Writes the files of one merge to `folder`. Call `create`, then `finish` or `abandon`.
 
     record: the name of the file that is written last.
     """
@@ -77,17 +77,17 @@ class Output:
         self.folder, self._plan, self._record = os.path.abspath(folder), plan, record
         self.lock = FolderLock(self.folder)
         self._created_folders: list[str] = []
-        self._written: list[str] = []  # everything that must go if the merge fails
-        self._renaming: list[str] = []  # the names that are being given
+        self._written: list[str] = []  # everything that is removed if the merge fails
+        self._renaming: list[str] = []  # the final names that are being given
 
     @property
     def partial_paths(self) -> tuple[str, ...]:
         return tuple(self._path(shard.name + PARTIAL) for shard in self._plan.shards)
 
     def create(self, resume: bool = False) -> None:
-        """Make the folder and the pre-sized shards, what stands around tensors written. Raises OutputError.
+        """Create the folder and the shards at full size, with everything but the tensors written. Raises OutputError.
 
-        resume: keep what a merge of the same plan that was stopped has written to its shards, and its journals.
+        resume: keep the shards and journals of an interrupted merge of the same plan.
         """
         try:
             self._make_folder(self.folder)
@@ -105,25 +105,28 @@ class Output:
             raise self._failure(error) from None
 
     def drop_journals(self, but: int | None = None) -> None:
-        """Remove the journals of all ranks, or of all others. Raises OSError."""
+        """Remove the journals of all ranks, or of all but one. Raises OSError."""
         for name in os.listdir(self.folder):
             if is_journal(name) and (but is None or name != journal_name(but)):
                 os.unlink(self._path(name))
 
     def wait_until_seen(self) -> None:
-        """Until the shards that rank 0 created are seen here: a network file system may take a while. Raises OutputError."""
+        """Wait until this machine sees the shards that rank 0 created: a network file system may take a while.
+
+        Raises OutputError after SEEN_SECONDS.
+        """
         limit = time.monotonic() + SEEN_SECONDS
         for shard, path in zip(self._plan.shards, self.partial_paths, strict=True):
             while not (os.path.isfile(path) and os.path.getsize(path) == shard.nbytes):
                 if time.monotonic() > limit:
                     raise OutputError(
-                        f"{path}: rank 0 created it, but it isn't seen here; ranks on several machines need an output folder"
-                        " on a file system they share"
+                        f"{path}: rank 0 created it, but this machine doesn't see it; ranks on several machines need an"
+                        " output folder on a shared file system"
                     )
                 time.sleep(0.1)
 
     def sync(self) -> None:
-        """Make sure that what this machine wrote to the shards is on the disk. Raises OutputError."""
+        """Flush what this machine wrote to the shards to the disk. Raises OutputError."""
         try:
             for path in self.partial_paths:
                 fsync(path)
@@ -131,8 +134,11 @@ class Output:
             raise self._failure(error) from None
 
     def finish(self, sidecars: Mapping[str, bytes], record: bytes) -> None:
-        """Put everything at its final name. sidecars: contents of config, tokenizer and other files, by name; record: of
-        the file that is written last. Raises OutputError; `abandon` then removes what was done."""
+        """Write the other files, and give all files their final names.
+
+        sidecars: contents of config, tokenizer and other files, by name. record: the content of the file that is written
+        last. Raises OutputError; `abandon` then removes what was done.
+        """
         index = self._plan.index()
         index_file = index_name(self._plan.save_format, self._plan.prefix)
         contents = {name: content for name, content in sidecars.items() if name != CONFIG}
@@ -156,9 +162,11 @@ class Output:
         self.lock.drop()
 
     def _rename(self, names: Sequence[str], gates: Sequence[str]) -> None:
-        """Everything to its final name, in this order; what an earlier merge left goes aside before, in the other order, and
-        away once this one stands. gates: the last names: each is given when all before it have reached the disk. Raises
-        OSError."""
+        """Give all files their final names, in this order. Files of an earlier merge are first renamed, in the other
+        order, and removed once this merge is complete.
+
+        gates: the last names; each is given when all names before it have reached the disk. Raises OSError.
+        """
         plan, there = self._plan, set(os.listdir(self.folder))
         older = {name for name in there if is_weights(name, plan.save_format, plan.prefix)}
         self._renaming = list(names)
@@ -171,7 +179,7 @@ class Output:
                 self._sync_names(names)
             os.replace(self._path(name + PARTIAL), self._path(name))
         self._sync_names(names)
-        # From here on the merge stands, and there is nothing that `abandon` could undo.
+        # From here on the merge is complete, and there is nothing that `abandon` could undo.
         self._renaming, self._written = [], []
         with contextlib.suppress(OSError):
             self.drop_journals()
@@ -180,10 +188,10 @@ class Output:
             os.unlink(self._path(NAMES))
 
     def _undo(self, names: Sequence[str]) -> bool:
-        """Back to where no name was given, from wherever a merge was stopped that gives these; whether all went well.
+        """Take back the final names of a merge that was interrupted while it gave them; return whether that succeeded.
 
-        What has a final name and no partial one is this merge's, the record first: while there is a partial record, all that
-        was written is known to be whole, and undoing can be stopped and begun again.
+        A file with a final name and no partial one is this merge's. The record goes first: while there is a partial
+        record, all that was written is known to be complete, and undoing can be interrupted and started again.
         """
         well = True
         for name in reversed(names):
@@ -198,24 +206,24 @@ class Output:
                 os.replace(path + REPLACED, path)
             except OSError as error:
                 well = False
-                sentence = "%s of the earlier merge could not be put back (%s): it is %s"
+                sentence = "%s of the earlier merge could not be restored (%s): it is now %s"
                 log.error(sentence, path, error.strerror, path + REPLACED)
         with contextlib.suppress(OSError):
             self._sync_names(names)
         return well
 
     def _clear(self, resume: bool) -> None:
-        """What merges that were killed have left, away; what `resume` needs, and what they had set aside, back. Raises
-        OSError."""
+        """Remove what killed merges have left, but for what `resume` needs, and restore what they had renamed.
+
+        Raises OSError; OutputError if files of an earlier merge can't be restored.
+        """
         if not resume:
             self.drop_journals()
         names = read_names(self.folder)
         record = self._path(names[-1] + PARTIAL) if names else ""
         if names and os.path.lexists(record):
             if not self._undo(names):
-                raise OutputError(
-                    f"{self.folder}: an earlier merge is there under other names; give its files their names back"
-                )
+                raise OutputError(f"{self.folder}: an earlier merge is there under other names; rename its files back")
             os.unlink(record)
             fsync(self.folder)
         elif not os.path.lexists(self._path(self._record + PARTIAL)):
@@ -234,15 +242,15 @@ class Output:
             os.unlink(self._path(NAMES))
 
     def abandon(self, keep: bool = False) -> bool:
-        """Bring an earlier merge back, remove everything written, and the folders that were made here. Signals wait.
+        """Restore an earlier merge, and remove everything written and the folders that were made. Signals are delayed.
 
-        keep: leave the unfinished shards and their journals, for a merge that goes on. Returns whether that was done: not if
-        the folder was never this merge's.
+        keep: leave the unfinished shards and their journals for a merge that continues. Returns whether they were left,
+        which they are not if this merge never had the folder.
         """
         with uninterrupted():
             keep = keep and self.lock.file is not None
             needed = set(self.partial_paths) if keep else set()
-            if self._renaming and not self._undo(self._renaming):  # the next merge tries again
+            if self._renaming and not self._undo(self._renaming):  # the next merge will try again
                 needed |= {self._path(NAMES), self._path(self._renaming[-1] + PARTIAL)}
             for path in sorted(set(self._written), key=lambda path: path != self._path(self._record + PARTIAL)):
                 if path not in needed:
@@ -252,13 +260,13 @@ class Output:
                 with contextlib.suppress(OSError):
                     self.drop_journals()
             for folder in reversed(self._created_folders):
-                with contextlib.suppress(OSError):  # something else is in it by now: leave it
+                with contextlib.suppress(OSError):  # it holds something else by now
                     os.rmdir(folder)
             self.lock.drop()
         return keep
 
     def _replaced(self, names: Sequence[str]) -> list[str]:
-        """Paths of an earlier merge's files that were set aside."""
+        """Return the paths of an earlier merge's files that were renamed."""
         there = [
             name.removesuffix(REPLACED) for name in os.listdir(self.folder) if left_behind(name, self._plan.prefix, REPLACED)
         ]
