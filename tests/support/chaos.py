@@ -255,12 +255,12 @@ class Trial:
         said = self.said[-1] if code >= 0 else ""
         if code > 0 and not ("error: " in said or "interrupted" in said or (code, said) == (130, "")):
             raise BrokenPromiseError(f"exit code {code} without a sentence: {said}")
-        offered = "the same command with --resume goes on from there" in said
+        offered = "run the same command with --resume to continue" in said
         left = [name for name in self.files() if name.endswith(LITTER)]
         wrong = (left and not offered and not self.littered) or (offered and not left)
-        if code > 0 and state != "whole" and wrong and "could not be put back" not in said:
+        if code > 0 and state != "whole" and wrong and "could not be restored" not in said:
             raise BrokenPromiseError(f"it left {left}, and said: {said}")
-        if code > 0 and earlier(self.recipe, self.models) and state == "nothing" and "could not be put back" not in said:
+        if code > 0 and earlier(self.recipe, self.models) and state == "nothing" and "could not be restored" not in said:
             raise BrokenPromiseError(f"the earlier merge is gone: {sorted(self.files())}")
 
     def go_on(self) -> None:
@@ -275,7 +275,7 @@ class Trial:
             if code == 0:
                 self.tidy()
                 return
-            if "holds an unfinished merge; --resume goes on with it" not in self.said[-1]:
+            if "holds an unfinished merge; --resume continues it" not in self.said[-1]:
                 raise BrokenPromiseError(f"it can't be merged again: {self.said[-1]}")
             self.state()
         if self.run("--resume") != 0:

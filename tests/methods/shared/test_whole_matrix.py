@@ -550,12 +550,12 @@ def test_mistakes_are_named(tmp_path: Path, method: str, parameters: str, models
 
 @pytest.mark.parametrize("method", METHODS)
 def test_dry_runs(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Pieces of tensors are tried; that singular vectors aren't is said."""
+    """Pieces of tensors are tried; a note says that decompositions aren't."""
     base = tensors(0, "bfloat16")
     models = [tensors(number + 1, "bfloat16", base) for number in range(count(method))]
     out = run(tmp_path, method, models, base, "bfloat16", dry_run=True)
     said = capsys.readouterr()
-    assert ("singular vectors aren't counted" in said.out + said.err) == (method in ("tsv", "iso_c"))
+    assert ("decompositions of matrices aren't counted" in said.out + said.err) == (method in ("tsv", "iso_c"))
     assert not out.exists()
 
 

@@ -156,7 +156,7 @@ def test_killed_anywhere_it_goes_on(
         before = noted(out)
         assert before > 0
         said = run(*flags(models, out, method, "--n_process", str(random.integers(1, 4)), "--resume"))
-        assert "of the output is there, and whole" in said
+        assert "of the output is already complete" in said
     assert weights(out) == whole[method]
     assert not list(out.glob("*.partial"))
 
@@ -171,13 +171,13 @@ def test_a_merge_that_is_asked_to_stop_says_how_to_go_on(
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command with --resume goes on from there" in said
+    assert "run the same command with --resume to continue" in said
     assert only_leftovers(out)
     assert noted(out) >= 3
     with eager(*flags(models, out, "della")) as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "holds an unfinished merge; --resume goes on with it, --overwrite begins again" in said
+    assert "holds an unfinished merge; --resume continues it, --overwrite starts again" in said
     run(*flags(models, out, "della", "--resume"))
     assert weights(out) == whole["della"]
 
