@@ -58,6 +58,8 @@ class CommandLine:
 
     def normal_form(self, argv: Sequence[str], abbreviated: Collection[str] = ()) -> list[str]:
         """Return argv in the spelling that Typer reads; see `normal_form`. Raises ConfigError."""
+        if self.argument is None and argv and not argv[0].startswith("-"):
+            raise ConfigError(f"unexpected {argv[0]!r}; {self.name} takes flags only")
         return normal_form(argv, self.fields, self.aliases, self.hint, abbreviated, self.many)
 
     def main(self, argv: Sequence[str], run: Callable[[Any, dict[str, Any]], None]) -> None:

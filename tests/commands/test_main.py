@@ -213,6 +213,13 @@ def test_an_unknown_command_gets_the_list(here: Path, word: str, capsys: pytest.
     assert capsys.readouterr().err == sentence
 
 
+def test_the_demo_takes_flags_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("demo", "[out, in]") == 1
+    assert cli("demo", "--seed", "-1") == 1
+    expected = "error: unexpected '[out, in]'; demo takes flags only\nerror: --seed -1 must be at least 0\n"
+    assert capsys.readouterr().err == expected
+
+
 @pytest.mark.parametrize("word", ["recipes.yaml", "nowhere/recipe", "../recipe", "/recipe"])
 def test_a_missing_file_is_called_a_missing_file(here: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(word) == 1
