@@ -19,19 +19,8 @@ from ..conversion.lora.entry import AdaptedEntry, Lengths, LowRank, read_from
 from ..conversion.modules import module_of
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import CheckpointError, MalformedError
-from ..methods.paddlenlp import PREFIX
 from .modules import taken
 from .plan import Plan, StagedEntry, TensorPlan, leaves
-
-# A parameter of PaddleNLP's methods -> the flag that sets it.
-FLAGS = {
-    "density": "reserve_p",
-    "t": "slerp_alpha",
-    "normalize_eps": "slerp_normalize_eps",
-    "dot_threshold": "slerp_dot_threshold",
-    "elect": "ties_elect_type",
-    "zero_sign": "ties_zero_sign",
-}
 
 
 @dataclass(frozen=True)
@@ -274,30 +263,3 @@ def _is_turned(entry: TensorEntry, stored: TensorEntry) -> bool:
 
 def _first(entry: TensorEntry) -> Part:
     return as_boxes(entry)[0]
-
-
-# --- parameters --------------------------------------------------------------------------------------------------------
-
-
-def parameters(plan: Plan) -> dict[str, Any] | None:
-    """Return the method's effective parameters, without those that each model has its own of; None where they vary.
-
-    PaddleNLP's are called by their flags, mergekit's as in recipes.
-    """
-    recipe, resolved = plan.recipe, plan.resolved
-    if resolved is None:
-        return None
-    found: dict[str, Any] = {}
-    if recipe.method.name.startswith(PREFIX):
-        for part in (resolved.sparsifier, resolved.merger):
-            for name, value in part.parameters().items() if part is not None else ():
-                if name != "weights":
-                    found[FLAGS.get(name, name)] = value
-        if recipe.base is not None:
-            found["scale"] = resolved.scale
-    else:
-        values = dict(plan.tensors[0].values)
-        found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
-    if resolved.sparsifier is not None and resolved.sparsifier.random:
-        found["seed"] = recipe.seed
-    return found

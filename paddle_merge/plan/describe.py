@@ -9,10 +9,11 @@ from typing import Any
 
 from ..backends.budget import DEFAULT_BUDGET
 from ..backends.engine import GIB
+from ..methods.paddlenlp import PREFIX
 from ..parsing import count_text, size_text
 from ..recipe.request import Request
 from . import chat, memory_estimate, modules
-from .account import Account, TensorAccount, parameters
+from .account import Account, TensorAccount
 from .file_names import CARD
 from .plan import Plan
 
@@ -20,6 +21,17 @@ log = logging.getLogger("paddle_merge")
 SHOWN = 40  # kinds of tensors in the text; the file has all tensors
 TOKENS = 4  # of those that were filled, or dropped
 FEW = 8  # values of a parameter over the layers
+
+
+# A parameter of PaddleNLP's methods -> the flag that sets it.
+FLAGS = {
+    "density": "reserve_p",
+    "t": "slerp_alpha",
+    "normalize_eps": "slerp_normalize_eps",
+    "dot_threshold": "slerp_dot_threshold",
+    "elect": "ties_elect_type",
+    "zero_sign": "ties_zero_sign",
+}
 
 
 def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> list[str]:
@@ -90,6 +102,30 @@ def _shown(plan: Plan) -> str:
     if found is None:
         return "parameters by layer and tensor, as the recipe says"
     return ", ".join(f"{name} {value}" for name, value in found.items()) or "no parameters"
+
+
+def parameters(plan: Plan) -> dict[str, Any] | None:
+    """Return the method's effective parameters, without those that each model has its own of; None where they vary.
+
+    PaddleNLP's are called by their flags, mergekit's as in recipes.
+    """
+    recipe, resolved = plan.recipe, plan.resolved
+    if resolved is None:
+        return None
+    found: dict[str, Any] = {}
+    if recipe.method.name.startswith(PREFIX):
+        for part in (resolved.sparsifier, resolved.merger):
+            for name, value in part.parameters().items() if part is not None else ():
+                if name != "weights":
+                    found[FLAGS.get(name, name)] = value
+        if recipe.base is not None:
+            found["scale"] = resolved.scale
+    else:
+        values = dict(plan.tensors[0].values)
+        found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
+    if resolved.sparsifier is not None and resolved.sparsifier.random:
+        found["seed"] = recipe.seed
+    return found
 
 
 def sidecar_bytes(sidecars: Mapping[str, bytes]) -> int:

@@ -36,7 +36,8 @@ from .output.journal import Journal, remaining, whole
 from .output.leftovers import is_unfinished
 from .output.lock import make_lock
 from .output.sidecars import read_sidecars, record
-from .output.writer import Output, uninterrupted
+from .output.signals import uninterrupted
+from .output.writer import Output
 from .pool import work
 from .ranks import Ranks
 

@@ -21,17 +21,15 @@ import os
 import selectors
 import socket
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
 from ..errors import WorkError
+from .messages import Peer, packed
 
 CONNECT_SECONDS = 300.0  # until all ranks must be connected
 CLOSE_SECONDS = 5.0  # for the other ranks to read what was sent last
-MESSAGE_BYTES = 1 << 29
-TCP = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
 
 
 class Ranks:
@@ -46,7 +44,7 @@ class Ranks:
         hosts = [_address(endpoint)[0] for endpoint in endpoints]
         self._titles = [f"rank {rank}" + f" ({host})" * (len(set(hosts)) > 1) for rank, host in enumerate(hosts)]
         self._token = hashlib.sha256(",".join(endpoints).encode()).hexdigest()
-        self._peers: dict[int, _Peer] = {}  # on rank 0 all others, elsewhere rank 0
+        self._peers: dict[int, Peer] = {}  # on rank 0 all others, elsewhere rank 0
 
     @classmethod
     def from_environment(cls) -> Ranks | None:
@@ -157,7 +155,7 @@ class Ranks:
             self._tell("fail", sentences)
 
     def _tell(self, kind: str, content: Any) -> None:
-        header = _frame(kind, content)
+        header = packed(kind, content)
         for peer in self._peers.values():
             peer.tell(header)
 
@@ -166,7 +164,7 @@ class Ranks:
     def _meet(self) -> None:
         """Wait for the other ranks, as rank 0. Raises WorkError."""
         limit = time.monotonic() + CONNECT_SECONDS
-        missing = {_frame("hello", [self._token, number]): number for number in range(1, self.count)}
+        missing = {packed("hello", [self._token, number]): number for number in range(1, self.count)}
         strangers: dict[socket.socket, bytes] = {}  # with what they have sent so far
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(self._listen())
@@ -182,8 +180,8 @@ class Ranks:
                     with contextlib.suppress(OSError):
                         said += stranger.recv(1 << 10) or b"the end"
                     if said in missing:
-                        peer = self._peers[missing.pop(said)] = _Peer(stranger)
-                        peer.tell(_frame("welcome", self._token))
+                        peer = self._peers[missing.pop(said)] = Peer(stranger)
+                        peer.tell(packed("welcome", self._token))
                     elif any(hello.startswith(said) for hello in missing):
                         strangers[stranger] = said
                     else:
@@ -209,7 +207,7 @@ class Ranks:
 
     def _reach(self) -> None:
         """Connect to rank 0, which may not listen yet, as any other rank. Raises WorkError."""
-        limit, welcome, problem = time.monotonic() + CONNECT_SECONDS, _frame("welcome", self._token), "no answer"
+        limit, welcome, problem = time.monotonic() + CONNECT_SECONDS, packed("welcome", self._token), "no answer"
         while (seconds := limit - time.monotonic()) > 0:
             try:
                 family, _, _, _, address = socket.getaddrinfo(*_address(self._endpoints[0]), type=socket.SOCK_STREAM)[0]
@@ -218,12 +216,12 @@ class Ranks:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     connection.settimeout(seconds)
                     connection.connect(address)
-                    connection.sendall(_frame("hello", [self._token, self.number]))
+                    connection.sendall(packed("hello", [self._token, self.number]))
                     said = b""
                     while len(said) < len(welcome) and (more := connection.recv(len(welcome) - len(said))):
                         said += more
                     if said == welcome:
-                        self._peers[0] = _Peer(connection)
+                        self._peers[0] = Peer(connection)
                         return
                     problem = "something else answers there"
             except OSError as error:
@@ -233,72 +231,6 @@ class Ranks:
             f"{self._titles[self.number]} couldn't reach rank 0 at {self._endpoints[0]} within {CONNECT_SECONDS:g} seconds"
             f" ({problem}); check that it runs and that its machine lets others connect to that port"
         )
-
-
-class _Peer(socket.socket):
-    """The connection to another rank. `write` and `read` do what can be done without waiting."""
-
-    def __init__(self, connection: socket.socket):
-        super().__init__(fileno=connection.detach())
-        self.outgoing: deque[tuple[memoryview, list[int]]] = deque()  # frames, with how much each `send` took
-        self.gathered: deque[Any] = deque()  # contents for gathers to come
-        self.left = False  # it said that it needs nothing more
-        self.leaving = False  # only what is outgoing is still sent; what arrives is dropped
-        self._received = bytearray()
-        self.setblocking(False)
-        with contextlib.suppress(OSError):  # it ended already
-            self.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name in TCP.keys() & vars(socket).keys():
-                self.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), TCP[name])
-
-    def tell(self, header: bytes) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # it ended; there is no such option
-            # What a sleeping rank leaves unread may stay here for hours; but its machine takes a small frame at once.
-            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000 if len(header) < 1 << 14 else 0)
-        self.outgoing.append((memoryview(header), []))
-        self.write()
-
-    def write(self) -> None:
-        """Send what can be sent. A KeyboardInterrupt between any two steps neither loses a byte nor sends one twice."""
-        try:
-            while self.outgoing:
-                header, sent = self.outgoing[0]
-                if sum(sent) < len(header):
-                    sent.extend(map(self.send, [header[sum(sent) :]]))  # one step: `+=` would be two
-                else:
-                    self.outgoing.popleft()
-            if self.leaving:
-                self.shutdown(socket.SHUT_WR)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.outgoing.clear()  # it ended; what it said last can still be read
-
-    def read(self) -> Iterator[tuple[str, Any]]:
-        """Yield the messages that are complete now; close the connection when no more can come."""
-        try:
-            chunk = self.recv(1 << 20)
-            if not self.leaving:
-                self._received += chunk
-                while len(self._received) >= (end := 4 + int.from_bytes(self._received[:4], "big")):
-                    kind, content = json.loads(self._received[4:end])
-                    del self._received[:end]
-                    yield kind, content
-                chunk = chunk if end <= 4 + MESSAGE_BYTES else b""
-        except BlockingIOError:
-            return
-        except (OSError, ValueError, TypeError):
-            chunk = b""
-        if not chunk:
-            self.outgoing.clear()
-            self.close()
-
-
-def _frame(kind: str, content: Any) -> bytes:
-    text = json.dumps([kind, content]).encode()
-    if len(text) > MESSAGE_BYTES:
-        raise WorkError(f"a message between ranks would take {len(text)} bytes; the limit is {MESSAGE_BYTES}")
-    return len(text).to_bytes(4, "big") + text
 
 
 def _address(endpoint: str) -> tuple[str, int]:

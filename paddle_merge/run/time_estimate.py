@@ -1,19 +1,15 @@
 """Predict how long a merge takes on this machine: a few pieces are merged, their results are discarded, and the times are
 extrapolated.
-
-It leaves no file behind, however it ends: what it writes goes to a file without a name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import random
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -28,19 +24,15 @@ from ..errors import WorkError
 from ..methods.shared.whole_matrix import Whole, is_matrix
 from ..plan.memory_estimate import alone
 from ..plan.plan import Piece, Plan, TensorPlan
-from .output.destination import existing_parent
+from .disk_speed import WRITTEN, flush_rate, nameless_file, page_cache
 from .pipeline import Source, merge_tensor
 from .sources import FileSource
 from .worker import Backends
 
 SECONDS = 1.2  # for merging pieces; reading from the disk and flushing to it come on top
-DISK_SECONDS = 0.3  # for each of those
 PIECE = 24 << 20  # bytes of input merged at a time
-LOOKS = 64  # places in the inputs at which it is checked whether they are in the page cache
-WRITTEN = 64 << 20  # bytes that the nameless file grows to, about
 _PYTHON = 0.35  # seconds that Python takes to start, import what every command needs, and end
 _WORKER = 0.2  # seconds until a worker has started
-_SPARE = 256 << 20  # bytes of disk; where less is free, nothing is written
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
     """
     notes: list[str] = []
     random_places = random.Random(0)
-    with closing(Files(panel=plan.engine.budget.panel)) as files, _nameless(output, notes) as written:
+    with closing(Files(panel=plan.engine.budget.panel)) as files, nameless_file(output, notes) as written:
         bench = _Bench(plan, files, written)
         loading = bench.load()
         if loading > 3:
@@ -81,8 +73,8 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
         if any(isinstance(tensor.resolved.merger, Whole) and is_matrix(tensor.shape) for tensor in plan.tensors):
             notes.append("decompositions of matrices aren't counted, and may take much longer than everything else")
         costs = bench.costs(random_places)
-        cached, disk = _page_cache(plan, random_places)
-        flush = _flush_rate(written)
+        cached, disk = page_cache(plan, random_places)
+        flush = flush_rate(written)
     at_a_time = min(plan.n_process, cores())
     reading, computing, writing = (seconds / at_a_time for seconds in costs)
     if cached is not None and cached < 1 and disk:
@@ -230,80 +222,3 @@ class _Bench:
 def _kind(tensor: TensorPlan) -> object:
     """Return a key that is equal for tensors that take about the same time per element."""
     return tensor.dtype, *((entry.dtype, entry.scattered, entry.computed) for entry in tensor.inputs)
-
-
-# --- the disk ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _nameless(output: str, notes: list[str]) -> Iterator[IO[bytes] | None]:
-    """Open a file on the output's file system that disappears when it is closed; yield None, with a note, if there can't
-    be one."""
-    folder = existing_parent(os.path.realpath(output))
-    state = os.statvfs(folder)
-    file = None
-    try:
-        if state.f_bavail * state.f_frsize > _SPARE:
-            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
-    except OSError:
-        file = None
-    if file is None:
-        notes.append(f"writing isn't counted: nothing can be written to {folder} at the moment")
-        yield None
-        return
-    with file:
-        yield file
-
-
-def _flush_rate(file: IO[bytes] | None) -> float | None:
-    """Return the bytes per second that the output's disk takes; None if that isn't known."""
-    if file is None:
-        return None
-    content, done = bytes(8 << 20), 0
-    begun = time.perf_counter()
-    try:
-        os.fsync(file.fileno())
-        if time.perf_counter() - begun > DISK_SECONDS:
-            return None if not (size := os.fstat(file.fileno()).st_size) else size / (time.perf_counter() - begun)
-        begun = time.perf_counter()
-        while done < 2 * WRITTEN and time.perf_counter() - begun < DISK_SECONDS:
-            done += os.pwrite(file.fileno(), content, done % WRITTEN)
-            os.fsync(file.fileno())
-    except OSError:
-        return None
-    return done / (time.perf_counter() - begun)
-
-
-def _page_cache(plan: Plan, places: random.Random) -> tuple[float | None, float | None]:
-    """Return the share of the inputs that is in the page cache, and the bytes per second at which the disk gives the rest;
-    None for what isn't known."""
-    files = sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
-    sizes = [os.path.getsize(file) for file in files]
-    if not sum(sizes) or not hasattr(os, "RWF_NOWAIT"):
-        return None, None
-    found: list[bool] = []
-    read, seconds = 0, 0.0
-    for file in places.choices(files, sizes, k=LOOKS):
-        stream = os.open(file, os.O_RDONLY)
-        try:
-            at = places.randrange(os.fstat(stream).st_size) // 4096 * 4096
-            found.append(_is_cached(stream, at))
-            if not found[-1] and seconds < DISK_SECONDS:
-                begun = time.perf_counter()
-                read += len(os.pread(stream, 4 << 20, at))
-                seconds += time.perf_counter() - begun
-        except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                return None, None
-            raise WorkError(f"{file}: can't be read ({error.strerror})") from None
-        finally:
-            os.close(stream)
-    return sum(found) / len(found), read / seconds if read else None
-
-
-def _is_cached(stream: int, at: int) -> bool:
-    """Whether a page of a file can be read without waiting for a disk. Raises OSError if the file system can't tell."""
-    try:
-        return os.preadv(stream, [bytearray(1)], at, os.RWF_NOWAIT) == 1
-    except BlockingIOError:
-        return False

@@ -192,7 +192,7 @@ def test_names_that_differ_in_numbers() -> None:
 
 
 def test_a_forecast_survives_a_folder_that_cannot_be_written(pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time_estimate, "_SPARE", 1 << 62)
+    monkeypatch.setattr("paddle_merge.run.disk_speed._SPARE", 1 << 62)
     found = time_estimate.forecast(make_plan(Request.of(MergeConfig(**pair)).checked_recipe()), pair["output_path"], 0.0)
     assert "writing isn't counted" in found.notes[0]
     assert found.seconds > 0

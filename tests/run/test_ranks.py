@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from paddle_merge.errors import WorkError
-from paddle_merge.run import ranks
+from paddle_merge.run import messages, ranks
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_CURRENT_ENDPOINT")
@@ -26,7 +26,7 @@ VARIABLES = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_TRAINER_ENDPOIN
 SCRIPT = """
 import faulthandler, os, signal, sys, time
 from multiprocessing.connection import wait
-from paddle_merge.run import ranks
+from paddle_merge.run import messages, ranks
 from paddle_merge.errors import WorkError
 
 def interrupt(*_):
@@ -221,7 +221,7 @@ def test_a_message_too_large_fails_the_job() -> None:
     """Each rank's is small enough; all together are not."""
     problem = "a message between ranks would take 825 bytes; the limit is 700"
     with job(3) as ours:
-        ours.start("ranks.MESSAGE_BYTES = 700\nme.gather('x' * (400 if me.number else 1))")
+        ours.start("messages.MESSAGE_BYTES = 700\nme.gather('x' * (400 if me.number else 1))")
         assert ours.end(0, 1, 2) == [["here", f"error: {problem}"], *[["here", f"error: rank 0: {problem}"]] * 2]
 
 
@@ -375,7 +375,7 @@ def test_interrupts_between_any_two_steps_of_writing() -> None:
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    peer = ranks._Peer(one)
+    peer = messages.Peer(one)
     other.setblocking(False)
     sent, received = bytearray(), bytearray()
     limit = time.monotonic() + 1
@@ -410,7 +410,7 @@ def test_interrupts_between_any_two_steps_of_writing() -> None:
 
 
 def hello(job: Job, number: int) -> bytes:
-    return ranks._frame("hello", [ranks.Ranks(number, job.endpoints)._token, number])
+    return messages.packed("hello", [ranks.Ranks(number, job.endpoints)._token, number])
 
 
 def test_strangers_are_ignored() -> None:
@@ -443,7 +443,7 @@ def test_a_second_rank_of_the_same_number_is_dropped_and_the_first_one_missed() 
         words = hello(ours, 1)
         with call(ours.ports[0], words[:30]) as first:
             first.sendall(words[30:])
-            assert first.recv(1000) == ranks._frame("welcome", ranks.Ranks(0, ours.endpoints)._token)
+            assert first.recv(1000) == messages.packed("welcome", ranks.Ranks(0, ours.endpoints)._token)
             with call(ours.ports[0], words) as second:
                 assert second.recv(1) == b""
         assert ours.end(0) == [["error: rank 1 ended unexpectedly"]]
@@ -529,7 +529,7 @@ def test_a_try_that_reaches_itself_leaves_the_port_to_rank_0() -> None:
 def test_a_machine_without_power_is_missed_within_a_minute() -> None:
     """As far as it can be shown here: the system is told to look."""
     with socket.create_server(("127.0.0.1", 0)) as listener, call(listener.getsockname()[1]) as connection:
-        peer = ranks._Peer(connection)
+        peer = messages.Peer(connection)
         assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         first = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
         names = (first, "TCP_KEEPINTVL", "TCP_KEEPCNT")

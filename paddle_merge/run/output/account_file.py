@@ -12,7 +12,8 @@ from typing import Any
 
 from ...checkpoints.adapters import split_spec
 from ...errors import OutputError
-from ...plan.account import Account, InputTensorAccount, TensorAccount, parameters
+from ...plan.account import Account, InputTensorAccount, TensorAccount
+from ...plan.describe import parameters
 from ...plan.plan import Plan
 from ...recipe.request import Request
 from ...version import __version__

@@ -9,10 +9,8 @@ import contextlib
 import json
 import logging
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ...checkpoints.formats.naming import index_name, is_weights
@@ -22,6 +20,7 @@ from ...plan.plan import Shard
 from .disk import fsync, remedy
 from .flock import FolderLock
 from .leftovers import left_behind, read_names
+from .signals import uninterrupted
 
 log = logging.getLogger("paddle_merge")
 CONFIG = "config.json"  # few loaders open a folder without it
@@ -44,27 +43,6 @@ class Contents(Protocol):
 
     def index(self) -> bytes | None:
         """Return the content of the index file; None if there is none."""
-
-
-@contextlib.contextmanager
-def uninterrupted(redeliver: bool = True) -> Iterator[None]:
-    """Delay signals that would end the merge until the block is done; without `redeliver` they are dropped.
-
-    Launchers and people send several. Outside of the main thread no signals arrive.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda received, _: arrived.append(received)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if arrived and redeliver:
-        signal.raise_signal(arrived[0])
 
 
 class Output:

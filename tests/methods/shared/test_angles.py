@@ -29,7 +29,7 @@ from paddle_merge.methods.registry import NAMED
 from paddle_merge.methods.shared.method import ResolvedMethod
 from paddle_merge.methods.shared.rows import Rows, rows_of
 from paddle_merge.plan import memory_estimate
-from paddle_merge.plan.account import parameters
+from paddle_merge.plan.describe import parameters
 from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.config import MergeConfig as Config
 from paddle_merge.recipe.request import Request
