@@ -18,9 +18,7 @@ from .header import Header, Held
 from .pickles import load, open_window
 
 NAMES = "StructuredToParameterName@@"  # the key of paddle.save's table of parameter names
-_SLICES = (
-    "UnpackBigParamInfor@@"  # the key of its table of arrays that are split, because pickle protocols 2 and 3 hold 4 GiB
-)
+_SLICES = "UnpackBigParamInfor@@"  # the key of its table of arrays in slices, of less than the 4 GiB of pickle protocol 2
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -213,6 +213,8 @@ class _Fold:
                 name=name, dtype=old.dtype, shape=old.shape, stored=read, changes=changes, replaced=before
             )
 
+    # --- low-rank changes
+
     def _fold(self, module: Module) -> None:
         """Apply the low-rank changes of one module. Raises MalformedError."""
         for update in updates(module, self._adapter, self._targets, self.tensors):

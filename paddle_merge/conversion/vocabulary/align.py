@@ -120,7 +120,7 @@ class Aligner:
             )
         if axis is None or len({(*entry.shape[:axis], *entry.shape[axis + 1 :]) for entry in entries}) > 1:
             return list(entries)
-        # A tied lm_head is the embedding's entry with another name; both must get the same Aligned.
+        # A tied lm_head is the embedding's entry with another name; both must get equal results.
         nameless = tuple(entry.nameless for entry in entries)
         found = []
         for place, entry in enumerate(entries):
