@@ -1,4 +1,4 @@
-"""How much memory a worker may use for what it keeps of one tensor."""
+"""Say how much memory a worker may use for what it keeps of one tensor."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """How much of the host's memory one worker takes for what can also be done in less. No byte of a result depends on it.
+    """How much of the host's memory one worker takes where it can also do with less. No byte of a result depends on it.
 
-    block: elements of each model that are worked on together on the CPU, where all rows stay in its second-level cache; a
-        power of two, at least kernels.bits.CHUNK. device_block: the most elements of one on a device; larger ones copy no
-        faster.
-    resident: a tensor that is measured is read once and kept, if it has up to so many bytes, all sources together.
-    panel: bytes of each scattered source that are read together.
-    selecting: bytes of the values that are searched for a quantile: those of as many models at a time as fit, one at least.
+    block: how many elements of each model are computed together on the CPU, so that all rows stay in its second-level cache;
+        a power of two, at least kernels.bits.CHUNK. device_block: the same on a device, at most; larger ones copy no faster.
+    resident: the largest tensor, in bytes of all sources together, that is kept in memory if it is read more than once.
+    panel: how many bytes are read together of each source whose elements are scattered.
+    selecting: bytes of the values that are searched for a quantile. As many models as fit are searched at a time, at least
+        one.
     """
 
     block: int = 1 << 16

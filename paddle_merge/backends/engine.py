@@ -1,5 +1,5 @@
-"""What computes: NumPy on the CPU, or Paddle on a device. Paddle is imported only where it is asked to compute, and to look
-at a device that the command names."""
+"""Select what computes: NumPy on the CPU, or Paddle on a device. Paddle is imported only if it is to compute, or to look for
+a device that the command names."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ DEVICES = ("cpu", "gpu", "low_gpu_mem", "xpu", "npu")
 
 @dataclass(frozen=True)
 class Engine:
-    """tensor_type and device: as in MergeConfig. memory: bytes of device memory that low_gpu_mem may take, on each device.
-    worker, workers: which of how many processes of this machine (of this rank, if there are several) this one is.
-    room: what of the host's memory each takes.
+    """What one process computes with.
+
+    tensor_type, device: as in MergeConfig. memory: bytes of each device's memory that low_gpu_mem may take.
+    worker, workers: the number of this process, from 0, and how many there are on this machine (in this rank, if there are
+    several). budget: how much of the host's memory each may take.
     """
 
     tensor_type: str = "np"
@@ -43,7 +45,7 @@ class Engine:
         return not self.on_cpu and self.device.partition(":")[0] != "gpu"
 
     def backend(self, compute: str) -> Backend:
-        """The backend for one compute dtype. Imports Paddle if need be."""
+        """Return the backend for a compute dtype, "float32" or "float64". Imports Paddle if it computes."""
         if self.tensor_type == "np":
             from .np_backend import NumpyBackend
 
@@ -59,16 +61,16 @@ class Engine:
         return PaddleBackend(compute, name, budget, self.budget)
 
     def sharing(self, visible: list[str]) -> int:
-        """How many workers share a device, of those visible."""
+        """Return how many workers share a device. visible: the numbers of all devices."""
         return self.workers if ":" in self.device else -(-self.workers // len(visible))
 
     def settle(self) -> None:
-        """Make this engine's device the one that Paddle computes on in this process, for good."""
+        """Make this engine's device the one that Paddle computes on in this process from now on."""
         if self.tensor_type == "pd":
             import_paddle().device.set_device("cpu" if self.on_cpu else self._device_and_budget()[0])
 
     def _device_and_budget(self) -> tuple[str, int]:
-        """The device that this worker computes on, "gpu:1", and the bytes of its memory that this worker may take."""
+        """Return the device that this worker computes on, "gpu:1", and the bytes of its memory that it may take."""
         kind, _, number = self.device.partition(":")
         visible = visible_devices(kind)
         mine = number or visible[self.worker % len(visible)]
@@ -85,7 +87,7 @@ NUMPY = Engine()
 
 
 def import_paddle() -> Any:
-    """Paddle, without what it warns of at import (a missing ccache)."""
+    """Import Paddle without its warnings at import (a missing ccache)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import paddle
@@ -93,7 +95,8 @@ def import_paddle() -> Any:
 
 
 def visible_devices(kind: str) -> list[str]:
-    """The numbers of the devices of this kind that Paddle sees, or that `paddle.distributed.launch` gave this process."""
+    """Return the numbers of the devices of this kind that Paddle sees, or that `paddle.distributed.launch` gave this
+    process."""
     paddle = import_paddle()
     name = "gpu" if kind == "low_gpu_mem" else kind
     if name == "gpu":
@@ -108,7 +111,7 @@ def visible_devices(kind: str) -> list[str]:
 
 
 def problems(engine: Engine) -> list[str]:
-    """Why this can't compute here: sentences that say what to install or to choose instead."""
+    """Return why this can't compute here, one sentence each, with what to install or to choose instead."""
     if engine.tensor_type == "np":
         return []
     device = engine.device
@@ -142,5 +145,5 @@ def problems(engine: Engine) -> list[str]:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,12 @@
-"""Random masks without a random state: whether an element is kept is a function of (seed, tensor, model, element index).
+"""Draw random masks without a random state: whether an element is kept is a function of (seed, tensor, model, index).
 
-So a mask does not depend on the number of workers, on the size of a block, or on what was merged before. The generator is
-a counter put through two rounds of "lowbias32" (Wellons' hash prospector), each round keyed: an integer hash that passes
-the usual tests of bit balance, neighbour and cross-stream correlation and costs a third of a nanosecond per element.
+So a mask does not depend on the number of workers, on the size of a block, or on what was merged before. From the seed to a
+mask: `mask_key` makes two numbers of seed, model and tensor name; `block_key` moves them to the first element of a block;
+the hash of an element's index under the key is compared with the limit that `keep_limit` makes of a probability. The rules
+that draw are in methods/dare.py and methods/della.py.
+
+The hash is a counter put through two keyed rounds of "lowbias32" (Wellons' hash prospector), an integer hash that passes the
+usual tests of bit balance, neighbour and cross-stream correlation and costs a third of a nanosecond per element.
 """
 
 from __future__ import annotations
@@ -17,13 +21,13 @@ FINEST = 2.0**-32  # the smallest probability of keeping an element, but 0
 
 
 def mask_key(seed: int, model: int, tensor: str) -> Key:
-    """The two 32-bit keys of one (seed, model, tensor) stream; `model` is its position in model_path_list, from 0."""
+    """Return the two 32-bit keys of one (seed, model, tensor). model: its position among the models, from 0."""
     digest = blake2b(f"{seed}\0{model}\0{tensor}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
 def block_key(key: Key, start: int) -> Key:
-    """The keys for a block that begins at flat element index `start` < 2**64: the high half of the index folds into k1.
+    """Return the keys of a block that begins at element `start` < 2**64; the second key takes the index's high half.
 
     A block must not cross a multiple of 2**32 elements; blocks of a power-of-two size never do.
     """
@@ -32,13 +36,16 @@ def block_key(key: Key, start: int) -> Key:
 
 
 def keep_limit(probability: Any) -> Any:
-    """The largest hash that is still kept: round(p * 2**32) - 1, for p in (0, 1]. Scalars and arrays, as uint32."""
+    """Return the largest hash that is kept with this probability, uint32: round(p * 2**32) - 1.
+
+    probability: in (0, 1], a number or an array, of whose shape the result is.
+    """
     count = np.clip(np.rint(np.asarray(probability, np.float64) * 2.0**32), 1.0, 2.0**32)
     return (count - 1.0).astype(np.uint32)
 
 
 def hash_block(key: Key, start: int, size: int) -> np.ndarray:
-    """(size,) uint32: the hash of elements start .. start+size. The plain reading of what kernels.dare does in registers."""
+    """Return the hashes of elements start .. start + size, (size,) uint32, as the loop sparsifiers.dare computes them."""
     k0, k1 = (np.uint32(word) for word in block_key(key, start))
     x: np.ndarray = np.arange(size, dtype=np.uint32) + k0
     x ^= x >> np.uint32(16)

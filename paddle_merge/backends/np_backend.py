@@ -1,4 +1,4 @@
-"""NumPy blocks on the CPU, with Numba loops for everything that touches each element."""
+"""Compute with NumPy arrays on the CPU: the operations of backend.py, with Numba loops for all that touches each element."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _kernel(names: dict[Formula, str], formula: Formula) -> Any:
 
 
 def widen(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:
-    """Stored elements raw (n,) -> out (n,), float32 or float64."""
+    """Convert stored elements raw (n,) to numbers, into out (n,), float32 or float64."""
     _LOAD.get(dtype, bits.load_float)(raw, np.empty(0, out.dtype), out)
 
 

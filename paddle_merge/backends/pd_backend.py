@@ -1,7 +1,7 @@
-"""Paddle tensors on one device: the facing page of np_backend.py, the same words in the same order.
+"""Compute with Paddle tensors on one device: the operations of backend.py, in the order of np_backend.py.
 
 Formulas run as they stand, operation by operation in the models' order, and sums fold the same chunks in the same order as
-the loops in kernels/. So results don't depend on the size of a block, and agree with np's.
+the loops in kernels/. So results don't depend on the size of a block, and agree with NumPy's.
 
 Rows are separate tensors: a formula gets a list of them, and makes new ones.
 """
@@ -34,10 +34,10 @@ _FLOAT8 = {FLOAT8_E4M3FN: (3, 7, 0x7E, 0x7F, 0x7F), FLOAT8_E5M2: (2, 15, 0x7B, 0
 
 
 class PaddleBackend(Backend):
-    """The words that methods and blocks are written in, for one compute dtype and one device ("cpu", "gpu:0", "npu:0").
+    """Compute on one device of Paddle.
 
-    budget: how many bytes of the device's memory blocks may take. room: what of the host's memory, which holds the sources
-    of two blocks.
+    compute: "float32" or "float64". device: "cpu", "gpu:0" or "npu:0". device_budget: how many bytes of the device's memory
+    blocks may take. budget: how much of the host's memory, which holds the sources of two blocks.
     """
 
     in_place = False
@@ -52,13 +52,13 @@ class PaddleBackend(Backend):
         self._pinned: list[list[Any]] = [[], []]  # the host's side of copies that may still be under way
 
     def block(self, models: int) -> int:
-        """The largest power of two whose rows, and what formulas make of them on the way, stay within the budget."""
+        """Return the largest power of two for which rows, and formulas' own tensors, stay within the device's budget."""
         budget = (self._device_budget - models * TABLES) // block_bytes(self.dtype.itemsize, models)
         return int(min(max(CHUNK, 1 << max(budget, 1).bit_length() - 1), self.budget.device_block))
 
     @contextmanager
     def at_work(self) -> Iterator[Any]:
-        """Paddle as this backend needs it, and afterwards as the caller had it: the device, no gradients, no AMP."""
+        """Select the device and switch gradients and AMP off; restore afterwards what the caller had."""
         before = paddle.device.get_device()
         try:
             with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
@@ -68,7 +68,7 @@ class PaddleBackend(Backend):
                 paddle.device.set_device(before)
 
     def peak(self) -> int:
-        """The most bytes of the GPU's memory taken so far, as Paddle tells it, with what its allocator keeps for later."""
+        """Return the most bytes of the GPU's memory that Paddle has reserved so far, with what its allocator keeps."""
         return int(paddle.device.cuda.max_memory_reserved(self._place)) if self._cuda else 0
 
     # --- constants of formulas
@@ -85,7 +85,7 @@ class PaddleBackend(Backend):
     def mask_constant(self, values: np.ndarray) -> Any:
         return self.constant((values ^ _TOP_BIT).view(np.int32) if values.dtype == np.uint32 else values)
 
-    # --- the way in and the way out
+    # --- from stored elements to numbers, and back
 
     def load(self, raws: Sequence[Any], dtypes: Sequence[DType], based: bool) -> tuple[Any, Any, list[Any]]:
         self._pinned = [self._pinned[1], []]
@@ -96,7 +96,7 @@ class PaddleBackend(Backend):
         return [row - rows[-1] for row in rows[:-1]], rows[-1], bad
 
     def _put(self, raw: Any, dtype: DType) -> Any:
-        """raw on the device, in its storage dtype."""
+        """Return stored elements on the device, in their storage dtype."""
         if not isinstance(raw, np.ndarray):
             return raw if raw.place._equals(self._place) else raw._copy_to(self._place, True)
         raw = raw.view(np.float16) if dtype == FLOAT16 else raw  # uint16 is Paddle's bfloat16 in NumPy
@@ -107,7 +107,7 @@ class PaddleBackend(Backend):
         return pinned.cuda(self._place.get_device_id(), False)
 
     def _widened(self, stored: Any, dtype: DType) -> Any:
-        """Stored elements in compute dtype."""
+        """Return stored elements in compute dtype."""
         if dtype in _FLOAT8:
             stored = paddle.gather(self.constant(float8_values(*_FLOAT8[dtype][:4])), stored.astype("int32"))
         return stored.astype(self._compute)
@@ -155,7 +155,7 @@ class PaddleBackend(Backend):
     def joined(self, x: Any, parts: Sequence[Any]) -> Any:
         return parts[0] if len(parts) == 1 else paddle.concat(list(parts))
 
-    # --- measuring
+    # --- measurements
 
     def elected_balance(self, elect: Formula, x: Any, weights: Any, by_count: bool) -> int:
         sign = elect(xp, [weight * row for weight, row in zip(weights, x, strict=True)], by_count, 0.0)
@@ -223,13 +223,13 @@ class PaddleBackend(Backend):
 
 
 def block_bytes(itemsize: int, models: int) -> int:
-    """An upper estimate of what one element of every model takes on the device, with what formulas make on the way: the most
-    is in ties, which holds rows, weighted rows and rows along the elected sign."""
+    """Return an upper estimate of the bytes that one element of every model takes on the device, with formulas' temporary
+    tensors. The most is in ties, which holds rows, weighted rows and rows along the elected sign."""
     return itemsize * (6 * models + 6) + 24
 
 
 def _equal(x: Any, y: Any) -> Any:
-    """Element by element. (Paddle's `==` also takes numbers for equal that lie within 1e-8.)"""
+    """Tell which elements are equal. (Paddle's `==` is also true of numbers within 1e-8 of each other.)"""
     return paddle.logical_and(x <= y, x >= y)
 
 
@@ -238,7 +238,7 @@ def _raw(values: np.ndarray) -> np.ndarray:
 
 
 def _hashes(key: Key, size: int) -> Any:
-    """(size,) int32: masks.hash_block's hashes with their top bit flipped, so that they order alike as signed numbers."""
+    """Return masks.hash_block's hashes, (size,) int32, with the top bit flipped, so that signed numbers keep their order."""
     x = paddle.arange(size, dtype="int32") + xp.full(key[0])
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ xp.right_shift(x, shift)) * xp.full(factor)
@@ -249,7 +249,7 @@ def _hashes(key: Key, size: int) -> Any:
 
 
 def _add_up(start: float, terms: Any) -> float:
-    """start + the sum of terms (n,) float64: chunks folded in halves, then added in order."""
+    """Return start + the sum of terms (n,) float64: chunks folded in halves, then added in order."""
     short = -terms.shape[0] % CHUNK
     if short:
         terms = paddle.concat([terms, paddle.zeros([short], terms.dtype)])
@@ -261,7 +261,7 @@ def _add_up(start: float, terms: Any) -> float:
 
 
 def _to_odd(values: Any) -> Any:
-    """float64 -> float32 such that rounding the result to 16 or 8 bits is rounding the float64 once (bits.round_to_odd)."""
+    """Round float64 to float32 so that rounding the result to 16 or 8 bits rounds the float64 once (bits.round_to_odd)."""
     near = values.astype("float32")
     back = near.astype("float64")
     inexact = paddle.logical_and(paddle.logical_or(back < values, back > values), paddle.isfinite(near))
@@ -270,8 +270,8 @@ def _to_odd(values: Any) -> Any:
 
 
 def _rounded(values: Any, dtype: DType) -> Any:
-    """float32 -> float32 that dtype can hold, to nearest even. Paddle's own conversions round twice or not at all on some
-    devices and versions."""
+    """Round float32 to numbers that dtype can hold, to nearest even, as float32. Paddle's own conversions round twice or not
+    at all on some devices and versions."""
     fraction = _FRACTION[dtype]
     bits = values.view("int32")
     odd = xp.right_shift(bits, fraction) & xp.full(1)
@@ -288,7 +288,7 @@ def _rounded(values: Any, dtype: DType) -> Any:
 
 
 def _to_float8(values: Any, dtype: DType) -> Any:
-    """float32 -> int32 codes of an 8-bit float, to nearest even: bits._store_float8, an operation at a time."""
+    """Return the codes of float32 as an 8-bit float, int32, to nearest even: bits._store_float8 in Paddle's operations."""
     fraction, bias, largest, infinity, nan = _FLOAT8[dtype]
     dropped, lift = 23 - fraction, 127 - bias
     bits = values.view("int32")

@@ -1,7 +1,7 @@
-"""Paddle on the CPU: formulas run in Paddle; bits, masks and measurements, one pass of a loop each, are left to np's loops.
+"""Compute with Paddle on the CPU: formulas run in Paddle; conversions, masks and measurements run in NumPy's loops.
 
-There Paddle's operations would make a memory pass for every step of a hash or a histogram (a mask: 67 nanoseconds an element
-instead of a third of one). Going from a Paddle tensor to NumPy and back is a copy of a block in the cache.
+Paddle's operations would take a pass over memory for every step of a hash or a histogram (a mask takes 67 nanoseconds an
+element instead of a third of one). Going from a Paddle tensor to NumPy and back copies a block within the cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .pd_backend import PaddleBackend
 
 
 class PaddleOnHost(PaddleBackend):
-    """PaddleBackend on the CPU, which it shares with NumPy."""
+    """Compute on the CPU, in memory that Paddle shares with NumPy. compute, budget: as in NumpyBackend."""
 
     def __init__(self, compute: str, budget: MemoryBudget = DEFAULT_BUDGET):
         super().__init__(compute, "cpu", 0, budget)

@@ -1,7 +1,7 @@
-"""NumPy's words in Paddle, as far as formulas use them: the namespace that pd_backend.py hands to a formula as `xp`.
+"""Provide NumPy's functions on Paddle tensors, as far as formulas use them: pd_backend.py passes this module as `xp`.
 
-Unsigned 32-bit integers, which Paddle lacks, are int32 of the same bits. Formulas compare floats with < and >: == is true in
-Paddle of numbers that lie within 1e-8, too.
+Unsigned 32-bit integers, which Paddle lacks, are int32 of the same bits. Formulas compare floats with < and >: in Paddle ==
+is also true of numbers within 1e-8 of each other.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ nan_to_num = paddle.nan_to_num
 
 
 def maximum(x: Any, other: float) -> Any:
-    """Of x and 0, the only bound that formulas need."""
+    """Return the larger of x and 0, the only bound that formulas use. Raises NotImplementedError for another."""
     if other != 0:
         raise NotImplementedError("maximum of a tensor and a number other than 0")
     return paddle.nn.functional.relu(x)
 
 
 def divide(x: Any, y: Any) -> Any:
-    """x / y, rounded as IEEE asks. On the CPU Paddle's own division of equal shapes is off by one ulp for 0.3 % of numbers
-    (it takes a vector library's word for it); its broadcasting division is right."""
+    """Return x / y, rounded as IEEE 754 demands. On the CPU Paddle's division of equal shapes is off by one ulp for 0.3 % of
+    numbers; its broadcasting division is right."""
     return (x.unsqueeze(0) / y).squeeze(0)
 
 
 def arange(start: int, stop: int) -> Any:
-    """(stop - start,) int64."""
+    """Return start .. stop - 1, (stop - start,) int64."""
     return paddle.arange(start, stop, dtype="int64")
 
 
 def floor_divide(x: Any, divisor: int) -> Any:
-    """int64, none below 0."""
+    """Return x // divisor. x: int64, not negative."""
     return paddle.floor_divide(x, paddle.full([1], divisor, "int64"))
 
 
 def remainder(x: Any, divisor: int) -> Any:
-    """int64, none below 0."""
+    """Return x % divisor. x: int64, not negative."""
     return paddle.remainder(x, paddle.full([1], divisor, "int64"))
 
 
 def take(table: Any, indices: Any) -> Any:
-    """(bins,), (n,) -> (n,)."""
+    """Return table[indices], (n,). table: (bins,). indices: (n,)."""
     return paddle.gather(table, indices)
 
 
 def right_shift(x: Any, bits: int) -> Any:
-    """int32 x >> bits, 0 < bits < 31, zeros moving in from the left."""
+    """Return x >> bits of int32 x, taken as unsigned; 0 < bits < 31."""
     if hasattr(paddle, "bitwise_right_shift"):
         return paddle.bitwise_right_shift(x, full(bits), is_arithmetic=False)
     low = paddle.floor_divide(x & full(0x7FFFFFFF), full(1 << bits))  # Paddle 2.6
@@ -60,5 +60,5 @@ def right_shift(x: Any, bits: int) -> Any:
 
 
 def full(value: int) -> Any:
-    """(1,) int32 with the lowest 32 bits of value. Paddle adds and multiplies Python's integers as floats, so not these."""
+    """Return the lowest 32 bits of value as (1,) int32. (Paddle adds and multiplies Python's integers as floats.)"""
     return paddle.full([1], (value & 0xFFFFFFFF) - ((value & 0x80000000) << 1), "int32")

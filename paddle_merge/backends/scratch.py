@@ -1,4 +1,4 @@
-"""Temporary files that hold what a worker computes of one tensor and can't keep in memory."""
+"""Keep arrays to be used again, so that a worker doesn't allocate memory for every block."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 
 class Scratch:
-    """Memory that is used again from tensor to tensor, one buffer per purpose, each as large as was ever needed."""
+    """Buffers that are used again from tensor to tensor, one for each purpose, as large as was ever needed."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, np.ndarray] = {}
 
     def array(self, purpose: str, size: int, dtype: Any) -> np.ndarray:
-        """(size,) of dtype, contents undefined; overlaps what this purpose was given before."""
+        """Return an array (size,) of dtype. Its contents are undefined; its memory is that of this purpose's last array."""
         nbytes = size * np.dtype(dtype).itemsize
         if purpose not in self._buffers or self._buffers[purpose].nbytes < nbytes:
             self._buffers[purpose] = np.empty(nbytes, np.uint8)

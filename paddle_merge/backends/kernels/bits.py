@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,38 @@ from numpy import float32, float64, uint32
 CHUNK = 1024  # elements that stay in the first-level cache
 
 
-def jit(loop: Callable[..., Any]) -> Any:
-    """Numba's compiler. What it makes is kept beside the source or in the user's cache folder; where neither can be written
-    (a read-only container), it is made anew in every process, which takes a few seconds.
+def _files_stamp() -> tuple[tuple[float, int], ...]:
+    """Return when each file of this package was changed last, and its size."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((found.st_mtime, found.st_size) for found in (path.stat() for path in files))
 
-    Numba keeps it until the file of the loop changes, so no loop may call a loop, or use a constant, of another file.
+
+_STAMP = _files_stamp()
+
+
+def jit(loop: Callable[..., Any]) -> Any:
+    """Compile a loop with Numba.
+
+    The machine code is kept beside the source or in the user's cache folder. Where neither can be written (a read-only
+    container), it is compiled in every process, which takes a few seconds.
+
+    Numba keeps the code until the file of the loop changes. Loops call loops of other files, so here it is kept until any
+    file of this package changes.
     """
     try:
-        return njit(cache=True, nogil=True, error_model="numpy")(loop)
+        compiled: Any = njit(cache=True, nogil=True, error_model="numpy")(loop)
     except RuntimeError:
         return njit(nogil=True, error_model="numpy")(loop)
+    compiled._cache._cache_file._source_stamp = _STAMP
+    return compiled
 
 
 def float8_values(fraction: int, bias: int, largest: int, infinity: int) -> np.ndarray:
-    """(256,) float32: what every code of an 8-bit float stands for. fraction: bits of it. bias: of the exponent. largest,
-    infinity: codes, of a finite number and of Inf, or NaN if there is no Inf."""
+    """Return what every code of an 8-bit float stands for, (256,) float32.
+
+    fraction: how many bits it has. bias: of the exponent. largest, infinity: the codes of the largest finite number, and of
+    Inf, or of NaN if there is no Inf.
+    """
     code = np.arange(128)
     exponent, last = np.divmod(code, 1 << fraction)
     values = np.ldexp(last + (exponent > 0) * (1 << fraction), np.maximum(exponent, 1) - bias - fraction)
@@ -91,8 +109,8 @@ def load_float16(raw, base, out):
 
 @jit
 def _load_float8(raw, base, out, values, largest):
-    """values: of all codes. By a table, since float32's own denormals, through which load_float16 goes, are slow, and most
-    weights are small."""
+    """Convert by a table, values (256,): float32's denormals, which load_float16 uses, are slow, and most weights are
+    small."""
     bad = uint32(0)
     for begin in range(0, raw.size, CHUNK):
         source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
@@ -165,7 +183,8 @@ def store_float16(values, raw):
 
 @jit
 def _store_float8(values, raw, fraction, bias, largest, infinity, nan):
-    """fraction: bits of it. bias: of the exponent. largest, infinity, nan: codes; what is larger becomes infinity."""
+    """Round to 8-bit floats. fraction, bias, largest, infinity: as in float8_values; nan: its code. Larger numbers become
+    infinity."""
     bad = uint32(0)
     dropped = uint32(23 - fraction)
     lift = uint32(127 - bias)
@@ -208,7 +227,7 @@ def store_float(values, raw):
 
 @jit
 def round_to_odd(values, out):
-    """float64 -> float32 such that rounding the result to 16 or 8 bits is rounding the float64 once (Boldo-Melquiond)."""
+    """Round float64 to float32 so that rounding the result to 16 or 8 bits rounds the float64 once (Boldo-Melquiond)."""
     for i in range(values.size):
         value = values[i]
         near = float32(value)

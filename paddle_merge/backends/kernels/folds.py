@@ -28,7 +28,7 @@ def hash_of(i, k0, k1):
 
 @jit
 def bin_shift(bins):
-    """How far float32 bits of a magnitude, 31 of them, are shifted to index a table of this many bins, a power of two."""
+    """Return by how many bits the 31 bits of a float32 magnitude are shifted to index a table of `bins`, a power of two."""
     shift = uint32(31)
     while bins > 1:
         bins //= 2
@@ -38,7 +38,7 @@ def bin_shift(bins):
 
 @jit
 def fold(terms):
-    """The sum of CHUNK float64 terms: halves added onto each other. Overwrites them."""
+    """Return the sum of CHUNK float64 terms: halves are added onto each other. Overwrites them."""
     width = CHUNK // 2
     while width:
         for i in range(width):

@@ -14,7 +14,7 @@ from .mergers import vote
 
 @jit
 def elected_balance(x, weights, by_count):
-    """How many more elements elect plus than minus."""
+    """Return how many more elements elect plus than minus."""
     n = x.shape[1]
     balance = 0
     votes, total = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
@@ -132,7 +132,7 @@ def count_active(x, epsilon, counts):
 
 @jit
 def _dot(a, b, terms):
-    """In float64: products, halves added onto each other. terms: room for as many."""
+    """Return the dot product in float64: halves of the products are added onto each other. terms: scratch space."""
     for i in range(a.size):
         terms[i] = float64(a[i]) * float64(b[i])
     width = a.size
@@ -147,7 +147,7 @@ def _dot(a, b, terms):
 
 @jit
 def add_row_grams(x, start, across, width, grams):
-    """grams (pairs, lines) += the dot products of all pairs of rows of x, (0 0, 1 0, 1 1, 2 0 ...), in each line."""
+    """grams (pairs, vectors) += the dot products of all pairs of models (0 0, 1 0, 1 1, 2 0 ...) in each vector."""
     done, size = 0, x.shape[1]
     terms = np.empty(CHUNK, np.float64)
     while done < size:
@@ -172,36 +172,36 @@ EPSILON = 1e-8  # added to every probability
 
 
 @jit
-def _line(i, across, width):
+def _row(i, across, width):
     return i % width if across else i // width
 
 
 @jit
 def add_exponentials(x, start, across, width, peaks, sums):
-    """peaks, sums (lines,): the largest element so far, and the sum of exp(element - peak); with x, the elements from
-    `start` on. Those that are NaN or Inf are passed over."""
+    """Update each row's largest element so far, peaks (rows,), and its sum of exp(element - peak), sums (rows,), with x, the
+    elements from `start` on. NaN and Inf are left out."""
     for i in range(x.size):
         value = float64(x[i])
         if abs(value) < np.inf:
-            line = _line(start + i, across, width)
-            if value > peaks[line]:
-                sums[line] = sums[line] * np.exp(peaks[line] - value) + 1.0
-                peaks[line] = value
+            row = _row(start + i, across, width)
+            if value > peaks[row]:
+                sums[row] = sums[row] * np.exp(peaks[row] - value) + 1.0
+                peaks[row] = value
             else:
-                sums[line] += np.exp(value - peaks[line])
+                sums[row] += np.exp(value - peaks[row])
 
 
 @jit
 def add_divergence(x, base, start, across, width, peaks, sums, divergence):
-    """divergence (lines,) += the terms p log(p / q) of x and base, the elements from `start` on. peaks, sums (2, lines): of
-    x's lines and of base's."""
+    """divergence (rows,) += the terms p log(p / q) of x and base, the elements from `start` on. peaks, sums: (2, rows), of
+    x's rows and of base's."""
     for i in range(x.size):
         a, b = float64(x[i]), float64(base[i])
         if abs(a) < np.inf and abs(b) < np.inf:
-            line = _line(start + i, across, width)
-            p = np.exp(a - peaks[0, line]) / sums[0, line] + EPSILON
-            q = np.exp(b - peaks[1, line]) / sums[1, line] + EPSILON
-            divergence[line] += p * np.log(p / q)
+            row = _row(start + i, across, width)
+            p = np.exp(a - peaks[0, row]) / sums[0, row] + EPSILON
+            q = np.exp(b - peaks[1, row]) / sums[1, row] + EPSILON
+            divergence[row] += p * np.log(p / q)
 
 
 @jit
@@ -217,7 +217,7 @@ def add_magnitudes(x, unit, sums):
 
 @jit
 def count_equal(x, values):
-    """How many |x| equal values (1,); NaN counts as infinite."""
+    """Return how many |x| equal values (1,); NaN counts as infinite."""
     value, found = values[0], 0
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]

@@ -1,10 +1,4 @@
-"""The Numba loops that the np backend runs: the twin of each formula in methods/, and what measures a tensor.
-
-Three habits keep them fast: uint32 op uint32 becomes uint64 in Numba, so every integer step is cast back; a branch on random
-data costs ten times an arithmetic select, so there are hardly any in loops over elements; work goes in chunks that stay in
-the first-level cache. One keeps them the same everywhere: reductions fold chunks of fixed size in a fixed order, so they
-don't depend on block sizes or on how wide this machine's vectors are.
-"""
+"""Loops of the mergers' formulas (methods/): each merges the rows of one block; the result replaces the first row."""
 
 from __future__ import annotations
 
@@ -22,7 +16,7 @@ def add_scaled(base, x, scale):
         x[i] = base[i] + scale * x[i]
 
 
-# --- merge types: the result replaces row 0 --------------------------------------------------------------------------
+# --- mergers: the result replaces row 0 ------------------------------------------------------------------------------
 
 
 @jit
@@ -38,7 +32,7 @@ def linear(x, weights):
 
 @jit
 def vote(x, weights, by_count, begin, end, votes, total):
-    """votes: what the elected sign is the sign of; total: the weighted sum. Both for the chunk begin..end."""
+    """Write, for the chunk begin..end, what the elected sign is the sign of into votes, and the weighted sum into total."""
     zero = x.dtype.type(0)
     rounding = x.dtype.type((x.shape[0] + 1) * np.finfo(x.dtype).eps)
     size = np.empty(CHUNK, x.dtype)
@@ -179,7 +173,7 @@ def consensus(x, weights, lambdas, least):
 
 @jit
 def _variance(x, begin, found):
-    """found (n,): what methods.sce.variance gives of the elements from `begin` on."""
+    """Write methods.sce.variance of the elements from `begin` on into found (n,)."""
     end = begin + found.size
     if x.shape[0] == 1:
         found[:] = x[0, begin:end] * x.dtype.type(0)

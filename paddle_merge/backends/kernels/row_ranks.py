@@ -11,8 +11,10 @@ from .folds import bits_of, hash_of
 
 @jit
 def gather(x, start, inner, first, panel, row):
-    """The columns first.. of a matrix (rows, inner), |x| of those elements from `start` on that x holds, into panel (rows,
-    width), which begins at `row`."""
+    """Write |x| of the columns first.. of a matrix (rows, inner) into panel (rows, width), whose first row is `row`.
+
+    x: some of the matrix' elements, from `start` on; what it doesn't hold is left as it is.
+    """
     width, done = panel.shape[1], 0
     while done < x.size:
         r = (start + done) // inner
@@ -25,10 +27,10 @@ def gather(x, start, inner, first, panel, row):
 
 
 @jit
-def rank_keys(lines, keys):
-    """Float32 magnitudes (lines, n) -> keys that order as they do, and among equals as their indices, the low 32 bits."""
-    for k in range(lines.shape[0]):
-        line, key = lines[k], keys[k]
+def rank_keys(rows, keys):
+    """Write keys (rows, n) that are ordered as float32 magnitudes (rows, n), equals by their indices, the low 32 bits."""
+    for k in range(rows.shape[0]):
+        line, key = rows[k], keys[k]
         for j in range(line.size):
             key[j] = (uint64(bits_of(line[j])) << uint64(32)) | uint64(j)
 
@@ -37,8 +39,8 @@ def rank_keys(lines, keys):
 def keep_ranked(order, elements, step, k0, k1, limits, kept):
     """Set the bit in `kept` of every element whose hash is at most the limit of its rank.
 
-    order (lines, n): the low 32 bits are the indices within a line by ascending rank. elements (lines,): each line's first
-    element; step: from one of its elements to the next.
+    order: (rows, n), the low 32 bits are the indices within a row by ascending rank. elements: (rows,), each row's first
+    element. step: from one element of a row to the next.
     """
     n = order.shape[1]
     highest, is_kept = np.empty(n, np.uint32), np.empty(n, np.uint8)

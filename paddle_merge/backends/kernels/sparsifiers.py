@@ -1,4 +1,4 @@
-"""Loops of the sparsifiers: each changes one block of a task vector in place."""
+"""Loops of the sparsifiers' formulas (methods/): each changes one block of a task vector in place."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Exact quantiles and order statistics of |x| over a whole tensor, in blocks, without sorting it: usually in one pass.
+"""Find exact quantiles and order statistics of |x| over a whole tensor, block by block, without sorting it: usually in one
+pass.
 
-A sample brackets the wanted order statistics between two of its values. One pass then counts what lies below, at and
-between the two, and collects the few values between; if the order statistics are among those, they are exact. If not (an
-unlucky sample, or more values between than fit, as with a hundred million elements whose rows differ much), the pass has
-still narrowed the candidates, and the next one uses a bracket inside them. Every failed pass rules out at least one distinct
-value, so it ends; equal values cost nothing, as the two ends of the bracket are counted apart.
+A sample brackets the wanted order statistics between two of its values. One pass then counts what lies below, at and between
+the two, and collects the few values between. If the order statistics are among those, they are exact. If not (an unlucky
+sample, or more values between than fit, as with a hundred million elements whose rows differ much), the pass has still
+narrowed the candidates, and the next pass uses a bracket inside them. Every failed pass rules out at least one distinct
+value, so the search ends. Equal values cost nothing, since the two ends of the bracket are counted apart.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 
 SMALL = 1 << 14  # up to this size, take all values instead of a sample
 CAPACITY = 1 << 22  # values a pass may collect, per model
-MARGIN = 4.0  # standard errors of the sample to each side
+MARGIN = 4.0  # standard errors of the sample on each side
 
 
 @dataclass(frozen=True)
 class Quantile:
-    """threshold: the quantile, a NumPy scalar in the dtype magnitudes are compared in: float32, or float64 for float64
-    storage. total: sum of |x|. kept: sum of |x| over |x| >= threshold. Both float64.
+    """A quantile of |x|, and the sums around it.
+
+    threshold: the quantile, a NumPy scalar in the dtype in which magnitudes are compared: float32, or float64 for float64
+    storage. total: the sum of |x|. kept: the sum of |x| over |x| >= threshold. Both float64.
     """
 
     threshold: Any
@@ -39,7 +42,8 @@ class Quantile:
 
 @dataclass(frozen=True)
 class Cut:
-    """An order statistic. value: a NumPy scalar, as Quantile.threshold; below, equal: how many magnitudes are."""
+    """An order statistic of |x|. value: a NumPy scalar, as Quantile.threshold. below, equal: how many |x| are below it, and
+    equal to it."""
 
     value: Any
     below: int
@@ -48,9 +52,9 @@ class Cut:
 
 @dataclass
 class Bracket:
-    """One model's search: what a pass over its blocks counts and collects. lo and hi are magnitudes, lo <= hi.
+    """The search in one model: what a pass over its blocks counts and collects. lo and hi are magnitudes, lo <= hi.
 
-    limits: the order statistics are known to lie within them (inclusive).
+    limits: bounds, inclusive, within which the order statistics are known to lie.
     stride: collect every stride-th of the values strictly between lo and hi.
     counts (int64): [below lo, equal to lo, strictly between, equal to hi (if not lo), collected]; NaN counts as infinite.
     sums (float64) of |x|: [all, at or above hi, equal to lo]; of no elements, if they aren't needed.
@@ -73,11 +77,11 @@ class Bracket:
 
     @property
     def between(self) -> np.ndarray:
-        """The collected values, ascending once `value` may be asked."""
+        """The collected values; ascending once they are sorted, after the pass."""
         return self.values[: self.counts[4]]
 
     def value(self, rank: int) -> Any | None:
-        """The rank-th smallest magnitude (from 0), or None if this pass hasn't pinned it down."""
+        """Return the rank-th smallest magnitude (from 0); None if this pass hasn't determined it."""
         below, at_lo, inside, at_hi, collected = self.counts
         rank -= below
         if 0 <= rank < at_lo:
@@ -89,7 +93,7 @@ class Bracket:
         return self.bounds[1] if 0 <= rank < at_hi else None
 
     def cut(self, value: Any) -> Cut:
-        """What is known of a value that `value` gave."""
+        """Return a value that `value` returned as a Cut, with the counts."""
         below, at_lo, inside, at_hi, _ = map(int, self.counts)
         if value == self.bounds[0]:
             return Cut(value, below, at_lo)
@@ -100,7 +104,7 @@ class Bracket:
         return Cut(value, below + at_lo + first, last - first)
 
     def sum_from(self, threshold: Any) -> float:
-        """The sum of |x| over |x| >= threshold, for lo <= threshold <= hi and all values between collected."""
+        """Return the sum of |x| over |x| >= threshold. Needs lo <= threshold <= hi, and all values between collected."""
         kept = self.between[np.searchsorted(self.between.astype(self.dtype, copy=False), threshold) :]
         result = float(self.sums[1])
         if len(kept):
@@ -111,7 +115,7 @@ class Bracket:
         return result
 
     def next(self, ranks: tuple[int, int]) -> Bracket:
-        """The bracket for another pass, after this one failed to pin the ranks down."""
+        """Return the bracket for another pass, after this one failed to determine the ranks."""
         below, at_lo, inside, at_hi, collected = map(int, self.counts)
         if ranks[0] < below:
             return self._at((self.limits[0], self.lo), self.limits[0], self.lo)
@@ -124,7 +128,7 @@ class Bracket:
         return self._at(limits, *_around(self.between[:, None], shares, limits))
 
     def narrowed_to(self, lower: float, upper: float) -> Bracket:
-        """The bracket whose ends are the order statistics themselves: nothing lies between neighbours."""
+        """Return the bracket whose ends are two neighbouring order statistics, so that nothing lies between them."""
         return self._at((lower, upper), lower, upper)
 
     def _at(self, limits: tuple[float, float], lo: float, hi: float, stride: int = 1) -> Bracket:
@@ -133,9 +137,9 @@ class Bracket:
 
 
 def select_quantile(tensor: Tensor, backend: Backend, q: float, capacity: int = CAPACITY) -> list[Quantile]:
-    """Per model, what np.quantile(|x|, q) gives (linear interpolation, NumPy 1.26's arithmetic), and the sums around it.
+    """Return, for each model, np.quantile(|x|, q) (linear interpolation, NumPy 1.26's arithmetic), and the sums around it.
 
-    q in [0, 1]; the tensor is not empty.
+    q: in [0, 1]. The tensor must not be empty. capacity: how many values a pass may collect of each model.
     """
     position = (tensor.size - 1) * q
     low = math.floor(position)
@@ -154,7 +158,7 @@ def select_quantile(tensor: Tensor, backend: Backend, q: float, capacity: int = 
 
 
 def select_ranks(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, int]], capacity: int = CAPACITY) -> list[Cut]:
-    """For each (model, rank): the rank-th smallest |x| (from 0) of that model. NaN counts as infinite."""
+    """Return, for each (model, rank), the rank-th smallest |x| (from 0) of that model. NaN counts as infinite."""
 
     def reader(rank: int) -> Callable[[Bracket], Cut | Bracket]:
         def read(search: Bracket) -> Cut | Bracket:
@@ -167,8 +171,10 @@ def select_ranks(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, i
 
 
 def find_equals(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, Any, int]]) -> list[int]:
-    """For each (model, value, number): the index of the number-th element (from 0) of |x| equal to a value that
-    `select_ranks` gave, which has more than `number`. One pass, at most."""
+    """Return, for each (model, value, number), the index of the number-th element (from 0) whose |x| equals the value.
+
+    value: one that `select_ranks` returned, with more than `number` equals. Reads the tensor once, at most.
+    """
     found: dict[int, int] = {}
     passed = [0] * len(wanted)
     for start, x in tensor.deltas() if wanted else ():
@@ -193,8 +199,10 @@ def _search(
     capacity: int,
     summing: bool,
 ) -> list[Any]:
-    """For each (model, ranks, read): what `read` gives of a bracket after a pass, once it isn't the next one to try.
-    summing: whether it looks at sums."""
+    """Return the results of searches, one for each (model, ranks, read).
+
+    read(bracket): the result after a pass, or the bracket for the next pass. summing: whether `read` uses sums.
+    """
     if not wanted:
         return []
     dtype = np.float32 if tensor.narrow else np.float64
@@ -227,13 +235,16 @@ def _search(
 
 
 def sampled(size: int) -> int:
-    """How many elements to sample: n^(2/3) balances the work on the sample against that on the values between."""
+    """Return how many elements to sample: n^(2/3) balances the work on the sample against that on the values between."""
     return int(size ** (2 / 3))
 
 
 def memory(models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
-    """Bytes that selecting one thing of each model takes, at most, beside the blocks: samples as they are read, widened and
-    put together; the values between; a copy of one model's while a bracket is narrowed."""
+    """Return the bytes that selecting one value of each model takes, at most, beside the blocks.
+
+    These are samples as they are read, converted and joined; the values between; and a copy of one model's values while a
+    bracket is narrowed.
+    """
     values = min(CAPACITY, size) * itemsize
     together = min(models, max(1, budget.selecting // max(1, values)))
     samples = min(size, sampled(size)) if size > SMALL else 0
@@ -241,7 +252,8 @@ def memory(models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
 
 
 def _sum_in_order(values: np.ndarray) -> float:
-    """In float64, one after the other, unlike np.sum's, so that it is the same on any machine. Of at least one."""
+    """Return the sum of at least one value, added in order in float64, so that it is the same on any machine (unlike
+    np.sum)."""
     result = np.zeros(1)
     for start in range(0, len(values), SMALL):
         result = np.cumsum(np.concatenate([result[-1:], values[start : start + SMALL]]), dtype=np.float64)
@@ -249,7 +261,7 @@ def _sum_in_order(values: np.ndarray) -> float:
 
 
 def _interpolate(lower: Any, upper: Any, fraction: float) -> Any:
-    """NumPy 1.26's lerp: the difference in the values' dtype, the rest in float64, the result in the values' dtype."""
+    """Interpolate as NumPy 1.26 does: the difference in the values' dtype, the rest in float64, rounded to their dtype."""
     if not np.isfinite(upper):
         return upper
     difference = float(upper - lower)
@@ -269,17 +281,17 @@ def _first_brackets(
 
 
 def _around(sample: np.ndarray, shares: list[float], limits: tuple[float, float]) -> tuple[float, float]:
-    """Two of the sample's values (or limits) that, but for bad luck, hold the given shares between them.
+    """Return two of the sample's values (or limits) between which the given shares very likely lie.
 
-    sample (clusters, width): elements that lie side by side in the tensor are alike, so the standard error of a share is
-    taken from how much it varies between clusters.
+    sample: (clusters, width). Neighbouring elements of a tensor are similar, so the standard error of a share is taken from
+    how much it varies between clusters.
     """
     ascending = np.sort(sample, axis=None)
     count = len(ascending)
     middle = ascending[min(int(shares[0] * count), count - 1)]
     if sample.shape[1] > 1:
         deviation = float((sample < middle).mean(1).std())
-    else:  # maybe millions, so without another array of them
+    else:  # there may be millions, so without a further array
         share = np.count_nonzero(sample < middle) / len(sample)
         deviation = math.sqrt(share * (1 - share))
     error = deviation / math.sqrt(len(sample))
