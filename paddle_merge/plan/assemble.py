@@ -18,7 +18,7 @@ from ..recipe.recipe import Input, Recipe, Slice, Stage, names_of, parts
 from .modules import one_stack, problems
 from .plan import StagedEntry, TensorPlan
 
-REMEDY = "say which of them it is to be stored in (dtype), or convert the models"
+REMEDY = "give the dtype of the output (dtype), or convert the models"
 # Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.
 _BEFORE = ("emb", "wte", "wpe")
 _BEHIND = "embed_out"  # GPT-NeoX's head
@@ -105,7 +105,7 @@ def assemble(
             entries = [*found]
         for model, name, entry in zip(models, names, entries, strict=True):
             if entry is None:
-                faults.append(f"{inputs[model.number].path}: has no tensor {name!r}, which {place.name!r} would be made of")
+                faults.append(f"{inputs[model.number].path}: has no tensor {name!r}, which {place.name!r} is made of")
             elif entry.shape != found[0].shape:
                 faults.append(
                     f"{inputs[model.number].path}: tensor {name!r} is {list(entry.shape)}, and"
@@ -114,7 +114,7 @@ def assemble(
         if len(found) < len(entries) or faults:
             continue
         if (differ := _differ(found, recipe)) is not None:
-            faults.append(f"tensor {place.name!r} would be made of {differ}; {REMEDY}")
+            faults.append(f"tensor {place.name!r} is made of tensors of different dtypes, {differ}; {REMEDY}")
             continue
         try:
             values = resolver.values(part, place.name, place.t, names[: len(part.inputs)])

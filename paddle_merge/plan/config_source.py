@@ -51,7 +51,7 @@ def given_config(folder: str) -> Mapping[str, Any]:
     config = read_config(folder)
     if config.get("quantization_config"):
         raise CheckpointError(
-            f"--config_from {folder}: its config.json has a quantization_config, and merged weights are plain numbers;"
+            f"--config_from {folder}: its config.json has a quantization_config, but merged weights are not quantised;"
             " remove it there, or give another folder"
         )
     return config
@@ -88,8 +88,8 @@ def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[
     if len(formats) > 1:
         shown = ", ".join(f"{checkpoint.format} in {checkpoint.path}" for checkpoint in inputs)
         found.append(
-            f"the inputs' metadata formats differ ({shown}): if one stores Linear weights transposed, square ones"
-            " merge wrongly"
+            f"the inputs' metadata formats differ ({shown}): if one of them stores Linear weights transposed, square"
+            " matrices are merged wrongly"
         )
     real = [os.path.realpath(checkpoint.path) for checkpoint in inputs]
     for path in sorted({checkpoint.path for checkpoint in inputs if real.count(os.path.realpath(checkpoint.path)) > 1}):

@@ -79,19 +79,19 @@ class Stack:
         for name, value in model.items():
             if name.endswith("_indexes") and value:
                 yield (
-                    f"{name!r} of config.json names layers by number, and stays as it was: see whether that is still right"
+                    f"{name!r} of config.json lists numbers of layers and is left unchanged: check whether they are right"
                 )
             if _is_each(name, value, depth) and self._each(name, model, depth) is None:
                 yield (
-                    f"config.json says by {name!r} of which kind each layer is, and not for every layer that is stacked"
-                    " here: complete the list in the output before you load it"
+                    f"{name!r} of config.json gives the kind of each layer, but not of every layer of the output: complete"
+                    " the list in the output before you load it"
                 )
             if name in FIRST and isinstance(value, int) and (kinds := self._kinds(name, model)) is not None:
                 listed = "layer_types" in model or model.get("use_sliding_window") is not None
                 if _leading(kinds) < sum(kinds) and not (name == FIRST[0] and listed):
                     yield (
-                        f"{name!r} of config.json says how many of the first layers are of one kind, and here such layers"
-                        " also come behind others, which it can't say: loaders will take them for the other kind"
+                        f"{name!r} of config.json gives how many of the first layers are of one kind, and in the output such"
+                        " layers also follow others, which it can't express: loaders will take them for the other kind"
                     )
         periods = {name: model[name] for name, by in PERIODS.items() if name in model and by not in model}
         if "layer_types" not in model and (hidden := UNSAID.get(str(model.get("model_type")))):
@@ -101,8 +101,8 @@ class Stack:
                 moved = [place for place, (number, _) in enumerate(self.layers) if (place - number) % period]
                 if moved:
                     yield (
-                        f"of which kind a layer is follows from its number, by {name}{f' {period}' if name in model else ''}"
-                        f": layer {moved[0]} of the output was layer {self.layers[moved[0]][0]} and changes its kind; move"
+                        f"the kind of a layer follows from its number, by {name}{f' {period}' if name in model else ''}:"
+                        f" layer {moved[0]} of the output was layer {self.layers[moved[0]][0]} and changes its kind; move"
                         f" layers by multiples of {period} to keep it"
                     )
 
@@ -156,7 +156,9 @@ def restacked(
             worries += stack.problems(its) if new else ()
             changed = {**changed, section: {**its, **new}} if section else {**changed, **new}
         if moved and not placed and config:
-            worries.append(f"config.json: how many layers {name} has isn't said where it was expected; write {len(origins)}")
+            worries.append(
+                f"config.json doesn't give the number of layers of {name} where it was expected; set it to {len(origins)}"
+            )
     return changed, worries
 
 

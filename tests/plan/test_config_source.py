@@ -115,7 +115,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (empty, "has no config.json; give a folder that holds config.json"),
         (odd / "config.json", "no such folder; give"),
         (odd, "is of another model: it doesn't mention 7, the width of tensor 'model.embed_tokens.weight'"),
-        (quantised, "has a quantization_config, and merged weights are plain numbers"),
+        (quantised, "has a quantization_config, but merged weights are not quantised"),
     ):
         with pytest.raises(CheckpointError) as caught:
             run(a, a, config_from=str(given))

@@ -112,4 +112,4 @@ def test_a_list_that_does_not_reach_all_layers(tmp_path: Path, caplog: pytest.Lo
     sources = [{"sources": [{"model": str(tmp_path / name), "layer_range": [i, j]}]} for name, i, j in parts]
     recipe = json.dumps({"slices": sources, "merge_method": "passthrough"}) + "\n"
     merge(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out")), progress=False)
-    assert "config.json says by 'layer_types' of which kind each layer is, and not for every layer" in caplog.text
+    assert "'layer_types' of config.json gives the kind of each layer, but not of every layer of the output" in caplog.text

@@ -646,7 +646,7 @@ slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: narrow, layer_range
 merge_method: linear
 parameters: {weight: 1}
 """
-    with pytest.raises(CheckpointError, match="would be made of float32, bfloat16; say which of them"):
+    with pytest.raises(CheckpointError, match="is made of tensors of different dtypes, float32, bfloat16; give the dtype"):
         made(text)
     assert made(f"{text}dtype: float32")[q(0)].shape == (3, 3)
 
