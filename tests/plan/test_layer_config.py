@@ -88,7 +88,7 @@ def test_whole_models_keep_their_config(tmp_path: Path) -> None:
         ({"decoder_sparse_step": 1}, None),
         ({"decoder_sparse_step": 4}, "decoder_sparse_step 4: layer 3 of the output was layer 1"),
         ({"model_type": "gemma2"}, None),
-        ({"first_k_dense_replace": 2}, "'first_k_dense_replace' of config.json says how many of the first layers"),
+        ({"first_k_dense_replace": 2}, "'first_k_dense_replace' of config.json gives how many of the first layers"),
     ],
 )
 def test_what_config_json_can_not_say(
