@@ -151,6 +151,8 @@ class Aligner:
         name = entries[0].name
         if last_word(name) not in (*WORDS, *_HEADS) and not _may_hold_tokens(name):
             return None
+        if not all(entry.dtype.is_float for entry in entries):  # rows of integers can't be averaged
+            return None
         shapes = [self._sizes[number] for number in numbers]
         fitting = [
             axis

@@ -15,6 +15,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
 from paddle_merge.checkpoints.files import Files
@@ -773,3 +774,12 @@ def test_in_a_file_of_flags(here: Path) -> None:
     )
     merge(MergeConfig.from_mapping(MergeConfig.from_file("merge.yaml")), progress=False)
     assert read(here / "out")[EMBED][:, 0].tolist() == [0, 5.5, 2, 16.5, 40]
+
+
+def test_integers_have_no_rows_that_could_be_aligned(here: Path) -> None:
+    """They can't be averaged: that their shapes differ is said, as of any other tensor."""
+    for name, count in (("a", 4), ("c", 3)):
+        path = here / name / "model.safetensors"
+        save_file({**load_file(path), "lm_head.counts": np.arange(count)}, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="tensor 'lm_head.counts' has different shapes"):
+        made("models: [{model: a}, {model: c}]\nmerge_method: linear\nparameters: {weight: 0.5}\ntokenizer_source: union")
