@@ -23,17 +23,6 @@ TOKENS = 4  # of those that were filled, or dropped
 FEW = 8  # values of a parameter over the layers
 
 
-# A parameter of PaddleNLP's methods -> the flag that sets it.
-FLAGS = {
-    "density": "reserve_p",
-    "t": "slerp_alpha",
-    "normalize_eps": "slerp_normalize_eps",
-    "dot_threshold": "slerp_dot_threshold",
-    "elect": "ties_elect_type",
-    "zero_sign": "ties_zero_sign",
-}
-
-
 def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> list[str]:
     """Return the plan in lines of a word and what it is."""
     recipe = plan.recipe
@@ -112,17 +101,10 @@ def parameters(plan: Plan) -> dict[str, Any] | None:
     recipe, resolved = plan.recipe, plan.resolved
     if resolved is None:
         return None
-    found: dict[str, Any] = {}
-    if recipe.method.name.startswith(PREFIX):
-        for part in (resolved.sparsifier, resolved.merger):
-            for name, value in part.parameters().items() if part is not None else ():
-                if name != "weights":
-                    found[FLAGS.get(name, name)] = value
-        if recipe.base is not None:
-            found["scale"] = resolved.scale
-    else:
-        values = dict(plan.tensors[0].values)
-        found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
+    values = dict(plan.tensors[0].values)
+    found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
+    if recipe.method.name.startswith(PREFIX) and recipe.base is None:
+        del found["scale"]  # there is no task vector for it
     if resolved.sparsifier is not None and resolved.sparsifier.random:
         found["seed"] = recipe.seed
     return found

@@ -15,6 +15,7 @@ from ..parsing import nearest, parse_size
 from . import chat_template
 from .fields import of_fields
 from .to_recipe import METHOD_FIELDS, MODEL_FIELDS, PARAMETER_FIELDS, base_of, is_named, models_of, pair_of, title_of
+from .wording import WITH_FLAGS, flag_of
 
 if TYPE_CHECKING:
     from .config import MergeConfig
@@ -151,16 +152,10 @@ def _without_base(config: MergeConfig) -> list[str]:
 def _idle(config: MergeConfig) -> list[str]:
     """Return a sentence on the flags of PaddleNLP's methods that the named method doesn't have."""
     defaults = type(config)()
-    flags = {
-        "reserve_p": "density",
-        "scale": "lambda",
-        "weight_list": "weight",
-        "normalize": "normalize",
-        "rescale": "rescale",
-    }
-    known = {parameter.name for parameter in NAMED[str(config.merge_method)].parameters}
+    parameters = {parameter.name for parameter in NAMED[str(config.merge_method)].parameters}
+    known = {flag_of(name) for name in WITH_FLAGS if name in parameters}
     given = [name for name in PARAMETER_FIELDS if getattr(config, name) != getattr(defaults, name)]
-    idle = [name for name in given if flags.get(name) not in known]
+    idle = [name for name in given if name not in known]
     return [f"{', '.join(f'--{name}' for name in idle)}: no effect with {config.merge_method}"] if idle else []
 
 

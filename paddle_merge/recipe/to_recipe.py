@@ -15,7 +15,7 @@ from ..parsing import nearest
 from . import fields
 from .parameters import Resolver, typed
 from .recipe import Input, ParsedRecipe, Recipe, Setting, Slice, assign_roles, constant, count_problem, tokenizer_of
-from .wording import as_flags
+from .wording import WITH_FLAGS, as_flags, flag_of
 
 if TYPE_CHECKING:
     from .config import MergeConfig
@@ -142,24 +142,21 @@ def _recipe_of_named(config: MergeConfig, named: Method) -> tuple[ParsedRecipe |
         return None, problems
     paths = tuple(path for path in order if path != base)
     recipe = Recipe(paths, base, named, (Slice(inputs, subtracted),), settings)
-    resolver = Resolver(recipe)
-    try:
-        resolver.resolved(resolver.values(recipe.slices[0], "", 0.0))
-    except ValueError as error:
-        problems.append(str(error))
-    return ParsedRecipe(recipe, tuple(notes)), problems
+    found = named.problems(**Resolver(recipe).values(recipe.slices[0], "", 0.0))
+    by_name = {word.partition("=")[0] for word in config.method_parameters or ()}
+    by_name |= {one.name for one in named.parameters if one.name not in WITH_FLAGS}
+    return ParsedRecipe(recipe, tuple(notes)), [as_flags(one, by_name) for one in found]
 
 
 def _settings(config: MergeConfig, named: Method) -> tuple[dict[str, Setting], list[str], list[str]]:
     """Return the parameters that flags set for all models, problems, and notes on what has no effect.
 
-    --reserve_p is density, --scale is lambda, --normalize and --rescale (if they are turned off) are called the same;
-    --method_parameters names all others.
+    wording.py says which parameters have a flag; --method_parameters names the others. --normalize and --rescale only count
+    where they turn something off, since some of these methods have it off by default.
     """
     known = {parameter.name: parameter for parameter in named.parameters}
-    settings = {"density": constant(config.reserve_p)} if "density" in known else {}
-    settings |= {"lambda": constant(config.scale)} if "lambda" in known else {}
-    settings |= {name: constant(False) for name in ("normalize", "rescale") if name in known and not getattr(config, name)}
+    given = {name: getattr(config, flag_of(name)) for name in WITH_FLAGS if name in known and name != "weight"}
+    settings = {name: constant(value) for name, value in given.items() if value is not True}
     problems, notes = [], []
     for word in config.method_parameters or ():
         name, equals, value = word.partition("=")

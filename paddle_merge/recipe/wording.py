@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from ..methods.shared.problems import Problem
 
-FLAGS = {"weight": "weight_list"}  # parameters whose flag has another name
+# Parameters whose flag has another name.
+FLAGS = {"weight": "weight_list", "density": "reserve_p", "lambda": "scale"}
+# Parameters of methods that PaddleNLP doesn't have for which there are flags; --method_parameters sets all others.
+WITH_FLAGS = ("weight", "density", "lambda", "normalize", "rescale")
+
+
+def flag_of(parameter: str) -> str:
+    """Return the name of a parameter's flag, without dashes."""
+    return FLAGS.get(parameter, parameter)
+
+
+class _Names(Mapping[str, Any]):
+    """Map every name to what stands for it."""
+
+    def __init__(self, stand_in: Callable[[str], Any]):
+        self._stand_in = stand_in
+
+    def __getitem__(self, name: str) -> Any:
+        return self._stand_in(name)
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 class _Flag(str):
-    """A parameter that is a flag: `{reserve_p}` is --reserve_p, `{normalize:false}` is pass --no_normalize."""
+    """A parameter with a flag: `{reserve_p}` is --reserve_p, `{normalize:false}` is pass --no_normalize."""
 
     def __format__(self, value: str) -> str:
-        name = FLAGS.get(self, str(self))
+        name = flag_of(str(self))
         return {"": f"--{name}", "true": f"pass --{name}", "false": f"pass --no_{name}"}[value]
+
+
+class _NamedFlag(str):
+    """A parameter without one: `{gamma}` is --method_parameters gamma, `{x:false}` is pass --method_parameters x=false."""
+
+    def __format__(self, value: str) -> str:
+        return f"pass --method_parameters {self!s}={value}" if value else f"--method_parameters {self!s}"
 
 
 class _Word(str):
@@ -25,26 +56,17 @@ class _Word(str):
         return f"set {self!s}: {value}" if value else f"{str(self)!r}"
 
 
-class _Names(Mapping[str, Any]):
-    """Any name -> what stands for it."""
+def as_flags(problem: Problem, named: Container[str] = ()) -> str:
+    """Return the sentence for someone who typed flags: "--reserve_p 2 is the fraction of elements to keep: ...".
 
-    def __init__(self, kind: Callable[[str], str]):
-        self._kind = kind
+    named: the parameters that are given by --method_parameters.
+    """
 
-    def __getitem__(self, name: str) -> str:
-        return self._kind(name)
+    def stand_in(name: str) -> str:
+        return _NamedFlag(name) if name in named else _Flag(name)
 
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
-def as_flags(problem: Problem) -> str:
-    """Return the sentence for someone who typed flags: "--reserve_p 2 is the fraction of elements to keep: ..."."""
-    told = problem.sentence.format_map(_Names(_Flag))
-    return told if problem.parameter is None else f"{_Flag(problem.parameter):} {told}"
+    told = problem.sentence.format_map(_Names(stand_in))
+    return told if problem.parameter is None else f"{stand_in(problem.parameter):} {told}"
 
 
 def in_recipes(problem: Problem) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from paddle_merge import MergeConfig
 from paddle_merge.methods.paddlenlp import method
 from paddle_merge.methods.registry import NAMED
 from paddle_merge.methods.shared.problems import Problem
+from paddle_merge.recipe.request import Request
 from paddle_merge.recipe.wording import as_flags, in_recipes
 
 
@@ -51,3 +55,29 @@ def test_methods_name_no_flags() -> None:
     ]
     assert not any("--" in one.sentence or "parameter '" in one.sentence for one in found)
     assert all("{" not in worded(one) for one in found for worded in (as_flags, in_recipes))
+
+
+@pytest.mark.parametrize(
+    ("problem", "named", "flags"),
+    [
+        (Problem("density", "2 is too much"), (), "--reserve_p 2 is too much"),
+        (Problem("density", "2 is too much"), ("density",), "--method_parameters density 2 is too much"),
+        (Problem("gamma", "2 with {density} 1"), ("gamma",), "--method_parameters gamma 2 with --reserve_p 1"),
+        (Problem(None, "{x:true} to merge"), ("x",), "pass --method_parameters x=true to merge"),
+    ],
+)
+def test_parameters_without_a_flag(problem: Problem, named: tuple[str, ...], flags: str) -> None:
+    assert as_flags(problem, named) == flags
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"merge_method": "breadcrumbs", "method_parameters": ["gamma=2"]}, "--method_parameters gamma 2 2 is the share"),
+        ({"merge_method": "ties", "reserve_p": 2.0}, "--reserve_p 2 is"),
+        ({"merge_method": "multislerp", "weight_list": [1.0, -1.0]}, "--weight_list 1 -1 sums to zero"),
+    ],
+)
+def test_flags_are_named_as_they_were_typed(fields: dict[str, Any], words: str) -> None:
+    (problem,) = Request.of(MergeConfig(model_path_list=["a", "b"], base_model_path="base", **fields)).problems
+    assert problem.startswith(words)
