@@ -71,7 +71,7 @@ def _adapter(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     targets = ", ".join(f"{name} ({times})" for name, times in said["targets"].items())
     yield "targets", f"{said['modules']} modules: {targets}" if targets else "none"
     if said["whole_tensors"]:
-        yield "whole", f"{len(said['whole_tensors'])} tensors stored whole: {', '.join(said['whole_tensors'])}"
+        yield "whole tensors", f"{len(said['whole_tensors'])}: {', '.join(said['whole_tensors'])}"
     if said["base_model"]:
         yield "base model", said["base_model"]
     yield from _numbers(said)

@@ -177,7 +177,7 @@ def test_what_differs_in_another_layout(tmp_path: Path, second: str) -> None:
 
 def test_what_differs_where_a_layout_is_unknown(tmp_path: Path) -> None:
     differs = look(stored(tmp_path / "a", llama(0), "hf"), write(tmp_path / "b", {"w": np.ones(2)}))["differs"]
-    assert differs["notes"] == ["names and shapes are compared as they are stored, since not all layouts can be told"]
+    assert differs["notes"] == ["names and shapes are compared as stored, because not all layouts are known"]
     assert differs["tensors"]["w"] == [None, "[2] float32"]
 
 
