@@ -221,7 +221,7 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
         yield f"joined from {', '.join(words)}"
     elif origins and origins[0] in there and math.prod(there[origins[0]].shape) > math.prod(entry.shape):
         yield f"cut out of {words[0]}"
-    if origins and origins[0] in there and _is_turned(base, there[origins[0]]):
+    if origins and origins[0] in there and _is_transposed(base, there[origins[0]]):
         yield f"transposed {_axes(base.shape[::-1])} -> {_axes(base.shape)}"
     if not isinstance(entry, AdaptedEntry):
         return
@@ -250,7 +250,7 @@ def _word(name: str) -> str:
     return words[-2] if len(words) > 1 else name
 
 
-def _is_turned(entry: TensorEntry, stored: TensorEntry) -> bool:
+def _is_transposed(entry: TensorEntry, stored: TensorEntry) -> bool:
     """Whether a matrix is read transposed."""
     if len(entry.shape) != 2 or len(stored.shape) != 2 or min(entry.shape) < 2:
         return False
