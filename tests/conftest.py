@@ -7,9 +7,13 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from paddle_merge.backends.engine import Engine, import_paddle
 from tests.support.sweeps import diagonal
+
+settings.register_profile("no deadline", deadline=None)  # other tests run beside, so an example's time says nothing
+settings.load_profile("no deadline")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
