@@ -1,14 +1,16 @@
-"""How fast and how small: whole-process time of each method over the time to read every input byte and write every output
-byte, paired in one run on the same files, with the same number of processes; peak memory; and the same for other tools.
+"""Measure the time and peak memory of merges, and of the same merges by other tools.
 
-    python tools/bench.py                       # Qwen2-0.5B's shapes, three experts and a base, about 5 GB read and written
-    python tools/bench.py --model tiny          # a minute
-    python tools/bench.py --methods recipe:ties,recipe:sce  # as a recipe means them; recipes: all of those
-    python tools/bench.py --tensor_type pd --device gpu     # and how much of the bus's speed it reaches
-    python tools/bench.py --peers formers=PYTHON --peers nlp=PYTHON --peers mergekit=PYTHON   # their environments' Pythons
+The time of a whole process is divided by the floor: the time to read every input byte and to write every output byte, on
+the same files, with the same number of processes, measured in turn with the merge.
 
-The floor reads with the same number of processes, in blocks of 1 MiB into one buffer each, writes the same number of bytes
-to new files, and calls fsync, as the merge does.
+    python tools/bench.py                       # Qwen2-0.5B's shapes, three experts and a base: 5 GB read and written
+    python tools/bench.py --model tiny          # takes a minute
+    python tools/bench.py --methods recipe:ties,recipe:sce  # methods of recipes; recipes: all of them
+    python tools/bench.py --tensor_type pd --device gpu     # also the share of the bus's speed
+    python tools/bench.py --peers formers=PYTHON --peers nlp=PYTHON --peers mergekit=PYTHON   # of their environments
+
+The processes of the floor read blocks of 1 MiB into one buffer each, write as many bytes as the merge to new files, and
+call fsync, as the merge does.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddle_merge.methods.registry import NAMED
 
 MODELS = {
-    # name: hidden, intermediate, layers, key/value width, vocabulary
+    # name: hidden size, intermediate size, layers, width of keys and values, vocabulary size
     "tiny": (256, 1024, 4, 64, 30_000),
     "66m": (512, 2048, 8, 128, 50_000),
     "0.5b": (896, 4864, 24, 128, 151_936),
@@ -43,7 +45,7 @@ MODELS = {
     "2gb-tensor": (1024, 1024, 1, 128, 1_048_576),  # an embedding of 2.1 GB in bfloat16
 }
 METHODS = ("linear", "slerp", "dare_linear", "dare_ties", "ties", "della_linear", "della", "fold")
-RANK = 32  # of the adapter that fold folds into the base
+RANK = 32  # rank of the adapter that the "fold" row folds into the base
 FLOOR = """
 import os, sys, threading
 inputs, out, size, part, parts = sys.argv[1].split(','), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
@@ -89,7 +91,7 @@ MergeModel(MergeConfig(**config)).merge_model()
 
 
 def shapes(model: str) -> dict[str, tuple[int, ...]]:
-    """Qwen2's tensors."""
+    """Return the shapes of a Qwen2 model's tensors by name. model: a key of MODELS."""
     hidden, intermediate, layers, kv, vocabulary = MODELS[model]
     result: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for layer in range(layers):
@@ -113,7 +115,10 @@ def shapes(model: str) -> dict[str, tuple[int, ...]]:
 
 
 def make_checkpoints(folder: Path, model: str) -> list[Path]:
-    """base, a, b, c in bfloat16: weights of standard deviation 0.02, fine-tuned by 0.001. Kept if already there."""
+    """Write the checkpoints base, a, b and c in bfloat16, unless they exist, and return their folders.
+
+    The base's weights have a standard deviation of 0.02, and the differences of the others from it one of 0.001.
+    """
     paths = [folder / model / name for name in ("base", "a", "b", "c")]
     if all((path / "config.json").exists() for path in paths):
         return paths
@@ -154,7 +159,7 @@ def make_checkpoints(folder: Path, model: str) -> list[Path]:
 
 
 def make_adapter(folder: Path, model: str) -> Path:
-    """A LoRA adapter of all Linear layers, as PaddleFormers saves it, in bfloat16. Kept if already there."""
+    """Write a LoRA adapter of all Linear layers, in PaddleFormers' format and bfloat16, unless it exists."""
     path, name = folder / model / f"lora{RANK}", "peft_model-00001-of-00001.safetensors"
     if (path / "lora_config.json").exists():
         return path
@@ -181,7 +186,7 @@ def make_adapter(folder: Path, model: str) -> Path:
 
 
 def seconds(command: list[str], **kwargs: object) -> float:
-    """Wall time of a command that must succeed."""
+    """Run a command and return its wall time in seconds. Exits with an error message if the command fails."""
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, **kwargs)  # type: ignore[call-overload]
     taken = time.perf_counter() - start
@@ -191,6 +196,7 @@ def seconds(command: list[str], **kwargs: object) -> float:
 
 
 def floor_seconds(inputs: list[Path], out: Path, n_process: int) -> float:
+    """Return the seconds to read all inputs and to write as many bytes as the first one has, in `n_process` processes."""
     files = ",".join(str(path / "model.safetensors") for path in inputs)
     size = str((inputs[0] / "model.safetensors").stat().st_size)
     start = time.perf_counter()
@@ -199,7 +205,7 @@ def floor_seconds(inputs: list[Path], out: Path, n_process: int) -> float:
         for part in range(n_process)
     ]
     if any(process.wait() for process in processes):
-        raise SystemExit("the floor failed")
+        raise SystemExit("a process of the floor failed")
     taken = time.perf_counter() - start
     for part in range(n_process):
         os.unlink(f"{out}.{part}")
@@ -207,7 +213,7 @@ def floor_seconds(inputs: list[Path], out: Path, n_process: int) -> float:
 
 
 def bus_seconds(device: str) -> tuple[float, float]:
-    """Per byte, to the device from pinned memory and back, with nothing else going on."""
+    """Return the seconds per byte of copies from pinned memory to an idle device, and back."""
     name = device.replace("low_gpu_mem", "gpu")
     command = [sys.executable, "-c", BUS, name if ":" in name else f"{name}:0"]
     there, back = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -217,7 +223,7 @@ def bus_seconds(device: str) -> tuple[float, float]:
 def merge_command(
     method: str, paths: list[Path], out: Path, n_process: int, tensor_type: str, device: str
 ) -> tuple[list[str], list[Path]]:
-    """Our command, and the checkpoints it reads."""
+    """Return the command of a merge, and the checkpoints that it reads."""
     base, *models, adapter = paths
     command = [sys.executable, "-m", "paddle_merge", "--output_path", str(out), "--n_process", str(n_process), "--quiet"]
     command += ["--max_shard_size", "100GB", "--tensor_type", tensor_type, "--device", device]
@@ -235,7 +241,7 @@ def merge_command(
 
 
 def write_recipe(name: str, base: Path, models: list[Path], out: Path) -> tuple[Path, list[Path]]:
-    """A recipe of the method, which mergekit reads too, and the checkpoints that it takes."""
+    """Write a recipe of the method, which mergekit can read too; return its path, and the checkpoints that it names."""
     method = NAMED[name]
     models = models[: (method.most or 3) - (method.base == "first")]
     based = method.base != "model" and name not in ("nuslerp", "multislerp")
@@ -249,7 +255,7 @@ def write_recipe(name: str, base: Path, models: list[Path], out: Path) -> tuple[
 
 
 def peak_memory(command: list[str]) -> int:
-    """The largest sum of resident bytes of the command and its children, looked at every 10 ms."""
+    """Run a command and return its peak memory: the resident bytes of it and its children, sampled every 10 ms."""
     process = subprocess.Popen(command)
     peak = 0
     root = psutil.Process(process.pid)
@@ -258,7 +264,7 @@ def peak_memory(command: list[str]) -> int:
         nonlocal peak
         while process.poll() is None:
             total = 0
-            with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
+            with contextlib.suppress(psutil.NoSuchProcess):  # a process that has just ended
                 for member in [root, *root.children(recursive=True)]:
                     total += member.memory_info().rss
             peak = max(peak, total)
@@ -273,7 +279,7 @@ def peak_memory(command: list[str]) -> int:
 
 
 def device_memory(command: list[str]) -> float:
-    """MB per worker, as the merge says at its end."""
+    """Run a merge and return the peak device memory per worker that it reports, in MB."""
     loud = [word for word in command if word != "--quiet"]
     text = subprocess.run(loud, capture_output=True, text=True, check=True).stderr
     return float(text.rpartition("device memory: at most ")[2].split()[0])
@@ -282,7 +288,7 @@ def device_memory(command: list[str]) -> float:
 def peer_command(
     peer: str, python: str, method: str, inputs: list[Path], out: Path, n_process: int, tensor_type: str
 ) -> list[str]:
-    """The same merge by another tool."""
+    """Return the command of the same merge with another tool. peer: formers, nlp or mergekit. python: of its environment."""
     if method.startswith("recipe:"):  # written by merge_command
         return [str(Path(python).parent / "mergekit-yaml"), str(out.with_suffix(".yaml")), str(out), "--allow-crimes"]
     has_base = method != "slerp"
@@ -302,17 +308,19 @@ def peer_command(
 
 
 def main(
-    model: Annotated[str, typer.Option(help=f"Shapes: {', '.join(MODELS)}.")] = "0.5b",
-    folder: Annotated[str, typer.Option(help="Where to keep checkpoints and outputs; decides which disk is measured.")] = "",
-    methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(METHODS),
-    n_process: Annotated[int, typer.Option("--n_process", help="Workers, of the floor, of ours and of the peers.")] = 2,
-    repeats: Annotated[int, typer.Option(help="Pairs of floor and merge; medians are shown.")] = 3,
-    memory: Annotated[bool, typer.Option(help="Also measure peak memory, in a run of its own.")] = True,
-    peers: Annotated[list[str] | None, typer.Option(help="formers=PYTHON, nlp=PYTHON, mergekit=PYTHON.")] = None,
-    tensor_type: Annotated[str, typer.Option("--tensor_type", help="np or pd: ours, and that of formers and nlp.")] = "np",
-    device: Annotated[str, typer.Option(help="Ours, with pd: cpu, gpu, low_gpu_mem.")] = "cpu",
+    model: Annotated[str, typer.Option(help=f"The model whose shapes the checkpoints have: {', '.join(MODELS)}.")] = "0.5b",
+    folder: Annotated[str, typer.Option(help="Folder for the checkpoints and outputs, on the disk to measure.")] = "",
+    methods: Annotated[str, typer.Option(help="Methods to measure, separated by commas.")] = ",".join(METHODS),
+    n_process: Annotated[int, typer.Option("--n_process", help="Number of processes, of all that is measured.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Number of pairs of floor and merge. The table shows medians.")] = 3,
+    memory: Annotated[bool, typer.Option(help="Also measure the peak memory, in a separate run.")] = True,
+    peers: Annotated[
+        list[str] | None, typer.Option(help="Other tools, as formers=PYTHON, nlp=PYTHON, mergekit=PYTHON.")
+    ] = None,
+    tensor_type: Annotated[str, typer.Option("--tensor_type", help="np or pd, for paddle_merge, formers and nlp.")] = "np",
+    device: Annotated[str, typer.Option(help="Device of paddle_merge with pd: cpu, gpu or low_gpu_mem.")] = "cpu",
 ) -> None:
-    """Time every method against the floor, and against peers."""
+    """Measure the time of each method, compared with the floor and with other tools, and its peak memory."""
     root = Path(folder or Path(tempfile.gettempdir()) / "paddle_merge_bench")
     paths = [*make_checkpoints(root, model), make_adapter(root, model)]
     out = root / "out"
@@ -323,7 +331,7 @@ def main(
     gpu_head = "" if device == "cpu" else " of the bus | device MB |"
     if device != "cpu":
         there, back = bus_seconds(device)
-        print(f"bus: {1e-9 / there:.1f} GB/s there, {1e-9 / back:.1f} GB/s back, one process, pinned memory")
+        print(f"bus: {1e-9 / there:.1f} GB/s to the device, {1e-9 / back:.1f} GB/s from it, one process, pinned memory")
     print(
         "| method | GB moved | floor s | merge s | ratio | peak MB |"
         + gpu_head
@@ -333,7 +341,7 @@ def main(
     for method in methods.replace("recipes", ",".join(f"recipe:{name}" for name in NAMED)).split(","):
         command, inputs = merge_command(method, paths, out, n_process, tensor_type, device)
         moved = sum((path / "model.safetensors").stat().st_size for path in [*inputs, inputs[0]])
-        seconds(command)  # compiles the loops if this is their first use, and fills the page cache
+        seconds(command)  # compiles the loops on their first use, and fills the page cache
         floors, merges = [], []
         for _ in range(repeats):
             shutil.rmtree(out)
@@ -355,7 +363,7 @@ def main(
             if name != method and (peer != "mergekit" or not NAMED[name].mergekit):
                 row += " | |"
                 continue
-            if method == "fold":  # PaddleFormers wants a package for Qwen2 that isn't on PyPI, PaddleNLP its own layout
+            if method == "fold":  # PaddleFormers needs a package that isn't on PyPI, PaddleNLP its own layout
                 row += " | |"
                 continue
             taken = seconds(peer_command(peer, python, method, inputs, out, n_process, tensor_type), cwd=root)

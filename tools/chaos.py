@@ -1,13 +1,15 @@
-"""Merges that are stopped: killed at any time and at any call to the system, out of disk, memory or power, with inputs and
-disks that fail under them. Whatever happens, the output folder holds the whole merge, the earlier one, or nothing that
-loads; and the same command with --resume ends with the bytes of a merge that nothing disturbed. The faults are in
+"""Interrupt merges in many ways, and check what they leave.
+
+Merges are killed at any time and at any system call, run out of disk space, memory or power, and lose their inputs or disks
+while they run. After each, the output folder must hold the complete merge, the earlier one, or nothing that loads; and the
+same command with --resume must end with the same bytes as a merge without faults. The faults are defined in
 tests/support/disturbances.py.
 
-    python tools/chaos.py                                       # some of every kind, in a few minutes
+    python tools/chaos.py                                       # some faults of every kind; takes a few minutes
     python tools/chaos.py --trials 1000 --seed 1 --jobs 2 --kind kill-call --kind power
-    python tools/chaos.py --replay power:1000000017             # one of them again, as the summary of violations says
+    python tools/chaos.py --replay power:1000000017             # repeats one trial, as a reported violation names it
 
-The same seed makes the same faults; when they come is in part the machine's affair. Needs Linux; as root it mounts disks.
+The same seed gives the same faults; their timing depends partly on the machine. Needs Linux; as root it also mounts disks.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ from tests.support.disturbances import KINDS, run
 
 
 def main(
-    trials: Annotated[int, typer.Option(help="Of all kinds together.")] = 120,
-    seed: Annotated[int, typer.Option(help="Which trials.")] = 0,
-    jobs: Annotated[int, typer.Option(help="At a time.")] = 2,
-    kind: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(KINDS)}; all if not given.")] = None,
-    replay: Annotated[str, typer.Option(help="One trial: its word, KIND:NUMBER.")] = "",
-    folder: Annotated[Path | None, typer.Option(help="Where to merge; a folder in memory if not given.")] = None,
+    trials: Annotated[int, typer.Option(help="Number of trials, of all kinds together.")] = 120,
+    seed: Annotated[int, typer.Option(help="Seed of the trials.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Number of trials to run at a time.")] = 2,
+    kind: Annotated[list[str] | None, typer.Option(help=f"Kinds of faults: {', '.join(KINDS)}. Default: all.")] = None,
+    replay: Annotated[str, typer.Option(help="Repeat one trial, given as KIND:NUMBER.")] = "",
+    folder: Annotated[Path | None, typer.Option(help="Folder to merge in. Default: one in memory.")] = None,
 ) -> None:
-    """Stop merges, and count how it ends. Exits 1 if anything was left that should not be."""
+    """Interrupt merges, and count the outcomes. The exit status is 1 if a merge left something wrong."""
     kinds = [replay.partition(":")[0]] if replay else list(kind or KINDS)
     if unknown := [name for name in kinds if name not in KINDS]:
         raise SystemExit(f"--kind {unknown[0]} must be one of {', '.join(KINDS)}")

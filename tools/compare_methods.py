@@ -1,18 +1,18 @@
-"""Which merge method does best when? Trains small experts, merges them by every method, and tells what each merge can do.
+"""Train small experts, merge them with every method, and report the accuracy of each merge.
 
-    python tools/compare_methods.py --save numbers.json     # four settings, five seeds: about half an hour on two cores
+    python tools/compare_methods.py --save numbers.json     # four settings, five seeds: half an hour on two cores
     python tools/compare_methods.py --only places --seeds 1
 
-In each setting a base network (an MLP of four residual blocks, 0.7 M parameters) learns one task on scikit-learn's
-handwritten digits, with a few examples of three others, and three experts go on from it, each with one of these:
+In each setting a base network (an MLP of four residual blocks, 0.7 M parameters) is trained on one task with scikit-learn's
+handwritten digits, and on a few examples of three other tasks. Three experts are fine-tuned from it, each on one of these:
 
-    runs         inverted digits for all of them, another third of the digits for each: runs of one fine-tuning
-    places       digits elsewhere on the page, in another place for each: experts change partly different weights
-    distortions  digits turned, inverted, or in noise, in the base's place: experts change the same weights
-    classes      inverted digits, each expert some classes only: experts unlearn each other's
+    runs         inverted digits for all experts, a different third of the digits for each: runs of one fine-tuning
+    places       digits at another place of the image for each expert: experts change partly different weights
+    distortions  digits rotated, inverted, or with noise, at the base's place: experts change the same weights
+    classes      inverted digits, some classes only for each expert: experts unlearn the other experts' classes
 
-A method's number is the average accuracy on all tasks, the base's too, on test digits that nothing was chosen by: with its
-defaults, and with the best of a few parameters, the same for all seeds, chosen on other digits.
+The score of a method is the mean accuracy on all tasks, the base's included, on test digits: with the default parameters,
+and with the best of a few parameters, which are the same for all seeds and were chosen on other digits.
 """
 
 from __future__ import annotations
@@ -43,14 +43,17 @@ from paddle_merge.methods.registry import find, names
 from paddle_merge.methods.shared.method import REQUIRED
 
 WIDTH, DEPTH = 256, 4
-FEW = 35  # examples that the base sees of each expert's task
-VALIDATION = 400  # digits
+FEW = 35  # number of examples of each expert's task that the base is trained on
+VALIDATION = 400  # number of digits to choose parameters by
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is done to images (n, 8, 8), where they then stand, which classes there are; part: the third of the training
-    digits that are trained on, 0, 1 or 2; all by default."""
+    """A task: digits changed, placed on a larger image, and restricted to some classes.
+
+    change: maps images (n, 8, 8) to images of that shape. place: where in the larger image they are drawn. part: which third
+    of the training digits, 0, 1 or 2, is trained on; None: all of them.
+    """
 
     name: str
     change: Callable[[Any], Any] = lambda images: images
@@ -59,17 +62,19 @@ class Task:
     part: int | None = None
 
     def of(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """(n, 576) pages and (n,) labels."""
+        """Return the task's images, (n, 576), and labels, (n,), made of digits, (n, 8, 8), and their labels."""
         mine = np.isin(labels, self.classes)
         return data.write(self.change(images[mine]), self.place), labels[mine]
 
 
 def noisy(images: Any) -> Any:
+    """Return the images with Gaussian noise of standard deviation 0.6, clipped to [0, 1]."""
     noise = np.random.default_rng(len(images)).normal(0.0, 0.6, images.shape)
     return np.clip(images + noise, 0.0, 1.0).astype(np.float32)
 
 
 def inverted(images: Any) -> Any:
+    """Return the images with black and white exchanged."""
     return 1.0 - images
 
 
@@ -96,7 +101,7 @@ _VOTED = {"density": _SOME, "lambda": [0.3, 0.5, 1.0]}
 _SUMMED = {"density": _SOME, "lambda": _FACTORS}
 _OUTLIERS = {"density": [0.5, 0.8], "lambda": [0.3, 0.5, 0.7], "gamma": [0.01, 0.1]}
 _FLAGS = {"reserve_p": _SOME, "scale": [1.0, 2.0]}
-# method -> parameters to try. "base": with or without a base model, where a method takes both.
+# method -> values of its parameters to try. "base": whether a base model is given, where the method allows both.
 GRIDS: dict[str, Mapping[str, list[Any]]] = {
     "linear": {},
     "karcher": {},
@@ -124,7 +129,7 @@ GRIDS: dict[str, Mapping[str, list[Any]]] = {
     "paddlenlp:della_linear": _FLAGS,
     "paddlenlp:della": {"reserve_p": _SOME, "scale": [0.7, 1.0]},
 }
-# The same of two experts; of nearswap and arcee_fusion the base model is the first of them.
+# The same for merges of two experts; the base model of nearswap and arcee_fusion is the first expert.
 PAIRS: Mapping[str, Mapping[str, list[Any]]] = {
     "linear": {},
     "slerp": {"t": [0.3, 0.5, 0.7]},
@@ -135,16 +140,16 @@ PAIRS: Mapping[str, Mapping[str, list[Any]]] = {
     "ties": _VOTED,
     "tsv": {"lambda": [0.7, 1.0, 1.3]},
     "paddlenlp:slerp": {"base": [False, True]},
-    "passthrough": {"overlap": [0, 1]},  # how many layers of the middle both give
+    "passthrough": {"overlap": [0, 1]},  # how many layers in the middle both models contribute
 }
-GRIDS |= {name: {} for name in names() if name not in GRIDS.keys() | PAIRS.keys()}  # with the method's example alone
-# What stands for a default that would leave the method out.
+GRIDS |= {name: {} for name in names() if name not in GRIDS.keys() | PAIRS.keys()}  # defaults only
+# What is tried first for parameters whose default would make the method do nothing.
 START: Mapping[str, Any] = {"weight": 1.0, "density": 0.5, "alpha": 0.5}
-DRAWN = ("dare", "della")  # how the names of methods that draw begin
+DRAWN = ("dare", "della")  # prefixes of the methods with random masks
 
 
 class Linear(nn.Layer):
-    """Its weight is [out, in], as torch has it, so that a row is an output's also for methods that work row by row."""
+    """A Linear layer whose weight is [out, in], as in torch: methods that work by row need a row per output."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -156,7 +161,7 @@ class Linear(nn.Layer):
 
 
 class Reader(nn.Layer):
-    """Pages (n, 576) -> logits (n, 10)."""
+    """A network that maps images (n, 576) to logits (n, 10)."""
 
     def __init__(self, depth: int = DEPTH) -> None:
         super().__init__()
@@ -175,15 +180,18 @@ class Reader(nn.Layer):
 
 
 def accuracies(model: Reader, tasks: list[Task], images: Any, labels: Any) -> list[float]:
-    """Of each task."""
+    """Return the accuracy on each task, from 0 to 1."""
     with paddle.no_grad():
         pairs = [task.of(images, labels) for task in tasks]
         return [float((model(paddle.to_tensor(pages)).numpy().argmax(1) == its).mean()) for pages, its in pairs]
 
 
 def trained(folder: Path, tasks: list[Task], seed: int) -> tuple[Reader, list[tuple[Any, Any]]]:
-    """Leaves base, expert0, expert1 and expert2 in the folder. Returns a network to load them into, and the images and
-    labels for choosing and for testing."""
+    """Train a base and three experts, and save them in the folder as base, expert0, expert1 and expert2.
+
+    Returns a network that their weights can be loaded into, and the images and labels for choosing parameters and for
+    testing.
+    """
     random = np.random.default_rng(seed)
     digits = data.load(random)
     held = digits.images[:VALIDATION], digits.labels[:VALIDATION]
@@ -206,7 +214,7 @@ def trained(folder: Path, tasks: list[Task], seed: int) -> tuple[Reader, list[tu
 
 
 def points(method: str, grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """Parameters to merge with, the defaults first."""
+    """Yield the sets of parameters to try, the defaults first."""
     known = find(method)
     assert known is not None
     own = {parameter.name for parameter in known.parameters}
@@ -219,10 +227,10 @@ def points(method: str, grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any
 
 
 def recipe(method: str, folder: Path, experts: int, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """As YAML has it."""
+    """Return the recipe of a merge of the first `experts` experts in the folder, as YAML would be parsed."""
     values = dict(parameters)
     models = [str(folder / f"expert{number}") for number in range(experts)]
-    if method == "passthrough":  # the lower half of one, the upper half of the other, perhaps more
+    if method == "passthrough":  # the lower half of one, the upper half of the other, plus the overlap
         middle, overlap = DEPTH // 2, values.get("overlap", 0)
         halves = (models[0], [0, middle + overlap]), (models[1], [middle - overlap, DEPTH])
         slices = [{"sources": [{"model": model, "layer_range": layers}]} for model, layers in halves]
@@ -240,19 +248,22 @@ def recipe(method: str, folder: Path, experts: int, parameters: Mapping[str, Any
 
 
 def made(asked: dict[str, Any], out: Path, seed: int) -> None:
-    """Merges."""
+    """Merge into the folder `out` what the recipe asks for."""
     drawn = {"seed": seed} if asked["merge_method"].removeprefix("paddlenlp:").startswith(DRAWN) else {}
     text = yaml.safe_dump(asked, sort_keys=False)
     merge(MergeConfig(recipe_yaml=text, output_path=str(out), overwrite=True, **drawn), progress=False)
 
 
 def best(tried: list[dict[str, Any]]) -> dict[str, Any]:
-    """By the digits for choosing; of equals the first."""
+    """Return the entry with the best mean accuracy on the digits for choosing; if several are equal, the first."""
     return max(tried, key=lambda one: np.mean(one["chosen by"]))
 
 
 def table(tasks: list[Task], rows: Mapping[str, Any]) -> str:
-    """rows: name -> (seeds, tasks) accuracies. In per cent; the average with its standard deviation over the seeds."""
+    """Return a table in Markdown: accuracies in per cent, and their average with its standard deviation over the seeds.
+
+    rows: name -> accuracies, (seeds, tasks), from 0 to 1.
+    """
     lines = ["| | " + " | ".join([*(task.name for task in tasks), "average"]) + " |"]
     lines.append("| --- |" + " ---: |" * (len(tasks) + 1))
     for name, scores in rows.items():
@@ -263,7 +274,7 @@ def table(tasks: list[Task], rows: Mapping[str, Any]) -> str:
 
 
 def rows(methods: Mapping[str, list[dict[str, Any]]], grids: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, Any]:
-    """Of each method with its defaults, and with what was best, if that is something else."""
+    """Return the test accuracies of each method with its defaults, and with the best parameters where these differ."""
     found = {}
     for method, tried in methods.items():
         found[method] = tried[0]["test"]
@@ -275,14 +286,14 @@ def rows(methods: Mapping[str, list[dict[str, Any]]], grids: Mapping[str, Mappin
 
 
 def main(
-    seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each setting.")] = 5,
-    only: Annotated[str, typer.Option(help=f"One setting: {', '.join(SETTINGS)}.")] = "",
-    methods: Annotated[str, typer.Option(help="These, with commas between; all by default.")] = "",
-    save: Annotated[Path | None, typer.Option(help="Write all numbers there, as JSON.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of trainings of each setting, each with its own seed.")] = 5,
+    only: Annotated[str, typer.Option(help=f"Run one setting only: {', '.join(SETTINGS)}.")] = "",
+    methods: Annotated[str, typer.Option(help="Methods to compare, separated by commas. Default: all.")] = "",
+    save: Annotated[Path | None, typer.Option(help="JSON file to write all accuracies to.")] = None,
 ) -> None:
-    """Train experts, merge them by every method, print tables of what the merges can do."""
+    """Train experts, merge them with every method, and print tables of the accuracies."""
     logging.getLogger("paddle_merge").setLevel(logging.WARNING)
-    began, told = time.perf_counter(), {}
+    began, numbers = time.perf_counter(), {}
     for setting in [only] if only else SETTINGS:
         tasks = SETTINGS[setting]
         single: dict[str, list[Any]] = {}
@@ -309,12 +320,12 @@ def main(
                         one["chosen by"].append(accuracies(model, tasks[: experts + 1], *held))
                         one["test"].append(accuracies(model, tasks[: experts + 1], *test))
             print(f"{setting}, seed {seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-        told[setting] = {"trained": single, **{f"{experts} experts": tried for experts, tried in merged.items()}}
+        numbers[setting] = {"trained": single, **{f"{experts} experts": tried for experts, tried in merged.items()}}
         print(f"\n## {setting}\n\n{table(tasks, single)}")
         for experts, grids in ((3, GRIDS), (2, PAIRS)):
             print(f"\n### {experts} experts\n\n{table(tasks[: experts + 1], rows(merged[experts], grids))}", flush=True)
     if save:
-        save.write_text(json.dumps(told))
+        save.write_text(json.dumps(numbers))
 
 
 if __name__ == "__main__":

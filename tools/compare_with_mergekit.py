@@ -1,11 +1,12 @@
-"""Do recipes mean here what they mean in mergekit? Runs both on the same small models, and tells the largest difference.
+"""Run recipes with this program and with mergekit on the same small models, and report the largest difference.
 
-    python tools/compare_with_mergekit.py configs/recipes --mergekit PYTHON    # the Python of mergekit's environment
+    python tools/compare_with_mergekit.py configs/recipes --mergekit PYTHON    # Python of mergekit's environment
 
-Every model that a recipe names becomes a small Llama of random weights (bfloat16; a base, and fine-tuned models near it), as
-deep as its layers ask for. mergekit computes in float32, its sorts made stable, and both store bfloat16. Where nothing is
-drawn, the largest difference is told in units in the last place; where something is, how far the share of elements that stay
-the base's, and the mean and the spread of what changed, lie apart, in standard errors (3 is luck, more is a difference).
+Every model that a recipe names is replaced by a small Llama with random weights (bfloat16; a base, and fine-tuned models
+near it) with as many layers as the recipe uses. mergekit computes in float32, with stable sorts, and both programs store
+bfloat16. For methods without random masks, the largest difference is reported in units in the last place. For the others,
+three statistics are compared: the share of elements that differ from the base, and the mean and the variance of the
+differences. The largest distance is reported in standard errors; up to about 3 is expected by chance.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from paddle_merge.checkpoints.formats.safetensors import header
 from paddle_merge.dtypes import BFLOAT16
 
 HIDDEN, WIDE, HEADS, WORDS = 64, 160, 4, 128
-RANDOM = ("dare", "della")  # how the names of methods that draw begin
+RANDOM = ("dare", "della")  # prefixes of the methods with random masks
 EMBEDDINGS = ("model.embed_tokens", "lm_head")
 Tensors = dict[str, np.ndarray]
-# Which of equal elements torch's sort takes first is arbitrary; a stable one takes them in order, as we do.
+# torch's default sort puts equal elements in an arbitrary order; a stable sort keeps their order, as paddle_merge does.
 MERGEKIT = """
 import functools, torch
 torch.sort = functools.partial(torch.sort, stable=True)
@@ -46,7 +47,7 @@ main()
 
 
 def llama(layers: int, seed: int, base: Tensors | None) -> Tensors:
-    """float32, of a base, or near one."""
+    """Return random float32 weights of a Llama: of a base model, or, if a base is given, of one close to it."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (WORDS, HIDDEN)}
     for number in range(layers):
         at = f"model.layers.{number}"
@@ -61,8 +62,10 @@ def llama(layers: int, seed: int, base: Tensors | None) -> Tensors:
 
 
 def with_words(folder: Path, tensors: Tensors, name: str, is_base: bool) -> Tensors:
-    """Leave a tokenizer in the folder. The tensors, with rows in its order: a model that isn't the base has the base's words
-    in another order, and three that it added."""
+    """Write a tokenizer into the folder, and return the tensors with the embeddings' rows in the tokenizer's order.
+
+    A model that isn't the base has the base's tokens in another order, and three added tokens.
+    """
     random = np.random.default_rng(zlib.crc32(name.encode()))
     order = np.arange(WORDS) if is_base else random.permutation(WORDS)
     own = [] if is_base else [f"{name}{number}" for number in range(3)]
@@ -85,7 +88,7 @@ def with_words(folder: Path, tensors: Tensors, name: str, is_base: bool) -> Tens
 
 
 def by_word(folder: Path, tensors: Tensors) -> dict[str, Tensors]:
-    """Tensors with a row per word -> word -> its row; of none, if there is no tokenizer."""
+    """Return, for each tensor with a row per token, its rows by token; they are empty if the folder has no tokenizer."""
     path = folder / "tokenizer.json"
     ids = json.loads(path.read_text())["model"]["vocab"] if path.exists() else {}
     ids |= {one["content"]: one["id"] for one in json.loads(path.read_text())["added_tokens"]} if ids else {}
@@ -94,12 +97,13 @@ def by_word(folder: Path, tensors: Tensors) -> dict[str, Tensors]:
 
 
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """Bits, rounded to nearest even."""
+    """Return the values as bfloat16's bits (uint16), rounded to nearest even."""
     bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def save(folder: Path, tensors: Tensors, layers: int) -> None:
+    """Write a checkpoint of a Llama with these tensors, in bfloat16, and its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     head = header([Held(name, BFLOAT16, x.shape, 2 * x.size) for name, x in tensors.items()], "pt").pieces[0][1]
     (folder / "model.safetensors").write_bytes(head + b"".join(to_bfloat16(x).tobytes() for x in tensors.values()))
@@ -111,7 +115,7 @@ def save(folder: Path, tensors: Tensors, layers: int) -> None:
 
 
 def load(folder: Path) -> Tensors:
-    """float64, of bfloat16 or float32."""
+    """Return the tensors of a checkpoint in bfloat16 or float32, as float64."""
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         for name, held in deserialize(path.read_bytes()):
@@ -122,11 +126,12 @@ def load(folder: Path) -> Tensors:
 
 
 def widened(bits: np.ndarray) -> np.ndarray:
+    """Return the values of bfloat16's bits (uint16), as float64."""
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 def places(recipe: Any, found: dict[str, int]) -> None:
-    """The models of a recipe, or a part of it, and how many layers each must have (0: any)."""
+    """Add to `found` the models that a recipe, or part of one, names, with the number of layers each must have (0: any)."""
     for item in recipe if isinstance(recipe, list) else []:
         places(item, found)
     if isinstance(recipe, dict):
@@ -139,12 +144,12 @@ def places(recipe: Any, found: dict[str, int]) -> None:
 
 
 def tells_words(recipe: dict[str, Any]) -> bool:
-    """Whether its models' vocabularies may differ."""
+    """Return whether a recipe merges tokenizers, so that the vocabularies of its models may differ."""
     return bool({"tokenizer", "tokenizer_source"} & recipe.keys())
 
 
 def prepared(recipe: dict[str, Any], work: Path) -> str:
-    """The recipe with its models made, named by their paths."""
+    """Make the models of a recipe in the folder `work`, and return the recipe's YAML with their paths as names."""
     found: dict[str, int] = {}
     places(recipe, found)
     layers = max([4, *found.values()])
@@ -163,20 +168,23 @@ def prepared(recipe: dict[str, Any], work: Path) -> str:
 
 
 def distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """In bfloat16's units in the last place of the larger number; of numbers below 1/256 of the tensor's root mean square,
-    in units of that: where terms cancel, what is left of them is rounding."""
+    """Return the distance of each element, in bfloat16's units in the last place of the larger of the two numbers.
+
+    Numbers below 1/256 of the tensor's root mean square are measured in the units of that value, because they may be the
+    rounding errors of terms that cancel.
+    """
     floor = np.sqrt((theirs**2).mean()) / 256 if theirs.size else 0.0
     larger = np.maximum(np.maximum(abs(ours), abs(theirs)), max(floor, 1e-30))
     return np.asarray(abs(ours - theirs) / 2.0 ** (np.floor(np.log2(larger)) - 7))
 
 
 def units(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest distance."""
+    """Return the largest of the distances."""
     return float(distances(ours, theirs).max(initial=0.0))
 
 
 def apart(ours: np.ndarray, theirs: np.ndarray, base: np.ndarray) -> float:
-    """The most of the differences of share, mean and spread of what changed, in standard errors."""
+    """Compare the differences from the base: return the largest distance of share, mean and variance, in standard errors."""
     a, b = ((x - base).ravel() for x in (ours, theirs))
     found = [0.0]
     for one, two in ((a != 0, b != 0), (a, b), (a**2, b**2)):
@@ -186,10 +194,10 @@ def apart(ours: np.ndarray, theirs: np.ndarray, base: np.ndarray) -> float:
 
 
 def compare(path: Path, work: Path, mergekit: str) -> str:
-    """One line on one recipe."""
+    """Return a line that says how the results of a recipe differ. mergekit: the Python of its environment."""
     recipe, *more = yaml.safe_load_all(path.read_text())
     if more:
-        return "not compared: merges of merges are another command's in mergekit"
+        return "not compared: mergekit needs another command for recipes with several stages"
     if "re:" in path.read_text():
         return "not compared: mergekit has no regular expressions"
     recipe |= {"dtype": "float32", "out_dtype": "bfloat16"}
@@ -198,20 +206,20 @@ def compare(path: Path, work: Path, mergekit: str) -> str:
     try:
         merge(MergeConfig(recipe_yaml=text, output_path=str(work / "ours")), progress=False)
     except MergeError as error:
-        return f"refused here: {error}"
+        return f"paddle_merge refuses it: {error}"
     command = [mergekit, "-c", MERGEKIT, str(work / "recipe.yaml"), str(work / "theirs"), "--allow-crimes"]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=offline)
     if done.returncode:
-        return f"refused there: {done.stderr.strip().splitlines()[-1]}"
+        return f"mergekit refuses it: {done.stderr.strip().splitlines()[-1]}"
     ours, theirs = load(work / "ours"), load(work / "theirs")
     if ours.keys() != theirs.keys():
-        return f"other tensors: {', '.join(sorted(ours.keys() ^ theirs.keys())[:3])}"
+        return f"the tensors differ: {', '.join(sorted(ours.keys() ^ theirs.keys())[:3])}"
     if tells_words(recipe):
         words, others = by_word(work / "ours", ours), by_word(work / "theirs", theirs)
         for name, rows in words.items():
             if rows.keys() != others[name].keys():
-                return f"other words: {', '.join(sorted(rows.keys() ^ others[name].keys())[:3])}"
+                return f"the tokens differ: {', '.join(sorted(rows.keys() ^ others[name].keys())[:3])}"
             ours[name], theirs[name] = (np.stack([its[name][word] for word in rows]) for its in (words, others))
     if recipe["merge_method"].startswith(RANDOM):
         base = load(work / "models" / re.sub(r"\W+", "_", recipe["base_model"]))
@@ -224,10 +232,10 @@ def compare(path: Path, work: Path, mergekit: str) -> str:
 
 
 def main(
-    recipes: Annotated[Path, typer.Argument(help="A recipe, or a folder of them (*.yaml).")],
-    mergekit: Annotated[str, typer.Option(help="The Python of an environment with mergekit.")],
+    recipes: Annotated[Path, typer.Argument(help="A recipe, or a folder of recipes (*.yaml).")],
+    mergekit: Annotated[str, typer.Option(help="Python of an environment that has mergekit.")],
 ) -> None:
-    """Run recipes here and in mergekit, and tell how far the results lie apart."""
+    """Run recipes with paddle_merge and with mergekit, and report how the results differ."""
     paths = sorted(recipes.rglob("*.yaml")) if recipes.is_dir() else [recipes]
     for path in paths:
         with tempfile.TemporaryDirectory() as work:

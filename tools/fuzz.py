@@ -1,13 +1,14 @@
-"""Merges of inputs made wrong at random, many a second: bits flipped, files cut and spliced, headers, indexes, configs and
-pickles changed in the ways that their formats have. Every one must end in a merge that is right, or in sentences that say
-why not; with no traceback, hang or crash, nothing run, nothing read elsewhere, nothing left behind
-(tests/support/trials.py judges).
+"""Merge randomly damaged inputs, many per second.
 
-    python tools/fuzz.py                                            # some thousand trials of every kind
+Bits are flipped, files are cut and spliced, and headers, indexes, configs and pickles are changed in the ways that their
+formats allow. Each merge must give the right result or fail with an error message; without a traceback, hang or crash, and
+without running code from a file, reading other files or leaving files behind. tests/support/trials.py checks this.
+
+    python tools/fuzz.py                                            # 5000 trials, of all kinds
     python tools/fuzz.py --count 100000 --seed 1 --jobs 2 --kind flex --kind pdparams
-    python tools/fuzz.py --replay flex:1000000017                   # one of them again, as the summary of failures says
+    python tools/fuzz.py --replay flex:1000000017                   # repeats one trial, as a reported failure names it
 
-The same seed makes the same trials. Damaged files of trials that failed are kept in --failures.
+The same seed gives the same trials. The damaged files of failed trials are kept in the folder --failures.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.support.specimens import KINDS
 from tests.support.trials import SECONDS, Guard, Outcome, limit_memory, right, specimens, trial, warm_up
 
-STARTING = 120.0  # seconds until a worker has compiled its loops
+STARTING = 120.0  # seconds within which a worker must have compiled its loops
 
 
 def serve(connection: Connection, kinds: list[str], root: str) -> None:
-    """A worker: takes words, gives outcomes."""
+    """Run, in a worker process, the trials whose words the connection delivers, and send back their outcomes."""
     folder, guard = Path(root) / "trial", Guard()
-    for kind in kinds:  # what is imported and compiled on the way is no part of a trial
+    for kind in kinds:  # so that no trial includes the time of imports and compilation
         for specimen in specimens(kind):
             right(specimen, folder)
     warm_up(folder)
@@ -52,7 +53,7 @@ def serve(connection: Connection, kinds: list[str], root: str) -> None:
 
 
 class Worker:
-    """A process that is given one word after the other, and replaced if it dies or hangs."""
+    """A worker process that runs one trial after the other, and that `replace` restarts if it dies or hangs."""
 
     def __init__(self, kinds: list[str], root: Path):
         self._kinds, self._root = kinds, root
@@ -68,12 +69,13 @@ class Worker:
         self.word, self.limit = "", time.monotonic() + STARTING
 
     def give(self, word: str) -> None:
+        """Start the trial that the word names."""
         self.word, self.limit = word, time.monotonic() + 1.5 * SECONDS
         self.connection.send(word)
 
     def replace(self) -> str:
-        """How the process ended."""
-        self._process.join(timeout=1 if self.limit else 5)  # one that has closed its pipe is on its way out
+        """Kill the process and start another. Return how the old one ended."""
+        self._process.join(timeout=1 if self.limit else 5)  # a process that has closed its pipe is about to exit
         how = "" if self._process.is_alive() else f"the process died ({self._process.exitcode})"
         self._process.kill()
         self._process.join()
@@ -86,7 +88,7 @@ class Worker:
 
 
 def run(words: Iterator[str], jobs: int, kinds: list[str]) -> Iterator[tuple[str, Outcome, dict[str, bytes]]]:
-    """Every word with its outcome, as they come."""
+    """Yield each trial's word, outcome and, if it failed, damaged files, in the order in which trials end."""
     memory = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(prefix="paddle_merge_fuzz_", dir=memory if memory.is_dir() else None))
     workers = [Worker(kinds, root) for _ in range(jobs)]
@@ -104,7 +106,7 @@ def run(words: Iterator[str], jobs: int, kinds: list[str]) -> Iterator[tuple[str
                 if time.monotonic() > worker.limit and found is None and (word or not idle or worker.limit == 0.0):
                     how = worker.replace()
                     if not word:
-                        raise SystemExit(f"a worker doesn't start: {how}")
+                        raise SystemExit(f"a worker process doesn't start: {how}")
                     yield word, Outcome("fault", how), {}
                 elif worker.connection in ready:
                     if found is not None:
@@ -123,14 +125,14 @@ def run(words: Iterator[str], jobs: int, kinds: list[str]) -> Iterator[tuple[str
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Trials, of all kinds together.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Which trials.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
-    kind: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(KINDS)}; all if not given.")] = None,
-    replay: Annotated[str, typer.Option(help="One trial: its word, KIND:NUMBER.")] = "",
-    failures: Annotated[Path, typer.Option(help="Folder for the files of trials that failed.")] = Path("fuzz_failures"),
+    count: Annotated[int, typer.Option(help="Number of trials, of all kinds together.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Seed of the trials.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Number of worker processes.")] = 2,
+    kind: Annotated[list[str] | None, typer.Option(help=f"Kinds of inputs: {', '.join(KINDS)}. Default: all.")] = None,
+    replay: Annotated[str, typer.Option(help="Repeat one trial, given as KIND:NUMBER.")] = "",
+    failures: Annotated[Path, typer.Option(help="Folder for the damaged files of failed trials.")] = Path("fuzz_failures"),
 ) -> None:
-    """Merge inputs made wrong, and count how it ends. Exits 1 if a trial failed."""
+    """Merge damaged inputs, and count the outcomes. The exit status is 1 if a trial failed."""
     kinds = [replay.partition(":")[0]] if replay else list(kind or KINDS)
     if unknown := [name for name in kinds if name not in KINDS]:
         raise SystemExit(f"--kind {unknown[0]} must be one of {', '.join(KINDS)}")

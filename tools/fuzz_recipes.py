@@ -1,14 +1,15 @@
-"""Do recipes made at random mean here what they mean in mergekit? Runs each in both programs, many a second, and sorts how
-it ends; see compare_with_mergekit.py for what is compared.
+"""Run random recipes with this program and with mergekit, many per second, and count the outcomes.
 
-    python tools/fuzz_recipes.py --mergekit PYTHON --count 2000            # the Python of mergekit's environment
-    python tools/fuzz_recipes.py --mergekit PYTHON --replay 17             # one of them again, with its recipe
+compare_with_mergekit.py explains how results are compared.
 
-The same number makes the same recipe. "close" is up to --bound units in the last place, "but for few" up to that for all but
-a thousandth of the elements (rounding decides on which side of a threshold some are); where something is drawn, up to 5
-standard errors. What mergekit refuses and we run, or the other way round, is counted by what is said of it. Where we leave
-mergekit's way on purpose, as our files say (sce's weights and equals, signs of votes that cancel, what comes after the
-layers), MERGEKIT is made to go ours, so that nothing hides behind that.
+    python tools/fuzz_recipes.py --mergekit PYTHON --count 2000            # Python of mergekit's environment
+    python tools/fuzz_recipes.py --mergekit PYTHON --replay 17             # repeats one, and prints its recipe
+
+The same number gives the same recipe. An outcome is "close" if results differ by up to --bound units in the last place, and
+"but for few" if all but a thousandth of the elements do (rounding decides on which side of a threshold an element is). For
+methods with random masks, "close" is up to 5 standard errors. Recipes that only one of the programs refuses are counted by
+the error message. Where paddle_merge differs from mergekit on purpose (the weights and ties of sce, the signs of votes that
+cancel, the tensors behind the layers), the code in MERGEKIT patches mergekit, so that these differences hide no others.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ for line in sys.stdin:
     print(json.dumps(answer), file=answers, flush=True)
 """
 LAYERS = 4
-# Of each method: its parameters, those of each model marked *; how the base is given; how many others, at least and at most.
+# For each method: its parameters (* marks those given per model), whether it has a base, and how many other models it takes,
+# at least and at most.
 METHODS: dict[str, tuple[str, str, int, int]] = {
     "linear": ("weight* normalize", "maybe", 1, 3),
     "task_arithmetic": ("weight* normalize lambda", "yes", 1, 3),
@@ -147,7 +149,7 @@ Recipe = dict[str, Any]
 
 
 class Maker:
-    """Makes one recipe. Its choices are fixed by the number."""
+    """Makes one random recipe, which the number determines."""
 
     def __init__(self, number: int, models: Path):
         self._random = random.Random(number)
@@ -181,6 +183,7 @@ class Maker:
                                for name in chosen}} if chosen else {}  # fmt: skip
 
     def recipe(self) -> Recipe:
+        """Return the recipe, as YAML would be parsed."""
         method = self._random.choice(sorted(METHODS))
         words, base_policy, least, most = METHODS[method]
         names = [word.rstrip("*") for word in words.split()]
@@ -222,21 +225,21 @@ class Maker:
             recipe |= inner
         recipe |= {"base_model": base} if has_base else {}
         recipe |= self._parameters(names, 0.5)
-        for name in set(REQUIRED) & set(names):  # nearly always set for all
+        for name in set(REQUIRED) & set(names):  # nearly always set, because without them both programs refuse the recipe
             if self._chance(0.93):
                 shared = recipe.setdefault("parameters", {})
                 key = name.split("_")[0]
                 if key not in shared or (isinstance(shared[key], list | dict) and self._chance(0.7)):
                     shared[key] = self._scalar_or_gradient(name)
         return recipe | {
-            # That mergekit computes in; in float32 its divergences are mostly rounding: arcee_fusion.py says so.
+            # mergekit computes arcee_fusion in float64; in float32, its divergences are mostly rounding errors.
             "dtype": "float64" if method == "arcee_fusion" else self._random.choice(("float32", "float64")),
             "out_dtype": "float32" if method.startswith(RANDOM) else "bfloat16",
         }
 
 
 def make_models(folder: Path) -> None:
-    """A base and three near it: of Llama's kind, of Qwen2's with biases, and with tied embeddings; bfloat16."""
+    """Write a base and three models near it, in bfloat16, as Llama, as Qwen2 with biases, and with tied embeddings."""
     base = {name: widened(to_bfloat16(x)).astype(np.float32) for name, x in llama(LAYERS, 0, None).items()}
     for seed, name in enumerate(("base", "a", "b", "c")):
         tensors = base if name == "base" else llama(LAYERS, seed, base)
@@ -259,7 +262,7 @@ def make_models(folder: Path) -> None:
 
 
 class Pair:
-    """Both programs, ready to run recipes. work: a folder."""
+    """Runs recipes with both programs. mergekit: the Python of its environment. work: a folder. bound: as --bound."""
 
     def __init__(self, mergekit: str, work: Path, bound: float):
         self.work, self._bound = work, bound
@@ -271,7 +274,7 @@ class Pair:
         )  # fmt: skip
 
     def outcome(self, recipe: Recipe) -> tuple[str, str]:
-        """(how it ends, more about it)."""
+        """Run a recipe with both programs. Return the kind of outcome, and its details."""
         text = yaml.safe_dump(recipe, sort_keys=False)
         assert self._theirs.stdin is not None
         assert self._theirs.stdout is not None
@@ -291,7 +294,7 @@ class Pair:
     def _compared(self, recipe: Recipe) -> tuple[str, str]:
         ours, theirs = load(self.work / "ours"), load(self.work / "theirs")
         if ours.keys() != theirs.keys():
-            return "differs", f"other tensors: {', '.join(sorted(ours.keys() ^ theirs.keys())[:3])}"
+            return "differs", f"the tensors differ: {', '.join(sorted(ours.keys() ^ theirs.keys())[:3])}"
         configs = [self.work / who / "config.json" for who in ("ours", "theirs")]
         counts = [json.loads(path.read_text())["num_hidden_layers"] for path in configs if path.exists()]
         if counts[0] != counts[-1]:
@@ -311,14 +314,14 @@ class Pair:
 
 
 def main(
-    mergekit: Annotated[str, typer.Option(help="The Python of an environment with mergekit.")],
-    count: Annotated[int, typer.Option(help="Recipes.")] = 500,
-    seed: Annotated[int, typer.Option(help="The first one's number.")] = 0,
-    bound: Annotated[float, typer.Option(help="Units in the last place that are still close.")] = 4.0,
-    replay: Annotated[list[int] | None, typer.Option(help="One recipe, or several: their numbers.")] = None,
+    mergekit: Annotated[str, typer.Option(help="Python of an environment that has mergekit.")],
+    count: Annotated[int, typer.Option(help="Number of recipes.")] = 500,
+    seed: Annotated[int, typer.Option(help="Number of the first recipe.")] = 0,
+    bound: Annotated[float, typer.Option(help="Largest difference that counts as close, in units in the last place.")] = 4.0,
+    replay: Annotated[list[int] | None, typer.Option(help="Number of a recipe to repeat; can be repeated.")] = None,
 ) -> None:
-    """Run recipes made at random in both programs, and count how it ends. Exits 1 if results differ."""
-    logging.disable(logging.CRITICAL)  # our notes
+    """Run random recipes with both programs, and count the outcomes. The exit status is 1 if results differ."""
+    logging.disable(logging.CRITICAL)  # the messages of paddle_merge
     endings: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as work:

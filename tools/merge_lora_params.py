@@ -1,4 +1,4 @@
-"""Stands in for PaddleNLP's llm/tools/merge_lora_params.py: the same flags, our fold."""
+"""Fold a LoRA adapter into its base model. Replaces PaddleNLP's llm/tools/merge_lora_params.py, with the same flags."""
 
 from paddle_merge.compat.scripts import merge_lora_params
 

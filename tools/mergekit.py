@@ -1,4 +1,4 @@
-"""Stands in for PaddleNLP's llm/tools/mergekit.py, and with --lora_path for its merge_lora_params.py: our merge."""
+"""Merge models. Replaces PaddleNLP's llm/tools/mergekit.py and, with --lora_path, merge_lora_params.py; same flags."""
 
 from paddle_merge.compat.scripts import mergekit
 

@@ -72,7 +72,7 @@ def _default(value: Any, words: dict[str, str]) -> str:
 
 
 def written(page: str, text: str) -> str:
-    """Return the page's text with the table that is due."""
+    """Return the page's text with its table replaced by the current one. Raises ValueError if the page has none."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

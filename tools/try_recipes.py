@@ -1,9 +1,9 @@
-"""Runs recipes as they stand on small models: do they mean something, before any large model is read?
+"""Run recipes, unchanged, on small models, to check them before any large model is read.
 
     python tools/try_recipes.py configs/recipes
 
-Every model that a recipe names becomes a small Llama of random weights in a temporary folder, as deep as its layers ask for:
-./base, and what was fine-tuned from it.
+Every model that a recipe names is replaced by a small Llama with random weights in a temporary folder, with as many layers
+as the recipe uses: ./base is the base model, and all others are fine-tuned from it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tools.compare_with_mergekit import Tensors, llama, load, places, save, tell
 
 
 def models(documents: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Leave the models that a recipe names in the folder."""
+    """Write small models with the names of a recipe's models into the folder. documents: the documents of its YAML."""
     found: dict[str, int] = {}
     for document in documents:
         places(document, found)
@@ -40,11 +40,11 @@ def models(documents: Sequence[dict[str, Any]], folder: Path) -> None:
 
 
 def tried(path: Path) -> Tensors:
-    """What the recipe makes of small models, in float64. Raises MergeError."""
+    """Return the tensors that the recipe makes of small models, in float64. Raises MergeError."""
     text, here = path.read_text(), Path.cwd()
     with tempfile.TemporaryDirectory() as work:
         try:
-            os.chdir(work)  # a recipe's paths begin where it is run
+            os.chdir(work)  # paths in a recipe are relative to the current folder
             models(list(yaml.safe_load_all(text)), Path(work))
             merge(MergeConfig(recipe_yaml=text, output_path="out", out_dtype="bfloat16"), progress=False)
             return load(Path("out"))
@@ -52,8 +52,8 @@ def tried(path: Path) -> Tensors:
             os.chdir(here)
 
 
-def main(recipes: Annotated[list[Path], typer.Argument(help="Recipes, or folders of them (*.yaml).")]) -> None:
-    """Run recipes on small models; tell what comes out."""
+def main(recipes: Annotated[list[Path], typer.Argument(help="Recipes, or folders of recipes (*.yaml).")]) -> None:
+    """Run recipes on small models, and print the size of each result."""
     logging.getLogger("paddle_merge").setLevel(logging.WARNING)
     failed = False
     for path in [found for one in recipes for found in (sorted(one.rglob("*.yaml")) if one.is_dir() else [one])]:

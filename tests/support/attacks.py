@@ -1,7 +1,7 @@
-"""Published attacks on what loads pickles, and on what scans them: code that would make a file called CANARY where it ran.
+"""Define published attacks on pickle loaders and scanners; their code would create a file named CANARY.
 
-From the CVEs and advisories on torch.load, picklescan, fickling, modelscan and huggingface's scanner, and from the pickle
-machine's own instructions: every road from bytes to a call.
+They come from the CVEs and advisories on torch.load, picklescan, fickling, modelscan and Hugging Face's scanner, and from
+pickle's own opcodes: together they cover every way from bytes to a function call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHELL = f"touch {CANARY}"
 
 
 class Call:
-    """Pickles as a call of function(*arguments)."""
+    """An object that is pickled as a call of function(*arguments)."""
 
     def __init__(self, function: Any, *arguments: Any):
         self.call = function, arguments
@@ -29,14 +29,17 @@ class Call:
 
 
 def text(word: str) -> bytes:
+    """Return the opcode that pushes a str."""
     return b"X" + struct.pack("<I", len(word.encode())) + word.encode()
 
 
 def name(module: str, word: str) -> bytes:
+    """Return the opcodes that push an object of a module, by its name."""
     return text(module) + text(word) + b"\x93"
 
 
 def reduced(function: bytes, *arguments: bytes) -> bytes:
+    """Return the opcodes that call a function. function, arguments: opcodes that push them."""
     return function + b"(" + b"".join(arguments) + b"tR"
 
 
@@ -49,7 +52,7 @@ SYSTEM, EVAL, EXEC, GETATTR = (
 IMPORT = name("builtins", "__import__")
 RECONSTRUCT, NDARRAY, DTYPE = name("numpy.core.multiarray", "_reconstruct"), name("numpy", "ndarray"), name("numpy", "dtype")
 TUPLE = name("builtins", "tuple")
-_SCRIPT = (  # module, function, arguments: what pickles that scanners let through have called
+_SCRIPT = (  # module, function, argument: what pickles that scanners failed to detect have called
     ("os", "system", SHELL),
     ("nt", "system", SHELL),
     ("os", "popen", SHELL),
@@ -141,7 +144,7 @@ _SCRIPT = (  # module, function, arguments: what pickles that scanners let throu
     ("collections", "OrderedDict.__reduce__", TOUCH),
 )
 
-# Values: code that leaves one thing on the stack. Every one is to be refused wherever a tensor may stand.
+# Opcodes that each push one object. A reader of weights must refuse each of them wherever a tensor is allowed.
 VALUES: dict[str, bytes] = {
     **{f"{module}.{word}": reduced(name(module, word), text(argument)) for module, word, argument in _SCRIPT},
     **{
@@ -221,7 +224,7 @@ VALUES: dict[str, bytes] = {
 
 
 def pickles(value: bytes) -> dict[str, bytes]:
-    """Whole pickles with this code in the places where a loader might run it before it looks."""
+    """Return complete pickles that contain these opcodes where a loader might run them before it checks them."""
     weights = pickle.dumps({"w": [1.0]}, protocol=2)
     broken = b"\x80\x04" + value + b"\x00not an instruction"
     return {
@@ -236,7 +239,7 @@ def pickles(value: bytes) -> dict[str, bytes]:
 
 
 def archives(code: bytes) -> dict[str, bytes]:
-    """Zips, as torch's, by which scanners were shown another pickle than loaders were."""
+    """Return zip files in torch's format with which a scanner may read another pickle than a loader does."""
     good = b"\x80\x02}."
     made = {}
     for label, members in {
@@ -252,7 +255,7 @@ def archives(code: bytes) -> dict[str, bytes]:
             for member, content in members:
                 info = zipfile.ZipInfo(member)
                 if member in archive.NameToInfo:
-                    archive.NameToInfo.pop(member)  # else it warns
+                    archive.NameToInfo.pop(member)  # otherwise zipfile warns
                 archive.writestr(info, content)
         made[label] = buffer.getvalue()
     buffer = io.BytesIO()
@@ -270,7 +273,7 @@ def archives(code: bytes) -> dict[str, bytes]:
 
 
 def python_pickles() -> dict[str, bytes]:
-    """The same, as Python's own pickle writes it."""
+    """Return pickles of attacks as Python's pickle module writes them, in each protocol."""
     harm: dict[str, Any] = {
         "eval": Call(builtins.eval, TOUCH),
         "exec": Call(builtins.exec, TOUCH),

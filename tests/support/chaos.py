@@ -1,8 +1,7 @@
-"""One trial of tools/chaos.py: a merge in real processes, a fault, what it leaves, and the merge that goes on from there.
+"""Run one trial of tools/chaos.py: a merge in real processes, a fault, a check of what it leaves, and a resumed merge.
 
-Whatever happens, the output folder holds the files of the merge that nothing disturbed, byte for byte; or those of the
-earlier merge that it was to replace; or nothing that a loader opens. The same command with --resume ends with the right
-bytes.
+After a fault, the output folder must hold the files of a merge without faults, byte for byte; or those of the earlier merge
+that was to be replaced; or nothing that a loader opens. The same command with --resume must end with the right bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import psutil
 from tests.support import checkpoints
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60.0  # that a merge of these may take, however busy the machine
+SECONDS = 60.0  # time limit of a merge, even on a busy machine
 LAUNCH = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -43,7 +42,7 @@ main(sys.argv[1:])
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".index.json")
 SINGLE = ("model.safetensors", "model_state.pdparams", "pytorch_model.bin")
 LITTER = (".partial", ".replaced")
-# What is merged, beside --model_path_list, --base_model_path and --output_path.
+# The flags of each merge, without --model_path_list, --base_model_path and --output_path.
 RECIPES = {
     "linear": "--merge_method linear --n_process 1 --max_shard_size 4MB",
     "dare": "--merge_method dare_ties --n_process 2 --max_shard_size 4MB",
@@ -53,7 +52,7 @@ RECIPES = {
     "same names": "--merge_method linear --n_process 2 --max_shard_size 4MB --overwrite",
     "pdparams again": "--merge_method ties --n_process 2 --save_format pdparams --overwrite",
 }
-# What stood in the output folder before.
+# The flags of the merge that the output folder held before.
 EARLIER = {
     "again": "--merge_method linear --n_process 1 --weight_list 3 1",
     "same names": "--merge_method linear --n_process 1 --max_shard_size 4MB --weight_list 3 1",
@@ -63,23 +62,23 @@ Files = dict[str, bytes]
 
 
 class BrokenPromiseError(Exception):
-    """What should never be."""
+    """Raised if a merge leaves something that it must not, or reports the wrong error."""
 
 
 @dataclass
 class Trial:
-    """A folder: `place/out` is merged into; `control` is the injection's."""
+    """A trial in a folder of its own: merges write to `place/out`; `control` is for tests/faults/injection."""
 
     kind: str
     number: int
     folder: Path
     models: Path
     recipe: str = ""
-    seconds: float = 0.0  # between two visits to the disk
+    seconds: float = 0.0  # between two fsyncs
     said: list[str] = field(default_factory=list)
-    events: Counter[str] = field(default_factory=Counter)  # faults; whether it stopped, finished, resumed
+    events: Counter[str] = field(default_factory=Counter)  # counts of "faults", "stopped", "finished" and "resumed"
     runs: int = 0
-    littered: bool = False  # whether a merge that was killed had left something when the last one began
+    littered: bool = False  # whether a killed merge had left files when the last one started
 
     def __post_init__(self) -> None:
         self.random = Random(f"{self.kind}:{self.number}")
@@ -106,7 +105,7 @@ class Trial:
 
     @contextlib.contextmanager
     def merging(self, *more: str, recipe: str = "", env: dict[str, str] | None = None, **chaos: Any) -> Iterator[Any]:
-        """A merge; killed with its workers at the end."""
+        """Start a merge and yield its process; at the end, kill it and its workers."""
         self.runs += 1
         self.littered = any(name.endswith(LITTER) for name in self.files())
         self.control = self.folder / f"control{self.runs}"
@@ -201,7 +200,7 @@ class Trial:
         return files
 
     def state(self) -> str:
-        """whole, old, or nothing. Raises BrokenPromiseError for all else."""
+        """Return what the output folder holds: "whole", "old" or "nothing". Raises BrokenPromiseError otherwise."""
         right, old = wanted(self.recipe, self.models), earlier(self.recipe, self.models)
         there = self.files()
         files = {name: content for name, content in there.items() if not name.endswith(LITTER)}
@@ -213,26 +212,26 @@ class Trial:
         for source in (right, old):
             theirs = {name for name in source if name.endswith(WEIGHTS)}
             if weights == theirs and all(files[name] == source[name] for name in weights):
-                return "nothing"  # all weights, but a file beside them is missing
+                return "nothing"  # all weights are there, but another file is missing
         wrong = [name for name in weights if files[name] not in (right.get(name), old.get(name))]
         if wrong or loads(files):
             raise BrokenPromiseError(f"it left {sorted(there)}, of which {sorted(wrong) or 'a mixture'} would be loaded")
         return "nothing"
 
     def tidy(self) -> None:
-        """Nothing beside the merge is left. Raises BrokenPromiseError."""
+        """Check that the folder holds a complete merge and nothing else. Raises BrokenPromiseError."""
         rest = [name for name in self.files() if name.endswith(LITTER)]
-        careless = self.kind == "errors"  # who can't remove a file leaves it
+        careless = self.kind == "errors"  # a file that can't be removed stays
         if self.state() != "whole" or (rest and not careless):
             raise BrokenPromiseError(f"it ended well, but the folder holds {sorted(self.files())}")
 
     def tokens(self) -> list[tuple[str, Path]]:
-        """What stands in files for this trial's folders, the longer path first: one may be in the other."""
+        """Return the placeholders for this trial's folders in files, the longer path first, as one may contain the other."""
         pairs = [("<inputs>", self.inputs), ("<folder>", self.folder)]
         return sorted(pairs, key=lambda pair: -len(str(pair[1])))
 
     def put(self, files: Files) -> None:
-        """In the output folder."""
+        """Write files to the output folder, with the placeholders replaced by this trial's folders."""
         for name, content in files.items():
             (self.out / name).parent.mkdir(parents=True, exist_ok=True)
             for token, folder in self.tokens():
@@ -240,12 +239,12 @@ class Trial:
             (self.out / name).write_bytes(content)
 
     def begin(self) -> None:
-        """What stood there before."""
+        """Fill the output folder with the earlier merge, if the recipe has one."""
         self.place.mkdir(exist_ok=True)
         self.put(earlier(self.recipe, self.models))
 
     def after(self, code: int) -> None:
-        """What a merge that ended so may leave. Raises BrokenPromiseError."""
+        """Check what a merge with this exit code left, and its message. Raises BrokenPromiseError."""
         state = self.state()
         if code == 0:
             self.events["finished"] = 1
@@ -254,7 +253,7 @@ class Trial:
         self.events["stopped"] = 1
         said = self.said[-1] if code >= 0 else ""
         if code > 0 and not ("error: " in said or "interrupted" in said or (code, said) == (130, "")):
-            raise BrokenPromiseError(f"exit code {code} without a sentence: {said}")
+            raise BrokenPromiseError(f"exit code {code} without an error message: {said}")
         offered = "run the same command with --resume to continue" in said
         left = [name for name in self.files() if name.endswith(LITTER)]
         wrong = (left and not offered and not self.littered) or (offered and not left)
@@ -264,7 +263,7 @@ class Trial:
             raise BrokenPromiseError(f"the earlier merge is gone: {sorted(self.files())}")
 
     def go_on(self) -> None:
-        """To the end: with --resume, or without where nothing was kept. Raises BrokenPromiseError."""
+        """Complete the merge, with --resume or, if nothing was kept, without. Raises BrokenPromiseError."""
         if self.state() == "whole":
             self.run("--resume")
             if self.state() != "whole":
@@ -285,7 +284,7 @@ class Trial:
 
 
 def loads(files: Files) -> bool:
-    """Whether a loader would open this: a file of its own, an index with its shards, or a config with any weights."""
+    """Return whether a loader would open these files: a single file, an index with its shards, or a config with weights."""
     for name in files:
         if name.endswith(".index.json"):
             named = set(json.loads(files[name])["weight_map"].values())
@@ -296,7 +295,7 @@ def loads(files: Files) -> bool:
 
 
 def make_models(folder: Path) -> Path:
-    """A base and two models of 4 MB, in two files each."""
+    """Write a base and two models of 4 MB, in two files each, and return the folder."""
     for name in ("base", "a", "b"):
         generator = np.random.default_rng(ord(name[0]))
         tensors: dict[str, np.ndarray] = {f"t{k}": generator.standard_normal((300, 500)) for k in range(14)}
@@ -310,7 +309,7 @@ def make_models(folder: Path) -> Path:
 
 @cache
 def undisturbed(flags: str, models: Path) -> tuple[Files, dict[str, int]]:
-    """The files of a merge, and how often it makes each call."""
+    """Return the files of a merge without faults, and how often it makes each call."""
     folder = models / "right" / re.sub(r"\W+", "_", flags)
     trial = Trial("right", 0, folder, models)
     trial.seconds = 0.0
@@ -322,8 +321,10 @@ def undisturbed(flags: str, models: Path) -> tuple[Files, dict[str, int]]:
 
 
 def wanted(recipe: str, models: Path) -> Files:
+    """Return the files of the recipe's merge without faults."""
     return undisturbed(RECIPES[recipe].replace(" --overwrite", ""), models)[0]
 
 
 def earlier(recipe: str, models: Path) -> Files:
+    """Return the files of the merge that the recipe replaces; none if there is no such merge."""
     return undisturbed(EARLIER[recipe], models)[0] if recipe in EARLIER else {}

@@ -1,4 +1,4 @@
-"""Small checkpoints for the tests: written by hand, byte by byte; read by the safetensors library, not by ours."""
+"""Write small checkpoints for the tests byte by byte, and read them with the safetensors library, not with the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-# safetensors' names -> how NumPy holds the bytes; bfloat16 and 8-bit floats as bits
+# Our dtype names -> NumPy's type for the bytes; bfloat16 and 8-bit floats as bits.
 RAW = {
     "bfloat16": "<u2",
     "float16": "<f2",
@@ -32,7 +32,7 @@ TAGS = {
 
 
 def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
-    """values -> what is stored: rounded to nearest even. For bfloat16, by the definition, in float64."""
+    """Return values as they are stored, rounded to nearest even. bfloat16 follows the definition, computed in float64."""
     if dtype in FLOAT8:
         return np.asarray(values, np.float32).astype(FLOAT8[dtype]).view(np.uint8)
     if dtype != "bfloat16":
@@ -52,7 +52,7 @@ def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def from_bits(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """Stored elements -> float64 (integers and booleans as they are)."""
+    """Return stored elements as float64; integers and booleans are unchanged."""
     if dtype == "bfloat16":
         return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
     if dtype in FLOAT8:
@@ -70,7 +70,7 @@ def write(
     format: str | None = "np",
     config: Mapping[str, object] | None = None,
 ) -> Path:
-    """A checkpoint folder. Floating-point tensors are stored as `dtype`, others as they are; round robin over shards."""
+    """Write a checkpoint folder and return it. Floats are stored as `dtype`, others unchanged; shards are filled in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     groups: list[dict[str, dict[str, object]]] = [{} for _ in range(shards)]
     names: dict[str, str] = {}
@@ -104,7 +104,7 @@ def write(
 
 
 def read(folder: Path, prefix: str = "model") -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint folder, floating-point ones as float64."""
+    """Return all tensors of a checkpoint folder, floating-point ones as float64."""
     index = folder / f"{prefix}.safetensors.index.json"
     files = [f"{prefix}.safetensors"]
     if index.exists():
@@ -119,14 +119,14 @@ def read(folder: Path, prefix: str = "model") -> dict[str, np.ndarray]:
 
 
 def dtypes(folder: Path, prefix: str = "model") -> dict[str, str]:
-    """Tensor name -> stored dtype, of a single-file checkpoint."""
+    """Return the stored dtype of each tensor of a single-file checkpoint, by name."""
     return {
         name: TAGS[info["dtype"]] for name, info in safetensors.deserialize((folder / f"{prefix}.safetensors").read_bytes())
     }
 
 
 def damaged(good: bytes, random: np.random.Generator, cut: bool, first: int = 0) -> bytes:
-    """A file with one to three bytes changed, none before `first`, and perhaps cut off somewhere."""
+    """Return a file's content with one to three bytes changed, none before `first`; if `cut`, also truncated somewhere."""
     content = bytearray(good)
     for _ in range(random.integers(1, 4)):
         content[random.integers(first, len(content))] = random.integers(256)

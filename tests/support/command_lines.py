@@ -1,4 +1,4 @@
-"""Command lines read as the program reads them, down to the last word, without running them."""
+"""Parse command lines as the program does, without running them."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def check_tool(tool: Any, command: list[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 def in_app(function: Any) -> typer.Typer:
+    """Return an app whose only command is this function."""
     app = typer.Typer()
     app.command()(function)
     return app

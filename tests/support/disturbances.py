@@ -1,4 +1,4 @@
-"""The kinds of faults that tools/chaos.py injects: functions that disturb merges of a trial, and look at the rest."""
+"""Define the kinds of faults that tools/chaos.py injects: functions that disturb a trial's merges and check the results."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ WRITES = ("pwrite", "fsync", "replace", "unlink", "open")
 
 
 def nth(trial: Trial, calls: tuple[str, ...]) -> tuple[str, int]:
-    """A call, and a number that it may well reach."""
+    """Return a system call, and which of its occurrences to disturb; a merge usually makes that many."""
     call = trial.random.choice(calls)
     most = undisturbed(RECIPES[trial.recipe].replace(" --overwrite", ""), trial.models)[1].get(call, 3)
-    if call == "fsync" and trial.seconds:  # most of them were visits to the disk
+    if call == "fsync" and trial.seconds:  # with seconds between fsyncs there are fewer
         most = 16
     return call, trial.random.randint(1, most + most // 8)
 
 
 def again_and_again(trial: Trial, disturb: Callable[[list[str]], int]) -> None:
-    """Disturb a merge, perhaps the one that goes on from there too; then let it go on."""
+    """Disturb a merge, sometimes the resumed ones too; then complete it without faults."""
     trial.begin()
     more: list[str] = []
     for _ in range(trial.random.choice([1, 1, 2, 3])):
@@ -48,6 +48,8 @@ def again_and_again(trial: Trial, disturb: Callable[[list[str]], int]) -> None:
 
 
 def kill_at_a_call(trial: Trial) -> None:
+    """Send a signal to processes of the merge when it makes a system call."""
+
     def disturb(more: list[str]) -> int:
         call, at = nth(trial, WRITES)
         whom = trial.random.choice(["self", "parent", "worker", "all"])
@@ -58,6 +60,8 @@ def kill_at_a_call(trial: Trial) -> None:
 
 
 def kill_at_a_time(trial: Trial) -> None:
+    """Send a signal to processes of the merge after a random time, up to 1.5 s."""
+
     def disturb(more: list[str]) -> int:
         with trial.merging(*more) as process:
             limit = time.monotonic() + trial.random.uniform(0, 1.5)
@@ -80,7 +84,7 @@ def kill_at_a_time(trial: Trial) -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[bool]:
-    """Mount a file system of this size; whether that is allowed here."""
+    """Mount a file system of this size in memory; yield whether mounting is allowed."""
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     mounted = bool(shutil.which("mount")) and subprocess.run(command, capture_output=True).returncode == 0
@@ -92,7 +96,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[bool]:
 
 
 def full_disk(trial: Trial) -> None:
-    """Somebody else takes the room in between; where nothing can be mounted, the system says so of every write."""
+    """Fill the disk during the merge; where nothing can be mounted, let every write fail with ENOSPC instead."""
     with small_disk(trial.place, 40) as mounted:
         filler = trial.place / "filler"
 
@@ -102,7 +106,7 @@ def full_disk(trial: Trial) -> None:
             fault = ["fill", str(filler), spare] if mounted else ["errno from here on", errno.ENOSPC]
             code = trial.run(*more, call=call if mounted else "pwrite", at=at, fault=fault)
             if code > 0 and "No space left" in trial.said[-1] and "free some" not in trial.said[-1]:
-                raise BrokenPromiseError(f"no remedy: {trial.said[-1]}")
+                raise BrokenPromiseError(f"the message names no remedy: {trial.said[-1]}")
             filler.unlink(missing_ok=True)
             return code
 
@@ -110,7 +114,7 @@ def full_disk(trial: Trial) -> None:
 
 
 def system_errors(trial: Trial) -> None:
-    """An error of the system in a write, a sync or a rename: once, or from then on."""
+    """Let a write, a sync or a rename fail with a system error: once, or from then on."""
 
     def disturb(more: list[str]) -> int:
         call, at = nth(trial, WRITES)
@@ -122,7 +126,7 @@ def system_errors(trial: Trial) -> None:
 
 
 def short_calls(trial: Trial) -> None:
-    """Reads and writes give less than was asked for, and signals interrupt them: nobody notices."""
+    """Let reads and writes transfer fewer bytes than requested, and be interrupted by signals; the merge must not fail."""
     trial.begin()
     code = trial.run(call=trial.random.choice(["preadv", "pwrite"]), fault=["short"])
     if code != 0:
@@ -131,6 +135,8 @@ def short_calls(trial: Trial) -> None:
 
 
 def bad_reads(trial: Trial) -> None:
+    """Let a read of an input fail."""
+
     def disturb(more: list[str]) -> int:
         fault = ["errno", trial.random.choice([errno.EIO, errno.ESTALE])]
         return trial.run(*more, scope=str(trial.inputs), call="preadv", at=nth(trial, ("preadv",))[1], fault=fault)
@@ -139,7 +145,7 @@ def bad_reads(trial: Trial) -> None:
 
 
 def changed_inputs(trial: Trial) -> None:
-    """An input is cut off, deleted, or becomes another, while it is read: the merge fails, or never read what changed."""
+    """Truncate, delete or change an input during the merge: the merge must fail, or must not have read what changed."""
     trial.recipe = trial.random.choice([name for name in RECIPES if name not in ("pdparams", "pdparams again")])
     trial.inputs = Path(shutil.copytree(trial.models, trial.folder / "inputs", ignore=shutil.ignore_patterns("right")))
     trial.begin()
@@ -169,12 +175,12 @@ def changed_inputs(trial: Trial) -> None:
             trial.state()
     finally:
         shutil.copy2(saved, victim)
-    if code != 0:  # as it was before, to the nanosecond
+    if code != 0:  # the input is as before, its time of modification included
         trial.go_on()
 
 
 def power_cut(trial: Trial) -> None:
-    """At a call, or when all is done."""
+    """Cut the power at a system call, or after the merge has ended."""
     trial.begin()
     more: list[str] = []
     for _ in range(trial.random.choice([1, 1, 2])):
@@ -197,6 +203,8 @@ def power_cut(trial: Trial) -> None:
 
 
 def memory(trial: Trial) -> None:
+    """Let an allocation fail, or limit the memory of the process."""
+
     def disturb(more: list[str]) -> int:
         faults = [["memory error"], ["little memory", trial.random.choice([0, 1 << 20, 1 << 24])]]
         call, at = nth(trial, ("pwrite", "preadv", "fsync", "open"))
@@ -207,7 +215,7 @@ def memory(trial: Trial) -> None:
 
 
 def exit_codes(trial: Trial) -> None:
-    """A worker that simply ends."""
+    """Let a worker exit in the middle of its work."""
     trial.recipe = "dare"
 
     def disturb(more: list[str]) -> int:
@@ -218,7 +226,7 @@ def exit_codes(trial: Trial) -> None:
 
 
 def locks(trial: Trial) -> None:
-    """A second merge while the first lives, and after it was killed, its workers left behind."""
+    """Start a second merge while the first runs, and after the first was killed and its workers live on."""
     trial.begin()
     call, at = nth(trial, ("pwrite", "fsync"))
     whom = trial.random.choice(["all", "parent"])
@@ -266,7 +274,7 @@ def locks(trial: Trial) -> None:
 
 
 def ranks(trial: Trial) -> None:
-    """Several processes of one job, one of them killed."""
+    """Kill one of several ranks of a job."""
     trial.recipe = trial.random.choice(["linear", "dare", "pdparams", "same names"])
     count = trial.random.choice([2, 3])
 
@@ -313,7 +321,7 @@ KINDS: dict[str, Callable[[Trial], None]] = {
 
 
 def run(word: str, root: Path, models: Path) -> tuple[Counter[str], str]:
-    """Trial KIND:NUMBER: what happened, and what should never be, or nothing."""
+    """Run the trial KIND:NUMBER. Return the counts of its events, and a description of the violation, or ""."""
     kind, _, number = word.partition(":")
     folder = root / word.replace(":", "-")
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Files made wrong: bytes, JSON, YAML, safetensors headers, pickles and zips, at random, by a seeded generator."""
+"""Damage files at random: bytes, JSON, YAML, safetensors headers, pickles and zips. A seeded generator makes all choices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.support import attacks
 
-Mutator = Callable[[Random, bytes, Sequence[bytes]], bytes]  # others: what to splice in
+Mutator = Callable[[Random, bytes, Sequence[bytes]], bytes]  # arguments: generator, content, other contents to splice in
 NUMBERS = (
     0,
     1,
@@ -48,7 +48,7 @@ STRUCTURE = b'{}[]",:0123456789-.eE\\u \t\n\0()tRbu.sh\x94\x85\x86\x93'
 
 
 def any_bytes(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Bits, bytes, cuts, insertions, repetitions, and splices of two files."""
+    """Return the content with bits or bytes changed, parts removed, inserted or repeated, or another file spliced in."""
     out = bytearray(content)
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         at, end = sorted((random.randrange(len(out) + 1), random.randrange(len(out) + 1)))
@@ -80,11 +80,11 @@ def any_bytes(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
 
 
 class Raw(str):
-    """Text that stands in JSON as it is."""
+    """Text that `written` puts into JSON unchanged."""
 
 
 class _Twice(dict[str, Any]):
-    """An object with the same key twice."""
+    """A JSON object in which a key occurs twice."""
 
     def __init__(self, pairs: list[tuple[str, Any]]):
         super().__init__(pairs)
@@ -95,7 +95,7 @@ class _Twice(dict[str, Any]):
 
 
 def any_value(random: Random) -> Any:
-    """What a JSON file may hold where something else should be."""
+    """Return a random JSON value, to replace one that a reader expects."""
     way = random.randrange(13)
     if way < 3:
         return random.choice(NUMBERS)
@@ -114,7 +114,7 @@ def any_value(random: Random) -> Any:
 
 
 def mutate(random: Random, value: Any) -> Any:
-    """The value with one thing changed, somewhere in it."""
+    """Return the value with one random change at any depth."""
     if isinstance(value, dict) and value and random.randrange(8):
         key, way = random.choice(list(value)), random.randrange(12)
         changed = {name: (mutate(random, item) if name == key and way < 7 else item) for name, item in value.items()}
@@ -145,7 +145,7 @@ def mutate(random: Random, value: Any) -> Any:
 
 
 def written(value: Any) -> str:
-    """As JSON; json.dumps can't write a key twice."""
+    """Return the value as JSON; unlike json.dumps, it can write a key twice."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)}: {written(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -154,6 +154,7 @@ def written(value: Any) -> str:
 
 
 def any_json(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
+    """Return a JSON file with values changed, or in another encoding, or with junk at its end."""
     value = json.loads(content)
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         value = mutate(random, value)
@@ -169,7 +170,7 @@ def any_json(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
 
 
 def any_yaml(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Lines changed; JSON is YAML too, and YAML has more: anchors, tags, dates, sets, keys of all kinds."""
+    """Return a YAML file with lines changed to what only YAML has: anchors, tags, dates, sets, keys of any type."""
     lines = content.decode().splitlines()
     values = ["~", "&a [*a]", "!!python/object/apply:os.system ['x']", "!!binary aGk=", "2001-99-99", "2001-01-01",
               "!!timestamp x", "!!int x",
@@ -196,7 +197,7 @@ def any_yaml(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
 
 
 def safetensors(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """The header as JSON, or its length, or where tensors lie."""
+    """Return a safetensors file with its header, the header's length, or the offsets of tensors changed."""
     end = 8 + struct.unpack("<Q", content[:8])[0]
     header, body = json.loads(content[8:end]), content[end:]
     way = random.randrange(6)
@@ -207,7 +208,7 @@ def safetensors(random: Random, content: bytes, others: Sequence[bytes]) -> byte
             )
             + content[8:]
         )
-    if way == 1:  # neighbours, by the same bytes or over each other
+    if way == 1:  # two tensors that share bytes, or overlap
         names = [name for name in header if name != "__metadata__"]
         one, other = random.sample(names, 2)
         for key in random.sample(("dtype", "shape", "data_offsets"), random.randrange(1, 4)):
@@ -241,7 +242,7 @@ def safetensors(random: Random, content: bytes, others: Sequence[bytes]) -> byte
 
 
 def pickled(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Instructions left out, repeated, exchanged, with other arguments, or with an attack between them."""
+    """Return a pickle with opcodes removed, repeated, exchanged, given other arguments, or with an attack inserted."""
     places = [place for _, _, place in pickletools.genops(content)]
     steps = [content[one:other] for one, other in zip(places, [*places[1:], len(content)], strict=True)]  # type: ignore[misc]
     for _ in range(random.choice((1, 1, 1, 2, 3))):
@@ -274,7 +275,7 @@ def pickled(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
             )
         elif way == 7:
             steps[at] = attacks.text(random.choice(WORDS).encode("utf-8", "replace").decode())
-        elif way == 8:  # a length that lies
+        elif way == 8:  # a wrong length
             code = steps[at][:1]
             size = {b"B": 4, b"X": 4, b"\x8e": 8, b"\x8d": 8, b"C": 1, b"\x8c": 1, b"\x95": 8, b"\x8a": 1, b"\x8b": 4}.get(
                 code, 0
@@ -299,7 +300,7 @@ def pickled(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
 
 
 def zipped(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Members damaged, left out, repeated, renamed, compressed, marked, out of order; junk around them."""
+    """Return a zip file with members damaged, removed, repeated, renamed, compressed, flagged or reordered, or with junk."""
     archive = zipfile.ZipFile(io.BytesIO(content))
     members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     at, way = random.randrange(len(members)), random.randrange(12)
@@ -325,7 +326,7 @@ def zipped(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
         random.shuffle(members)
     buffer = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as archive:
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # zipfile warns of duplicate names
         for number, (name, held) in enumerate(members):
             info = zipfile.ZipInfo(name)
             if way == 9 and number == at:
@@ -356,9 +357,9 @@ BY_ENDING: dict[str, tuple[Mutator, ...]] = {
 
 
 def damaged(random: Random, name: str, content: bytes, others: Sequence[bytes]) -> bytes:
-    """A file of this name made wrong in one of the ways of its kind."""
+    """Return the content damaged by a random mutator for files with this ending."""
     mutator = random.choice(BY_ENDING[name[name.rindex(".") :]])
     try:
         return mutator(random, content, others)
-    except Exception:  # it is past what this mutator understands
+    except Exception:  # it is too damaged for this mutator to parse
         return any_bytes(random, content, others)

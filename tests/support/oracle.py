@@ -1,6 +1,6 @@
-"""Independent readings of the formulas, in float64 and plain steps, from the papers and PaddleNLP's documented rules.
+"""Compute merges independently of the package, in float64, from the papers and from PaddleNLP's documented rules.
 
-Shares no code with the package. Inputs are lists of float64 vectors, one per model.
+This module shares no code with the package. Inputs are lists of float64 vectors, one per model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Vector = np.ndarray
 
 @functools.cache
 def hashes(seed: int, model: int, tensor: str, size: int) -> list[int]:
-    """Two keyed rounds of lowbias32 over a counter, in Python's integers (MATH.md, section 3)."""
+    """Return the random 32-bit integers of a tensor: two keyed rounds of lowbias32 over a counter, in Python's integers."""
     digest = blake2b(f"{seed}\0{model}\0{tensor}".encode(), digest_size=8).digest()
     k0, k1 = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
     out = []
@@ -38,7 +38,7 @@ def hashes(seed: int, model: int, tensor: str, size: int) -> list[int]:
 
 
 def trim(x: Vector, density: float, rescale: bool, narrow: bool) -> Vector:
-    """Keep |x| >= quantile(|x|, 1 - density), PaddleNLP's rule; narrow: in float32, as it does for float32 and below."""
+    """Keep |x| >= quantile(|x|, 1 - density), PaddleNLP's rule. narrow: compare in float32, as for float32 and below."""
     size = np.abs(x).astype(np.float32 if narrow else np.float64)
     kept = np.where(size >= np.quantile(size, 1 - density), x, 0.0)
     if rescale and np.abs(kept).sum() > 0:
@@ -47,12 +47,16 @@ def trim(x: Vector, density: float, rescale: bool, narrow: bool) -> Vector:
 
 
 def dare(x: Vector, density: float, rescale: bool, h: list[int]) -> Vector:
+    """Keep random elements, each with probability `density`. h: the random integer of each element."""
     keep = np.array([value < round(density * 2**32) for value in h])
     return np.where(keep, x / density if rescale else x, 0.0)
 
 
 def keep_probability(x: Vector, density: float, epsilon: float) -> Vector:
-    """1 - drop probability, by mean rank among magnitudes; those equal in 11 leading bits of their float32 share it."""
+    """Return each element's keep probability, by its mean rank among magnitudes.
+
+    Magnitudes whose float32 bits are equal but for the last 13 share a rank.
+    """
     n = len(x)
     size = np.abs(x).astype(np.float32)
     coarse = (size.view(np.uint32) // 2**13).astype(np.int64)
@@ -64,17 +68,20 @@ def keep_probability(x: Vector, density: float, epsilon: float) -> Vector:
 
 
 def magprune(x: Vector, density: float, epsilon: float, rescale: bool, h: list[int]) -> Vector:
+    """Keep random elements, larger ones with a higher probability. h: the random integer of each element."""
     p = keep_probability(x, density, epsilon)
     keep = np.array([value < round(probability * 2**32) for value, probability in zip(h, p, strict=True)])
     return np.where(keep, x / p if rescale else x, 0.0)
 
 
 def linear(xs: list[Vector], weights: list[float], normalize: bool) -> Vector:
+    """Return the weighted sum, divided by the sum of the weights if `normalize`."""
     total = sum(weights) if normalize else 1.0
     return sum(w * x for w, x in zip(weights, xs, strict=True)) / total
 
 
 def slerp(xs: list[Vector], t: float) -> Vector:
+    """Interpolate two vectors spherically, or linearly if they are nearly parallel."""
     a, b = xs
     na, nb = np.linalg.norm(a), np.linalg.norm(b)
     cosine = float((a / (na if na > 1e-8 else 1)) @ (b / (nb if nb > 1e-8 else 1)))
@@ -85,11 +92,12 @@ def slerp(xs: list[Vector], t: float) -> Vector:
 
 
 def sign_of(value: float) -> int:
+    """Return -1, 0 or 1; 0 for NaN."""
     return 1 if value > 0 else -1 if value < 0 else 0
 
 
 def ties(xs: list[Vector], weights: list[float], normalize: bool, elect: str, zero_sign: str) -> Vector:
-    """Element by element, as the paper tells it."""
+    """Elect signs and merge the elements that agree, element by element as the paper describes."""
     n = len(xs[0])
     weighted = [w * x for w, x in zip(weights, xs, strict=True)]
     votes = []
@@ -110,9 +118,9 @@ def ties(xs: list[Vector], weights: list[float], normalize: bool, elect: str, ze
 
 
 def decided(xs: list[Vector], weights: list[float]) -> Vector:
-    """Where the sign of the vote doesn't hang on a rounding error of the weights or of the rescaling: bool per element.
+    """Return, per element, whether the sign of the vote is independent of rounding errors of the weights or the rescaling.
 
-    Where it does, a float64 reading isn't right either; exactly cancelling votes are tested with exact numbers instead.
+    Where it isn't, float64 isn't right either; other tests cover votes that cancel exactly, with exact numbers.
     """
     terms = np.array([w * x for w, x in zip(weights, xs, strict=True)])
     return np.abs(terms.sum(0)) >= 1e-5 * np.abs(terms).sum(0)
@@ -137,7 +145,7 @@ def merge(
     seed: int = 0,
     narrow: bool = True,
 ) -> tuple[Vector, Vector]:
-    """One tensor, flattened: the result, and where it is certain."""
+    """Merge one flattened tensor. Return the result, and per element whether it is certain."""
     xs = [model - base if base is not None else model.copy() for model in models]
     for k, x in enumerate(xs):
         if sparsify == "trim":

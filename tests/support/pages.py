@@ -1,4 +1,4 @@
-"""The Markdown pages of this repository, taken apart: code blocks, commands, headings, links, tables."""
+"""Parse the Markdown pages of this repository: code blocks, commands, headings, links, tables."""
 
 from __future__ import annotations
 
@@ -73,5 +73,5 @@ def tables(page: Path) -> list[list[list[str]]]:
 
 
 def words(text: str) -> list[str]:
-    """Return what stands in backticks in a text."""
+    """Return the parts of a text that are in backticks."""
     return re.findall(r"`([^`]+)`", text)

@@ -1,4 +1,4 @@
-"""What a disk may hold after a power cut: of a merge that ran with tests/faults/injection and its `shadow`."""
+"""Simulate what a disk may hold after a power cut, for a merge that ran with tests/faults/injection and its `shadow`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PAGE = 4096
 
 
 def cut(place: Path, control: Path, before: dict[str, int], random: Random) -> None:
-    """Put a state that is possible in the place of what `place` holds. before: path -> inode, when the merge started.
+    """Replace the content of `place` by a state that a power cut may leave. before: path -> inode at the merge's start.
 
-    What was fsync'ed is there. Of what was written since, any page may be there or not; of the names that were made, changed
-    and removed since their folder's last fsync, any may be there or not, or the first few.
+    What was fsync'ed is kept. Each page written since may be kept or lost. Of the names created, renamed or removed since
+    the last fsync of their folder, each change may be kept or lost, or only the first few are kept.
     """
     made: set[int] = set()
     safe: list[list[str | int]] = []
@@ -55,7 +55,7 @@ def _folder(op: list[str | int]) -> str:
 def _apply(
     before: dict[str, int], safe: list[list[str | int]], loose: list[list[str | int]]
 ) -> tuple[dict[str, int], set[str]]:
-    """Names with their inodes, and folders."""
+    """Return names with their inodes, and folders, after these operations."""
     names, folders = dict(before), {os.path.dirname(path) for path in before}
     for word, path, *rest in [*safe, *loose]:
         if word == "mkdir":

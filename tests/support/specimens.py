@@ -1,7 +1,7 @@
-"""What fuzzing starts from: a small merge of every kind of input, and an independent reading of each kind.
+"""Define a small merge for every kind of input, which fuzzing damages, and an independent reader for each kind.
 
-Independent: by the safetensors library, by Python's own pickle (which finds only the names that weights need), by zipfile.
-None of it is ours.
+The readers use the safetensors library, Python's pickle (restricted to the names that weights need) and zipfile, and no code
+of the package.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support import checkpoints
 
 State = dict[str, np.ndarray]
 SIZES = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 10}
-# Shape as Paddle has it, and the axis that tensor-parallel ranks split.
+# Shape in Paddle's layout, and the axis that tensor-parallel ranks split.
 LLAMA: dict[str, tuple[tuple[int, ...], int | None]] = {
     "embed_tokens.weight": ((10, 8), 0),
     "layers.0.self_attn.q_proj.weight": ((8, 8), 1),
@@ -39,11 +39,12 @@ LLAMA: dict[str, tuple[tuple[int, ...], int | None]] = {
 
 @dataclass(frozen=True)
 class Specimen:
-    """files: of the models a and b, by path. fields: of the MergeConfig, paths relative to where the files are.
+    """A merge whose inputs are to be damaged.
 
-    targets: the files to damage. expected: an independent reading of the merge, from the folder of the files; raises
-    whatever it likes if it can't read them; empty where damage may turn or tie tensors, but change no number. merge_config:
-    the file that holds `fields`, if that is what is damaged.
+    files: the files of the models a and b, by path. targets: which of them to damage. expected: returns the merge of the
+    files in a folder, computed independently; raises any exception if it can't read them; returns nothing where damage
+    may transpose or tie tensors, but change no number. fields: of the MergeConfig, with paths relative to the folder.
+    merge_config: the file that holds `fields`, if that is what is damaged.
     """
 
     files: dict[str, bytes]
@@ -54,7 +55,7 @@ class Specimen:
 
 
 def average(read: Callable[[Path], State]) -> Callable[[Path], State]:
-    """The merge of a and b, equally weighted; what isn't a float must be equal."""
+    """Return a function that averages the models a and b in a folder; tensors that aren't floats must be equal."""
 
     def expected(folder: Path) -> State:
         one, two = read(folder / "a"), read(folder / "b")
@@ -67,7 +68,7 @@ def average(read: Callable[[Path], State]) -> Callable[[Path], State]:
 
 
 def make(write: Callable[[Path], Any]) -> dict[str, bytes]:
-    """The files that `write` leaves in an empty folder."""
+    """Return the files that `write` puts into an empty folder, by path."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder)
@@ -75,11 +76,13 @@ def make(write: Callable[[Path], Any]) -> dict[str, bytes]:
 
 
 def values(seed: int, shapes: Mapping[str, tuple[int, ...]]) -> State:
+    """Return random float32 tensors of these shapes."""
     random = np.random.default_rng(seed)
     return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def plain(seed: int) -> State:
+    """Return tensors of several ranks and dtypes, one of them empty."""
     shapes = {"w": (3, 5), "b": (5,), "s": (), "none": (0, 2)}
     return {**values(seed, shapes), "steps": np.arange(4), "mask": np.array([True, False])}
 
@@ -88,7 +91,7 @@ def plain(seed: int) -> State:
 
 
 def read_safetensors(folder: Path) -> State:
-    """As transformers does: the index if there is one, else the file."""
+    """Read a folder as transformers does: by its index, or the single file if there is no index."""
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.exists():
@@ -103,7 +106,7 @@ def read_safetensors(folder: Path) -> State:
 
 
 class Unpickler(pickle.Unpickler):
-    """Python's own, for what has already been merged: it knows the names that weights need, and no others."""
+    """Python's unpickler for files that have already been merged, restricted to the names that weights need."""
 
     def __init__(self, content: bytes, names: Mapping[tuple[str, str], Any], storage: Callable[[Any], Any] | None = None):
         super().__init__(io.BytesIO(content))
@@ -128,7 +131,7 @@ def _names_of_numpy() -> dict[tuple[str, str], Any]:
 
 
 def as_floats(array: Any) -> np.ndarray:
-    """float64; uint16 is bfloat16, as in Paddle's files."""
+    """Return floats as float64; uint16 is bfloat16, as in Paddle's files."""
     array = np.asarray(array)
     if array.dtype.kind not in "fiub":
         raise TypeError("no numbers")
@@ -150,7 +153,7 @@ def read_bin(file: Path) -> State:
 
     def member(name: str) -> bytes:
         with archive.open(root + name) as stream:
-            stream._expected_crc = None  # type: ignore[attr-defined]  # torch doesn't look at it either
+            stream._expected_crc = None  # type: ignore[attr-defined]  # torch doesn't check it either
             return stream.read()
 
     def storage(identity: Any) -> np.ndarray:
@@ -225,8 +228,10 @@ def safetensors_index() -> Specimen:
 
 
 def config_json(fused: bool) -> Specimen:
-    """A Llama in Paddle's layout beside one in Hugging Face's, or one with q, k and v fused beside one without: what
-    config.json says decides what is turned, and where to cut."""
+    """Return a merge of Llamas in two layouts or, if `fused`, with and without fused q, k and v.
+
+    config.json decides which weights are transposed, and where fused ones are split.
+    """
     names = {f"model.{name}": shape for name, (shape, _) in LLAMA.items()}
 
     def write(folder: Path) -> None:
@@ -259,7 +264,7 @@ def config_json(fused: bool) -> Specimen:
             return {}
 
         def in_one(model: Path) -> State:
-            """Phi-3's queries, keys and values don't go by groups."""
+            """Read a model, with q, k and v fused as in Phi-3: not grouped by heads."""
             tensors, stem = read_safetensors(model), "model.layers.0.self_attn."
             apart = [tensors.pop(f"{stem}{word}_proj.weight", np.empty((8, 0))) for word in "qkv"]
             return {f"{stem}qkv_proj.weight": np.concatenate(apart, 1), **tensors}
@@ -323,7 +328,7 @@ def flex() -> Specimen:
 
 
 def ranks() -> Specimen:
-    """Two tensor-parallel ranks each."""
+    """Return a merge of models stored by two tensor-parallel ranks."""
 
     def write(folder: Path) -> None:
         for seed, name in enumerate("ab"):
@@ -347,7 +352,7 @@ ADAPTED = "model.layers.0.mlp.down_proj"
 
 
 def adapter(kind: str) -> Specimen:
-    """One low-rank update, folded."""
+    """Return a fold of an adapter with one low-rank update."""
     config = {"r": 2, "lora_alpha": 3, "target_modules": ["down_proj"], "bias": "none"}
     name, file = (
         ("lora_config.json", "lora_model_state.pdparams")
@@ -403,7 +408,7 @@ def adapter(kind: str) -> Specimen:
 
 
 def merge_config(ending: str) -> Specimen:
-    """The fields themselves, in a file."""
+    """Return a merge whose fields are in a file, which is to be damaged. ending: json or yaml."""
     fields: dict[str, Any] = {
         "model_path_list": ["a", "b"], "base_model_path": None, "output_path": "out", "merge_method": "linear",
         "weight_list": [0.5, 0.5], "normalize": True, "reserve_p": 0.7, "seed": 3, "max_shard_size": "1GB", "n_process": 1,

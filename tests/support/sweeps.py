@@ -1,4 +1,4 @@
-"""Which cases of a test with several parameters the default run takes; .ci/run runs the others too, marked `exhaustive`."""
+"""Choose the cases of a parametrized test for the default run. .ci/run also runs the others, marked `exhaustive`."""
 
 from __future__ import annotations
 

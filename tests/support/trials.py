@@ -1,7 +1,7 @@
-"""One trial of fuzzing: a merge of inputs made wrong at random, and the judge of how it ended.
+"""Run one trial of fuzzing: merge randomly damaged inputs, and check the outcome.
 
-It must end in a merge that is right, or in MergeError's sentences and nothing written; it may open nothing outside of the
-models' and the output's folders, run nothing, and take no more memory than its files and a constant.
+A merge must give the right result, or raise MergeError and write nothing. It may only open files in the folders of the
+models and of the output, must not run code from a file, and may use no more memory than its files need and a constant.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from tests.support import attacks, checkpoints
 from tests.support.mutations import damaged
 from tests.support.specimens import KINDS, Specimen, State
 
-SECONDS = 10.0  # that a trial may take
-MEMORY = 256 << 20  # bytes that a merge of nothing may take: blocks, and what is imported on the way
+SECONDS = 10.0  # time limit of a trial
+MEMORY = 256 << 20  # bytes that even the smallest merge may need: blocks, and modules imported late
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
              "subprocess.Popen", "socket.connect", "socket.bind",
              "pickle.find_class", "os.symlink", "os.link", "os.chown", "urllib.Request", "webbrowser.open")  # fmt: skip
@@ -58,18 +58,21 @@ _RIGHT: dict[int, State] = {}
 
 @dataclass(frozen=True)
 class Outcome:
-    """ending: "refused", "merged" (as without damage), "changed" (as an independent reader has it), or a "fault"."""
+    """How a trial ended.
+
+    ending: "refused", "merged" (the result is as without damage), "changed" (it is as an independent reader finds), "fault".
+    """
 
     ending: str
     detail: str = ""
 
 
 class Guard:
-    """Sees what the process opens and runs, while it is on."""
+    """Records which forbidden files or programs the process opens or runs while `on` is set."""
 
     def __init__(self) -> None:
         self.folder, self.on, self.seen = "", False, list[str]()
-        self.anywhere = False  # whether it may read anywhere
+        self.anywhere = False  # whether reading any file is allowed
         self._libraries = (os.path.dirname(os.__file__), *map(os.path.abspath, filter(None, sys.path)), sys.prefix)
         sys.addaudithook(self._hook)
 
@@ -90,17 +93,17 @@ class Guard:
         inside = [
             f"{self.folder}/{name}" for name in (("out",) if writes else ("a", "b", "out", "merge.json", "merge.yaml"))
         ]
-        if event == "open" and path == self.folder and not writes:  # to bring a new folder's name to the disk
+        if event == "open" and path == self.folder and not writes:  # to fsync the name of a new folder
             return
         if any(path == place or path.startswith(f"{place}/") for place in inside):
             return
-        library = path.startswith(self._libraries) and not path.startswith(self.folder)  # what is imported late
+        library = path.startswith(self._libraries) and not path.startswith(self.folder)  # modules imported late
         if not (library and (not writes or "__pycache__" in path)) and (writes or not self.anywhere):
             self.seen.append(f"{event} {path!r}")
 
 
 def limit_memory() -> None:
-    """From here on the process may take MEMORY more than it has."""
+    """Limit the process to MEMORY bytes more than it uses now."""
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[0])
     soft = pages * resource.getpagesize() + MEMORY
@@ -108,13 +111,14 @@ def limit_memory() -> None:
 
 
 def specimens(kind: str) -> list[Specimen]:
+    """Return the specimens of a kind; they are made on the first call."""
     if kind not in _SPECIMENS:
         _SPECIMENS[kind] = KINDS[kind]()
     return _SPECIMENS[kind]
 
 
 def right(specimen: Specimen, folder: Path) -> State:
-    """What the merge gives without damage, once made sure that an independent reader agrees."""
+    """Return the result of the merge without damage, after checking it against the independent reader."""
     if id(specimen) not in _RIGHT:
         _put(folder, specimen.files)
         _merge(specimen, folder)
@@ -125,7 +129,7 @@ def right(specimen: Specimen, folder: Path) -> State:
 
 
 def trial(word: str, folder: Path, guard: Guard) -> tuple[Outcome, dict[str, bytes]]:
-    """word: "kind:number", which decides everything. folder: to work in. Returns how it ended, and the damaged files."""
+    """Run the trial that a word, "kind:number", determines, in a folder. Return its outcome and the damaged files."""
     random = Random(word)
     pool = specimens(word.partition(":")[0])
     specimen = pool[random.randrange(len(pool))]
@@ -135,7 +139,7 @@ def trial(word: str, folder: Path, guard: Guard) -> tuple[Outcome, dict[str, byt
         name = random.choice(specimen.targets)
         others = [content for content in specimen.files.values() if content]
         made[name] = damaged(random, name, made.get(name, specimen.files[name]), others)
-    if random.randrange(4) == 0:  # in both models alike, so that nothing but the damage itself is there to be found
+    if random.randrange(4) == 0:  # damage both models alike, so that comparing them finds nothing
         made |= {
             "b" + name[1:]: content for name, content in made.items() if name[0] == "a" and "b" + name[1:] in specimen.files
         }
@@ -147,6 +151,7 @@ def trial(word: str, folder: Path, guard: Guard) -> tuple[Outcome, dict[str, byt
 
 
 def judged(specimen: Specimen, made: dict[str, bytes], folder: Path, guard: Guard, wanted: State) -> Outcome:
+    """Merge a specimen with the damaged files `made`, and return the outcome. wanted: the result without damage."""
     _put(folder, {**specimen.files, **made})
     before = _listing(folder)
     guard.folder, guard.anywhere, guard.on = str(folder), specimen.merge_config is not None, True
@@ -163,7 +168,7 @@ def judged(specimen: Specimen, made: dict[str, bytes], folder: Path, guard: Guar
         seconds = time.monotonic() - started
         seen, guard.seen = guard.seen, []
     if seen:
-        return Outcome("fault", f"went where it must not: {seen[:5]}")
+        return Outcome("fault", f"opened or ran what it must not: {seen[:5]}")
     if seconds > SECONDS:
         return Outcome("fault", f"took {seconds:.0f} s")
     if sentences:
@@ -175,7 +180,7 @@ def judged(specimen: Specimen, made: dict[str, bytes], folder: Path, guard: Guar
 
 
 def warm_up(folder: Path) -> None:
-    """Have compiled what the commands other than merge need, for all dtypes."""
+    """Compile the loops that the commands other than merge need, for all dtypes."""
     specimen = specimens("config")[0]
     for one, other in itertools.product(("float32", "float64", "bfloat16"), repeat=2):
         _put(folder, specimen.files)
@@ -192,7 +197,7 @@ def warm_up(folder: Path) -> None:
 def looked_at(
     specimen: Specimen, made: dict[str, bytes], folder: Path, guard: Guard, command: Callable[[str, str, Path], None]
 ) -> Outcome | None:
-    """A fault of a command other than merge; None if there is none."""
+    """Run a command other than merge on a damaged specimen. Return its fault, or None."""
     _put(folder, {**specimen.files, **made})
     before = _listing(folder)
     a, b = str(folder / "a"), str(folder / "b")
@@ -214,7 +219,7 @@ def looked_at(
         seconds = time.monotonic() - started
         seen, guard.seen = guard.seen, []
     if seen:
-        return Outcome("fault", f"{command.__name__} went where it must not: {seen[:5]}")
+        return Outcome("fault", f"{command.__name__} opened or ran what it must not: {seen[:5]}")
     if seconds > SECONDS:
         return Outcome("fault", f"{command.__name__} took {seconds:.0f} s")
     if refused is not None and refused.ending == "fault":
@@ -265,7 +270,7 @@ def _refused(sentences: list[str], before: set[str], folder: Path, whole_paths: 
 def _compared(specimen: Specimen, folder: Path, wanted: State) -> Outcome:
     found = checkpoints.read(folder / "out")
     json.loads((folder / "out" / "merge_config.json").read_bytes())
-    if specimen.merge_config:  # another method or other weights give other numbers, but of the same tensors
+    if specimen.merge_config:  # another method or other weights change numbers, but not the tensors
         fits = {name: x.shape for name, x in found.items()} == {name: x.shape for name, x in wanted.items()}
         return Outcome("changed" if fits else "fault", "" if fits else "not the tensors of the inputs")
     if same(found, wanted):
@@ -276,7 +281,7 @@ def _compared(specimen: Specimen, folder: Path, wanted: State) -> Outcome:
         return Outcome(
             "fault", f"merged to something else what an independent reader refuses: {type(error).__name__}: {error}"
         )
-    if not expected:  # what config.json says may turn the weights, or tie a head to the embedding, but change no number
+    if not expected:  # config.json may transpose weights, or tie a head to the embedding, but change no number
         head = found.pop("lm_head.weight", None)
         transposed = {name: x if x.shape == wanted[name].shape else x.T for name, x in found.items() if name in wanted}
         tied = head is None or same({"x": head}, {"x": found["model.embed_tokens.weight"]})
@@ -297,7 +302,7 @@ def _only(state: State, name: str) -> State:
 
 
 def same(one: State, other: State) -> bool:
-    """Equal to float32's precision, or to bfloat16's where the values are those of bfloat16."""
+    """Return whether all tensors are equal up to the precision of bfloat16."""
     if {name: x.shape for name, x in one.items()} != {name: x.shape for name, x in other.items()}:
         return False
     for name, x in one.items():
@@ -319,10 +324,10 @@ def _merge(specimen: Specimen, folder: Path) -> None:
         fields = MergeConfig.known_fields(MergeConfig.from_file(str(folder / specimen.merge_config)), specimen.merge_config)
         if (
             fields.get("tensor_type", "np") != "np" or fields.get("n_process", 1) > 1
-        ):  # Paddle and processes cost seconds each
+        ):  # Paddle and processes take seconds each to start
             fields["dry_run"] = True
         if os.path.abspath(os.path.expanduser(fields.get("output_path", "?"))) != str(folder / "out"):
-            fields["dry_run"] = True  # the command says where to write, and means it
+            fields["dry_run"] = True  # a damaged path must not be written to
         if fields.get("dry_run"):
             from paddle_merge.run.merge import prepare
 
