@@ -65,11 +65,11 @@ def as_flags(problem: Problem, named: Container[str] = ()) -> str:
     def stand_in(name: str) -> str:
         return _NamedFlag(name) if name in named else _Flag(name)
 
-    told = problem.sentence.format_map(_Names(stand_in))
-    return told if problem.parameter is None else f"{stand_in(problem.parameter):} {told}"
+    sentence = problem.sentence.format_map(_Names(stand_in))
+    return sentence if problem.parameter is None else f"{stand_in(problem.parameter):} {sentence}"
 
 
 def in_recipes(problem: Problem) -> str:
     """Return the sentence for someone who wrote a recipe: "parameter 'density' 2 is ..."."""
-    told = problem.sentence.format_map(_Names(_Word))
-    return told if problem.parameter is None else f"parameter {problem.parameter!r} {told}"
+    sentence = problem.sentence.format_map(_Names(_Word))
+    return sentence if problem.parameter is None else f"parameter {problem.parameter!r} {sentence}"

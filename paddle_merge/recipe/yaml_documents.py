@@ -30,8 +30,7 @@ class Draft:
     """One document of a recipe, before the names of the models are resolved.
 
     parts: its slices, as mappings with the keys node, sources, settings, base and possibly module and at.
-    tokenizer: (source, multiple to pad the number of rows to); None if the document has none.
-    chat_template: the node that gives it; None if there is none.
+    tokenizer: (source, multiple to pad the number of rows to). chat_template: the node that gives it.
     """
 
     node: yaml.Node
@@ -153,8 +152,6 @@ class Drafts(Nodes):
         source = self.text(inner["source"]) if "source" in inner else "union"
         return source, multiple  # type: ignore[return-value]
 
-    # --- what is merged
-
     def _modules(self, node: yaml.Node, method: Method | None) -> tuple[list[dict[str, Any]], Settings]:
         """Return the slices of all modules, and the parameters of a module that is the only one."""
         modules = self.mapping(node, "modules")
@@ -230,8 +227,6 @@ class Drafts(Nodes):
             return values[0], values[1]  # type: ignore[return-value]
         self.wrong(node, "layer_range must be two whole numbers, [first, end], where end is larger and not included")
         return None
-
-    # --- parameters
 
     def _settings(self, node: yaml.Node | None, method: Method | None, of_model: bool = False) -> Settings:
         found: Settings = {}

@@ -18,8 +18,8 @@ def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
     """
     paths = [*map(absolute, recipe.sources), *(stage.name for stage in recipe.stages)]
     documents = [{"name": stage.name, **_document(stage, paths, absolute)} for stage in recipe.stages]
-    told = {"chat_template": recipe.chat_template} if recipe.chat_template else {}
-    documents.append({**_document(recipe, paths, absolute), **told})
+    template = {"chat_template": recipe.chat_template} if recipe.chat_template else {}
+    documents.append({**_document(recipe, paths, absolute), **template})
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
