@@ -1,4 +1,4 @@
-"""What every test starts from."""
+"""Define fixtures for all tests, and choose the cases of the default run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages say is so: commands, flags, configs, tables, links; in both languages."""
+"""Test that the pages are right, in both languages: commands, flags, configs, tables, links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages on families of methods, and their recipes: what they say is so, in both languages; what they show runs."""
+"""Test the pages on families of methods: what they say is right, in both languages, and their recipes run."""
 
 from __future__ import annotations
 

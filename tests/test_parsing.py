@@ -1,4 +1,4 @@
-"""Values as people write and read them."""
+"""Test the parsing and formatting of values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests themselves: where they lie, and what the default run takes of them."""
+"""Test the tests: their places in the folders, and the choice of cases for the default run."""
 
 from __future__ import annotations
 

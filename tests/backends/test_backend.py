@@ -1,4 +1,4 @@
-"""The backends' common protocol, and the loops that formulas name."""
+"""Test the backends' common protocol, and the loops that formulas name."""
 
 from __future__ import annotations
 

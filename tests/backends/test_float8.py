@@ -1,4 +1,4 @@
-"""The 8-bit floats: every code in, every rounding out, on each backend; whole merges. ml_dtypes says what they should be."""
+"""Test the 8-bit floats: reading of every code and rounding, on each backend, and whole merges, against ml_dtypes."""
 
 from __future__ import annotations
 

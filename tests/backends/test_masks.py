@@ -1,4 +1,4 @@
-"""The random masks: what they are, to the bit, and that they look random."""
+"""Test the random masks: their exact bits, and their statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paddle as the backend: bit for bit what NumPy gives, in any blocks, within its budget; what is said where it's missing."""
+"""Test Paddle as the backend: the same bits as NumPy, in any blocks, within its budget; and the error if it's missing."""
 
 from __future__ import annotations
 
@@ -400,7 +400,7 @@ class TestOnGpu:
 
     @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
     def test_every_float8(self, dtype: str) -> None:
-        """In, and out again with what lies around them; as on the CPU."""
+        """Reading every code, and storing it and values around it, gives the same as on the CPU."""
         codes, there = np.arange(256, dtype=np.uint8), PaddleBackend("float32", "gpu:0", 1 << 30)
         (expected,), _, _ = NumpyBackend("float32").load([codes], [FLOATS[dtype]], False)
         numbers = np.unique(expected[np.isfinite(expected)])

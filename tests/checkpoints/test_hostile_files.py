@@ -1,4 +1,4 @@
-"""Files that are none, that don't end, or that may not be looked at: each ends in one sentence, soon."""
+"""Test special files, endless files and unreadable files: each is refused with one sentence, within seconds."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Names of models on a hub, with stand-ins for the download functions of PaddleNLP 3.0.0b4 and PaddleFormers 1.2.0: their
-parameters, what they return and raise, what they do to the environment."""
+"""Test names of models on a hub, with fakes of the download functions of PaddleNLP 3.0.0b4 and PaddleFormers 1.2.0: their
+parameters, their return values and exceptions, and their effect on the environment."""
 
 from __future__ import annotations
 

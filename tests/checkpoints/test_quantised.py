@@ -1,4 +1,4 @@
-"""Codes whose scales stand elsewhere are refused by name; plain numbers are not."""
+"""Test that quantised weights, whose scales are stored elsewhere, are refused by name, and plain numbers are not."""
 
 from __future__ import annotations
 

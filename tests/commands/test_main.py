@@ -1,4 +1,4 @@
-"""The list of commands, how a command is chosen, and what the help page of each says."""
+"""Test the list of commands, the choice of a command, and the help page of each."""
 
 from __future__ import annotations
 

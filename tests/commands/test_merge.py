@@ -1,4 +1,4 @@
-"""The command line of a merge: every spelling of a flag, config files, refusals in one sentence each, help, the record."""
+"""Test the command line of a merge: every spelling of a flag, config files, error messages, help, the record."""
 
 from __future__ import annotations
 

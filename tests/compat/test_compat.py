@@ -1,4 +1,4 @@
-"""PaddleNLP's classes and scripts: its users' habits, on our merge. Expected numbers are worked out by hand."""
+"""Test the replacements of PaddleNLP's classes and scripts. Expected numbers are worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fused weights: taken apart and put together as views, and as PaddleNLP, PaddleFormers and Phi-3 interleave them."""
+"""Test fused weights: split and joined as views, and interleaved as in PaddleNLP, PaddleFormers and Phi-3."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_slices_that_are_not_certain(odd: dict[str, Any]) -> None:
 
 @st.composite
 def cuts(draw: st.DrawFn) -> tuple[tuple[int, ...], int, list[int], bool]:
-    """A shape, an axis of it, where to cut along it, and whether the tensor lies on its side."""
+    """Draw a shape, one of its axes, places to cut along it, and whether the tensor is stored transposed."""
     shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
     axis = draw(st.integers(0, len(shape) - 1))
     places = draw(st.lists(st.integers(0, shape[axis]), max_size=5))

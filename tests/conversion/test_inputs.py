@@ -1,4 +1,4 @@
-"""Inputs: what is compared, refused, copied and left out; damaged headers; and what stands in the finished folder."""
+"""Test inputs: what is compared, refused, copied and left out; damaged headers; and the files of the output folder."""
 
 from __future__ import annotations
 

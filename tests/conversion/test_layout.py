@@ -1,4 +1,4 @@
-"""Hugging Face's and Paddle's layouts: detected by evidence, viewed in one, stored in any."""
+"""Test Hugging Face's and Paddle's layouts: how they are detected, viewed in one layout, and stored in any."""
 
 from __future__ import annotations
 

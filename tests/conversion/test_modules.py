@@ -1,4 +1,4 @@
-"""Modules of recipes: models of several parts, found in the names of their tensors; and what is said where they aren't."""
+"""Test modules of recipes: models of several parts, found by the names of tensors, and the errors if they aren't found."""
 
 from __future__ import annotations
 

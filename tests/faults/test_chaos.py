@@ -1,4 +1,4 @@
-"""Merges that are stopped: some of tools/chaos.py's trials of every kind; what its long runs have found; and its judge."""
+"""Test interrupted merges: trials of every kind of tools/chaos.py, faults that its long runs found, and its checks."""
 
 from __future__ import annotations
 

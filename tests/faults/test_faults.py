@@ -1,4 +1,4 @@
-"""What goes wrong while merging, with real processes, signals and full disks: the finished merge is there, or none is."""
+"""Test faults during merges, with real processes, signals and full disks: the output is complete, or there is none."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_two_merges_into_one_folder_never_mix(tmp_path: Path, long: Path) -> Non
             assert 0 in (first.returncode, second.poll()), "one of them must get through"
 
 
-# --- no room ---------------------------------------------------------------------------------------------------------
+# --- full disk ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

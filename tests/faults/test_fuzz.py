@@ -1,4 +1,4 @@
-"""Inputs made wrong at random: a few thousand of tools/fuzz.py's trials; what its long runs have found; and its judge."""
+"""Test randomly damaged inputs: trials of tools/fuzz.py, faults that its long runs found, and its checks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Adapters are the libraries' own: PEFT, PaddleNLP and PaddleFormers write them and fold them, and we fold them to the same
-weights; and what extract-lora writes they load and fold to the fine-tuned model.
+"""Test adapters of the libraries: PEFT, PaddleNLP and PaddleFormers write and fold them, and we fold them to the same
+weights; they load what extract-lora writes, and fold it to the fine-tuned model.
 
-Runs as tests/loaders/test_loaders.py does, which says what it needs.
+test_loaders.py says what this needs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GPT2 = {"model_type": "gpt2", "vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": 
 
 @dataclass(frozen=True)
 class Model:
-    """A base model; the adapters trained on it: name -> the library's settings; options: what `adapt` is told beside."""
+    """A base model. adapters: name -> the library's settings. options: further arguments of `adapt`."""
 
     library: str
     name: str

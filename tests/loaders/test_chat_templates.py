@@ -1,5 +1,6 @@
-"""An output's chat template is what the libraries use: they write tokenizers, we merge, they make texts of conversations.
-See test_loaders.py for what this needs.
+"""Test that the libraries use an output's chat template: they write tokenizers, we merge, they format conversations.
+
+test_loaders.py says what this needs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is written loads where people load it: PaddleNLP, PaddleFormers and transformers write tiny Llama and Qwen2 models,
-paddle_merge averages them, and the three load the result and compute the logits that the average taken by hand gives.
+"""Test that the output loads in the libraries: PaddleNLP, PaddleFormers and transformers write tiny Llama and Qwen2 models,
+paddle_merge averages them, and the three load the result and compute the logits of the average worked out by hand.
 
-The three can't share an environment, so each does its part in its own, by a script in loaders/. Its interpreter is named by
-an environment variable, as .ci/run does, which also shows what to install:
+The three can't share an environment, so each does its part in its own, by a script in scripts/. An environment variable
+names its interpreter; .ci/run shows what to install there:
 
     PADDLE_MERGE_TRANSFORMERS_PYTHON=... PADDLE_MERGE_PADDLENLP_PYTHON=... PADDLE_MERGE_PADDLEFORMERS_PYTHON=... \
         python -m pytest tests/loaders/test_loaders.py
@@ -303,7 +303,7 @@ def test_tokenizers_come_along(shown: Shown, library: str, case: Case, options: 
 
 
 def test_paddleformers_has_no_qwen2_to_try() -> None:
-    """When this fails, `computes` can say True."""
+    """If this fails, PaddleFormers has a Qwen2 model, and `computes` can return True for it."""
     code = "from paddleformers.transformers import Qwen2ForCausalLM"
     done = subprocess.run([os.environ[VARIABLES["paddleformers"]], "-c", code], capture_output=True, text=True)
     assert "paddlefleet is required" in done.stderr

@@ -1,5 +1,7 @@
-"""Models that recipes make load where people load them, and compute what the same put together by hand computes: stacked
-layers, blocks that do nothing yet, slices that are merged, parameters by layer. See test_loaders.py for what this needs.
+"""Test that models made by recipes load in the libraries and compute the same as the model worked out by hand: stacked
+layers, blocks without effect, merged slices, parameters by layer.
+
+test_loaders.py says what this needs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Models whose vocabularies differ, aligned and averaged: transformers, PaddleNLP and PaddleFormers open the tokenizer of
-the result and give the ids, and compute the logits, that the average put together by hand gives. How, test_loaders.py says.
+"""Test averages of models with different vocabularies: transformers, PaddleNLP and PaddleFormers open the tokenizer of the
+result and give the token ids, and compute the logits, of the average worked out by hand.
+
+test_loaders.py says what this needs.
 """
 
 from __future__ import annotations

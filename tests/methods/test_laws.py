@@ -1,8 +1,8 @@
-"""Laws that hold for every method that a recipe can name, on every backend, whatever the numbers.
+"""Test the laws that hold for every method that a recipe can name, on every backend, for any numbers.
 
-A method joins by joining the registry; all there is to write for it is its row in _ROWS, without which the first test fails.
+A new method is tested once it is in the registry and has a row in _ROWS; without the row, the first test fails.
 
-Tensors are of zero, one, few, and many elements, of no axis to five. "Equal" is to the byte unless a law says how near.
+Tensors have zero, one, few and many elements, and zero to five axes. "Equal" is to the byte unless a law gives a tolerance.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""mergekit's task arithmetic on sparsified task vectors, against its own numbers and an independent float64 reading."""
+"""Test mergekit's task arithmetic on sparsified task vectors, against mergekit's numbers and a float64 oracle."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ class Shaped(InMemory):
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_ranks_of_rows_however_they_lie(shape: tuple[int, ...], transposed: bool, dtype: str, selecting: int) -> None:
-    """In any room: the rows of torch's matrix, which in Paddle's layout are columns. With many equals."""
+    """With any memory budget: rows of torch's matrix are columns in Paddle's layout. Many values are equal."""
     x = np.round(np.random.default_rng(0).standard_normal((2, *shape)), 1).astype(dtype)
     tensor, backend = Shaped(x.reshape(2, -1), dtype == "float32"), NumpyBackend(dtype, MemoryBudget(selecting=selecting))
     tensor.shape, tensor.transposed = shape, transposed
@@ -365,8 +365,8 @@ def test_memory_is_told(shape: tuple[int, ...], transposed: bool) -> None:
     sparsifier.prepare(tensor, backend)  # type: ignore[arg-type]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    told = sparsifier.memory(2, 1 << 20, 4, budget) + sparsifier.row_memory(2, shape, transposed, 4)
-    assert told / 4 < peak < told + (1 << 20)  # and a few blocks
+    announced = sparsifier.memory(2, 1 << 20, 4, budget) + sparsifier.row_memory(2, shape, transposed, 4)
+    assert announced / 4 < peak < announced + (1 << 20)  # and a few blocks
 
 
 # --- laws --------------------------------------------------------------------------------------------------------------

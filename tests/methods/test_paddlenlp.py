@@ -1,4 +1,4 @@
-"""Every method through the whole road, from files to file, against numbers worked by hand and an independent oracle."""
+"""Test merges with each of PaddleNLP's methods, from files to file, against hand-made numbers and a float64 oracle."""
 
 from __future__ import annotations
 

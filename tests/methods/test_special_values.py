@@ -1,6 +1,7 @@
-"""Numbers at the edges: zeros of both signs, denormals, the largest there are, Inf and NaN; weights and parameters at their
-bounds. Every method, backend and storage dtype, against tests/support/oracle.py in extended precision: the right number,
-or a sentence that names the tensor.
+"""Test special values: zeros of both signs, denormals, the largest numbers, Inf and NaN; parameters at their bounds.
+
+Every method, backend and storage dtype is compared with tests/support/oracle.py in extended precision: it must give the
+right number, or an error message that names the tensor.
 """
 
 from __future__ import annotations
@@ -309,7 +310,7 @@ def test_nan_and_inf(
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"])
 @pytest.mark.parametrize("sparsify", ["trim", "dare", "magprune"])
 def test_overflow_after_rescaling(tmp_path: Path, backend: str, said: Any, sparsify: str, dtype: str) -> None:
-    """What rescaling lifts above the largest number becomes Inf (NaN where there is no Inf), and is told."""
+    """Values that rescaling lifts above the largest number become Inf (NaN where there is no Inf), with a warning."""
     largest = number(dtype, "largest")
     x = rounded(np.linspace(0.5, 1, 500) * largest, dtype)
     paths = [str(write(tmp_path / name, {"w": x, "small": rounded(np.ones(9), dtype)}, dtype)) for name in "ab"]

@@ -1,4 +1,4 @@
-"""The account of a merge: every tensor of every input is used, or left out for a reason; and what a dry run foretells."""
+"""Test the account of a merge: every tensor of every input is used, or left out for a reason; and dry runs predict it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Chat templates: what ours make of conversations, against texts written out by hand from each format's description; which
-template an output gets; and where it is written."""
+"""Test chat templates: the texts that ours make of conversations, against texts written by hand from each format's
+description; which template an output gets; and in which file it is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where config.json and the tokenizer come from: the inputs, or --config_from."""
+"""Test where config.json and the tokenizer are taken from: the inputs, or --config_from."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_flex_checkpoints_with_config_from(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_flex_checkpoints_and_a_base_that_has_the_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Which tells the layout of all, and is the base's own: no line about it."""
+    """The base's config.json shows the layout of all inputs, and nothing is logged about it."""
     (a, one), (b, two) = flex(tmp_path / "checkpoint-1", 0), flex(tmp_path / "checkpoint-2", 1)
     base = write(tmp_path / "base", llama(2), config=CONFIG, format="pt")
     caplog.set_level(logging.INFO)

@@ -1,4 +1,4 @@
-"""config.json says of stacked layers what they were, whichever way it says it; expected values worked out by hand."""
+"""Test what config.json says of stacked layers, in each of its notations; the expected values are worked out by hand."""
 
 from __future__ import annotations
 

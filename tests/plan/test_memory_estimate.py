@@ -1,5 +1,6 @@
-"""What every method takes in memory, of real processes: not more than is announced; and what is announced doesn't grow with
-the tensor, but for what a method says it must know of each element or hold of a matrix.
+"""Test that no method needs more memory than announced, measured in real processes.
+
+What is announced must not grow with the tensor, except for what a method declares to keep per element or per matrix.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Where recipes might be read otherwise than mergekit reads them, found by running random ones through both programs
-(tools/fuzz_recipes.py); what users get wrong; and that what is printed is what was read."""
+"""Test recipes that might be read differently than in mergekit, found by running random ones with both programs
+(tools/fuzz_recipes.py); users' mistakes; and that a printed recipe is the one that was read."""
 
 from __future__ import annotations
 

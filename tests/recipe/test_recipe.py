@@ -1,4 +1,4 @@
-"""mergekit's recipes: what they mean, tensor by tensor; and what is said of those with mistakes."""
+"""Test mergekit's recipes: their meaning, tensor by tensor, and the error messages for mistakes."""
 
 from __future__ import annotations
 

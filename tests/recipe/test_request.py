@@ -1,4 +1,4 @@
-"""A request is read once: what happens to its files and its config afterwards changes nothing."""
+"""Test that a request is read once: later changes of its files or its config change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How problems with parameters are worded."""
+"""Test the wording of problems with parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several ranks under `python -m paddle.distributed.launch`: the same bytes as one process, and all fail together."""
+"""Test several ranks under `python -m paddle.distributed.launch`: the same bytes as one process, and all fail together."""
 
 from __future__ import annotations
 

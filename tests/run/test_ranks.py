@@ -1,4 +1,4 @@
-"""Ranks talking to each other: real processes, killed, stopped, interrupted, and pestered by strangers."""
+"""Test the communication of ranks: real processes, killed, stopped, interrupted, and disturbed by foreign connections."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def job(count: int, host: str = "127.0.0.1") -> Iterator[Job]:
 
 
 def call(port: int, what: bytes = b"") -> socket.socket:
-    """A connection by a stranger who says this, as soon as somebody listens."""
+    """Connect from outside the job as soon as a rank listens, and send this."""
     limit = time.monotonic() + 30
     while True:
         try:
@@ -229,7 +229,7 @@ def test_a_message_too_large_fails_the_job() -> None:
 
 
 def test_a_stopped_rank_is_only_slow() -> None:
-    """It is stopped between its message and the answer, which is larger than the system keeps for it."""
+    """It is stopped between its message and the answer, which is larger than the socket's buffer."""
     early = """
 while not me._peers[2].gathered:
     wait(me.waitables())
@@ -300,8 +300,8 @@ def test_who_leaves_too_early_is_missed(leaver: int) -> None:
 
 @pytest.mark.parametrize("waiting", ["me.gather(0)", POLL], ids=["gather", "check"])
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_failure_is_told_to_all(failing: int, waiting: str) -> None:
-    """And told once: nobody passes on what it was told."""
+def test_a_failure_is_reported_to_all(failing: int, waiting: str) -> None:
+    """Each rank reports it once: no rank forwards the report of another."""
     others = [number for number in range(3) if number != failing]
     with job(3) as ours:
         body = "pause()\nraise WorkError(['the disk is full', 'tensor \\'é\\' is lost'])"
@@ -515,7 +515,7 @@ def test_a_host_that_is_not_known_here() -> None:
 
 
 def test_a_try_that_reaches_itself_leaves_the_port_to_rank_0() -> None:
-    """What a system may do with a try to connect to a port where nobody listens: choose that port for the caller too."""
+    """Connecting to a port on which no process listens may connect a socket to itself, if it gets that port."""
     (port,) = free_ports(1)
     me = ranks.Ranks(0, [f"127.0.0.1:{port}", "127.0.0.1:1"])
     with socket.socket() as itself:
@@ -527,7 +527,7 @@ def test_a_try_that_reaches_itself_leaves_the_port_to_rank_0() -> None:
 
 
 def test_a_machine_without_power_is_missed_within_a_minute() -> None:
-    """As far as it can be shown here: the system is told to look."""
+    """Keepalive probes are enabled; only a machine that really loses power would test more."""
     with socket.create_server(("127.0.0.1", 0)) as listener, call(listener.getsockname()[1]) as connection:
         peer = messages.Peer(connection)
         assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

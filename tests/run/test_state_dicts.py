@@ -1,4 +1,4 @@
-"""Merging state dicts: what a merge of files gives, in NumPy and in Paddle."""
+"""Test merges of state dicts: the same as merges of files, in NumPy and in Paddle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Into 32 bits and out of them; loops against formulas."""
+"""Test conversions to and from 32 bits, and the loops against formulas."""
 
 from __future__ import annotations
 

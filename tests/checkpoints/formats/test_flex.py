@@ -1,4 +1,4 @@
-"""Paddle's distributed checkpoints: boxes of tensors in the files of several ranks, and the metadata that places them."""
+"""Test Paddle's distributed checkpoints: parts of tensors in the files of several ranks, placed by their metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models saved one file per rank: joined where there is one way to, refused with a reason elsewhere."""
+"""Test models saved as one file per rank: joined where only one way is possible, refused with a reason elsewhere."""
 
 from __future__ import annotations
 

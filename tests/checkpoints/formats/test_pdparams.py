@@ -1,4 +1,4 @@
-"""Paddle's .pdparams: every form that paddle.save writes, merged as the same weights in safetensors are; damage; memory."""
+"""Test Paddle's .pdparams: each form that paddle.save writes is merged like the weights in safetensors; damage; memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published attacks on pickle loaders and scanners: each is refused in a sentence, and nothing of it is run."""
+"""Test published attacks on pickle loaders and scanners: each is refused in a sentence, and none of its code runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pickles that mean harm, or nothing: each ends in one sentence, at once, and nothing of them is run."""
+"""Test malicious and invalid pickles: each is refused at once with one sentence, and none of its code runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch's pytorch_model.bin: views of storages in a zip, made here byte by byte as torch makes them."""
+"""Test torch's pytorch_model.bin: views of storages in a zip, written here byte by byte as torch does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of weights as they are written: read back by pickle, by Paddle, by the safetensors library and by our readers."""
+"""Test the weights files that are written: pickle, Paddle, the safetensors library and our readers read them back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What models changed in their base: by hand, against NumPy reading the definitions, and against the merges themselves."""
+"""Test analyze: what models changed in their base, against hand-made numbers, the definitions in NumPy, and merges."""
 
 from __future__ import annotations
 

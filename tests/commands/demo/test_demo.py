@@ -1,4 +1,4 @@
-"""The demo: the whole way from training to a table, and that merging visibly works there."""
+"""Test the demo, from training to its table, and that merging visibly works there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the numbers of two checkpoints differ by: by hand, and against NumPy reading the definitions."""
+"""Test diff: how the numbers of two checkpoints differ, against numbers worked out by hand and the definitions in NumPy."""
 
 from __future__ import annotations
 

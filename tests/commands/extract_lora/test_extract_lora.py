@@ -1,4 +1,4 @@
-"""LoRA adapters of what fine-tuning changed: folding one back, by hand, gives what the report says."""
+"""Test extract-lora: folding an extracted adapter back by hand gives what the report says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What checkpoints are, as far as headers and config.json tell."""
+"""Test inspect: what it reports on checkpoints from their headers and config.json."""
 
 from __future__ import annotations
 

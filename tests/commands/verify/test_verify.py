@@ -1,4 +1,4 @@
-"""A merge's record, and what `verify` says when something is no longer as it was."""
+"""Test the record of a merge, and what `verify` reports when a file differs from it."""
 
 from __future__ import annotations
 

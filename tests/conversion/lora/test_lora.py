@@ -1,4 +1,4 @@
-"""LoRA adapters of either library, folded into a base of any layout, or merged by any method."""
+"""Test LoRA adapters of either library, folded into a base of any layout, or merged by any method."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["peft", "paddle", "paddlenlp"])
 def test_any_adapter_onto_any_layout(tmp_path: Path, kind: str, layout: str, output: str | None) -> None:
-    """q_proj is square: nothing but the layouts tells that PEFT's and Paddle's factors turn differently."""
+    """q_proj is square, so only the layouts show that PEFT's and Paddle's factors are oriented differently."""
     base, pairs = llama(0), factors(1)
     path = stored(tmp_path / "base", base, layout, dtype="float64")
     if kind == "peft":

@@ -1,4 +1,4 @@
-"""Vocabularies that differ, aligned token by token: rows, tokenizers, configs."""
+"""Test merges of models with different vocabularies, aligned token by token: rows, tokenizers, configs."""
 
 from __future__ import annotations
 
@@ -691,7 +691,7 @@ def test_a_tokenizer_that_the_library_panics_at(here: Path) -> None:
 def test_unreadable_tokenizers_that_are_not_needed(
     here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Are told of. root may read everything, so that comparing files fails as it would for others."""
+    """They cause a warning. root may read any file, so comparing files is made to fail as it would for other users."""
 
     def refuse(*_: object, **__: object) -> bool:
         raise PermissionError(13, "Permission denied", "b/tokenizer.json")

@@ -1,13 +1,15 @@
-"""Faults inside of a merge's own processes. Python imports this at its start where this folder is on PYTHONPATH, so parent
-and workers alike; what goes wrong, where and when, stands in the variable CHAOS:
+"""Inject faults into the processes of a merge.
 
-    folder   where calls are counted and logged, by all processes together
+Python imports this module at its start if its folder is on PYTHONPATH, in the parent process and in the workers. The
+environment variable CHAOS says, in JSON, which fault happens, where and when:
+
+    folder   the folder in which all processes count and log calls
     scope    only calls on files below this folder count
-    call     what is counted: pwrite, preadv, fsync, replace, unlink, or open (for writing)
-    at       the fault happens in the call of this number, from 1; 0: never
-    who      parent, worker, or any: whose calls count
-    fault    a word, and what it needs, as in FAULTS
-    shadow   True: what a power cut would leave is kept in the folder, for tests/support/power.py
+    call     the call to count: pwrite, preadv, fsync, replace, unlink, or open (for writing)
+    at       the number of the call in which the fault happens, from 1; 0: never
+    who      whose calls count: parent, worker, or any
+    fault    a name in FAULTS, and its arguments
+    shadow   True: keep in the folder what a power cut would leave, for tests/support/power.py
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ LOCK = threading.RLock()
 
 
 def family() -> list[int]:
-    """The merge's own process first, then its workers."""
+    """Return the process ids of the merge: its parent process, then its workers."""
     root = os.getppid() if WORKER else os.getpid()
     found = [root]
     for thread in os.listdir(f"/proc/{root}/task"):
@@ -42,13 +44,15 @@ def family() -> list[int]:
 
 
 class Chaos:
+    """The fault that CHAOS describes, with the counts of calls."""
+
     def __init__(self, said: dict[str, Any]):
         self.folder, self.scope, self.call, self.at = said["folder"], said["scope"], said["call"], said["at"]
         self.who, self.fault, self.shadow = said["who"], said["fault"], said.get("shadow", False)
-        self.after = False  # of a fault that stays
+        self.after = False  # whether a lasting fault has happened
 
     def count(self, name: str, path: str) -> bool:
-        """Note a call; whether it is the one."""
+        """Count a call; return whether the fault is due in it."""
         if not path.startswith(self.scope) or self.who not in ("any", "worker" if WORKER else "parent"):
             return False
         with LOCK:
@@ -60,7 +64,7 @@ class Chaos:
                 os.close(file)
 
     def happen(self, name: str, path: str) -> None:
-        """The fault, if this call is the one. May not return."""
+        """Count a call, and cause the fault if it is due. May not return."""
         hit = self.count(name, path)
         if hit:
             with REAL_OPEN(f"{self.folder}/fired", "w") as file:
@@ -74,7 +78,7 @@ class Chaos:
 
 
 def _signal(number: int, whom: str) -> None:
-    """whom: self, parent, worker (one of them), all."""
+    """Send a signal. whom: self, parent, worker (one of them), all."""
     pids = family()
     if whom == "self":
         pids = [os.getpid()]
@@ -92,14 +96,14 @@ def _memory_error() -> None:
 
 
 def _limit_memory(spare: int) -> None:
-    """From here on the process gets so many bytes more, of those that the system counts as its own."""
+    """Limit the process's address space to `spare` bytes more than it uses now."""
     with REAL_OPEN("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + spare, size + spare))
 
 
 def _fill(filler: str, spare: int) -> None:
-    """Somebody else takes the disk's room, but for so many bytes."""
+    """Fill the disk with a file, up to the last `spare` bytes."""
     state = os.statvfs(os.path.dirname(filler))
     file = REAL["open"](filler, os.O_WRONLY | os.O_CREAT, 0o600)
     with contextlib.suppress(OSError):
@@ -116,7 +120,7 @@ def _replace(path: str, other: str) -> None:
 
 
 def _rewrite(path: str, other: str) -> None:
-    """In place, as `cp` does."""
+    """Replace the content of a file in place, as `cp` does."""
     shutil.copyfile(other, path)
 
 
@@ -143,7 +147,7 @@ def note(chaos: Chaos, *words: Any) -> None:
 
 
 def keep(chaos: Chaos, path: str) -> None:
-    """An inode that loses its name may get it back in a power cut: it must not be used again."""
+    """Keep an inode that loses its name: a power cut may give the name back, so it must not be reused."""
     grave = f"{chaos.folder}/inodes/{os.lstat(path).st_ino}"
     with contextlib.suppress(FileExistsError):
         os.link(path, grave)
@@ -151,7 +155,7 @@ def keep(chaos: Chaos, path: str) -> None:
 
 def install(chaos: Chaos) -> None:
     def some(name: str, view: Any) -> Any:
-        """Less than what was asked for, sometimes."""
+        """Return the view, or for the fault "short", sometimes only its first part."""
         if chaos.fault[0] == "short" and name == chaos.call and len(view) > 1 and os.urandom(1)[0] < 128:
             return memoryview(view)[: 1 + int.from_bytes(os.urandom(4), "big") % (len(view) - 1)]
         return view

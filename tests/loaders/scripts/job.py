@@ -1,17 +1,18 @@
-"""What the three libraries' scripts share: they run under the library's own interpreter, with NumPy and nothing of ours.
+"""Run the jobs of the three libraries' scripts, in the library's environment, which has NumPy but not paddle_merge.
 
-A job is a JSON file: the name of a script's function -> a list of keyword arguments, for each of which it is called:
+A job is a JSON file. It maps the name of a script's function to a list of keyword arguments, and the function is called with
+each of them:
 
     save            writes a model with given weights as the library writes it
-    save_tokenizer  and a tokenizer
-    reference       sets weights into the library's own model: logits
-    load            opens a folder: logits, and what it says of itself
-    tokenize        opens a folder's tokenizer: token ids
-    chat            opens a folder's tokenizer: a conversation by its chat template
-    adapt           writes a random model, adapters on it, and what the library makes of the two
-    fold            opens a model and an adapter; writes what the library makes of the two
+    save_tokenizer  writes a tokenizer as the library writes it
+    reference       returns the logits of the library's model with given weights
+    load            opens a folder; returns the logits, and a description of the model
+    tokenize        returns token ids, by a folder's tokenizer
+    chat            returns a conversation as text, by the chat template of a folder's tokenizer
+    adapt           writes a random model, adapters of it, and the model with each of them folded in
+    fold            opens a model and an adapter; writes the model with the adapter folded in
 
-Arrays go to logits.npz beside the job, sentences to answers.json, by the argument `name`.
+Logits are written to logits.npz in the job's folder, other results to answers.json, under the argument `name`.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ CHAT = [
 
 
 def read_state(path: str) -> dict[str, np.ndarray]:
-    """Weights under Hugging Face's names, [out, in], float32."""
+    """Return the weights in a file: float32, with Hugging Face's names, Linear weights [out, in]."""
     with np.load(path) as file:
         return dict(file)
 
 
 def work(script: ModuleType) -> None:
-    """Do the job whose path is the first argument."""
+    """Run the job whose path is the first command-line argument, with the functions of a script."""
     gc.freeze()  # some loaders collect garbage each time, which takes longer than the rest
     folder = os.path.dirname(sys.argv[1])
     with open(sys.argv[1]) as file:
@@ -85,7 +86,7 @@ def work(script: ModuleType) -> None:
 
 
 def paddle_state(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """In Paddle's orientation: Linear weights [in, out]; names begin with `prefix` instead of "model."."""
+    """Return weights in Paddle's layout: Linear weights [in, out]; names begin with `prefix` instead of "model."."""
     transposed = {}
     for name, value in state.items():
         new = prefix + name.removeprefix("model.") if name.startswith("model.") else name
@@ -94,7 +95,7 @@ def paddle_state(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def write_weights(folder: str, state: dict[str, Any]) -> None:
-    """What a Paddle model computes with, under its own names, without its adapter."""
+    """Write the weights of a Paddle model, without those of adapters, to model.safetensors in a new folder."""
     os.makedirs(folder)
     arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in state.items() if "lora_" not in name}
     save_file(arrays, os.path.join(folder, "model.safetensors"))

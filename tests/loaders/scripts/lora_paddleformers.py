@@ -1,4 +1,4 @@
-"""PaddleFormers' part, of adapters: see job.py."""
+"""Train, load and fold adapters with PaddleFormers; see job.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PaddleNLP's part, of adapters: see job.py."""
+"""Train, load and fold adapters with PaddleNLP; see job.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT's part: see job.py."""
+"""Train, load and fold adapters with PEFT; see job.py."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def fold(base: str, adapter: str, folder: str, options: dict[str, object]) -> No
 
 
 def fold_into(adapted, folder: str) -> None:
-    """Save the model that it makes, after a look at whether that computes the same."""
+    """Save the model with the adapter folded in, after checking that it computes the same."""
     before, targets = answer(adapted), adapted.peft_config["default"].target_modules
     folded = adapted.merge_and_unload()
     if not (folded.config.tie_word_embeddings and "embed_tokens" in targets):  # trained without the head, folded with it

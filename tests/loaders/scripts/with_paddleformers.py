@@ -1,4 +1,4 @@
-"""PaddleFormers' part: see job.py."""
+"""Save and load models with PaddleFormers; see job.py."""
 
 from __future__ import annotations
 

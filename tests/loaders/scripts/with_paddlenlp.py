@@ -1,4 +1,4 @@
-"""PaddleNLP's part: see job.py."""
+"""Save and load models with PaddleNLP; see job.py."""
 
 from __future__ import annotations
 

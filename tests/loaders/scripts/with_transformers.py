@@ -1,4 +1,4 @@
-"""transformers' part: see job.py."""
+"""Save and load models with transformers; see job.py."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""mergekit's methods of angles between models, and of changed elements: nuslerp, multislerp, karcher, model_stock; nearswap,
-ram, ramplus_tl."""
+"""Test mergekit's methods of angles between models: nuslerp, multislerp, karcher, model_stock; and of changed elements:
+nearswap, ram, ramplus_tl."""
 
 from __future__ import annotations
 

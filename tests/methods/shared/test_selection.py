@@ -1,4 +1,4 @@
-"""The quantile of a whole tensor, streamed, against NumPy's."""
+"""Test the streamed quantile of a whole tensor against NumPy's."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ wide = st.floats(width=32, allow_nan=False, allow_infinity=False)
     capacity=st.integers(1, 40),
 )
 def test_any_values_any_capacity(values: np.ndarray, q: float, capacity: int) -> None:
-    """A capacity of a few values forces every road of the search."""
+    """A capacity of a few values makes the search take each of its branches."""
     agrees(InMemory(values[None], block=1024), q, capacity)
 
 

@@ -1,4 +1,4 @@
-"""Sparsifiers: any rule with any way to rescale."""
+"""Test sparsifiers: each selection rule with each way to rescale."""
 
 from __future__ import annotations
 

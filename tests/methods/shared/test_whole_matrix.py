@@ -1,4 +1,4 @@
-"""What recipes do beyond sums, signs and angles: sce, arcee_fusion, tsv, iso_c, consensus_ta, lines."""
+"""Test methods that need whole tensors or layers: sce, arcee_fusion, tsv, iso_c, consensus_ta, lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a merge, when everything gets its name: whatever fails or interrupts there, one whole merge stands."""
+"""Test the end of a merge, when files get their names: after any fault or interruption, one complete merge is there."""
 
 from __future__ import annotations
 

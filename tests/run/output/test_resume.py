@@ -1,4 +1,4 @@
-"""A merge that was stopped goes on from the pieces that are whole, and ends with the bytes of one that was not."""
+"""Test that an interrupted merge continues from its complete pieces, and ends with the bytes of an uninterrupted one."""
 
 from __future__ import annotations
 
