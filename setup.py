@@ -1,4 +1,4 @@
-"""Packaging. Every dependency is listed with its reason."""
+"""Describe the package for pip. A comment gives the reason for each dependency."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,10 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "paddle_merge" / "version.py").read_text()).group(1)
 
 demo = [
-    "paddlepaddle>=3.0",  # trains the demo's networks
-    "scikit-learn",  # its digits are the demo's data
-    "matplotlib",  # draws the demo's picture
-    "safetensors",  # saves the demo's checkpoints as any training script would
+    "paddlepaddle>=3.0",  # to train the demo's networks
+    "scikit-learn",  # for the digits that the demo uses as data
+    "matplotlib",  # to draw the demo's picture
+    "safetensors",  # to save the demo's checkpoints as a training script would
 ]
 
 setup(
@@ -27,32 +27,32 @@ setup(
     package_data={"paddle_merge": ["LICENSE", "recipe/templates/*.jinja"]},
     python_requires=">=3.10",
     install_requires=[
-        "numpy>=1.26",  # blocks of tensors
-        "numba>=0.60",  # the loops that run over every element
+        "numpy>=1.26",  # arrays
+        "numba>=0.60",  # compiles the loops over elements
         "typer>=0.12",  # the command line
         "tqdm",  # the progress bar
-        "xxhash>=3",  # checksums of what is written, at the speed of memory
-        "pyyaml",  # config files in YAML
-        "tokenizers>=0.20",  # which token each row of an embedding is
-        "jinja2>=3",  # tells a mistake in a chat template before the merge, not when the model is first talked to
-        "threadpoolctl",  # singular vectors on one thread: BLAS's results depend on how many it takes
+        "xxhash>=3",  # fast checksums of the output
+        "pyyaml",  # recipes and config files in YAML
+        "tokenizers>=0.20",  # reads tokenizers, to align vocabularies by token
+        "jinja2>=3",  # checks chat templates before the merge
+        "threadpoolctl",  # keeps BLAS to one thread for SVDs: its results depend on the number of threads
     ],
     extras_require={
-        "cpu": ["paddlepaddle>=2.6.2"],  # --tensor_type pd on the CPU; for GPUs install paddlepaddle-gpu instead
-        # The versions under which PaddleNLP 3.0 installs and imports; it holds NumPy at 1.26.
+        "cpu": ["paddlepaddle>=2.6.2"],  # for --tensor_type pd on the CPU; for GPUs install paddlepaddle-gpu instead
+        # Versions with which PaddleNLP 3.0 can be installed and imported; it needs NumPy 1.26.
         "paddlenlp": ["paddlenlp==3.0.0b4", "paddlepaddle>=3.0", "aistudio-sdk<0.3", "pyarrow<20", "datasets<4"],
         "demo": demo,
         "test": [
-            *demo,  # the demo is tested too
+            *demo,  # for the tests of the demo
             "pytest>=8",
-            "pytest-xdist",  # runs the tests on all cores; .pytest.ini asks for it
-            "hypothesis",  # properties over wide input spaces
-            "sentencepiece",  # vocabularies in its files
-            "ml_dtypes",  # bfloat16 arrays as others hold them
-            "psutil",  # the bench watches its processes' memory
+            "pytest-xdist",  # runs the tests on all cores, as .pytest.ini asks
+            "hypothesis",  # property-based tests
+            "sentencepiece",  # vocabularies in SentencePiece files
+            "ml_dtypes",  # bfloat16 and 8-bit floats as NumPy arrays
+            "psutil",  # memory and children of processes, in tests and tools
             "ruff",  # lint
             "mypy",  # types
-            "import-linter",  # the layers of .importlinter
+            "import-linter",  # checks the layers in .importlinter
             "types-PyYAML",
             "types-tqdm",
             "types-psutil",
