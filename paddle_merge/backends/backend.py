@@ -94,7 +94,8 @@ class Backend(Protocol):
     def apply_masked(self, formula: Formula, x: Any, key: Key, *args: Any) -> Any:
         """Return formula(xp, x, hashes, *args), (n,), for one row x (n,). May reuse x's memory.
 
-        hashes: (n,) 32-bit integers, element i's that of i under the key (masks.hash_block); `args` may hold limits on them.
+        hashes: (n,) 32-bit integers; that of element i is the hash of i under the key (masks.hash_block). `args` may hold
+        limits on them.
         """
 
     def stacked(self, rows: Sequence[Any]) -> Any:

@@ -1,9 +1,9 @@
 """Draw random masks without a random state: whether an element is kept is a function of (seed, tensor, model, index).
 
 So a mask does not depend on the number of workers, on the size of a block, or on what was merged before. From the seed to a
-mask: `mask_key` makes two numbers of seed, model and tensor name; `block_key` moves them to the first element of a block;
-the hash of an element's index under the key is compared with the limit that `keep_limit` makes of a probability. The rules
-that draw are in methods/dare.py and methods/della.py.
+mask: `mask_key` makes two numbers of seed, model and tensor name (TensorPlan.seed and masked_as, see plan/plan.py);
+`block_key` moves them to the first element of a block; the hash of an element's index under the key is compared with the
+limit that `keep_limit` makes of a probability. The rules that draw are in methods/dare.py and methods/della.py.
 
 The hash is a counter put through two keyed rounds of "lowbias32" (Wellons' hash prospector), an integer hash that passes the
 usual tests of bit balance, neighbour and cross-stream correlation and costs a third of a nanosecond per element.
@@ -27,7 +27,7 @@ def mask_key(seed: int, model: int, tensor: str) -> Key:
 
 
 def block_key(key: Key, start: int) -> Key:
-    """Return the keys of a block that begins at element `start` < 2**64; the second key takes the index's high half.
+    """Return the keys of a block that begins at element `start` < 2**64; the second key takes the high 32 bits of the index.
 
     A block must not cross a multiple of 2**32 elements; blocks of a power-of-two size never do.
     """
@@ -45,7 +45,8 @@ def keep_limit(probability: Any) -> Any:
 
 
 def hash_block(key: Key, start: int, size: int) -> np.ndarray:
-    """Return the hashes of elements start .. start + size, (size,) uint32, as the loop sparsifiers.dare computes them."""
+    """Return the hashes of elements start .. start + size, (size,) uint32, as the Numba loop in
+    kernels/sparsifiers.py computes them."""
     k0, k1 = (np.uint32(word) for word in block_key(key, start))
     x: np.ndarray = np.arange(size, dtype=np.uint32) + k0
     x ^= x >> np.uint32(16)

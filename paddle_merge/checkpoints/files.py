@@ -1,4 +1,7 @@
-"""Read elements of tensors from files, a bounded number of which are kept open."""
+"""Read elements of tensors from files, a bounded number of which are kept open.
+
+Before: an entry (tensors.py) says where a tensor's elements are stored. After: run/sources.py hands them to the pipeline.
+"""
 
 from __future__ import annotations
 

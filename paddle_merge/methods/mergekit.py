@@ -25,7 +25,7 @@ _EPSILON = Parameter("epsilon", float, 0.15, each=True, about="half the width of
 _GAMMA = Parameter("gamma", float, 0.01, each=True, about="share of elements to drop as outliers, the largest")
 _NORMALIZE = "divide by the sum of weights"
 
-# what merge_lock.json calls it -> (what is kept, of density and what else there is; parameters beside density)
+# name in merge_lock.json -> (the rule that keeps elements, made of density and these parameters; the parameters)
 _SPARSIFIERS: dict[str, tuple[Callable[..., Keep], tuple[Parameter, ...]]] = {
     "magnitude": (Largest, ()),
     "bernoulli": (Bernoulli, ()),

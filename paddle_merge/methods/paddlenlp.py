@@ -1,10 +1,11 @@
 """PaddleNLP's methods: its names, its parameters with their meanings and defaults, and the parts that they consist of.
 
-Command-line flags mean these methods; recipes call them paddlenlp:ties and so on. The facing table of mergekit's methods is
-mergekit.py. The same name can mean another method there:
+Command-line flags mean these methods; recipes call them paddlenlp:ties and so on. The flags repeat the defaults
+(recipe/fields.py). The facing table of mergekit's methods is mergekit.py, where the same name can mean another method:
 
     method                    here                                    in mergekit.py
-    ties                      trim.Threshold, ties.Ties               trim.Largest, ties.Ties
+    ties                      trim.Threshold at reserve_p 0.7,        trim.Largest at density 1, not rescaled
+                              L1 norm restored
     dare_linear, dare_ties    dare.Bernoulli, divided by density      dare.Bernoulli, L1 norm restored
     della, della_linear       della.ByTensorRank, divided by the      della.ByRowRank, L1 norm restored
                               probability of each element
@@ -36,7 +37,7 @@ _EPSILON = Parameter("epsilon", float, 0.14, about="full width of the range of k
 _WEIGHTS = (WEIGHT_OF_ONE, Parameter("normalize", bool, True, about="divide by the sum of weights"))
 _SCALE = Parameter("scale", float, 1.0, about="factor on the merged task vector")
 
-# name -> (what is kept, of reserve_p and what else there is; how --rescale rescales; parameters)
+# name -> (the rule that keeps elements, made of reserve_p and the parameters after `_KEPT`; how it rescales; parameters)
 _SPARSIFIERS: dict[str, tuple[Callable[..., Keep], Rescale, tuple[Parameter, ...]]] = {
     "trim": (Threshold, Rescale.L1, _KEPT),
     "dare": (Bernoulli, Rescale.PROBABILITY, _KEPT),

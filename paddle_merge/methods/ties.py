@@ -1,8 +1,8 @@
 """TIES, steps 2 and 3: elect a sign for every element, then average the models that agree with it (Yadav et al. 2023,
 section 3). Step 1, trimming, is the sparsifier in trim.py.
 
-Both PaddleNLP and mergekit call a method "ties". They differ in how they trim, by a quantile or to an exact count, and in
-whether they rescale; how is in the tables paddlenlp.py and mergekit.py. This merger is the same in both.
+Both PaddleNLP and mergekit call a method "ties". They differ in step 1: PaddleNLP trims at a quantile and rescales, mergekit
+keeps an exact count and does not; the tables paddlenlp.py and mergekit.py have both. This merger is the same in both.
 
 As in PaddleNLP, weights are applied before the election. The paper gives an element whose votes cancel the sign that is most
 frequent in the whole model; PaddleNLP gives it plus, which with task vectors of bfloat16 models (many exact cancellations)
@@ -26,8 +26,8 @@ def elect(xp: Any, weighted: Any, by_count: bool, zero_sign: float) -> Any:
     """Return the elected sign of each element, (n,) in {-1, 0, +1}.
 
     weighted: a row w_k x_k (n,) per model. by_count: take the sign of the sum of their signs, not of their sum. zero_sign:
-    what a cancelled vote elects. Rescaling and weights leave rounding errors where exact numbers would cancel, so a sum no
-    larger than these can be counts as cancelled.
+    what a cancelled vote elects. Rescaling and weights leave rounding errors where exact numbers would cancel, so a vote
+    counts as cancelled if its sum is no larger than such errors can be.
     """
     if by_count:
         votes = total((row > 0).astype(row.dtype) - (row < 0).astype(row.dtype) for row in weighted)  # NaN has no vote
@@ -79,9 +79,11 @@ class Ties(Merger):
         return self.weights
 
     def _weights(self) -> list[float]:
-        """Return the weights, where only their ratios count multiplied by a power of two, so that no weighted element leaves
-        the range of floats; that changes no bit of those within it. (Negative weights are left: where they cancel, sums are
-        divided by 1.)"""
+        """Return the weights, multiplied by a power of two if only their ratios matter.
+
+        So no weighted element leaves the range of floats, and no bit changes of those within it. Negative weights are not
+        scaled: where they cancel, sums are divided by 1.
+        """
         power = math.frexp(max(self.weights))[1] - 1 if self.normalize and min(self.weights) >= 0 else 0
         return [math.ldexp(weight, -power) for weight in self.weights]
 

@@ -1,8 +1,9 @@
 """Trim, the first step of TIES: keep the elements of largest magnitude (Yadav et al. 2023, section 3).
 
-PaddleNLP's rule (`Threshold`) keeps |x| >= quantile(|x|, 1 - density) over the whole tensor; the paper's is over the whole
-model. mergekit's (`Largest`) keeps exactly int(density * n) elements. PaddleNLP rescales to the tensor's L1 norm by default,
-mergekit on request, the paper never: it makes the sum of several trimmed task vectors larger than the paper's.
+PaddleNLP's rule (`Threshold`) keeps |x| >= quantile(|x|, 1 - density) over the whole tensor; the paper takes the quantile
+over the whole model. mergekit's rule (`Largest`) keeps exactly int(density * n) elements. PaddleNLP rescales to the tensor's
+L1 norm by default, mergekit on request, the paper never. Rescaling makes the sum of several trimmed task vectors larger than
+the paper's.
 
 Steps 2 and 3 of TIES are in ties.py; paddlenlp.py and mergekit.py say which rule goes with which method.
 """

@@ -74,8 +74,8 @@ class AssembledTensor:
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor of the output: its slice, the layer of each input that it is taken from (None: it is in no layer), and
-    its position among the layers, from 0 to 1."""
+    """A tensor of the output: its slice, its layer counted from the slice's first (None: it is in no layer), and its
+    position among all layers, from 0 to 1."""
 
     name: str
     part: Slice

@@ -151,8 +151,8 @@ def _recipe_of_named(config: MergeConfig, named: Method) -> tuple[ParsedRecipe |
 def _settings(config: MergeConfig, named: Method) -> tuple[dict[str, Setting], list[str], list[str]]:
     """Return the parameters that flags set for all models, problems, and notes on what has no effect.
 
-    wording.py says which parameters have a flag; --method_parameters names the others. --normalize and --rescale only count
-    where they turn something off, since some of these methods have it off by default.
+    wording.py says which parameters have a flag; --method_parameters names the others. --no_normalize and --no_rescale turn
+    off what a method does by default; --normalize and --rescale, the flags' defaults, leave it as the method has it.
     """
     known = {parameter.name: parameter for parameter in named.parameters}
     given = {name: getattr(config, flag_of(name)) for name in WITH_FLAGS if name in known and name != "weight"}

@@ -1,7 +1,8 @@
 """Merge pieces of a plan, one after the other, into the output's files.
 
-Before: pool.py starts workers and sends them pieces. Here: a piece is read (sources.py), merged (pipeline.py) and written at
-its offset (output/disk.py). After: run/merge.py gathers the reports and gives the files their final names.
+Before: pool.py starts workers and sends them pieces. Here: a piece is read (sources.py, which reads with os.preadv in
+checkpoints/files.py), merged (pipeline.py) and written (os.pwrite in output/disk.py) at TensorPlan.offset, counted from the
+beginning of the output file. After: run/merge.py gathers the reports and gives the files their final names.
 
 A worker is a process of its own, started afresh (never forked), so it inherits no state of a framework or of the caller's
 script. It uses one pipe: the job and then pieces come in; progress, reports and errors go out.
@@ -116,7 +117,7 @@ class Worker:
         read = [Fingerprint(piece.start) for _ in tensor.inputs]
         for start in range(piece.start, piece.stop, step):
             raw = np.empty(min(step, piece.stop - start), tensor.dtype.raw)
-            for entry, fingerprint in zip(tensor.inputs, read, strict=True):  # all equal, when the plan was made
+            for entry, fingerprint in zip(tensor.inputs, read, strict=True):  # the plan found them equal
                 self._files.read(entry, start, raw)
                 fingerprint.add(raw, start)
             write(raw, start)

@@ -12,6 +12,7 @@ from paddle_merge import MergeConfig, merge
 from paddle_merge.methods.dare import dare
 from paddle_merge.methods.della import keep_probabilities
 from paddle_merge.methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
+from paddle_merge.methods.paddlenlp import method as method_of_pair
 from paddle_merge.methods.shared.base import linear
 from paddle_merge.methods.ties import ties
 from tests.support import oracle
@@ -181,6 +182,19 @@ def test_every_pair_agrees_with_the_oracle(
 
 
 @pytest.mark.usefixtures("each_backend")
+def test_flags_have_the_defaults_of_the_methods() -> None:
+    """They are written in recipe/fields.py, for the help pages, and in the table of methods."""
+    flags = MergeConfig()
+    checked = set()
+    for sparsifier in (None, *SPARSIFIERS):
+        for merge_type in MERGE_TYPES:
+            for parameter in method_of_pair(sparsifier, merge_type, "any").parameters:
+                if not parameter.each:
+                    assert getattr(flags, parameter.name) == parameter.default, parameter.name
+                    checked.add(parameter.name)
+    assert checked >= {"reserve_p", "rescale", "epsilon", "normalize", "scale", "ties_elect_type", "slerp_alpha"}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_its_pair(tmp_path: Path, method: str) -> None:
     sparsifier, merge_type = METHODS[method]

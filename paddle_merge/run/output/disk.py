@@ -1,4 +1,7 @@
-"""Write bytes at offsets of files, and make sure that they have reached the disk."""
+"""Write bytes at offsets of files, and make sure that they have reached the disk.
+
+Before: run/worker.py merges a piece. After: writer.py, when all pieces are written, gives the files their final names.
+"""
 
 from __future__ import annotations
 
