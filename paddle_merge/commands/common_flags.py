@@ -9,7 +9,7 @@ from typing import Any
 from ..backends.engine import cores
 from ..checkpoints.names import LAYOUTS
 from ..recipe import fields
-from ..recipe.fields import _flag
+from ..recipe.fields import flag
 
 OUTPUT, RUNNING = "Output", "Running"  # titles of help panels
 MOST_WORKERS = 8  # threads by default; reading doesn't get faster with more
@@ -18,28 +18,28 @@ MOST_WORKERS = 8  # threads by default; reading doesn't get faster with more
 def merge_prefix(group: str) -> Any:
     """Return the field for --merge_prefix."""
     help = "Which weights of a folder to read: model (model.safetensors) or master_weights."
-    return _flag(group, help, "model", choices=("model", "master_weights"))
+    return flag(group, help, "model", choices=("model", "master_weights"))
 
 
 def layout(group: str, words: str) -> Any:
     """Return the field for --layout. words: which words it takes, to be put behind its general description."""
     help = f"Storage layout of the weights of Linear layers, where it can't be detected: {words}."
-    return _flag(group, help, choices=LAYOUTS, shown="detected")
+    return flag(group, help, choices=LAYOUTS, shown="detected")
 
 
 def top(what: str) -> Any:
     """Return the field for --top, the number of rows in each part of a table. what: what the rows are."""
-    return _flag(OUTPUT, f"How many {what} to list in the table; those that changed most come first.", 10, least=0)
+    return flag(OUTPUT, f"How many {what} to list in the table; those that changed most come first.", 10, least=0)
 
 
 def as_json(help: str, group: str = OUTPUT) -> Any:
     """Return the field for --json."""
-    return _flag(group, help, False)
+    return flag(group, help, False)
 
 
 def n_process() -> Any:
     """Return the field for --n_process of a command that works in threads."""
-    return _flag(RUNNING, "Number of worker threads.", shown=f"one for each core, at most {MOST_WORKERS}", least=1)
+    return flag(RUNNING, "Number of worker threads.", shown=f"one for each core, at most {MOST_WORKERS}", least=1)
 
 
 def workers(n_process: int | None) -> int:

@@ -24,7 +24,7 @@ _MODELS, _METHOD, _TUNE = "What to merge", "How to merge", "Parameters of the me
 _OUTPUT, _RUN, _PADDLE = "Output", "Running", "PaddleNLP compatibility"
 
 
-def _flag(group: str, help: str, default: Any = None, **metadata: Any) -> Any:
+def flag(group: str, help: str, default: Any = None, **metadata: Any) -> Any:
     """Return a dataclass field with its help text.
 
     metadata: `shown` is the default as --help shows it, `choices` are the allowed strings.
@@ -39,214 +39,214 @@ def _flag(group: str, help: str, default: Any = None, **metadata: Any) -> Any:
 class Fields:
     """Declare the fields of MergeConfig. Lists may be given as lists or tuples; None means "not given"."""
 
-    model_path_list: list[str] | None = _flag(_MODELS, "Folders or files of the models to merge: `--model_path_list a b c`.")
-    model_path_str: str | None = _flag(
+    model_path_list: list[str] | None = flag(_MODELS, "Folders or files of the models to merge: `--model_path_list a b c`.")
+    model_path_str: str | None = flag(
         _MODELS, "The models to merge as one string, separated by commas. It replaces model_path_list."
     )
-    base_model_path: str | None = _flag(
+    base_model_path: str | None = flag(
         _MODELS,
         "The model that all the others were fine-tuned from. With it, methods merge task vectors (model minus base) and add"
         " the result to the base. Every method except linear and slerp needs it to do what its paper describes.",
     )
-    lora_model_path: str | None = _flag(
+    lora_model_path: str | None = flag(
         _MODELS,
         "Folder of a LoRA adapter, in PEFT's or Paddle's format, to fold into base_model_path. To merge adapters by any"
         " method, write each after its base: `--model_path_list base+math base+code --base_model_path base`.",
     )
-    merge_prefix: str = _flag(
+    merge_prefix: str = flag(
         _MODELS,
         "Weights of a folder to merge: model (model.safetensors) or master_weights. `--merge_preifx` works too.",
         "model",
         choices=("model", "master_weights"),
     )
-    recipe_yaml: str | None = _flag(
+    recipe_yaml: str | None = flag(
         _MODELS,
         "A recipe in mergekit's YAML that gives models, method and parameters: the path of a file, or the YAML text itself."
         " The usual way to give one is `python -m paddle_merge recipe.yaml`.",
     )
-    print_recipe: bool = _flag(_MODELS, "Print the recipe that the flags describe, in YAML, and don't merge.", False)
-    weight_list: list[float] | None = _flag(
+    print_recipe: bool = flag(_MODELS, "Print the recipe that the flags describe, in YAML, and don't merge.", False)
+    weight_list: list[float] | None = flag(
         _METHOD,
         "One weight per model: `--weight_list 0.3 0.7`. By default all are equal.",
         shown="1 each, normalised",
     )
-    merge_method: str | None = _flag(
+    merge_method: str | None = flag(
         _METHOD,
         "The merge method: one of PaddleNLP's, which are named pairs of sparsifier and merge type, or one of mergekit's.",
         choices=(*METHODS, *(name for name in NAMED if name not in METHODS)),
         shown="linear",
     )
-    method_parameters: list[str] | None = _flag(
+    method_parameters: list[str] | None = flag(
         _METHOD,
         "Parameters of a method that PaddleNLP doesn't have, by mergekit's names: `--method_parameters gamma=0.02`."
         " normalize=true and rescale=true turn these on for methods where they are off by default.",
     )
-    merge_type: str | None = _flag(
+    merge_type: str | None = flag(
         _METHOD, "Instead of merge_method: how the task vectors are combined.", choices=MERGE_TYPES, shown="linear"
     )
-    sparsify_type: str | None = _flag(
+    sparsify_type: str | None = flag(
         _METHOD,
         "Instead of merge_method: which elements of each task vector are kept. trim: the largest; dare: random ones;"
         " magprune: random ones, with a higher probability for larger ones.",
         choices=("none", *SPARSIFIERS),
         shown="none",
     )
-    normalize: bool = _flag(
+    normalize: bool = flag(
         _METHOD, "Divide by the sum of the weights (ties: of the models that agree with the elected sign).", True
     )
-    scale: float = _flag(_METHOD, "Factor on the merged task vector that is added to the base model, which it needs.", 1.0)
-    reserve_p: float = _flag(
+    scale: float = flag(_METHOD, "Factor on the merged task vector that is added to the base model, which it needs.", 1.0)
+    reserve_p: float = flag(
         _TUNE, "trim, dare, magprune: fraction of elements to keep (density, or 1 - drop rate, in the papers).", 0.7
     )
-    rescale: bool = _flag(
+    rescale: bool = flag(
         _TUNE,
         "Scale the kept elements up: dare and magprune by 1 / keep probability, trim so that the tensor keeps its L1 norm."
         " For trim, PaddleNLP does this and the TIES paper doesn't; it makes a merge of many models too strong, so try"
         " --no_rescale.",
         True,
     )
-    epsilon: float = _flag(
+    epsilon: float = flag(
         _TUNE, "magprune: full width of the range of keep probabilities (DELLA's code gives half of it).", 0.14
     )
-    ties_elect_type: str = _flag(
+    ties_elect_type: str = flag(
         _TUNE,
         "ties: elect the sign of each element by the sum of the weighted values, or by the count of their signs.",
         "sum",
         choices=("sum", "count"),
     )
-    ties_zero_sign: str = _flag(
+    ties_zero_sign: str = flag(
         _TUNE,
         "ties: the sign to elect where the votes cancel exactly. positive: plus, as in PaddleNLP (which biases merges of"
         " bfloat16 models); majority: the tensor's most frequent sign; drop: none, so the element keeps the base's value.",
         "positive",
         choices=("positive", "majority", "drop"),
     )
-    slerp_alpha: float = _flag(_TUNE, "slerp: interpolation factor; 0 gives the first model, 1 the second.", 0.5)
-    slerp_dot_threshold: float = _flag(
+    slerp_alpha: float = flag(_TUNE, "slerp: interpolation factor; 0 gives the first model, 1 the second.", 0.5)
+    slerp_dot_threshold: float = flag(
         _TUNE, "slerp: interpolate linearly where the absolute cosine of the two tensors is above this.", 0.9995
     )
-    slerp_normalize_eps: float = _flag(_TUNE, "slerp: a norm up to this value is taken as 1.", 1e-8)
-    seed: int | None = _flag(
+    slerp_normalize_eps: float = flag(_TUNE, "slerp: a norm up to this value is taken as 1.", 1e-8)
+    seed: int | None = flag(
         _TUNE,
         "Seed of the random masks. The same seed gives the same masks, for any number of workers.",
         shown="0, or the recipe's own",
     )
-    output_path: str | None = _flag(_OUTPUT, "Folder to write the merged checkpoint to.", shown="./merged-<method>")
-    overwrite: bool = _flag(_OUTPUT, "Replace the checkpoint of an earlier merge in output_path.", False)
-    resume: bool = _flag(
+    output_path: str | None = flag(_OUTPUT, "Folder to write the merged checkpoint to.", shown="./merged-<method>")
+    overwrite: bool = flag(_OUTPUT, "Replace the checkpoint of an earlier merge in output_path.", False)
+    resume: bool = flag(
         _OUTPUT,
         "Continue an interrupted merge into output_path, given the same flags and inputs; if there is none, start one.",
         False,
     )
-    max_shard_size: str = _flag(
+    max_shard_size: str = flag(
         _OUTPUT,
         "Split the output into files of at most this size; it is one file if it fits. 5GB is 5e9 bytes, 5GiB 5 * 2^30.",
         "5GB",
     )
-    out_dtype: str | None = _flag(
+    out_dtype: str | None = flag(
         _OUTPUT, "Storage dtype of the output's floating-point tensors.", choices=tuple(FLOATS), shown="each tensor's own"
     )
-    layout: list[str] | None = _flag(
+    layout: list[str] | None = flag(
         _MODELS,
         "How each model, and then the base, stores Linear weights, where this can't be detected. hf: [out, in];"
         " paddleformers: [in, out]; paddlenlp: [in, out], with PaddleNLP's tensor names.",
         choices=LAYOUTS,
         shown="detected",
     )
-    strict_layout: bool = _flag(
+    strict_layout: bool = flag(
         _MODELS, "Refuse to merge models of different layouts, instead of transposing weights.", False
     )
-    output_layout: str | None = _flag(
+    output_layout: str | None = flag(
         _OUTPUT,
         "Layout to store the merged model in: that of the library which is to load it.",
         choices=LAYOUTS,
         shown="the first model's",
     )
-    save_format: str = _flag(
+    save_format: str = flag(
         _OUTPUT,
         "File format of the merged model: safetensors, or pdparams (Paddle's pickle format) for pipelines that need it.",
         "safetensors",
         choices=tuple(FORMATS),
     )
-    config_from: str | None = _flag(
+    config_from: str | None = flag(
         _OUTPUT,
         "Folder to take config.json and the tokenizer from. Its config.json is also used to detect the layout of models"
         " that have none, such as a PaddleFormers checkpoint-N.",
         shown="the base model's, else the first model's that has them",
     )
-    tokenizer_source: str | None = _flag(
+    tokenizer_source: str | None = flag(
         _OUTPUT,
         "Align different vocabularies, token by token, to one tokenizer, which the output gets: union (all tokens of all"
         " models), base (the base model's, else the first model's), the path of one of the models, or another folder.",
         shown="none: embedding rows are merged by their index",
     )
-    copy_file_list: list[str] | None = _flag(
+    copy_file_list: list[str] | None = flag(
         _OUTPUT, "Further files to copy from the folder that config.json and the tokenizer are taken from."
     )
-    chat_template: str | None = _flag(
+    chat_template: str | None = flag(
         _OUTPUT,
         "Chat template of the output: alpaca, chatml, exaone, llama3 or mistral; auto (the one that most inputs have); or a"
         " Jinja template.",
         shown="the tokenizer's",
     )
-    n_process: int = _flag(_RUN, "Number of worker processes. The result doesn't depend on it.", 1)
-    max_memory: str | None = _flag(
+    n_process: int = flag(_RUN, "Number of worker processes. The result doesn't depend on it.", 1)
+    max_memory: str | None = flag(
         _RUN,
         "Memory limit for all processes of this command (of each rank, if there are several), such as 2GB. To stay within"
         " it, fewer workers are started, and each holds less data at a time. If that isn't enough, the command says how"
         " much memory the merge needs.",
         shown="none",
     )
-    tensor_type: str = _flag(
+    tensor_type: str = flag(
         _RUN,
         "Library that computes. np: NumPy, on the CPU. pd: Paddle, on `--device`; on the CPU it gives the same result, more"
         " slowly.",
         "np",
         choices=("np", "pd"),
     )
-    device: str = _flag(
+    device: str = flag(
         _RUN,
         "Device that pd computes on. cpu; gpu: a GPU, up to 70 % of its memory; low_gpu_mem: a GPU, within max_tensor_mem;"
         " xpu or npu: within max_tensor_mem, with a Paddle built for them. gpu:1 is the second GPU; without a number, the"
         " workers are spread over all devices.",
         "cpu",
     )
-    max_tensor_mem: float = _flag(
+    max_tensor_mem: float = flag(
         _RUN,
         "low_gpu_mem, xpu, npu: GiB of memory to use on each device, for tensors of any size. No effect on other devices.",
         0.5,
     )
-    dry_run: bool = _flag(
+    dry_run: bool = flag(
         _RUN,
         "Print the plan and write nothing: what happens to every tensor, and how much memory, disk space and time the merge"
         " takes. To estimate the time, parts of tensors are merged for about two seconds. Models named on a hub are"
         " downloaded.",
         False,
     )
-    account: str | None = _flag(
+    account: str | None = flag(
         _RUN,
         "JSON file to write, in a dry run too: how every tensor of the output is made, and what happens to every tensor of"
         " every input.",
         shown="none",
     )
-    strict: bool = _flag(
+    strict: bool = flag(
         _RUN, "Treat two warnings as errors: NaN or Inf in an input, and sparsification without a base model.", False
     )
-    split_pieces: int = _flag(
+    split_pieces: int = flag(
         _PADDLE, "No effect: tensors are streamed, and statistics are always those of the whole tensor.", 8
     )
-    convert_from_hf: bool = _flag(
+    convert_from_hf: bool = flag(
         _PADDLE,
         "Only compared with save_to_hf, since the layout of the inputs is detected: if the two are equal, the output has the"
         " first model's layout.",
         True,
     )
-    save_to_hf: bool = _flag(
+    save_to_hf: bool = flag(
         _PADDLE,
         "If it differs from convert_from_hf, True means `--output_layout hf`, and False `--output_layout paddleformers`.",
         True,
     )
-    merge_with_qdq_base_model: bool = _flag(
+    merge_with_qdq_base_model: bool = flag(
         _PADDLE,
         "No effect: it concerns base models whose config.json has a quantization_config, and those are refused.",
         False,

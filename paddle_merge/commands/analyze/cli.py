@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import Attempts, ConfigError, OutputError
 from ...methods.paddlenlp import sparsifier_problems
-from ...recipe.fields import _flag, to_types
+from ...recipe.fields import flag, to_types
 from ...recipe.wording import as_flags
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
@@ -47,22 +47,22 @@ class AnalyzeConfig:
     """The settings of an analysis. paths: of models, before those of model_path_list."""
 
     paths: list[str] = dataclasses.field(default_factory=list)
-    base_model_path: str | None = _flag(_WHAT, "The base model that all models were fine-tuned from.")
-    model_path_list: list[str] | None = _flag(_WHAT, "The models, as in a merge; the same as words without a flag.")
+    base_model_path: str | None = flag(_WHAT, "The base model that all models were fine-tuned from.")
+    model_path_list: list[str] | None = flag(_WHAT, "The models, as in a merge; the same as words without a flag.")
     layout: list[str] | None = common_flags.layout(
         _WHAT, "one word for all checkpoints, or one for each model and then one for the base"
     )
     merge_prefix: str = common_flags.merge_prefix(_WHAT)
-    reserve_p: float = _flag(_TUNE, "trim, dare, magprune: the fraction of elements to keep.", 0.2)
-    epsilon: float | None = _flag(
+    reserve_p: float = flag(_TUNE, "trim, dare, magprune: the fraction of elements to keep.", 0.2)
+    epsilon: float | None = flag(
         _TUNE,
         "magprune: the width of the range of keep probabilities.",
         shown="0.14, or less if reserve_p is too near 0 or 1 for that",
     )
-    rescale: bool = _flag(_TUNE, "Scale up the elements that are kept, as merges do.", True)
+    rescale: bool = flag(_TUNE, "Scale up the elements that are kept, as merges do.", True)
     top: int = common_flags.top("kinds of tensors, layers, and tensors")
     json: bool = common_flags.as_json("Print all results, for every tensor, as JSON.")
-    html: str | None = _flag(
+    html: str | None = flag(
         common_flags.OUTPUT,
         "Write the results, with charts, to this HTML file. The page needs no other files and no network.",
         shown="none",

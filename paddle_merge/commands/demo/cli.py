@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ConfigError
-from ...recipe.fields import _flag, to_types
+from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import CommandLine, fields_of
 
@@ -23,9 +23,9 @@ classifies correctly. It takes about a minute on two cores. The checkpoints and 
 class DemoConfig:
     """The settings of the demo."""
 
-    folder: str = _flag(common_flags.OUTPUT, "Folder for the checkpoints and the chart.", "demo")
-    seed: int = _flag(common_flags.RUNNING, "Seed of the random numbers: data split, training, and masks.", 0, least=0)
-    quick: bool = _flag(common_flags.RUNNING, "Train four experts instead of six, for fewer epochs.", False)
+    folder: str = flag(common_flags.OUTPUT, "Folder for the checkpoints and the chart.", "demo")
+    seed: int = flag(common_flags.RUNNING, "Seed of the random numbers: data split, training, and masks.", 0, least=0)
+    quick: bool = flag(common_flags.RUNNING, "Train four experts instead of six, for fewer epochs.", False)
 
     def __post_init__(self) -> None:
         """Convert the fields to their types. Raises ConfigError."""

@@ -30,10 +30,10 @@ class Row:
 
     def flags(self) -> str:
         """Return the options as flags."""
-        return shlex.join(word for name, value in self.options.items() for word in _flag(name, value))
+        return shlex.join(word for name, value in self.options.items() for word in flag(name, value))
 
 
-def _flag(name: str, value: Any) -> list[str]:
+def flag(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
     return [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
@@ -46,7 +46,7 @@ def make(row: Row, base: str) -> None:
 
 def command(row: Row, base: str, output: str) -> str:
     """Return the command that repeats a merge, quoted for a shell."""
-    start = ["python", "-m", "paddle_merge", *_flag("model_path_list", list(row.models)), *_flag("base_model_path", base)]
+    start = ["python", "-m", "paddle_merge", *flag("model_path_list", list(row.models)), *flag("base_model_path", base)]
     return " ".join([shlex.join(start), row.flags(), shlex.join(["--output_path", output, "--overwrite"])])
 
 

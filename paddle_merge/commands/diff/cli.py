@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ...errors import Attempts, CheckpointError, ConfigError
-from ...recipe.fields import _flag, to_types
+from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
 
@@ -41,7 +41,7 @@ class DiffConfig:
     merge_prefix: str = common_flags.merge_prefix(_WHAT)
     top: int = common_flags.top("layers, kinds of tensors, and tensors")
     json: bool = common_flags.as_json("Print all results, for every tensor, as JSON.")
-    plot: str | None = _flag(
+    plot: str | None = flag(
         common_flags.OUTPUT,
         "Draw the relative change of each layer into this PNG file. Needs matplotlib.",
         shown="none",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...dtypes import FLOATS
 from ...errors import ConfigError
-from ...recipe.fields import _flag, to_types
+from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM
 from .adapter_files import LAYOUTS
@@ -19,45 +19,45 @@ _MODELS, _HOW = "The two models", "How much to keep"
 class ExtractConfig:
     """The settings of an extraction."""
 
-    finetuned_path: str = _flag(
+    finetuned_path: str = flag(
         _MODELS, "The fine-tuned model: a folder, or a file of any format. On the command line it is the first word.", ""
     )
-    base_model_path: str = _flag(_MODELS, "The base model that it was fine-tuned from. Required.", "", shown="none")
+    base_model_path: str = flag(_MODELS, "The base model that it was fine-tuned from. Required.", "", shown="none")
     layout: list[str] | None = common_flags.layout(
         _MODELS, "one word for both models, or one for the fine-tuned model and one for the base"
     )
-    rank: int | None = _flag(
+    rank: int | None = flag(
         _HOW,
         "Rank of all matrices. A higher rank keeps more, and takes more space.",
         shown=f"{RANK}; none with --energy",
         least=1,
     )
-    energy: float | None = _flag(
+    energy: float | None = flag(
         _HOW,
         "Give each matrix the lowest rank that keeps this share of the sum of squares of its change, such as 0.95; with"
         " --rank, at most that rank.",
         shown="none: all matrices get the same rank",
     )
-    only_linear: bool = _flag(
+    only_linear: bool = flag(
         _HOW,
         "Leave out changes outside of the matrices of Linear layers (embeddings, norms, biases, lm_head), and list them,"
         " instead of storing these tensors whole.",
         False,
     )
-    output_path: str = _flag(common_flags.OUTPUT, "Folder for the adapter and extract_report.json.", "lora_output")
-    format: str | None = _flag(
+    output_path: str = flag(common_flags.OUTPUT, "Folder for the adapter and extract_report.json.", "lora_output")
+    format: str | None = flag(
         common_flags.OUTPUT,
         "The library that is to load the adapter. paddle is paddlenlp or paddleformers, by the base model's layout.",
         choices=(*LAYOUTS, "paddle"),
         shown="by the base model's layout",
     )
-    out_dtype: str | None = _flag(
+    out_dtype: str | None = flag(
         common_flags.OUTPUT,
         "Storage dtype of the low-rank matrices.",
         choices=tuple(FLOATS),
         shown="float32 for peft; the base model's for the others, whose layers require it",
     )
-    overwrite: bool = _flag(common_flags.OUTPUT, "Replace an adapter in the output folder.", False)
+    overwrite: bool = flag(common_flags.OUTPUT, "Replace an adapter in the output folder.", False)
 
     def __post_init__(self) -> None:
         """Convert the fields to their types. Raises ConfigError."""

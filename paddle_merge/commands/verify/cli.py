@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ...parsing import size_text
-from ...recipe.fields import _flag, to_types
+from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
 from ..tables import count, facts, shown
@@ -33,16 +33,16 @@ class VerifyConfig:
     """The settings of a verification. paths: the output folder of a merge."""
 
     paths: list[str]
-    sample: int | None = _flag(
+    sample: int | None = flag(
         _WHAT,
         "Number of tensors to compute again from the inputs: a random choice with tensors of every kind. Without this flag,"
         " missing inputs are reported but are no error.",
         shown=str(SAMPLE),
         least=0,
     )
-    full: bool = _flag(_WHAT, "Compute all tensors again.", False)
+    full: bool = flag(_WHAT, "Compute all tensors again.", False)
     json: bool = common_flags.as_json("Print the findings as JSON.", common_flags.RUNNING)
-    n_process: int = _flag(common_flags.RUNNING, "Number of worker processes.", 1, least=1)
+    n_process: int = flag(common_flags.RUNNING, "Number of worker processes.", 1, least=1)
 
     def __post_init__(self) -> None:
         """Convert the fields to their types. Raises ConfigError."""
