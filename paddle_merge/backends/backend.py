@@ -114,24 +114,27 @@ class Backend(Protocol):
         one. weights: (models,), from `array`; x's rows are multiplied by them first."""
 
     def add_bins(self, bins: Formula, x: Any, counts: np.ndarray) -> None:
-        """counts (bins,) += the histogram of x (n,) over the formula `bins`, which gives each element's bin."""
+        """Add to counts (bins,) the histogram of x (n,) over the formula `bins`, which gives each element's bin."""
 
     def add_magnitudes(self, x: Any, unit: float, sums: np.ndarray) -> None:
-        """sums (1,) float64 += the sum of |x| * unit, for x (n,)."""
+        """Add to sums (1,) float64 the sum of |x| * unit, for x (n,)."""
 
     def add_gram(self, x: Any, gram: np.ndarray) -> None:
-        """gram (models, models) float64 += the dot products of all pairs of rows."""
+        """Add to gram (models, models) float64 the dot products of all pairs of rows."""
 
     def add_row_grams(self, x: Any, start: int, across: bool, width: int, grams: np.ndarray) -> None:
-        """grams (pairs, vectors) float64 += the dot products of all pairs of models in each vector of the tensor.
+        """Add to grams (pairs, vectors) float64 the dot products of all pairs of models in each vector of the tensor.
 
         x: the elements from `start` on. across, width: how vectors lie in the tensor (methods/shared/rows.py). Pairs are in
         the order 0 0, 1 0, 1 1, 2 0 ...
         """
 
     def count_active(self, x: Any, epsilon: Any, counts: np.ndarray) -> None:
-        """counts (models, 2) += how many elements of each row are beyond epsilon where no other row's is, and how many where
-        some other row's is. epsilon: from `scalar`."""
+        """Add to counts (models, 2) how many elements of each row are beyond epsilon where no other row's is, and how many
+        where some other row's is.
+
+        epsilon: from `scalar`.
+        """
 
     def count_equal(self, x: Any, value: Any) -> int:
         """Return how many |x| of x (n,) equal a NumPy scalar in the dtype in which magnitudes are compared (float32, or

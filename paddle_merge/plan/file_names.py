@@ -15,7 +15,7 @@ def journal_name(rank: int, new: bool = False) -> str:
 
 
 def is_journal(name: str) -> bool:
-    """Whether a file of this name is a journal, or was going to be one."""
+    """Return whether a file of this name is a journal, or was going to be one."""
     return re.fullmatch(r"merge_journal(\.new)?-\d+\.partial", name) is not None
 
 

@@ -67,7 +67,7 @@ def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
 
 
 def alone(plan: Plan) -> bool:
-    """Whether the command merges in its own process, without workers."""
+    """Return whether the command merges in its own process, without workers."""
     return plan.n_process == 1 and plan.ranks == 1 and plan.engine.tensor_type == "np"
 
 

@@ -28,8 +28,11 @@ def _fold(lanes, sums):
 
 @jit
 def add_model(x, base, counts, sums, largest):
-    """One task vector's block x (n,), and the base's. counts (1,) int64: elements that aren't zero. sums (4,) float64: |x|,
-    x**2, x * base, base**2. largest (1,) float64: the largest |x|."""
+    """Measure one task vector's block x (n,), and the base's.
+
+    counts (1,) int64: elements that aren't zero. sums (4,) float64: |x|, x**2, x * base, base**2. largest (1,) float64: the
+    largest |x|.
+    """
     lanes, most = np.zeros((4, LANES), np.float64), np.zeros(LANES, x.dtype)
     one, other = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
     absolute, squares, along, base_squares = lanes[0], lanes[1], lanes[2], lanes[3]
@@ -60,8 +63,11 @@ def add_model(x, base, counts, sums, largest):
 
 @jit
 def add_pair(x, y, counts, sums):
-    """Two task vectors' blocks (n,). counts (3,) int64: elements that are zero in neither, those of them whose signs differ,
-    and those that aren't equal. sums (2,) float64: x * y, |x * y|."""
+    """Measure two task vectors' blocks (n,).
+
+    counts (3,) int64: elements that are zero in neither, those of them whose signs differ, and those that aren't equal. sums
+    (2,) float64: x * y, |x * y|.
+    """
     lanes, product = np.zeros((2, LANES), np.float64), np.empty(LANES, np.float64)
     products, sizes = lanes[0], lanes[1]
     for begin in range(0, x.size, LANES):
@@ -88,8 +94,10 @@ def add_pair(x, y, counts, sums):
 
 @jit
 def add_kept(x, s, counts, sums):
-    """A task vector's block x (n,), and what a sparsifier made of it. counts (1,) int64: elements of s that aren't zero.
-    sums (3,) float64: |x| there, |s|, (s - x)**2."""
+    """Measure a task vector's block x (n,), and what a sparsifier made of it.
+
+    counts (1,) int64: elements of s that aren't zero. sums (3,) float64: |x| there, |s|, (s - x)**2.
+    """
     lanes = np.zeros((3, LANES), np.float64)
     one, other = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
     mass, scaled, error = lanes[0], lanes[1], lanes[2]
@@ -114,8 +122,10 @@ def add_kept(x, s, counts, sums):
 
 @jit
 def add_agreed(x, s, merged, counts, sums):
-    """The same, and what sign election made of all of them. counts (1,) int64: elements of s that have the sign of merged.
-    sums (1,) float64: |x| there."""
+    """Measure the same, and what sign election made of all of them.
+
+    counts (1,) int64: elements of s that have the sign of merged. sums (1,) float64: |x| there.
+    """
     lanes, agrees = np.zeros((1, LANES), np.float64), np.empty(LANES, np.uint32)
     mass = lanes[0]
     for begin in range(0, x.size, LANES):
@@ -133,7 +143,7 @@ def add_agreed(x, s, merged, counts, sums):
 
 @jit
 def add_absolute(x, sums):
-    """sums (1,) float64 += |x|."""
+    """Add |x| to sums (1,) float64."""
     lanes = np.zeros((1, LANES), np.float64)
     mass = lanes[0]
     for begin in range(0, x.size, LANES):
@@ -145,7 +155,7 @@ def add_absolute(x, sums):
 
 @jit
 def count_both(x, y):
-    """How many elements are zero in neither."""
+    """Return how many elements are zero in neither."""
     total = 0
     for begin in range(0, x.size, LANES):
         a, b = x[begin : begin + LANES], y[begin : begin + LANES]

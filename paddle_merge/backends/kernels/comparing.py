@@ -81,7 +81,7 @@ def add_block(x, y, sums, counts, finite):
 
 @jit
 def add_distances(one, other, sign, finite, buckets):
-    """buckets (BUCKETS,) int64 += how many elements lie 0, 1, 2-3, 4-7 ... representable numbers apart, where finite.
+    """Add to buckets (BUCKETS,) int64 how many elements lie 0, 1, 2-3, 4-7 ... representable numbers apart, where finite.
 
     one, other (n,) uint32 or uint64: their bits, of one dtype. sign: the bit that says minus, below which stands the
     magnitude; 0 if there is none. Minus and plus zero are 0 apart.

@@ -13,7 +13,7 @@ from .folds import CHUNK
 
 @jit
 def add_low_rank(x, start, left, right):
-    """x, the elements from `start` on of a matrix (rows, columns), += left (rows, r) @ right (r, columns).
+    """Add left (rows, r) @ right (r, columns) to x, the elements from `start` on of a matrix (rows, columns).
 
     Each element is summed over r in order, so it doesn't depend on where x begins and ends. Four terms at a time spare
     three quarters of the loads and stores of the sums.
@@ -43,7 +43,7 @@ def add_low_rank(x, start, left, right):
 
 @jit
 def add_squares(x, start, columns, axis, sums):
-    """sums (rows,) or (columns,), float64 += the squares of x, the elements from `start` on, of each row or column."""
+    """Add to sums (rows,) or (columns,), float64, the squares of x, the elements from `start` on, of each row or column."""
     for i in range(x.size):
         row = (start + i) // columns
         sums[row if axis == 0 else start + i - row * columns] += float64(x[i]) * float64(x[i])
@@ -51,7 +51,7 @@ def add_squares(x, start, columns, axis, sums):
 
 @jit
 def scale_rows(x, start, columns, axis, factors):
-    """x, the elements from `start` on, *= its row's or column's factor."""
+    """Multiply x, the elements from `start` on, by the factor of their row or column."""
     for i in range(x.size):
         row = (start + i) // columns
         x[i] *= factors[row if axis == 0 else start + i - row * columns]

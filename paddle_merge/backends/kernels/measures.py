@@ -36,7 +36,7 @@ def add_bins(x, counts):
 
 @jit
 def add_gram(x, gram):
-    """gram += x @ x.T, in float64."""
+    """Add x @ x.T, in float64, to gram."""
     terms = np.empty(CHUNK, np.float64)
     for begin in range(0, x.shape[1], CHUNK):
         for j in range(x.shape[0]):
@@ -51,7 +51,7 @@ def add_gram(x, gram):
 
 @jit
 def count_between(x, bounds, stride, counts, sums, values):
-    """One block of a pass of methods.shared.selection.Bracket."""
+    """Count and collect one block, as Backend.count_between says."""
     kind = bounds.dtype.type
     lo, hi = bounds[0], bounds[1]
     magnitudes = np.empty(CHUNK, bounds.dtype)
@@ -108,7 +108,8 @@ def count_between(x, bounds, stride, counts, sums, values):
 
 @jit
 def count_active(x, epsilon, counts):
-    """counts (models, 2) += elements of each row beyond epsilon, where no other row's is, and where some other's is."""
+    """Add to counts (models, 2) the number of elements of each row beyond epsilon, where no other row's is, and where some
+    other's is."""
     together = np.empty(CHUNK, np.uint16)
     for begin in range(0, x.shape[1], CHUNK):
         end = min(begin + CHUNK, x.shape[1])
@@ -147,7 +148,7 @@ def _dot(a, b, terms):
 
 @jit
 def add_row_grams(x, start, across, width, grams):
-    """grams (pairs, vectors) += the dot products of all pairs of models (0 0, 1 0, 1 1, 2 0 ...) in each vector."""
+    """Add to grams (pairs, vectors) the dot products of all pairs of models (0 0, 1 0, 1 1, 2 0 ...) in each vector."""
     done, size = 0, x.shape[1]
     terms = np.empty(CHUNK, np.float64)
     while done < size:
@@ -193,8 +194,10 @@ def add_exponentials(x, start, across, width, peaks, sums):
 
 @jit
 def add_divergence(x, base, start, across, width, peaks, sums, divergence):
-    """divergence (rows,) += the terms p log(p / q) of x and base, the elements from `start` on. peaks, sums: (2, rows), of
-    x's rows and of base's."""
+    """Add to divergence (rows,) the terms p log(p / q) of x and base, the elements from `start` on.
+
+    peaks, sums: (2, rows), of x's rows and of base's.
+    """
     for i in range(x.size):
         a, b = float64(x[i]), float64(base[i])
         if abs(a) < np.inf and abs(b) < np.inf:

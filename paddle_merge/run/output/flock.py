@@ -41,7 +41,7 @@ class FolderLock:
 
 
 def is_held(folder: str) -> bool:
-    """Whether a merge into the folder is running."""
+    """Return whether a merge into the folder is running."""
     lock = FolderLock(folder)
     try:
         lock.take()

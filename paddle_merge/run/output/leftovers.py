@@ -12,7 +12,7 @@ from ...plan.file_names import ADAPTERS, CARD, COPIED, LOCK, NAMES, PARTIAL, REC
 
 
 def left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
-    """Whether a killed merge leaves a file of this name."""
+    """Return whether a killed merge leaves a file of this name."""
     whole = name.removesuffix(ending)
     ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, LOCK, *ADAPTERS)
     ours = ours or is_journal(name) or name == NAMES
@@ -40,5 +40,5 @@ def half_named(folder: str) -> set[str]:
 
 
 def is_unfinished(folder: str) -> bool:
-    """Whether there is more of a merge than journals, which are removed only when the merge is complete."""
+    """Return whether there is more of a merge than journals, which are removed only when the merge is complete."""
     return any(name.endswith(PARTIAL) and name != NAMES and not is_journal(name) for name in os.listdir(folder))
