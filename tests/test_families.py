@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_merge.methods.registry import find, names
-from paddle_merge.methods.shared.method import REQUIRED
+from paddle_merge.methods.registry import NAMED, find, names
+from paddle_merge.methods.shared.method import REQUIRED, Method
 from tools.compare_with_mergekit import Tensors
 from tools.try_recipes import tried
 
@@ -79,9 +79,14 @@ def test_a_page_names_every_recipe_beside_it(page: Path) -> None:
 
 @pytest.mark.parametrize("language", BASES)
 def test_every_method_is_on_one_page(language: str) -> None:
-    """With all its parameters and their defaults, and whether it needs a base model, as the code has them."""
+    """With all its parameters and their defaults, and whether it needs a base model, as the code has them.
+
+    Except for a method that has no place in lists yet: one file, its loop and its laws make a method.
+    """
     found = [name for folder in FAMILIES for name in described(folder / language)]
-    assert sorted(found) == sorted(names())
+    new = {name for name, method in NAMED.items() if method.place == Method.place}
+    assert set(names()) - new <= set(found) <= set(names())
+    assert len(found) == len(set(found))
     for folder in FAMILIES:
         for name, (_, _, base, parameters, _) in described(folder / language).items():
             method = find(name)

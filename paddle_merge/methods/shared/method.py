@@ -52,7 +52,8 @@ class Method:
     by_layer: whether `make` and `problems` also get `layer`, the place of the tensor's layer in its stack: 0 the first
         layer, or no layer; 1 the last.
     mergekit: whether mergekit has a method of this name.
-    place: where lists of methods show it; those of one place come in alphabetical order.
+    place: where lists of methods show it. Methods that a page of configs/recipes describes have a place; others come last,
+        in alphabetical order.
     """
 
     name: str
