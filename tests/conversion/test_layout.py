@@ -148,7 +148,7 @@ def test_turning_changes_nothing_but_the_order(tmp_path: Path, method: str) -> N
 
 
 def test_tied_embeddings(tmp_path: Path) -> None:
-    """HF leaves lm_head out, Paddle's libraries store it; turned to HF it goes."""
+    """HF leaves lm_head out, Paddle's libraries store it; a conversion to HF drops it."""
     tied = {**CONFIG, "tie_word_embeddings": True}
     a, b = llama(0, tied=True), llama(1, tied=True)
     paddle = {**laid_out(b, "paddlenlp"), "lm_head.weight": b["model.embed_tokens.weight"]}
@@ -391,7 +391,7 @@ def test_odd_configs(tmp_path: Path) -> None:
 
 
 def test_undecidable_but_of_the_same_shapes(tmp_path: Path) -> None:
-    """Nothing needs turning, whatever the layout is."""
+    """Nothing needs to be transposed, whatever the layout is."""
     paths = [str(write(tmp_path / name, llama(0), "bfloat16", format=name, config={})) for name in ("pt", "np")]
     for path in paths:
         (Path(path) / "config.json").unlink()
@@ -400,7 +400,7 @@ def test_undecidable_but_of_the_same_shapes(tmp_path: Path) -> None:
 
 
 def test_paddles_and_torchs_files_of_unknown_models(tmp_path: Path) -> None:
-    """Square matrices may lie either way."""
+    """Square matrices may have either orientation."""
     import pickle
 
     values = {"blocks.0.proj.weight": np.arange(64, dtype="f4").reshape(8, 8)}

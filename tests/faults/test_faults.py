@@ -486,7 +486,7 @@ def test_a_rename_that_fails_leaves_no_half_checkpoint(
 
 
 def test_the_record_is_last_and_never_another_merges(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    """A power cut just before the last rename of an overwrite: new weights must not stand beside the old record."""
+    """A power cut just before the last rename of an overwrite: new weights must not be found with the old record."""
     out = run(*pair, out=tmp_path / "out", weight_list=[3.0, 1.0])
     code = """
 import os, sys

@@ -126,7 +126,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_config_of_another_vocabulary_or_that_ties_otherwise(tmp_path: Path) -> None:
-    """Where lm_head stands in the weights, a config that ties it makes loaders put the embedding in its place."""
+    """If the weights contain lm_head, a config that ties it makes loaders replace it by the embedding."""
     base = write(tmp_path / "base", llama(0), config=CONFIG, format="pt")
     tied = write(tmp_path / "tied", llama(0, tied=True), config={**CONFIG, "tie_word_embeddings": True}, format="pt")
     for model, number, extra, words in (

@@ -696,7 +696,7 @@ def test_one_model_is_none_for_paddlenlps_slerp(here: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["np", "pd"])
 def test_state_dicts_of_paddles_layout_have_their_rows_across(kind: str) -> None:
-    """model_stock with an angle per output of a layer: [in, out] merges to what [out, in] does, turned."""
+    """model_stock with an angle per output of a layer: [in, out] merges to the transpose of what [out, in] does."""
     random = np.random.default_rng(0)
     name, embed = "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"
     states = [

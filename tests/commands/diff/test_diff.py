@@ -123,7 +123,7 @@ def test_from_zero(tmp_path: Path) -> None:
 
 
 def key(raw: np.ndarray, dtype: str) -> list[int]:
-    """Where each number stands in the order of its dtype's numbers, both zeros at 0."""
+    """Return each number's position in the order of its dtype's numbers, with both zeros at 0."""
     if dtype in INTEGER:
         return [int(one) for one in raw]
     width = raw.dtype.itemsize * 8
@@ -268,7 +268,7 @@ def test_formats(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("kind", ["peft", "paddle", "dora"])
 def test_an_adapter_behind_its_base_is_the_model_it_folds_into(tmp_path: Path, kind: str, dtype: str) -> None:
-    """To the bit; though the output is in another layout, from which tensors are read turned."""
+    """Equal to the bit, although the output is in another layout, from which tensors are read transposed."""
     base, pairs = stored(tmp_path / "base", llama(0), "hf", dtype=dtype), factors(1)
     if kind == "paddle":
         adapter = paddle(tmp_path / "ad", in_paddle(pairs))

@@ -263,7 +263,7 @@ def test_other_formats_dtypes_and_methods(tmp_path: Path, fields: dict[str, Any]
 
 
 def test_adapters_and_turned_layouts(tmp_path: Path) -> None:
-    """What was read is noted as it was merged: turned, the adapter folded in. An adapter that changes is noticed."""
+    """Inputs are recorded as they were merged: transposed, with the adapter folded in. A changed adapter is reported."""
     base = stored(tmp_path / "base", llama(0), "paddlenlp")
     other = stored(tmp_path / "other", llama(1), "hf")
     adapter = peft(tmp_path / "lora", in_peft(factors(1)), "float32")

@@ -217,7 +217,7 @@ def test_embedding_biases_and_whole_tensors(tmp_path: Path, layout: str) -> None
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_trainable_modules(tmp_path: Path, layout: str) -> None:
-    """PaddleNLP saves them whole, [in, out]; lm_head as its model has it. All others' Linear weights are turned."""
+    """PaddleNLP saves them whole, [in, out], and lm_head as its model has it. All other Linear weights are transposed."""
     base, other, pairs = llama(0), llama(9), factors(1)
     del pairs["lm_head"]
     words = ("up_proj.weight", "o_proj.weight", "norm.weight", "lm_head.weight", "q_proj.bias")
@@ -229,7 +229,7 @@ def test_trainable_modules(tmp_path: Path, layout: str) -> None:
 
 
 def test_fan_in_fan_out(tmp_path: Path) -> None:
-    """GPT-2's Conv1D is stored [in, out], square ones too; PEFT's factors aren't turned for it."""
+    """GPT-2's Conv1D is stored [in, out], square ones too; PEFT's factors aren't transposed for it."""
     random = np.random.default_rng(0)
     shapes = {"c_attn": (8, 24), "c_proj": (8, 8)}
     base = {f"transformer.h.0.attn.{name}.weight": random.standard_normal(shape) for name, shape in shapes.items()}
@@ -318,7 +318,7 @@ def test_an_embedding_that_peft_trained_apart_from_its_head(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("output", LAYOUTS)
 def test_adapters_that_tie_lm_head_themselves(tmp_path: Path, output: str) -> None:
-    """PEFT's ensure_weight_tying: lm_head's A is the embedding's B turned, its B the embedding's A. Folded once."""
+    """PEFT's ensure_weight_tying: lm_head's A and B are the embedding's B and A, transposed. They are folded once."""
     base, random = llama(0, tied=True), np.random.default_rng(3)
     a, b, whole = (random.standard_normal(shape) for shape in ((R, VOCAB), (HIDDEN, R), (VOCAB, HIDDEN)))
     words = "model.embed_tokens"
@@ -589,7 +589,7 @@ def test_mixers_that_are_no_floats_or_not_spoken_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["hf", "paddlenlp"])
 def test_whole_tensors_are_turned_only_where_layouts_differ(tmp_path: Path, layout: str) -> None:
-    """One of the same layout whose shape only fits turned is of another model; what isn't a Linear may not turn at all."""
+    """In the same layout, a shape that only fits transposed is of another model; only Linear weights may be transposed."""
     base = llama(0) | {f"{LAYER}self_attn.bias_table.weight": np.ones((4, 4))}
     path = stored(tmp_path / "base", base, layout, dtype="float64")
     wrong = {f"{LAYER}mlp.up_proj.weight": np.ones((HIDDEN, INTER))}

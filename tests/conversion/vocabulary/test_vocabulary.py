@@ -128,7 +128,7 @@ def test_rows_are_matched_by_token(here: Path) -> None:
 
 
 def test_union_has_the_tokens_of_all(here: Path) -> None:
-    """t4: in b, and c; without a base among those that have it, the mean of 40 and 400 stands in for a's."""
+    """b and c have t4. The base doesn't, so the mean of their rows, 40 and 400, is used for a."""
     three = "models: [{model: a}, {model: b}, {model: c}]\nmerge_method: linear\nparameters: {weight: 1}\n"
     out = made(three + "tokenizer_source: union")
     assert tokens_of("out") == {"t0": 0, "t1": 1, "t2": 2, "t3": 3, "t4": 4, "t5": 5}
@@ -164,7 +164,7 @@ def test_a_model_by_another_path(here: Path, source: str) -> None:
 
 
 def test_a_tokenizer_that_no_model_has(here: Path) -> None:
-    """t9 is in none: zeros, as mergekit's, and the plan says so."""
+    """No model has t9: its row is zeros, as in mergekit, and the plan says so."""
     tokenizer(here / "words", ["t0", "t9", "t3"])
     out = made(AVERAGE + "tokenizer_source: words", account="account.json")
     assert out[EMBED][:, 0].tolist() == [0, 0, 16.5]
@@ -357,7 +357,7 @@ def test_an_earlier_merges_tokens_are_written(here: Path, source: str) -> None:
 
 @pytest.mark.parametrize("source", ["union", "b"])
 def test_what_is_made_of_other_tokens_says_whose_they_are(here: Path, source: str) -> None:
-    """m would stand beside a's tokenizer, whose tokens aren't m's. Where they are, nothing need be said."""
+    """m would be stored with a's tokenizer, whose tokens aren't m's. Where they are, there is no message."""
     model(here / "b", ["t0", "t3", "t1", "t2"] if source == "b" else ["t0", "t3", "t1", "t4"], 10)
     second = "models: [{model: m}]\nmerge_method: passthrough\n"
     with pytest.raises(CheckpointError, match=r"m .*: has other tokens than the tokenizer of a, so"):
@@ -433,7 +433,7 @@ def pairs_tokenizer(folder: Path, count: int, seed: int) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak so")
 @pytest.mark.parametrize("source", few(["tokenizer_source: union", ""]))
 def test_vocabularies_are_in_the_ceiling(here: Path, source: str) -> None:
-    """Tokenizers are read to align tokens, or to warn of those that differ: the memory for it is foretold."""
+    """Tokenizers are read to align tokens, or to warn of those that differ; the plan includes the memory for it."""
     for seed, name in enumerate("ab"):
         pairs_tokenizer(here / name, 60_000, seed)
     (here / "recipe.yaml").write_text(AVERAGE + source + "\n")

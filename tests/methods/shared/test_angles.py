@@ -548,7 +548,7 @@ def test_a_model_merges_alike_in_any_layout(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_stage_by_rows_is_as_if_it_had_been_written(tmp_path: Path, layout: str, tied: bool) -> None:
-    """Its matrices are turned as those of the merge that it is for."""
+    """Its matrices are oriented like those of the merge that uses it."""
     config = {**CONFIG, "tie_word_embeddings": tied}
     base, *paths = (stored(tmp_path / name, llama(seed, tied=tied), layout, config) for seed, name in enumerate("cab"))
     out = tmp_path / "first"
@@ -571,7 +571,7 @@ def test_in_no_known_layout_matrices_are_torchs() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if " " in kind])
 @pytest.mark.parametrize("shape", [(30_000, 3), (3, 30_000), (300, 300), (90_000,)])
 def test_memory(kind: str, shape: tuple[int, ...], dtype: str) -> None:
-    """What is foretold is enough, and not much more than is taken."""
+    """The announced memory is enough, and not much more than is used."""
     method, parameters = KINDS[kind]
     models = NAMED[method].most or 4
     what = resolved(method, **{"weight": (1.0,) * models, **parameters})
