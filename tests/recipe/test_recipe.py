@@ -343,7 +343,7 @@ def test_the_command_line_takes_a_recipe(here: Path, capsys: pytest.CaptureFixtu
         main(["r.yaml", "--output_path", "o2", "--reserve_p", "0.3", "--merge_method", "ties"])
     assert caught.value.code == 1
     assert (
-        "--merge_method, --reserve_p: with a recipe, models, method and parameters are the recipe's"
+        "--merge_method, --reserve_p: a recipe gives the models, the method and the parameters, so leave these flags out"
         in capsys.readouterr().err
     )
 
