@@ -59,8 +59,8 @@ def _consensus(weight: tuple[float, ...], lambda_mask: tuple[float, ...], k: int
 
 def _problems(weight: tuple[float, ...], lambda_mask: tuple[float, ...], k: int, **others: float) -> list[Problem]:
     if not 0 <= k <= len(weight):
-        told = f"{k} is how many models an element must matter to: from 0 to the {len(weight)} that are merged"
-        return [Problem("k", told)]
+        sentence = f"{k} is how many models an element must matter to: from 0 to the {len(weight)} that are merged"
+        return [Problem("k", sentence)]
     if not all(one >= 0 for one in lambda_mask):
         return [Problem("lambda_mask", f"{listed(lambda_mask)} must not be negative")]
     return []

@@ -43,11 +43,11 @@ def _problems(density: Each, epsilon: Each = (), gamma: Each = (), **others: Any
         return [Problem("gamma", f"{listed(gamma)} is the share of elements to drop as outliers, from 0 to 1")]
     for kept, half in zip(density, epsilon, strict=False):
         if 0.0 < kept < 1.0 and not abs(half) < min(kept, 1.0 - kept):
-            told = (
+            sentence = (
                 f"{half:g} with {{density}} {kept:g}: keep probabilities span density -/+ epsilon and must stay between 0"
                 f" and 1; set epsilon below {min(kept, 1.0 - kept):g}"
             )
-            return [Problem("epsilon", told)]
+            return [Problem("epsilon", sentence)]
     return []
 
 

@@ -73,8 +73,8 @@ def _problems(weight: tuple[float, ...], normalize_weights: bool, eps: float) ->
     if not 0.0 <= eps < math.inf:
         return [Problem("eps", f"{eps:g} must not be negative")]
     if normalize_weights and len(weight) > 1 and abs(sum(weight)) <= 1e-9 * sum(map(abs, weight)):
-        told = "sums to zero, so it can't be normalised; {normalize_weights:false}"
-        return [Problem("weight", f"{listed(weight)} {told}")]
+        sentence = "sums to zero, so it can't be normalised; {normalize_weights:false}"
+        return [Problem("weight", f"{listed(weight)} {sentence}")]
     return []
 
 

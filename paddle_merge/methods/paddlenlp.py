@@ -128,19 +128,19 @@ def sparsifier_problems(name: str, reserve_p: float, epsilon: float = 0.0) -> li
     FINEST is the smallest probability that random masks can tell from 0.
     """
     if name != "trim" and 0.0 < reserve_p < FINEST:
-        told = "keeps less than one element of 2**32, which masks can't tell from none; raise it"
-        return [Problem("reserve_p", f"{reserve_p:g} {told}")]
+        sentence = "keeps less than one element of 2**32, which masks can't tell from none; raise it"
+        return [Problem("reserve_p", f"{reserve_p:g} {sentence}")]
     if reserve_p == 0.0:
         return [Problem("reserve_p", "0 keeps nothing of the models; it must be greater than 0 and at most 1")]
     if not 0.0 < reserve_p <= 1.0:
         return [Problem("reserve_p", f"{reserve_p:g} is the fraction of elements to keep: greater than 0 and at most 1")]
     widest = 2.0 * min(reserve_p, 1.0 - reserve_p)
     if name == "magprune" and not 0.0 <= epsilon <= widest + 1e-12:
-        told = (
+        sentence = (
             f"{epsilon:g} with {{reserve_p}} {reserve_p:g} would need probabilities outside 0 to 1: keep probabilities span"
             f" reserve_p -/+ epsilon/2, so epsilon may be at most {widest:g}"
         )
-        return [Problem("epsilon", told)]
+        return [Problem("epsilon", sentence)]
     return []
 
 
@@ -148,21 +148,23 @@ def _linear_problems(weight: Sequence[float], normalize: bool, **others: Any) ->
     """Return why weights can't be divided by their sum: it is zero, or negative and would flip every sign."""
     total = sum(weight)
     if normalize and abs(total) <= 1e-9 * sum(map(abs, weight)):
-        told = "sums to zero, so it can't be normalised; {normalize:false} to use the weights as they are"
-        return [Problem("weight", f"{listed(weight)} {told}")]
+        sentence = "sums to zero, so it can't be normalised; {normalize:false} to use the weights as they are"
+        return [Problem("weight", f"{listed(weight)} {sentence}")]
     if normalize and total < 0:
-        told = f"sums to {total:g}; dividing by it would flip every sign; {{normalize:false}} to use the weights as they are"
-        return [Problem("weight", f"{listed(weight)} {told}")]
+        sentence = (
+            f"sums to {total:g}; dividing by it would flip every sign; {{normalize:false}} to use the weights as they are"
+        )
+        return [Problem("weight", f"{listed(weight)} {sentence}")]
     return []
 
 
 def _ties_problems(weight: Sequence[float], normalize: bool, **others: Any) -> list[Problem]:
     if normalize and min(weight, default=0.0) < 0:
-        told = (
+        sentence = (
             "ties divides each element by the weights of the models that agree, which a negative weight can turn negative or"
             " zero; {normalize:false} to use the weights as they are"
         )
-        return [Problem("weight", f"{listed(weight)}: {told}")]
+        return [Problem("weight", f"{listed(weight)}: {sentence}")]
     return _linear_problems(weight, normalize)
 
 
@@ -173,8 +175,8 @@ def _slerp_problems(
     if not 0.0 <= slerp_alpha <= 1.0:
         found.append(Problem("slerp_alpha", f"{slerp_alpha:g} must lie between 0 (the first model) and 1 (the second)"))
     if not 0.0 <= slerp_dot_threshold <= 1.0:
-        told = f"{slerp_dot_threshold:g} is a cosine and must lie between 0 and 1"
-        found.append(Problem("slerp_dot_threshold", told))
+        sentence = f"{slerp_dot_threshold:g} is a cosine and must lie between 0 and 1"
+        found.append(Problem("slerp_dot_threshold", sentence))
     if not slerp_normalize_eps >= 0.0:
         found.append(Problem("slerp_normalize_eps", f"{slerp_normalize_eps:g} must not be negative"))
     return found

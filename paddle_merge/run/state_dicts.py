@@ -137,11 +137,13 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
 
 def _layout(recipe: Recipe, first: Checkpoint, kind: _Numpy | _Paddle) -> str | None:
     """Return the layout of all state dicts. Raises CheckpointError if they have several."""
-    told = list(dict.fromkeys(layout for layout in recipe.layouts if layout is not None))
-    if len(told) > 1:
-        raise CheckpointError(f"state dicts are merged as they are, so they must be of one layout, not of {', '.join(told)}")
-    if told or isinstance(kind, _Numpy):
-        return told[0] if told else None
+    given = list(dict.fromkeys(layout for layout in recipe.layouts if layout is not None))
+    if len(given) > 1:
+        raise CheckpointError(
+            f"state dicts are merged as they are, so they must be of one layout, not of {', '.join(given)}"
+        )
+    if given or isinstance(kind, _Numpy):
+        return given[0] if given else None
     return "paddleformers" if any(name.startswith("model.") for name in first.tensors) else "paddlenlp"
 
 

@@ -32,8 +32,8 @@ def _checkpoint(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "format", f"{said['format']}, {files[0] if len(files) == 1 else f'{len(files)} files'}, {size_text(said['bytes'])}"
     yield "layout", f"{said['layout'] or 'unknown'}: {said['layout_evidence']}"
     if said["family"]:
-        told = said["architectures"] or ()
-        names = ", ".join(map(str, told if isinstance(told, list | tuple) else [told]))
+        architectures = said["architectures"] or ()
+        names = ", ".join(map(str, architectures if isinstance(architectures, list | tuple) else [architectures]))
         yield "family", f"{said['family']}{f' ({names})' if names else ''}"
     if said["quantised"]:
         yield "quantised", "; ".join(said["quantised"])

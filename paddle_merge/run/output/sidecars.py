@@ -93,8 +93,8 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     dtypes = {tensor.dtype.name for tensor in plan.tensors if tensor.merged}
     wanted = dict(model)
     stored_only = any(tensor.merged and tensor.dtype.itemsize == 1 for tensor in plan.tensors)
-    told = plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()
-    if len(dtypes) == 1 and not stored_only and told:
+    has_dtype = plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()
+    if len(dtypes) == 1 and not stored_only and has_dtype:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
     wanted.update(_older_rope(model))
     wanted, _ = restacked(wanted, plan.recipe, plan.tensors, plan.inputs)
@@ -142,10 +142,18 @@ def model_card(plan: Plan, request: Request) -> str:
     base = recipe.slices[0].base
     against = f" on task vectors against the base model `{names[base.number]}`" if base else ""
     defaults = dataclasses.asdict(MergeConfig())
-    told = ("model_path_list", "base_model_path", "output_path", "n_process", "merge_method", "merge_type", "sparsify_type")
+    shown_above = (
+        "model_path_list",
+        "base_model_path",
+        "output_path",
+        "n_process",
+        "merge_method",
+        "merge_type",
+        "sparsify_type",
+    )
     given = dict(request.record)
     recipe_yaml = given.pop("recipe_yaml")
-    shown = {name: value for name, value in given.items() if name not in told and value != defaults[name]}
+    shown = {name: value for name, value in given.items() if name not in shown_above and value != defaults[name]}
     as_recipe = ["The recipe:", "", "```yaml", recipe_yaml.rstrip(), "```", ""] if recipe_yaml else []
     return "\n".join(
         [
