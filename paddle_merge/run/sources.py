@@ -14,14 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..backends.backend import Backend
-from ..backends.np_backend import NumpyBackend
 from ..backends.scratch import Scratch
 from ..checkpoints.files import Files, StoredReader
 from ..checkpoints.fingerprint import Fingerprint
 from ..checkpoints.tensors import ElementReader, StoredEntry, TensorEntry
-from ..conversion.lora.adapted import AdaptedReader
 from ..conversion.lora.entry import AdaptedEntry
-from ..conversion.vocabulary.aligned import AlignedReader
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..dtypes import DType
 from ..plan.plan import Piece, StagedEntry, TensorPlan
@@ -37,8 +34,12 @@ def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
         case StoredEntry():
             return StoredReader(entry, files)
         case AdaptedEntry():
+            from ..conversion.lora.adapted import AdaptedReader  # imports Numba
+
             return AdaptedReader(entry, compute, files)
         case AlignedEntry():
+            from ..conversion.vocabulary.aligned import AlignedReader  # imports Numba
+
             return AlignedReader(entry, compute, functools.partial(reader, files=files))
         case StagedEntry():
             return StagedReader(entry, files)
@@ -111,6 +112,8 @@ class StagedReader:
     """
 
     def __init__(self, entry: StagedEntry, files: Files):
+        from ..backends.np_backend import NumpyBackend  # imports Numba, which most commands don't need
+
         plan, self._backend = entry.plan, NumpyBackend(entry.plan.compute)
         self.dtype, self._size = plan.dtype, plan.size
         with self._backend.at_work():

@@ -94,12 +94,11 @@ def test_a_formula_without_a_kernel_runs_as_it_stands() -> None:
     assert backend.elected_balance(sign, x, np.array([2.0, 1.0], np.float32), False) == 1
 
 
-def test_methods_are_named_without_numba() -> None:
-    """Help pages and plans don't wait for it."""
-    code = (
-        "import sys, paddle_merge.methods.registry, paddle_merge.plan.planner\n"
-        "assert not {'numba', 'paddle'} & sys.modules.keys()"
-    )
+@pytest.mark.parametrize("module", ["methods.registry", "plan.planner", "run.merge", "run.worker", "run.state_dicts"])
+def test_numba_is_imported_by_what_computes_only(module: str) -> None:
+    """Help pages, plans, refused merges and workers that compute with Paddle don't wait for Numba. A worker that does
+    import it first says that Numba shall do without SciPy, which takes effect only if the worker's module hasn't."""
+    code = f"import sys, paddle_merge.{module}\nassert not {{'numba', 'scipy', 'paddle'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
