@@ -138,7 +138,7 @@ def _recipe_of_named(config: MergeConfig, named: Method) -> tuple[ParsedRecipe |
     inputs, subtracted = assign_roles(named, listed, based)
     if not problems and (problem := count_problem(named, len(inputs))):
         problems.append(problem)
-    if problems:
+    if problems or fields.of_fields(config):
         return None, problems
     paths = tuple(path for path in order if path != base)
     recipe = Recipe(paths, base, named, (Slice(inputs, subtracted),), settings)

@@ -79,3 +79,10 @@ def test_a_request_lists_all_problems(recipe: Path) -> None:
 def test_device_memory_that_is_no_number(memory: float) -> None:
     request = Request.of(MergeConfig(model_path_list=["a", "b"], max_tensor_mem=memory))
     assert any(problem.startswith("--max_tensor_mem must be finite") for problem in request.problems)
+
+
+@pytest.mark.parametrize("method", ["ties", "task_arithmetic", "breadcrumbs"])
+def test_a_flag_that_is_not_finite_is_a_problem_whatever_the_method(method: str) -> None:
+    config = MergeConfig(model_path_list=["a", "b"], base_model_path="base", merge_method=method, scale=float("nan"))
+    with pytest.raises(ConfigError, match="--scale must be finite"):
+        Request.of(config).checked_recipe()
