@@ -43,9 +43,8 @@ def of_flags(config: MergeConfig, engine: Engine) -> list[str]:
                 f" {merge_type}; leave out the method or the types that contradict it"
             )
     if config.weight_list is not None:
-        if pair_of(config)[1] == "slerp":
-            if len(set(config.weight_list)) > 1:
-                found.append("slerp uses --slerp_alpha, not by --weight_list")
+        if pair_of(config)[1] == "slerp" and len(set(config.weight_list)) > 1:
+            found.append("slerp uses --slerp_alpha, not --weight_list")
         elif len(config.weight_list) != len(models):
             found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(models)} models")
     if any(0 < abs(weight) < 1 / LARGEST for weight in config.weight_list or ()):

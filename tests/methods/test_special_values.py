@@ -394,7 +394,8 @@ def test_ratios_of_weights_are_all_that_counts_in_ties(tmp_path: Path, backend: 
         ({"merge_method": "della", "epsilon": -0.1}, r"--epsilon -0.1"),
         ({"merge_method": "slerp", "slerp_alpha": -0.01}, r"--slerp_alpha -0.01 must lie between 0 .* and 1"),
         ({"merge_method": "slerp", "slerp_alpha": 1.01}, r"--slerp_alpha 1.01 must lie between 0 .* and 1"),
-        ({"merge_method": "slerp", "weight_list": [1, 2]}, r"slerp uses --slerp_alpha, not by --weight_list"),
+        ({"merge_method": "slerp", "weight_list": [1, 2]}, r"slerp uses --slerp_alpha, not --weight_list"),
+        ({"merge_method": "slerp", "weight_list": [1, 1, 1]}, r"--weight_list has 3 numbers for 2 models"),
     ],
 )
 def test_what_is_said_of_parameters(fields: dict[str, Any], words: str) -> None:
