@@ -114,7 +114,7 @@ class ByTensorRank(Keep):
         counts = counts.reshape(-1, _ROW)
         rows = np.flatnonzero(counts.max(1))  # usually the bins of a few octaves
         keep = keep_probabilities(counts[rows].reshape(-1), density, self.epsilon).reshape(-1, _ROW)
-        limits, scales = np.empty((BINS // _ROW, _ROW), np.uint32), np.empty((BINS // _ROW, _ROW), backend.dtype)
+        limits, scales = np.zeros((BINS // _ROW, _ROW), np.uint32), np.zeros((BINS // _ROW, _ROW), backend.dtype)
         limits[rows] = keep_limit(keep)
         scales[rows] = 1.0 / keep if divide else 1.0
         return backend.mask_constant(limits.reshape(-1)), backend.mask_constant(scales.reshape(-1))

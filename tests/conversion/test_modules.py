@@ -236,7 +236,7 @@ parameters: {weight: 0.5}
     assert vision(2) not in out
     config = json.loads(Path("out/config.json").read_text())
     assert (config["text_config"]["num_hidden_layers"], config["vision_config"]["depth"]) == (4, 2)
-    assert "'deepstack_visual_indexes' of config.json names layers by number, and stays as it was" in caplog.text
+    assert "'deepstack_visual_indexes' of config.json lists numbers of layers and is left unchanged" in caplog.text
 
 
 def test_modules_in_a_merge_that_another_takes(here: Path) -> None:
@@ -420,5 +420,5 @@ def test_where_layers_are_counted(
     assert len(out) == 6
     told = json.loads(Path("out/config.json").read_text())
     assert {name: told[name] for name in expected} == expected
-    sentence = f"config.json: how many layers {stack} has isn't said where it was expected; write 2"
+    sentence = f"config.json doesn't give the number of layers of {stack} where it was expected; set it to 2"
     assert (sentence in caplog.text) == worried

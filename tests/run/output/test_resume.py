@@ -310,7 +310,7 @@ def test_a_changed_merge_does_not_go_on(
     if not words:
         merge(config)
         return
-    with pytest.raises(OutputError, match="--resume can't go on") as caught:
+    with pytest.raises(OutputError, match="--resume can't continue") as caught:
         merge(config)
     assert words in str(caught.value)
     config.overwrite, config.resume = True, False
