@@ -267,6 +267,7 @@ def test_examples_of_the_help_page_are_commands(tmp_path: Path, monkeypatch: pyt
         assert (tmp_path / f"out-{method}" / "model.safetensors").exists()
 
 
+@pytest.mark.exhaustive
 def test_the_bench_runs(tmp_path: Path) -> None:
     bench = ROOT / "tools" / "bench.py"
     done = subprocess.run(

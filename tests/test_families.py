@@ -137,6 +137,7 @@ def parts(out: Tensors, number: int) -> Tensors:
     return {name.removeprefix(start): x for name, x in out.items() if name.startswith(start)}
 
 
+@pytest.mark.exhaustive
 def test_the_comparison_knows_every_method_and_runs() -> None:
     """On two of them, with one training."""
     with warnings.catch_warnings():

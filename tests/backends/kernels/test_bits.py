@@ -169,6 +169,7 @@ def test_gram_is_exact_on_integers_and_adds_up() -> None:
     assert (gram == x.astype(float) @ x.astype(float).T).all()
 
 
+@pytest.mark.exhaustive
 def test_a_change_of_one_file_compiles_the_loops_that_call_it(tmp_path: Path) -> None:
     """Loops call loops of other files; Numba alone looks at a loop's own file only."""
     package = tmp_path / "kernels"

@@ -239,11 +239,12 @@ def test_overlaps_extra_tensors_and_single_files(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path / "b"))
 
 
-def test_flipped_bits_and_cut_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trials", [400, pytest.param(2000, marks=pytest.mark.exhaustive)])
+def test_flipped_bits_and_cut_files(tmp_path: Path, trials: int) -> None:
     save(tmp_path, values(), BOXES, flat=("rows",))
     files = sorted(tmp_path.iterdir())
     outcomes, nameless = {"read": 0, "refused": 0}, list[str]()
-    for trial in range(2000):
+    for trial in range(trials):
         file = files[trial % len(files)] if trial % 3 else tmp_path / "0.metadata"
         good = file.read_bytes()
         file.write_bytes(damaged(good, RANDOM, cut=trial % 10 == 0))
@@ -259,4 +260,4 @@ def test_flipped_bits_and_cut_files(tmp_path: Path) -> None:
         reader.close()
         file.write_bytes(good)
     assert nameless == []
-    assert min(outcomes.values()) > 100
+    assert min(outcomes.values()) > trials // 100

@@ -209,13 +209,14 @@ def read_all(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_flipped_bits_and_cut_files(tmp_path: Path, protocol: int) -> None:
+@pytest.mark.parametrize("trials", [400, pytest.param(3000, marks=pytest.mark.exhaustive)])
+def test_flipped_bits_and_cut_files(tmp_path: Path, protocol: int, trials: int) -> None:
     """Thousands of damaged files: each is read as far as its bytes say, or refused in one sentence per problem."""
     tensors = stored({"w": RANDOM.normal(size=(3, 2)), "b": RANDOM.normal(size=3)}, "bfloat16")
     good = (dump(tmp_path, plain({**tensors, "f": np.asfortranarray(tensors["w"])}), protocol) / MODEL).read_bytes()
     file = tmp_path / "damaged.pdparams"
     outcomes, nameless = {"read": 0, "refused": 0}, list[str]()
-    for trial in range(3000):
+    for trial in range(trials):
         file.write_bytes(damaged(good, RANDOM, cut=trial % 10 == 0))
         try:
             read_all(file)
@@ -224,7 +225,7 @@ def test_flipped_bits_and_cut_files(tmp_path: Path, protocol: int) -> None:
             nameless += [sentence for sentence in error.problems if str(file) not in sentence]
             outcomes["refused"] += 1
     assert nameless == []
-    assert min(outcomes.values()) > 100
+    assert min(outcomes.values()) > trials // 100
 
 
 @pytest.mark.parametrize("protocol", [3, 4])

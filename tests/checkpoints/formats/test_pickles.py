@@ -250,6 +250,7 @@ def test_objects_in_arrays_are_not_looked_at(tmp_path: Path) -> None:
     refused(tmp_path / "a.pdparams", pickle.dumps({"w": array}, protocol=4))
 
 
+@pytest.mark.exhaustive  # it takes seconds
 def test_millions_of_instructions_end_soon_and_in_little_memory(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for step in (b"}", b"N\x94", b"]"):

@@ -231,12 +231,13 @@ def test_zips_that_are_not_torchs(tmp_path: Path) -> None:
         open_checkpoint(str(file))
 
 
-def test_flipped_bits_and_cut_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trials", [400, pytest.param(3000, marks=pytest.mark.exhaustive)])
+def test_flipped_bits_and_cut_files(tmp_path: Path, trials: int) -> None:
     tensors = {"w": RANDOM.integers(0, 9, (3, 2)).astype("<u2"), "b": RANDOM.normal(size=3).astype("<f4")}
     good = (write(tmp_path, tensors) / MODEL).read_bytes()
     file = tmp_path / "damaged.bin"
     outcomes, nameless = {"read": 0, "refused": 0}, list[str]()
-    for trial in range(3000):
+    for trial in range(trials):
         file.write_bytes(damaged(good, RANDOM, cut=trial % 10 == 0, first=4))
         reader = Files()
         try:
@@ -248,4 +249,4 @@ def test_flipped_bits_and_cut_files(tmp_path: Path) -> None:
             outcomes["refused"] += 1
         reader.close()
     assert nameless == []
-    assert min(outcomes.values()) > 100
+    assert min(outcomes.values()) > trials // 100

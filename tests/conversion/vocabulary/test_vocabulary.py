@@ -431,7 +431,7 @@ def pairs_tokenizer(folder: Path, count: int, seed: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak so")
-@pytest.mark.parametrize("source", few(["tokenizer_source: union", ""]))
+@pytest.mark.parametrize("source", few(["tokenizer_source: union", ""], 0))
 def test_vocabularies_are_in_the_ceiling(here: Path, source: str) -> None:
     """Tokenizers are read to align tokens, or to warn of those that differ; the plan includes the memory for it."""
     for seed, name in enumerate("ab"):

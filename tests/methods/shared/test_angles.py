@@ -194,7 +194,7 @@ def flat(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(matrices(2), st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, -0.3]), st.sampled_from(list(BACKENDS)), st.booleans())
 def test_nuslerp_by_its_definition(x: np.ndarray, t: float, backend: str, by_column: bool) -> None:
     weight = (1 - t, t)
