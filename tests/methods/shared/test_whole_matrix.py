@@ -259,7 +259,7 @@ def test_every_tensor_as_by_definition(tmp_path: Path, method: str, dtype: str, 
 
 
 @pytest.mark.parametrize("dtype", few(["bfloat16", "float32", "float64"]))
-@pytest.mark.parametrize("method", few(METHODS, 3))
+@pytest.mark.parametrize("method", few(METHODS, 1))
 def test_same_bytes_for_any_workers_blocks_and_backend(
     tmp_path: Path, method: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
