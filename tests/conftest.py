@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 
@@ -14,6 +16,21 @@ from tests.support.sweeps import diagonal
 
 settings.register_profile("no deadline", deadline=None)  # other tests run beside, so an example's time says nothing
 settings.load_profile("no deadline")
+
+MEMORY = "/dev/shm"
+ROOM = 4_000_000_000  # bytes: ten times what the tests' files take at any one time
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set what is faster when tests run in parallel, where the user has not set it.
+
+    Files are written to memory, if there is room: every merge waits for the disk several times. Libraries use one thread
+    each, for all cores have a test to run.
+    """
+    if os.path.isdir(MEMORY) and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
+    if config.getoption("numprocesses", default=None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker

@@ -26,6 +26,7 @@ from paddle_merge.recipe.request import Request
 from tests.backends.kernels.test_bits import interesting
 from tests.methods.shared.test_selection import InMemory
 from tests.support.checkpoints import from_bits, read, to_bits, write
+from tests.support.sweeps import few
 
 paddle = import_paddle()
 
@@ -188,13 +189,14 @@ def test_pd_gives_nps_bytes(
         assert run(f"block {block}") == expected
 
 
-def test_command_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", few([2, 1, 3]))
+def test_command_line(tmp_path: Path, workers: int) -> None:
     """Real workers: the bytes of np, for any number; and the command itself never imports Paddle."""
     base, paths = models(tmp_path, "bfloat16", 3)
     code = "import sys; from paddle_merge.commands.main import main\n"
     code += "try: main(sys.argv[1:])\nfinally: print('paddle' in sys.modules)"
     outputs = {}
-    for name, flags in {"np": ["np"], "pd1": ["pd"], "pd3": ["pd", "--n_process", "3"]}.items():
+    for name, flags in {"np": ["np"], "pd": ["pd", "--n_process", str(workers)]}.items():
         command = [sys.executable, "-c", code, "--merge_method", "dare_ties", "--model_path_list", *paths]
         command += ["--base_model_path", base, "--output_path", str(tmp_path / name), "--tensor_type", *flags]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -202,7 +204,7 @@ def test_command_line(tmp_path: Path) -> None:
         assert done.stdout == "False\n"
         assert "Warning" not in done.stderr
         outputs[name] = (tmp_path / name / "model.safetensors").read_bytes()
-    assert outputs["np"] == outputs["pd1"] == outputs["pd3"]
+    assert outputs["np"] == outputs["pd"]
 
 
 @pytest.mark.parametrize("error", ["OSError('libcuda.so')", "RuntimeError('no\\nluck')"])

@@ -60,7 +60,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
 }
 
 
-@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("how", few(SPOILT, 2))
 def test_the_judge(tmp_path: Path, models: Path, how: str) -> None:
     trial = chaos.Trial("errors", 0, tmp_path, models)
     trial.recipe = "linear"
@@ -190,6 +190,7 @@ def test_a_worker_that_is_interrupted_alone(tmp_path: Path, models: Path) -> Non
     assert "error: a worker was killed by SIGINT while merging tensor" in trial.said[-1]
 
 
+@pytest.mark.exhaustive
 def test_a_finished_merge_survives_a_power_cut(tmp_path: Path, models: Path) -> None:
     """The name of the folder itself too."""
     trial = chaos.Trial("power", 0, tmp_path, models, "dare")

@@ -316,6 +316,7 @@ def test_thousands_of_boxes_are_checked_soon(tmp_path: Path) -> None:
     assert time.process_time() - started < 10
 
 
+@pytest.mark.exhaustive
 def test_one_shard_described_millions_of_times(tmp_path: Path) -> None:
     shards = [Described((0,), (2,), "float32", (2,), False, None)] * 1000
     write_metadata(tmp_path, Metadata({f"w{n}": shards for n in range(1000)}, {}, {}))

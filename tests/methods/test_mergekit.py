@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -17,7 +15,6 @@ from hypothesis.extra.numpy import arrays
 
 from paddle_merge import ConfigError, MergeConfig, merge
 from paddle_merge.backends.budget import MemoryBudget
-from paddle_merge.backends.engine import Engine
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods import ties as consensus
 from paddle_merge.methods.della import ByRowRank
@@ -28,7 +25,6 @@ from paddle_merge.methods.shared.sparsify import KeepAndRescale, Rescale
 from tests.methods.shared.test_selection import InMemory
 from tests.support import oracle
 from tests.support.checkpoints import from_bits, read, to_bits, write
-from tests.support.sweeps import few
 
 METHODS = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
 SHAPES = {"w": (33, 65), "bias": (13,), "one": (1,), "scalar": (), "none": (0,), "kernel": (5, 7, 3), "large": (300, 200)}
@@ -391,24 +387,6 @@ def test_all_kept_is_task_arithmetic(tmp_path: Path, method: str, each_backend: 
     result = read(run(tmp_path / "a", method, base, models, "float32", weight=weights))
     plain = read(run(tmp_path / "b", "task_arithmetic", base, models, "float32", weight=weights))
     assert all((result[name] == plain[name]).all() for name in base)
-
-
-@pytest.mark.parametrize("method", few(METHODS, 1))
-def test_same_bytes_for_any_workers_blocks_and_backend(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, models = some("bfloat16", w=(33, 65), bias=(13,), large=(300, 700))
-    parameters: dict[str, Any] = {"density": [0.5, 0.3, 0.8], "rescale": True}
-
-    def digest(name: str, **fields: Any) -> str:
-        out = run(tmp_path, method, base, models, "bfloat16", name, fields, **parameters)
-        return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-
-    first = digest("first")
-    assert digest("n3", n_process=3) == first
-    assert digest("pd", tensor_type="pd", device="cpu") == first
-    for block in (1 << 10, 1 << 14):
-        budget = MemoryBudget(block, block, resident=0, panel=block, selecting=block)
-        monkeypatch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
-        assert digest(f"b{block}") == first
 
 
 @pytest.mark.parametrize("method", METHODS)

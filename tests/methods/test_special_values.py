@@ -22,6 +22,7 @@ from paddle_merge import ConfigError, MergeConfig, WorkError, merge
 from paddle_merge.recipe.request import Request
 from tests.support import oracle
 from tests.support.checkpoints import read, write
+from tests.support.sweeps import every
 
 BLOCK = 1024  # elements: as small as blocks get
 SIZE = 2 * BLOCK + 37
@@ -205,7 +206,7 @@ def fits(fields: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("dtype", FINFO)
-@pytest.mark.parametrize(("sparsify", "merge_type"), KINDS)
+@pytest.mark.parametrize(("sparsify", "merge_type"), every(KINDS, 4, unpack=True))
 def test_finite_numbers(
     tmp_path: Path, backend: str, said: Any, caplog: Any, sparsify: str, merge_type: str, dtype: str
 ) -> None:

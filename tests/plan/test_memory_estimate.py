@@ -32,7 +32,7 @@ BITS = {"della": 1 / 8, "della_linear": 1 / 8}
 WHOLE = ("tsv", "iso_c")
 LINES = 1 << 8  # bytes, at most, of each line and model
 SLACK = 1 << 20
-FEW = ("ties", "della", "nuslerp")  # what the default run merges, in seconds each
+FEW = ("della",)  # what the default run merges, in seconds each
 
 
 def write(folder: Path, shape: tuple[int, int], seed: int | None) -> str:

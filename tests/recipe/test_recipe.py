@@ -26,6 +26,7 @@ from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.recipe.yaml_write import to_yaml
 from paddle_merge.run.state_dicts import merge_by_recipe
 from tests.support.checkpoints import read, write
+from tests.support.sweeps import few
 
 LAYERS = 4
 LINEAR = "models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: 1}"
@@ -371,7 +372,7 @@ dtype: {dtype}
 """
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", few(["bfloat16", "float32"]))
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [

@@ -141,6 +141,7 @@ def test_one_rank_with_other_flags(tmp_path: Path, flags: list[str], start: Star
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.exhaustive
 def test_one_rank_with_a_problem_of_its_own(tmp_path: Path, flags: list[str], start: Start) -> None:
     """The others say whose and what it is."""
     command = [*flags, "--output_path", "out"]
@@ -151,6 +152,7 @@ def test_one_rank_with_a_problem_of_its_own(tmp_path: Path, flags: list[str], st
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_file_that_is_cut_off_on_the_way_fails_all(tmp_path: Path, flags: list[str], start: Start) -> None:
     """After the plan is made, and before rank 1's workers have read it: rank 0 removes the output."""
     processes = start([[*flags, "--output_path", "out", "--n_process", "2"]] * 2)
@@ -188,6 +190,7 @@ def test_a_rank_that_is_killed_fails_all(tmp_path: Path, flags: list[str], start
     )
 
 
+@pytest.mark.exhaustive
 def test_a_rank_that_is_interrupted_fails_all(tmp_path: Path, flags: list[str], start: Start) -> None:
     command = [*flags, "--output_path", "out", "--n_process", "2"]
     processes = start([command] * 2)
@@ -211,6 +214,7 @@ def test_a_folder_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyP
         output.wait_until_seen()
 
 
+@pytest.mark.exhaustive
 def test_dry_run_is_said_once(tmp_path: Path, flags: list[str], start: Start) -> None:
     processes = start([[*flags, "--output_path", "out", "--dry_run"]] * 2)
     assert [status for status, _ in ended(processes)] == [0, 0]

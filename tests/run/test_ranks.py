@@ -18,6 +18,7 @@ import pytest
 
 from paddle_merge.errors import WorkError
 from paddle_merge.run import messages, ranks
+from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_CURRENT_ENDPOINT")
@@ -168,7 +169,7 @@ def call(port: int, what: bytes = b"") -> socket.socket:
 # --- gather ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("count", few([3, 2, 8]))
 def test_gather_gives_everybody_the_same_in_order(count: int) -> None:
     body = """
 for turn in range(150):

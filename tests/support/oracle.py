@@ -48,7 +48,7 @@ def trim(x: Vector, density: float, rescale: bool, narrow: bool) -> Vector:
 
 def dare(x: Vector, density: float, rescale: bool, h: list[int]) -> Vector:
     """Keep random elements, each with probability `density`. h: the random integer of each element."""
-    keep = np.array([value < round(density * 2**32) for value in h])
+    keep = np.array(h) < round(density * 2**32)
     return np.where(keep, x / density if rescale else x, 0.0)
 
 
@@ -60,17 +60,16 @@ def keep_probability(x: Vector, density: float, epsilon: float) -> Vector:
     n = len(x)
     size = np.abs(x).astype(np.float32)
     coarse = (size.view(np.uint32) // 2**13).astype(np.int64)
-    ranks = np.empty(n)
-    for value in np.unique(coarse):
-        larger, equal = (coarse > value).sum(), (coarse == value).sum()
-        ranks[coarse == value] = larger + (equal - 1) / 2
+    _, place, equal = np.unique(coarse, return_inverse=True, return_counts=True)
+    larger = n - np.cumsum(equal)
+    ranks = (larger + (equal - 1) / 2)[place]
     return 1 - ((1 - density) - epsilon / 2 + epsilon / n * ranks)
 
 
 def magprune(x: Vector, density: float, epsilon: float, rescale: bool, h: list[int]) -> Vector:
     """Keep random elements, larger ones with a higher probability. h: the random integer of each element."""
     p = keep_probability(x, density, epsilon)
-    keep = np.array([value < round(probability * 2**32) for value, probability in zip(h, p, strict=True)])
+    keep = np.array(h) < np.rint(p * 2**32)
     return np.where(keep, x / p if rescale else x, 0.0)
 
 

@@ -9,11 +9,21 @@ from typing import Any
 import pytest
 
 
-def few(values: Iterable[Any], count: int = 1) -> list[Any]:
-    """Return the values of a parameter; all behind the first `count` are for .ci/run, as each takes seconds."""
-    return [
-        value if number < count else pytest.param(value, marks=pytest.mark.exhaustive) for number, value in enumerate(values)
-    ]
+def few(values: Iterable[Any], count: int = 1, *, unpack: bool = False) -> list[Any]:
+    """Return the values of a parameter; all behind the first `count` are for .ci/run, as each takes seconds.
+
+    unpack: whether a value is a tuple, of what several parameters get.
+    """
+    return [value if number < count else _exhaustive(value, unpack) for number, value in enumerate(values)]
+
+
+def every(values: Iterable[Any], step: int, *, unpack: bool = False) -> list[Any]:
+    """Return the values of a parameter; all but every step-th are for .ci/run. unpack: as of `few`."""
+    return [value if number % step == 0 else _exhaustive(value, unpack) for number, value in enumerate(values)]
+
+
+def _exhaustive(value: Any, unpack: bool) -> Any:
+    return pytest.param(*(value if unpack else (value,)), marks=pytest.mark.exhaustive)
 
 
 def diagonal(cases: Sequence[Mapping[str, Hashable]]) -> list[int]:

@@ -21,6 +21,7 @@ from ...errors import ConfigError, OutputError
 # Module -> the package that pip installs for it.
 NEEDS = {"paddle": "paddlepaddle", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "safetensors": "safetensors"}
 PICTURE = "merging.png"
+EPOCHS, EPOCHS_QUICK = (40, 12), (25, 8)  # of the base, and of each expert
 FEW = 35  # training examples of the base for each place other than the middle
 
 
@@ -42,11 +43,11 @@ def run(folder: str, seed: int = 0, quick: bool = False) -> dict[str, dict[str, 
         from . import data, merges, network, show
 
     places = list(data.PLACES)[:5] if quick else list(data.PLACES)
-    base_epochs, expert_epochs = (25, 8) if quick else (40, 12)
+    base_epochs, expert_epochs = EPOCHS_QUICK if quick else EPOCHS
     rows = merges.rows(folder, places, seed)
     _prepare(folder, [row.folder for row in rows if not network.is_ours(row.folder)])
     base, experts = rows[0], rows[1 : len(places)]
-    duration = "about ten seconds" if quick else "about half a minute"
+    duration = "about half a minute" if quick else "about a minute"
     typer.echo(
         f"This trains a base network and {len(experts)} experts with Paddle on scikit-learn's handwritten digits, merges\n"
         f"the experts by every method, and tests each checkpoint. It takes {duration} on two cores.\n\n"

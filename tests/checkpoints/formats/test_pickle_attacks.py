@@ -11,6 +11,7 @@ from paddle_merge import CheckpointError
 from paddle_merge.checkpoints.adapters import open_adapter
 from paddle_merge.checkpoints.open import open_checkpoint
 from tests.support import attacks
+from tests.support.sweeps import every
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def refused(folder: Path, file: str, content: bytes, open_it: object = open_chec
     assert all(str(folder) in sentence and len(sentence) < 1000 for sentence in caught.value.problems)
 
 
-@pytest.mark.parametrize("label", attacks.VALUES)
+@pytest.mark.parametrize("label", every(attacks.VALUES, 4))
 def test_code_is_refused_wherever_it_stands(folder: Path, label: str) -> None:
     for content in attacks.pickles(attacks.VALUES[label]).values():
         refused(folder, "model_state.pdparams", content)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from paddle_merge.commands.demo import run as demo_run
 from paddle_merge.commands.demo.run import PICTURE, run
 from paddle_merge.methods.paddlenlp import METHODS
 from tests.support import checkpoints
@@ -18,10 +19,19 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     return folder, run(str(folder), seed=0, quick=True)
 
 
+@pytest.fixture(scope="module")
+def hardly_trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, float]]]:
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_run, "EPOCHS_QUICK", (1, 1))
+        return folder, run(str(folder), seed=0, quick=True)
+
+
 def mean(row: dict[str, float]) -> float:
     return sum(row.values()) / len(row)
 
 
+@pytest.mark.exhaustive
 def test_merging_works(demo: tuple[Path, dict[str, dict[str, float]]]) -> None:
     """Compared within the run: training differs from machine to machine."""
     _, scores = demo
@@ -37,6 +47,7 @@ def test_merging_works(demo: tuple[Path, dict[str, dict[str, float]]]) -> None:
     assert mean(scores["ties"]) > max(mean(row) for row in experts.values())
 
 
+@pytest.mark.exhaustive
 def test_dare_needs_its_rescale_and_negation_forgets(demo: tuple[Path, dict[str, dict[str, float]]]) -> None:
     _, scores = demo
     place = "top left"
@@ -47,8 +58,9 @@ def test_dare_needs_its_rescale_and_negation_forgets(demo: tuple[Path, dict[str,
     assert forgotten["middle"] > scores["base"]["middle"] - 0.06
 
 
-def test_it_leaves_real_checkpoints_and_a_picture(demo: tuple[Path, dict[str, dict[str, float]]]) -> None:
-    folder, scores = demo
+def test_it_leaves_real_checkpoints_and_a_picture(hardly_trained: tuple[Path, dict[str, dict[str, float]]]) -> None:
+    folder, scores = hardly_trained
+    assert METHODS.keys() <= scores.keys()
     assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
     folders = [path for path in folder.iterdir() if path.is_dir()]
     assert len(folders) == len(scores)

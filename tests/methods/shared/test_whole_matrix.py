@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 import subprocess
@@ -22,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from paddle_merge import ConfigError, MergeConfig, merge
 from paddle_merge.backends.budget import DEFAULT_BUDGET, MemoryBudget
-from paddle_merge.backends.engine import Engine, import_paddle
+from paddle_merge.backends.engine import Engine
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods.iso_c import IsoC
 from paddle_merge.methods.shared.whole_matrix import spectrum
@@ -30,7 +29,6 @@ from paddle_merge.methods.tsv import Tsv
 from paddle_merge.recipe.request import Request
 from tests.conversion.test_layout import CONFIG, laid_out, llama
 from tests.support.checkpoints import from_bits, read, to_bits, write
-from tests.support.sweeps import few
 
 METHODS = {
     "sce": "{select_topk: 0.4}",
@@ -258,36 +256,6 @@ def test_every_tensor_as_by_definition(tmp_path: Path, method: str, dtype: str, 
         assert apart.sum() <= (few if method in ("sce", "arcee_fusion", "consensus_ta") and dtype != "float64" else 0), name
 
 
-@pytest.mark.parametrize("dtype", few(["bfloat16", "float32", "float64"]))
-@pytest.mark.parametrize("method", few(METHODS, 1))
-def test_same_bytes_for_any_workers_blocks_and_backend(
-    tmp_path: Path, method: str, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = tensors(0, dtype)
-    models = [tensors(number + 1, dtype, base) for number in range(count(method))]
-
-    def digest(out: str, **fields: Any) -> str:
-        folder = run(tmp_path, method, models, base, dtype, out=out, **fields)
-        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-    expected = digest("first")
-    assert digest("two", n_process=2) == expected
-    assert digest("paddle", tensor_type="pd") == expected
-    for block in (1 << 10, 1 << 13):
-        budget = MemoryBudget(block, block, resident=0, panel=block, selecting=0)
-        monkeypatch.setattr("paddle_merge.recipe.request.Engine", functools.partial(Engine, budget=budget))
-        assert digest(f"b{block}") == expected
-    import_paddle()
-    from paddle_merge.backends.pd_backend import PaddleBackend
-
-    class InBlocks(PaddleBackend):
-        def block(self, models: int) -> int:
-            return 1 << 14
-
-    monkeypatch.setattr(Engine, "backend", lambda _, compute: InBlocks(compute, "cpu", 0))
-    assert digest("device") == expected
-
-
 small = hnp.arrays(np.float64, st.tuples(st.integers(2, 4), st.integers(1, 40)), elements=st.integers(-4, 4).map(float))
 
 
@@ -463,6 +431,7 @@ sys.stdout.write(Tsv((1.0, 1.0), 0.5).prepare(InMemory(rows, (500, 400), True), 
 """
 
 
+@pytest.mark.exhaustive
 def test_bytes_do_not_depend_on_threads() -> None:
     """As BLAS's own results do."""
     found = set()

@@ -134,7 +134,7 @@ def only_leftovers(out: Path) -> bool:
     return all(path.name.endswith(".partial") for path in out.iterdir())
 
 
-@pytest.mark.parametrize("seed", few(range(12), 1))
+@pytest.mark.parametrize("seed", few(range(11, -1, -1)))
 def test_killed_anywhere_it_goes_on(
     tmp_path: Path, models: list[str], whole: dict[str, dict[str, bytes]], seed: int
 ) -> None:
@@ -161,7 +161,7 @@ def test_killed_anywhere_it_goes_on(
     assert not list(out.glob("*.partial"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", few([signal.SIGTERM, signal.SIGINT]))
 def test_a_merge_that_is_asked_to_stop_says_how_to_go_on(
     tmp_path: Path, models: list[str], whole: Whole, number: signal.Signals
 ) -> None:
@@ -204,6 +204,7 @@ def in_ranks(count: int, argv: list[str], kill_after: int | None, out: Path) -> 
     return [rank.wait(timeout=120) for rank in ranks]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("victim", few(range(3)))
 def test_several_ranks_go_on_with_what_all_of_them_did(tmp_path: Path, models: list[str], whole: Whole, victim: int) -> None:
     """Whoever is killed, and whatever the number of ranks that go on."""
@@ -348,6 +349,7 @@ def test_an_overwrite_that_is_stopped_keeps_the_earlier_merge_and_goes_on(
     assert not list(out.glob("*.partial"))
 
 
+@pytest.mark.exhaustive
 def test_who_is_refused_by_the_lock_leaves_the_journal_alone(tmp_path: Path, models: list[str]) -> None:
     out = tmp_path / "out"
     argv = flags(models, out, "della", "--n_process", "2")
