@@ -471,7 +471,7 @@ def test_a_rename_that_fails_leaves_no_half_checkpoint(
 
     def replace(source: str, target: str) -> None:
         nonlocal calls
-        calls += 1
+        calls += os.path.dirname(target) == str(out)  # Numba renames files of its cache
         if calls == fail_at + 1:
             raise OSError(5, "Input/output error")
         real(source, target)

@@ -357,8 +357,7 @@ class TestLaws:
         result = read(run(tmp_path, kind, [zeros] * 3, zeros, "bfloat16", "out"))
         assert all((values == 0).all() for values in result.values())
 
-    @pytest.mark.exhaustive
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if " " in kind])  # of the others test_laws.py says it
     def test_same_bytes_for_any_blocks(self, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         base, models = tensors(0, "bfloat16"), [tensors(number, "bfloat16") for number in (1, 2, 3)]
         expected = (run(tmp_path, kind, models, base, "bfloat16", "out") / "model.safetensors").read_bytes()
