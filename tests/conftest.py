@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from paddle_merge.backends.engine import Engine, import_paddle
+from tests.support import compiled
 from tests.support.sweeps import diagonal
 
 settings.register_profile("no deadline", deadline=None)  # other tests run beside, so an example's time says nothing
@@ -31,6 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
     if config.getoption("numprocesses", default=None):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        if not hasattr(config, "workerinput") and not config.option.collectonly and compiled.is_needed():
+            print("compiling the loops ...", flush=True)
+            compiled.compile_all()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker

@@ -137,7 +137,7 @@ def test_a_zip_whose_list_of_members_is_said_to_be_large(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", few([b"a\xffb", b"new\nline", b"\x1b[2J", "é\u202e".encode(), b"x" * 250, b"*[a]", b"p+p", b"-x"], 1)
+    "name", few([b"a\xffb", b"new\nline", b"\x1b[2J", "é\u202e".encode(), b"x" * 250, b"*[a]", b"p+p", b"-x"], 0)
 )
 def test_odd_names_of_folders(tmp_path: Path, good: Path, name: bytes) -> None:
     """From the command line, to the record and back, also where the terminal's encoding is ASCII."""

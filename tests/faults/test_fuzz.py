@@ -23,11 +23,12 @@ from tests.checkpoints.formats.test_flex import Described, Index, Metadata, writ
 from tests.checkpoints.formats.test_pickles import MADE, text
 from tests.checkpoints.formats.test_torch_bin import array_code, pickled, write_zip
 from tests.support import attacks, specimens, trials
+from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("count", few([2000], 0))
 def test_trials(tmp_path: Path, count: int) -> None:
     fuzz = [sys.executable, str(ROOT / "tools" / "fuzz.py"), "--count", str(count), "--seed", "7"]
     done = subprocess.run([*fuzz, "--failures", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)

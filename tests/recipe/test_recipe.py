@@ -376,9 +376,8 @@ dtype: {dtype}
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
-        ("task_arithmetic", "{weight: 0.7}"),
-        ("paddlenlp:ties", "{reserve_p: 0.3}"),
         ("paddlenlp:della", "{reserve_p: 0.5, epsilon: 0.2}"),
+        *few([("task_arithmetic", "{weight: 0.7}"), ("paddlenlp:ties", "{reserve_p: 0.3}")], 0, unpack=True),
     ],
 )
 def test_merges_of_merges_are_as_if_each_had_been_written(here: Path, method: str, parameters: str, dtype: str) -> None:

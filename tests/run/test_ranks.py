@@ -182,6 +182,7 @@ for turn in range(150):
         assert ours.start(body).end() == [["here", "done"]] * count
 
 
+@pytest.mark.exhaustive
 def test_messages_of_megabytes() -> None:
     body = """
 for turn in range(3):
@@ -229,6 +230,7 @@ def test_a_message_too_large_fails_the_job() -> None:
 # --- slow, leaving ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_stopped_rank_is_only_slow() -> None:
     """It is stopped between its message and the answer, which is larger than the socket's buffer."""
     early = """
@@ -460,6 +462,7 @@ def test_a_rank_that_talks_nonsense_is_given_up(words: bytes) -> None:
             assert ours.end(0) == [["error: rank 1 ended unexpectedly"]]
 
 
+@pytest.mark.exhaustive
 def test_a_rank_that_does_not_come() -> None:
     with job(3) as ours:
         ours.start("", 0, 1, CONNECT_SECONDS="3")

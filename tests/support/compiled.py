@@ -1,0 +1,48 @@
+"""Compile the loops of all methods before tests run in parallel: else every process compiles them for itself.
+
+python -m tests.support.compiled DTYPE...    merges small models of these dtypes by every method
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+KERNELS = Path(__file__).parents[2] / "paddle_merge" / "backends" / "kernels"
+# One process for each compute dtype: the two compile different loops.
+SHARES = (("bfloat16", "float16", "float32", "float8_e5m2"), ("float64",))
+
+
+def is_needed() -> bool:
+    """Return whether the loops' machine code beside their source is missing, or older than the source."""
+    compiled = [path.stat().st_mtime for path in (KERNELS / "__pycache__").glob("*.nbi")]
+    changed = max(path.stat().st_mtime for path in KERNELS.glob("*.py"))
+    return "NUMBA_CACHE_DIR" not in os.environ and (len(compiled) < 40 or min(compiled) < changed)
+
+
+def compile_all() -> None:
+    """Run a process for each share, at the same time. A failure is left to the tests."""
+    command = [sys.executable, "-m", "tests.support.compiled"]
+    processes = [subprocess.Popen([*command, *share], cwd=KERNELS.parents[2]) for share in SHARES]
+    for process in processes:
+        process.wait()
+
+
+def main(dtypes: list[str]) -> None:
+    from tests.methods.test_laws import LAWS, Sources, count, state
+
+    logging.getLogger("paddle_merge").setLevel(logging.ERROR)
+    for dtype in dtypes:
+        with tempfile.TemporaryDirectory() as folder:
+            base = state(0, dtype)
+            sources = Sources(Path(folder), dtype).put(base, *(state(seed, dtype, base) for seed in (1, 2, 3)))
+            for method in LAWS if dtype == dtypes[0] else ("linear", "ties", "paddlenlp:della"):
+                sources.merged(method, LAWS[method].given, list(range(count(method))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
