@@ -7,7 +7,7 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -127,6 +127,15 @@ class _Short(reprlib.Repr):
 def shown(value: Any) -> str:
     """Return the repr of any value, such as one out of a file, shortened to fit into a sentence."""
     return _Short().repr(value)
+
+
+def tensors_named(names: Sequence[str], most: int = 3) -> str:
+    """Return "tensor 'a'", "tensors 'a' and 'b'", or the first `most` and how many more there are."""
+    quoted = [repr(name) for name in names[:most]]
+    if len(names) > most:
+        return f"tensors {', '.join(quoted)} and {len(names) - most} more"
+    *before, last = quoted
+    return f"tensors {', '.join(before)} and {last}" if before else f"tensor {last}"
 
 
 def nearest(word: Any, candidates: Any) -> str:

@@ -79,6 +79,9 @@ class Backend(Protocol):
         Returns the stored elements (n,), and whether any of them is NaN or Inf.
         """
 
+    def put(self, raw: Any, dtype: DType) -> Any:
+        """Bring stored elements (n,) to the device, where `store` would leave them."""
+
     def fetch(self, values: Any) -> Callable[[], np.ndarray]:
         """Begin to copy values to the host's memory. The returned function waits for the copy and gives it in NumPy;
         bfloat16, float16 and 8-bit floats as their bits."""

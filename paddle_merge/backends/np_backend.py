@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def find_kernel(name: str) -> Any:
     """
     module, _, function = name.partition(".")
     package = f"{__package__}.kernels"
-    if importlib.util.find_spec(f"{package}.{module}") is not None:
+    with contextlib.suppress(ModuleNotFoundError):
         loop = getattr(importlib.import_module(f"{package}.{module}"), function, None)
         if loop is not None:
             return loop
@@ -77,7 +76,7 @@ class NumpyBackend(Backend):
     def block(self, models: int) -> int:
         return self.budget.block
 
-    @contextmanager
+    @contextlib.contextmanager
     def at_work(self) -> Iterator[Any]:
         with np.errstate(all="ignore"):  # numbers may become NaN or Inf; `load` and `store` look for them
             yield
@@ -118,6 +117,9 @@ class NumpyBackend(Backend):
             values, exact = self._scratch.array("odd", len(values), np.float32), values
             bits.round_to_odd(exact, values)
         return raw, bool(_STORE.get(dtype, bits.store_float)(values, raw))
+
+    def put(self, raw: np.ndarray, dtype: DType) -> np.ndarray:
+        return raw
 
     def fetch(self, values: np.ndarray) -> Callable[[], np.ndarray]:
         return lambda: values

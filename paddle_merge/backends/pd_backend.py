@@ -89,14 +89,13 @@ class PaddleBackend(Backend):
 
     def load(self, raws: Sequence[Any], dtypes: Sequence[DType], based: bool) -> tuple[Any, Any, list[Any]]:
         self._pinned = [self._pinned[1], []]
-        rows = [self._widened(self._put(raw, dtype), dtype) for raw, dtype in zip(raws, dtypes, strict=True)]
+        rows = [self._widened(self.put(raw, dtype), dtype) for raw, dtype in zip(raws, dtypes, strict=True)]
         bad = [~paddle.isfinite(row).all() for row in rows]
         if not based:
             return rows, None, bad
         return [row - rows[-1] for row in rows[:-1]], rows[-1], bad
 
-    def _put(self, raw: Any, dtype: DType) -> Any:
-        """Return stored elements on the device, in their storage dtype."""
+    def put(self, raw: Any, dtype: DType) -> Any:
         if not isinstance(raw, np.ndarray):
             return raw if raw.place._equals(self._place) else raw._copy_to(self._place, True)
         raw = raw.view(np.float16) if dtype == FLOAT16 else raw  # uint16 is Paddle's bfloat16 in NumPy

@@ -42,7 +42,7 @@ class PaddleOnHost(PaddleBackend):
 
     def store(self, values: Any, dtype: DType) -> tuple[Any, Any]:
         raw, bad = self._loops.store(values.numpy(), dtype)
-        return self._put(raw, dtype), bad
+        return self.put(raw, dtype), bad
 
     def apply_masked(self, formula: Formula, x: Any, key: Key, *args: Any) -> Any:
         return self.constant(self._loops.apply_masked(formula, x.numpy(), key, *args))

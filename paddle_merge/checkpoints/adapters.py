@@ -94,6 +94,10 @@ def open_adapter(path: str) -> Adapter:
     other = next((name for name in _OTHERS if os.path.isfile(os.path.join(path, name))), None)
     if kind is None and other:
         raise CheckpointError(f"{path}: can't be folded: it holds {other}, and only LoRA adapters (W + s B A) are supported")
+    within = [name for name in sorted(os.listdir(path)) if kind_of(os.path.join(path, name))]
+    if kind is None and within:
+        more = f" (there are also {', '.join(within[1:4])})" if len(within) > 1 else ""
+        raise CheckpointError(f"{path}: is not a LoRA adapter, but holds one: give {os.path.join(path, within[0])}{more}")
     if kind is None:
         raise CheckpointError(
             f"{path}: is not a LoRA adapter: it has neither {' nor '.join(CONFIGS.values())}, which give its r and alpha; if"

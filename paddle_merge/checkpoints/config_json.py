@@ -15,12 +15,23 @@ TIED_BY_DEFAULT = ("gemma", "cohere")  # model types whose config.json omits tie
 def read_config(folder: str) -> Mapping[str, Any]:
     """Return a folder's config.json, updated with its text_config; an empty mapping if there is none.
 
-    Raises CheckpointError if the file can't be read.
+    Its own tie_word_embeddings counts for the whole model, whatever text_config says. Raises CheckpointError if the file
+    can't be read.
     """
     path = os.path.join(folder, "config.json")
     config = read_json(path) if os.path.isfile(path) else {}
     text = config.get("text_config") if isinstance(config, dict) else None
-    return {**config, **text} if isinstance(text, dict) else config if isinstance(config, dict) else {}
+    if not isinstance(text, dict):
+        return config if isinstance(config, dict) else {}
+    own = {name: config[name] for name in ("tie_word_embeddings",) if isinstance(config.get(name), bool)}
+    return {**config, **text, **own}
+
+
+def model_type(folder: str) -> str:
+    """Return the type of the whole model, which its text_config may call otherwise; "" if there is none."""
+    path = os.path.join(folder, "config.json")
+    config = read_json(path) if os.path.isfile(path) else None
+    return str(config.get("model_type", "")) if isinstance(config, dict) else ""
 
 
 def is_tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
@@ -48,7 +59,8 @@ def widths(config: Mapping[str, Any]) -> dict[str, int]:
     """Return the widths in elements that config.json gives; those that it doesn't give are left out.
 
     hidden, intermediate: of the model, and within its feed-forward layers. heads, kv: of all query heads, and of all key
-    heads. head: of one attention head. gate_up, qkv: of fused gate and up, and fused query, key and value.
+    heads. head: of one attention head. gate_up, qkv: of fused gate and up, and fused query, key and value. moe, moe_gate_up:
+    within an expert of a mixture. experts: the number of experts, which is the width of a router.
     """
 
     def number(name: str) -> int:
@@ -62,5 +74,9 @@ def widths(config: Mapping[str, Any]) -> dict[str, int]:
     sizes = {"hidden": hidden, "intermediate": number("intermediate_size"), "heads": heads * width, "kv": kv * width}
     sizes["head"] = width
     sizes["gate_up"] = 2 * sizes["intermediate"]
+    sizes["moe"] = number("moe_intermediate_size")
+    sizes["moe_gate_up"] = 2 * sizes["moe"]
+    counts = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
+    sizes["experts"] = next(filter(None, map(number, counts)), 0)
     sizes["qkv"] = sizes["heads"] + 2 * sizes["kv"] if sizes["kv"] else 0
     return {name: size for name, size in sizes.items() if size}

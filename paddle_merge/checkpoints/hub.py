@@ -18,7 +18,7 @@ from .formats.folder import ENDINGS, read_weight_map, single_file_names
 
 log = logging.getLogger("paddle_merge")
 LIBRARIES = ("paddlenlp", "paddleformers")
-_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_NAME = re.compile(r"(\w[\w.-]*(/\w[\w.-]*)?)(@\w[\w./-]*)?", re.ASCII)
 # The other files that are fetched: those that run/output/sidecars.py may copy, by the names that hubs use.
 _BESIDE = (
     "config.json",
@@ -48,8 +48,10 @@ class _NotFetchedError(Exception):
 
 
 def is_name(path: str) -> bool:
-    """Return whether `path` is no existing file or folder, and could be a model's name on a hub: "org/name" or "name"."""
-    return bool(_NAME.fullmatch(path)) and not path.endswith(ENDINGS) and not os.path.lexists(path)
+    """Return whether `path` is no existing file or folder, and could be a model's name on a hub: "org/name", "name" or
+    "name@revision"."""
+    found = _NAME.fullmatch(path)
+    return found is not None and not found[1].endswith(ENDINGS) and not os.path.lexists(path)
 
 
 def installed() -> list[str]:
@@ -150,12 +152,14 @@ def _asker(name: str, library: str) -> Ask:
         raise _NotFetchedError(f"it can't be imported: {_reason(error)}") from None
     # PaddleFormers raises for a file that the model doesn't have, unless force_return asks it to return None.
     options: dict[str, Any] = {"force_return": True} if library == "paddleformers" else {}
+    repository, at, revision = name.partition("@")
+    options |= {"revision": revision} if at else {}
 
     def ask(file: str) -> str | None:
         """Fetch a file of the model and return its path; None if there is no such file. Raises _NotFetchedError."""
         try:
             with _isolated():
-                path = resolve(name, file, **options)
+                path = resolve(repository, file, **options)
         except Exception as error:  # the library's own, huggingface_hub's, and those of several HTTP libraries
             raise _NotFetchedError(f"{file}: {_reason(error)}") from None
         return path if isinstance(path, str) and os.path.isfile(path) else None

@@ -144,6 +144,13 @@ def stored(entry: TensorEntry) -> StoredEntry:
     return entry
 
 
+def origins(entry: TensorEntry) -> set[Origin]:
+    """Return where everything that is read for a tensor was stored."""
+    if isinstance(entry, StoredEntry):
+        return {part.origin for part in entry.parts} or {entry.origin}
+    return {origin for one in entry.made_of for origin in origins(one)}
+
+
 class ElementReader(Protocol):
     """Read the elements of one tensor. Readers raise WorkError when they are made and when they read.
 

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from ..backends.engine import cores
+from ..checkpoints.formats.folder import PREFIXES
 from ..checkpoints.names import LAYOUTS
 from ..recipe import fields
 from ..recipe.fields import flag
@@ -17,8 +18,8 @@ MOST_WORKERS = 8  # threads by default; reading doesn't get faster with more
 
 def merge_prefix(group: str) -> Any:
     """Return the field for --merge_prefix."""
-    help = "Which weights of a folder to read: model (model.safetensors) or master_weights."
-    return flag(group, help, "model", choices=("model", "master_weights"))
+    help = "Which weights of a folder to read: model (model.safetensors), master_weights or diffusion_pytorch_model."
+    return flag(group, help, "model", choices=PREFIXES)
 
 
 def layout(group: str, words: str) -> Any:

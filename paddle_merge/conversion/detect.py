@@ -15,6 +15,7 @@ from ..checkpoints.config_json import is_tied, read_config, widths
 from ..checkpoints.names import LINEARS, is_linear, last_word
 from ..checkpoints.tensors import Checkpoint
 from ..errors import CheckpointError
+from .fused import ALWAYS_FUSED, PIECES
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,15 @@ class Detected:
     """Hold what is known about a checkpoint's layout.
 
     layout: one of names.LAYOUTS; None if it is unknown. evidence: the reason, as part of a sentence. tied: whether lm_head
-    is tied to the embedding. config: the model's config.json.
+    is tied to the embedding. config: the model's config.json. likely: the layout of a file of torch's whose names don't show
+    one, which counts where another input's layout is known.
     """
 
     layout: str | None
     evidence: str
     tied: bool
     config: Mapping[str, Any]
+    likely: str | None = None
 
 
 def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], stated: str | None = None) -> Detected:
@@ -40,7 +43,7 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sta
     """
     config = read_config(checkpoint.folder) or fallback
     tied = is_tied(checkpoint, config)
-    hf, paddle = _votes(checkpoint, widths(config))
+    hf, paddle = _votes(checkpoint, widths(config), config.get("model_type"))
     torch = checkpoint.kind == "bin" or checkpoint.format == "pt"
 
     def found(layout: str | None, evidence: str) -> Detected:
@@ -57,7 +60,8 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sta
         return result
     family = _family(checkpoint, config)
     if family is None:
-        return Detected(None, "its tensors don't have the names of a language model's", tied, config)
+        likely = "hf" if torch else None
+        return Detected(None, "its tensors don't have the names of a language model's", tied, config, likely)
     if family != "model":
         if torch:
             evidence = f"its tensors' names begin with {family}. as PaddleNLP's do, but the file is torch's"
@@ -82,9 +86,11 @@ def detect(checkpoint: Checkpoint, prefix: str, fallback: Mapping[str, Any], sta
 def infer_from_others(inputs: Sequence[Checkpoint], found: Sequence[Detected]) -> list[Detected]:
     """Return what is known about the inputs' layouts, after comparing them with one another.
 
-    An input of unknown layout takes that of one whose names and shapes are all the same, if a Linear weight is not square.
+    Where the layout of one is known, likely ones count. An input of unknown layout takes that of one whose names and shapes
+    are all the same, if a Linear weight is not square.
     """
-    result = list(found)
+    some = any(one.layout for one in found)
+    result = [dataclasses.replace(one, layout=one.layout or one.likely) if some else one for one in found]
     for number, checkpoint in enumerate(inputs):
         for other, known in zip(inputs, found, strict=True):
             shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
@@ -107,14 +113,23 @@ def _family(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
     return family if family in ("model", str(config.get("model_type", "")).replace("-", "_")) else None
 
 
-def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
+def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int], family: Any) -> tuple[list[str], list[str]]:
     """Return the names of the weights whose shapes are Hugging Face's, and of those whose shapes are Paddle's.
 
-    sizes: as config_json.widths returns them. Square weights, and those of unknown size, are in neither list.
+    sizes: as config_json.widths returns them. Square weights, and those of unknown size, are in neither list; nor are fused
+    weights in safetensors files, which PaddleFormers writes [in, out] even where it turns all others to [out, in].
     """
     hf, paddle = [], []
+    fused = {word for word in PIECES if word != "gate_up_fused_proj"} if checkpoint.kind == "safetensors" else set()
+    fused -= {word for word, families in ALWAYS_FUSED.items() if family in families}
     for name, entry in checkpoint.tensors.items():
+        if last_word(name) in fused and len(checkpoint.tensors) > 1:
+            continue
         wanted = LINEARS.get(last_word(name)) if re.search(r"\.layers\.\d+\..*\.weight$", name) else None
+        if wanted is None and last_word(name) == "gate" and name.endswith(".weight"):
+            wanted = ("experts", "hidden")
+        if wanted is not None and ".experts." in name:
+            wanted = tuple({"intermediate": "moe", "gate_up": "moe_gate_up"}.get(width, width) for width in wanted)  # type: ignore[assignment]
         if wanted is None or not set(wanted) <= sizes.keys() or sizes[wanted[0]] == sizes[wanted[1]]:
             continue
         shape = sizes[wanted[0]], sizes[wanted[1]]

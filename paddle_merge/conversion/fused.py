@@ -31,17 +31,22 @@ PIECES = {"qkv_proj": _QKV, "gate_up_fused_proj": _FFN, "up_gate_proj": _FFN, "g
 BY_GROUPS = ("llama", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "ernie4_5", "ernie4_5_moe", "gemma3_text", "glm4_moe")
 # Model types that are fused in every layout, in the same way.
 ALWAYS_FUSED = {"qkv_proj": ("phi3",), "gate_up_proj": ("phi3", "glm", "glm4")}
+# Of these, PaddleFormers never fuses Llama's layers, and always those of the others: query, key and value, and gate and up.
+FUSED_IN_PADDLEFORMERS = tuple(family for family in BY_GROUPS if family != "llama")
 _FFN_NAMES = {"paddlenlp": "gate_up_fused_proj", "paddleformers": "up_gate_proj"}
 
 
-def slices(word: str, layout: str | None, config: Mapping[str, Any]) -> dict[str, list[Range]] | None:
+def slices(
+    word: str, layout: str | None, config: Mapping[str, Any], inner: int | None = None
+) -> dict[str, list[Range]] | None:
     """Return which indices along a fused layer's `out` belong to which layer: {"q_proj": [(0, 8), (16, 24)], ...}.
 
-    word: the fused layer's name, a key of PIECES. layout: that of its checkpoint. config: the model's config.json. Returns
-    None if it is unknown how this model type fuses the layer in this layout, or if config.json doesn't give the sizes.
+    word: the fused layer's name, a key of PIECES. layout: that of its checkpoint. config: the model's config.json. inner:
+    the width of gate and of up; None: config.json's intermediate_size, which experts don't have. Returns None if it is
+    unknown how this model type fuses the layer in this layout, or if config.json doesn't give the sizes.
     """
     sizes, family = widths(config), config.get("model_type")
-    always = _always(word, family) and layout in ("hf", "paddleformers")
+    always = always_fused(word, family) and layout in ("hf", "paddleformers")
     if word == "qkv_proj":
         if not {"head", "heads", "kv"} <= sizes.keys() or sizes["heads"] % sizes["kv"]:
             return None
@@ -52,15 +57,16 @@ def slices(word: str, layout: str | None, config: Mapping[str, Any]) -> dict[str
             return None
         queries, keys = sizes["heads"] // groups, sizes["kv"] // groups
         return repeated(_QKV, [queries, keys, keys], groups)
-    if word not in PIECES or "intermediate" not in sizes:
+    inner = inner or sizes.get("intermediate")
+    if word not in PIECES or inner is None:
         return None
     if not always and word != _FFN_NAMES.get(str(layout)):
         return None
-    return repeated(_FFN, [sizes["intermediate"]] * 2, 1)
+    return repeated(_FFN, [inner] * 2, 1)
 
 
-def _always(word: str, family: Any) -> bool:
-    """Return whether models of this type have the fused layer `word` in every layout."""
+def always_fused(word: str, family: Any) -> bool:
+    """Return whether models of this type have the fused layer `word` in every layout. family: config.json's model_type."""
     return family in ALWAYS_FUSED.get(word, ())
 
 
@@ -72,7 +78,7 @@ def fused_name(word: str, layout: str, goal: str, config: Mapping[str, Any]) -> 
 
     None if it is not fused there, or if that is unknown.
     """
-    if layout == goal or (_always(word, config.get("model_type")) and "paddlenlp" not in (layout, goal)):
+    if layout == goal or (always_fused(word, config.get("model_type")) and "paddlenlp" not in (layout, goal)):
         return word
     if "hf" in (layout, goal) or slices(word, layout, config) is None:
         return None
@@ -89,6 +95,16 @@ def split_names(names: Iterable[str], layout: str, config: Mapping[str, Any]) ->
         else:
             found.add(name)
     return found
+
+
+def names_in_paddleformers(names: Iterable[str], config: Mapping[str, Any]) -> set[str]:
+    """Return the tensors' names with the layers fused that PaddleFormers always fuses in models of this type."""
+    if config.get("model_type") not in FUSED_IN_PADDLEFORMERS:
+        return set(names)
+    fused = {**dict.fromkeys(_QKV, "qkv_proj"), **dict.fromkeys(_FFN, _FFN_NAMES["paddleformers"])}
+    return {_renamed(name, fused.get(last_word(name), last_word(name))) for name in names if last_word(name)} | {
+        name for name in names if not last_word(name)
+    }
 
 
 def refit(
@@ -128,8 +144,10 @@ def refit(
 
 def _split(entry: TensorEntry, layout: str, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
     """Return the pieces of a fused tensor, by name. Raises MalformedError if its size contradicts config.json."""
-    ranges = _certain(last_word(entry.name), layout, config)
-    axis, total = _axis(entry, layout), max(stop for piece in ranges.values() for _, stop in piece)
+    axis = _axis(entry, layout)
+    inner = entry.shape[axis] // 2 if _of_expert(entry.name) and entry.shape[axis] % 2 == 0 else None
+    ranges = _certain(last_word(entry.name), layout, config, inner)
+    total = max(stop for piece in ranges.values() for _, stop in piece)
     if entry.shape[axis] != total:
         raise MalformedError(f"is {list(entry.shape)}, but config.json says {total} along axis {axis}")
     names = {word: _renamed(entry.name, word) for word in ranges}
@@ -140,17 +158,23 @@ def _fuse(
     tensors: Mapping[str, TensorEntry], name: str, word: str, layout: str, config: Mapping[str, Any]
 ) -> dict[str, TensorEntry]:
     """Return {name: tensor} of the fused tensor of layer `word` that contains `name`. Raises MalformedError."""
-    ranges = _certain(word, layout, config)
+    axis = _axis(tensors[name], layout)
+    ranges = _certain(word, layout, config, tensors[name].shape[axis] if _of_expert(name) else None)
     whole, entries = _renamed(name, word), {piece: tensors.get(_renamed(name, piece)) for piece in ranges}
     held = {piece: entry for piece, entry in entries.items() if entry is not None}
     if len(held) < len(ranges):
         raise MalformedError(f"would be fused into {whole!r}, but not all of {', '.join(ranges)} exist")
-    return {whole: join(held, _axis(tensors[name], layout), ranges, whole)}
+    return {whole: join(held, axis, ranges, whole)}
 
 
-def _certain(word: str, layout: str, config: Mapping[str, Any]) -> dict[str, list[Range]]:
+def _of_expert(name: str) -> bool:
+    """Return whether a tensor belongs to one of the experts of a mixture, whose width is its own."""
+    return "expert" in name
+
+
+def _certain(word: str, layout: str, config: Mapping[str, Any], inner: int | None) -> dict[str, list[Range]]:
     """Return slices(), and raise MalformedError where it returns None."""
-    ranges = slices(word, layout, config)
+    ranges = slices(word, layout, config, inner)
     if ranges is None:
         raise MalformedError(
             f"can't be converted between {word} and {', '.join(PIECES[word])}: how a model of type"

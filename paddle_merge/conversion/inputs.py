@@ -10,18 +10,19 @@ Only headers are read, and the values of a few tensors that may be tied.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.adapters import Adapter, open_model
-from ..checkpoints.config_json import read_config
+from ..checkpoints.config_json import read_config, widths
 from ..checkpoints.names import EMBEDDINGS, HEAD, last_word
 from ..checkpoints.quantised import problems as quantised
 from ..checkpoints.quantised import signs
 from ..checkpoints.tensors import Checkpoint, TensorEntry, stored
 from ..dtypes import DType
 from ..errors import CheckpointError
+from ..parsing import tensors_named
 from .detect import detect
 from .layout import normalise
 from .lora.fold import adapt
@@ -73,39 +74,79 @@ def _marked(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEn
 
 
 def differences(
-    inputs: Sequence[Checkpoint], out_dtype: DType | None, aligned: Callable[[str], bool] = lambda name: False
+    inputs: Sequence[Checkpoint],
+    out_dtype: DType | None,
+    aligned: Callable[[str], bool] = lambda name: False,
+    offered: Collection[str] = ("out_dtype", "recipes"),
 ) -> list[str]:
-    """Return a sentence on each tensor that is missing in some inputs, or that differs in shape or dtype between them.
+    """Return a sentence on the tensors that are missing in some inputs, and on those that differ in shape or dtype between
+    them: one for each cause.
 
     out_dtype: of the output, if one is given; then float dtypes may differ. aligned: whether the tensor of a name will be
-    aligned to one vocabulary; then its shapes may differ. Returns an empty list if the inputs match.
+    aligned to one vocabulary; then its shapes may differ. offered: what the caller could do about it, and sentences name.
+    Returns an empty list if the inputs match.
     """
     everywhere = {name: None for checkpoint in inputs for name in checkpoint.tensors}
     if not everywhere:
         return [f"{inputs[0].path}: holds no tensors"]
-    missing: list[str] = []
-    shapes: list[str] = []
-    dtypes: list[str] = []
+    # What is said of tensors -> their names; in the order of the answer.
+    missing, shapes, dtypes = (dict[Any, list[str]]() for _ in range(3))
     for name in everywhere:
-        without = [checkpoint.path for checkpoint in inputs if name not in checkpoint.tensors]
-        if without:
-            holders = [checkpoint.path for checkpoint in inputs if name in checkpoint.tensors]
-            missing.append(f"tensor {name!r} is missing in {', '.join(without)} (it is in {', '.join(holders)})")
-            continue
-        entries = [(checkpoint.path, checkpoint.tensors[name]) for checkpoint in inputs]
+        holders = [checkpoint for checkpoint in inputs if name in checkpoint.tensors]
+        lacking = [checkpoint.path for checkpoint in inputs if name not in checkpoint.tensors]
+        if lacking:
+            cause = ", ".join(lacking), ", ".join(checkpoint.path for checkpoint in holders)
+            missing.setdefault(cause, []).append(name)
+        entries = [(checkpoint.path, checkpoint.tensors[name]) for checkpoint in holders]
         if len({entry.shape for _, entry in entries}) > 1 and not aligned(name):
-            shown = ", ".join(f"{list(entry.shape)} in {path}" for path, entry in entries)
-            remedy = "; --tokenizer_source union (or base) aligns different vocabularies" if _holds_tokens(name) else ""
-            shapes.append(f"tensor {name!r} has different shapes: {shown}{remedy}")
+            # One sentence for all tensors whose shapes differ between the same inputs, whatever the shapes are.
+            alike = tuple(entries[0][1].shape == entry.shape for _, entry in entries)
+            shapes.setdefault((tuple(path for path, _ in entries), alike, _holds_tokens(name)), []).append(name)
         all_float = all(entry.dtype.is_float for _, entry in entries)
         if len({entry.dtype for _, entry in entries}) > 1 and not (all_float and out_dtype):
             shown = ", ".join(f"{entry.dtype.name} in {path}" for path, entry in entries)
-            remedy = "; to merge them, give the dtype of the result with --out_dtype" if all_float else ""
-            dtypes.append(f"tensor {name!r} has different dtypes: {shown}{remedy}")
+            remedy = (
+                "; to merge them, give the dtype of the result with --out_dtype"
+                if all_float and "out_dtype" in offered
+                else ""
+            )
+            dtypes.setdefault(f"different dtypes: {shown}{remedy}", []).append(name)
     problems = []
-    for found in (missing, shapes, dtypes):
-        problems += found
-    return problems
+    for (without, having), names in missing.items():
+        are, they = ("is", "it is") if len(names) == 1 else ("are", "they are")
+        problems.append(f"{tensors_named(names)} {are} missing in {without} ({they} in {having})")
+    sizes = _hidden_sizes(inputs) if shapes else []
+    if len({size for _, size in sizes}) > 1:
+        problems.append(f"the models' hidden sizes differ: {', '.join(f'{size} in {path}' for path, size in sizes)}")
+        shapes.clear()
+    for (_, _, tokens), names in shapes.items():
+        held = [(one.path, one.tensors[names[0]]) for one in inputs if names[0] in one.tensors]
+        shown = ", ".join(f"{list(entry.shape)} in {path}" for path, entry in held)
+        which = "" if len(names) == 1 else f" (of {names[0]!r})"
+        remedy = _remedy(names, [entry.shape for _, entry in held], tokens, len(everywhere)) if "recipes" in offered else ""
+        problems.append(f"{tensors_named(names)} {_have(names)} different shapes: {shown}{which}{remedy}")
+    return problems + [f"{tensors_named(names)} {_have(names)} {said}" for said, names in dtypes.items()]
+
+
+def _hidden_sizes(inputs: Sequence[Checkpoint]) -> list[tuple[str, int]]:
+    """Return (path, hidden size) of each input whose config.json gives it."""
+    sizes = [(one.path, widths(read_config(one.folder)).get("hidden")) for one in inputs]
+    return [(path, size) for path, size in sizes if size is not None]
+
+
+def _remedy(names: Sequence[str], shapes: Sequence[tuple[int, ...]], tokens: bool, count: int) -> str:
+    """Return what can be done about tensors of different shapes. count: how many tensors the models have."""
+    axes = [len(set(sizes)) > 1 for sizes in zip(*shapes, strict=False)]
+    if tokens and len({len(shape) for shape in shapes}) == 1 and sum(axes) == 1:
+        return "; --tokenizer_source union (or base) aligns different vocabularies"
+    if len(names) > 3 or len(names) == count:
+        return ""
+    modules = ", ".join(f"{one}: ..." for one in dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+    return f"; to merge all else, take it from one model by a recipe with modules: {{{modules}, default: ...}}"
+
+
+def _have(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
 
 
 def _holds_tokens(name: str) -> bool:
@@ -133,7 +174,8 @@ def in_one_layout(
     """
     config = next((found for one in checkpoints if (found := read_config(one.folder))), {})
     try:
-        return normalise(inputs=checkpoints, given=given, target=None, strict=False, prefix=prefix, fallback=config)
+        one = normalise(inputs=checkpoints, given=given, target=None, strict=False, prefix=prefix, fallback=config)
+        return one.inputs, one.layout, one.notes
     except CheckpointError as error:
         pairs = list(zip(checkpoints, given or [None] * len(checkpoints), strict=True))
         layouts = [detect(one, prefix, config, said).layout for one, said in pairs]
@@ -145,7 +187,7 @@ def in_one_layout(
                 normalise(inputs=[one], given=[said], target=layouts[0], strict=False, prefix=prefix, fallback=config)
                 for one, said in pairs
             ]
-            return tuple(views[0] for views, _, _ in alone), layouts[0], notes
+            return tuple(found.inputs[0] for found in alone), layouts[0], notes
         except CheckpointError:
             if len(set(layouts)) > 1:
                 raise

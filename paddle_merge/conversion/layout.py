@@ -11,7 +11,8 @@ No file states its layout, so detect.py finds it from names and shapes. The entr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.compare import equal
@@ -21,10 +22,25 @@ from ..checkpoints.views import transpose
 from ..errors import CheckpointError, MalformedError
 from ..parsing import shown
 from .detect import Detected, detect, infer_from_others
-from .fused import PIECES, fused_name, refit, split_names
+from .fused import PIECES, fused_name, names_in_paddleformers, refit, split_names
+from .ties import contradiction, embedding_of, in_agreement
 
 METADATA = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # the `format` in safetensors metadata that loaders expect
 _STATE = f"state it with --layout, one of {', '.join(LAYOUTS)} for each model and then for the base"
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Hold inputs that were brought into one layout.
+
+    layout: None if it is unknown and nothing had to be converted. notes: a sentence on each input that was converted.
+    tied: whether the output's lm_head is tied to its embedding, where it isn't as the inputs' config.json says; else None.
+    """
+
+    inputs: tuple[Checkpoint, ...]
+    layout: str | None
+    notes: list[str]
+    tied: bool | None = None
 
 
 def normalise(
@@ -34,21 +50,23 @@ def normalise(
     strict: bool,
     prefix: str,
     fallback: Mapping[str, Any],
-) -> tuple[tuple[Checkpoint, ...], str | None, list[str]]:
+    tie: str | None = None,
+) -> Normalised:
     """Convert all inputs to one layout: `target` if it is given, else that of the first.
 
     given: the layouts that the user states, one per input, or an empty sequence. strict: whether to refuse inputs of
     different layouts. prefix: which weights these are, "model" or "master_weights". fallback: a config of the same
-    architecture, for inputs without one.
+    architecture, for inputs without one. tie: what happens to lm_head where some inputs tie it to the embedding and some
+    don't: "auto", tied ones are untied; "keep", all are tied, so those that have an lm_head lose it; "untie", tied ones are
+    untied, even if all are; None, the inputs are refused.
 
-    Returns the inputs; their layout, which is None if it is unknown and nothing had to be converted; and a sentence on each
-    input that was converted. Raises CheckpointError listing every layout that is unknown and every tensor that can't be
-    converted.
+    Raises CheckpointError listing every layout that is unknown and every tensor that can't be converted.
     """
     given = given or (None,) * len(inputs)
     found = [detect(checkpoint, prefix, fallback, said) for checkpoint, said in zip(inputs, given, strict=True)]
     found = infer_from_others(inputs, found)
     goal = target or found[0].layout
+    inputs, found, tied, notes = in_agreement(inputs, found, tie)
     pairs = list(zip(inputs, found, strict=True))
     problems = []
     if len({one.tied for one in found}) > 1 and all(one.layout for one in found):
@@ -61,7 +79,8 @@ def normalise(
             inputs, problems = _tie(pairs, goal)
         if problems:
             raise CheckpointError(problems)
-        return (tuple(inputs), None, []) if goal is None else _match_fused(inputs, found, goal, [])
+        unchanged = Normalised(tuple(inputs), None, notes, tied)
+        return unchanged if goal is None else _match_fused(inputs, found, goal, notes, tied)
     if strict and len({one.layout for one in found}) > 1:
         raise CheckpointError(f"--strict_layout: the inputs' layouts differ: {'; '.join(shown)}")
     problems += [
@@ -80,29 +99,33 @@ def normalise(
         converted, problems = _tie(list(zip(converted, found, strict=True)), str(goal))
     if problems:
         raise CheckpointError(problems)
-    notes = [f"{text}, read as {goal}" for text, one in zip(shown, found, strict=True) if one.layout != goal]
-    return _match_fused(converted, found, str(goal), notes)
+    views = [f"{text}, read as {goal}" for text, one in zip(shown, found, strict=True) if one.layout != goal]
+    return _match_fused(converted, found, str(goal), [*views, *notes], tied)
 
 
 def _match_fused(
-    inputs: Sequence[Checkpoint], found: Sequence[Detected], layout: str, notes: list[str]
-) -> tuple[tuple[Checkpoint, ...], str, list[str]]:
+    inputs: Sequence[Checkpoint], found: Sequence[Detected], layout: str, notes: list[str], tied: bool | None
+) -> Normalised:
     """Split or fuse weights of the inputs, all of one layout, so that the same ones are fused as in the first input.
 
-    found: what was detected about each. Returns the inputs, the layout, and `notes` with a sentence added on each input that
-    was changed. Raises CheckpointError listing every tensor that can't be converted.
+    found: what was detected about each. To `notes` a sentence is added on each input that was changed. tied: as
+    Normalised.tied. Raises CheckpointError listing every tensor that can't be converted.
     """
     result: list[Checkpoint] = []
     problems: list[str] = []
+    wanted: Collection[str] = inputs[0].tensors
+    if layout == "paddleformers" != found[0].layout:
+        wanted = names_in_paddleformers(wanted, found[0].config)
     for checkpoint, one in zip(inputs, found, strict=True):
-        tensors, made, wrong = refit(checkpoint.tensors, inputs[0].tensors, layout, one.config)
+        tensors, made, wrong = refit(checkpoint.tensors, wanted, layout, one.config)
         problems += [f"{checkpoint.path}: {sentence}" for sentence in wrong]
         result.append(dataclasses.replace(checkpoint, tensors=tensors) if made else checkpoint)
         if made:
-            notes = [*notes, f"{checkpoint.path}: {len(made)} weights split or fused, to match {inputs[0].path}"]
+            match = "as PaddleFormers has them" if wanted is not inputs[0].tensors else f"to match {inputs[0].path}"
+            notes = [*notes, f"{checkpoint.path}: {len(made)} weights split or fused, {match}"]
     if problems:
         raise CheckpointError(problems)
-    return tuple(result), layout, notes
+    return Normalised(tuple(result), layout, notes, tied)
 
 
 def _mixed_files(inputs: Sequence[Checkpoint]) -> list[str]:
@@ -187,18 +210,14 @@ def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tupl
     problems: list[str] = []
     for checkpoint, one in pairs:
         tensors = dict(checkpoint.tensors)
-        matrices = (entry for name, entry in tensors.items() if last_word(name) in EMBEDDINGS and len(entry.shape) == 2)
-        embedding = next(matrices, None)
+        embedding = embedding_of(tensors)
         if goal is None and one.tied and embedding is not None:
             if HEAD in tensors and equal(tensors[HEAD], embedding):
                 tensors[HEAD] = embedding.renamed(HEAD)
         elif one.tied and embedding is not None:
             head = tensors.pop(HEAD, None)
             if head is not None and not equal(head, embedding):
-                problems.append(
-                    f"{checkpoint.path}: config.json ties lm_head to the embedding, but their values differ; if lm_head is"
-                    ' meant, set "tie_word_embeddings" to false there'
-                )
+                problems.append(contradiction(checkpoint.path))
             if goal != "hf":
                 tensors[HEAD] = embedding.renamed(HEAD)
         result.append(dataclasses.replace(checkpoint, tensors=tensors))

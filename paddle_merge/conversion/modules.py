@@ -3,12 +3,13 @@
 There is no list of architectures. A tensor belongs to "vision_tower" if its name contains that word, or a synonym of it
 (_KINDS), before the number of its layer. If several words match, the last one decides: model.visual.merger belongs to the
 projector if the recipe has one, else to the vision tower. A tensor that matches none belongs to the language model, or to
-the module `default` if the recipe has it.
+the module `default` if the recipe has it; of both, the language model has what is named as a model of text alone names it.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ _KINDS = (
     ("audio_tower", "audio_model", "audio_encoder"),
 )
 _TEXT = _KINDS[0]
+# How the names of a language model begin whose part of a larger model has no word of its own (Qwen2-VL's model.layers).
+_PLAIN = re.compile(r"(model\.|transformer\.)?(layers|h|embed_tokens|wte|wpe|norm|ln_f|lm_head)\.")
 _SHARED = ("shared", "lm_head")  # T5's tied embedding
 T = TypeVar("T")
 
@@ -49,9 +52,12 @@ def claiming_modules(name: str, modules: tuple[str, ...]) -> tuple[str, ...]:
     if claims:
         best = max(claims.values())
         return tuple(module for module, claim in claims.items() if claim == best)
-    if REST in modules:
+    if REST in modules and not _PLAIN.match(name):
         return (REST,)
-    return tuple(module for module in modules if module in _TEXT) if _kind_of(name) in (None, _TEXT) else ()
+    texts = tuple(module for module in modules if module in _TEXT)
+    if REST in modules:
+        return texts or (REST,)
+    return texts if _kind_of(name) in (None, _TEXT) else ()
 
 
 def _claim(name: str, module: str) -> tuple[int, bool] | None:

@@ -98,7 +98,8 @@ class _Ledger:
     def __init__(self, plan: Plan):
         self._readers: dict[Origin, list[str]] = defaultdict(list)
         self._boxes: dict[Origin, dict[object, int]] = defaultdict(dict)
-        self._why: dict[Origin, str] = {}
+        self._why: dict[Origin, str] = dict(plan.left_out)
+        self._tied = plan.tied
         for tensor in plan.tensors:
             for _, entry in leaves(tensor):
                 self._read(tensor.name, entry)
@@ -124,7 +125,8 @@ class _Ledger:
         if not into and not why:
             why = self._not_asked_for(number, name)
         if not into and not why and "lm_head" in name:
-            why = "the same as the embedding's, to which lm_head is tied"
+            why = "left out: the output ties lm_head to the embedding" if self._tied else ""
+            why = why or "the same as the embedding's, to which lm_head is tied"
         if not why and (not into or read != size):
             problems.append(
                 f"{path}: of tensor {name!r}, {read} of {size} elements are read; the rest would be lost. This is a fault of"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ from ..conversion.modules import within
 from ..conversion.vocabulary.align import Aligner
 from ..dtypes import DType
 from ..errors import CheckpointError, ConfigError
+from ..methods.linear import Linear
 from ..methods.shared.method import ResolvedMethod
+from ..parsing import tensors_named
 from ..recipe.parameters import Resolver, unused
 from ..recipe.recipe import Input, Recipe, Slice, Stage, names_of, parts
 from .modules import one_stack, problems
@@ -84,14 +86,19 @@ class _Place:
 
 
 def assemble(
-    recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: Aligner | None = None
+    recipe: Recipe | Stage,
+    inputs: Sequence[Checkpoint],
+    aligner: Aligner | None = None,
+    averaged: Collection[str] = (),
 ) -> tuple[list[AssembledTensor], list[str]]:
     """Return the output's tensors, in the order of the base's or else of the first model's; and a sentence on each
     filter that matches none of them.
 
-    aligner: of the recipe's tokenizer, if it has one. Raises CheckpointError, ConfigError.
+    aligner: of the recipe's tokenizer, if it has one. averaged: names of tensors that the base lacks (heads.py). Raises
+    CheckpointError, ConfigError.
     """
-    resolver, made, wrong = Resolver(recipe), [], dict[str, None]()
+    resolver, made = Resolver(recipe), []
+    wrong, absent, unlike, differing = (dict[Any, list[str]]() for _ in range(4))  # what is wrong -> names of tensors
     if faults := problems(recipe, inputs):
         raise CheckpointError(faults)
     for place in _places(recipe, inputs):
@@ -105,27 +112,30 @@ def assemble(
             entries = [*found]
         for model, name, entry in zip(models, names, entries, strict=True):
             if entry is None:
-                faults.append(f"{inputs[model.number].path}: has no tensor {name!r}, which {place.name!r} is made of")
+                absent.setdefault(inputs[model.number].path, []).append(name)
             elif entry.shape != found[0].shape:
-                faults.append(
-                    f"{inputs[model.number].path}: tensor {name!r} is {list(entry.shape)}, and"
-                    f" {inputs[models[0].number].path}'s {names[0]!r} is {list(found[0].shape)}"
+                said = (
+                    f"is {list(entry.shape)}, and {inputs[models[0].number].path}'s {names[0]!r} is {list(found[0].shape)}"
                 )
-        if len(found) < len(entries) or faults:
+                unlike.setdefault((inputs[model.number].path, models[0].number), []).append(f"tensor {name!r} {said}")
+        if len(found) < len(entries) or absent or unlike:
             continue
         if (differ := _differ(found, recipe)) is not None:
-            faults.append(f"tensor {place.name!r} is made of tensors of different dtypes, {differ}; {REMEDY}")
+            differing.setdefault(differ, []).append(place.name)
             continue
         try:
             values = resolver.values(part, place.name, place.t, names[: len(part.inputs)])
             resolved = resolver.resolved(values)
         except ValueError as error:
-            wrong[str(error)] = None
+            wrong.setdefault(str(error), []).append(place.name)
             continue
         numbers = [model.number for model in models]
         if not found[0].dtype.is_float:
             found, numbers = _all_of(found, numbers)
         base = found.pop() if part.base is not None else None
+        if place.name in averaged:
+            base, resolved, values = None, ResolvedMethod(None, Linear((1.0,) * len(found))), {}
+            del numbers[len(found) :]
         made.append(
             AssembledTensor(
                 name=place.name,
@@ -137,10 +147,19 @@ def assemble(
                 values=tuple(values.items()),
             )
         )
+    for path, lacking in absent.items():
+        lacking = list(dict.fromkeys(lacking))
+        faults.append(f"{path}: has no {tensors_named(lacking)}, which the output is made of")
+    for (path, _), sentences in unlike.items():
+        more = f" (and {len(sentences) - 1} more tensors differ in shape)" if len(sentences) > 1 else ""
+        faults.append(f"{path}: {sentences[0]}{more}")
+    for dtypes, its in differing.items():
+        verb = "is" if len(its) == 1 else "are"
+        faults.append(f"{tensors_named(its)} {verb} made of tensors of different dtypes, {dtypes}; {REMEDY}")
     if faults:
         raise CheckpointError(faults)
     if wrong:
-        raise ConfigError(list(wrong))
+        raise ConfigError([f"{sentence} (for {tensors_named(its)})" for sentence, its in wrong.items()])
     return made, unused(recipe, resolver)
 
 

@@ -9,11 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoints.config_json import is_tied, read_config
+from ..checkpoints.config_json import is_tied, read_config, widths
 from ..checkpoints.names import last_word
 from ..checkpoints.tensors import Checkpoint
 from ..conversion.inputs import SETTINGS, setting
 from ..errors import CheckpointError
+from ..parsing import shown
+from .loader_files import loader_files
+
+UNSET = ("rope_scaling",)  # settings that are also different if only one config.json has them
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,9 @@ def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[
     found = []
     formats = {checkpoint.format for checkpoint in inputs}
     if len(formats) > 1:
-        shown = ", ".join(f"{checkpoint.format} in {checkpoint.path}" for checkpoint in inputs)
+        listed = ", ".join(f"{checkpoint.format} in {checkpoint.path}" for checkpoint in inputs)
         found.append(
-            f"the inputs' metadata formats differ ({shown}): if one of them stores Linear weights transposed, square"
+            f"the inputs' metadata formats differ ({listed}): if one of them stores Linear weights transposed, square"
             " matrices are merged wrongly"
         )
     real = [os.path.realpath(checkpoint.path) for checkpoint in inputs]
@@ -102,7 +106,23 @@ def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[
         found.append(
             f"{config_source.folder}/config.json names no architectures, which PaddleNLP and PaddleFormers need to load it"
         )
-    return found + _different_settings(inputs, config_source)
+    return [*found, *loader_files(config_source.folder)[1], *_different_settings(inputs, config_source)]
+
+
+def _text(value: Any) -> str:
+    return "unset" if value is None else shown(value) if isinstance(value, dict) else str(value)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json says on how weights are used, by name; None where it says nothing."""
+    found = {name: setting(config, name) for name in (*SETTINGS, "max_position_embeddings", "id2label")}
+    found["head_dim"] = found["head_dim"] or widths(config).get("head")
+    own, rope = config.get("rope_scaling"), config.get("rope_parameters")  # transformers 5 writes the latter
+    scaling = own if isinstance(own, dict) else rope if isinstance(rope, dict) else {}
+    scaling = {"rope_type" if name == "type" else name: value for name, value in scaling.items()}
+    scaling = {name: value for name, value in scaling.items() if name not in SETTINGS}
+    found["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
+    return found
 
 
 def _different_settings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[str]:
@@ -110,9 +130,12 @@ def _different_settings(inputs: Sequence[Checkpoint], config_source: ConfigSourc
     found = []
     for checkpoint in inputs:
         config = read_config(checkpoint.folder)
-        pairs = [(name, setting(config, name), setting(config_source.config, name)) for name in SETTINGS]
+        both = [(_settings(config), _settings(config_source.config))] if config else []
         differing = [
-            f"{name} {its} (not {other})" for name, its, other in pairs if None not in (its, other) and its != other
+            f"{name} {_text(its[name])} (not {_text(other[name])})"
+            for its, other in both
+            for name in its
+            if its[name] != other[name] and (name in UNSET or None not in (its[name], other[name]))
         ]
         if differing:
             found.append(

@@ -25,11 +25,17 @@ NAMES = "merge_names.partial"  # lists the final names of a merge's files, while
 # What is copied from an input, by pattern: never weights, indexes, optimizer states or what loaders and trainers leave.
 COPIED = (
     "config.json",
-    "generation_config.json",
+    "configuration.json",  # ModelScope's
+    "generation_config*.json",
     *TOKENIZER,
-    "preprocessor_config.json",
+    "*preprocessor_config.json",  # of images, videos or sound
     "processor_config.json",
+    "modules.json",  # of sentence-transformers, as the next two
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
 )
+
+CODE = "*.py"  # copied too, where config.json names code
 
 CARD = "README.md"
 RECORD = "merge_config.json"  # what was asked

@@ -63,7 +63,8 @@ def described(recipe: Recipe, names: Iterable[str]) -> list[str]:
     found = []
     for module in modules:
         its = within(tensors, module, modules)
-        layers = "".join(f", {count} layers of {stack}" for stack, count in stacks(its).items())
+        counts = [(f"{count} layer" + "s" * (count > 1), stack) for stack, count in stacks(its).items()]
+        layers = "".join(f", {count} of {stack}" for count, stack in counts)
         found.append(f"{module}: {len(its)} tensors{layers}")
     return found
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..backends.engine import Engine
 from ..checkpoints.adapters import Adapter
 from ..checkpoints.fingerprint import BLOCK
-from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..checkpoints.tensors import Checkpoint, Origin, TensorEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..conversion.vocabulary.vocabularies import Tokens
 from ..dtypes import DType, compute_dtype
@@ -142,6 +142,8 @@ class Plan:
     engine: Engine
     layout: str | None  # of the output, if it is known
     layout_notes: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
+    left_out: Mapping[Origin, str]  # why stored tensors are not read, by their origins: those that no loader needs
+    tied: bool | None  # whether lm_head is tied to the embedding, if that is otherwise than in some input; else None
     folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]
     tokens: Tokens | None  # of the output, if vocabularies are aligned

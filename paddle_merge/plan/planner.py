@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence, Set
 
 from ..backends.engine import NUMPY, Engine
+from ..checkpoints.config_json import read_config
 from ..checkpoints.formats.header import Held
 from ..checkpoints.formats.naming import FORMATS, shard_name
 from ..checkpoints.names import LAYOUTS
@@ -20,13 +21,19 @@ from ..conversion import modules
 from ..conversion.inputs import differences, open_inputs
 from ..conversion.layout import METADATA, normalise, transposed_in
 from ..conversion.lora.fold import adapt
+from ..conversion.lora.tied import trains_apart
+from ..conversion.naming import in_one_naming
+from ..conversion.optional import WithoutOptional, without_optional
 from ..conversion.vocabulary.align import Aligner
 from ..conversion.vocabulary.vocabularies import Vocabularies
 from ..errors import CheckpointError
+from ..parsing import tensors_named
 from ..recipe.recipe import Recipe, Stage, names_of, parts
 from . import chat
 from .assemble import AssembledTensor, assemble
 from .config_source import find_config_source, warnings
+from .copies import originals
+from .heads import heads_of
 from .layer_config import restacked
 from .plan import Plan, Shard, StagedEntry, TensorPlan, cut
 
@@ -41,16 +48,30 @@ def make_plan(
     Raises CheckpointError listing everything in the inputs that doesn't fit; ConfigError for parameters that don't.
     """
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
+    named, renamed = in_one_naming(opened)
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
-    inputs, layout, transposed = normalise(
-        inputs=opened,
+    apart = any(
+        trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)
+        for checkpoint, its in zip(opened, adapters, strict=True)
+        for adapter in its
+    )
+    normalised = normalise(
+        inputs=named,
         given=recipe.layouts,
         target=recipe.output_layout,
         strict=recipe.strict_layout,
         prefix=recipe.prefix,
         fallback=config_source.config,
+        tie="untie" if apart and recipe.tie == "auto" else recipe.tie,
     )
-    inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, config_source.config)
+    inputs, layout, tied = normalised.inputs, normalised.layout, normalised.tied
+    inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, config_source.config, tied)
+    whole = all(part.layers is None and part.module is None for part in recipe.slices)
+    needed = without_optional(inputs) if whole else WithoutOptional(inputs)
+    heads = heads_of(recipe, needed.inputs)
+    inputs = heads.inputs
+    if heads.names:  # the models' classes, not the base's, have them
+        config_source = find_config_source(opened[: len(recipe.models)], False, recipe.config_from)
     if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
     vocabularies = Vocabularies(inputs)
@@ -63,7 +84,7 @@ def make_plan(
     if problems:
         raise CheckpointError(problems)
 
-    made, more = assemble(recipe, inputs, aligner)
+    made, more = assemble(recipe, inputs, aligner, heads.names)
     idle += [*more, *vocabularies.notes, *(vocabularies.mismatched(recipe.taken) if aligner is None else ())]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout))
@@ -71,7 +92,7 @@ def make_plan(
     folders = [(checkpoint.path, checkpoint.folder) for checkpoint in opened]
     tokens = aligner.tokens if aligner is not None else None
     template, doubts = chat.choose(recipe.chat_template, folders, tokens.source.folder if tokens else config_source.folder)
-    doubts = [*doubts, *restacked(config_source.config, recipe, tensors, inputs)[1]]
+    doubts = [*doubts, *_nothing_kept(made), *restacked(config_source.config, recipe, tensors, inputs)[1]]
     return Plan(
         recipe=recipe,
         inputs=inputs,
@@ -83,7 +104,9 @@ def make_plan(
         ranks=ranks,
         engine=engine,
         layout=layout,
-        layout_notes=tuple(transposed),
+        layout_notes=(*renamed, *normalised.notes, *needed.notes, *heads.notes),
+        left_out={**needed.why, **heads.why},
+        tied=tied,
         folded=tuple(folded),
         warnings=(*idle, *worries, *doubts, *warnings(inputs, config_source)),
         tokens=tokens,
@@ -126,6 +149,17 @@ def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: 
     return found
 
 
+def _nothing_kept(made: Sequence[AssembledTensor]) -> list[str]:
+    """Return a sentence on the tensors of which the parameters keep nothing of any model."""
+    emptied = [one for one in made if dict(one.values).get("density") in (0.0, (0.0,) * len(one.sources))]
+    if not emptied:
+        return []
+    becomes = "the base's" if emptied[0].base is not None else "zeros"
+    return [
+        f"{tensors_named([one.name for one in emptied])}: density 0 keeps nothing of the models, so values are {becomes}"
+    ]
+
+
 def _transposed(made: Sequence[AssembledTensor], layout: str | None) -> Set[str]:
     """Return the names of the matrices that are [in, out]."""
     return transposed_in({one.name: one.entries[-1] for one in made}, layout)
@@ -156,14 +190,15 @@ def _staged(made: Sequence[AssembledTensor], stage: Stage, title: str, transpose
     """Return the tensors of an earlier merge.
 
     A tensor that is made of the same bytes as another, in the same way, is that very tensor, so that a tied lm_head
-    stays the embedding. transposed: names of matrices [in, out].
+    stays the embedding; one that is made of equal values gets the same masks. transposed: names of matrices [in, out].
     """
     entries: dict[str, TensorEntry] = {}
-    first: dict[object, str] = {}
+    same = originals(made)
     for one in made:
-        like = first.setdefault(one.made_of, one.name)
+        like = same[one.name]
         other = entries.get(like)
-        if isinstance(other, StagedEntry) and other.plan.resolved == one.resolved:
+        same_bytes = isinstance(other, StagedEntry) and [entry.nameless for entry in other.made_of] == list(one.made_of)
+        if same_bytes and isinstance(other, StagedEntry) and other.plan.resolved == one.resolved:
             entries[one.name] = other.renamed(one.name)
             continue
         plan = one.plan(stage, masked_as=like, transposed=one.name in transposed)
@@ -213,14 +248,14 @@ def _lay_out(
     tensors: list[TensorPlan] = []
     shards: list[Shard] = []
     problems: list[str] = []
-    first: dict[tuple[TensorEntry, ...], str] = {}  # what a tensor is made of in every input -> its name
+    same = originals(made)
     form = FORMATS[recipe.save_format]
     for number, group in enumerate(groups):
         group.sort(key=lambda pair: -pair[0].dtype.itemsize)  # so that every tensor is aligned to its own width
         problems += form.problems([held for held, _ in group])
         header = form.header([held for held, _ in group], format)
         for (_, one), offset in zip(group, header.offsets, strict=True):
-            like = first.setdefault(one.made_of, one.name)
+            like = same[one.name]
             tensors.append(one.plan(recipe, masked_as=like, transposed=one.name in transposed, shard=number, offset=offset))
         name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))
         shards.append(Shard(name, header.pieces, header.nbytes))

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..checkpoints.formats.folder import PREFIXES
 from ..checkpoints.formats.naming import FORMATS
 from ..checkpoints.names import LAYOUTS
 from ..dtypes import FLOATS, LARGEST
@@ -55,9 +56,10 @@ class Fields:
     )
     merge_prefix: str = flag(
         _MODELS,
-        "Weights of a folder to merge: model (model.safetensors) or master_weights. `--merge_preifx` works too.",
+        "Weights of a folder to merge, and of the output: model (model.safetensors), master_weights, or"
+        " diffusion_pytorch_model, which is also taken if all models are of diffusers. `--merge_preifx` works too.",
         "model",
-        choices=("model", "master_weights"),
+        choices=PREFIXES,
     )
     recipe_yaml: str | None = flag(
         _MODELS,
@@ -155,6 +157,13 @@ class Fields:
     )
     strict_layout: bool = flag(
         _MODELS, "Refuse to merge models of different layouts, instead of transposing weights.", False
+    )
+    tie: str = flag(
+        _OUTPUT,
+        "Whether lm_head is tied to the embedding. auto: as in the models, and not if only some of them tie it; keep: tied,"
+        " even if some models don't tie it, whose own lm_head is then left out; untie: not tied, even if all models tie it.",
+        "auto",
+        choices=("auto", "keep", "untie"),
     )
     output_layout: str | None = flag(
         _OUTPUT,

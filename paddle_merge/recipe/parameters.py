@@ -77,7 +77,7 @@ class Resolver:
                     self.used.add(id(condition))
                     return _at(condition, t, parameter)
         if parameter.default is REQUIRED:
-            raise ValueError(f"parameter {parameter.name!r} is required, and nothing sets it for tensor {name!r}")
+            raise ValueError(f"parameter {parameter.name!r} is required, and nothing sets it")
         return parameter.default
 
 
@@ -122,12 +122,12 @@ def _at(condition: Condition, t: float, parameter: Parameter) -> Any:
 def typed(value: Value, parameter: Parameter) -> Any:
     """Return the value converted to the parameter's type. Raises ValueError with a sentence that names the parameter.
 
-    Text is converted too: YAML parsers take "1e-5" for text.
+    Text is converted too: YAML parsers take "1e-5" for text. 1.0 and 0.0 are booleans too, for so mergekit writes them.
     """
     wanted = parameter.type
     try:
         if wanted is bool:
-            return value if isinstance(value, bool) else _WORDS[str(value).lower()]
+            return value if isinstance(value, bool) else _WORDS[str(value).lower().removesuffix(".0")]
         if isinstance(value, bool) and wanted is not str:
             raise ValueError
         if wanted is int:

@@ -139,6 +139,7 @@ class Recipe:
     out_dtype: storage dtype of all floating-point tensors; None: each tensor keeps its own.
     layouts: the layout of each source (checkpoints/names.py); None where it is to be detected; empty: detect all.
     output_layout: the layout of the output; None: the first source's.
+    tie: whether the output ties lm_head to the embedding: "auto", "keep" or "untie", as of conversion.layout.normalise.
     strict_layout: whether sources of different layouts are refused.
     save_format: "safetensors" or "pdparams".
     config_from: the folder to take config.json and the tokenizer from; None: the base's, or a model's.
@@ -157,6 +158,7 @@ class Recipe:
     out_dtype: DType | None = None
     layouts: tuple[str | None, ...] = ()
     output_layout: str | None = None
+    tie: str = "auto"
     strict_layout: bool = False
     save_format: str = "safetensors"
     config_from: str | None = None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..backends.engine import GIB, Engine
+from ..checkpoints.formats.folder import DIFFUSERS, single_file_names, written_by_diffusers
 from ..errors import ConfigError
 from ..parsing import parse_size
 from . import checks
@@ -91,12 +93,13 @@ class Request:
             parsed, found = recipe_of(config)
             models, base, title = tuple(models_of(config)), base_of(config), title_of(config)
             problems = checks.of_flags(config, engine) + found
+        prefix = _prefix(config.merge_prefix, models if base is None else (*models, base))
         output = config.output_path or os.path.join(".", f"merged-{title}")
         recipe: Recipe | None = None
         warnings: tuple[str, ...] = ()
         record: Mapping[str, Any] = {}
         if parsed is not None and not problems:
-            recipe = with_flags(parsed.recipe, config)
+            recipe = dataclasses.replace(with_flags(parsed.recipe, config), prefix=prefix)
             warnings = (*parsed.notes, *checks.warnings(config, engine))
             record = record_of(config, parsed.recipe, output)
         return cls(
@@ -106,7 +109,7 @@ class Request:
             models=models,
             base=base,
             output=output,
-            prefix=config.merge_prefix,
+            prefix=prefix,
             save_format=config.save_format,
             config_from=config.config_from,
             copied_files=tuple(config.copy_file_list or ()),
@@ -121,6 +124,14 @@ class Request:
             account=config.account,
             record=record,
         )
+
+
+def _prefix(given: str, sources: Sequence[str]) -> str:
+    """Return which weights of folders to read and write: those of diffusers if all models have them, and none others."""
+    paths = [os.path.expanduser(path) for path in sources]
+    diffusers = bool(paths) and all(written_by_diffusers(path) for path in paths)
+    others = any(os.path.isfile(os.path.join(path, name)) for path in paths for name in single_file_names("model"))
+    return DIFFUSERS if given == "model" and diffusers and not others else given
 
 
 def _engine(config: MergeConfig) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,21 @@ KEYS = (
     *("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name"),
     *("tokenizer_source", "tokenizer", "chat_template"),
 )
+CARD = ("license", "tags", "language", "library_name", "pipeline_tag")  # of model cards, which recipes are copied from
+# Keys that change the result in the places where they belong, and don't elsewhere.
+MEANT = {
+    "base",
+    "base_model",
+    "filter",
+    "layer_range",
+    "model",
+    "models",
+    "modules",
+    "parameters",
+    "slices",
+    "sources",
+    "value",
+}
 Settings = dict[str, Setting]
 
 
@@ -57,12 +73,13 @@ class Drafts(Nodes):
     def __init__(self, where: str):
         super().__init__(where)
         self.specs: dict[str, int] = {}
+        self.meant = MEANT | parameter_names() - IDLE.keys()
 
     def draft(self, node: yaml.Node) -> Draft | None:
         """Return what one document says; None if it has mistakes that leave nothing to go on with (see `problems`)."""
         given = self._top(node)
         method = self._method(node, given.get("merge_method"))
-        base = self.text(given["base_model"]) if "base_model" in given else None
+        base = self._spec(given["base_model"]) if "base_model" in given else None
         if base:
             self.specs.setdefault(base, len(self.specs))
         out_dtype = self._dtype(given, "out_dtype") or self._dtype(given, "dtype")
@@ -105,7 +122,7 @@ class Drafts(Nodes):
                 given[name] = value
             elif getattr(value, "again", False):  # a key that only holds an anchor for aliases
                 continue
-            elif nearest(name, KEYS):
+            elif nearest(name, KEYS) and name not in CARD:
                 self.wrong(key, f"unknown key {name!r}{nearest(name, KEYS)}")
             else:
                 belongs = "; it belongs under parameters" if name in parameter_names() else ""
@@ -118,7 +135,7 @@ class Drafts(Nodes):
             self.wrong(node, "merge_method is missing")
             return None
         name = self.text(value)
-        method = find(name)
+        method = find(name) or find(name.lower())
         if method is None and name:
             self.wrong(
                 value, f"unknown merge_method {shown(name)}{nearest(name.lower(), names())}; there are {', '.join(names())}"
@@ -192,7 +209,7 @@ class Drafts(Nodes):
                 self._source(source, ("model", "layer_range", "parameters"), method)
                 for source in (self.list(inner["sources"], "sources") if "sources" in inner else ())
             ]
-            base = self.text(inner["base_model"]) if "base_model" in inner else None
+            base = self._spec(inner["base_model"]) if "base_model" in inner else None
             if base:
                 self.specs.setdefault(base, len(self.specs))
             if "residual_weight" in inner:
@@ -212,13 +229,38 @@ class Drafts(Nodes):
             inner = self.known(node, keys, "a model")
         if "model" not in inner:
             self.wrong(node, "model, the path of a checkpoint, is missing")
-        spec = self.text(inner["model"]) if "model" in inner else ""
+        spec = self._spec(inner["model"]) if "model" in inner else ""
         self.specs.setdefault(spec, len(self.specs))
         layers = self._range(inner["layer_range"]) if "layer_range" in inner else None
         if "layer_range" in keys and layers is None and "layer_range" not in inner:
             self.wrong(node, "layer_range is missing: [first, end], where end is not included")
         settings = self._settings(inner.get("parameters"), method, of_model=True)
         return {"node": node, "spec": spec, "layers": layers, "settings": settings}
+
+    def _spec(self, node: yaml.Node) -> str:
+        """Return the path or name of a model: text, or a mapping as mergekit writes it, with path, revision and lora."""
+        if isinstance(node, yaml.ScalarNode):
+            path, at, revision = self.text(node).rpartition("@")
+            return self._revised(node, path, revision) if at and path else revision
+        inner = self.known(node, ("model", "path", "revision", "lora", "override_architecture"), "a model")
+        given = [inner[key] for key in ("model", "path") if key in inner]
+        if len(given) != 1:
+            self.wrong(node, "a model that is a mapping must have one of path and model, the path of a checkpoint")
+            return ""
+        if "override_architecture" in inner:
+            self.note(inner["override_architecture"], "'override_architecture' has no effect: tensors are merged by name")
+        spec = self._spec(given[0])
+        if "revision" in inner:
+            spec = self._revised(inner["revision"], spec, self.text(inner["revision"]))
+        return f"{spec}+{self._spec(inner['lora'])}" if "lora" in inner else spec
+
+    def _revised(self, node: yaml.Node, path: str, revision: str) -> str:
+        """Return "name@revision" for a model on a hub; the path alone, and a note, for a file or folder."""
+        both = f"{path}@{revision}"
+        if os.path.lexists(os.path.expanduser(both)) or not os.path.lexists(os.path.expanduser(path)):
+            return both
+        self.note(node, f"the revision {revision!r} has no effect: {path} is no name on a hub, but a file or folder")
+        return path
 
     def _range(self, node: yaml.Node) -> tuple[int, int] | None:
         values = [self.scalar(item) for item in node.value] if isinstance(node, yaml.SequenceNode) else []
@@ -248,8 +290,11 @@ class Drafts(Nodes):
                 self.note(key, f"{name!r} has no effect: {IDLE[name]}")
             elif name in parameter_names():
                 self.note(key, f"{name!r} has no effect with {method.name}, which takes {', '.join(known) or 'none'}")
-            else:
+            elif nearest(name, known) or nearest(name, parameter_names()):
                 self.wrong(key, f"unknown parameter {name!r}{nearest(name, known)}; {method.name} takes {', '.join(known)}")
+            else:
+                belongs = "; it belongs beside merge_method" if name in KEYS else ""
+                self.note(key, f"{name!r} has no effect among parameters, here or in mergekit{belongs}")
         return found
 
     def _setting(self, node: yaml.Node, parameter: Parameter) -> Setting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import yaml
@@ -69,6 +69,7 @@ class Nodes:
         self._where = where
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self.meant: Collection[str] = ()  # keys that mean something in other places
         self._mappings: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = {}  # by the node's id
 
     def wrong(self, node: yaml.Node, sentence: str) -> None:
@@ -110,11 +111,17 @@ class Nodes:
         return found
 
     def known(self, node: yaml.Node, keys: Sequence[str], what: str) -> dict[str, yaml.Node]:
-        """Return the values of a mapping's known keys, empty values left out; unknown keys are problems."""
+        """Return the values of a mapping's known keys, empty values left out.
+
+        An unknown key that is spelt like a known one, or means something elsewhere, is a problem; others have no effect,
+        which is noted.
+        """
         found = {}
         for name, (key, value) in self.mapping(node, what).items():
-            if name not in keys:
+            if name not in keys and nearest(name, {*keys, *self.meant}):
                 self.wrong(key, f"unknown key {name!r}{nearest(name, keys)}; {what} has {', '.join(keys)}")
+            elif name not in keys:
+                self.note(key, f"{name!r} has no effect in {what}, which has {', '.join(keys)}")
             elif not is_null(value):
                 found[name] = value
         return found

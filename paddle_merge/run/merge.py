@@ -18,7 +18,7 @@ from ..checkpoints.compare import differing
 from ..checkpoints.tensors import stored
 from ..conversion.inputs import open_inputs
 from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
-from ..parsing import size_text
+from ..parsing import size_text, tensors_named
 from ..plan import memory_estimate
 from ..plan.config_source import given_config
 from ..plan.file_names import LOCK, RECORD
@@ -33,6 +33,7 @@ from .output.account_file import check_account, refused
 from .output.destination import check_output
 from .output.flock import is_held, refusal
 from .output.journal import Journal, remaining, whole
+from .output.last_look import look
 from .output.leftovers import is_unfinished
 from .output.lock import make_lock
 from .output.sidecars import read_sidecars, record
@@ -100,6 +101,7 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
         if leads:
             reports = [Report.of(report) for part in everything for report in part]
             notice(reports, plan.tensors, plan.recipe.titles, request.strict)
+            look(plan, output.partial_paths)
             lock = make_lock(plan, reports, {**sidecars, RECORD: merge_record})
             output.finish({**sidecars, LOCK: lock.to_bytes()}, merge_record)
     except BaseException:
@@ -228,14 +230,18 @@ def _may_go_on(request: Request, plan: Plan | None) -> None:
 
 def _check_equal(plan: Plan) -> None:
     """Check that integers and booleans, which can't be averaged, are the same in all inputs. Raises CheckpointError."""
-    problems = []
+    found: dict[tuple[str, str, str], list[str]] = {}
     for tensor in plan.tensors:
         if not tensor.merged and (unequal := differing(tensor.inputs)):
             others = ", ".join(sorted({stored(entry).file for entry in unequal}))
-            problems.append(
-                f"tensor {tensor.name!r} is {tensor.dtype.name}, which can't be averaged, and differs between"
-                f" {stored(tensor.inputs[0]).file} and {others}; remove it from the"
-                " checkpoints, or make it equal"
-            )
+            found.setdefault((tensor.dtype.name, stored(tensor.inputs[0]).file, others), []).append(tensor.name)
+    problems = []
+    for (dtype, first, others), names in found.items():
+        one = len(names) == 1
+        problems.append(
+            f"{tensors_named(names)} {'is' if one else 'are'} {dtype}, which can't be averaged, and"
+            f" {'differs' if one else 'differ'} between {first} and {others}; remove {'it' if one else 'them'} from the"
+            f" checkpoints, or make {'it' if one else 'them'} equal"
+        )
     if problems:
         raise CheckpointError(problems)

@@ -17,6 +17,7 @@ import numpy as np
 from ..backends.backend import Backend
 from ..dtypes import DType
 from ..plan.plan import Piece, TensorPlan
+from .common_bits import CommonBits
 
 SAMPLE_WIDTH = 16  # neighbouring elements sampled together
 
@@ -60,8 +61,9 @@ def merge_tensor(
 class Pipeline:
     """A piece of one tensor in all models, as methods see it (methods.shared.base.Tensor), and as it is merged.
 
-    not_finite: the inputs, by their places in Recipe.titles, in which a NaN or Inf was met. overflowed: whether finite input
-    led to a number that the output's dtype can't hold. Both are known when all blocks are merged.
+    not_finite: the inputs, by their places in Recipe.titles, in which a NaN or Inf was met that not all of them have.
+    overflowed: whether finite input led to a number that the output's dtype can't hold. Both are known when all blocks are
+    merged.
     """
 
     def __init__(self, tensor: TensorPlan, source: Source, backend: Backend, piece: Piece, progress: Callable[[int], None]):
@@ -80,6 +82,7 @@ class Pipeline:
         self._state: Any = None
         self._counted = False  # whether the bytes that are read have been reported as progress
         self._whole: tuple[int, Any, Any] | None = None  # the only block, where the backend doesn't overwrite it
+        self._common: CommonBits | None = None  # of the last block, if every input holds a NaN or Inf there
 
     @property
     def not_finite(self) -> tuple[int, ...]:
@@ -124,6 +127,9 @@ class Pipeline:
             if base is not None:
                 merged = backend.add_scaled(base, merged, resolved.scale)
             stored, bad = backend.store(merged, self._tensor.dtype)
+            if self._common is not None:
+                raw, bad = self._common.restored(backend.fetch(stored)(), self._tensor.dtype)
+                stored = backend.put(raw, self._tensor.dtype)
             self._bad_out.append(bad)
             yield stored, start
             self._progress(len(stored) * self._tensor.dtype.itemsize)
@@ -147,6 +153,10 @@ class Pipeline:
                 if not self._counted:
                     self._progress(count * dtype.itemsize)
             x, base, bad = self._backend.load(raws, self._dtypes, self._based)
+            self._common = None
+            if all(map(bool, bad)):
+                self._common = CommonBits(raws, self._dtypes, self._tensor.compute)
+                x, base, bad = self._backend.load(self._common.without, self._dtypes, self._based)
             if not self._counted:
                 for found, block_bad in zip(self._bad, bad, strict=True):
                     found.append(block_bad)

@@ -115,7 +115,7 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
     problems: list[str] = []
     inputs = [_headers(source, label, kind, problems) for source, label in zip(sources, recipe.sources, strict=True)]
     problems = problems or [problem for one in inputs for problem in quantised(one, {})]
-    problems = problems or differences(inputs, recipe.out_dtype)
+    problems = problems or differences(inputs, recipe.out_dtype, offered=("out_dtype",))
     if problems:
         raise CheckpointError(problems)
     tensors = []

@@ -310,3 +310,24 @@ def test_nothing_is_downloaded_for_wrong_flags(tmp_path: Path, monkeypatch: pyte
         merge(MergeConfig(model_path_list=["org/one", "./none"], scale=2.0, output_path="out"))
     assert [problem.partition(" ")[0] for problem in caught.value.problems] == ["--scale", "./none:"]
     assert made.asked == []
+
+
+@pytest.mark.parametrize("library", ["paddlenlp", "paddleformers"])
+def test_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    """org/x@v1 is the revision v1 of org/x."""
+    asked = set()
+
+    def resolve_file_path(repo_id: str, filenames: str, revision: str | None = None, **_: Any) -> str | None:
+        asked.add((repo_id, revision))
+        path = tmp_path / "x" / filenames
+        return str(path) if path.exists() else None
+
+    write(tmp_path / "x", X)
+    install(monkeypatch, library, resolve_file_path)
+    other = {"paddlenlp": "paddleformers", "paddleformers": "paddlenlp"}[library]
+    monkeypatch.setattr(hub, "LIBRARIES", (library,))
+    monkeypatch.delitem(sys.modules, other, raising=False)
+    assert open_checkpoint("org/x@v1").tensors.keys() == X.keys()
+    assert asked == {("org/x", "v1")}
+    assert not hub.is_name("org/x@")
+    assert not hub.is_name("a.safetensors@v1")

@@ -20,7 +20,7 @@ from paddle_merge.checkpoints.views import join, select, transpose
 from paddle_merge.conversion.fused import slices
 from paddle_merge.errors import MalformedError
 from tests.checkpoints.formats.test_flex import cut, save
-from tests.conversion.test_layout import CONFIG, HEADS, INTER, KV, State, assert_same, laid_out, llama, means, stored
+from tests.conversion.test_layout import CONFIG, HEADS, KV, State, assert_same, laid_out, llama, means, stored
 from tests.support.checkpoints import from_bits, read, to_bits, write
 from tests.support.sweeps import few
 
@@ -336,6 +336,38 @@ def test_feed_forward_of_another_width(tmp_path: Path) -> None:
     """An expert's layers are narrower than config.json's intermediate_size."""
     a = fused(biased(0), "paddleformers", qkv=False)
     name = "model.layers.0.mlp.experts.0.up_gate_proj.weight"
-    path = kept_as(tmp_path / "a", {**a, name: np.zeros((HIDDEN, 8))})
-    said = refused(path, path, out=tmp_path / "out", output_layout="hf")
-    assert said == [f"{path}: tensor {name!r} is [16, 8], but config.json says {2 * INTER} along axis 1"]
+    expert = np.arange(HIDDEN * 8.0).reshape(HIDDEN, 8)
+    path = kept_as(tmp_path / "a", {**a, name: expert})
+    merge(MergeConfig(model_path_list=[path, path], output_path=str(tmp_path / "out"), output_layout="hf"))
+    gate = read(tmp_path / "out")[name.replace("up_gate_proj", "gate_proj")]
+    np.testing.assert_array_equal(gate, expert[:, :4].T)
+
+
+def test_output_for_paddleformers_has_what_it_always_fuses(tmp_path: Path) -> None:
+    """[query, query, key, value] of each key head, and [gate | up], both [in, out]; experts have widths of their own."""
+    qwen = CONFIG | {"model_type": "qwen3"}
+    model = {name: values for name, values in llama(0).items() if not name.endswith("q_proj.bias")}
+    layer = "model.layers.0."
+    for word, seed in (("gate_proj", 1), ("up_proj", 2)):
+        model[f"{layer}mlp.experts.0.{word}.weight"] = np.random.default_rng(seed).integers(-8, 8, (4, HIDDEN)).astype(float)
+    paths = [str(write(tmp_path / name, model, "float32", format="pt", config=qwen)) for name in "ab"]
+    config = MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out"), output_layout="paddleformers")
+    merge(config, progress=False)
+    result = read(tmp_path / "out")
+    assert not [name for name in result if "q_proj" in name or ".gate_proj" in name or ".up_proj" in name]
+    q, k, v = (model[f"{layer}self_attn.{one}_proj.weight"] for one in "qkv")
+    size, each = len(k) // KV, len(q) // KV
+    rows = [
+        part for head in range(KV) for part in (q[head * each :][:each], k[head * size :][:size], v[head * size :][:size])
+    ]
+    np.testing.assert_array_equal(result[f"{layer}self_attn.qkv_proj.weight"], np.concatenate(rows).T)
+    for place in ("mlp.", "mlp.experts.0."):
+        halves = [model[f"{layer}{place}{word}.weight"] for word in ("gate_proj", "up_proj")]
+        np.testing.assert_array_equal(result[f"{layer}{place}up_gate_proj.weight"], np.concatenate(halves).T)
+
+
+def test_llama_stays_apart_for_paddleformers(tmp_path: Path) -> None:
+    paths = [str(write(tmp_path / name, llama(0), "float32", format="pt", config=CONFIG)) for name in "ab"]
+    config = MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out"), output_layout="paddleformers")
+    merge(config, progress=False)
+    assert "model.layers.0.self_attn.q_proj.weight" in read(tmp_path / "out")

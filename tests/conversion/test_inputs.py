@@ -68,7 +68,8 @@ def test_all_differences_are_listed_at_once(tmp_path: Path) -> None:
         [
             f"tensor 'only a' is missing in {b}, {base} (it is in {a})",
             f"tensor 'only base' is missing in {a}, {b} (it is in {base})",
-            f"tensor 'shape' has different shapes: [2, 3] in {a}, [3, 2] in {b}, [2, 3] in {base}",
+            f"tensor 'shape' has different shapes: [2, 3] in {a}, [3, 2] in {b}, [2, 3] in {base}; to merge all else,"
+            " take it from one model by a recipe with modules: {shape: ..., default: ...}",
             f"tensor 'kind' has different dtypes: float32 in {a}, int64 in {b}, float32 in {base}",
         ]
     )
@@ -242,8 +243,8 @@ def test_a_prefix_that_is_not_there_is_said_with_what_is(tmp_path: Path) -> None
     assert [
         f"{path}: has no master_weights.safetensors" in sentence for path, sentence in zip((a, b, c), found, strict=True)
     ]
-    assert "model.safetensors: give that file, or its prefix with --merge_prefix" in found[0]
-    assert "model_state.pdparams: give that file, or its prefix with --merge_prefix" in found[1]
+    assert "it has model.safetensors: pass --merge_prefix model to merge that" in found[0]
+    assert "it has model_state.pdparams: pass --merge_prefix model to merge that" in found[1]
 
 
 Damage = Callable[[Path], None]
@@ -297,9 +298,12 @@ def duplicate_in_index(folder: Path) -> None:
 
 INDEX_DAMAGE: list[tuple[Damage, str]] = [
     (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "shards that don't exist: model-00002-of"),
-    (put_in_wrong_shard, "index puts tensor 't0' in model-00002-of-00002.safetensors, but it is in model-00001-of"),
-    (unlist, "index puts tensor 't3' in None, but it is in model-00002-of"),
-    (list_too_much, "index puts tensor 'ghost' in model-00001-of-00002.safetensors, but it is in None"),
+    (
+        put_in_wrong_shard,
+        "tensor 't0' is in model-00001-of-00002.safetensors, but the index says that it is in model-00002-of",
+    ),
+    (unlist, "tensor 't3' is in model-00002-of-00002.safetensors, but the index doesn't list it"),
+    (list_too_much, "tensor 'ghost' is in no file, but the index says that it is in model-00001-of"),
     (leave_the_folder, "names a shard outside its folder: '../outside.safetensors'"),
     (add_single, "has both model.safetensors and model.safetensors.index.json"),
     (hold_twice, "is also in"),

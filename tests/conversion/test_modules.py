@@ -236,7 +236,7 @@ parameters: {weight: 0.5}
     assert vision(2) not in out
     config = json.loads(Path("out/config.json").read_text())
     assert (config["text_config"]["num_hidden_layers"], config["vision_config"]["depth"]) == (4, 2)
-    assert "'deepstack_visual_indexes' of config.json lists numbers of layers and is left unchanged" in caplog.text
+    assert config["vision_config"]["deepstack_visual_indexes"] == []  # it was layer 0, which isn't among them
 
 
 def test_modules_in_a_merge_that_another_takes(here: Path) -> None:
@@ -388,7 +388,7 @@ def test_modules_of_models_that_do_not_match(here: Path) -> None:
         "modules:\n  text_decoder: {models: [{model: a}, {model: b}]}\n  visual: {models: [{model: a}, {model: deep}]}\n"
     )
     problems = refused(recipe + "merge_method: linear\nparameters: {weight: 1}\n")
-    assert problems == [f"tensor {vision(number)!r} is missing in a (it is in deep)" for number in (3, 4)]
+    assert problems == [f"tensors {vision(3)!r} and {vision(4)!r} are missing in a (they are in deep)"]
 
 
 @pytest.mark.parametrize(
@@ -422,3 +422,16 @@ def test_where_layers_are_counted(
     assert {name: told[name] for name in expected} == expected
     sentence = f"config.json doesn't give the number of layers of {stack} where it was expected; set it to 2"
     assert (sentence in caplog.text) == worried
+
+
+def test_the_language_part_without_a_word_of_its_own_beside_default(here: Path) -> None:
+    """Qwen2-VL's model.layers and visual.blocks, with the language model that it was made of."""
+    language = {"model.layers.0.mlp.up_proj.weight": np.ones((3, 2)), "lm_head.weight": np.ones((4, 2))}
+    rest = {"visual.blocks.0.attn.proj.weight": np.ones((2, 2)), "vpm.layers.0.w.weight": np.ones((2, 2))}
+    write(here / "vl", language | rest)
+    write(here / "math", {name: values + 2 for name, values in language.items()})
+    out = made(
+        "modules:\n  text_decoder: {models: [{model: vl}, {model: math}]}\n  default: {models: [{model: vl}]}\n"
+        "merge_method: linear\nparameters: {weight: 1}\n"
+    )
+    assert {name: values.mean() for name, values in out.items()} == dict.fromkeys(language, 2.0) | dict.fromkeys(rest, 1.0)

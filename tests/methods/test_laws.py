@@ -12,6 +12,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -343,6 +344,29 @@ def test_the_order_of_models_to_the_bit(tmp_path: Path, method: str, each_backen
         merge(config, progress=False)
         merged.append(read(tmp_path / "out")["w"])
     assert (merged[0] == merged[1]).all()
+
+
+@pytest.mark.parametrize("dtype", few(["bfloat16", "float64"]))
+@pytest.mark.parametrize("method", LAWS)
+def test_what_is_not_finite_in_all_inputs_stays(
+    tmp_path: Path, method: str, dtype: str, each_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the bit, and without a warning. The other elements are what they are with zeros in these places."""
+    places = {3: np.inf, 40: -np.inf, 41: np.nan}
+    base = state(0, dtype)
+    models = [state(seed, dtype, base) for seed in (1, 2, 3)]
+    for one in (base, *models):
+        one["w"].reshape(-1)[list(places)] = 0
+    sources = Sources(tmp_path, dtype).put(base, *models)
+    zeros = read(sources.merged(method, LAWS[method].given, out="zeros"))["w"].reshape(-1)
+    for one in (base, *models):
+        one["w"].reshape(-1)[list(places)] = list(places.values())
+    sources.put(base, *models)
+    logging.getLogger("paddle_merge").propagate = True
+    merged = read(sources.merged(method, LAWS[method].given, strict=True))["w"].reshape(-1)
+    np.testing.assert_array_equal(merged[list(places)], list(places.values()))
+    np.testing.assert_array_equal(np.delete(merged, list(places)), np.delete(zeros, list(places)))
+    assert not [message for message in caplog.messages if "NaN" in message]
 
 
 # --- the same bytes ------------------------------------------------------------------------------------------------------

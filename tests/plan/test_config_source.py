@@ -172,3 +172,34 @@ def test_flag_and_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert not exit.value.code
         assert json.loads((tmp_path / out / "merge_config.json").read_text())["config_from"] == str(tmp_path / "given")
         assert (tmp_path / out / "config.json").exists()
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        ({}, {"rope_scaling": LLAMA3}, "rope_scaling {'factor': 8.0, 'rope_type': 'llama3'} (not unset)"),
+        ({"rope_scaling": LLAMA3}, {"rope_scaling": {**LLAMA3, "factor": 4.0}}, "'factor': 4.0"),
+        ({"rope_scaling": LLAMA3}, {"rope_parameters": {**LLAMA3, "rope_theta": 1.0}}, ""),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ""),
+        ({"rope_scaling": None}, {"rope_parameters": {"rope_type": "default", "rope_theta": 1.0}}, ""),
+        ({"id2label": {"0": "no", "1": "yes"}}, {"id2label": {"0": "yes", "1": "no"}}, "id2label"),
+        ({"max_position_embeddings": 8}, {"max_position_embeddings": 16}, "max_position_embeddings 16 (not 8)"),
+        (
+            {"hidden_size": 8, "num_attention_heads": 2},
+            {"hidden_size": 8, "num_attention_heads": 2, "head_dim": 2},
+            "head_dim 2 (not 4)",
+        ),
+    ],
+)
+def test_settings_that_differ(
+    tmp_path: Path, one: dict[str, object], other: dict[str, object], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [str(write(tmp_path / name, {"w": np.ones(3)}, config=said)) for name, said in (("a", one), ("b", other))]
+    logging.getLogger("paddle_merge").propagate = True
+    merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out")), progress=False)
+    told = [message for message in caplog.messages if "was trained with" in message]
+    assert len(told) == bool(words)
+    assert words in "".join(told)

@@ -50,10 +50,22 @@ def stack(
             {"max_window_layers": 2, "use_sliding_window": True},
             {"max_window_layers": 2, "layer_types": [FULL, FULL, SLIDING, FULL, SLIDING, SLIDING]},
         ),
+        ({"block_configs": [{"n": n} for n in range(4)]}, {"block_configs": [{"n": n} for n in (0, 1, 2, 1, 2, 3)]}),
+        ({"per_layer_config": {"1": "x", "3": "y"}}, {"per_layer_config": {"1": "x", "3": "x", "5": "y"}}),
+        ({"hybrid_layer_ids": [1, 3]}, {"hybrid_layer_ids": [1, 3, 5]}),
+        ({"kv_source_layers": [0, 2]}, {"kv_source_layers": [0, 2, 4]}),
+        ({"block_types": ["r", "a"]}, {"block_types": ["r", "a", "r", "a", "r", "a"]}),
+        (
+            {"moe_layer_start_index": 1, "moe_layer_end_index": 3, "moe_layer_interval": 1},
+            {"moe_layer_start_index": 1, "moe_layer_end_index": 5, "moe_layer_interval": 1},
+        ),
         # None of these says something of each layer.
         ({"architectures": ["A", "B", "C", "D"], "eos_token_id": [1, 2, 3, 4]}, {"eos_token_id": [1, 2, 3, 4]}),
         ({"rope_scaling": {"long_factor": [1, 2, 3, 4]}}, {"rope_scaling": {"long_factor": [1, 2, 3, 4]}}),
         ({"sizes": [1, 2, 3]}, {"sizes": [1, 2, 3]}),
+        ({"bad_words_token_ids": [0, 1]}, {"bad_words_token_ids": [0, 1]}),
+        ({"id2label": {"0": "no", "1": "yes"}}, {"id2label": {"0": "no", "1": "yes"}}),
+        ({"vocab_size": [10], "moe_layer_start_index": "a", "mlp_only_layers": None}, {"vocab_size": [10]}),
     ],
 )  # fmt: skip
 def test_kinds_of_layers(
@@ -113,3 +125,42 @@ def test_a_list_that_does_not_reach_all_layers(tmp_path: Path, caplog: pytest.Lo
     recipe = json.dumps({"slices": sources, "merge_method": "passthrough"}) + "\n"
     merge(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out")), progress=False)
     assert "'layer_types' of config.json gives the kind of each layer, but not of every layer of the output" in caplog.text
+
+
+def test_layers_of_one_kind_with_others_between(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """0 1 2 | 1 2 3 of layers of which 2 and 3 are of the kind: places 2, 4 and 5."""
+    told = stack(tmp_path, SOLAR, {"a": {"moe_layer_start_index": 2, "moe_layer_end_index": 3}})
+    assert (told["moe_layer_start_index"], told["moe_layer_end_index"]) == (2, 5)
+    assert "give the first and the last layer of one kind, and in the output others lie between" in caplog.text
+
+
+def test_an_entry_that_may_count_layers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stack(tmp_path, SOLAR, {"a": {"num_cached_layers": 4}})
+    assert "'num_cached_layers' of config.json is 4, as many as there were layers" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "section"), [("vit.encoder.layer", ""), ("decoder.layers", "decoder_config")])
+def test_where_depths_are_written(tmp_path: Path, name: str, section: str) -> None:
+    tensors = {f"{name}.{number}.w": np.ones((2, 3)) for number in range(4)}
+    depth = {"num_hidden_layers": 4}
+    write(tmp_path / "m", tensors, config={section: depth} if section else depth)
+    recipe = f"slices: [{{sources: [{{model: {tmp_path}/m, layer_range: [1, 3]}}]}}]\nmerge_method: passthrough\n"
+    merge(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out")), progress=False)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (told[section] if section else told)["num_hidden_layers"] == 2
+
+
+def test_the_encoders_list_stays_when_the_decoder_is_cut(tmp_path: Path) -> None:
+    """LED, whose two stacks are as deep."""
+    names = [f"model.{one}.layers.{number}.w" for one in ("encoder", "decoder") for number in range(4)]
+    config = {"encoder_layers": 4, "decoder_layers": 4, "attention_window": [1, 2, 3, 4]}
+    write(tmp_path / "m", {name: np.ones((2, 3)) for name in names}, config=config)
+    recipe = f"""
+modules:
+  model.decoder: {{slices: [{{sources: [{{model: {tmp_path}/m, layer_range: [1, 3]}}]}}]}}
+  model.encoder: {{models: [{{model: {tmp_path}/m}}]}}
+merge_method: passthrough
+"""
+    merge(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out")), progress=False)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (told["decoder_layers"], told["encoder_layers"], told["attention_window"]) == (2, 4, [1, 2, 3, 4])

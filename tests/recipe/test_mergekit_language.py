@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ LAUGHS = "".join(f"{name}: &{name} [{', '.join(f'{{value: *{last}}}' for _ in ra
         ('models: [{model: "a\\0"}]\nmerge_method: linear', "r.yaml:1:18: contains a NUL character"),
         ("models:\n  - model:a\nmerge_method: linear", "r.yaml:2:5: write model: a with a space after the colon"),
         ("models: []\nbase_model: a\nmerge_method: linear", "r.yaml:1:9: models is empty"),
-        ("models: [{model: a}]\nmerge_method: LINEAR", "unknown merge_method 'LINEAR'; did you mean 'linear'?"),
+        ("models: [{model: a}]\nmerge_method: LINAER", "unknown merge_method 'LINAER'; did you mean 'linear'?"),
         (f"models: {'[' * 3000}", "r.yaml: is nested too deeply"),
         ("---\n---\n", "r.yaml: contains no recipe"),
         (f"{MODELS}parameters: {{weight: 1}}\nseed: 1.5", "r.yaml:4:7: parameter 'seed' must be a whole number, not 1.5"),
@@ -340,3 +341,86 @@ parameters: {weight: 1}
     config = json.loads(Path("out/config.json").read_text())
     assert (config["num_hidden_layers"], config["eos_token_id"]) == (4, [1, 2, 3, 4])
     assert config["layer_types"] == ["a3", "deep3", "a0", "a1"]  # b has none; the config source's
+
+
+# --- what people share ---------------------------------------------------------------------------------------------------
+
+
+def models_of(text: str) -> tuple[str, ...]:
+    return parse(text, "r.yaml").recipe.sources
+
+
+def test_numbers_for_booleans() -> None:
+    """mergekit writes booleans so."""
+    text = "merge_method: linear\nparameters: {weight: 1, normalize: %s}\nmodels: [{model: a}]"
+    for said, meant in (("1.0", True), ("0.0", False), ("1", True), ("0", False), ("true", True)):
+        recipe = parse(text % said, "r.yaml").recipe
+        assert recipe.settings["normalize"][0].value is meant
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("merge_method: linear\nlicense: mit\nmodels: [{model: a, parameters: {weight: 1}}]", "'license' has no effect"),
+        ("merge_method: linear\nparameters: {weight: 1, dtype: bfloat16}\nmodels: [{model: a}]", "beside merge_method"),
+        ("merge_method: linear\nparameters: {weight: 1, smooth: true}\nmodels: [{model: a}]", "'smooth' has no effect"),
+        ("merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a, merge_method: ties}]", "'merge_method' has no"),
+        (
+            "merge_method: passthrough\nslices: [{merge_method: slerp, sources: [{model: a, layer_range: [0, 1]}]}]",
+            "'merge_method' has no effect in a slice",
+        ),
+    ],
+)
+def test_what_mergekit_ignores_is_a_note(text: str, note: str) -> None:
+    assert any(note in one for one in parse(text, "r.yaml").notes)
+
+
+@pytest.mark.parametrize("key", ["weight", "weigth", "densty", "density", "base_model", "base", "filter", "layer_range"])
+def test_what_means_something_elsewhere_is_an_error(key: str) -> None:
+    text = f"merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: a, {key}: 0.5}}]"
+    with pytest.raises(ConfigError, match=f"r.yaml:3:21: unknown key '{key}'"):
+        parse(text, "r.yaml")
+
+
+@pytest.mark.parametrize("name", ["LINEAR", "Linear"])
+def test_methods_in_capitals(name: str) -> None:
+    text = f"merge_method: {name}\nparameters: {{weight: 1}}\nmodels: [{{model: a}}]"
+    assert parse(text, "r.yaml").recipe.method.name == "linear"
+
+
+@pytest.mark.parametrize(
+    ("said", "spec"),
+    [
+        ("{path: org/a, revision: main}", "org/a@main"),
+        ("{model: {path: org/a}}", "org/a"),
+        ("{model: org/a, lora: org/b}", "org/a+org/b"),
+        ("{model: {path: org/a, revision: v1}, lora: {path: org/b}, override_architecture: X}", "org/a@v1+org/b"),
+        ("org/a@v1", "org/a@v1"),
+    ],
+)
+def test_a_model_as_a_mapping(said: str, spec: str) -> None:
+    text = f"merge_method: linear\nparameters: {{weight: 1}}\nbase_model: {said}\nmodels: [{{model: {said}}}]"
+    assert models_of(text) == (spec,)
+
+
+def test_a_revision_of_a_folder_has_no_effect(tmp_path: Path) -> None:
+    text = f"merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {tmp_path}@main}}]"
+    parsed = parse(text, "r.yaml")
+    assert parsed.recipe.sources == (str(tmp_path),)
+    assert any("the revision 'main' has no effect" in note for note in parsed.notes)
+
+
+def test_a_mapping_without_a_path() -> None:
+    text = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: {revision: main}}]"
+    with pytest.raises(ConfigError, match="must have one of path and model"):
+        parse(text, "r.yaml")
+
+
+def test_a_density_of_zero_is_said(here: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+    logging.getLogger("paddle_merge").propagate = True
+    out = made(
+        "base_model: c\nmodels: [{model: a}, {model: b}]\nmerge_method: dare_linear\nparameters: {weight: 1, density: 0}"
+    )
+    for name, values in read(here / "c").items():
+        np.testing.assert_array_equal(out[name], values)
+    assert any("density 0 keeps nothing of the models, so values are the base's" in message for message in caplog.messages)

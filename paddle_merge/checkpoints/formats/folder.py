@@ -5,15 +5,17 @@ Nothing here opens a checkpoint; open.open_folder combines these functions with 
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 from collections.abc import Mapping
 
 from ...errors import CheckpointError
-from ...parsing import shown
+from ...parsing import shown, tensors_named
 from ..json_files import open_regular, read_json
 
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's files before 1.6 begin
+DIFFUSERS = "diffusion_pytorch_model"  # the prefix of the weights of a diffusion pipeline's components
+PREFIXES = ("model", "master_weights", DIFFUSERS)  # of the weights of models
 ADAPTER = "adapter"  # the prefix of a LoRA adapter's weights, whatever their files are called
 SHOWN = 20  # the most names that an error message lists
 ENDINGS = (".safetensors", ".pdparams", ".bin", ".distcp")
@@ -23,7 +25,7 @@ def single_file_names(prefix: str) -> list[str]:
     """Return the file names under which libraries save a whole model, the preferred one first.
 
     A model in several shards has an index of the same name with ".index.json" appended.
-    prefix: "model", "master_weights" (of a Trainer's checkpoint) or ADAPTER; another one is a file's own prefix.
+    prefix: "model", "master_weights" (of a Trainer's checkpoint), DIFFUSERS or ADAPTER; another one is a file's own prefix.
     """
     if prefix == ADAPTER:
         return [
@@ -34,7 +36,16 @@ def single_file_names(prefix: str) -> list[str]:
             "adapter_model.bin",
         ]
     names = [f"{prefix}.safetensors", f"{'model_state' if prefix == 'model' else prefix}.pdparams"]
-    return [*names, "pytorch_model.bin"] if prefix == "model" else names
+    more = {"model": ["pytorch_model.bin"], DIFFUSERS: [f"{DIFFUSERS}.bin"]}
+    return names + more.get(prefix, [])
+
+
+def written_by_diffusers(path: str) -> bool:
+    """Return whether a path is a file, or a folder with files, of weights under the name that diffusers gives them."""
+    if os.path.isfile(path):
+        return os.path.basename(path).startswith(DIFFUSERS)
+    names = [one for name in single_file_names(DIFFUSERS) for one in (name, f"{name}.index.json")]
+    return any(os.path.isfile(os.path.join(path, name)) for name in names)
 
 
 def sniff(file: str) -> str:
@@ -47,6 +58,8 @@ def sniff(file: str) -> str:
             head = stream.read(16)
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
+    if head.startswith(b"version https://"):
+        raise CheckpointError(f"{file}: is a Git LFS pointer instead of the weights: fetch them with git lfs pull")
     if head[4:9] == b"\0\0\0\0{":
         return "safetensors"
     if head[:4] == b"PK\x03\x04":
@@ -85,23 +98,70 @@ def misplaced(path: str, files: Mapping[str, str], weight_map: Mapping[str, str]
     tensor name -> shard name, as the index has it.
     """
     held = {name: os.path.basename(file) for name, file in files.items()}
-    return [
-        f"{path}: the index puts tensor {name!r} in {weight_map.get(name)}, but it is in {held.get(name)}"
-        for name in sorted(held.keys() | weight_map.keys())
-        if weight_map.get(name) != held.get(name)
-    ]
+    found: dict[str, list[str]] = {}
+    for name in sorted(held.keys() | weight_map.keys()):
+        shard, file = weight_map.get(name), held.get(name)
+        if shard is None:
+            found.setdefault(f"in {file}, but the index doesn't list", []).append(name)
+        elif shard != file:
+            where = "in no file" if file is None else f"in {file}"
+            found.setdefault(f"{where}, but the index says that it is in {shard}", []).append(name)
+    return [_where(path, names, said) for said, names in found.items()]
+
+
+def _where(path: str, names: list[str], said: str) -> str:
+    one = len(names) == 1
+    said += (" it" if one else " them") if said.endswith("list") else ""
+    said = said if one else said.replace("that it is in", "that they are in")
+    return f"{path}: {tensors_named(names)} {'is' if one else 'are'} {said}; the index may be another model's: replace it"
+
+
+# What training leaves, whose names end as those of weights do.
+_NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 
 def no_weights_message(path: str, prefix: str) -> str:
     """Return the sentence that reports a folder without weights of this prefix, with the most likely reason."""
     wanted = f"{path}: has no {', '.join(single_file_names(prefix))}, and no index of one"
-    for ending in ENDINGS:
-        found = sorted(glob.glob(os.path.join(glob.escape(path), f"*{ending}")))
-        if found:
-            name = os.path.basename(found[0])
-            if not os.path.isfile(found[0]):
-                return f"{wanted}; its {name} is not a file, or is a link whose target doesn't exist"
-            if ending == ".distcp":
-                return f"{wanted}; it has {name}, but not the .metadata file that describes its content"
-            return f"{wanted}; it has {name}: give that file, or its prefix with --merge_prefix"
-    return wanted
+    return f"{wanted}; {why}" if (why := _why_no_weights(path, prefix)) else wanted
+
+
+def _why_no_weights(path: str, prefix: str) -> str:
+    """Return the likely reason why a folder holds no weights of this prefix, and what to do; "" if there is none."""
+    present = sorted(os.listdir(path))
+    if sharded := [name for name in present if re.match(r"global_step\d+$|(bf16_)?zero_pp_rank|mp_rank_\d+_model", name)]:
+        return (
+            f"{sharded[0]} is what DeepSpeed's ZeRO saves, in parts: run zero_to_fp32.py, which lies beside it, as"
+            " python zero_to_fp32.py . pytorch_model.bin"
+        )
+    if sharded := [name for name in present if re.match(r"pytorch_model_fsdp_\d+$", name)]:
+        return f"{sharded[0]} is what FSDP saves, in parts: gather them with accelerate merge-weights"
+    if "model_index.json" in present:
+        parts = [name for name in present if written_by_diffusers(os.path.join(path, name)) and name != "model_index.json"]
+        return f"it is a pipeline of diffusers: merge its components one by one ({', '.join(parts[:SHOWN])})"
+    files = [name for name in present if name.endswith(ENDINGS) and not _NOT_WEIGHTS.fullmatch(name)]
+    for name in files:
+        if not os.path.isfile(os.path.join(path, name)):
+            return f"its {name} is not a file, or is a link whose target doesn't exist"
+        if name.endswith(".distcp"):
+            return f"it has {name}, but not the .metadata file that describes its content"
+        if shard := _SHARD.fullmatch(name):
+            return (
+                f"it has {name}, one of {int(shard[2])} shards, but not their index, {shard[1]}{shard[3]}.index.json: add it"
+            )
+        if name.startswith("master_weights") and prefix != "master_weights":
+            return f"it has {name}: pass --merge_prefix master_weights to merge that"
+        if prefix != "model" and name.startswith(("model", "pytorch_model")):
+            return f"it has {name}: pass --merge_prefix model to merge that"
+        return f"it has {name}: give the path of that file"
+    within = [name for name in present if _holds_weights(os.path.join(path, name), prefix)]
+    if within:
+        more = f" (or {', '.join(within[1:4])})" if len(within) > 1 else ""
+        return f"{within[0]} holds some: give {os.path.join(path, within[0])}{more}"
+    return ""
+
+
+def _holds_weights(folder: str, prefix: str) -> bool:
+    names = [one for name in single_file_names(prefix) for one in (name, f"{name}.index.json")]
+    return any(os.path.isfile(os.path.join(folder, name)) for name in names)

@@ -19,7 +19,7 @@ import typer
 from ...errors import ConfigError, OutputError
 
 # Module -> the package that pip installs for it.
-NEEDS = {"paddle": "paddlepaddle", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "safetensors": "safetensors"}
+NEEDS = {"paddle": "paddlepaddle", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 PICTURE = "merging.png"
 EPOCHS, EPOCHS_QUICK = (40, 12), (25, 8)  # of the base, and of each expert
 FEW = 35  # training examples of the base for each place other than the middle

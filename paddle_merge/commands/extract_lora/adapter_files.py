@@ -12,8 +12,9 @@ the base model: in PEFT biases, and all tensors of the modules in `modules_to_sa
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 from ...checkpoints.formats.header import Held
 from ...checkpoints.formats.safetensors import header
 from ...checkpoints.tensors import TensorEntry
+from ...conversion.naming import in_memory
 from ...dtypes import DType
 from ...plan.plan import Shard
 from ...run.output.disk import json_bytes
@@ -83,15 +85,17 @@ def make_adapter(
     whole: Mapping[str, TensorEntry],
     base: Mapping[str, TensorEntry],
     base_path: str,
+    family: str,
 ) -> NewAdapter:
     """Return the adapter in a format, one of LAYOUTS.
 
     factors: name of the weight -> its factors; at least one. whole: name -> tensor that replaces the base's; for PEFT, all
     tensors of a module, see `whole_modules`. base: all tensors of the base model by name, in the format's layout. base_path:
-    the path of the base model, for the adapter's config.
+    the path of the base model, for the adapter's config. family: the base model's model_type.
     """
-    make = _peft if format == "peft" else _paddle
-    return make(factors, whole, base, base_path)
+    if format != "peft":
+        return _paddle(factors, whole, base, base_path)
+    return _peft(factors, whole, base, base_path, functools.partial(in_memory, family=family))
 
 
 def whole_modules(names: Collection[str], factors: Collection[str], tensors: Collection[str]) -> list[str]:
@@ -104,10 +108,15 @@ def whole_modules(names: Collection[str], factors: Collection[str], tensors: Col
 
 
 def _peft(
-    factors: Mapping[str, Factors], whole: Mapping[str, TensorEntry], base: Mapping[str, TensorEntry], base_path: str
+    factors: Mapping[str, Factors],
+    whole: Mapping[str, TensorEntry],
+    base: Mapping[str, TensorEntry],
+    base_path: str,
+    live: Callable[[str], str],
 ) -> NewAdapter:
+    """Return an adapter for PEFT. live: function that returns the name that a module has in memory."""
     rank = max(item.rank for item in factors.values())
-    ranks = {_module(name): item.rank for name, item in factors.items() if item.rank != rank}
+    ranks = {live(_module(name)): item.rank for name, item in factors.items() if item.rank != rank}
     targets = [_module(name) for name in factors]
     modules = {_module(name) for name in whole if not name.endswith(".bias")}
     biases = any(_module(name) not in modules for name in whole)
@@ -115,11 +124,11 @@ def _peft(
     dtypes: dict[str, DType] = {}
     for name, item in factors.items():
         for key, value in (("lora_A", item.right), ("lora_B", item.left)):
-            tensors[f"base_model.model.{_module(name)}.{key}.weight"] = value
-            dtypes[f"base_model.model.{_module(name)}.{key}.weight"] = item.dtype
+            tensors[f"base_model.model.{live(_module(name))}.{key}.weight"] = value
+            dtypes[f"base_model.model.{live(_module(name))}.{key}.weight"] = item.dtype
     for name, entry in whole.items():
         inner = "base_layer." if _module(name) in targets else ""
-        key = f"base_model.model.{_module(name)}.{inner}{name.rpartition('.')[2]}"
+        key = f"base_model.model.{live(_module(name))}.{inner}{name.rpartition('.')[2]}"
         tensors[key], dtypes[key] = entry, entry.dtype
     config = {
         "peft_type": "LORA",
@@ -129,8 +138,8 @@ def _peft(
         "lora_alpha": rank,
         "rank_pattern": ranks,
         "alpha_pattern": ranks,
-        "target_modules": _last_words(targets, base) or targets,
-        "modules_to_save": sorted(modules) or None,
+        "target_modules": _last_words(targets, base) or [live(name) for name in targets],
+        "modules_to_save": sorted(map(live, modules)) or None,
         "bias": "all" if biases else "none",
         "lora_dropout": 0.0,
         "fan_in_fan_out": False,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...backends.np_backend import NumpyBackend
-from ...checkpoints.config_json import read_config
+from ...checkpoints.config_json import model_type, read_config
 from ...checkpoints.files import Files
 from ...checkpoints.names import EMBEDDINGS, LINEARS, is_linear, last_word
 from ...checkpoints.tensors import Checkpoint, TensorEntry
@@ -73,7 +73,14 @@ def extract_lora(config: ExtractConfig, progress: bool | None = None) -> dict[st
             factors[change.name], row = _factorise(change, config, inputs.dtype, files)
             kept.append(row)
         whole = {} if config.only_linear else _whole(inputs, rest, factors)
-        adapter = make_adapter(inputs.format, factors, whole, inputs.base.tensors, config.base_model_path)
+        adapter = make_adapter(
+            format=inputs.format,
+            factors=factors,
+            whole=whole,
+            base=inputs.base.tensors,
+            base_path=config.base_model_path,
+            family=model_type(inputs.base.folder),
+        )
         said = report(config=config, format=inputs.format, dtype=inputs.dtype, tensors=tensors, factors=kept, rest=rest)
         _write(config, adapter, said, files)
     finally:
@@ -125,9 +132,12 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
     finetuned_layout, base_layout = config.layouts
     target = LAYOUTS.get(config.format or "")
     given = (base_layout, finetuned_layout)
-    pair, layout, transposed = normalise(
+    normalised = normalise(
         inputs=(base, finetuned), given=given, target=target, strict=False, prefix="model", fallback=read_config(base.folder)
     )
+    pair, layout = normalised.inputs, normalised.layout
+    if layout is None and all(detect(one, "model", {}).likely for one in pair):
+        layout = "hf"  # both files are torch's
     if layout is None:
         raise CheckpointError(
             f"{base.path}: its layout is unknown, which determines the names and the orientation of the adapter's factors;"
@@ -138,10 +148,10 @@ def _in_one_layout(config: ExtractConfig, opened: Sequence[Checkpoint]) -> Input
             f"{base.path} is in Hugging Face's layout, which both of Paddle's libraries read; give --format paddlenlp or"
             " --format paddleformers"
         )
-    problems = differences(pair, FLOAT32)
+    problems = differences(pair, FLOAT32, offered=())
     if problems:
         raise CheckpointError(problems)
-    for sentence in transposed:
+    for sentence in normalised.notes:
         log.info("layout   %s", sentence)
     base, finetuned = pair
     mixed = [name for name, entry in base.tensors.items() if entry.dtype != finetuned.tensors[name].dtype]

@@ -79,7 +79,7 @@ def _describe(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
         "path": checkpoint.path,
         "format": checkpoint.kind,
         "metadata": dict(checkpoint.metadata),
-        "layout": detected.layout,
+        "layout": detected.layout or detected.likely,
         "layout_evidence": detected.evidence,
         "family": config.get("model_type"),
         "architectures": config.get("architectures"),

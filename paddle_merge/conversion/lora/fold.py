@@ -16,10 +16,11 @@ from typing import Any
 from ...checkpoints.adapters import Adapter, Module, group_tensors
 from ...checkpoints.compare import equal, is_zero
 from ...checkpoints.config_json import has_language_head, read_config
-from ...checkpoints.names import EMBEDDINGS, is_linear, last_word
+from ...checkpoints.names import EMBEDDINGS, HEAD, is_linear, last_word, layer_of
 from ...checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
 from ...checkpoints.views import transpose
 from ...errors import CheckpointError, MalformedError
+from ...parsing import tensors_named
 from .. import fused
 from .config import config_problems
 from .entry import AdaptedEntry, Lengths, LowRank, read_from
@@ -34,12 +35,13 @@ def adapt(
     specs: Sequence[str],
     layout: str | None,
     fallback: Mapping[str, Any],
+    tied: bool | None = None,
 ) -> tuple[tuple[Checkpoint, ...], list[str], list[str]]:
     """Fold adapters into checkpoints.
 
     adapters: those of each checkpoint, which are applied in this order. specs: what the user calls each checkpoint
     (`base+adapter`), its path in the result. layout: that of the checkpoints' tensors, None if unknown. fallback: a config
-    for checkpoints without one.
+    for checkpoints without one. tied: whether lm_head is tied to the embedding; None: as config.json says.
 
     Returns the checkpoints; a sentence on each adapter; and warnings about changes that are lost. Raises CheckpointError
     listing everything that can't be folded.
@@ -49,9 +51,11 @@ def adapt(
     warnings: list[str] = []
     result = []
     for checkpoint, its_adapters, spec in zip(checkpoints, adapters, specs, strict=True):
+        config = read_config(checkpoint.folder) or fallback if its_adapters else {}
+        config = config if tied is None else {**config, "tie_word_embeddings": tied}
         for adapter in its_adapters:
             try:
-                fold = _Fold(checkpoint, adapter, layout, read_config(checkpoint.folder) or fallback)
+                fold = _Fold(checkpoint, adapter, layout, config)
                 notes.append(fold.run())
                 warnings += fold.warnings
                 checkpoint = dataclasses.replace(checkpoint, path=spec, tensors=fold.tensors)
@@ -61,6 +65,15 @@ def adapt(
     if problems:
         raise CheckpointError(problems)
     return tuple(result), notes, list(dict.fromkeys(warnings))
+
+
+def _is_all_low_rank(adapter: Adapter) -> bool:
+    """Return whether an adapter of Paddle says that it holds nothing but low-rank factors.
+
+    PaddleFormers 1.2 writes adapters of some vision-language models with every weight of the base, uninitialised.
+    """
+    names = ("trainable_modules", "trainable_bias")
+    return adapter.kind == "paddle" and names[0] in adapter.config and not any(adapter.config.get(name) for name in names)
 
 
 class _Fold:
@@ -77,6 +90,7 @@ class _Fold:
         self.warnings: list[str] = []
         self._changes: list[LowRank | Lengths] = []
         self._replaced: list[tuple[TensorEntry, TensorEntry]] = []
+        self._added: list[str] = []  # tensors that the checkpoint lacks
         self._taken: dict[tuple[str, bool], str] = {}  # (tensor, whether it is replaced) -> what of the adapter changes it
 
     def run(self) -> str:
@@ -85,6 +99,13 @@ class _Fold:
         if not self._adapter.tensors:
             problems.append(f"{self._adapter.path}: holds no tensors")
         modules, others = group_tensors(self._adapter) if not problems else ([], [])
+        if others and _is_all_low_rank(self._adapter):
+            problems.append(
+                f"{self._adapter.path}: its lora_config.json says that nothing but LoRA was trained, and yet it holds"
+                f" {tensors_named([name for name, _ in others])}, which may never have been initialised; save it with"
+                ' save_checkpoint_format="unified_checkpoint"'
+            )
+            others = []
         if self._targets.tied:
             modules, others, apart = without_head(self._adapter, modules, others)
             problems += self._untying(apart)
@@ -110,6 +131,11 @@ class _Fold:
                 f"{self._adapter.path}: replaces {len(lost)} tensors that an adapter before it changed, {lost[0]!r} for one:"
                 " that change is lost"
             )
+        if self._added:
+            self.warnings.append(
+                f"{self._adapter.path}: brings {tensors_named(self._added)}, which {self._checkpoint.path} lacks: set"
+                " architectures in the output's config.json to the class that has it"
+            )
         return f"{self._adapter.path}: {', '.join(self._account())}"
 
     def _account(self) -> Iterator[str]:
@@ -124,9 +150,13 @@ class _Fold:
             yield f"{len(self._changes) - len(products)} with DoRA's lengths"
         if self._replaced:
             yield f"{len(self._replaced)} tensors replaced"
+        if self._added:
+            yield f"{tensors_named(self._added)} added"
 
     def _has_effect(self) -> bool:
         """Return whether folding changes any value: some replaced tensor differs, or some update has no factor of zeros."""
+        if self._added:
+            return True
         for change in self._changes:
             if isinstance(change, Lengths) or (change.scale and not any(map(is_zero, change.entries))):
                 return True
@@ -161,6 +191,11 @@ class _Fold:
             for piece, part in self._targets.split(module, entry, axis, kind).items():
                 self._replace(piece, part)
             return
+        if target is None and self._is_new_head(name):
+            flip = len(entry.shape) == 2 and self._targets.stored_transposed(name) is True
+            self.tensors[name] = stored((transpose(entry, name) if flip else entry).renamed(name))
+            self._added.append(name)
+            return
         if target is None or (self._targets.tied and target == "lm_head.weight"):
             raise MalformedError(self._targets.why_missing(name))
         old = self.tensors[target]
@@ -180,6 +215,12 @@ class _Fold:
         self._take(target, entry.name, replaces=True)
         self._replaced.append((old, entry))
         self._put(target, stored(entry.renamed(target)), (), replaces=True)
+
+    def _is_new_head(self, name: str) -> bool:
+        """Return whether a tensor that the base lacks is a head that PEFT trained, such as a reward model's score."""
+        saved, word = self._adapter.config.get("modules_to_save"), last_word(name)
+        listed = isinstance(saved, list) and word in saved
+        return listed and layer_of(name) is None and word not in (*EMBEDDINGS, last_word(HEAD))
 
     def _take(self, target: str, name: str, replaces: bool = False) -> None:
         """Note that `name` of the adapter changes `target`, or replaces it.

@@ -13,6 +13,7 @@ from ...checkpoints.names import EMBEDDINGS, last_word
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...errors import MalformedError
 from .. import fused
+from ..naming import plain
 
 
 class Targets:
@@ -48,6 +49,8 @@ class Targets:
             layout = "paddleformers"  # both are Paddle's
         if layout is None:
             return None
+        if layout == "hf" and word in fused.PIECES and not fused.always_fused(word, self._config.get("model_type")):
+            return not fan_in_fan_out  # PaddleFormers writes fused weights [in, out], whatever it does to the others
         return (layout != "hf") != fan_in_fan_out
 
     def is_transposed(self, name: str, shape: tuple[int, int], fan_in_fan_out: bool = False) -> bool:
@@ -74,9 +77,9 @@ class Targets:
             return "can't be folded: the model ties lm_head to the embedding"
         parent = self._find_fused(name)
         if parent:
-            return (
-                f"is for {name!r}, which is part of the fused {parent!r} in {self._checkpoint.path}; pass --output_layout hf"
-            )
+            everywhere = fused.always_fused(last_word(parent), self._config.get("model_type"))
+            remedy = "every layout of this model fuses it, so no base fits" if everywhere else "pass --output_layout hf"
+            return f"is for {name!r}, which is part of the fused {parent!r} in {self._checkpoint.path}; {remedy}"
         return f"is for {name!r}, which {self._checkpoint.path} doesn't have; was it trained on another model?"
 
     def _find_fused(self, name: str) -> str | None:
@@ -104,7 +107,7 @@ class Targets:
 
 
 def _stem(name: str, config: Mapping[str, Any]) -> str:
-    """Return a tensor's name without the library's name of the model before it: "layers.0.mlp.up_proj.weight"."""
+    """Return a tensor's name without what libraries write before it: "layers.0.mlp.up_proj.weight"."""
     family = str(config.get("model_type", "")).replace("-", "_")
     first, dot, rest = name.partition(".")
-    return rest if dot and first in ("model", family) else name
+    return plain(rest if dot and first in ("model", family) else name)

@@ -10,12 +10,14 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...checkpoints.adapters import Adapter, Module
+from ...checkpoints.adapters import Adapter, Module, group_tensors
 from ...checkpoints.compare import equal
+from ...checkpoints.config_json import has_language_head
 from ...checkpoints.names import EMBEDDINGS, HEAD, last_word
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...checkpoints.views import transpose
-from ...errors import MalformedError
+from ...errors import MalformedError, MergeError
+from ..ties import embedding_of
 from .config import scaling
 from .entry import read_from
 
@@ -50,11 +52,28 @@ def without_head(
     return [one for one in modules if one is not head_factors], [one for one in others if one[0] != HEAD], []
 
 
+def trains_apart(adapter: Adapter, checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
+    """Return whether an adapter of a tied model makes lm_head and the embedding differ, as PEFT can train them.
+
+    config: the model's. Raises WorkError if tensors can't be compared.
+    """
+    if not has_language_head(config):
+        return False
+    try:
+        modules, others, apart = without_head(adapter, *group_tensors(adapter))
+    except MergeError:  # folding it says why
+        return False
+    if any(f"{module.name}.weight" == HEAD for module in modules) or any(name == HEAD for name, _ in others):
+        return True
+    embedding = embedding_of(checkpoint.tensors)
+    return any(entry is None or (embedding is not None and not equal(entry, embedding)) for _, entry in apart)
+
+
 class Sharers:
     """Find tensors of a checkpoint that share their values with others, so that a change of one would have to change all."""
 
     def __init__(self, checkpoint: Checkpoint, config: Mapping[str, Any]):
-        self._tensors, self._silent = checkpoint.tensors, not isinstance(config.get("tie_word_embeddings"), bool)
+        self._tensors, self._tied = checkpoint.tensors, config.get("tie_word_embeddings")
         self._names: dict[Any, list[str]] = {}
         for name, entry in self._tensors.items():
             self._names.setdefault(_place(entry), []).append(name)
@@ -67,7 +86,9 @@ class Sharers:
         """
         entry, head = self._tensors[target], self._tensors.get(HEAD)
         found = [name for name in self._names[_place(entry)] if name != target and entry.nbytes]
-        if self._silent and head is not None and (target == HEAD or last_word(target) in EMBEDDINGS):
+        if self._tied is False:  # whatever is stored once, a loader makes two of it
+            found = [name for name in found if HEAD not in (name, target)]
+        if not isinstance(self._tied, bool) and head is not None and (target == HEAD or last_word(target) in EMBEDDINGS):
             words = [name for name in self._tensors if last_word(name) in EMBEDDINGS and target in (name, HEAD)]
             found += [HEAD if name == target else name for name in words if equal(self._tensors[name], head)]
         return found

@@ -66,7 +66,21 @@ class Aligner:
         if problems:
             raise CheckpointError(list(dict.fromkeys(problems)))
         first = self._known[owner] if isinstance(owner, int) else _elsewhere(owner)
-        others = [self._known[number] for number in dict.fromkeys(taken) if number != main]
+        # A token behind the rows of its own model's embedding is none that the model knows: mergekit drops it, too.
+        others = [self._known[number].within(self._sizes[number][0]) for number in dict.fromkeys(taken) if number != main]
+        beyond = [
+            (number, token)
+            for number in dict.fromkeys(taken)
+            if number != main and source == "union"
+            for token, row in self._known[number].ids.items()
+            if row >= self._sizes[number][0] and token not in first.ids
+        ]
+        if beyond:
+            path, token = self._inputs[beyond[0][0]].path, beyond[0][1]
+            vocabularies.notes[
+                f"{len(beyond)} tokens, such as {token!r} of {path}, have no row in their own models' embeddings, and the"
+                " union doesn't get them"
+            ] = None
         vocabulary = union(first, others) if source == "union" else first
         pieces = [
             token for token in vocabulary.ids if token not in first.ids and not any(token in one.added for one in others)

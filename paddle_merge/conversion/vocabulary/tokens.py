@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import filecmp
 import json
 import os
@@ -44,6 +45,11 @@ class Vocabulary:
     def end(self) -> int:
         """Return the largest id plus one."""
         return max(self.ids.values(), default=-1) + 1
+
+    def within(self, rows: int) -> Vocabulary:
+        """Return the vocabulary without the tokens behind the last of so many rows of an embedding."""
+        ids = {token: number for token, number in self.ids.items() if number < rows}
+        return dataclasses.replace(self, ids=ids, added={token: said for token, said in self.added.items() if token in ids})
 
 
 def read_vocabulary(folder: str) -> Vocabulary | None:

@@ -20,6 +20,11 @@ FILES = (
     "vocab*",
     "merges.txt",
     "*.model",
+    "*.spm",  # Marian's
+    "*.tiktoken",  # Qwen's first
+    "tekken.json",  # Mistral's
+    "bpe.codes",
+    "normalizer.json",  # Whisper's
     "chat_template*",
 )
 

@@ -8,7 +8,7 @@ import json
 import os
 
 from ...checkpoints.formats.naming import FORMATS, is_weights
-from ...plan.file_names import ADAPTERS, CARD, COPIED, LOCK, NAMES, PARTIAL, RECORD, is_journal
+from ...plan.file_names import ADAPTERS, CARD, CODE, COPIED, LOCK, NAMES, PARTIAL, RECORD, is_journal
 
 
 def left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
@@ -16,7 +16,7 @@ def left_behind(name: str, prefix: str, ending: str = PARTIAL) -> bool:
     whole = name.removesuffix(ending)
     ours = any(is_weights(whole, save_format, prefix) for save_format in FORMATS) or whole in (CARD, RECORD, LOCK, *ADAPTERS)
     ours = ours or is_journal(name) or name == NAMES
-    return name.endswith(ending) and (ours or any(fnmatch.fnmatch(whole, usual) for usual in COPIED))
+    return name.endswith(ending) and (ours or any(fnmatch.fnmatch(whole, usual) for usual in (*COPIED, CODE)))
 
 
 def read_names(folder: str) -> list[str]:

@@ -4,7 +4,6 @@ record, and a model card."""
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,9 @@ from ...conversion.vocabulary.ids import rewrite_ids
 from ...conversion.vocabulary.write import is_tokenizer_file, with_tokens
 from ...errors import CheckpointError
 from ...plan import chat
-from ...plan.file_names import CARD, COPIED, LOCK, RECORD, WEIGHTS
+from ...plan.file_names import CARD, LOCK, RECORD, WEIGHTS
 from ...plan.layer_config import restacked
+from ...plan.loader_files import loader_files
 from ...plan.plan import Plan
 from ...recipe.config import MergeConfig
 from ...recipe.request import Request
@@ -52,9 +52,9 @@ def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
         raise CheckpointError(problems)
 
     contents: dict[str, bytes] = {CARD: model_card(plan, request).encode("utf-8", "surrogateescape")}
-    contents |= _read(folder, [*_usual(folder), *extra])
+    contents |= _read(folder, [*loader_files(folder)[0], *extra])
     if tokens is not None:
-        theirs = [name for name in _usual(tokens.source.folder) if is_tokenizer_file(name)]
+        theirs = [name for name in loader_files(tokens.source.folder)[0] if is_tokenizer_file(name)]
         contents = {name: content for name, content in contents.items() if name in extra or not is_tokenizer_file(name)}
         stored = tokens.vocabulary.stored or tokens.vocabulary
         contents |= with_tokens(_read(stored.folder, theirs), stored, tokens.vocabulary)
@@ -63,10 +63,6 @@ def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
     if "config.json" in contents and isinstance(model := parsed(path, contents["config.json"]), dict):
         contents["config.json"] = _model_config(contents["config.json"], model, plan)
     return chat.placed(plan.chat_template, contents) if plan.chat_template is not None else contents
-
-
-def _usual(folder: str) -> list[str]:
-    return [name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatch(name, pattern) for pattern in COPIED)]
 
 
 def _read(folder: str, names: Sequence[str]) -> dict[str, bytes]:
@@ -96,10 +92,13 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     has_dtype = plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()
     if len(dtypes) == 1 and not stored_only and has_dtype:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
+    if plan.tied is not None:
+        wanted["tie_word_embeddings"] = plan.tied
     wanted.update(_older_rope(model))
     wanted, _ = restacked(wanted, plan.recipe, plan.tensors, plan.inputs)
     if isinstance(text := wanted.get("text_config"), dict):
-        wanted["text_config"] = {**text, **_older_rope(text)}
+        says = {"tie_word_embeddings": plan.tied} if plan.tied is not None and "tie_word_embeddings" in text else {}
+        wanted["text_config"] = {**text, **_older_rope(text), **says}
     if plan.layout is not None:
         wanted.pop("source", None)
         if plan.layout == "paddleformers":

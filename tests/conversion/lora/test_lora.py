@@ -298,17 +298,20 @@ def test_an_embedding_that_peft_trained_apart_from_its_head(tmp_path: Path) -> N
         "head": {"model.embed_tokens.weight": old, "lm_head.weight": new},
     }
     path = stored(tmp_path / "base", base, "hf", TIED, "float64")
+    low_rank = old + 2.0 * (b @ a).T
+    expected = {
+        "factors": (low_rank, old), "saved": (low_rank, old), "whole": (new, old), "two": (new, new + 1), "head": (old, new)
+    }  # fmt: skip
     for name, tensors in adapters.items():
-        alone = name in ("factors", "whole")
-        words = "but not lm_head, which .* ties to it" if alone else "ties lm_head to the embedding"
-        with pytest.raises(CheckpointError, match=words):
-            fold(tmp_path, path, peft(tmp_path / name, tensors))
-    with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
-        fold(tmp_path, path, peft(tmp_path / "lora", in_peft({"lm_head": factors(1)["lm_head"]})))
+        both = dict(zip(("model.embed_tokens.weight", "lm_head.weight"), expected[name], strict=True))
+        close(fold(tmp_path, path, peft(tmp_path / name, tensors)), base | both)
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
 
     unchanged = in_peft({LAYER + "mlp.down_proj": factors(1)[LAYER + "mlp.down_proj"]}) | saved
-    expected = folded(base, {LAYER + "mlp.down_proj": factors(1)[LAYER + "mlp.down_proj"]})
-    close(fold(tmp_path, path, peft(tmp_path / "unchanged", unchanged)), expected)
+    close(
+        fold(tmp_path, path, peft(tmp_path / "unchanged", unchanged)),
+        folded(base, {LAYER + "mlp.down_proj": factors(1)[LAYER + "mlp.down_proj"]}),
+    )
     changed = base | {"model.embed_tokens.weight": old + 2.0 * (b @ a).T}
     untied = stored(tmp_path / "untied", base | {"lm_head.weight": old}, "hf", CONFIG, "float64")
     close(fold(tmp_path, untied, str(tmp_path / "factors")), changed | {"lm_head.weight": old})
@@ -332,14 +335,14 @@ def test_adapters_that_tie_lm_head_themselves(tmp_path: Path, output: str) -> No
     close({name.replace("llama.", "model."): value for name, value in got.items() if "layers" not in name},
           {name: value for name, value in expected.items() if "layers" not in name})  # fmt: skip
     with pytest.raises(CheckpointError, match="but not lm_head"):
-        fold(tmp_path, path, peft(tmp_path / "alone", alone))
+        fold(tmp_path, path, peft(tmp_path / "alone", alone), output_layout=output, tie="keep")
     unlike = [{**head, "lm_head.lora_B.weight": 2 * a.T}, {**head, "lm_head.base_layer.weight": 2 * whole}]
     unlike.append({"lm_head.base_layer.weight": whole})
     for number, other in enumerate(unlike):
         with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
-            fold(tmp_path, path, peft(tmp_path / str(number), alone | other))
+            fold(tmp_path, path, peft(tmp_path / str(number), alone | other), tie="keep")
     with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
-        fold(tmp_path, path, peft(tmp_path / "scaled", alone | head, alpha_pattern={"lm_head": 3}))
+        fold(tmp_path, path, peft(tmp_path / "scaled", alone | head, alpha_pattern={"lm_head": 3}), tie="keep")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
@@ -378,8 +381,8 @@ def test_a_tied_lm_head_that_is_the_adapters_embedding_is_used_with_it(tmp_path:
     close(fold(tmp_path, path, adapter), base | {"model.embed_tokens.weight": embedding})
     got = fold(tmp_path, path, adapter, output_layout="paddlenlp")
     assert (got["lm_head.weight"] == embedding).all()
-    with pytest.raises(CheckpointError, match="ties lm_head to the embedding"):
-        fold(tmp_path, path, peft(tmp_path / "other", tensors | {"lm_head.weight": embedding + 1}))
+    got = fold(tmp_path, path, peft(tmp_path / "other", tensors | {"lm_head.weight": embedding + 1}))
+    assert (got["lm_head.weight"] == embedding + 1).all()
 
 
 @pytest.mark.parametrize("kind", ["paddle", "peft"])
@@ -788,3 +791,34 @@ def test_nothing_reads_an_adapted_tensor_as_its_base(tmp_path: Path) -> None:
     entry = next(tensor.sources[0] for tensor in made.tensors if isinstance(tensor.sources[0], AdaptedEntry))
     with pytest.raises(ValueError, match=r"sources\.reader"):
         Files().read(entry, 0, np.empty(4))
+
+
+def test_attention_of_a_mixture_that_paddleformers_turned(tmp_path: Path) -> None:
+    """PaddleFormers 1.2 turns o_proj, experts' down_proj and the router to [out, in], and leaves fused weights [in, out]."""
+    hidden, inner, experts, random = 8, 6, 3, np.random.default_rng(0)
+    shapes = {
+        "model.embed_tokens.weight": (20, hidden), "lm_head.weight": (20, hidden),
+        f"{LAYER}self_attn.qkv_proj.weight": (hidden, 16), f"{LAYER}self_attn.o_proj.weight": (hidden, hidden),
+        f"{LAYER}mlp.gate.weight": (experts, hidden), f"{LAYER}mlp.experts.0.up_gate_proj.weight": (hidden, 2 * inner),
+        f"{LAYER}mlp.experts.0.down_proj.weight": (hidden, inner),
+    }  # fmt: skip
+    base = {name: random.standard_normal(shape) for name, shape in shapes.items()}
+    config = {"model_type": "qwen3_moe", "hidden_size": hidden, "intermediate_size": 10, "moe_intermediate_size": inner,
+              "num_experts": experts, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 2,
+              "tie_word_embeddings": False}  # fmt: skip
+    path = str(write(tmp_path / "base", base, "float64", format="pt", config=config))
+    a, b = random.standard_normal((hidden, R)), random.standard_normal((R, hidden))
+    word = f"{LAYER}self_attn.o_proj"
+    got = fold(tmp_path, path, paddle(tmp_path / "lora", {f"{word}.lora_A": a, f"{word}.lora_B": b}))
+    close(got, base | {f"{word}.weight": base[f"{word}.weight"] + 2.0 * (a @ b).T})
+
+
+def test_an_adapter_of_paddle_that_holds_what_was_never_trained(tmp_path: Path) -> None:
+    base = llama(0)
+    path = stored(tmp_path / "base", base, "paddleformers", CONFIG, "float64")
+    low = in_paddle({LAYER + "mlp.down_proj": factors(1)[LAYER + "mlp.down_proj"]})
+    whole = {"model.norm.weight": base["model.norm.weight"] + 1}
+    said = {"trainable_modules": None, "trainable_bias": None}
+    with pytest.raises(CheckpointError, match="nothing but LoRA was trained, and yet it holds tensor"):
+        fold(tmp_path, path, paddle(tmp_path / "garbage", low | whole, **said))
+    fold(tmp_path, path, paddle(tmp_path / "trained", low | whole, **said | {"trainable_modules": [".*norm.*"]}))

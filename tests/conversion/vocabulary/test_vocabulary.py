@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -571,6 +572,17 @@ def test_union_keeps_the_bases_ids() -> None:
     assert both.ids == {"a": 0, "b": 1, "<s>": 5, "c": 6, "<e>": 7}
     assert list(both.added) == ["b", "<s>", "c", "<e>"]
     assert both.added["<e>"] == {"special": True}
+
+
+def test_tokens_behind_a_models_own_embedding_are_no_part_of_a_union(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """b's last token, t4, has no row there any more, as mergekit has it; a has never had it."""
+    short = {name: values[:-1] if name in (EMBED, HEAD) else values for name, values in read(here / "b").items()}
+    write(here / "b", short, format="pt", config=config_of("b"))
+    logging.getLogger("paddle_merge").propagate = True
+    out = made(AVERAGE + "tokenizer_source: union")
+    assert "t4" not in tokens_of("out")
+    assert len(out[EMBED]) == 4
+    assert any("1 tokens, such as 't4' of b, have no row" in message for message in caplog.messages)
 
 
 # --- what is said --------------------------------------------------------------------------------------------------------

@@ -507,7 +507,6 @@ def test_paddles_layout_gives_the_same_model(tmp_path: Path, method: str, layout
         ("consensus_ta", "{}", 1, "parameter 'k' 2 is how many models an element must matter to: from 0 to the 1 that"),
         ("consensus_ta", "{lambda_mask: -1}", 2, "parameter 'lambda_mask' -1 -1 must not be negative"),
         ("lines", "{}", 1, "parameter 'alpha' is required"),
-        ("lines", "{alpha: 1, layer: 0.5}", 1, "unknown parameter 'layer'"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, method: str, parameters: str, models: int, said: str) -> None:

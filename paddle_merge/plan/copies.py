@@ -1,0 +1,75 @@
+"""Find tensors that are stored under several names, such as tied embeddings, by their values.
+
+T5 stores its embedding as shared, encoder.embed_tokens, decoder.embed_tokens and lm_head; torch's files keep all copies. A
+copy must be merged as the original is: with the same random masks, or the two drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ..checkpoints.files import Files
+from ..checkpoints.tensors import StoredEntry, TensorEntry
+from .assemble import AssembledTensor
+from .plan import StagedEntry
+
+PROBE = 16  # elements of a tensor that are read to see whether it may equal another
+STEP = 1 << 20  # elements that are read at a time
+
+
+def originals(made: Sequence[AssembledTensor]) -> dict[str, str]:
+    """Return, for each tensor, the first one that is the same as it in every input: its own name, if there is none before.
+
+    Tensors are the same if they are made of the same stored bytes, in the same way. Where random masks are drawn, they also
+    are if their values are equal in every input: then a few elements of each tensor are read in one input, and everything of
+    those that may be equal. Raises WorkError if they can't be read.
+    """
+    first: dict[Hashable, str] = {}
+    found = {one.name: first.setdefault(one.made_of, one.name) for one in made}
+    different = [one for one in made if found[one.name] == one.name and _draws(one)]
+    files = Files()
+    try:
+        for group in _groups(different, lambda one: _key(one.entries[-1:], files, PROBE)):
+            for equal in _groups(group, lambda one: _key(one.entries, files, None)):
+                found |= {one.name: equal[0].name for one in equal}
+    finally:
+        files.close()
+    return {name: found[like] for name, like in found.items()}
+
+
+def _draws(one: AssembledTensor) -> bool:
+    """Return whether masks are drawn for a tensor whose values are stored, or made by an earlier stage of the recipe."""
+    sparsifier = one.resolved.sparsifier
+    stored = all(isinstance(entry, StoredEntry | StagedEntry) and entry.nbytes for entry in one.entries)
+    return sparsifier is not None and sparsifier.random and stored and one.entries[0].dtype.is_float
+
+
+def _groups(made: Iterable[AssembledTensor], key: Callable[[AssembledTensor], Hashable]) -> list[list[AssembledTensor]]:
+    """Return those that have the same key as others, together."""
+    found: dict[Hashable, list[AssembledTensor]] = {}
+    for one in made:
+        found.setdefault(key(one), []).append(one)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _key(entries: Sequence[TensorEntry], files: Files, count: int | None) -> Hashable:
+    """Return what is equal for tensors whose first `count` elements (None: all) are the same in each of these inputs."""
+    return tuple((entry.shape, entry.dtype.name, _digest(entry, files, count)) for entry in entries)
+
+
+def _digest(entry: TensorEntry, files: Files, count: int | None) -> Hashable:
+    if isinstance(entry, StagedEntry):  # of one stage, tensors with the same masks are made of the same values
+        return entry.title, entry.plan.masked_as, entry.plan.resolved
+    found: Any = xxhash.xxh3_128()
+    size = entry.nbytes // entry.dtype.itemsize
+    stop = size if count is None else min(count, size)
+    raw = np.empty(min(STEP, stop), entry.dtype.raw)
+    for start in range(0, stop, STEP):
+        block = raw[: min(STEP, stop - start)]
+        files.read(entry, start, block)
+        found.update(block.view(np.uint8).data)
+    return bytes(found.digest())
