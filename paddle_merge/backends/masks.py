@@ -46,7 +46,7 @@ def keep_limit(probability: Any) -> Any:
 
 def hash_block(key: Key, start: int, size: int) -> np.ndarray:
     """Return the hashes of elements start .. start + size, (size,) uint32, as the Numba loop in
-    kernels/sparsifiers.py computes them."""
+    kernels/folds.py computes them."""
     k0, k1 = (np.uint32(word) for word in block_key(key, start))
     x: np.ndarray = np.arange(size, dtype=np.uint32) + k0
     x ^= x >> np.uint32(16)

@@ -23,7 +23,7 @@ from ..errors import CheckpointError, MalformedError
 from ..parsing import shown
 from .detect import Detected, detect, infer_from_others
 from .fused import PIECES, fused_name, names_in_paddleformers, refit, split_names
-from .ties import contradiction, embedding_of, in_agreement
+from .tied_heads import contradiction, embedding_of, in_agreement
 
 METADATA = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # the `format` in safetensors metadata that loaders expect
 _STATE = f"state it with --layout, one of {', '.join(LAYOUTS)} for each model and then for the base"

@@ -3,7 +3,8 @@
 The paper, and PaddleNLP, then divide what is kept by the probability of keeping it, so that the mean stays. mergekit
 restores the tensor's L1 norm instead. paddlenlp.py and mergekit.py say which goes with which method.
 
-How the seed reaches the mask: --seed, or a recipe's `seed`, is Recipe.seed (recipe/to_recipe.py), then TensorPlan.seed
+How the seed reaches the mask: --seed (recipe/fields.py), or a recipe's `seed`, is Recipe.seed (recipe/request.py makes it in
+to_recipe.py), then TensorPlan.seed
 (plan/assemble.py), which methods see as tensor.seed. mask_key(seed, model, tensor.name) gives each model and tensor its key;
 tensor.name is TensorPlan.masked_as, which is the embedding's name for a tied lm_head; block_key counts the elements before a
 block; an element is kept where the hash of its index under the key is at most keep_limit(density) (backends/masks.py). So a

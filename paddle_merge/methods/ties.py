@@ -2,7 +2,8 @@
 section 3). Step 1, trimming, is the sparsifier in trim.py.
 
 Both PaddleNLP and mergekit call a method "ties". They differ in step 1: PaddleNLP trims at a quantile and rescales, mergekit
-keeps an exact count and does not; the tables paddlenlp.py and mergekit.py have both. This merger is the same in both.
+keeps an exact count and does not; and in parameters and their defaults: the tables paddlenlp.py and mergekit.py have both.
+This merger is the same in both.
 
 As in PaddleNLP, weights are applied before the election. The paper gives an element whose votes cancel the sign that is most
 frequent in the whole model; PaddleNLP gives it plus, which with task vectors of bfloat16 models (many exact cancellations)

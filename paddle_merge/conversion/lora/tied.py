@@ -17,7 +17,7 @@ from ...checkpoints.names import EMBEDDINGS, HEAD, last_word
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...checkpoints.views import transpose
 from ...errors import MalformedError, MergeError
-from ..ties import embedding_of
+from ..tied_heads import embedding_of
 from .config import scaling
 from .entry import read_from
 
