@@ -189,7 +189,10 @@ def _changes(inputs: Inputs, files: Files) -> tuple[list[Change], list[Change]]:
         )
     if not linear:
         names = ", ".join(change.name for change in rest[:SHOWN])
-        raise CheckpointError(f"no matrix of a Linear layer changed, so there is nothing to approximate; changed: {names}")
+        raise CheckpointError(
+            f"{inputs.finetuned.path}: no matrix of a Linear layer changed from {inputs.base.path}, so there is nothing to"
+            f" approximate; changed: {names}"
+        )
     return linear, rest
 
 

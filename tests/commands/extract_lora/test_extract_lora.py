@@ -322,8 +322,10 @@ def test_changes_beyond_float64(tmp_path: Path, size: float, word: str) -> None:
 def test_nothing_to_factor(tmp_path: Path) -> None:
     base = llama(0)
     fine = {**base, "model.norm.weight": base["model.norm.weight"] + 1}
-    assert refused(pair(tmp_path, base, fine)) == [
-        "no matrix of a Linear layer changed, so there is nothing to approximate; changed: model.norm.weight"
+    paths = pair(tmp_path, base, fine)
+    assert refused(paths) == [
+        f"{paths['finetuned_path']}: no matrix of a Linear layer changed from {paths['base_model_path']}, so there is"
+        " nothing to approximate; changed: model.norm.weight"
     ]
 
 
