@@ -183,6 +183,8 @@ def laid_out(state: State, layout: str, model_type: str, ties: str) -> State:
     state = dict(state)
     if ties == "tied" and layout != "hf":
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    if layout == "paddleformers" and model_type != "llama":
+        state = fused(state)
     result = {}
     for name, value in state.items():
         transposed = layout != "hf" and name.endswith("_proj.weight")
@@ -190,6 +192,25 @@ def laid_out(state: State, layout: str, model_type: str, ties: str) -> State:
         new = f"{model_type}.{name.removeprefix('model.')}" if layout == "paddlenlp" and name.startswith("model.") else name
         result[new] = value.T if transposed else value
     return result
+
+
+def fused(state: State) -> State:
+    """As PaddleFormers has it, but for Llama: the queries, key and value of each key head in turn, and gate and up."""
+    result = {}
+    for name, value in state.items():
+        *module, word, kind = name.split(".")
+        of = {one: state[".".join([*module, one, kind])] for one in WORDS.get(word, ())}
+        if word == "q_proj":
+            heads = [one.reshape(KV, -1, *value.shape[1:]) for one in of.values()]
+            result[".".join([*module, "qkv_proj", kind])] = np.concatenate(heads, axis=1).reshape(-1, *value.shape[1:])
+        elif word == "gate_proj":
+            result[".".join([*module, "up_gate_proj", kind])] = np.concatenate(list(of.values()))
+        elif word not in ("k_proj", "v_proj", "up_proj"):
+            result[name] = value
+    return result
+
+
+WORDS = {"q_proj": ("q_proj", "k_proj", "v_proj"), "gate_proj": ("gate_proj", "up_proj")}
 
 
 def work(
