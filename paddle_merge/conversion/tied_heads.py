@@ -20,33 +20,43 @@ def in_agreement(
     """Return the inputs, all tied or all untied; what is known about them then; whether the output is tied, if that is
     another than some config.json says; and sentences on what was done.
 
-    An lm_head that is untied is a view of the embedding. tie: as of layout.normalise. Inputs of unknown layout stay as they
-    are. Raises CheckpointError for a tied model that has an lm_head of its own.
+    An lm_head that is untied is a view of the embedding. tie: as of layout.normalise; with "auto", inputs of unknown layout
+    stay as they are. Raises CheckpointError for a tied model that has an lm_head of its own or no known embedding, and for a
+    layout that is unknown where `tie` asks for a change.
     """
     mixed = len({one.tied for one in found if has_language_head(one.config)}) > 1
     wanted = {"untie": False, "auto": False if mixed else None, "keep": True if mixed else None}.get(str(tie))
-    if wanted is None or not all(one.layout for one in found):
+    changes = [has_language_head(one.config) and one.tied != wanted for one in found]
+    if wanted is None or not any(changes):
         return list(inputs), list(found), None, []
+    if unknown := [checkpoint.path for checkpoint, one in zip(inputs, found, strict=True) if one.layout is None]:
+        if tie == "auto":  # that lm_head is missing in some is told later, if it is
+            return list(inputs), list(found), None, []
+        raise CheckpointError(
+            f"--tie {tie}: the layout of {', '.join(unknown)} is unknown, which says how lm_head is stored; state it with"
+            " --layout"
+        )
     checkpoints, notes = [], list[str]()
-    for checkpoint, one in zip(inputs, found, strict=True):
-        if not has_language_head(one.config):
-            pass
-        elif one.tied != wanted and wanted:
+    for checkpoint, one, change in zip(inputs, found, changes, strict=True):
+        if change and wanted:
             tensors = {name: entry for name, entry in checkpoint.tensors.items() if name != HEAD}
             notes.append(
                 f"{checkpoint.path}: its lm_head is left out, as --tie keep asks: the output ties it to the embedding"
             )
             checkpoint = dataclasses.replace(checkpoint, tensors=tensors)
-        elif one.tied != wanted and (embedding := embedding_of(checkpoint.tensors)) is not None:
-            stored = checkpoint.tensors.get(HEAD)
+        elif change:
+            embedding, stored = embedding_of(checkpoint.tensors), checkpoint.tensors.get(HEAD)
+            if embedding is None:
+                raise CheckpointError(
+                    f"{checkpoint.path}: ties lm_head to an embedding that isn't found by its name, so it can't be untied"
+                )
             if stored is not None and not equal(stored, embedding):
                 raise CheckpointError(contradiction(checkpoint.path))
             head = transpose(embedding, HEAD) if one.layout == "paddlenlp" else embedding.renamed(HEAD)
             notes.append(f"{checkpoint.path}: ties lm_head to the embedding, and the output doesn't: the embedding is both")
             checkpoint = dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, HEAD: head})
         checkpoints.append(checkpoint)
-    changed = any(one.tied != wanted for one in found if has_language_head(one.config))
-    return checkpoints, [dataclasses.replace(one, tied=wanted) for one in found], wanted if changed else None, notes
+    return checkpoints, [dataclasses.replace(one, tied=wanted) for one in found], wanted, notes
 
 
 def contradiction(path: str) -> str:

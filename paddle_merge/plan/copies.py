@@ -21,20 +21,26 @@ PROBE = 16  # elements of a tensor that are read to see whether it may equal ano
 STEP = 1 << 20  # elements that are read at a time
 
 
-def originals(made: Sequence[AssembledTensor]) -> dict[str, str]:
+Read = Callable[[TensorEntry, int, np.ndarray], None]  # fills an array with the elements from an index on, as Files.read
+
+
+def originals(made: Sequence[AssembledTensor], read: Read | None = None) -> dict[str, str]:
     """Return, for each tensor, the first one that is the same as it in every input: its own name, if there is none before.
 
     Tensors are the same if they are made of the same stored bytes, in the same way. Where random masks are drawn, they also
     are if their values are equal in every input: then a few elements of each tensor are read in one input, and everything of
-    those that may be equal. Raises WorkError if they can't be read.
+    those that may be equal.
+
+    read: gives the stored elements; None: reads them from files. Raises WorkError if they can't be read.
     """
     first: dict[Hashable, str] = {}
     found = {one.name: first.setdefault(one.made_of, one.name) for one in made}
     different = [one for one in made if found[one.name] == one.name and _draws(one)]
     files = Files()
+    read = read or files.read
     try:
-        for group in _groups(different, lambda one: _key(one.entries[-1:], files, PROBE)):
-            for equal in _groups(group, lambda one: _key(one.entries, files, None)):
+        for group in _groups(different, lambda one: _key(one.entries[-1:], read, PROBE)):
+            for equal in _groups(group, lambda one: _key(one.entries, read, None)):
                 found |= {one.name: equal[0].name for one in equal}
     finally:
         files.close()
@@ -56,12 +62,12 @@ def _groups(made: Iterable[AssembledTensor], key: Callable[[AssembledTensor], Ha
     return [group for group in found.values() if len(group) > 1]
 
 
-def _key(entries: Sequence[TensorEntry], files: Files, count: int | None) -> Hashable:
+def _key(entries: Sequence[TensorEntry], read: Read, count: int | None) -> Hashable:
     """Return what is equal for tensors whose first `count` elements (None: all) are the same in each of these inputs."""
-    return tuple((entry.shape, entry.dtype.name, _digest(entry, files, count)) for entry in entries)
+    return tuple((entry.shape, entry.dtype.name, _digest(entry, read, count)) for entry in entries)
 
 
-def _digest(entry: TensorEntry, files: Files, count: int | None) -> Hashable:
+def _digest(entry: TensorEntry, read: Read, count: int | None) -> Hashable:
     if isinstance(entry, StagedEntry):  # of one stage, tensors with the same masks are made of the same values
         return entry.title, entry.plan.masked_as, entry.plan.resolved
     found: Any = xxhash.xxh3_128()
@@ -70,6 +76,6 @@ def _digest(entry: TensorEntry, files: Files, count: int | None) -> Hashable:
     raw = np.empty(min(STEP, stop), entry.dtype.raw)
     for start in range(0, stop, STEP):
         block = raw[: min(STEP, stop - start)]
-        files.read(entry, start, block)
+        read(entry, start, block)
         found.update(block.view(np.uint8).data)
     return bytes(found.digest())

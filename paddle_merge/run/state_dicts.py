@@ -11,12 +11,13 @@ import numpy as np
 
 from ..backends.engine import Engine, import_paddle
 from ..checkpoints.quantised import problems as quantised
-from ..checkpoints.tensors import Checkpoint, StoredEntry
+from ..checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
 from ..conversion.inputs import differences
 from ..conversion.layout import transposed_in
 from ..dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
 from ..errors import CheckpointError, ConfigError
 from ..plan.assemble import assemble
+from ..plan.copies import originals
 from ..plan.plan import TensorPlan
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
@@ -68,6 +69,8 @@ def merge_by_recipe(
 ) -> dict[str, Any]:
     """Merge state dicts by a recipe, whose sources they are in order; there may be one only. Raises as merge_state_dicts
     does."""
+    if recipe.tie != "auto":
+        raise ConfigError(f"tie {recipe.tie!r}: state dicts are merged as they are, with the tensors that they hold")
     if recipe.tokenizer is not None:
         raise ConfigError("tokenizer_source can't align state dicts: they have no tokenizer that says which token a row is")
     backends = Backends(engine)
@@ -120,9 +123,16 @@ def _plan(sources: Sequence[Mapping[str, Any]], recipe: Recipe, kind: _Numpy | _
         raise CheckpointError(problems)
     tensors = []
     transposed = transposed_in(inputs[0].tensors, _layout(recipe, inputs[0], kind))
-    made = {one.name: one for one in assemble(recipe, inputs)[0]}
+    by_label = dict(zip(recipe.sources, sources, strict=True))
+
+    def read(entry: TensorEntry, start: int, out: np.ndarray) -> None:
+        flat = kind.flat(by_label[stored(entry).file][entry.name], entry.dtype)
+        out[...] = np.asarray(kind.array(flat[start : start + len(out)])).view(out.dtype)
+
+    assembled = assemble(recipe, inputs)[0]
+    made, same = {one.name: one for one in assembled}, originals(assembled, read)
     for name in inputs[0].tensors:
-        plan = made[name].plan(recipe, masked_as=name, transposed=name in transposed)
+        plan = made[name].plan(recipe, masked_as=same[name], transposed=name in transposed)
         tensors.append(plan)
         values = [] if plan.merged else [kind.array(source[name]) for source in sources]
         unequal = [recipe.sources[k] for k, value in enumerate(values) if not np.array_equal(value, values[0])]
@@ -148,16 +158,21 @@ def _layout(recipe: Recipe, first: Checkpoint, kind: _Numpy | _Paddle) -> str | 
 
 
 def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, problems: list[str]) -> Checkpoint:
-    """Return a state dict as a checkpoint of headers; a sentence on each value that can't be merged is added to problems."""
+    """Return a state dict as a checkpoint of headers; a sentence on each value that can't be merged is added to problems.
+
+    The offset of an entry tells values apart: it is the same for one value under several names.
+    """
     entries: dict[str, StoredEntry] = {}
-    for name, value in state_dict.items():
+    places: dict[int, int] = {}  # the id of a value -> its offset
+    held = list(state_dict.items())  # so that no two values have one id, even if the mapping makes them when asked
+    for name, value in held:
         try:
             dtype = kind.dtype(value)
         except TypeError as error:
             problems.append(f"{label}: tensor {name!r} {error}")
             continue
         shape = tuple(value.shape)
-        entries[name] = StoredEntry(name, dtype, shape, label, 0)
+        entries[name] = StoredEntry(name, dtype, shape, label, places.setdefault(id(value), len(places)))
     return Checkpoint(label, label, None, entries)
 
 

@@ -97,3 +97,26 @@ def test_an_adapter_that_trained_them_apart_unties_its_base(tmp_path: Path, trai
     np.testing.assert_array_equal(result[E], new[f"base_model.model.{E}"])
     np.testing.assert_array_equal(result[H], new.get(f"base_model.model.{H}", read(Path(base))[E]))
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize("tie", ["untie", "keep"])
+def test_a_layout_that_must_be_known_is_asked_for(tmp_path: Path, tie: str) -> None:
+    """All matrices are square, and nothing says which library wrote them."""
+    tensors = {E: np.ones((8, 4)), "model.layers.0.self_attn.q_proj.weight": np.ones((4, 4))}
+    paths = []
+    for name, tied in (("a", True), ("b", False)):
+        held = tensors if tied else {**tensors, H: np.ones((8, 4))}
+        paths.append(str(write(tmp_path / name, held, config={**CONFIG, "tie_word_embeddings": tied})))
+    with pytest.raises(CheckpointError, match=f"--tie {tie}: the layout of .* is unknown.*state it with --layout"):
+        merged(tmp_path, paths, tie=tie)
+    result, says = merged(tmp_path, paths, tie=tie, layout=["hf", "hf"])
+    assert (H in result) == (tie == "untie")
+    assert says is (tie == "keep")
+
+
+def test_an_embedding_that_is_not_found_can_not_be_untied(tmp_path: Path) -> None:
+    """Else config.json would promise an lm_head that isn't there, and loaders would make one up."""
+    tensors = {"model.embed_in.weight": np.ones((8, 4)), "model.layers.0.mlp.up_proj.weight": np.ones((6, 4))}
+    path = str(write(tmp_path / "a", tensors, format="pt", config={**CONFIG, "tie_word_embeddings": True}))
+    with pytest.raises(CheckpointError, match="isn't found by its name, so it can't be untied"):
+        merged(tmp_path, [path, path], tie="untie")

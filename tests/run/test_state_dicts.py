@@ -187,3 +187,33 @@ def test_empty_tensors_of_paddles_own_making() -> None:
     result = merge_state_dicts([tensors] * 2, MergeConfig(tensor_type="pd"))
     assert [list(result[name].shape) for name in tensors] == [[0, 3], [0]]
     assert [result[name].dtype for name in tensors] == [paddle.float32, paddle.int64]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", ["np", "pd"])
+def test_copies_stay_copies(tmp_path: Path, kind: str, shared: bool) -> None:
+    """One tensor under two names, as a tied layer's state dict has it, or an equal one; and what files give."""
+    base, *models = states("bfloat16")
+    for state in (base, *models):
+        state["copy"] = state["w"] if shared else state["w"].copy()
+        state["other"] = state["w"] ^ np.uint16(1)  # of the same shape, and not equal
+    paths = [on_disk(tmp_path / f"m{k}", state, "bfloat16") for k, state in enumerate((base, *models))]
+    fields: dict[str, Any] = {"merge_method": "dare_linear", "tensor_type": kind}
+    merge(MergeConfig(model_path_list=paths[1:], base_model_path=paths[0], output_path=str(tmp_path / "out"), **fields))
+    given = [base, *models]
+    if kind == "pd":
+        given = [as_paddle(state) for state in given]
+        for state in given if shared else ():
+            state["copy"] = state["w"]
+    merged = merge_state_dicts(given[1:], MergeConfig(**fields), base=given[0])
+    result = {name: np.asarray(value if kind == "np" else value.numpy()) for name, value in merged.items()}
+    np.testing.assert_array_equal(result["copy"], result["w"])
+    assert (result["other"] != result["w"] ^ np.uint16(1)).mean() > 0.1  # it has masks of its own
+    for name, values in read(tmp_path / "out").items():
+        np.testing.assert_array_equal(values, result[name] if name == "ids" else from_bits(result[name], "bfloat16"))
+
+
+def test_tie_is_refused_for_state_dicts() -> None:
+    base, *models = states("float32")
+    with pytest.raises(ConfigError, match="tie 'untie': state dicts are merged as they are"):
+        merge_state_dicts(models, MergeConfig(tie="untie"), base=base)
