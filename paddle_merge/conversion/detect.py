@@ -123,13 +123,9 @@ def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int], family: Any) -> tup
     fused = {word for word in PIECES if word != "gate_up_fused_proj"} if checkpoint.kind == "safetensors" else set()
     fused -= {word for word, families in ALWAYS_FUSED.items() if family in families}
     for name, entry in checkpoint.tensors.items():
-        if last_word(name) in fused and len(checkpoint.tensors) > 1:
+        if last_word(name) in fused:
             continue
-        wanted = LINEARS.get(last_word(name)) if re.search(r"\.layers\.\d+\..*\.weight$", name) else None
-        if wanted is None and last_word(name) == "gate" and name.endswith(".weight"):
-            wanted = ("experts", "hidden")
-        if wanted is not None and ".experts." in name:
-            wanted = tuple({"intermediate": "moe", "gate_up": "moe_gate_up"}.get(width, width) for width in wanted)  # type: ignore[assignment]
+        wanted = _widths_of(name) if re.search(r"\.layers\.\d+\..*\.weight$", name) else None
         if wanted is None or not set(wanted) <= sizes.keys() or sizes[wanted[0]] == sizes[wanted[1]]:
             continue
         shape = sizes[wanted[0]], sizes[wanted[1]]
@@ -138,3 +134,15 @@ def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int], family: Any) -> tup
         elif entry.shape == shape[::-1]:
             paddle.append(name)
     return hf, paddle
+
+
+def _widths_of(name: str) -> tuple[str, str] | None:
+    """Return which widths of config.json the rows and columns of a Linear weight are in Hugging Face's layout; None if that
+    isn't known."""
+    if last_word(name) == "gate":  # a router
+        return "experts", "hidden"
+    wanted = LINEARS.get(last_word(name))
+    if wanted is None or ".experts." not in name:
+        return wanted
+    rows, columns = ({"intermediate": "moe", "gate_up": "moe_gate_up"}.get(width, width) for width in wanted)
+    return rows, columns

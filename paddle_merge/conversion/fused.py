@@ -102,9 +102,7 @@ def names_in_paddleformers(names: Iterable[str], config: Mapping[str, Any]) -> s
     if config.get("model_type") not in FUSED_IN_PADDLEFORMERS:
         return set(names)
     fused = {**dict.fromkeys(_QKV, "qkv_proj"), **dict.fromkeys(_FFN, _FFN_NAMES["paddleformers"])}
-    return {_renamed(name, fused.get(last_word(name), last_word(name))) for name in names if last_word(name)} | {
-        name for name in names if not last_word(name)
-    }
+    return {_renamed(name, fused[last_word(name)]) if last_word(name) in fused else name for name in names}
 
 
 def refit(

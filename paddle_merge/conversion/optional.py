@@ -59,8 +59,7 @@ def without_optional(inputs: Sequence[Checkpoint]) -> WithoutOptional:
         kept = {name: counters.get(name, entry) for name, entry in one.tensors.items() if name not in reasons}
         for name, entry in one.tensors.items():
             if name in reasons or kept[name] is not entry:
-                why = f"left out: {reasons[name]}" if name in reasons else "a counter, taken from another input"
-                whys |= dict.fromkeys(origins(entry), why)
+                whys |= dict.fromkeys(origins(entry), reasons.get(name, "a counter, taken from another input"))
         result.append(dataclasses.replace(one, tensors=kept) if reasons or counters else one)
     notes = [
         f"{tensors_named(names)} {'is' if len(names) == 1 else 'are'} not in all inputs, and left out ({why})"

@@ -125,8 +125,8 @@ class _Ledger:
         if not into and not why:
             why = self._not_asked_for(number, name)
         if not into and not why and "lm_head" in name:
-            why = "left out: the output ties lm_head to the embedding" if self._tied else ""
-            why = why or "the same as the embedding's, to which lm_head is tied"
+            same = "the same as the embedding's, to which lm_head is tied"
+            why = "the output ties lm_head to the embedding" if self._tied else same
         if not why and (not into or read != size):
             problems.append(
                 f"{path}: of tensor {name!r}, {read} of {size} elements are read; the rest would be lost. This is a fault of"

@@ -57,7 +57,7 @@ def heads_of(recipe: Recipe, inputs: Sequence[Checkpoint]) -> Heads:
         inputs=tuple(filled if one is base else one for one in inputs),
         names=frozenset(names),
         notes=tuple(notes),
-        why={origin: "left out: no model has it" for name in left for origin in origins(base.tensors[name])},
+        why={origin: "no model has it" for name in left for origin in origins(base.tensors[name])},
     )
 
 

@@ -176,15 +176,15 @@ class Stack:
     def _within(self, names: tuple[str, str, str], model: Mapping[str, Any]) -> list[bool] | None:
         """Return whether each layer is of the kind that begins and ends with layers of these numbers; None if the model has
         no such entries."""
-        first, last, every = names
-        if not any(isinstance(model.get(name), int) for name in (first, last)):
+        if not any(type(model.get(name)) is int for name in names[:2]):
             return None
         found = []
         for number, own in self.layers:
-            its: dict[str, Any] = {name: own[name] if isinstance(own.get(name), int) else model.get(name) for name in names}
-            its = {name: value if type(value) is int else 0 for name, value in its.items()}
-            end = its[last] if isinstance(own.get(last, model.get(last)), int) and its[last] >= 0 else number
-            found.append(its[first] <= number <= end and (number + 1) % max(1, its[every]) == 0)
+            first, last, every = (
+                next((one[name] for one in (own, model) if type(one.get(name)) is int), -1) for name in names
+            )
+            within = first <= number and (number <= last or last < 0)  # -1, or no entry, is the end
+            found.append(within and (number + 1) % max(1, every) == 0)
         return found
 
     def _kinds(self, name: str, model: Mapping[str, Any]) -> list[bool] | None:

@@ -197,8 +197,8 @@ def _staged(made: Sequence[AssembledTensor], stage: Stage, title: str, transpose
     for one in made:
         like = same[one.name]
         other = entries.get(like)
-        same_bytes = isinstance(other, StagedEntry) and [entry.nameless for entry in other.made_of] == list(one.made_of)
-        if same_bytes and isinstance(other, StagedEntry) and other.plan.resolved == one.resolved:
+        made_of = tuple(entry.nameless for entry in other.made_of) if other is not None else ()
+        if isinstance(other, StagedEntry) and (made_of, other.plan.resolved) == (one.made_of, one.resolved):
             entries[one.name] = other.renamed(one.name)
             continue
         plan = one.plan(stage, masked_as=like, transposed=one.name in transposed)

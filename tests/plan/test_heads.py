@@ -34,7 +34,7 @@ def test_reward_models_over_a_language_model(tmp_path: Path, method: str) -> Non
     assert result.keys() == BODY.keys() | {"score.weight"}
     np.testing.assert_allclose(result["score.weight"], (models[0]["score.weight"] + models[1]["score.weight"]) / 2)
     assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]
-    assert "left out: no model has it" in account.read_text()
+    assert '"left_out": "no model has it"' in account.read_text()
     if method == "linear":
         name = "model.layers.0.mlp.up_proj.weight"
         np.testing.assert_allclose(result[name], (models[0][name] + 3 * models[1][name]) / 4)

@@ -13,15 +13,19 @@ import tempfile
 from pathlib import Path
 
 KERNELS = Path(__file__).parents[2] / "paddle_merge" / "backends" / "kernels"
+LOOPS = 40  # of the 47 that compile_all compiles; one more or less doesn't matter
 # One process for each compute dtype: the two compile different loops.
 SHARES = (("bfloat16", "float16", "float32", "float8_e5m2"), ("float64",))
 
 
 def is_needed() -> bool:
-    """Return whether the loops' machine code beside their source is missing, or older than the source."""
-    compiled = [path.stat().st_mtime for path in (KERNELS / "__pycache__").glob("*.nbi")]
+    """Return whether the loops' machine code beside their source is missing, or older than the source.
+
+    Numba writes an index (.nbi) for each loop.
+    """
     changed = max(path.stat().st_mtime for path in KERNELS.glob("*.py"))
-    return "NUMBA_CACHE_DIR" not in os.environ and (len(compiled) < 40 or min(compiled) < changed)
+    compiled = [path for path in (KERNELS / "__pycache__").glob("*.nbi") if path.stat().st_mtime > changed]
+    return "NUMBA_CACHE_DIR" not in os.environ and len(compiled) < LOOPS
 
 
 def compile_all() -> None:

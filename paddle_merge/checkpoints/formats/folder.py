@@ -92,28 +92,26 @@ def read_weight_map(index: str) -> dict[str, str]:
 
 
 def misplaced(path: str, files: Mapping[str, str], weight_map: Mapping[str, str]) -> list[str]:
-    """Return a sentence on each tensor that is not in the shard which the index names for it.
+    """Return a sentence on the tensors that are not in the shard which the index names for them: one for each cause.
 
     path: the checkpoint's path, with which the sentences begin. files: tensor name -> the file that holds it. weight_map:
     tensor name -> shard name, as the index has it.
     """
     held = {name: os.path.basename(file) for name, file in files.items()}
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str | None, str | None], list[str]] = {}
     for name in sorted(held.keys() | weight_map.keys()):
-        shard, file = weight_map.get(name), held.get(name)
-        if shard is None:
-            found.setdefault(f"in {file}, but the index doesn't list", []).append(name)
-        elif shard != file:
-            where = "in no file" if file is None else f"in {file}"
-            found.setdefault(f"{where}, but the index says that it is in {shard}", []).append(name)
-    return [_where(path, names, said) for said, names in found.items()]
-
-
-def _where(path: str, names: list[str], said: str) -> str:
-    one = len(names) == 1
-    said += (" it" if one else " them") if said.endswith("list") else ""
-    said = said if one else said.replace("that it is in", "that they are in")
-    return f"{path}: {tensors_named(names)} {'is' if one else 'are'} {said}; the index may be another model's: replace it"
+        if weight_map.get(name) != held.get(name):
+            found.setdefault((weight_map.get(name), held.get(name)), []).append(name)
+    problems = []
+    for (shard, file), names in found.items():
+        are, they, them = ("is", "it is", "it") if len(names) == 1 else ("are", "they are", "them")
+        where = "in no file" if file is None else f"in {file}"
+        says = f"doesn't list {them}" if shard is None else f"says that {they} in {shard}"
+        problems.append(
+            f"{path}: {tensors_named(names)} {are} {where}, but the index {says}; the index may be another model's:"
+            " replace it"
+        )
+    return problems
 
 
 # What training leaves, whose names end as those of weights do.

@@ -179,8 +179,8 @@ class _Fold:
         return [
             f"{self._adapter.path}: changes {' and '.join(map(repr, changed))} but not lm_head, which"
             f" {self._checkpoint.path} ties to it, so the trained model isn't tied. Give an untied base: with"
-            " tie_word_embeddings false in its config.json, and with lm_head.weight as well as the embedding; or, in a merge,"
-            " leave out --tie keep"
+            " tie_word_embeddings false in its config.json, and with lm_head.weight as well as the embedding; or, in a"
+            " merge, leave out --tie keep"
         ]
 
     def _replace(self, name: str, entry: TensorEntry) -> None:
