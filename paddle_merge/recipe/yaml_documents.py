@@ -240,8 +240,9 @@ class Drafts(Nodes):
     def _spec(self, node: yaml.Node) -> str:
         """Return the path or name of a model: text, or a mapping as mergekit writes it, with path, revision and lora."""
         if isinstance(node, yaml.ScalarNode):
-            path, at, revision = self.text(node).rpartition("@")
-            return self._revised(node, path, revision) if at and path else revision
+            text = self.text(node)
+            path, _, revision = text.rpartition("@")
+            return self._revised(node, path, revision) if path and revision else text
         inner = self.known(node, ("model", "path", "revision", "lora", "override_architecture"), "a model")
         given = [inner[key] for key in ("model", "path") if key in inner]
         if len(given) != 1:
@@ -255,9 +256,13 @@ class Drafts(Nodes):
         return f"{spec}+{self._spec(inner['lora'])}" if "lora" in inner else spec
 
     def _revised(self, node: yaml.Node, path: str, revision: str) -> str:
-        """Return "name@revision" for a model on a hub; the path alone, and a note, for a file or folder."""
+        """Return "name@revision" for a model on a hub; the path alone, and a note, for a file or folder.
+
+        What has a / behind the @ is taken for a path, and never for the folder before the @.
+        """
         both = f"{path}@{revision}"
-        if os.path.lexists(os.path.expanduser(both)) or not os.path.lexists(os.path.expanduser(path)):
+        there = os.path.lexists(os.path.expanduser(path)) and "/" not in revision
+        if os.path.lexists(os.path.expanduser(both)) or not there:
             return both
         self.note(node, f"the revision {revision!r} has no effect: {path} is no name on a hub, but a file or folder")
         return path

@@ -410,6 +410,18 @@ def test_a_revision_of_a_folder_has_no_effect(tmp_path: Path) -> None:
     assert any("the revision 'main' has no effect" in note for note in parsed.notes)
 
 
+@pytest.mark.parametrize("name", ["@1", "a@", "@", "@a@"])
+def test_names_with_an_at_that_say_no_revision(name: str) -> None:
+    assert models_of(f"merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: '{name}'}}]") == (name,)
+
+
+def test_a_path_with_an_at_is_not_the_folder_before_it(tmp_path: Path) -> None:
+    """runs@v1/model isn't there, and runs is: another model."""
+    (tmp_path / "runs").mkdir()
+    path = f"{tmp_path}/runs@v1/model"
+    assert models_of(f"merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {path}}}]") == (path,)
+
+
 def test_a_mapping_without_a_path() -> None:
     text = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: {revision: main}}]"
     with pytest.raises(ConfigError, match="must have one of path and model"):
