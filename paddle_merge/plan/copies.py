@@ -14,6 +14,7 @@ import xxhash
 
 from ..checkpoints.files import Files
 from ..checkpoints.tensors import StoredEntry, TensorEntry
+from ..conversion.vocabulary.entry import AlignedEntry
 from .assemble import AssembledTensor
 from .plan import StagedEntry
 
@@ -48,10 +49,9 @@ def originals(made: Sequence[AssembledTensor], read: Read | None = None) -> dict
 
 
 def _draws(one: AssembledTensor) -> bool:
-    """Return whether masks are drawn for a tensor whose values are stored, or made by an earlier stage of the recipe."""
-    sparsifier = one.resolved.sparsifier
-    stored = all(isinstance(entry, StoredEntry | StagedEntry) and entry.nbytes for entry in one.entries)
-    return sparsifier is not None and sparsifier.random and stored and one.entries[0].dtype.is_float
+    """Return whether masks are drawn for a tensor that has elements."""
+    sparsifier, first = one.resolved.sparsifier, one.entries[0]
+    return sparsifier is not None and sparsifier.random and first.nbytes > 0 and first.dtype.is_float
 
 
 def _groups(made: Iterable[AssembledTensor], key: Callable[[AssembledTensor], Hashable]) -> list[list[AssembledTensor]]:
@@ -68,8 +68,19 @@ def _key(entries: Sequence[TensorEntry], read: Read, count: int | None) -> Hasha
 
 
 def _digest(entry: TensorEntry, read: Read, count: int | None) -> Hashable:
-    if isinstance(entry, StagedEntry):  # of one stage, tensors with the same masks are made of the same values
-        return entry.title, entry.plan.masked_as, entry.plan.resolved
+    """Return what is equal for tensors with equal values: a checksum of what is stored, and how tensors are made of it."""
+    match entry:
+        case StagedEntry():  # of one stage, tensors with the same masks are made of the same values
+            return entry.title, entry.plan.masked_as, entry.plan.resolved
+        case AlignedEntry():
+            picks = tuple((pick.number, pick.runs, _digest(pick.entry, read, count)) for pick in entry.picks)
+            return entry.axis, entry.means, picks
+        case StoredEntry():
+            return _checksum(entry, read, count)
+    return entry.nameless  # adapters change one of several copies only, or are refused
+
+
+def _checksum(entry: StoredEntry, read: Read, count: int | None) -> bytes:
     found: Any = xxhash.xxh3_128()
     size = entry.nbytes // entry.dtype.itemsize
     stop = size if count is None else min(count, size)

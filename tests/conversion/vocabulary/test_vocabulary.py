@@ -585,6 +585,18 @@ def test_tokens_behind_a_models_own_embedding_are_no_part_of_a_union(here: Path,
     assert any("1 tokens, such as 't4' of b, have no row" in message for message in caplog.messages)
 
 
+def test_copies_of_an_embedding_stay_copies(here: Path) -> None:
+    """T5's, say: random masks are drawn once for all names, of rows that were matched, too."""
+    for name in "abc":
+        tensors = read(here / name)
+        tensors["decoder.embed_tokens.weight"] = tensors[EMBED]
+        write(here / name, tensors, format="pt", config=config_of(name))
+    text = "models: [{model: a}, {model: b}]\nbase_model: c\nmerge_method: dare_linear\n"
+    out = made(text + "parameters: {weight: 1, density: 0.5}\ntokenizer_source: union")
+    np.testing.assert_array_equal(out["decoder.embed_tokens.weight"], out[EMBED])
+    assert (out[HEAD] != out[EMBED] + 100).any()  # which is no copy, and has masks of its own
+
+
 # --- what is said --------------------------------------------------------------------------------------------------------
 
 
