@@ -19,7 +19,7 @@ settings.register_profile("no deadline", deadline=None)  # other tests run besid
 settings.load_profile("no deadline")
 
 MEMORY = "/dev/shm"
-ROOM = 4_000_000_000  # bytes: ten times what the tests' files take at any one time
+ROOM = 4_000_000_000  # bytes, more than the tests' files take at any one time
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,7 +1,7 @@
 """Make the plan of a merge from a recipe and the headers of its inputs, and find everything that is wrong with them.
 
-Before: recipe/request.py says what is asked for. Here: the inputs are opened and brought into one layout (conversion/), the
-output's tensors are assembled from theirs (assemble.py), and each gets its place in an output file. After: run/merge.py
+Before: recipe/request.py says what is asked for. Here: the inputs are opened and made to match (matched.py), the output's
+tensors are assembled from theirs (assemble.py), and each gets its place in an output file. After: run/merge.py
 carries out the Plan (plan.py).
 """
 
@@ -12,18 +12,13 @@ import math
 from collections.abc import Sequence, Set
 
 from ..backends.engine import NUMPY, Engine
-from ..checkpoints.config_json import read_config
 from ..checkpoints.formats.header import Held
 from ..checkpoints.formats.naming import FORMATS, shard_name
 from ..checkpoints.names import LAYOUTS
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion import modules
-from ..conversion.inputs import differences, open_inputs
-from ..conversion.layout import METADATA, normalise, transposed_in
-from ..conversion.lora.fold import adapt
-from ..conversion.lora.tied import trains_apart
-from ..conversion.naming import in_one_naming
-from ..conversion.optional import WithoutOptional, without_optional
+from ..conversion.inputs import differences
+from ..conversion.layout import transposed_in
 from ..conversion.vocabulary.align import Aligner
 from ..conversion.vocabulary.vocabularies import Vocabularies
 from ..errors import CheckpointError
@@ -31,10 +26,10 @@ from ..parsing import tensors_named
 from ..recipe.recipe import Recipe, Stage, names_of, parts
 from . import chat
 from .assemble import AssembledTensor, assemble
-from .config_source import find_config_source, warnings
+from .config_source import warnings
 from .copies import originals
-from .heads import heads_of
 from .layer_config import restacked
+from .matched import matched
 from .plan import Plan, Shard, StagedEntry, TensorPlan, cut
 
 
@@ -47,34 +42,9 @@ def make_plan(
     processes, of n_process workers each, share the plan.
     Raises CheckpointError listing everything in the inputs that doesn't fit; ConfigError for parameters that don't.
     """
-    opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    named, renamed = in_one_naming(opened)
-    config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
-    apart = any(
-        trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)
-        for checkpoint, its in zip(opened, adapters, strict=True)
-        for adapter in its
-    )
-    normalised = normalise(
-        inputs=named,
-        given=recipe.layouts,
-        target=recipe.output_layout,
-        strict=recipe.strict_layout,
-        prefix=recipe.prefix,
-        fallback=config_source.config,
-        tie="untie" if apart and recipe.tie == "auto" else recipe.tie,
-    )
-    inputs, layout, tied = normalised.inputs, normalised.layout, normalised.tied
-    inputs, folded, worries = adapt(inputs, adapters, recipe.sources, layout, config_source.config, tied)
-    whole = all(part.layers is None and part.module is None for part in recipe.slices)
-    needed = without_optional(inputs) if whole else WithoutOptional(inputs)
-    heads = heads_of(recipe, needed.inputs)
-    inputs = heads.inputs
-    if heads.names:  # the models' classes, not the base's, have them
-        config_source = find_config_source(opened[: len(recipe.models)], False, recipe.config_from)
-    if layout is not None:
-        inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
-    vocabularies = Vocabularies(inputs)
+    its = matched(recipe)
+    layout, config_source = its.layout, its.config_source
+    vocabularies = Vocabularies(its.inputs)
     idle = _with_stages(recipe, vocabularies, layout)
     inputs = tuple(vocabularies.inputs)
     aligner = _aligner(recipe, vocabularies, layout)
@@ -84,12 +54,12 @@ def make_plan(
     if problems:
         raise CheckpointError(problems)
 
-    made, more = assemble(recipe, inputs, aligner, heads.names)
+    made, more = assemble(recipe, inputs, aligner, its.averaged)
     idle += [*more, *vocabularies.notes, *(vocabularies.mismatched(recipe.taken) if aligner is None else ())]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout))
     pieces = cut(tensors, n_process * ranks)
-    folders = [(checkpoint.path, checkpoint.folder) for checkpoint in opened]
+    folders = [(checkpoint.path, checkpoint.folder) for checkpoint, _ in its.opened]
     tokens = aligner.tokens if aligner is not None else None
     template, doubts = chat.choose(recipe.chat_template, folders, tokens.source.folder if tokens else config_source.folder)
     doubts = [*doubts, *_nothing_kept(made), *restacked(config_source.config, recipe, tensors, inputs)[1]]
@@ -104,13 +74,13 @@ def make_plan(
         ranks=ranks,
         engine=engine,
         layout=layout,
-        layout_notes=(*renamed, *normalised.notes, *needed.notes, *heads.notes),
-        left_out={**needed.why, **heads.why},
-        tied=tied,
-        folded=tuple(folded),
-        warnings=(*idle, *worries, *doubts, *warnings(inputs, config_source)),
+        layout_notes=its.notes,
+        left_out=its.left_out,
+        tied=its.tied,
+        folded=its.folded,
+        warnings=(*idle, *its.warnings, *doubts, *warnings(inputs, config_source)),
         tokens=tokens,
-        opened=tuple(zip(opened, adapters, strict=True)),
+        opened=its.opened,
         chat_template=template,
         tokens_known=vocabularies.counts(tokens),
     )

@@ -1,0 +1,92 @@
+"""Open the inputs of a merge and make their tensors match: names, layout, lm_head, adapters, buffers and heads.
+
+Each step is a module of conversion/, or heads.py. What remains different is told by planner.py, for all inputs together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..checkpoints.adapters import Adapter
+from ..checkpoints.config_json import read_config
+from ..checkpoints.tensors import Checkpoint, Origin
+from ..conversion.inputs import open_inputs
+from ..conversion.layout import METADATA, normalise
+from ..conversion.lora.fold import adapt
+from ..conversion.lora.tied import trains_apart
+from ..conversion.naming import in_one_naming
+from ..conversion.optional import WithoutOptional, without_optional
+from ..recipe.recipe import Recipe
+from .config_source import ConfigSource, find_config_source
+from .heads import heads_of
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Hold the inputs of a merge as they are merged, and what was done to them.
+
+    inputs: as Recipe.sources. opened: the same as they are stored, with the adapters of each. layout: of all inputs; None if
+    it is unknown. tied: as layout.Normalised.tied. averaged: names of tensors that the base lacks (heads.py). left_out: why
+    stored tensors are not read, by their origins. notes: sentences on what was matched; folded: on each adapter; warnings:
+    on changes of adapters that are lost.
+    """
+
+    inputs: tuple[Checkpoint, ...]
+    opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]
+    layout: str | None
+    tied: bool | None
+    averaged: frozenset[str]
+    left_out: Mapping[Origin, str]
+    config_source: ConfigSource
+    notes: tuple[str, ...]
+    folded: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def matched(recipe: Recipe) -> Matched:
+    """Return the inputs of a recipe with matching tensors.
+
+    Only headers are read, and the values of tensors that may be tied. Raises CheckpointError listing everything that can't
+    be opened, converted or folded.
+    """
+    opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
+    named, renamed = in_one_naming(opened)
+    config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
+    apart = any(
+        trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)
+        for checkpoint, its in zip(opened, adapters, strict=True)
+        for adapter in its
+    )
+    normalised = normalise(
+        inputs=named,
+        given=recipe.layouts,
+        target=recipe.output_layout,
+        strict=recipe.strict_layout,
+        prefix=recipe.prefix,
+        fallback=config_source.config,
+        tie="untie" if apart and recipe.tie == "auto" else recipe.tie,
+    )
+    layout, tied = normalised.layout, normalised.tied
+    inputs, folded, warnings = adapt(normalised.inputs, adapters, recipe.sources, layout, config_source.config, tied)
+    whole = all(part.layers is None and part.module is None for part in recipe.slices)
+    needed = without_optional(inputs) if whole else WithoutOptional(inputs)
+    heads = heads_of(recipe, needed.inputs)
+    if heads.names:  # the models' classes have them, and not the base's
+        config_source = find_config_source(opened[: len(recipe.models)], False, recipe.config_from)
+    inputs = heads.inputs
+    if layout is not None:
+        inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
+    return Matched(
+        inputs=inputs,
+        opened=tuple(zip(opened, adapters, strict=True)),
+        layout=layout,
+        tied=tied,
+        averaged=heads.names,
+        left_out={**needed.why, **heads.why},
+        config_source=config_source,
+        notes=(*renamed, *normalised.notes, *needed.notes, *heads.notes),
+        folded=tuple(folded),
+        warnings=tuple(warnings),
+    )
