@@ -34,6 +34,24 @@ def model_type(folder: str) -> str:
     return str(config.get("model_type", "")) if isinstance(config, dict) else ""
 
 
+def code_files(config: Any) -> list[str]:
+    """Return the files with Python code that a config's auto_map names ("modeling_x.XModel"), but for those of other
+    repositories ("owner/name--modeling_x.XModel")."""
+    mapped = config.get("auto_map") if isinstance(config, dict) else None
+    found = set()
+    for value in mapped.values() if isinstance(mapped, dict) else ():
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and "." in name and "--" not in name:
+                found.add(name.rpartition(".")[0].replace(".", "/") + ".py")
+    return sorted(found)
+
+
+def module_folders(modules: Any) -> list[str]:
+    """Return the folders within a sentence-transformers model that its modules.json lists."""
+    paths = [one.get("path") for one in modules if isinstance(one, dict)] if isinstance(modules, list) else []
+    return [path for path in paths if isinstance(path, str) and path and path == os.path.basename(path) != ".."]
+
+
 def is_tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
     """Return whether lm_head is tied to the embedding.
 

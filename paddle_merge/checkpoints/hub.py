@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import CheckpointError
+from .config_json import code_files, module_folders
 from .formats.folder import ENDINGS, read_weight_map, single_file_names
+from .json_files import read_json
 
 log = logging.getLogger("paddle_merge")
 LIBRARIES = ("paddlenlp", "paddleformers")
@@ -35,7 +37,12 @@ _BESIDE = (
     "chat_template.jinja",
     "chat_template.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "processor_config.json",
+    "tekken.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
 )
 _PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 Ask = Callable[
@@ -93,7 +100,7 @@ def _fetch(name: str, library: str) -> str:
             f"its files are in several folders, {' and '.join(sorted(folders))}: the model changed during the download"
         )
     (folder,) = folders
-    for file in _BESIDE:
+    for file in _beside(folder):
         if os.path.isfile(os.path.join(folder, file)):
             continue
         try:
@@ -101,9 +108,19 @@ def _fetch(name: str, library: str) -> str:
         except _NotFetchedError as error:
             log.warning("%s: only the config and tokenizer files that are in %s already are used (%s)", name, folder, error)
             break
-        if path is not None and os.path.dirname(path) != folder:
+        if path is not None and path != os.path.join(folder, file):
             raise _NotFetchedError(f"its files are in several folders, {folder} and {os.path.dirname(path)}")
     return folder
+
+
+def _beside(folder: str) -> Iterator[str]:
+    """Yield the names of the other files of a model: _BESIDE, and, once these are there, the code that config.json names and
+    the configs of sentence-transformers' modules."""
+    yield from _BESIDE
+    config, modules = (os.path.join(folder, name) for name in ("config.json", "modules.json"))
+    yield from code_files(read_json(config)) if os.path.isfile(config) else ()
+    for part in module_folders(read_json(modules)) if os.path.isfile(modules) else ():
+        yield f"{part}/config.json"
 
 
 def _weights(ask: Ask) -> list[str]:

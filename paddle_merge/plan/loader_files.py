@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..checkpoints.config_json import code_files, module_folders
 from ..checkpoints.json_files import read_json
 from ..errors import CheckpointError
 from .file_names import CARD, COPIED, LOCK, RECORD, WEIGHTS
@@ -30,7 +31,7 @@ def loader_files(folder: str) -> tuple[list[str], list[str]]:
     found, notes = set(known), list[str]()
     for name in known:
         content = _json(os.path.join(folder, name)) if name.endswith(".json") and "config" in name else None
-        code = sorted(set(_code(content)))
+        code = code_files(content)
         absent = [one for one in code if one not in present]
         if absent:
             notes.append(f"{folder}/{name} names {', '.join(absent)}, which loaders need and which isn't there")
@@ -57,15 +58,6 @@ def _json(path: str) -> Any:
         return None
 
 
-def _code(content: Any) -> Iterator[str]:
-    """Yield the files with Python code that a config's auto_map names ("modeling_x.XModel"), but for those of other
-    repositories ("owner/name--modeling_x.XModel")."""
-    mapped = content.get("auto_map") if isinstance(content, dict) else None
-    for name in _strings(mapped):
-        if "." in name and "--" not in name:
-            yield name.rpartition(".")[0].replace(".", "/") + ".py"
-
-
 def _strings(content: Any) -> Iterator[str]:
     if isinstance(content, str):
         yield content
@@ -84,7 +76,6 @@ def _is_file(folder: str, name: str) -> bool:
 def _modules(folder: str, present: Sequence[str]) -> list[str]:
     """Return the folders of a sentence-transformers model's modules: those that modules.json lists, and those that are
     named as the library names them (1_Pooling)."""
-    content = _json(os.path.join(folder, MODULES))
-    listed = [one.get("path") for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+    listed = module_folders(_json(os.path.join(folder, MODULES)))
     names = [name for name in present if name in listed or re.fullmatch(r"\d+_[A-Z]\w*", name)]
     return [name for name in names if os.path.isdir(os.path.join(folder, name))]

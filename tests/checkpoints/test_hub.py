@@ -331,3 +331,16 @@ def test_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: st
     assert asked == {("org/x", "v1")}
     assert not hub.is_name("org/x@")
     assert not hub.is_name("a.safetensors@v1")
+
+
+@each
+def test_code_and_processors_come_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    online = tmp_path / "online" / "org" / "x"
+    write(online, X, config={"auto_map": {"AutoModel": "modeling_x.X", "AutoConfig": "owner/y--configuration_y.Y"}})
+    for name in ("modeling_x.py", "train.py", "video_preprocessor_config.json", "modules.json", "1_Pooling/config.json"):
+        (online / name).parent.mkdir(exist_ok=True)
+        (online / name).write_text('[{"path": ""}, {"path": "1_Pooling"}]' if name == "modules.json" else "{}")
+    STANDINS[library](monkeypatch, Hub(tmp_path / "online", tmp_path / "cache"))
+    merge(MergeConfig(model_path_list=["org/x", "org/x"], output_path="out"))
+    assert {path.name for path in Path("out").iterdir()} >= {"modeling_x.py", "video_preprocessor_config.json", "1_Pooling"}
+    assert not (tmp_path / "cache" / "org" / "x" / "train.py").exists()

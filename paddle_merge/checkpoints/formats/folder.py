@@ -136,28 +136,32 @@ def _why_no_weights(path: str, prefix: str) -> str:
     if sharded := [name for name in present if re.match(r"pytorch_model_fsdp_\d+$", name)]:
         return f"{sharded[0]} is what FSDP saves, in parts: gather them with accelerate merge-weights"
     if "model_index.json" in present:
-        parts = [name for name in present if written_by_diffusers(os.path.join(path, name)) and name != "model_index.json"]
+        parts = [name for name in present if written_by_diffusers(os.path.join(path, name))]
         return f"it is a pipeline of diffusers: merge its components one by one ({', '.join(parts[:SHOWN])})"
     files = [name for name in present if name.endswith(ENDINGS) and not _NOT_WEIGHTS.fullmatch(name)]
-    for name in files:
-        if not os.path.isfile(os.path.join(path, name)):
-            return f"its {name} is not a file, or is a link whose target doesn't exist"
-        if name.endswith(".distcp"):
-            return f"it has {name}, but not the .metadata file that describes its content"
-        if shard := _SHARD.fullmatch(name):
-            return (
-                f"it has {name}, one of {int(shard[2])} shards, but not their index, {shard[1]}{shard[3]}.index.json: add it"
-            )
-        if name.startswith("master_weights") and prefix != "master_weights":
-            return f"it has {name}: pass --merge_prefix master_weights to merge that"
-        if prefix != "model" and name.startswith(("model", "pytorch_model")):
-            return f"it has {name}: pass --merge_prefix model to merge that"
-        return f"it has {name}: give the path of that file"
+    if files:
+        return _why_not(path, files[0], prefix)
     within = [name for name in present if _holds_weights(os.path.join(path, name), prefix)]
     if within:
         more = f" (or {', '.join(within[1:4])})" if len(within) > 1 else ""
         return f"{within[0]} holds some: give {os.path.join(path, within[0])}{more}"
     return ""
+
+
+def _why_not(path: str, name: str, prefix: str) -> str:
+    """Return why a folder's file, whose name ends as those of weights do, is not taken for weights of this prefix."""
+    if not os.path.isfile(os.path.join(path, name)):
+        return f"its {name} is not a file, or is a link whose target doesn't exist"
+    if name.endswith(".distcp"):
+        return f"it has {name}, but not the .metadata file that describes its content"
+    if shard := _SHARD.fullmatch(name):
+        index = f"{shard[1]}{shard[3]}.index.json"
+        return f"it has {name}, one of {int(shard[2])} shards, but not their index, {index}: add it"
+    if name.startswith("master_weights") and prefix != "master_weights":
+        return f"it has {name}: pass --merge_prefix master_weights to merge that"
+    if name.startswith(("model", "pytorch_model")) and prefix != "model":
+        return f"it has {name}: pass --merge_prefix model to merge that"
+    return f"it has {name}: give the path of that file"
 
 
 def _holds_weights(folder: str, prefix: str) -> bool:
