@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from .json_files import read_json
 from .tensors import Checkpoint
 
 TIED_BY_DEFAULT = ("gemma", "cohere")  # model types whose config.json omits tie_word_embeddings when it is true
+_CODE = re.compile(r"[\w-]+(\.[\w-]+)+")  # a module, and a class in it
 
 
 def read_config(folder: str) -> Mapping[str, Any]:
@@ -36,12 +38,12 @@ def model_type(folder: str) -> str:
 
 def code_files(config: Any) -> list[str]:
     """Return the files with Python code that a config's auto_map names ("modeling_x.XModel"), but for those of other
-    repositories ("owner/name--modeling_x.XModel")."""
+    repositories ("owner/name--modeling_x.XModel") and outside the model's folder ("../modeling_x.XModel")."""
     mapped = config.get("auto_map") if isinstance(config, dict) else None
     found = set()
     for value in mapped.values() if isinstance(mapped, dict) else ():
         for name in value if isinstance(value, list) else [value]:
-            if isinstance(name, str) and "." in name and "--" not in name:
+            if isinstance(name, str) and _CODE.fullmatch(name) and "--" not in name:
                 found.add(name.rpartition(".")[0].replace(".", "/") + ".py")
     return sorted(found)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
+from paddle_merge.checkpoints.config_json import code_files
 from paddle_merge.plan.loader_files import loader_files
 from tests.support.checkpoints import write
 
@@ -48,6 +49,11 @@ def test_code_that_nothing_names_stays(tmp_path: Path) -> None:
     assert loader_files(str(model(tmp_path / "a", {"train.py": ""})))[0] == ["config.json"]
     elsewhere = {"auto_map": {"AutoModel": "owner/name--modeling_x.X"}}
     assert loader_files(str(model(tmp_path / "b", {"train.py": ""}, elsewhere)))[0] == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["../x.X", "/x.X", "..x.X", ".x.X", "x", "x."])
+def test_code_outside_the_folder_is_not_named(name: str) -> None:
+    assert code_files({"auto_map": {"AutoModel": name, "AutoConfig": "a.b.X"}}) == ["a/b.py"]
 
 
 def test_code_that_is_not_there(tmp_path: Path) -> None:
