@@ -19,8 +19,8 @@ from paddle_merge.backends.kernels.mergers import _variance
 from paddle_merge.commands.main import main
 from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.recipe.yaml_write import to_yaml
-from tests.recipe.test_recipe import here, made, mistakes, model, models, q, up  # noqa: F401 - here is a fixture
 from tests.support.checkpoints import read
+from tests.support.recipes import made, mistakes, models, q, up
 from tools.fuzz_recipes import Maker, make_models
 
 HEAD = "lm_head.weight"
@@ -30,7 +30,7 @@ HEAD = "lm_head.weight"
 
 
 @pytest.mark.parametrize(("method", "parameters"), [("linear", "{weight: 1}"), ("karcher", "{max_iter: 5}")])
-def test_a_base_is_no_model_of_slices_that_do_not_name_it(here: Path, method: str, parameters: str) -> None:  # noqa: F811
+def test_a_base_is_no_model_of_slices_that_do_not_name_it(here: Path, method: str, parameters: str) -> None:
     """Of whole models it is one. As in mergekit."""
     a, b, c = models("a", "b", "c")
     end = f"merge_method: {method}\nbase_model: c\nparameters: {parameters}"
@@ -46,7 +46,7 @@ def test_a_base_is_no_model_of_slices_that_do_not_name_it(here: Path, method: st
 
 
 @pytest.mark.parametrize("common", ["base_model: a\n", ""])
-def test_a_slice_may_have_a_base_of_its_own(here: Path, common: str) -> None:  # noqa: F811
+def test_a_slice_may_have_a_base_of_its_own(here: Path, common: str) -> None:
     text = f"""
 slices:
   - sources: [{{model: b, layer_range: [0, 2]}}, {{model: a, layer_range: [0, 2]}}]
@@ -66,7 +66,7 @@ parameters: {{weight: 1, lambda: 0.5}}
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_linear", "sce", "ram"])
-def test_layers_of_the_base_alone_stay_as_they_are(here: Path, method: str) -> None:  # noqa: F811
+def test_layers_of_the_base_alone_stay_as_they_are(here: Path, method: str) -> None:
     """For keeping some layers while others are merged; in mergekit without a weight, too."""
     text = f"""
 slices:
@@ -83,7 +83,7 @@ base_model: c
     assert parse(to_yaml(recipe), "r").recipe == recipe
 
 
-def test_sce_of_one_model(here: Path) -> None:  # noqa: F811
+def test_sce_of_one_model(here: Path) -> None:
     """It differs from no other, so nothing of it is selected; unless all is. As in mergekit."""
     text = "models: [{{model: a}}]\nmerge_method: sce\nbase_model: c\nparameters: {{select_topk: {}}}"
     a, c = models("a", "c")
@@ -113,7 +113,7 @@ def test_slices_whose_base_is_in_doubt(sources: str, words: str) -> None:
     assert any(words in sentence for sentence in mistakes(text)), mistakes(text)
 
 
-def test_what_comes_after_the_layers_is_made_of_all_models_of_the_last_slice(here: Path) -> None:  # noqa: F811
+def test_what_comes_after_the_layers_is_made_of_all_models_of_the_last_slice(here: Path) -> None:
     """Where the first slice has fewer; mergekit then takes only as many as that has."""
     text = """
 slices:
@@ -131,7 +131,7 @@ parameters: {weight: 1}
 # --- YAML ----------------------------------------------------------------------------------------------------------------
 
 
-def test_anchors_and_merge_keys(here: Path) -> None:  # noqa: F811
+def test_anchors_and_merge_keys(here: Path) -> None:
     """As yaml.safe_load has them, and with it mergekit: a mapping's own names win, then the first that is taken over."""
     text = """
 model: &common {weight: 2, normalize: false}
@@ -206,7 +206,7 @@ def test_what_users_get_wrong(text: str, words: str) -> None:
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("begins", [b"", b"\xef\xbb\xbf"])
-def test_files_from_other_systems(here: Path, ends: str, begins: bytes) -> None:  # noqa: F811
+def test_files_from_other_systems(here: Path, ends: str, begins: bytes) -> None:
     Path("r.yaml").write_bytes(begins + MODELS.replace("\n", ends).encode() + f"parameters: {{weight: x}}{ends}".encode())
     with pytest.raises(ConfigError, match=r"^r\.yaml:3:22: parameter 'weight'"):
         merge(MergeConfig(recipe_yaml="r.yaml", output_path="out"), progress=False)
@@ -218,7 +218,7 @@ def command(*words: str) -> int:
     return int(caught.value.code or 0)
 
 
-def test_a_file_of_several_documents(here: Path) -> None:  # noqa: F811
+def test_a_file_of_several_documents(here: Path) -> None:
     text = f"name: x\n{MODELS}parameters: {{weight: 1}}\n---\n{MODELS.replace('b', 'x')}parameters: {{weight: 1}}\n---\n"
     Path("r.yaml").write_text(text)
     assert command("r.yaml", "--output_path", "out", "-q") == 0
@@ -236,7 +236,7 @@ def test_a_file_of_several_documents(here: Path) -> None:  # noqa: F811
         ("[1, 2]", "error: r.yaml: must hold the fields of a merge, such as merge_method and model_path_list; or a recipe"),
     ],
 )
-def test_files_with_mistakes_on_the_command_line(here: Path, capsys: Any, text: str, words: str) -> None:  # noqa: F811
+def test_files_with_mistakes_on_the_command_line(here: Path, capsys: Any, text: str, words: str) -> None:
     Path("r.yaml").write_text(text + "\n")
     assert command("r.yaml", "--output_path", "out") == 1
     assert words in capsys.readouterr().err
@@ -290,7 +290,7 @@ def test_models_of_any_name_are_printed_as_they_were_read(names: list[str]) -> N
     assert parse(to_yaml(recipe), "r").recipe == recipe
 
 
-def test_scale_needs_a_base(here: Path) -> None:  # noqa: F811
+def test_scale_needs_a_base(here: Path) -> None:
     """As --scale does; 1, which recipes of flags say, is none."""
     text = "models: [{model: a}, {model: b}]\nmerge_method: paddlenlp:linear\nparameters: {weight: 1, scale: 0.5}"
     assert mistakes(text) == ["r.yaml:1:9: 'scale' is a factor on the merged task vector, so it needs base_model"]
@@ -298,7 +298,7 @@ def test_scale_needs_a_base(here: Path) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_the_record_of_a_recipe_repeats_it_to_the_byte(here: Path, number: int) -> None:  # noqa: F811
+def test_the_record_of_a_recipe_repeats_it_to_the_byte(here: Path, number: int) -> None:
     make_models(here / "models")
     numbers = iter(range(100 * number, 100 * number + 100))
     while True:
@@ -316,7 +316,7 @@ def test_the_record_of_a_recipe_repeats_it_to_the_byte(here: Path, number: int) 
     assert records[1] == {**records[0], "output_path": records[1]["output_path"]}
 
 
-def test_what_config_says_of_each_layer_goes_with_the_layers(here: Path) -> None:  # noqa: F811
+def test_what_config_says_of_each_layer_goes_with_the_layers(here: Path) -> None:
     """transformers refuses a config.json whose layer_types aren't as many as its layers."""
     for name in ("a", "deep"):
         config = json.loads(Path(name, "config.json").read_text())
@@ -428,7 +428,7 @@ def test_a_mapping_without_a_path() -> None:
         parse(text, "r.yaml")
 
 
-def test_a_density_of_zero_is_said(here: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+def test_a_density_of_zero_is_said(here: Path, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("paddle_merge").propagate = True
     out = made(
         "base_model: c\nmodels: [{model: a}, {model: b}]\nmerge_method: dare_linear\nparameters: {weight: 1, density: 0}"

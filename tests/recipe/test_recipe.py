@@ -26,47 +26,10 @@ from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.recipe.yaml_write import to_yaml
 from paddle_merge.run.state_dicts import merge_by_recipe
 from tests.support.checkpoints import read, write
+from tests.support.recipes import made, mistakes, model, models, q, up
 from tests.support.sweeps import few
 
-LAYERS = 4
 LINEAR = "models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: 1}"
-
-
-def model(folder: Path, seed: int, layers: int = LAYERS, dtype: str = "float32") -> str:
-    random = np.random.default_rng(seed)
-    tensors = {"model.embed_tokens.weight": random.standard_normal((7, 3))}
-    for number in range(layers):
-        tensors[f"model.layers.{number}.self_attn.q_proj.weight"] = random.standard_normal((3, 3))
-        tensors[f"model.layers.{number}.mlp.up_proj.weight"] = random.standard_normal((5, 3))
-    tensors |= {"model.norm.weight": random.standard_normal(3), "lm_head.weight": random.standard_normal((7, 3))}
-    return str(write(folder, tensors, dtype, config={"num_hidden_layers": layers, "hidden_size": 3}))
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Models a, b, c, of one architecture, and a deeper one."""
-    for seed, name in enumerate(("a", "b", "c")):
-        model(tmp_path / name, seed)
-    model(tmp_path / "deep", 9, layers=6)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def made(text: str, out: str = "out", **fields: Any) -> dict[str, np.ndarray]:
-    merge(MergeConfig(recipe_yaml=text + "\n", output_path=out, **fields), progress=False)
-    return read(Path(out))
-
-
-def models(*names: str) -> list[dict[str, np.ndarray]]:
-    return [read(Path(name)) for name in names]
-
-
-def q(number: int) -> str:
-    return f"model.layers.{number}.self_attn.q_proj.weight"
-
-
-def up(number: int) -> str:
-    return f"model.layers.{number}.mlp.up_proj.weight"
 
 
 # --- what a parameter is -----------------------------------------------------------------------------------------------
@@ -439,12 +402,6 @@ def test_stages_are_written_as_they_were_read() -> None:
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------------
-
-
-def mistakes(text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        parse(text, "r.yaml")
-    return caught.value.problems
 
 
 def test_all_mistakes_are_told_by_line_and_column() -> None:
