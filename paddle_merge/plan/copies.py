@@ -25,23 +25,34 @@ STEP = 1 << 20  # elements that are read at a time
 Read = Callable[[TensorEntry, int, np.ndarray], None]  # fills an array with the elements from an index on, as Files.read
 
 
-def originals(made: Sequence[AssembledTensor], read: Read | None = None) -> dict[str, str]:
+def originals(
+    made: Sequence[AssembledTensor], read: Read | None = None, known: dict[Any, Hashable] | None = None
+) -> dict[str, str]:
     """Return, for each tensor, the first one that is the same as it in every input: its own name, if there is none before.
 
     Tensors are the same if they are made of the same stored bytes, in the same way. Where random masks are drawn, they also
     are if their values are equal in every input: then a few elements of each tensor are read in one input, and everything of
     those that may be equal.
 
-    read: gives the stored elements; None: reads them from files. Raises WorkError if they can't be read.
+    read: gives the stored elements; None: reads them from files. known: keeps what was read for calls to come, if the
+    files don't change between them. Raises WorkError if they can't be read.
     """
     first: dict[Hashable, str] = {}
     found = {one.name: first.setdefault(one.made_of, one.name) for one in made}
     different = [one for one in made if found[one.name] == one.name and _draws(one)]
     files = Files()
     read = read or files.read
+    known = {} if known is None else known
+
+    def key(entries: Sequence[TensorEntry], count: int | None) -> Hashable:
+        place = tuple(entry.nameless for entry in entries), count
+        if place not in known:
+            known[place] = _key(entries, read, count)
+        return known[place]
+
     try:
-        for group in _groups(different, lambda one: _key(one.entries[-1:], read, PROBE)):
-            for equal in _groups(group, lambda one: _key(one.entries, read, None)):
+        for group in _groups(different, lambda one: key(one.entries[-1:], PROBE)):
+            for equal in _groups(group, lambda one: key(one.entries, None)):
                 found |= {one.name: equal[0].name for one in equal}
     finally:
         files.close()

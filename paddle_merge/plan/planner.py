@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Hashable, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
 
 from ..backends.engine import NUMPY, Engine
 from ..checkpoints.formats.header import Held
@@ -29,8 +31,46 @@ from .assemble import AssembledTensor, assemble
 from .config_source import warnings
 from .copies import originals
 from .layer_config import restacked
-from .matched import matched
+from .matched import Matched, matched
 from .plan import Plan, Shard, StagedEntry, TensorPlan, cut
+
+
+@dataclass(frozen=True)
+class Made:
+    """Hold the tensors of a recipe's output before each has its place in a file.
+
+    inputs: as Recipe.titles. aligner: None if the recipe has no tokenizer. idle: a sentence on each filter that matches
+    nothing.
+    """
+
+    tensors: Sequence[AssembledTensor]
+    inputs: tuple[Checkpoint, ...]
+    vocabularies: Vocabularies
+    aligner: Aligner | None
+    idle: tuple[str, ...]
+
+
+def make(recipe: Recipe, its: Matched) -> Made:
+    """Return the tensors that a recipe makes of its inputs. Raises CheckpointError listing everything that doesn't fit;
+    ConfigError for parameters that don't."""
+    vocabularies = Vocabularies(its.inputs)
+    idle = _with_stages(recipe, vocabularies, its.layout)
+    inputs = tuple(vocabularies.inputs)
+    aligner = _aligner(recipe, vocabularies, its.layout)
+    if problems := _differences(recipe, inputs, aligner):
+        raise CheckpointError(problems)
+    made, more = assemble(recipe, inputs, aligner, its.averaged)
+    return Made(made, inputs, vocabularies, aligner, (*idle, *more))
+
+
+def plan_tensors(recipe: Recipe, its: Matched, known: dict[Any, Hashable] | None = None) -> list[TensorPlan]:
+    """Return the plan of each tensor of the output, without a place in a file.
+
+    its: of this recipe, or of one that differs from it in parameters only. known: as of copies.originals. Raises as make.
+    """
+    made = make(recipe, its).tensors
+    same, transposed = originals(made, known=known), _transposed(made, its.layout)
+    return [one.plan(recipe, masked_as=same[one.name], transposed=one.name in transposed) for one in made]
 
 
 def make_plan(
@@ -44,18 +84,11 @@ def make_plan(
     """
     its = matched(recipe)
     layout, config_source = its.layout, its.config_source
-    vocabularies = Vocabularies(its.inputs)
-    idle = _with_stages(recipe, vocabularies, layout)
-    inputs = tuple(vocabularies.inputs)
-    aligner = _aligner(recipe, vocabularies, layout)
-    problems = _differences(recipe, inputs, aligner)
-    if recipe.save_format == "pdparams":
-        problems += _not_paddles(inputs, layout)
-    if problems:
+    found = make(recipe, its)
+    made, inputs, vocabularies, aligner = found.tensors, found.inputs, found.vocabularies, found.aligner
+    if recipe.save_format == "pdparams" and (problems := _not_paddles(inputs, layout)):
         raise CheckpointError(problems)
-
-    made, more = assemble(recipe, inputs, aligner, its.averaged)
-    idle += [*more, *vocabularies.notes, *(vocabularies.mismatched(recipe.taken) if aligner is None else ())]
+    idle = [*found.idle, *vocabularies.notes, *(vocabularies.mismatched(recipe.taken) if aligner is None else ())]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout))
     pieces = cut(tensors, n_process * ranks)

@@ -110,13 +110,16 @@ def _at(condition: Condition, t: float, parameter: Parameter) -> Any:
     if not isinstance(condition.value, tuple):
         return typed(condition.value, parameter)
     values = [typed(value, parameter) for value in condition.value]
-    if parameter.type not in (int, float):
-        return values[int(t * (len(values) - 1))]
     scaled = t * (len(values) - 1)
+    if (
+        abs(scaled - round(scaled)) < 1e-9
+    ):  # a value for each layer: of layer 5 of 8, 5/7 * 7 may be a rounding error below 5
+        return values[round(scaled)]
     before = int(scaled)
+    if parameter.type not in (int, float):
+        return values[before]
     fraction = scaled - before
-    after = min(len(values) - 1, before + 1)
-    return typed((1 - fraction) * values[before] + fraction * values[after], parameter)
+    return typed((1 - fraction) * values[before] + fraction * values[before + 1], parameter)
 
 
 def typed(value: Value, parameter: Parameter) -> Any:

@@ -46,13 +46,21 @@ def parse(text: str, where: str) -> ParsedRecipe:
 
     where: what error messages call the text.
     """
-    return _Reader(where).read(text)
+    return parse_documents(documents(text, where), where)
+
+
+def parse_documents(nodes: Sequence[yaml.Node], where: str) -> ParsedRecipe:
+    """Return the recipe of YAML documents, as yaml_nodes.documents returns them. Raises ConfigError listing every mistake.
+
+    where: what error messages call the text.
+    """
+    return _Reader(where).read(nodes)
 
 
 class _Reader(Drafts):
-    def read(self, text: str) -> ParsedRecipe:
+    def read(self, nodes: Sequence[yaml.Node]) -> ParsedRecipe:
         try:
-            recipe = self._recipe(documents(text, self._where))
+            recipe = self._recipe(nodes)
         except RecursionError:
             raise ConfigError(f"{self._where}: is nested too deeply") from None
         if self.problems or recipe is None:

@@ -89,7 +89,7 @@ def merge_by_recipe(
                 dtypes = [entry.dtype for entry in tensor.inputs]
                 values = [sources[number][tensor.name] for number in tensor.numbers]
                 flat = [kind.flat(value, dtype) for value, dtype in zip(values, dtypes, strict=True)]
-                merging = merge_tensor(tensor, _MemorySource(flat, dtypes), backend)
+                merging = merge_tensor(tensor, MemorySource(flat, dtypes), backend)
                 blocks = [kind.keep(stored, like) for stored, _ in merging.merged()]
                 reports.append(Report(tensor.name, merging.not_finite, merging.overflowed))
             result[tensor.name] = kind.join(blocks, like, tensor.dtype)
@@ -176,7 +176,7 @@ def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, 
     return Checkpoint(label, label, None, entries)
 
 
-class _MemorySource:
+class MemorySource:
     """Gives the elements of flat tensors in memory, as a pipeline.Source."""
 
     def __init__(self, flat: Sequence[Any], dtypes: Sequence[DType]):

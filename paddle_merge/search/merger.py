@@ -1,0 +1,150 @@
+"""Merge the inputs of a search again and again, each time by another recipe, in memory.
+
+Inputs are opened once. Their tensors are read once, and kept in memory in the dtype in which they are merged, as far as
+`memory` allows. A candidate then costs the plan of its tensors and the loops over their elements. The steps are those of a
+merge of files (run/pipeline.py), so values are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backends.engine import NUMPY, Engine
+from ..backends.np_backend import widen
+from ..checkpoints.config_json import read_config
+from ..checkpoints.files import Files
+from ..checkpoints.names import stacks
+from ..checkpoints.tensors import TensorEntry
+from ..conversion.vocabulary.entry import AlignedEntry
+from ..dtypes import FLOAT32, FLOAT64, DType
+from ..plan.matched import Matched, matched
+from ..plan.plan import StagedEntry, TensorPlan
+from ..plan.planner import plan_tensors
+from ..recipe.recipe import Recipe
+from ..run.pipeline import merge_tensor
+from ..run.sources import reader
+from ..run.state_dicts import MemorySource
+from ..run.worker import Backends
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A merged tensor: its raw elements, flat, and what they are."""
+
+    raw: np.ndarray
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def values(self) -> np.ndarray:
+        """The elements in the tensor's shape, as numbers: floats that NumPy lacks are widened to float32, which is exact."""
+        if not self.dtype.is_float or self.dtype in (FLOAT32, FLOAT64):
+            return self.raw.reshape(self.shape)
+        wide = np.empty(self.raw.size, np.float32)
+        widen(self.raw, self.dtype, wide)
+        return wide.reshape(self.shape)
+
+
+class Merger:
+    """Merges by one recipe after another. engine: what computes. memory: bytes that tensors kept in memory may take."""
+
+    def __init__(self, engine: Engine = NUMPY, memory: int = 0):
+        self._backends, self._files = Backends(engine), Files()
+        self._memory = memory
+        self._held: dict[Hashable, tuple[np.ndarray, DType]] = {}
+        self._matched: dict[str, Matched] = {}
+        self._copies: dict[Any, Hashable] = {}
+
+    def inputs(self, recipe: Recipe) -> Matched:
+        """Return the inputs of a recipe, opened, in matching names and layouts. Raises CheckpointError."""
+        key = _without_settings(recipe)
+        if key not in self._matched:
+            self._matched[key] = matched(recipe)
+        return self._matched[key]
+
+    def layers(self, recipe: Recipe) -> int:
+        """Return the number of layers of the deepest stack of the recipe's last model. Raises CheckpointError."""
+        part = recipe.slices[0]
+        number = (part.base or part.inputs[0]).number
+        inputs = self.inputs(recipe).inputs
+        return max(stacks(inputs[min(number, len(inputs) - 1)].tensors).values(), default=1)
+
+    def config(self, recipe: Recipe) -> Mapping[str, Any]:
+        """Return the content of config.json of the folder that gives the output's. Raises CheckpointError."""
+        return read_config(self.inputs(recipe).config_source.folder)
+
+    def plan(self, recipe: Recipe) -> list[TensorPlan]:
+        """Return the plan of each tensor of the output. Raises CheckpointError and ConfigError, listing all problems."""
+        return plan_tensors(recipe, self.inputs(recipe), self._copies)
+
+    def merge(self, recipe: Recipe) -> dict[str, Tensor]:
+        """Return the merged tensors by name. Raises CheckpointError, ConfigError; WorkError where files can't be read."""
+        return {plan.name: Tensor(self._merged(plan), plan.dtype, plan.shape) for plan in self.plan(recipe)}
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _merged(self, plan: TensorPlan) -> np.ndarray:
+        """Return the raw elements of a tensor, flat."""
+        if not plan.merged or not plan.size:
+            return self._values(plan.inputs[0], plan.compute)[0]
+        found = [self._values(entry, plan.compute) for entry in plan.inputs]
+        backend = self._backends.of(plan)
+        out, end = np.empty(plan.size, plan.dtype.raw), 0
+        with backend.at_work():
+            source = MemorySource([raw for raw, _ in found], [dtype for _, dtype in found])
+            for stored, _ in merge_tensor(plan, source, backend).merged():
+                block = backend.fetch(stored)()
+                out[end : end + len(block)] = block
+                end += len(block)
+        return out
+
+    def _values(self, entry: TensorEntry, compute: str) -> tuple[np.ndarray, DType]:
+        """Return the raw elements of an input's tensor, flat, and their dtype."""
+        if isinstance(entry, StagedEntry):
+            return self._merged(entry.plan), entry.plan.dtype
+        key = entry.nameless, compute
+        if key not in self._held:
+            found = reader(entry, compute, self._files)
+            dtype, raw = found.dtype, np.empty(int(np.prod(entry.shape)), found.dtype.raw)
+            found.read(0, raw)
+            if _depends(entry):
+                return raw, dtype
+            wanted = FLOAT64 if compute == "float64" else FLOAT32
+            if dtype.is_float and dtype not in (FLOAT32, FLOAT64) and raw.size * wanted.itemsize <= self._memory:
+                wide = np.empty(raw.size, wanted.raw)
+                widen(raw, dtype, wide)
+                raw, dtype = wide, wanted
+            if raw.nbytes > self._memory:
+                return raw, dtype
+            self._memory -= raw.nbytes
+            self._held[key] = raw, dtype
+        return self._held[key]
+
+
+def _depends(entry: TensorEntry) -> bool:
+    """Return whether a tensor is made of one that an earlier merge makes, so that it differs between candidates."""
+    return isinstance(entry, StagedEntry) or (isinstance(entry, AlignedEntry) and any(map(_depends, entry.made_of)))
+
+
+def _without_settings(recipe: Recipe) -> str:
+    """Return what is equal for two recipes whose inputs are opened and matched in the same way."""
+
+    def stripped(one: Any) -> Any:
+        slices = tuple(
+            dataclasses.replace(
+                part,
+                settings=(),
+                inputs=tuple(dataclasses.replace(model, settings=()) for model in part.inputs),
+                base=dataclasses.replace(part.base, settings=()) if part.base is not None else None,
+            )
+            for part in one.slices
+        )
+        return dataclasses.replace(one, settings=(), slices=slices, seed=0)
+
+    return repr(stripped(dataclasses.replace(recipe, stages=tuple(map(stripped, recipe.stages)))))
