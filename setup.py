@@ -13,6 +13,11 @@ demo = [
     "scikit-learn",  # for the digits that the demo uses as data
     "matplotlib",  # to draw the demo's picture
 ]
+search = [
+    "cmaes>=0.13",  # CMA-ES for numbers, and CatCMA for numbers and choices together
+    "moocore>=0.3",  # which candidates no other one beats, and the hypervolume of several objectives
+    "matplotlib",  # to draw what a search found
+]
 
 setup(
     name="paddle_merge",
@@ -42,8 +47,10 @@ setup(
         # Versions with which PaddleNLP 3.0 can be installed and imported; it needs NumPy 1.26.
         "paddlenlp": ["paddlenlp==3.0.0b4", "paddlepaddle>=3.0", "aistudio-sdk<0.3", "pyarrow<20", "datasets<4"],
         "demo": demo,
+        "search": search,
         "test": [
             *demo,  # for the tests of the demo
+            *search,  # for the tests of the search
             "pytest>=8",
             "pytest-xdist",  # runs the tests on all cores, as .pytest.ini asks
             "hypothesis",  # property-based tests

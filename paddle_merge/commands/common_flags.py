@@ -48,6 +48,15 @@ def workers(n_process: int | None) -> int:
     return n_process or min(MOST_WORKERS, cores())
 
 
+def memory_for_inputs(workers: int) -> int:
+    """Return how many bytes of inputs each of several processes may keep in memory: half of what is free, shared out."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on Linux
+        free = 4 << 30
+    return free // 2 // workers
+
+
 def problems(config: Any) -> list[str]:
     """Return what is wrong with single fields of a dataclass of flags, one sentence each.
 

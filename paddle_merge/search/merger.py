@@ -8,7 +8,7 @@ merge of files (run/pipeline.py), so values are the same to the last bit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 

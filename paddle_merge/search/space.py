@@ -159,7 +159,8 @@ class _Free:
             return [self.gene]
         word = "layer" if self.by == "layer" else "group"
         return [
-            Gene(**{**vars(self.gene), "name": f"{self.gene.group}, {word} {number}", "layer": number}) for number in range(count)
+            Gene(**{**vars(self.gene), "name": f"{self.gene.group}, {word} {number}", "layer": number})
+            for number in range(count)
         ]
 
 
@@ -301,12 +302,15 @@ def _named(path: tuple[str, ...]) -> str:
     return f"{' '.join(before)}: {name}" if before else name
 
 
+_DUMPER = yaml.representer.SafeRepresenter()
+
+
 def _node(value: Any, like: yaml.Node) -> yaml.Node:
     """Return the node of a value or a list of values, at the place of another."""
     if isinstance(value, list):
         items = [_node(one, like) for one in value]
         return yaml.SequenceNode("tag:yaml.org,2002:seq", items, like.start_mark, like.end_mark, True)
-    made = yaml.SafeDumper("").represent_data(value)
+    made: yaml.Node = _DUMPER.represent_data(value)
     return yaml.ScalarNode(made.tag, made.value, like.start_mark, like.end_mark)
 
 

@@ -1,0 +1,64 @@
+"""Make candidates: the merge of a recipe in memory, or a checkpoint on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..recipe.config import MergeConfig
+from ..recipe.recipe import Recipe
+from ..recipe.yaml_read import parse
+from ..recipe.yaml_write import to_yaml
+from .contract import as_paddle, copy_into
+from .merger import Merger, Tensor
+
+
+class MergedCandidate:
+    """The merge of a recipe.
+
+    merger: merges it in memory. near: the folder in which a checkpoint is written, if one is asked for. stored: the folder
+    that holds it already; "" if there is none.
+    """
+
+    def __init__(self, title: str, recipe: Recipe, merger: Merger, near: str, stored: str = ""):
+        self.title, self._recipe, self._merger, self._near = title, recipe, merger, near
+        self._folder, self._tensors = stored, dict[str, Tensor]()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._merger.config(self._recipe)
+
+    def state_dict(self, tensor_type: str = "np") -> dict[str, Any]:
+        values = self._values()
+        return as_paddle(values) if tensor_type == "pd" else {name: np.array(value) for name, value in values.items()}
+
+    def load_into(self, model: Any) -> None:
+        copy_into(model, self._values())
+
+    def folder(self) -> str:
+        if not self._folder:
+            from ..run.merge import merge  # what a merge of the recipe from the command line does
+
+            out = os.path.join(self._near, "model")
+            merge(MergeConfig(recipe_yaml=to_yaml(self._recipe), output_path=out), progress=False)
+            self._folder = out
+        return self._folder
+
+    def _values(self) -> dict[str, np.ndarray]:
+        self._tensors = self._tensors or self._merger.merge(self._recipe)
+        return {name: tensor.values for name, tensor in self._tensors.items()}
+
+
+def stored_candidate(path: str, merger: Merger, near: str) -> MergedCandidate:
+    """Return the candidate of a checkpoint of any format, or of base+adapter, as it is. Raises ConfigError."""
+    folder = os.path.expanduser(path)
+    return MergedCandidate(path, parse(alone(path), path).recipe, merger, near, folder if os.path.isdir(folder) else "")
+
+
+def alone(path: str) -> str:
+    """Return the recipe of one model as it is, as YAML."""
+    return f"merge_method: passthrough\nmodels: [{{model: {json.dumps(path)}}}]\n"

@@ -1,0 +1,69 @@
+"""Score candidates by a Python function, `package.module:function`.
+
+The function is called as `function(candidate, split, seed, samples)`, as contract.py says, and returns Scores or a mapping
+from metrics to values. If it takes a parameter `data`, it gets the path of the split's file too. A class is made once, with
+the further keys of the section as keyword arguments, and its instance is called. If the function has an attribute `count`,
+`count(split)` says how many samples a split has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...errors import ConfigError
+from ..contract import Candidate, EvaluationError, Scores
+from ..data import count_samples
+from ..job import Setup
+
+
+class Function:
+    """Calls a function for each candidate."""
+
+    metrics = None
+
+    def __init__(self, setup: Setup):
+        """Raises ConfigError if the function can't be imported."""
+        self._setup = setup
+        evaluation = setup.evaluation
+        module, colon, name = str(evaluation.what).partition(":")
+        if not colon or not name:
+            raise ConfigError(f"{evaluation.at}: python must be package.module:function, not {evaluation.what!r}")
+        try:
+            found: Any = importlib.import_module(module)
+            for word in name.split("."):
+                found = getattr(found, word)
+            self._function: Any = found(**evaluation.settings) if inspect.isclass(found) else found
+        except Exception as error:  # a module may raise anything when it is imported
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ConfigError(f"{evaluation.at}: {evaluation.what!r} can't be imported ({reason})") from None
+        if not callable(self._function):
+            raise ConfigError(f"{evaluation.at}: {evaluation.what!r} is no function")
+        self._takes = inspect.signature(self._function).parameters
+
+    def count(self, split: str) -> int | None:
+        if callable(given := getattr(self._function, "count", None)):
+            return int(given(split))
+        path = self._data(split)
+        return count_samples(path) if path and os.path.isfile(path) else None
+
+    def __call__(self, candidate: Candidate, split: str, seed: int, samples: Sequence[int] | None) -> Scores:
+        more = {"data": self._data(split)} if "data" in self._takes else {}
+        found = self._function(candidate, split, seed, samples, **more)
+        if isinstance(found, Scores):
+            return found
+        if not isinstance(found, Mapping):
+            raise EvaluationError(f"the function must return a mapping of metrics to values, not a {type(found).__name__}")
+        return Scores(dict(found))
+
+    def _data(self, split: str) -> str | None:
+        path = self._setup.data.of(split)
+        return os.path.join(self._setup.folder, os.path.expanduser(path)) if path else None
+
+
+def make(setup: Setup) -> Function:
+    """Return the evaluator of `evaluate: {python: ...}`. Raises ConfigError."""
+    return Function(setup)

@@ -1,0 +1,342 @@
+"""Search for the best recipe: ask an optimiser for candidates, score them, tell it the losses, and write the result.
+
+Everything that is scored goes through `_Search.score`, which looks into the journal first; so a search that goes on after it
+was stopped does the same steps, without the evaluations that it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import Attempts, ConfigError
+from ..recipe.recipe import Recipe
+from ..recipe.yaml_write import to_yaml
+from . import optimizers, race
+from .candidates import alone
+from .contract import Evaluator
+from .data import check_splits
+from .job import Job, Result, Setup
+from .journal import Journal, Place
+from .merger import Merger
+from .objectives import best, losses
+from .optimizers.optimizer import Settings
+from .output import Outcome, Scored, check_folder, write
+from .scorers import Here, Processes, Scorers
+from .space import Space, Values
+from .spaces import space_of
+from .spec import File, SearchSpec, read_file, search_spec
+
+log = logging.getLogger("paddle_merge")
+UNIFORM = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # places within the bounds that the tuned uniform merge is sought at
+
+
+@dataclass
+class Asked:
+    """What a search is asked to do besides the file. evaluator: in place of the file's. workers: in place of the file's."""
+
+    file: str
+    output: str
+    resume: bool = False
+    overwrite: bool = False
+    workers: int | None = None
+    memory: int = 0
+    evaluator: Evaluator | None = field(default=None, repr=False)
+
+
+def evolve(asked: Asked, progress: bool | None = None) -> Outcome:
+    """Search as a file says; write the best recipe, its merge and the report into the output folder.
+
+    progress: whether to show a progress line; None: if standard error is a terminal.
+    Raises MergeError (ConfigError, CheckpointError, OutputError, WorkError), each listing all problems found.
+    """
+    file = read_file(asked.file)
+    spec = search_spec(file)
+    if asked.workers is not None:
+        spec = dataclasses.replace(spec, workers=asked.workers)
+    attempt = Attempts()
+    attempt(check_splits, spec.data, file.folder)
+    attempt(check_folder, asked.output, asked.resume, asked.overwrite)
+    merger = Merger()
+    space = attempt(space_of, file.text, file.where, merger)
+    attempt.finish()
+    assert space is not None
+    search = _Search(asked, file, spec, space)
+    try:
+        outcome = search.run(merger, progress)
+    finally:
+        search.close()
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A candidate that was scored in the search. number: of all candidates. round: of a race, the last one it was in."""
+
+    number: int
+    generation: int
+    values: Values
+    result: Result
+    round: int
+
+
+class _Search:
+    def __init__(self, asked: Asked, file: File, spec: SearchSpec, space: Space):
+        self._asked, self._file, self._spec, self._space = asked, file, spec, space
+        setup = Setup(
+            evaluation=spec.evaluate,
+            data=spec.data,
+            where=file.where,
+            text=file.text,
+            folder=file.folder,
+            tensor_type=spec.tensor_type,
+            device=spec.device,
+            memory=asked.memory,
+        )
+        wanted = tuple(spec.objectives)
+        self._optimizer_name = spec.optimizer or optimizers.suited(space.genes, len(spec.objectives))
+        settings = Settings(
+            seed=spec.seed,
+            population=spec.population,
+            sigma=spec.sigma,
+            noisy=spec.noisy,
+            evaluations=spec.evaluations,
+            objectives=len(spec.objectives),
+        )
+        first = getattr(space, "first", ())
+        self._optimizer = optimizers.make(self._optimizer_name, space.genes, settings, first)
+        if self._optimizer.population > spec.evaluations:
+            raise ConfigError(
+                f"{file.where}: {spec.evaluations} evaluations are less than one generation of {self._optimizer_name}, which"
+                f" has {self._optimizer.population} candidates; give more evaluations, or a smaller population"
+            )
+        self._setup = setup
+        self._here = spec.workers == 1 and (asked.evaluator is not None or spec.evaluate.time_limit is None)
+        self._scorers: Scorers
+        if asked.evaluator is not None or self._here:
+            self._scorers = Here(setup, wanted, asked.evaluator)
+        else:
+            self._scorers = Processes(setup, wanted, spec.workers)
+        self._order = self._samples()
+        os.makedirs(asked.output, exist_ok=True)
+        self._journal = Journal(asked.output, self._header(), asked.resume)
+        self._next = 0
+
+    def close(self) -> None:
+        self._scorers.close()
+        if hasattr(self, "_journal"):
+            self._journal.close()
+
+    def _header(self) -> dict[str, Any]:
+        """Return what makes another search than this one. Workers make no difference."""
+        return {
+            "file": hashlib.sha256(self._file.text.encode("utf-8", "surrogatepass")).hexdigest(),
+            "genes": [gene.name for gene in self._space.genes],
+            "optimizer": self._optimizer_name,
+            "seed": self._spec.seed,
+        }
+
+    def _samples(self) -> tuple[int, ...] | None:
+        """Return the places of the samples of the search split in the order in which a race takes them; None if they can't
+        be chosen. Raises ConfigError if they must be."""
+        needed = self._spec.race is not None or self._spec.samples is not None
+        if not needed:
+            return None
+        from .evaluators import make
+
+        evaluator = self._asked.evaluator if self._asked.evaluator is not None else make(self._setup)
+        total = evaluator.count("search")
+        if total is None:
+            word = "race" if self._spec.race is not None else "samples"
+            raise ConfigError(
+                f"{self._file.where}: {word} needs an evaluator that scores chosen samples: a command with {{samples}}, or a"
+                " function with count(split)"
+            )
+        order = race.order_of(total, self._spec.seed)
+        return order[: self._spec.samples] if self._spec.samples is not None else order
+
+    # --- scoring
+
+    def score(self, jobs: Sequence[tuple[Place, Job]]) -> list[Result]:
+        """Return the results of jobs, in their order; those in the journal without scoring anything."""
+        results: dict[int, Result] = {}
+        left = []
+        for place, job in jobs:
+            known = self._journal.find(place, job)
+            if known is not None:
+                results[job.number] = known
+            else:
+                left.append(job)
+        places = {job.number: (place, job) for place, job in jobs}
+        for result in self._scorers.score(left):
+            self._journal.add(*places[result.number], result)
+            results[result.number] = result
+        return [results[job.number] for _, job in jobs]
+
+    def _job(self, title: str, **what: Any) -> Job:
+        self._next += 1
+        return Job(self._next, title, seed=self._spec.seed, **what)
+
+    # --- the search
+
+    def run(self, merger: Merger, progress: bool | None) -> Outcome:
+        from tqdm import tqdm
+
+        spec, started = self._spec, time.monotonic()
+        disable = not sys.stderr.isatty() if progress is None else not progress
+        found: list[_Candidate] = []
+        with tqdm(total=spec.evaluations, desc="searching", unit="candidate", disable=disable) as bar:
+            generation = 0
+            while len(found) + self._optimizer.population <= spec.evaluations:
+                values = self._optimizer.ask()
+                if not values:
+                    break
+                results, rows, reached = self._generation(generation, len(found), values)
+                self._optimizer.tell(rows)
+                found += [
+                    _Candidate(len(found) + place, generation, one, results[place], reached[place])
+                    for place, one in enumerate(values)
+                ]
+                generation += 1
+                bar.update(len(values))
+                bar.set_postfix_str(_progress(found, spec.objectives))
+        finalists = self._finalists(found)
+        winners = self._winners(finalists)
+        baselines = self._baselines(merger, found)
+        best_one = winners[0]
+        reported = self._reported([best_one, *baselines])
+        return write(
+            self._asked.output,
+            Outcome(
+                spec=spec,
+                space=self._space,
+                optimizer=self._optimizer_name,
+                candidates=[
+                    Scored(
+                        f"candidate {one.number}", one.result, generation=one.generation, values=one.values, round=one.round
+                    )
+                    for one in found
+                ],
+                finalists=finalists,
+                best=best_one,
+                front=winners,
+                baselines=baselines,
+                reported=reported,
+                seconds=time.monotonic() - started,
+            ),
+        )
+
+    def _generation(
+        self, generation: int, before: int, values: Sequence[Values]
+    ) -> tuple[list[Result], list[tuple[float, ...]], list[int]]:
+        def score(places: Sequence[int], number: int, samples: tuple[int, ...] | None) -> list[Result]:
+            jobs = [
+                (
+                    Place("search", generation, before + place, number),
+                    self._job(f"candidate {before + place}", values=values[place], samples=samples),
+                )
+                for place in places
+            ]
+            return self.score(jobs)
+
+        return race.run(len(values), self._spec.race, self._order, self._spec.objectives, score)
+
+    def _finalists(self, found: Sequence[_Candidate]) -> list[Scored]:
+        """Return the best candidates and the centre of the optimiser's distribution, scored in full."""
+        spec = self._spec
+        last = max(one.round for one in found)
+        complete = [one for one in found if one.round == last and not one.result.error]
+        if not complete:
+            reasons = sorted({one.result.error for one in found if one.result.error})
+            raise ConfigError(f"all {len(found)} candidates failed: {'; '.join(reasons[:3])}")
+        rows = losses([one.result for one in complete], spec.objectives)
+        if len(spec.objectives) > 1:
+            chosen = [complete[place] for place in best(rows)]
+        else:
+            ranked = sorted(range(len(rows)), key=lambda place: (rows[place], place))
+            chosen = list({complete[place].values: complete[place] for place in reversed(ranked)}.values())[::-1]
+            chosen = chosen[: spec.finalists]
+        finalists = [
+            Scored(f"candidate {one.number}", one.result, one.generation, one.values, round=one.round) for one in chosen
+        ]
+        mean = self._optimizer.mean()
+        if mean is not None and all(mean != one.values for one in finalists):
+            finalists.append(Scored("the optimiser's mean", None, values=mean))
+        partial = spec.samples is not None
+        todo = [place for place, one in enumerate(finalists) if one.result is None or partial]
+        jobs = [
+            (Place("final", -1, place), self._job(finalists[place].title, values=finalists[place].values)) for place in todo
+        ]
+        for place, result in zip(todo, self.score(jobs), strict=True):
+            finalists[place] = dataclasses.replace(finalists[place], result=result)
+        return [one for one in finalists if one.result is not None and not one.result.error] or finalists[:1]
+
+    def _winners(self, finalists: Sequence[Scored]) -> list[Scored]:
+        """Return the finalists that no other one beats, the one that is picked first."""
+        from .pick import picked
+
+        rows = losses([one.known for one in finalists], self._spec.objectives)
+        front = [finalists[place] for place in best(rows)]
+        first = picked(front, self._spec)
+        return [first, *(one for one in front if one is not first)]
+
+    def _baselines(self, merger: Merger, found: Sequence[_Candidate]) -> list[Scored]:
+        """Return each input, the uniform merge, and the best of the uniform merges, scored on the search split."""
+        start = tuple(gene.start for gene in self._space.genes)
+        recipe = self._space.recipe(start)
+        named = [(path, alone(path)) for path in recipe.sources]
+        jobs = [(Place("baselines", -1, place), self._job(path, path=path)) for place, (path, _) in enumerate(named)]
+        uniform = {start: "the uniform merge"}
+        for unit in UNIFORM:
+            values = tuple(gene.start if gene.choices else gene.value(unit) for gene in self._space.genes)
+            uniform.setdefault(values, f"uniform at {unit:g} of the bounds")
+        jobs += [
+            (Place("baselines", -1, len(named) + place), self._job(title, values=values))
+            for place, (values, title) in enumerate(uniform.items())
+        ]
+        results = self.score(jobs)
+        inputs = [Scored(path, result, path=path) for (path, _), result in zip(named, results, strict=False)]
+        merges = [
+            Scored(title, result, values=values)
+            for (values, title), result in zip(uniform.items(), results[len(named) :], strict=True)
+        ]
+        tuned = [one for one in merges if not one.known.error]
+        if not tuned:
+            return [*inputs, merges[0]]
+        rows = losses([one.known for one in tuned], self._spec.objectives)
+        top = tuned[min(range(len(rows)), key=lambda place: (rows[place], place))]
+        return [*inputs, merges[0], dataclasses.replace(top, title=f"the tuned uniform merge ({top.title})")]
+
+    def _reported(self, scored: Sequence[Scored]) -> dict[str, Result]:
+        """Return results on the report split, by title; empty if there is none."""
+        if self._spec.data.report is None:
+            return {}
+        jobs = []
+        for place, one in enumerate(scored):
+            what: dict[str, Any] = {"path": one.path} if one.path else {"values": one.values}
+            jobs.append((Place("report", -1, place), self._job(one.title, split="report", **what)))
+        return {one.title: result for one, result in zip(scored, self.score(jobs), strict=True)}
+
+
+def _progress(found: Sequence[_Candidate], objectives: Mapping[str, str]) -> str:
+    """Return the best and the mean of the first objective in the last generation."""
+    name, direction = next(iter(objectives.items()))
+    last = found[-1].generation
+    values = [one.result.metrics[name] for one in found if not one.result.error]
+    recent = [one.result.metrics[name] for one in found if one.generation == last and not one.result.error]
+    top = (max if direction == "maximize" else min)(values, default=float("nan"))
+    mean = sum(recent) / len(recent) if recent else float("nan")
+    return f"generation {last}, {name} best {top:.4g}, mean {mean:.4g}"
+
+
+def recipe_text(space: Space, values: Values) -> str:
+    """Return the recipe of a candidate as YAML."""
+    recipe: Recipe = space.recipe(values)
+    return to_yaml(recipe)

@@ -1,0 +1,135 @@
+"""Keep a journal of a search, so that it can go on after it was stopped: one JSON object per line, only ever appended.
+
+The first line says which search it is. Every other line is one evaluation: generation, candidate, round, values, and either
+metrics or an error. A search that goes on replays the optimiser: it asks for the same candidates as before, and takes the
+scores of those that are in the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError, OutputError
+from .job import Job, Result
+
+NAME = "journal.jsonl"
+_HEADER = "paddle_merge search"
+Key = tuple[str, int, int, str]  # phase, candidate, round, split
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an evaluation belongs.
+
+    phase: "search", or what else is scored: "baselines", "final". generation, candidate: from 0; a candidate's number is
+    unique in its phase. round: of a race, from 0.
+    """
+
+    phase: str
+    generation: int
+    candidate: int
+    round: int = 0
+
+
+class Journal:
+    """The journal in a folder. header: what makes this search the same as another: JSON values."""
+
+    def __init__(self, folder: str, header: Mapping[str, Any], resume: bool):
+        """Read what is there, and write the first line if nothing is.
+
+        resume: whether to go on with what is there. Raises ConfigError if it is the journal of another search, or damaged;
+        OutputError if it can't be written.
+        """
+        self.path = os.path.join(folder, NAME)
+        self._known: dict[Key, dict[str, Any]] = {}
+        self._header = {_HEADER: 1, **header}
+        try:
+            if resume and os.path.exists(self.path):
+                self._read()
+            self._file = open(self.path, "ab")  # noqa: SIM115 - for as long as the search runs
+            if not self._file.tell():
+                self._append(self._header)
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from None
+
+    @property
+    def evaluations(self) -> int:
+        """The number of evaluations that it holds."""
+        return len(self._known)
+
+    def find(self, place: Place, job: Job) -> Result | None:
+        """Return the result of an evaluation, if it is in the journal. Raises ConfigError if it was another candidate."""
+        line = self._known.get((place.phase, place.candidate, place.round, job.split))
+        if line is None:
+            return None
+        if line["values"] != _plain(job):
+            raise ConfigError(
+                f"{self.path}: candidate {place.candidate} was {line['values']}, and would be {_plain(job)} now: it was"
+                " written by another version of an optimiser; begin again in an empty folder"
+            )
+        fields = {name: line[name] for name in ("metrics", "samples", "seconds", "cost", "error") if name in line}
+        return Result(job.number, **fields)
+
+    def add(self, place: Place, job: Job, result: Result) -> None:
+        """Append an evaluation. Raises OutputError if the disk is full."""
+        line: dict[str, Any] = {
+            "phase": place.phase,
+            "generation": place.generation,
+            "candidate": place.candidate,
+            "round": place.round,
+            "split": job.split,
+            "title": job.title,
+            "values": _plain(job),
+        }
+        line |= {"metrics": dict(result.metrics)} if not result.error else {"error": result.error}
+        line |= {"samples": {name: list(values) for name, values in result.samples.items()}} if result.samples else {}
+        line |= {"cost": dict(result.cost)} if result.cost else {}
+        line |= {"seconds": round(result.seconds, 4)}
+        try:
+            self._append(line)
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written ({error.strerror}); --resume continues the search") from None
+        self._keep(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        self._file.flush()
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        self._known[line["phase"], line["candidate"], line["round"], line["split"]] = line
+
+    def _read(self) -> None:
+        """Read all whole lines, and cut off one that was being written when the search was killed."""
+        with open(self.path, "rb") as file:
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+        for number, text in enumerate(whole.splitlines()):
+            try:
+                line = json.loads(text)
+                if number:
+                    self._keep(line)
+                    continue
+                held = dict(line)
+                assert held[_HEADER] == 1
+            except (ValueError, KeyError, TypeError, AssertionError):
+                raise ConfigError(f"{self.path}: line {number + 1} is damaged; begin again in an empty folder") from None
+            differing = [name for name in self._header if held.get(name) != json.loads(json.dumps(self._header[name]))]
+            if differing:
+                raise ConfigError(
+                    f"{self.path}: is the journal of another search ({', '.join(differing)} differ); give another"
+                    " --output_path, or --overwrite to begin again"
+                )
+
+
+def _plain(job: Job) -> Any:
+    """Return what a job scores as JSON gives it back."""
+    return json.loads(json.dumps(list(job.values))) if job.values is not None else job.path or job.recipe

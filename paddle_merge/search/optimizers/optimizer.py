@@ -1,0 +1,42 @@
+"""Define what an optimiser is asked and told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..space import Values
+
+Losses = Sequence[Sequence[float]]  # one row per candidate, one finite number per objective; smaller is better
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to search. population: candidates of one generation; None: the optimiser's own. sigma: the first step of
+    CMA-ES, as a share of the bounds. noisy: whether losses are noisy. evaluations: how many there may be in all.
+    objectives: their number."""
+
+    seed: int = 0
+    population: int | None = None
+    sigma: float = 1 / 6
+    noisy: bool = False
+    evaluations: int = 100
+    objectives: int = 1
+
+
+class Optimizer(Protocol):
+    """Proposes candidates, generation by generation."""
+
+    @property
+    def population(self) -> int:
+        """The number of candidates of one generation."""
+
+    def ask(self) -> list[Values]:
+        """Return the candidates of the next generation; none if there are no more."""
+
+    def tell(self, losses: Losses) -> None:
+        """Learn the losses of the candidates that ask() returned last, in their order."""
+
+    def mean(self) -> Values | None:
+        """Return the centre of what it would ask for next; None if there is none."""

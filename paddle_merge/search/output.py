@@ -1,0 +1,143 @@
+"""Write what a search found: the best recipe, its merge, and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import OutputError
+from ..recipe.config import MergeConfig
+from ..recipe.yaml_write import to_yaml
+from .job import Result
+from .journal import NAME as JOURNAL
+from .space import Space, Values
+from .spec import SearchSpec
+
+BEST, REPORT = "best.yaml", "report.json"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model with what it scored on the search split.
+
+    result: None until it is scored. values: of a candidate; path: of a checkpoint. round: of a race, the last one it was in.
+    """
+
+    title: str
+    result: Result | None
+    generation: int = -1
+    values: Values = ()
+    path: str = ""
+    round: int = 0
+
+    @property
+    def known(self) -> Result:
+        assert self.result is not None
+        return self.result
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    candidates: all, in the order in which they were asked for. finalists: those that were scored in full. front: the
+    finalists that no other one beats, `best` first. baselines: the inputs, the uniform merge and the tuned uniform merge.
+    reported: results on the report split, by title.
+    """
+
+    spec: SearchSpec
+    space: Space
+    optimizer: str
+    candidates: Sequence[Scored]
+    finalists: Sequence[Scored]
+    best: Scored
+    front: Sequence[Scored]
+    baselines: Sequence[Scored]
+    reported: Mapping[str, Result]
+    seconds: float
+
+
+def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
+    """Check that a search may begin, or go on, in a folder; empty it of a search that is to be replaced.
+
+    Raises OutputError with the remedy.
+    """
+    journal = os.path.join(folder, JOURNAL)
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise OutputError(f"--output_path {folder} exists and is not a folder")
+    held = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    if resume and not os.path.exists(journal):
+        raise OutputError(f"--resume: {folder} holds no search; leave it out to begin one")
+    if resume or not held:
+        return
+    if not overwrite:
+        found = "a search" if os.path.exists(journal) else held[0]
+        how = "--resume goes on with it, --overwrite begins again" if os.path.exists(journal) else "give another folder"
+        raise OutputError(f"--output_path {folder} holds {found}; {how}")
+    if os.path.exists(journal):
+        os.remove(journal)
+
+
+def write(folder: str, outcome: Outcome) -> Outcome:
+    """Write best.yaml, the merged checkpoint and the report. Raises MergeError."""
+    from ..run.merge import merge
+
+    text = to_yaml(outcome.space.recipe(outcome.best.values))
+    _write(os.path.join(folder, BEST), text)
+    merge(MergeConfig(recipe_yaml=os.path.join(folder, BEST), output_path=folder, overwrite=True), progress=False)
+    _write(os.path.join(folder, REPORT), json.dumps(report(outcome), indent=2, ensure_ascii=False) + "\n")
+    return outcome
+
+
+def report(outcome: Outcome) -> dict[str, Any]:
+    """Return the content of report.json."""
+
+    def entry(one: Scored) -> dict[str, Any]:
+        found: dict[str, Any] = {"title": one.title, "search": _result(one.known)}
+        if one.title in outcome.reported:
+            found["report"] = _result(outcome.reported[one.title])
+        return found | ({"values": named(outcome.space, one.values)} if one.values else {})
+
+    failed = [one for one in outcome.candidates if one.known.error]
+    return {
+        "objectives": dict(outcome.spec.objectives),
+        "optimizer": outcome.optimizer,
+        "seed": outcome.spec.seed,
+        "candidates": len(outcome.candidates),
+        "failed": len(failed),
+        "seconds": round(outcome.seconds, 1),
+        "best": entry(outcome.best),
+        "front": [entry(one) for one in outcome.front],
+        "finalists": [entry(one) for one in outcome.finalists],
+        "baselines": [entry(one) for one in outcome.baselines],
+    }
+
+
+def named(space: Space, values: Values) -> dict[str, Any]:
+    """Return the values of a candidate by the names of their genes."""
+    return {gene.name: value for gene, value in zip(space.genes, values, strict=True)}
+
+
+def _result(result: Result) -> dict[str, Any]:
+    if result.error:
+        return {"error": result.error, "seconds": result.seconds}
+    errors = {name: error for name in result.metrics if (error := _error(result, name)) is not None}
+    return {"metrics": dict(result.metrics), "seconds": result.seconds} | ({"standard_errors": errors} if errors else {})
+
+
+def _error(result: Result, name: str) -> float | None:
+    from .contract import Scores
+
+    return Scores(result.metrics, result.samples).error(name)
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with open(f"{path}.partial", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(f"{path}.partial", path)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror})") from None

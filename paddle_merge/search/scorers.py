@@ -1,0 +1,163 @@
+"""Score many candidates at the same time: start processes, hand out jobs, and go on when one fails, hangs or dies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any, Protocol
+
+from ..errors import MergeError, WorkError
+from .contract import Evaluator
+from .job import Job, Result, Setup
+from .scorer import Scorer
+
+log = logging.getLogger("paddle_merge")
+
+
+class Scorers(Protocol):
+    """Whoever scores candidates."""
+
+    def score(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        """Yield the result of each job, in any order."""
+
+    def close(self) -> None: ...
+
+
+class Here:
+    """Scores in this process, one candidate after the other. evaluator: None: the one that the setup names."""
+
+    def __init__(self, setup: Setup, wanted: Sequence[str], evaluator: Evaluator | None = None):
+        self._scorer, self._wanted = Scorer(setup, evaluator), wanted
+
+    def score(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        for job in jobs:
+            yield self._scorer.score(job, self._wanted)
+
+    def close(self) -> None:
+        self._scorer.close()
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    ready: bool = False
+    job: Job | None = None
+    started: float = 0.0
+
+
+class Processes:
+    """Scores in processes of their own, which are started afresh when one dies or takes longer than the time limit."""
+
+    def __init__(self, setup: Setup, wanted: Sequence[str], count: int):
+        """count: of processes, which start when they have something to do."""
+        self._setup, self._wanted, self._count = setup, tuple(wanted), count
+        self._workers: list[_Worker] = []
+
+    def score(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        waiting = deque(jobs)
+        limit = self._setup.evaluation.time_limit
+        while waiting or any(worker.job for worker in self._workers):
+            while len(self._workers) < min(
+                self._count, len(waiting) + sum(worker.job is not None for worker in self._workers)
+            ):
+                self._workers.append(self._start())
+            for worker in self._workers:
+                if worker.ready and worker.job is None and waiting:
+                    self._give(worker, waiting.popleft())
+            yield from self._receive(limit)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            _end(worker)
+        self._workers.clear()
+
+    def _start(self) -> _Worker:
+        ours, theirs = Pipe()
+        code = (
+            "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import sys;"
+            f" sys.path[:] = {sys.path!r}; from paddle_merge.search.scorer import main; main({theirs.fileno()})"
+        )
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise WorkError(f"can't start a process for evaluations ({error.strerror}); try fewer workers") from None
+        worker = _Worker(process, ours, started=time.monotonic())
+        ours.send((self._setup, self._wanted))
+        return worker
+
+    def _give(self, worker: _Worker, job: Job) -> None:
+        worker.job, worker.started = job, time.monotonic()
+        with contextlib.suppress(OSError):  # it has died, which _receive notices
+            worker.connection.send(job)
+
+    def _receive(self, limit: float | None) -> Iterator[Result]:
+        """Wait for any process to answer, die or run out of time, and yield the results."""
+        now = time.monotonic()
+        ends = [worker.started + limit for worker in self._workers if worker.job and limit is not None]
+        ready = wait([worker.connection for worker in self._workers], max(0.0, min(ends) - now) if ends else None)
+        for worker in list(self._workers):
+            if worker.connection in ready:
+                yield from self._answer(worker)
+            elif worker.job and limit is not None and time.monotonic() > worker.started + limit:
+                yield self._gone(worker, f"it took longer than time_limit, {limit:g} s")
+
+    def _answer(self, worker: _Worker) -> Iterator[Result]:
+        try:
+            answer: Any = worker.connection.recv()
+        except (EOFError, OSError):
+            if not worker.ready:
+                _end(worker)
+                raise WorkError(
+                    "a process for evaluations ended before its first one; run it with --workers 1 --verbose"
+                ) from None
+            yield self._gone(worker, _how(worker.process.wait()))
+            return
+        if isinstance(answer, Result):
+            worker.job = None
+            yield answer
+        elif answer[0] == "ready":
+            worker.ready = True
+        else:
+            raise MergeError(answer[1])
+
+    def _gone(self, worker: _Worker, reason: str) -> Result:
+        """End a process, and return the result of what it was doing."""
+        job = worker.job
+        _end(worker)
+        self._workers.remove(worker)
+        assert job is not None, "a process ended between two jobs"
+        return Result(job.number, seconds=time.monotonic() - worker.started, error=reason)
+
+
+def _end(worker: _Worker) -> None:
+    """Kill a process and all that it has started."""
+    worker.connection.close()
+    try:
+        os.killpg(worker.process.pid, signal.SIGKILL)
+    except OSError:
+        worker.process.kill()
+    worker.process.wait()
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        more = " (the machine may be out of memory)" if code == -signal.SIGKILL else ""
+        return f"its process was killed by {signal.Signals(-code).name}{more}"
+    return f"its process ended with exit status {code}"

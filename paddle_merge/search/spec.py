@@ -1,0 +1,290 @@
+"""Read what a search file asks for: the sections `search`, `sweep` and `evaluate` of a YAML file.
+
+Everything else in the file is a recipe (space.py). Error messages name the line and column.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+from ..parsing import nearest, shown
+from ..recipe.recipe import Value
+from ..recipe.yaml_nodes import Nodes, documents
+from .contract import DIRECTIONS
+from .space import SECTIONS
+
+OPTIMIZERS = ("cma", "sep_cma", "cat_cma", "nsga2", "random", "grid", "optuna")
+KINDS = ("command", "python", "perplexity", "multiple_choice", "lm_eval")  # of evaluators
+MOST = 10_000_000  # evaluations, samples, workers: a larger number is a mistake
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What scores candidates.
+
+    kind: one of KINDS. what: the command, the function, the tasks ... settings: the further keys of the section, as plain
+    values. time_limit: of one evaluation, in seconds; None: none. at: file, line and column, for messages.
+    """
+
+    kind: str
+    what: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    time_limit: float | None = None
+    at: str = ""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The samples of each split: paths of files, or what else the evaluator takes; None where nothing is said.
+
+    shared: whether the two may share samples.
+    """
+
+    search: str | None = None
+    report: str | None = None
+    shared: bool = False
+
+    def of(self, split: str) -> str | None:
+        return self.search if split == "search" else self.report
+
+
+@dataclass(frozen=True)
+class Race:
+    """How candidates race: all are scored on `first` samples, the best 1/eta of them on eta times as many, and so on."""
+
+    first: int
+    eta: int = 3
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """What the section `search` asks for.
+
+    objectives: metric -> "maximize" or "minimize". optimizer: None: chosen by the space. population: candidates of one
+    generation; None: the optimiser's own. sigma: the first step of CMA-ES, as a share of the bounds. noisy: whether scores
+    are noisy, so that CMA-ES adapts its learning rate. pick: which of several best candidates is written. samples: how many
+    samples of the search split are used; None: all. finalists: how many of the best are scored in full at the end.
+    """
+
+    evaluate: Evaluation
+    objectives: Mapping[str, str]
+    data: Data = field(default_factory=Data)
+    optimizer: str | None = None
+    evaluations: int = 100
+    population: int | None = None
+    sigma: float = 1 / 6
+    noisy: bool = False
+    seed: int = 0
+    workers: int = 1
+    race: Race | None = None
+    pick: str | None = None
+    samples: int | None = None
+    finalists: int = 3
+    tensor_type: str = "np"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class File:
+    """A search file, read once: its text, its documents, and where it lies."""
+
+    where: str
+    text: str
+    nodes: tuple[yaml.Node, ...]
+
+    @property
+    def folder(self) -> str:
+        return os.path.dirname(os.path.abspath(self.where))
+
+
+def read_file(path: str) -> File:
+    """Return a file's documents. Raises ConfigError."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"{path}: can't be read ({reason})") from None
+    return File(path, text, tuple(documents(text, path)))
+
+
+def search_spec(file: File) -> SearchSpec:
+    """Return what the section `search` of a file asks for. Raises ConfigError listing every mistake."""
+    reader = Sections(file.where)
+    spec = reader.search(reader.section(file.nodes, "search"))
+    reader.finish()
+    assert spec is not None
+    return spec
+
+
+def evaluation_spec(file: File) -> tuple[Evaluation, Mapping[str, str], Data, int]:
+    """Return the evaluator of a file with a section `evaluate`, its objectives, data and seed.
+
+    A file with a section `search` or `sweep` has all of them there. Raises ConfigError listing every mistake.
+    """
+    reader = Sections(file.where)
+    found = reader.scoring(file.nodes)
+    reader.finish()
+    assert found is not None
+    return found
+
+
+class Sections(Nodes):
+    """Read the sections of a file. Mistakes are in `problems`, until finish() raises them."""
+
+    def finish(self) -> None:
+        """Raise ConfigError if there are problems."""
+        if self.problems:
+            raise ConfigError(list(dict.fromkeys(self.problems)))
+
+    def section(self, nodes: Sequence[yaml.Node], name: str) -> yaml.Node | None:
+        """Return the node of a section; None, and a problem, if there is none or there are several."""
+        found = [
+            value
+            for node in nodes
+            for key, value in (node.value if isinstance(node, yaml.MappingNode) else ())
+            if isinstance(key, yaml.ScalarNode) and key.value == name
+        ]
+        for other in found[1:]:
+            self.wrong(other, f"a second section {name!r}")
+        if not found:
+            others = [one for one in SECTIONS if one != name and self._has(nodes, one)]
+            more = f"; this one has {others[0]!r}: python -m paddle_merge {COMMANDS[others[0]]} takes it" if others else ""
+            self.problems.append(f"{self._where}: has no section {name!r}{more}")
+        return found[0] if found else None
+
+    def _has(self, nodes: Sequence[yaml.Node], name: str) -> bool:
+        tops = [node for node in nodes if isinstance(node, yaml.MappingNode)]
+        return any(getattr(key, "value", "") == name for node in tops for key, _ in node.value)
+
+    # --- the sections
+
+    def search(self, node: yaml.Node | None) -> SearchSpec | None:
+        if node is None:
+            return None
+        given = self.known(node, _SEARCH_KEYS, "search")
+        evaluate = self._evaluation(node, given)
+        objectives = self.objectives(node, given)
+        optimizer = self.text(given["optimizer"]) if "optimizer" in given else None
+        if optimizer is not None and optimizer not in OPTIMIZERS:
+            known = ", ".join(OPTIMIZERS)
+            self.wrong(
+                given["optimizer"],
+                f"unknown optimizer {shown(optimizer)}{nearest(optimizer, OPTIMIZERS)}; there are {known}",
+            )
+        options: dict[str, Any] = {
+            name: self.number(given[name], name, least, whole) for name, (least, whole) in _NUMBERS.items() if name in given
+        }
+        for name in ("pick", "tensor_type", "device"):
+            options |= {name: self.text(given[name])} if name in given else {}
+        if "noisy" in given:
+            options["noisy"] = self.switch(given["noisy"], "noisy")
+        if "race" in given:
+            race = self.known(given["race"], ("first", "eta"), "race")
+            if "first" not in race:
+                self.wrong(given["race"], "race needs first, the number of samples that all candidates are scored on")
+            else:
+                eta = self.number(race["eta"], "eta", 2, True) if "eta" in race else 3
+                options["race"] = Race(self.number(race["first"], "first", 1, True), eta)
+        if self.problems or evaluate is None:
+            return None
+        return SearchSpec(evaluate=evaluate, objectives=objectives, data=self.data(given), optimizer=optimizer, **options)
+
+    def scoring(self, nodes: Sequence[yaml.Node]) -> tuple[Evaluation, Mapping[str, str], Data, int] | None:
+        for name in ("search", "sweep"):
+            if self._has(nodes, name) and (node := self.section(nodes, name)) is not None:
+                given = {key: value for key, (_, value) in self.mapping(node, name).items()}
+                break
+        else:
+            top = self.section(nodes, "evaluate")
+            if top is None:
+                return None
+            root = next(node for node in nodes if isinstance(node, yaml.MappingNode) and self._has([node], "evaluate"))
+            given = self.known(root, ("evaluate", "objectives", "data", "seed"), "a file for --with")
+            node = root
+        evaluate = self._evaluation(node, given)
+        objectives = self.objectives(node, given) if "objectives" in given else {}
+        seed = self.number(given["seed"], "seed", 0, True) if "seed" in given else 0
+        return (evaluate, objectives, self.data(given), seed) if evaluate is not None else None
+
+    def _evaluation(self, node: yaml.Node, given: Mapping[str, yaml.Node]) -> Evaluation | None:
+        if "evaluate" not in given:
+            self.wrong(node, "evaluate, which says how candidates are scored, is missing")
+            return None
+        inner = {key: value for key, (_, value) in self.mapping(given["evaluate"], "evaluate").items()}
+        kinds = [kind for kind in KINDS if kind in inner]
+        if len(kinds) != 1:
+            others = [key for key in inner if nearest(key, KINDS)]
+            meant = nearest(others[0], KINDS) if others and not kinds else ""
+            named = ", ".join(kinds) or (others[0] if others else "none of them")
+            self.wrong(given["evaluate"], f"evaluate must have one of {', '.join(KINDS)}, not {named}{meant}")
+            return None
+        limit = self.number(inner["time_limit"], "time_limit", 0, False) if "time_limit" in inner else None
+        settings = {key: self.plain(value) for key, value in inner.items() if key not in (kinds[0], "time_limit")}
+        return Evaluation(kinds[0], self.plain(inner[kinds[0]]), settings, limit, self._at(inner[kinds[0]]))
+
+    def objectives(self, node: yaml.Node, given: Mapping[str, yaml.Node]) -> dict[str, str]:
+        if "objectives" not in given:
+            self.wrong(node, "objectives, which metric to maximize or minimize, is missing: {accuracy: maximize}")
+            return {}
+        found = {}
+        for metric, (_, value) in self.mapping(given["objectives"], "objectives").items():
+            found[metric] = self.text(value)
+            if found[metric] not in DIRECTIONS:
+                self.wrong(value, f"{metric} must be maximize or minimize, not {shown(found[metric])}")
+        if not found and not self.problems:
+            self.wrong(given["objectives"], "objectives is empty")
+        return found
+
+    def data(self, given: Mapping[str, yaml.Node]) -> Data:
+        inner = self.known(given["data"], ("search", "report", "shared"), "data") if "data" in given else {}
+        shared = self.switch(inner["shared"], "shared") if "shared" in inner else False
+        paths = {split: self.text(inner[split]) for split in ("search", "report") if split in inner}
+        return Data(paths.get("search"), paths.get("report"), shared)
+
+    # --- values
+
+    def number(self, node: yaml.Node, name: str, least: float, whole: bool) -> Any:
+        value = self.scalar(node)
+        fits = not isinstance(value, bool | str) and least <= value <= MOST and (not whole or value == int(value))
+        if not fits:
+            self.wrong(node, f"{name} must be a {'whole ' if whole else ''}number of at least {least:g}, not {shown(value)}")
+            return least
+        return int(value) if whole else float(value)
+
+    def switch(self, node: yaml.Node, name: str) -> bool:
+        value = self.scalar(node)
+        if not isinstance(value, bool):
+            self.wrong(node, f"{name} must be true or false, not {shown(value)}")
+        return value is True
+
+    def plain(self, node: yaml.Node) -> Any:
+        """Return a node as plain values: mappings, lists and scalars."""
+        if isinstance(node, yaml.SequenceNode):
+            return [self.plain(item) for item in node.value]
+        if isinstance(node, yaml.MappingNode):
+            return {key: self.plain(value) for key, (_, value) in self.mapping(node, "a value").items()}
+        value: Value = self.scalar(node)
+        return value
+
+
+COMMANDS = {"search": "evolve", "sweep": "sweep", "evaluate": "evaluate --with"}  # section -> the command that takes it
+_NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
+    "evaluations": (1, True),
+    "population": (2, True),
+    "sigma": (1e-6, False),
+    "seed": (0, True),
+    "workers": (1, True),
+    "samples": (1, True),
+    "finalists": (1, True),
+}
+_SEARCH_KEYS = (
+    *("evaluate", "objectives", "data", "optimizer", "noisy", "race", "pick", "tensor_type", "device"),
+    *_NUMBERS,
+)
