@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -70,7 +69,6 @@ def serve(connection: Connection) -> None:
     """Receive a Setup and metrics, then Jobs until None; send ("ready",) or ("error", sentences), then Results."""
     try:
         setup, wanted = connection.recv()
-        sys.path.insert(0, setup.folder)
         try:
             scorer = Scorer(setup)
         except MergeError as error:

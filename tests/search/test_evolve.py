@@ -1,0 +1,216 @@
+"""Test searches: what they find, that workers and kills change nothing, and what failures do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddle_merge import ConfigError, MergeConfig, OutputError, merge
+from paddle_merge.search.evolve import Asked, evolve
+from tests.support.checkpoints import read
+from tests.support.searches import workshop
+from tests.support.sweeps import few
+
+ROOT = Path(__file__).parents[2]
+SEARCH = """
+evaluate: {python: "score:score"}
+objectives: {loss: minimize}
+evaluations: 60
+seed: 1
+"""
+
+
+def lines(folder: Path, without: tuple[str, ...] = ("seconds",)) -> list[dict[str, Any]]:
+    """The journal, in the order of phases and candidates."""
+    found = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    header, *rest = [{name: value for name, value in line.items() if name not in without} for line in found]
+    return [header, *sorted(rest, key=lambda line: json.dumps(line, sort_keys=True))]
+
+
+@pytest.fixture(autouse=True)
+def _importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "score", raising=False)
+
+
+def test_it_finds_the_weights(tmp_path: Path) -> None:
+    """Six weights, whose best values score.py has; the best recipe gives the same bytes without a search."""
+    path = workshop(tmp_path, SEARCH.replace("60", "600"))
+    outcome = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    np.testing.assert_allclose(outcome.best.values, [0.3, 0.8, 1.0, 0.9, 0.2, 0.1], atol=0.01)
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["candidates"] == 594  # 66 generations of 9
+    assert report["best"]["search"]["metrics"]["loss"] < 1e-4
+    assert [one["title"] for one in report["baselines"]][:4] == [
+        *(f"{tmp_path}/{name}" for name in ("math", "code", "base")),
+        "the uniform merge",
+    ]
+    merge(MergeConfig(recipe_yaml=str(tmp_path / "out/best.yaml"), output_path=str(tmp_path / "again")), progress=False)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("workers", [2, *few([7])])
+def test_workers_change_nothing(tmp_path: Path, workers: int) -> None:
+    path = workshop(tmp_path, SEARCH)
+    for number in (1, workers):
+        evolve(Asked(str(path), str(tmp_path / f"out{number}"), workers=number), progress=False)
+    one, several = (tmp_path / f"out{number}" for number in (1, workers))
+    assert lines(one) == lines(several)
+    assert (one / "best.yaml").read_text() == (several / "best.yaml").read_text()
+    assert (one / "model.safetensors").read_bytes() == (several / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("count", [4, *few([1, 40, 56, 66], 0)])
+def test_it_goes_on_wherever_it_was_stopped(tmp_path: Path, count: int) -> None:
+    """With so many lines of the journal, and a piece of the next one."""
+    path = workshop(tmp_path, SEARCH)
+    evolve(Asked(str(path), str(tmp_path / "whole")), progress=False)
+    (tmp_path / "cut").mkdir()
+    text = (tmp_path / "whole/journal.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut/journal.jsonl").write_bytes(b"".join(text[:count]) + text[count][:25])
+    evolve(Asked(str(path), str(tmp_path / "cut"), resume=True), progress=False)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert (tmp_path / "cut/best.yaml").read_text() == (tmp_path / "whole/best.yaml").read_text()
+
+
+def command(path: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "paddle_merge", "evolve", str(path), "--output_path", str(out), "--quiet", *more]
+
+
+@pytest.mark.parametrize("seconds", few([0.15, 0.4, 0.8], 1))
+@pytest.mark.parametrize("workers", few(["1", "2"], 1))
+def test_killed_it_goes_on(tmp_path: Path, seconds: float, workers: str) -> None:
+    """A real process, with all that it has started, at some moment of the search."""
+    path = workshop(tmp_path, SEARCH.replace("score:score", "score:slow"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    evolve(Asked(str(path), str(tmp_path / "whole")), progress=False)
+    with subprocess.Popen(command(path, tmp_path / "out", "--workers", workers), env=environment) as process:
+        journal = tmp_path / "out/journal.jsonl"
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 2):
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+    done = journal.read_bytes().count(b"\n")
+    subprocess.run(command(path, tmp_path / "out", "--workers", workers, "--resume"), check=True, env=environment)
+    assert 2 < done < len(lines(tmp_path / "out"))
+    assert lines(tmp_path / "out") == lines(tmp_path / "whole")
+    assert (tmp_path / "out/best.yaml").read_text() == (tmp_path / "whole/best.yaml").read_text()
+
+
+def test_failures_are_the_worst_scores(tmp_path: Path) -> None:
+    """Exceptions, NaN, missing metrics, a crash of the process and a time limit; with the reason kept."""
+    fails = """
+import os, time
+import score
+
+def fails(candidate, split, seed, samples):
+    number = int(candidate.title.split()[-1]) if candidate.title.startswith("candidate") else 99
+    if number == 1:
+        raise RuntimeError("no luck")
+    if number == 2:
+        return {"loss": float("nan")}
+    if number == 3:
+        return {"los": 1.0}
+    if number == 4:
+        os._exit(3)
+    if number == 5:
+        time.sleep(60)
+    return score.score(candidate, split, seed, samples)
+"""
+    text = SEARCH.replace("score:score", "fails:fails").replace("60", "18").replace('fails"}', 'fails", time_limit: 2.5}')
+    path = workshop(tmp_path, text, more={"fails.py": fails})
+    outcome = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    errors = [one.known.error for one in outcome.candidates]
+    assert errors[1:6] == [
+        "RuntimeError: no luck",
+        "loss is nan",
+        "the evaluator gave no 'loss', but los",
+        "its process ended with exit status 3",
+        "it took longer than time_limit, 2.5 s",
+    ]
+    assert not any(errors[6:])
+    assert outcome.best.known.metrics["loss"] > 0
+    assert json.loads((tmp_path / "out/report.json").read_text())["failed"] == 5
+
+
+def test_if_all_fail_it_says_why(tmp_path: Path) -> None:
+    path = workshop(tmp_path, SEARCH.replace("loss", "accuracy"))
+    with pytest.raises(ConfigError, match="all 54 candidates failed: the evaluator gave no 'accuracy', but loss, size"):
+        evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_a_race(tmp_path: Path) -> None:
+    """Of 9 tensors as samples, all candidates see 3, a third of them 9; the best are found all the same."""
+    path = workshop(tmp_path, SEARCH.replace("60", "600") + "race: {first: 3, eta: 3}\n")
+    outcome = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    rounds = [line for line in lines(tmp_path / "out")[1:] if line["phase"] == "search"]
+    assert sum(line["round"] == 0 for line in rounds) == 594
+    assert sum(line["round"] == 1 for line in rounds) == 66 * 3
+    np.testing.assert_allclose(outcome.best.values, [0.3, 0.8, 1.0, 0.9, 0.2, 0.1], atol=0.05)
+
+
+def test_two_splits(tmp_path: Path) -> None:
+    """The report has the best and the baselines on the report split too."""
+    both = {"search.jsonl": '{"a": 1}\n', "report.jsonl": '{"a": 2}\n'}
+    data = "data: {search: search.jsonl, report: report.jsonl}\n"
+    path = workshop(tmp_path, SEARCH + data, more=both)
+    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert all(set(one["report"]) >= {"metrics"} for one in [report["best"], *report["baselines"]])
+
+
+def test_shared_samples_are_refused(tmp_path: Path) -> None:
+    """By content, however they are written."""
+    both = {"search.jsonl": '{"a": 1, "b": 2}\n{"a": 3}\n', "report.jsonl": '{"b":2,"a":1}\n{"a": 4}\n'}
+    data = "data: {search: search.jsonl, report: report.jsonl}\n"
+    path = workshop(tmp_path, SEARCH + data, more=both)
+    with pytest.raises(ConfigError, match=r"search\.jsonl and report\.jsonl share 1 samples"):
+        evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    assert not (tmp_path / "out").exists()
+    path.write_text(path.read_text().replace("report.jsonl}", "report.jsonl, shared: true}"))
+    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+
+
+def test_the_folder_of_another_search(tmp_path: Path) -> None:
+    path = workshop(tmp_path, SEARCH.replace("60", "9"))
+    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    with pytest.raises(OutputError, match="holds a search; --resume goes on with it, --overwrite begins again"):
+        evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    path.write_text(path.read_text().replace("seed: 1", "seed: 2"))
+    with pytest.raises(ConfigError, match=r"is the journal of another search \(file, seed differ\)"):
+        evolve(Asked(str(path), str(tmp_path / "out"), resume=True), progress=False)
+    evolve(Asked(str(path), str(tmp_path / "out"), overwrite=True), progress=False)
+    with pytest.raises(OutputError, match=r"--resume: .* holds no search"):
+        evolve(Asked(str(path), str(tmp_path / "none"), resume=True), progress=False)
+    (tmp_path / "full").mkdir()
+    shutil.copy(path, tmp_path / "full")
+    with pytest.raises(OutputError, match=r"holds search\.yaml; give another folder"):
+        evolve(Asked(str(path), str(tmp_path / "full")), progress=False)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    path = workshop(tmp_path, SEARCH.replace("60", "9"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command(path, tmp_path / "out"), "--json"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((tmp_path / "out/report.json").read_text())
+    assert set(read(tmp_path / "out")) == set(read(tmp_path / "base"))
+    wrong = subprocess.run(
+        [*command(tmp_path / "none.yaml", tmp_path / "x")], capture_output=True, text=True, env=environment
+    )
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        f"error: {tmp_path}/none.yaml: can't be read (No such file or directory)\n",
+    )

@@ -1,0 +1,129 @@
+"""Test that merges in memory, one after another, are the merges of files, to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_merge import MergeConfig, merge
+from paddle_merge.recipe.recipe import Recipe
+from paddle_merge.recipe.yaml_read import parse
+from paddle_merge.search.merger import Merger
+from tests.support.checkpoints import read, write
+from tests.support.searches import state, workshop
+from tests.support.sweeps import few
+
+RECIPES = {
+    "dare_ties": """
+merge_method: dare_ties
+base_model: {folder}/base
+models:
+  - {{model: {folder}/math, parameters: {{weight: [0.5, 1.0, 0.2], density: 0.5}}}}
+  - {{model: {folder}/code, parameters: {{weight: 0.7, density: 0.3}}}}
+seed: 5
+""",
+    "della": """
+merge_method: della
+base_model: {folder}/base
+models: [{{model: {folder}/math}}, {{model: {folder}/code}}]
+parameters: {{weight: 0.6, density: 0.6, epsilon: 0.2}}
+""",
+    "slerp": """
+merge_method: slerp
+base_model: {folder}/math
+models: [{{model: {folder}/math}}, {{model: {folder}/code}}]
+parameters: {{t: 0.3}}
+""",
+    "slices": """
+merge_method: passthrough
+slices:
+  - sources: [{{model: {folder}/math, layer_range: [0, 2]}}]
+  - sources: [{{model: {folder}/code, layer_range: [1, 3], parameters: {{scale: 0.5}}}}]
+""",
+    "stages": """
+name: both
+merge_method: linear
+models: [{{model: {folder}/math, parameters: {{weight: 0.4}}}}, {{model: {folder}/code, parameters: {{weight: 0.6}}}}]
+---
+merge_method: ties
+base_model: {folder}/base
+models: [{{model: both}}, {{model: {folder}/code}}]
+parameters: {{weight: 1.0, density: 0.5}}
+""",
+    "adapter": """
+merge_method: linear
+models: [{{model: {folder}/math+{folder}/lora}}, {{model: {folder}/code}}]
+parameters: {{weight: 1.0}}
+""",
+    "copies": """
+merge_method: dare_linear
+base_model: {folder}/base
+models: [{{model: {folder}/math}}, {{model: {folder}/code}}]
+parameters: {{weight: 1.0, density: 0.5}}
+""",
+}
+
+
+def made(folder: Path, name: str, dtype: str) -> Recipe:
+    workshop(folder, "", dtype=dtype)
+    if name == "copies":  # tensors that are equal in every input get the same masks
+        for number, model in enumerate(("base", "math", "code")):
+            held = state(number)
+            held["copy.weight"] = held["model.layers.0.mlp.up_proj.weight"]
+            write(folder / model, held, dtype, format="pt")
+    generator = np.random.default_rng(9)
+    module = "base_model.model.model.layers.1.mlp.up_proj"
+    factors = {
+        f"{module}.lora_A.weight": generator.standard_normal((2, 4)),
+        f"{module}.lora_B.weight": generator.standard_normal((6, 2)),
+    }
+    write(folder / "lora", factors, prefix="adapter_model", format="pt")
+    (folder / "lora/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    return parse(RECIPES[name].format(folder=folder), "x.yaml").recipe
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+@pytest.mark.parametrize("dtype", ["float32", *few(["bfloat16", "float16", "float64"], 1)])
+@pytest.mark.parametrize("name", RECIPES)
+def test_as_from_files(tmp_path: Path, name: str, dtype: str, memory: int) -> None:
+    """The second merge too, whose inputs are in memory if there is room."""
+    recipe = made(tmp_path, name, dtype)
+    (tmp_path / "recipe.yaml").write_text(RECIPES[name].format(folder=tmp_path))
+    merge(MergeConfig(recipe_yaml=str(tmp_path / "recipe.yaml"), output_path=str(tmp_path / "out")), progress=False)
+    expected = read(tmp_path / "out")
+    merger = Merger(memory=memory)
+    for _ in range(2):
+        got = merger.merge(recipe)
+        assert got.keys() == expected.keys()
+        for tensor, values in expected.items():
+            np.testing.assert_array_equal(got[tensor].values.astype(values.dtype), values)
+    merger.close()
+
+
+def test_one_merger_for_several_recipes(tmp_path: Path) -> None:
+    """Recipes that differ in parameters, in method and in inputs, in turns."""
+    recipes = [made(tmp_path, name, "float32") for name in ("dare_ties", "slerp", "stages", "slices")]
+    alone = []
+    for recipe in recipes:
+        merger = Merger(memory=1 << 30)
+        alone.append(merger.merge(recipe))
+        merger.close()
+    merger = Merger(memory=1 << 30)
+    for number in (0, 1, 2, 3, 2, 0, 1):
+        got = merger.merge(recipes[number])
+        assert all(np.array_equal(got[name].raw, tensor.raw) for name, tensor in alone[number].items())
+    merger.close()
+
+
+def test_the_memory_that_is_allowed(tmp_path: Path) -> None:
+    """Inputs of 3 x 64 x 3 numbers of 4 bytes: half of them fit."""
+    recipe = made(tmp_path, "dare_ties", "float32")
+    whole = sum(array.nbytes for array in map(np.float32, state(0).values())) * 3
+    merger = Merger(memory=whole // 2)
+    merger.merge(recipe)
+    held = sum(raw.nbytes for raw, _ in merger._held.values())
+    assert whole // 4 < held <= whole // 2
+    merger.close()
