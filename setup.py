@@ -48,6 +48,7 @@ setup(
         "paddlenlp": ["paddlenlp==3.0.0b4", "paddlepaddle>=3.0", "aistudio-sdk<0.3", "pyarrow<20", "datasets<4"],
         "demo": demo,
         "search": search,
+        "ray": [*search, "ray>=2.9"],  # to score the candidates of a search on several machines
         "test": [
             *demo,  # for the tests of the demo
             *search,  # for the tests of the search

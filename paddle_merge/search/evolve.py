@@ -29,6 +29,7 @@ from .merger import Merger
 from .objectives import best, losses
 from .optimizers.optimizer import Settings
 from .output import Outcome, Scored, check_folder, write
+from .ray_scorers import RayScorers
 from .scorers import Here, Processes, Scorers
 from .space import Space, Values
 from .spaces import space_of
@@ -40,7 +41,11 @@ UNIFORM = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # places within the bou
 
 @dataclass
 class Asked:
-    """What a search is asked to do besides the file. evaluator: in place of the file's. workers: in place of the file's."""
+    """What a search is asked to do besides the file.
+
+    workers: in place of the file's. memory: bytes of inputs that each process may keep in memory. ray: the address of a Ray
+    cluster that scores candidates; None: this machine does. evaluator: in place of the file's.
+    """
 
     file: str
     output: str
@@ -48,6 +53,7 @@ class Asked:
     overwrite: bool = False
     workers: int | None = None
     memory: int = 0
+    ray: str | None = None
     evaluator: Evaluator | None = field(default=None, repr=False)
 
 
@@ -120,7 +126,9 @@ class _Search:
         self._setup = setup
         self._here = spec.workers == 1 and (asked.evaluator is not None or spec.evaluate.time_limit is None)
         self._scorers: Scorers
-        if asked.evaluator is not None or self._here:
+        if asked.ray is not None:
+            self._scorers = RayScorers(setup, wanted, spec.workers, asked.ray)
+        elif asked.evaluator is not None or self._here:
             self._scorers = Here(setup, wanted, asked.evaluator)
         else:
             self._scorers = Processes(setup, wanted, spec.workers)

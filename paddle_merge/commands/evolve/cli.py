@@ -36,6 +36,12 @@ class EvolveConfig:
     workers: int | None = flag(
         common_flags.RUNNING, "How many candidates are scored at the same time.", shown="as the file says", least=1
     )
+    ray: str | None = flag(
+        common_flags.RUNNING,
+        "Score candidates on the Ray cluster at this address (auto: the one that this machine belongs to), --workers at a"
+        " time. Its nodes must see the same files.",
+        shown="on this machine",
+    )
 
     def __post_init__(self) -> None:
         """Convert the fields to their types. Raises ConfigError."""
@@ -86,6 +92,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
         resume=config.resume,
         overwrite=config.overwrite,
         workers=config.workers,
+        ray=config.ray,
         memory=common_flags.memory_for_inputs(config.workers or 1),
     )
     outcome = evolve(asked)
