@@ -17,6 +17,7 @@ from ..parsing import nearest, shown
 from ..recipe.recipe import Value
 from ..recipe.yaml_nodes import Nodes, documents
 from .contract import DIRECTIONS
+from .rule import Rule, parse_rule
 from .space import SECTIONS
 
 OPTIMIZERS = ("cma", "sep_cma", "cat_cma", "nsga2", "random", "grid", "optuna")
@@ -83,7 +84,7 @@ class SearchSpec:
     seed: int = 0
     workers: int = 1
     race: Race | None = None
-    pick: str | None = None
+    pick: Rule | None = None
     samples: int | None = None
     finalists: int = 3
     tensor_type: str = "np"
@@ -181,8 +182,9 @@ class Sections(Nodes):
         options: dict[str, Any] = {
             name: self.number(given[name], name, least, whole) for name, (least, whole) in _NUMBERS.items() if name in given
         }
-        for name in ("pick", "tensor_type", "device"):
+        for name in ("tensor_type", "device"):
             options |= {name: self.text(given[name])} if name in given else {}
+        options["pick"] = self.rule(given, objectives)
         if "noisy" in given:
             options["noisy"] = self.switch(given["noisy"], "noisy")
         if "race" in given:
@@ -247,6 +249,16 @@ class Sections(Nodes):
         shared = self.switch(inner["shared"], "shared") if "shared" in inner else False
         paths = {split: self.text(inner[split]) for split in ("search", "report") if split in inner}
         return Data(paths.get("search"), paths.get("report"), shared)
+
+    def rule(self, given: Mapping[str, yaml.Node], objectives: Mapping[str, str]) -> Rule | None:
+        """Return the rule of the key `pick`; None if there is none, or it is wrong."""
+        if "pick" not in given:
+            return None
+        try:
+            return parse_rule(self.text(given["pick"]), self._at(given["pick"]), objectives)
+        except ConfigError as error:
+            self.problems += error.problems
+            return None
 
     # --- values
 
