@@ -49,7 +49,7 @@ def picked(
     misses = [[bound.missed_by(one.known) for bound in bounds] for one in candidates]
     meeting = [one for one, missed in zip(candidates, misses, strict=True) if not any(missed)]
     if not meeting:
-        raise ConfigError(f"{rule.at}: {_nothing_meets(candidates, bounds, misses)}; give another rule with --pick")
+        raise ConfigError(f"{rule.at}: {_nothing_meets(candidates, bounds, misses)}; give another rule with --resume --pick")
     rows = losses([one.known for one in meeting], {rule.metric: rule.direction})
     ties = losses([one.known for one in meeting], objectives)
     return meeting[min(range(len(meeting)), key=lambda place: (rows[place], ties[place], place))]
@@ -61,6 +61,13 @@ def nearest_to_ideal(front: Sequence[Scored], objectives: Mapping[str, str]) -> 
     spread = np.ptp(rows, axis=0)
     far = (rows - rows.min(axis=0)) / np.where(spread > 0, spread, 1.0)
     return front[int(np.argmin((far**2).sum(axis=1)))]
+
+
+def check_references(rule: Rule, objectives: Mapping[str, str], references: Mapping[str, Result]) -> None:
+    """Raise ConfigError if a model that a rule names has no number that the rule could mean."""
+    for one in rule.conditions:
+        if one.reference != BEST:
+            _bound(one, rule, (), objectives, references)
 
 
 def _bound(

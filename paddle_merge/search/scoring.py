@@ -6,7 +6,7 @@ So a search that goes on after it was stopped does the same steps as before, wit
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .contract import Evaluator
@@ -41,8 +41,11 @@ class Scoring:
         self._next += 1
         return Job(self._next, title, seed=self._seed, **what)
 
-    def score(self, jobs: Sequence[tuple[Place, Job]]) -> list[Result]:
-        """Return the results of jobs, in their order; those in the journal without scoring anything."""
+    def score(self, jobs: Sequence[tuple[Place, Job]], each: Callable[[Result], object] = lambda _: None) -> list[Result]:
+        """Return the results of jobs, in their order; those in the journal without scoring anything.
+
+        each: called with every result as soon as it is there.
+        """
         assert self._journal is not None, "open() comes first"
         results: dict[int, Result] = {}
         left = []
@@ -50,12 +53,14 @@ class Scoring:
             known = self._journal.find(place, job)
             if known is not None:
                 results[job.number] = known
+                each(known)
             else:
                 left.append(job)
         places = {job.number: (place, job) for place, job in jobs}
         for result in self._scorers.score(left):
             self._journal.add(*places[result.number], result)
             results[result.number] = result
+            each(result)
         return [results[job.number] for _, job in jobs]
 
     def close(self) -> None:

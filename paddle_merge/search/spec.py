@@ -136,6 +136,12 @@ def evaluation_spec(file: File) -> tuple[Evaluation, Mapping[str, str], Data, in
     return found
 
 
+def has_section(nodes: Sequence[yaml.Node], name: str) -> bool:
+    """Return whether one of the documents has a section."""
+    tops = [node for node in nodes if isinstance(node, yaml.MappingNode)]
+    return any(getattr(key, "value", "") == name for node in tops for key, _ in node.value)
+
+
 class Sections(Nodes):
     """Read the sections of a file. Mistakes are in `problems`, until finish() raises them."""
 
@@ -155,14 +161,10 @@ class Sections(Nodes):
         for other in found[1:]:
             self.wrong(other, f"a second section {name!r}")
         if not found:
-            others = [one for one in SECTIONS if one != name and self._has(nodes, one)]
+            others = [one for one in SECTIONS if one != name and has_section(nodes, one)]
             more = f"; this one has {others[0]!r}: python -m paddle_merge {COMMANDS[others[0]]} takes it" if others else ""
             self.problems.append(f"{self._where}: has no section {name!r}{more}")
         return found[0] if found else None
-
-    def _has(self, nodes: Sequence[yaml.Node], name: str) -> bool:
-        tops = [node for node in nodes if isinstance(node, yaml.MappingNode)]
-        return any(getattr(key, "value", "") == name for node in tops for key, _ in node.value)
 
     # --- the sections
 
@@ -180,7 +182,7 @@ class Sections(Nodes):
                 f"unknown optimizer {shown(optimizer)}{nearest(optimizer, OPTIMIZERS)}; there are {known}",
             )
         options: dict[str, Any] = {
-            name: self.number(given[name], name, least, whole) for name, (least, whole) in _NUMBERS.items() if name in given
+            name: self.number(given[name], name, least, whole) for name, (least, whole) in NUMBERS.items() if name in given
         }
         for name in ("tensor_type", "device"):
             options |= {name: self.text(given[name])} if name in given else {}
@@ -200,14 +202,14 @@ class Sections(Nodes):
 
     def scoring(self, nodes: Sequence[yaml.Node]) -> tuple[Evaluation, Mapping[str, str], Data, int] | None:
         for name in ("search", "sweep"):
-            if self._has(nodes, name) and (node := self.section(nodes, name)) is not None:
+            if has_section(nodes, name) and (node := self.section(nodes, name)) is not None:
                 given = {key: value for key, (_, value) in self.mapping(node, name).items()}
                 break
         else:
             top = self.section(nodes, "evaluate")
             if top is None:
                 return None
-            root = next(node for node in nodes if isinstance(node, yaml.MappingNode) and self._has([node], "evaluate"))
+            root = next(node for node in nodes if isinstance(node, yaml.MappingNode) and has_section([node], "evaluate"))
             given = self.known(root, ("evaluate", "objectives", "data", "seed"), "a file for --with")
             node = root
         evaluate = self._evaluation(node, given)
@@ -287,7 +289,7 @@ class Sections(Nodes):
 
 
 COMMANDS = {"search": "evolve", "sweep": "sweep", "evaluate": "evaluate --with"}  # section -> the command that takes it
-_NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
+NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
     "evaluations": (1, True),
     "population": (2, True),
     "sigma": (1e-6, False),
@@ -298,5 +300,5 @@ _NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
 }
 _SEARCH_KEYS = (
     *("evaluate", "objectives", "data", "optimizer", "noisy", "race", "pick", "tensor_type", "device"),
-    *_NUMBERS,
+    *NUMBERS,
 )
