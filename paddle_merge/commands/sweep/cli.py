@@ -54,9 +54,10 @@ class SweepConfig:
             raise ConfigError(found)
 
 
+FIELDS = fields_of(SweepConfig, "paths")
 LINE = CommandLine(
     "sweep",
-    fields_of(SweepConfig, "paths"),
+    FIELDS,
     ("FILE", "The file with a section sweep."),
     HELP,
     [
