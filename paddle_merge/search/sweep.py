@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 from ..errors import Attempts, ConfigError, MergeError
+from ..recipe.recipe import Value
 from .alignment import AlignmentSpace
 from .contract import Evaluator
 from .data import check_splits
@@ -239,10 +240,18 @@ def _inputs(space: RecipeSpace | AlignmentSpace, points: Sequence[Values], spec:
 
 
 def _check_points(space: RecipeSpace | AlignmentSpace, points: Sequence[Values], spec: SweepSpec, merger: Merger) -> None:
-    """Check that every point can be merged, from the headers of its inputs. Raises MergeError listing what can't."""
+    """Check from the headers of the inputs that points can be merged. Raises MergeError listing what can't.
+
+    As many points are checked as it takes to have every value of everything once; what only a combination of values can't
+    do makes its point fail later.
+    """
     at = f"{spec.alignment.at['pre']}: " if spec.alignment is not None else ""
     problems: dict[str, MergeError] = {}
+    seen = set[tuple[int, Value]]()
     for values in points:
+        if seen >= (new := set(enumerate(values))):
+            continue
+        seen |= new
         try:
             merger.plan(space.recipe(values))
         except MergeError as error:
