@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ class Function:
         module, colon, name = str(evaluation.what).partition(":")
         if not colon or not name:
             raise ConfigError(f"{evaluation.at}: python must be package.module:function, not {evaluation.what!r}")
+        if setup.folder not in sys.path:  # where the search file is, as in a process for evaluations (scorer.py)
+            sys.path.insert(0, setup.folder)
         try:
             found: Any = importlib.import_module(module)
             for word in name.split("."):

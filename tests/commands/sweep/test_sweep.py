@@ -58,9 +58,8 @@ def report(folder: Path) -> Any:
     return without(json.loads((folder / "report.json").read_text()))
 
 
-def test_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = made(tmp_path, "printed")
-    monkeypatch.syspath_prepend(str(tmp_path))
     assert cli("sweep", str(file), "--output_path", str(tmp_path / "out"), "--quiet") == 0
     lines = capsys.readouterr().out.splitlines()
     # kept is 2 a - a^2, bought back 1 - a^2
@@ -89,9 +88,8 @@ def test_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert printed == stored
 
 
-def test_workers_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_make_no_difference(tmp_path: Path) -> None:
     file = made(tmp_path, "workers")
-    monkeypatch.syspath_prepend(str(tmp_path))
     for workers in ("1", "2"):
         assert cli("sweep", str(file), "--output_path", str(tmp_path / workers), "--quiet", "--workers", workers) == 0
     assert report(tmp_path / "1") == report(tmp_path / "2")
@@ -123,9 +121,8 @@ def test_a_kill_at_any_time_makes_no_difference(tmp_path: Path) -> None:
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
-def test_evolve_picks_by_a_rule_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evolve_picks_by_a_rule_too(tmp_path: Path) -> None:
     made(tmp_path, "evolved")
-    monkeypatch.syspath_prepend(str(tmp_path))
     file = tmp_path / "search.yaml"
     file.write_text(
         f"merge_method: task_arithmetic\nbase_model: {tmp_path}/pre\nmodels:\n- model: {tmp_path}/aligned\n"
