@@ -21,6 +21,7 @@ COMMANDS = {
     "verify": ("verify.cli", "Check that a merged checkpoint is what the merge wrote."),
     "extract-lora": ("extract_lora.cli", "Make a LoRA adapter from a fine-tuned model and its base."),
     "evolve": ("evolve.cli", "Search for the best recipe by scoring merges."),
+    "sweep": ("sweep.cli", "Score all merges of a grid, or between two models."),
     "demo": ("demo.cli", "Train small networks, merge them by every method, and show the results."),
 }
 # The flags of a merge that --help lists before the commands.

@@ -1,7 +1,7 @@
 """Search for the best recipe: ask an optimiser for candidates, score them, tell it the losses, and write the result.
 
-Everything that is scored goes through `_Search.score`, which looks into the journal first; so a search that goes on after it
-was stopped does the same steps, without the evaluations that it has.
+Everything that is scored goes through the journal (scoring.py), so a search that goes on after it was stopped does the same
+steps, without the evaluations that it has.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,14 +22,14 @@ from . import optimizers, race
 from .candidates import alone
 from .contract import Evaluator
 from .data import check_splits
-from .job import Job, Result, Setup
-from .journal import Journal, Place
+from .job import Result, Setup
+from .journal import Place
 from .merger import Merger
 from .objectives import best, losses
 from .optimizers.optimizer import Settings
 from .output import Outcome, Scored, check_folder, write
-from .ray_scorers import RayScorers
-from .scorers import Here, Processes, Scorers
+from .rule import parse_rule
+from .scoring import Scoring
 from .space import Space, Values
 from .spaces import space_of
 from .spec import File, SearchSpec, read_file, search_spec
@@ -43,8 +42,8 @@ UNIFORM = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # places within the bou
 class Asked:
     """What a search is asked to do besides the file.
 
-    workers: in place of the file's. memory: bytes of inputs that each process may keep in memory. ray: the address of a Ray
-    cluster that scores candidates; None: this machine does. evaluator: in place of the file's.
+    workers, pick, evaluator: in place of the file's. memory: bytes of inputs that each process may keep in memory. ray: the
+    address of a Ray cluster that scores candidates; None: this machine does.
     """
 
     file: str
@@ -52,6 +51,7 @@ class Asked:
     resume: bool = False
     overwrite: bool = False
     workers: int | None = None
+    pick: str | None = None
     memory: int = 0
     ray: str | None = None
     evaluator: Evaluator | None = field(default=None, repr=False)
@@ -68,10 +68,14 @@ def evolve(asked: Asked, progress: bool | None = None) -> Outcome:
     if asked.workers is not None:
         spec = dataclasses.replace(spec, workers=asked.workers)
     attempt = Attempts()
+    if asked.pick is not None:
+        spec = dataclasses.replace(spec, pick=attempt(parse_rule, asked.pick, "--pick", spec.objectives))
     attempt(check_splits, spec.data, file.folder)
     attempt(check_folder, asked.output, asked.resume, asked.overwrite)
     merger = Merger()
     space = attempt(space_of, file.text, file.where, merger)
+    if space is not None and spec.pick is not None:
+        attempt(spec.pick.check, space.recipe(tuple(gene.start for gene in space.genes)).sources)
     attempt.finish()
     assert space is not None
     search = _Search(asked, file, spec, space)
@@ -124,23 +128,20 @@ class _Search:
                 f" has {self._optimizer.population} candidates; give more evaluations, or a smaller population"
             )
         self._setup = setup
-        self._here = spec.workers == 1 and (asked.evaluator is not None or spec.evaluate.time_limit is None)
-        self._scorers: Scorers
-        if asked.ray is not None:
-            self._scorers = RayScorers(setup, wanted, spec.workers, asked.ray)
-        elif asked.evaluator is not None or self._here:
-            self._scorers = Here(setup, wanted, asked.evaluator)
-        else:
-            self._scorers = Processes(setup, wanted, spec.workers)
+        self._scoring = Scoring(
+            setup,
+            wanted,
+            workers=spec.workers,
+            seed=spec.seed,
+            evaluator=asked.evaluator,
+            folder=asked.output,
+            ray=asked.ray,
+        )
         self._order = self._samples()
-        os.makedirs(asked.output, exist_ok=True)
-        self._journal = Journal(asked.output, self._header(), asked.resume)
-        self._next = 0
+        self._scoring.open(self._header(), asked.resume)
 
     def close(self) -> None:
-        self._scorers.close()
-        if hasattr(self, "_journal"):
-            self._journal.close()
+        self._scoring.close()
 
     def _header(self) -> dict[str, Any]:
         """Return what makes another search than this one. Workers make no difference."""
@@ -170,28 +171,6 @@ class _Search:
         order = race.order_of(total, self._spec.seed)
         return order[: self._spec.samples] if self._spec.samples is not None else order
 
-    # --- scoring
-
-    def score(self, jobs: Sequence[tuple[Place, Job]]) -> list[Result]:
-        """Return the results of jobs, in their order; those in the journal without scoring anything."""
-        results: dict[int, Result] = {}
-        left = []
-        for place, job in jobs:
-            known = self._journal.find(place, job)
-            if known is not None:
-                results[job.number] = known
-            else:
-                left.append(job)
-        places = {job.number: (place, job) for place, job in jobs}
-        for result in self._scorers.score(left):
-            self._journal.add(*places[result.number], result)
-            results[result.number] = result
-        return [results[job.number] for _, job in jobs]
-
-    def _job(self, title: str, **what: Any) -> Job:
-        self._next += 1
-        return Job(self._next, title, seed=self._spec.seed, **what)
-
     # --- the search
 
     def run(self, merger: Merger, progress: bool | None) -> Outcome:
@@ -216,8 +195,8 @@ class _Search:
                 bar.update(len(values))
                 bar.set_postfix_str(_progress(found, spec.objectives))
         finalists = self._finalists(found)
-        winners = self._winners(finalists)
         baselines = self._baselines(merger, found)
+        winners = self._winners(finalists, baselines)
         best_one = winners[0]
         reported = self._reported([best_one, *baselines])
         return write(
@@ -248,11 +227,11 @@ class _Search:
             jobs = [
                 (
                     Place("search", generation, before + place, number),
-                    self._job(f"candidate {before + place}", values=values[place], samples=samples),
+                    self._scoring.job(f"candidate {before + place}", values=values[place], samples=samples),
                 )
                 for place in places
             ]
-            return self.score(jobs)
+            return self._scoring.score(jobs)
 
         return race.run(len(values), self._spec.race, self._order, self._spec.objectives, score)
 
@@ -280,19 +259,21 @@ class _Search:
         partial = spec.samples is not None
         todo = [place for place, one in enumerate(finalists) if one.result is None or partial]
         jobs = [
-            (Place("final", -1, place), self._job(finalists[place].title, values=finalists[place].values)) for place in todo
+            (Place("final", -1, place), self._scoring.job(finalists[place].title, values=finalists[place].values))
+            for place in todo
         ]
-        for place, result in zip(todo, self.score(jobs), strict=True):
+        for place, result in zip(todo, self._scoring.score(jobs), strict=True):
             finalists[place] = dataclasses.replace(finalists[place], result=result)
         return [one for one in finalists if one.result is not None and not one.result.error] or finalists[:1]
 
-    def _winners(self, finalists: Sequence[Scored]) -> list[Scored]:
+    def _winners(self, finalists: Sequence[Scored], baselines: Sequence[Scored]) -> list[Scored]:
         """Return the finalists that no other one beats, the one that is picked first."""
         from .pick import picked
 
         rows = losses([one.known for one in finalists], self._spec.objectives)
         front = [finalists[place] for place in best(rows)]
-        first = picked(front, self._spec)
+        named = {one.path: one.known for one in baselines if one.path}
+        first = picked(finalists, front, self._spec.objectives, self._spec.pick, named)
         return [first, *(one for one in front if one is not first)]
 
     def _baselines(self, merger: Merger, found: Sequence[_Candidate]) -> list[Scored]:
@@ -300,16 +281,16 @@ class _Search:
         start = tuple(gene.start for gene in self._space.genes)
         recipe = self._space.recipe(start)
         named = [(path, alone(path)) for path in recipe.sources]
-        jobs = [(Place("baselines", -1, place), self._job(path, path=path)) for place, (path, _) in enumerate(named)]
+        jobs = [(Place("baselines", -1, place), self._scoring.job(path, path=path)) for place, (path, _) in enumerate(named)]
         uniform = {start: "the uniform merge"}
         for unit in UNIFORM:
             values = tuple(gene.start if gene.choices else gene.value(unit) for gene in self._space.genes)
             uniform.setdefault(values, f"uniform at {unit:g} of the bounds")
         jobs += [
-            (Place("baselines", -1, len(named) + place), self._job(title, values=values))
+            (Place("baselines", -1, len(named) + place), self._scoring.job(title, values=values))
             for place, (values, title) in enumerate(uniform.items())
         ]
-        results = self.score(jobs)
+        results = self._scoring.score(jobs)
         inputs = [Scored(path, result, path=path) for (path, _), result in zip(named, results, strict=False)]
         merges = [
             Scored(title, result, values=values)
@@ -329,8 +310,8 @@ class _Search:
         jobs = []
         for place, one in enumerate(scored):
             what: dict[str, Any] = {"path": one.path} if one.path else {"values": one.values}
-            jobs.append((Place("report", -1, place), self._job(one.title, split="report", **what)))
-        return {one.title: result for one, result in zip(scored, self.score(jobs), strict=True)}
+            jobs.append((Place("report", -1, place), self._scoring.job(one.title, split="report", **what)))
+        return {one.title: result for one, result in zip(scored, self._scoring.score(jobs), strict=True)}
 
 
 def _progress(found: Sequence[_Candidate], objectives: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import OutputError
 from ..recipe.config import MergeConfig
+from ..recipe.recipe import Recipe
 from ..recipe.yaml_write import to_yaml
 from .job import Result
 from .journal import NAME as JOURNAL
@@ -83,22 +84,32 @@ def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
 
 def write(folder: str, outcome: Outcome) -> Outcome:
     """Write best.yaml, the merged checkpoint and the report. Raises MergeError."""
+    write_best(folder, outcome.space.recipe(outcome.best.values))
+    write_report(folder, report(outcome))
+    return outcome
+
+
+def write_best(folder: str, recipe: Recipe) -> None:
+    """Write best.yaml and its merge. Raises MergeError."""
     from ..run.merge import merge
 
-    text = to_yaml(outcome.space.recipe(outcome.best.values))
-    _write(os.path.join(folder, BEST), text)
-    merge(MergeConfig(recipe_yaml=os.path.join(folder, BEST), output_path=folder, overwrite=True), progress=False)
-    _write(os.path.join(folder, REPORT), json.dumps(report(outcome), indent=2, ensure_ascii=False) + "\n")
-    return outcome
+    path = os.path.join(folder, BEST)
+    _write(path, to_yaml(recipe))
+    merge(MergeConfig(recipe_yaml=path, output_path=folder, overwrite=True), progress=False)
+
+
+def write_report(folder: str, content: Mapping[str, Any]) -> None:
+    """Write report.json. Raises OutputError."""
+    _write(os.path.join(folder, REPORT), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def report(outcome: Outcome) -> dict[str, Any]:
     """Return the content of report.json."""
 
     def entry(one: Scored) -> dict[str, Any]:
-        found: dict[str, Any] = {"title": one.title, "search": _result(one.known)}
+        found: dict[str, Any] = {"title": one.title, "search": result_entry(one.known)}
         if one.title in outcome.reported:
-            found["report"] = _result(outcome.reported[one.title])
+            found["report"] = result_entry(outcome.reported[one.title])
         return found | ({"values": named(outcome.space, one.values)} if one.values else {})
 
     failed = [one for one in outcome.candidates if one.known.error]
@@ -121,7 +132,7 @@ def named(space: Space, values: Values) -> dict[str, Any]:
     return {gene.name: value for gene, value in zip(space.genes, values, strict=True)}
 
 
-def _result(result: Result) -> dict[str, Any]:
+def result_entry(result: Result) -> dict[str, Any]:
     if result.error:
         return {"error": result.error, "seconds": result.seconds}
     errors = {name: error for name in result.metrics if (error := _error(result, name)) is not None}

@@ -1,8 +1,8 @@
 """Find the free values of a recipe, and make the recipe of any choice of them.
 
-Anywhere in a recipe a value may be `{search: [low, high]}` or `{choose: [...]}`. Each becomes one gene, or a gene for each
-layer or group of layers (`by: layer`, `by: 4`). The recipe of a candidate is the recipe with values in these places, so it
-is an ordinary recipe.
+Anywhere in a recipe a value may be `{search: [low, high]}` or `{choose: [...]}`, or `low:high:step`, which is short for a
+search with a step. Each becomes one gene, or a gene for each layer or group of layers (`by: layer`, `by: 4`). The recipe of
+a candidate is the recipe with values in these places, so it is an ordinary recipe.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..parsing import shown
 from ..recipe.recipe import Recipe, Value
 from ..recipe.yaml_nodes import Nodes, is_null
 from ..recipe.yaml_read import parse_documents
+from .ranges import read_range, spaced
 
 DIGITS = 6  # significant digits of a number that is searched, so that recipes stay readable
 MAX_LAYERS = 100_000
@@ -31,7 +32,8 @@ class Gene:
     name: for people, such as "./math: weight, layer 3". low, high: the bounds of a number, both included. integer: whether
     only whole numbers are meant. log: whether the number's logarithm varies evenly. choices: the values of a choice, and
     then low, high, integer and log mean nothing. start: where a search begins. group: name without the layer. layer: the
-    layer, or group of layers, from 0; None if there is one value for all.
+    layer, or group of layers, from 0; None if there is one value for all. step: the distance of the only values that a
+    number may have; 0: it may have any.
     """
 
     name: str
@@ -43,12 +45,24 @@ class Gene:
     choices: tuple[Value, ...] = ()
     start: Value = 0.5
     layer: int | None = None
+    step: float = 0.0
+
+    @property
+    def points(self) -> tuple[Value, ...]:
+        """All values, if these can be listed: of a choice, of numbers with a step, and of whole numbers; else none."""
+        step = self.step or (1.0 if self.integer and not self.log else 0.0)
+        if self.choices or not step:
+            return self.choices
+        return tuple(int(number) if self.integer else number for number in spaced(self.low, self.high, step))
 
     def value(self, unit: float) -> Value:
         """Return the value at a place between 0 and 1: of a choice, each has an equal share."""
         unit = min(max(unit, 0.0), 1.0)
         if self.choices:
             return self.choices[min(int(unit * len(self.choices)), len(self.choices) - 1)]
+        if self.step:
+            points = self.points
+            return points[min(int(unit * len(points)), len(points) - 1)]
         if self.integer and not self.log:
             return min(int(self.low + unit * (self.high - self.low + 1)), int(self.high))
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
@@ -63,6 +77,8 @@ class Gene:
         if self.choices:
             return (self.choices.index(value) + 0.5) / len(self.choices)
         number = float(value)
+        if self.step:
+            return (round((number - self.low) / self.step) + 0.5) / len(self.points)
         if self.integer and not self.log:
             return (number - self.low + 0.5) / (self.high - self.low + 1)
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
@@ -75,7 +91,7 @@ class Gene:
             return any(type(one) is type(value) and one == value for one in self.choices)
         if isinstance(value, bool | str) or (self.integer and value != int(value)):
             return False
-        return self.low <= value <= self.high
+        return value in self.points if self.step else self.low <= value <= self.high
 
 
 class Space(Protocol):
@@ -121,6 +137,8 @@ class RecipeSpace:
         self.genes: tuple[Gene, ...] = tuple(
             gene for one, count in zip(self._free, self._counts, strict=True) for gene in one.genes(count)
         )
+        # Where each gene stands in the text: file, line and column.
+        self.places = tuple(one.at for one, count in zip(self._free, self._counts, strict=True) for _ in range(count))
 
     def recipe(self, values: Values) -> Recipe:
         """Return the recipe of a candidate. Raises ConfigError."""
@@ -189,10 +207,14 @@ class _FreeValues(Nodes):
             for key, value in node.value:
                 self.visit(value, (*path, str(key.value)))
             self._depth = outside
+        elif path and read_range(node) is not None and id(node) not in self._seen:
+            self._seen.add(id(node))
+            gene = self._number({"search": node}, _named(path))
+            self.found += [_Free(node, self._at(node), gene, None, self._depth)] if gene is not None else []
 
     def _free(self, node: yaml.Node, path: tuple[str, ...]) -> None:
         before = len(self.problems)
-        given = self.known(node, ("search", "choose", "by", "start", "log", "integer"), "a free value")
+        given = self.known(node, ("search", "choose", "by", "start", "step", "log", "integer"), "a free value")
         if {"search", "choose"} <= given.keys():
             self.wrong(node, "a free value has one of search and choose, not both")
         if not {"search", "choose"} & given.keys():
@@ -209,7 +231,8 @@ class _FreeValues(Nodes):
         if "start" in given:
             start = self.scalar(given["start"])
             if not gene.admits(start):
-                kind = "one of the choices" if gene.choices else f"within {gene.low:g} and {gene.high:g}"
+                steps = f" in steps of {gene.step:g}" if gene.step else ""
+                kind = "one of the choices" if gene.choices else f"within {gene.low:g} and {gene.high:g}{steps}"
                 self.wrong(given["start"], f"start must be {kind}, not {shown(start)}")
             gene = Gene(**{**vars(gene), "start": start})
         if len(self.problems) == before:
@@ -222,18 +245,25 @@ class _FreeValues(Nodes):
             return None
         if len({(type(one), one) for one in choices}) < len(choices):
             self.wrong(given["choose"], "choose has a value twice")
-        for key in ("log", "integer"):
+        for key in ("step", "log", "integer"):
             if key in given:
                 self.wrong(given[key], f"{key} is for search: [low, high]")
         return Gene(name, name, choices=tuple(choices), start=choices[0])
 
     def _number(self, given: dict[str, yaml.Node], name: str) -> Gene | None:
-        bounds = [self.scalar(item) for item in self.list(given["search"], "search")]
-        bad = any(isinstance(one, bool | str) or not math.isfinite(one) for one in bounds)
-        if len(bounds) != 2 or bad:
+        spread = read_range(given["search"])
+        bounds = spread[:2] if spread else [self.scalar(item) for item in self.list(given["search"], "search")]
+        if len(bounds) != 2 or not all(map(_is_number, bounds)):
             self.wrong(given["search"], "search must be two numbers, [low, high]")
             return None
         low, high = (float(one) for one in bounds)
+        step = spread[2] if spread else self.scalar(given["step"]) if "step" in given else 0.0
+        if spread and "step" in given:
+            self.wrong(given["step"], "the range has a step already")
+            return None
+        if not _is_number(step):
+            self.wrong(given["step"], f"step must be a number, not {shown(step)}")
+            return None
         integer, log = (self._flag(given, key) for key in ("integer", "log"))
         if low >= high:
             self.wrong(given["search"], f"search: [{low:g}, {high:g}]: low must be below high")
@@ -244,7 +274,18 @@ class _FreeValues(Nodes):
         if integer and (low != int(low) or high != int(high)):
             self.wrong(given["search"], "integer needs whole numbers as bounds")
             return None
-        gene = Gene(name, name, low, high, integer, log)
+        if "step" in given or spread:
+            if log or (integer and step != int(step)):
+                self.wrong(
+                    given.get("step", given["search"]), f"step {step:g} and {'log' if log else 'integer'} exclude each other"
+                )
+                return None
+            try:
+                spaced(low, high, float(step))
+            except ValueError as error:
+                self.wrong(given.get("step", given["search"]), str(error))
+                return None
+        gene = Gene(name, name, low, high, integer, log, step=float(step))
         return Gene(**{**vars(gene), "start": gene.value(0.5)})
 
     def _flag(self, given: dict[str, yaml.Node], key: str) -> bool:
@@ -252,6 +293,10 @@ class _FreeValues(Nodes):
         if not isinstance(value, bool):
             self.wrong(given[key], f"{key} must be true or false, not {shown(value)}")
         return value is True
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool | str) and math.isfinite(value)
 
 
 SECTIONS = ("search", "sweep", "evaluate")  # keys of a document that are no part of its recipe

@@ -17,6 +17,7 @@ from ..parsing import nearest, shown
 from ..recipe.recipe import Value
 from ..recipe.yaml_nodes import Nodes, documents
 from .contract import DIRECTIONS
+from .rule import Rule, parse_rule
 from .space import SECTIONS
 
 OPTIMIZERS = ("cma", "sep_cma", "cat_cma", "nsga2", "random", "grid", "optuna")
@@ -83,7 +84,7 @@ class SearchSpec:
     seed: int = 0
     workers: int = 1
     race: Race | None = None
-    pick: str | None = None
+    pick: Rule | None = None
     samples: int | None = None
     finalists: int = 3
     tensor_type: str = "np"
@@ -135,6 +136,12 @@ def evaluation_spec(file: File) -> tuple[Evaluation, Mapping[str, str], Data, in
     return found
 
 
+def has_section(nodes: Sequence[yaml.Node], name: str) -> bool:
+    """Return whether one of the documents has a section."""
+    tops = [node for node in nodes if isinstance(node, yaml.MappingNode)]
+    return any(getattr(key, "value", "") == name for node in tops for key, _ in node.value)
+
+
 class Sections(Nodes):
     """Read the sections of a file. Mistakes are in `problems`, until finish() raises them."""
 
@@ -154,14 +161,10 @@ class Sections(Nodes):
         for other in found[1:]:
             self.wrong(other, f"a second section {name!r}")
         if not found:
-            others = [one for one in SECTIONS if one != name and self._has(nodes, one)]
+            others = [one for one in SECTIONS if one != name and has_section(nodes, one)]
             more = f"; this one has {others[0]!r}: python -m paddle_merge {COMMANDS[others[0]]} takes it" if others else ""
             self.problems.append(f"{self._where}: has no section {name!r}{more}")
         return found[0] if found else None
-
-    def _has(self, nodes: Sequence[yaml.Node], name: str) -> bool:
-        tops = [node for node in nodes if isinstance(node, yaml.MappingNode)]
-        return any(getattr(key, "value", "") == name for node in tops for key, _ in node.value)
 
     # --- the sections
 
@@ -179,10 +182,11 @@ class Sections(Nodes):
                 f"unknown optimizer {shown(optimizer)}{nearest(optimizer, OPTIMIZERS)}; there are {known}",
             )
         options: dict[str, Any] = {
-            name: self.number(given[name], name, least, whole) for name, (least, whole) in _NUMBERS.items() if name in given
+            name: self.number(given[name], name, least, whole) for name, (least, whole) in NUMBERS.items() if name in given
         }
-        for name in ("pick", "tensor_type", "device"):
+        for name in ("tensor_type", "device"):
             options |= {name: self.text(given[name])} if name in given else {}
+        options["pick"] = self.rule(given, objectives)
         if "noisy" in given:
             options["noisy"] = self.switch(given["noisy"], "noisy")
         if "race" in given:
@@ -198,14 +202,14 @@ class Sections(Nodes):
 
     def scoring(self, nodes: Sequence[yaml.Node]) -> tuple[Evaluation, Mapping[str, str], Data, int] | None:
         for name in ("search", "sweep"):
-            if self._has(nodes, name) and (node := self.section(nodes, name)) is not None:
+            if has_section(nodes, name) and (node := self.section(nodes, name)) is not None:
                 given = {key: value for key, (_, value) in self.mapping(node, name).items()}
                 break
         else:
             top = self.section(nodes, "evaluate")
             if top is None:
                 return None
-            root = next(node for node in nodes if isinstance(node, yaml.MappingNode) and self._has([node], "evaluate"))
+            root = next(node for node in nodes if isinstance(node, yaml.MappingNode) and has_section([node], "evaluate"))
             given = self.known(root, ("evaluate", "objectives", "data", "seed"), "a file for --with")
             node = root
         evaluate = self._evaluation(node, given)
@@ -248,6 +252,16 @@ class Sections(Nodes):
         paths = {split: self.text(inner[split]) for split in ("search", "report") if split in inner}
         return Data(paths.get("search"), paths.get("report"), shared)
 
+    def rule(self, given: Mapping[str, yaml.Node], objectives: Mapping[str, str]) -> Rule | None:
+        """Return the rule of the key `pick`; None if there is none, or it is wrong."""
+        if "pick" not in given:
+            return None
+        try:
+            return parse_rule(self.text(given["pick"]), self._at(given["pick"]), objectives)
+        except ConfigError as error:
+            self.problems += error.problems
+            return None
+
     # --- values
 
     def number(self, node: yaml.Node, name: str, least: float, whole: bool) -> Any:
@@ -275,7 +289,7 @@ class Sections(Nodes):
 
 
 COMMANDS = {"search": "evolve", "sweep": "sweep", "evaluate": "evaluate --with"}  # section -> the command that takes it
-_NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
+NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
     "evaluations": (1, True),
     "population": (2, True),
     "sigma": (1e-6, False),
@@ -286,5 +300,5 @@ _NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
 }
 _SEARCH_KEYS = (
     *("evaluate", "objectives", "data", "optimizer", "noisy", "race", "pick", "tensor_type", "device"),
-    *_NUMBERS,
+    *NUMBERS,
 )
