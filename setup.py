@@ -48,9 +48,11 @@ setup(
         "paddlenlp": ["paddlenlp==3.0.0b4", "paddlepaddle>=3.0", "aistudio-sdk<0.3", "pyarrow<20", "datasets<4"],
         "demo": demo,
         "search": search,
+        "optuna": ["optuna>=4.5"],  # searches with Optuna's samplers
         "test": [
             *demo,  # for the tests of the demo
             *search,  # for the tests of the search
+            "optuna>=4.5",
             "pytest>=8",
             "pytest-xdist",  # runs the tests on all cores, as .pytest.ini asks
             "hypothesis",  # property-based tests

@@ -31,7 +31,9 @@ class Gene:
     name: for people, such as "./math: weight, layer 3". low, high: the bounds of a number, both included. integer: whether
     only whole numbers are meant. log: whether the number's logarithm varies evenly. choices: the values of a choice, and
     then low, high, integer and log mean nothing. start: where a search begins. group: name without the layer. layer: the
-    layer, or group of layers, from 0; None if there is one value for all.
+    layer, or group of layers, from 0; None if there is one value for all. likely: the probability with which a choice is its
+    start when a search begins; None: all choices are equally likely. needs: the place of a choice among the genes; where
+    that is False, this gene has no effect.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Gene:
     choices: tuple[Value, ...] = ()
     start: Value = 0.5
     layer: int | None = None
+    likely: float | None = None
+    needs: int | None = None
 
     def value(self, unit: float) -> Value:
         """Return the value at a place between 0 and 1: of a choice, each has an equal share."""
@@ -58,10 +62,14 @@ class Gene:
             return min(max(round(number), int(self.low)), int(self.high))
         return min(max(float(f"{number:.{DIGITS}g}"), self.low), self.high)
 
+    def place(self, value: Value) -> int:
+        """Return the place of a choice among all; 1 and True are two choices."""
+        return next(place for place, one in enumerate(self.choices) if type(one) is type(value) and one == value)
+
     def unit(self, value: Value) -> float:
         """Return a place between 0 and 1 at which `value` is the value."""
         if self.choices:
-            return (self.choices.index(value) + 0.5) / len(self.choices)
+            return (self.place(value) + 0.5) / len(self.choices)
         number = float(value)
         if self.integer and not self.log:
             return (number - self.low + 0.5) / (self.high - self.low + 1)
@@ -76,6 +84,14 @@ class Gene:
         if isinstance(value, bool | str) or (self.integer and value != int(value)):
             return False
         return self.low <= value <= self.high
+
+
+def settled(genes: Sequence[Gene], values: Values) -> Values:
+    """Return values in which genes that have no effect are at their start, so that equal candidates are equal."""
+    return tuple(
+        value if gene.needs is None or values[gene.needs] is not False else gene.start
+        for gene, value in zip(genes, values, strict=True)
+    )
 
 
 class Space(Protocol):
@@ -211,7 +227,8 @@ class _FreeValues(Nodes):
             if not gene.admits(start):
                 kind = "one of the choices" if gene.choices else f"within {gene.low:g} and {gene.high:g}"
                 self.wrong(given["start"], f"start must be {kind}, not {shown(start)}")
-            gene = Gene(**{**vars(gene), "start": start})
+            likely = 0.5 + 0.5 / len(gene.choices) if gene.choices else None
+            gene = Gene(**{**vars(gene), "start": start, "likely": likely})
         if len(self.problems) == before:
             self.found.append(_Free(node, self._at(node), gene, by, self._depth))  # type: ignore[arg-type]
 

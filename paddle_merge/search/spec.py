@@ -19,7 +19,7 @@ from ..recipe.yaml_nodes import Nodes, documents
 from .contract import DIRECTIONS
 from .space import SECTIONS
 
-OPTIMIZERS = ("cma", "sep_cma", "cat_cma", "nsga2", "random", "grid", "optuna")
+OPTIMIZERS = ("cma", "sep_cma", "cat_cma", "nsga2", "como", "random", "grid", "optuna")
 KINDS = ("command", "python", "perplexity", "multiple_choice", "lm_eval")  # of evaluators
 MOST = 10_000_000  # evaluations, samples, workers: a larger number is a mistake
 
