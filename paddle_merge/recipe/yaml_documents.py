@@ -202,7 +202,7 @@ class Drafts(Nodes):
         return [{"node": node, "sources": sources, "settings": {}, "base": None}]
 
     def _slices(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
-        found = []
+        found: list[dict[str, Any]] = []
         for item in self.list(node, "slices"):
             inner = self.known(item, ("sources", "parameters", "base_model", "residual_weight"), "a slice")
             if not getattr(inner.get("sources"), "value", None):

@@ -140,16 +140,20 @@ class RecipeSpace:
 
     def recipe(self, values: Values) -> Recipe:
         """Return the recipe of a candidate. Raises ConfigError."""
+        return parse_documents(self.filled(values), self._where).recipe
+
+    def filled(self, values: Values) -> list[yaml.Node]:
+        """Return the documents of a candidate."""
         of: dict[int, Any] = {}
         place = 0
         for one, depth, count in zip(self._free, self._depths, self._counts, strict=True):
             its = list(values[place : place + count])
             place += count
             of[id(one.node)] = its[0] if one.by is None else [its[layer * count // depth] for layer in range(depth)]
-        return parse_documents(self._filled(lambda one: of[id(one.node)]), self._where).recipe
+        return self._filled(lambda one: of[id(one.node)])
 
     def _filled(self, value: Callable[[_Free], Any]) -> list[yaml.Node]:
-        made = {id(one.node): _node(value(one), one.node) for one in self._free}
+        made = {id(one.node): as_node(value(one), one.node) for one in self._free}
         return [_replaced(node, made) for node in self._nodes]
 
 
@@ -271,6 +275,14 @@ class _FreeValues(Nodes):
         return value is True
 
 
+def has_free_values(nodes: Sequence[yaml.Node]) -> bool:
+    """Return whether documents have free values, or what was meant as one."""
+    reader = _FreeValues("")
+    for node in nodes:
+        reader.visit(node, ())
+    return bool(reader.found or reader.problems)
+
+
 SECTIONS = ("search", "sweep", "evaluate")  # keys of a document that are no part of its recipe
 
 
@@ -322,10 +334,13 @@ def _named(path: tuple[str, ...]) -> str:
 _DUMPER = yaml.representer.SafeRepresenter()
 
 
-def _node(value: Any, like: yaml.Node) -> yaml.Node:
-    """Return the node of a value or a list of values, at the place of another."""
+def as_node(value: Any, like: yaml.Node) -> yaml.Node:
+    """Return the node of a value, or of lists and mappings of values, at the place of another."""
+    if isinstance(value, dict):
+        pairs = [(as_node(key, like), as_node(one, like)) for key, one in value.items()]
+        return yaml.MappingNode("tag:yaml.org,2002:map", pairs, like.start_mark, like.end_mark, True)
     if isinstance(value, list):
-        items = [_node(one, like) for one in value]
+        items = [as_node(one, like) for one in value]
         return yaml.SequenceNode("tag:yaml.org,2002:seq", items, like.start_mark, like.end_mark, True)
     made: yaml.Node = _DUMPER.represent_data(value)
     return yaml.ScalarNode(made.tag, made.value, like.start_mark, like.end_mark)

@@ -5,6 +5,7 @@ Everything else in the file is a recipe (space.py). Error messages name the line
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ class SearchSpec:
     generation; None: the optimiser's own. sigma: the first step of CMA-ES, as a share of the bounds. noisy: whether scores
     are noisy, so that CMA-ES adapts its learning rate. pick: which of several best candidates is written. samples: how many
     samples of the search split are used; None: all. finalists: how many of the best are scored in full at the end.
+    then: how the file's paths (paths.py) are searched, with the best values that this search finds for everything else;
+    None: paths, if there are any, are searched together with everything else.
     """
 
     evaluate: Evaluation
@@ -88,6 +91,7 @@ class SearchSpec:
     finalists: int = 3
     tensor_type: str = "np"
     device: str = "cpu"
+    then: SearchSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,19 @@ class Sections(Nodes):
         given = self.known(node, _SEARCH_KEYS, "search")
         evaluate = self._evaluation(node, given)
         objectives = self.objectives(node, given)
+        options = self._options(given)
+        for name in ("pick", "tensor_type", "device"):
+            options |= {name: self.text(given[name])} if name in given else {}
+        later = self._options(self.known(given["then"], _THEN_KEYS, "then")) if "then" in given else None
+        if self.problems or evaluate is None:
+            return None
+        spec = SearchSpec(evaluate=evaluate, objectives=objectives, data=self.data(given), **options)
+        if later is None:
+            return spec
+        return dataclasses.replace(spec, then=dataclasses.replace(spec, **{"optimizer": None, **later}))
+
+    def _options(self, given: Mapping[str, yaml.Node]) -> dict[str, Any]:
+        """Return the fields of SearchSpec that say how candidates are searched."""
         optimizer = self.text(given["optimizer"]) if "optimizer" in given else None
         if optimizer is not None and optimizer not in OPTIMIZERS:
             known = ", ".join(OPTIMIZERS)
@@ -181,8 +198,8 @@ class Sections(Nodes):
         options: dict[str, Any] = {
             name: self.number(given[name], name, least, whole) for name, (least, whole) in _NUMBERS.items() if name in given
         }
-        for name in ("pick", "tensor_type", "device"):
-            options |= {name: self.text(given[name])} if name in given else {}
+        if optimizer is not None:
+            options["optimizer"] = optimizer
         if "noisy" in given:
             options["noisy"] = self.switch(given["noisy"], "noisy")
         if "race" in given:
@@ -192,9 +209,7 @@ class Sections(Nodes):
             else:
                 eta = self.number(race["eta"], "eta", 2, True) if "eta" in race else 3
                 options["race"] = Race(self.number(race["first"], "first", 1, True), eta)
-        if self.problems or evaluate is None:
-            return None
-        return SearchSpec(evaluate=evaluate, objectives=objectives, data=self.data(given), optimizer=optimizer, **options)
+        return options
 
     def scoring(self, nodes: Sequence[yaml.Node]) -> tuple[Evaluation, Mapping[str, str], Data, int] | None:
         for name in ("search", "sweep"):
@@ -285,6 +300,7 @@ _NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
     "finalists": (1, True),
 }
 _SEARCH_KEYS = (
-    *("evaluate", "objectives", "data", "optimizer", "noisy", "race", "pick", "tensor_type", "device"),
+    *("evaluate", "objectives", "data", "optimizer", "noisy", "race", "pick", "tensor_type", "device", "then"),
     *_NUMBERS,
 )
+_THEN_KEYS = ("optimizer", "noisy", "race", *(name for name in _NUMBERS if name != "workers"))
