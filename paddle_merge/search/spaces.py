@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..errors import ConfigError
 from ..recipe.yaml_nodes import documents, is_null
 from .merger import Merger
-from .paths import PathSpace, has_paths, without_paths
+from .path_file import has_paths, without_paths
+from .paths import PathSpace
 from .space import RecipeSpace, Space, Values, without_sections
 
 # Parts of a search that has two: first everything but paths, then paths.

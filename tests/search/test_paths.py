@@ -229,6 +229,17 @@ def test_mistakes(here: Path, text: str, words: str) -> None:
     assert words in "\n".join(mistakes(text + "\n"))
 
 
+def test_layers_of_another_kind_are_refused(here: Path) -> None:
+    tensors = {name(layer, word): np.zeros((4, 2) if "up" in word else (4, 4)) for layer in range(3) for word in WORDS}
+    tensors |= dict.fromkeys(OUTSIDE, np.zeros((7, 4))) | {"model.layers.1.self_attn.q_proj.bias": np.zeros(4)}
+    write(here / "other", tensors, "float32", config={"model_type": "llama"})
+    (problem,) = mistakes("paths: {models: [./a, ./b, ./other]}\n")
+    assert problem == (
+        "search.yaml:1:8: the layers of ./other can't stand among those of ./a: 'model.layers.*.mlp.up_proj.weight' is"
+        " [4, 2], and is [4, 4] there (and 1 more differ)"
+    )
+
+
 def test_families_in_which_scales_are_not_exact(here: Path) -> None:
     for family in ("gemma2", "olmo2", "bert", "kimi", ""):
         make(here / "other", 3, model_type=family)
@@ -322,7 +333,7 @@ def test_a_search_finds_a_path(here: Path) -> None:
     """a0, b1 and b2, with factors 1, 0.5 and 1.6."""
     wanted = target(here, [("a", 0, 1.0), ("b", 1, 0.5), ("b", 2, 0.8)])
     (here / "search.yaml").write_text(
-        f"paths: {{models: [./a, ./b], scales: [0.25, 4]}}\n{SEARCH}  evaluations: 300\n  seed: 1\n"
+        f"paths: {{models: [./a, ./b], scales: [0.25, 4]}}\n{SEARCH}  evaluations: 180\n  population: 15\n  seed: 1\n"
     )
     outcome = evolve(Asked("search.yaml", "best", evaluator=Distance(wanted)), progress=False)  # type: ignore[arg-type]
     assert outcome.optimizer == "cat_cma"
@@ -345,10 +356,10 @@ models: [{{model: ./a, parameters: {{weight: {{search: [0, 1]}}}}}}, {{model: ./
 ---
 paths: {{models: [both, ./deep], scales: [0.5, 2]}}
 ---
-{SEARCH}  evaluations: 40
+{SEARCH}  evaluations: 24
   population: 8
   optimizer: cma
-  then: {{evaluations: 120, population: 12}}
+  then: {{evaluations: 72, population: 12}}
 """
 
 
@@ -365,12 +376,12 @@ def test_parameters_first_and_then_paths(here: Path) -> None:
     first = outcome.first
     assert first is not None
     assert (first.optimizer, outcome.optimizer) == ("cma", "cat_cma")
-    assert len(first.candidates) == 40
-    assert len(outcome.candidates) == 120
+    assert len(first.candidates) == 24
+    assert len(outcome.candidates) == 72
     assert outcome.best.known.metrics["loss"] < first.best.known.metrics["loss"]
     assert [one.title for one in outcome.baselines] == ["./a", "./b", "./deep", "the layers of both", "the layers of ./deep"]
     report = json.loads((here / "best/report.json").read_text())
-    assert report["first"]["candidates"] == 40
+    assert report["first"]["candidates"] == 24
     documents = list(yaml.safe_load_all((here / "best/best.yaml").read_text()))
     assert [document.get("name") for document in documents] == ["both", None]
     weight = documents[0]["models"][0]["parameters"]["weight"]
@@ -380,7 +391,7 @@ def test_parameters_first_and_then_paths(here: Path) -> None:
 
     # Stopped anywhere, it goes on to the same result, and scores only what is missing.
     lines = (here / "best/journal.jsonl").read_text().splitlines()
-    for kept in (17, 60, 100, len(lines)):
+    for kept in (9, 60):
         folder = here / f"resumed{kept}"
         folder.mkdir()
         (folder / "journal.jsonl").write_text("\n".join(lines[:kept]) + "\n")
@@ -401,7 +412,7 @@ def test_both_parts_are_checked_before_the_first(here: Path) -> None:
         return "\n".join(caught.value.problems)
 
     assert "optimizer cma searches numbers only" in problems(TWO.replace("population: 12", "optimizer: cma"))
-    assert "10 evaluations are less than one generation" in problems(TWO.replace("evaluations: 120", "evaluations: 10"))
+    assert "10 evaluations are less than one generation" in problems(TWO.replace("evaluations: 72", "evaluations: 10"))
     assert "low must be below high" in problems(TWO.replace("[0.5, 2]", "[2, 0.5]"))
     assert "then searches paths, and no document has any" in problems(
         TWO.replace("paths: {models: [both, ./deep]", "x: {y: 1")
@@ -418,3 +429,30 @@ def test_the_spaces_of_two_parts(here: Path) -> None:
     assert len(second.genes) == 14
     recipe = second.recipe(second.first[0])
     assert recipe.stages[0].slices[0].inputs[0].settings["weight"][0].value == 0.125
+
+
+def test_what_has_no_effect_is_told(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    space("paths: {models: [./a], unheard_of: 1}\n")
+    assert "search.yaml:1:24: 'unheard_of' has no effect in paths, which has models, repeats, scales" in caplog.text
+
+
+SCORE = """
+import numpy as np
+
+
+def score(candidate, split, seed, samples):
+    held = candidate.state_dict()
+    return {"loss": sum(float(np.abs(value).sum()) for value in held.values())}
+"""
+
+
+@pytest.mark.exhaustive
+def test_processes_find_the_same(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both parts of a search, in the command's own process, and in one and three others."""
+    (here / "score.py").write_text(SCORE)
+    (here / "search.yaml").write_text(TWO.replace("nothing:nothing", "score:score").replace("72", "24"))
+    monkeypatch.syspath_prepend(str(here))
+    for workers in (1, 2, 3):
+        evolve(Asked("search.yaml", f"best{workers}", workers=workers), progress=False)
+    texts = {(here / f"best{workers}/best.yaml").read_text() for workers in (1, 2, 3)}
+    assert len(texts) == 1
