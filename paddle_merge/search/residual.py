@@ -19,59 +19,56 @@ from typing import Any
 from ..checkpoints.names import last_word, layer_of
 from ..parsing import shown
 
+
+def _each(names: str, filters: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return dict.fromkeys(names.split(), filters)
+
+
 _USUAL = ("o_proj", "down_proj")
 # model_type -> filters on the names of the tensors of a layer that add to the residual stream.
 FAMILIES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "phi3", "olmo", "stablelm", "smollm3"), _USUAL
-    ),
-    **dict.fromkeys(("ernie4_5", "glm", "cohere", "nemotron", "helium", "seed_oss", "hunyuan_v1_dense", "arcee"), _USUAL),
-    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"), _USUAL),
-    "mixtral": ("o_proj", "w2"),
-    "granitemoe": ("o_proj", "output_linear"),
-    "starcoder2": ("o_proj", "c_proj"),
-    "gpt2": ("c_proj",),
+    **_each("llama mistral qwen2 qwen3 gemma granite phi3 olmo stablelm smollm3 ernie4_5 glm cohere", _USUAL),
+    **_each("cohere2 nemotron helium seed_oss hunyuan_v1_dense arcee apertus gpt_oss olmoe dots1", _USUAL),
+    **_each("qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 glm4_moe ernie4_5_moe", _USUAL),
+    **dict.fromkeys(("granitemoe", "granitemoeshared"), ("o_proj", "output_linear")),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_proj",)),
+    **dict.fromkeys(("bloom", "falcon"), ("self_attention.dense.", "dense_4h_to_h")),
     "gpt_neox": ("attention.dense.", "dense_4h_to_h"),
-    "bloom": ("self_attention.dense.", "dense_4h_to_h"),
-    "phi": ("self_attn.dense.", "fc2"),
+    "mixtral": ("o_proj", "w2"),
     "opt": ("out_proj", "fc2"),
+    "phi": ("self_attn.dense.", "fc2"),
+    "starcoder2": ("o_proj", "c_proj"),
 }
+_STREAM = "its layers normalise the stream itself"
 _AFTER = "its layers normalise what they add, so that a factor before that has no effect"
+_DEEP = "a factor on what layers add depends on the number of layers"
 REASONS = {
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "glm4"), _AFTER),
-    **dict.fromkeys(
-        ("olmo2", "olmo3", "exaone4"), f"its layers read the stream without a norm, and {_AFTER.partition(', ')[0]}"
-    ),
-    **dict.fromkeys(("bert", "roberta", "ernie", "xlm-roberta", "distilbert"), "its layers normalise the stream itself"),
+    **dict.fromkeys(("olmo2", "olmo3", "exaone4"), "its layers read the stream without a norm"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert", "ernie"), _STREAM),
+    **dict.fromkeys(("minicpm", "minicpm3"), _DEEP),
 }
+_BLOOM = {"apply_residual_connection_post_layernorm": (False, "what its norms give is added to the stream")}
 # config.json's entry -> the value with which a family is exact.
 NEEDED: dict[str, dict[str, tuple[Any, str]]] = {
     "opt": {
-        "do_layer_norm_before": (True, "its layers normalise the stream itself"),
+        "do_layer_norm_before": (True, _STREAM),
         "_remove_final_layer_norm": (False, "it has no norm before the head"),
     },
-    "bloom": {"apply_residual_connection_post_layernorm": (False, "what its norms give is added to the stream")},
+    "gpt2": {"scale_attn_by_inverse_layer_idx": (False, "attention depends on the number of the layer")},
+    "bloom": _BLOOM,
+    "falcon": _BLOOM,
 }
 # The last words of the modules of a layer that only read the stream, or are inside of attention or an expert.
-_READ = (
-    *("q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value", "q_norm", "k_norm"),
-    *("query_layernorm", "key_layernorm", "self_attn", "gate_proj", "up_proj", "gate_up_proj", "gate_up_fused_proj"),
-    *(
-        "up_gate_proj",
-        "c_fc",
-        "fc1",
-        "dense_h_to_4h",
-        "w1",
-        "w3",
-        "gate",
-        "router",
-        "layer",
-        "shared_expert_gate",
-        "experts",
-    ),
-    *("input_linear", "input_layernorm", "post_attention_layernorm", "ln_1", "ln_2", "self_attn_layer_norm"),
-    *("final_layer_norm", "rotary_emb", "attn", "attention", "bias", "masked_bias"),
-)
+_READERS = """
+    q_proj k_proj v_proj qkv_proj c_attn query_key_value q_norm k_norm q_a_proj q_b_proj kv_a_proj_with_mqa
+    kv_b_proj q_a_layernorm kv_a_layernorm moe_statics act_fn attention_layernorm feedforward_layernorm ln_attn
+    ln_mlp query_layernorm key_layernorm self_attn gate_proj up_proj gate_up_proj gate_up_fused_proj up_gate_proj
+    c_fc fc1 dense_h_to_4h w1 w3 gate router layer shared_expert_gate experts input_linear input_layernorm
+    post_attention_layernorm ln_1 ln_2 self_attn_layer_norm final_layer_norm rotary_emb attn attention bias
+    masked_bias
+"""
+_READ = frozenset(_READERS.split())
 
 
 def writers(config: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
@@ -82,7 +79,7 @@ def writers(config: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...
     """
     family = str(config.get("model_type", ""))
     if family in REASONS:
-        raise ValueError(f"of {family} models {REASONS[family]}")
+        raise ValueError(f"{family}: {REASONS[family]}")
     if family not in FAMILIES:
         called = f"models of type {shown(family)}" if family else "a model without a model_type in config.json"
         raise ValueError(f"it isn't known whether that is exact for {called}; it is for {', '.join(FAMILIES)}")

@@ -13,6 +13,7 @@ import pytest
 
 from paddle_merge import MergeConfig, merge
 from paddle_merge.recipe.yaml_write import to_yaml
+from paddle_merge.search.candidates import alone
 from paddle_merge.search.merger import Merger
 from paddle_merge.search.paths import PathSpace
 from paddle_merge.search.residual import FAMILIES, REASONS
@@ -40,7 +41,17 @@ COMMON = {
 }
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "norm_topk_prob": True}
 LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+GROUPED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 12, "n_group": 1}
+GROUPED |= {"topk_group": 1, "first_k_dense_replace": 0, "num_key_value_heads": 4, "norm_topk_prob": True}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
+ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": 12}
 OWN: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {**GROUPED, **LATENT, "topk_method": "greedy"},
+    "deepseek_v3": {**GROUPED, **LATENT},
+    "dots1": GROUPED,
+    "glm4_moe": GROUPED,
+    "ernie4_5_moe": {**ERNIE, "moe_layer_start_index": 0, "moe_layer_end_index": 1, "moe_layer_interval": 1},
+    "granitemoeshared": {**LOCAL, "shared_intermediate_size": 12},
     "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
     "granitemoe": {**LOCAL, "residual_multiplier": 0.5},
     "mixtral": LOCAL,
@@ -48,12 +59,14 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**MIXTURE, "shared_expert_intermediate_size": 12, "decoder_sparse_step": 1},
     "qwen3_moe": {**MIXTURE, "decoder_sparse_step": 1},
     "olmoe": MIXTURE,
+    "cohere2": {"layer_types": ["full_attention"] * 2},
     "opt": {"ffn_dim": 24, "word_embed_proj_dim": 16},
     "stablelm": {"use_parallel_residual": False},
     "gpt_neox": {"use_parallel_residual": True},
     "smollm3": {"no_rope_layers": [1, 1]},
 }
-DROPPED: dict[str, tuple[str, ...]] = {"bloom": ("head_dim", "num_key_value_heads"), "gpt_neox": ("head_dim",)}
+HEADS = ("head_dim", "num_key_value_heads")
+DROPPED = {"bloom": HEADS, "falcon": HEADS, "gpt_bigcode": HEADS, "gpt_neox": HEADS[:1]}
 # (model, layer, factor on the stream that enters it): layers of both, repeated, and out of order; no factor is 1.
 PATH = [(0, 1, 0.8), (1, 0, 1.5), (1, 1, 0.6), (0, 0, 1.3), (1, 1, 1.9)]
 TURNS = (0, 0, 0, 1, 1)
@@ -115,6 +128,15 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
             if library == "transformers" or family == "llama" or (family, library) == ("qwen2", "paddlenlp"):
                 entry = {"name": family, "folder": str(folder / family), "model_type": family, "options": its}
                 loads[library]["load"].append(entry)
+    for letter in "ab":  # PaddleNLP's layout: other names, and matrices [in, out]
+        recipe, own = alone(str(folder / f"llama-{letter}")), str(folder / f"paddle-{letter}")
+        merge(MergeConfig(recipe_yaml=recipe, output_path=own, output_layout="paddlenlp"), progress=False)
+    space = space_of(text(folder, "paddle"), "search.yaml", Merger())
+    assert isinstance(space, PathSpace)
+    recipe = to_yaml(space.recipe(values(space)))
+    merge(MergeConfig(recipe_yaml=recipe, output_path=str(folder / "paddle")), progress=False)
+    entry = {"name": "paddle", "folder": str(folder / "paddle"), "model_type": "llama", "options": {}}
+    loads["paddlenlp"]["load"].append(entry)
     done = work(folder / "loading", {"transformers": loads.pop("transformers")}, "paths")
     said, loaded = done["transformers"]
     return Shown(
@@ -136,11 +158,13 @@ def test_folded_factors_give_the_logits_of_a_scaled_stream(shown: Shown, family:
 
 
 def test_paddlenlp_and_paddleformers_load_it(shown: Shown) -> None:
-    for library, families in {"paddlenlp": ("llama", "qwen2"), "paddleformers": ("llama",)}.items():
+    """paddle: models in PaddleNLP's layout, made of Llama's."""
+    for library, names in {"paddlenlp": ("llama", "qwen2", "paddle"), "paddleformers": ("llama",)}.items():
         said, logits = shown.paddle[library]
-        for family in families:
-            assert family in logits, said[family]
-            np.testing.assert_allclose(logits[family], shown.references[family], rtol=0, atol=2e-3)
+        for name in names:
+            assert name in logits, said[name]
+            expected = shown.references["llama" if name == "paddle" else name]
+            np.testing.assert_allclose(logits[name], expected, rtol=0, atol=2e-4 * np.abs(expected).max())
 
 
 def test_no_family_is_both_exact_and_not() -> None:

@@ -186,6 +186,13 @@ def test_the_first_generation_has_what_is_given(name: str) -> None:
         assert candidates[:2] == first
 
 
+@pytest.mark.parametrize("name", ["cat_cma", "nsga2", "optuna", "random", "grid"])
+def test_more_given_candidates_than_a_generation_has(name: str) -> None:
+    first = [(place / 4, 2.0, 3.0) for place in range(11)]
+    candidates = search(name, numbers(3), sphere, 40, first, population=4)[0]
+    assert candidates[:11] == first
+
+
 def test_a_far_candidate_does_not_spoil_the_search() -> None:
     """A corner of the bounds, which is far from where the search begins."""
     for seed in range(3):

@@ -254,13 +254,16 @@ def test_the_tensors_of_a_family(family: str) -> None:
     """Each filter matches what adds to the stream, and nothing else; a tensor that nobody knows is refused by name."""
     usual = {
         "gpt2": ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "ln_1", "ln_2"),
+        "gpt_bigcode": ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
         "gpt_neox": ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
         "bloom": ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        "falcon": ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
         "phi": ("self_attn.q_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"),
         "opt": ("self_attn.q_proj", "self_attn.out_proj", "fc1", "fc2"),
         "starcoder2": ("self_attn.q_proj", "self_attn.o_proj", "mlp.c_fc", "mlp.c_proj"),
         "mixtral": ("self_attn.o_proj", "block_sparse_moe.experts.3.w1", "block_sparse_moe.experts.3.w2"),
         "granitemoe": ("self_attn.o_proj", "block_sparse_moe.input_linear", "block_sparse_moe.output_linear"),
+        "granitemoeshared": ("self_attn.o_proj", "shared_mlp.input_linear", "shared_mlp.output_linear"),
     }
     adds = re.compile(r"\.(c_proj|dense|dense_4h_to_h|fc2|out_proj|o_proj|down_proj|w2|output_linear)\.")
     names = [f"model.layers.0.{word}.{kind}" for word in usual.get(family, WORDS) for kind in ("weight", "bias")]

@@ -115,7 +115,7 @@ class CatCMA:
         values = [self._domain.values(one.x, one.z, one.c) for one in self._asked]
         for number, given in enumerate(self._first[: self.population]):
             self._asked[number], values[number] = self._injected(given), given
-        self._first = []
+        self._first = self._first[self.population :]
         return values
 
     def tell(self, losses: Losses) -> None:
@@ -137,10 +137,11 @@ class CatCMA:
         """
         domain, raw = self._domain, None
         if domain.x or domain.z:
-            raw, mean, size = domain.raw(values), self._made._mean, len(self._made._mean)
-            far = float(np.linalg.norm(raw - mean)) / self._made._sigma  # the first covariance is the identity
+            raw, made, size = domain.raw(values), self._made, len(self._made._mean)
+            step = (raw - made._mean) / made._A / made._sigma
+            far = math.sqrt(step @ np.linalg.solve(made._C, step))
             most = math.sqrt(size) + 2 * size / (size + 2)
-            raw = mean + (raw - mean) * min(1.0, most / far) if far else raw
+            raw = made._mean + (raw - made._mean) * min(1.0, most / far) if far else raw
         x, z = (None, None) if raw is None else (raw[: len(domain.x)], raw[len(domain.x) :])
         return type(self._made).Solution(x, z, domain.chosen(values), raw)
 

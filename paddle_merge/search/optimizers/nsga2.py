@@ -29,7 +29,7 @@ class NSGA2:
         self._generator = np.random.Generator(np.random.Philox(key=settings.seed))
         self.population = settings.population or min(max(settings.evaluations // 10, 12), 48)
         start = tuple(gene.start for gene in genes)
-        self._first = list(dict.fromkeys([*first, settled(genes, start)]))[: self.population]
+        self._first = list(dict.fromkeys([*first, settled(genes, start)]))
         self._seen: set[Values] = set()
         self._asked: list[Values] = []
         self._parents: list[Values] = []
@@ -37,10 +37,8 @@ class NSGA2:
         self._ranks = self._crowding = np.empty(0)
 
     def ask(self) -> list[Values]:
-        self._asked = []
-        if not self._parents:
-            self._asked = self._first
-            self._seen.update(self._asked)
+        self._asked, self._first = self._first[: self.population], self._first[self.population :]
+        self._seen.update(self._asked)
         while len(self._asked) < self.population:
             made = self._children() if self._parents else [self._drawn()]
             self._asked += [self._new(values) for values in made[: self.population - len(self._asked)]]
