@@ -23,15 +23,15 @@ from .candidates import alone
 from .contract import Evaluator
 from .data import check_splits
 from .job import Result, Setup
-from .journal import Place
+from .journal import Journal, Place
 from .merger import Merger
 from .objectives import best, losses
-from .optimizers.optimizer import Settings
+from .optimizers.optimizer import Optimizer, Settings
 from .output import Outcome, Scored, check_folder, write
 from .rule import parse_rule
 from .scoring import Scoring
 from .space import Space, Values
-from .spaces import space_of
+from .spaces import FIRST, THEN, space_of
 from .spec import File, SearchSpec, read_file, search_spec
 
 log = logging.getLogger("paddle_merge")
@@ -65,25 +65,59 @@ def evolve(asked: Asked, progress: bool | None = None) -> Outcome:
     """
     file = read_file(asked.file)
     spec = search_spec(file)
-    if asked.workers is not None:
-        spec = dataclasses.replace(spec, workers=asked.workers)
     attempt = Attempts()
     if asked.pick is not None:
         spec = dataclasses.replace(spec, pick=attempt(parse_rule, asked.pick, "--pick", spec.objectives))
     attempt(check_splits, spec.data, file.folder)
     attempt(check_folder, asked.output, asked.resume, asked.overwrite)
     merger = Merger()
-    space = attempt(space_of, file.text, file.where, merger)
-    if space is not None and spec.pick is not None:
-        attempt(spec.pick.check, space.recipe(tuple(gene.start for gene in space.genes)).sources)
+    phases = [("", spec)] if spec.then is None else [(FIRST, spec), (THEN, spec.then)]
+    spaces = [attempt(space_of, file.text, file.where, merger, phase) for phase, _ in phases]
+    for (_, its), space in zip(phases, spaces, strict=True):
+        attempt(_optimizer, its, space, file.where) if space is not None else None
+        if space is not None and its.pick is not None:
+            attempt(its.pick.check, space.recipe(tuple(gene.start for gene in space.genes)).sources)
     attempt.finish()
-    assert space is not None
-    search = _Search(asked, file, spec, space)
+    outcome: Outcome | None = None
+    journal: Journal | None = None
     try:
-        outcome = search.run(merger, progress)
+        for (phase, its), space in zip(phases, spaces, strict=True):
+            fixed: Values = outcome.best.values if outcome is not None else ()
+            space = space_of(file.text, file.where, merger, phase, fixed) if fixed else space
+            assert space is not None
+            if asked.workers is not None:
+                its = dataclasses.replace(its, workers=asked.workers)
+            search = _Search(asked, file, its, space, journal, phase, fixed)
+            journal = search.journal
+            try:
+                outcome = dataclasses.replace(search.run(merger, progress), first=outcome)
+            finally:
+                search.close()
     finally:
-        search.close()
-    return outcome
+        if journal is not None:
+            journal.close()
+    assert outcome is not None
+    return write(asked.output, outcome)
+
+
+def _optimizer(spec: SearchSpec, space: Space, where: str) -> tuple[str, Optimizer]:
+    """Return the name of the optimiser, and the optimiser. Raises ConfigError."""
+    name = spec.optimizer or optimizers.suited(space.genes, len(spec.objectives))
+    settings = Settings(
+        seed=spec.seed,
+        population=spec.population,
+        sigma=spec.sigma,
+        noisy=spec.noisy,
+        evaluations=spec.evaluations,
+        objectives=len(spec.objectives),
+    )
+    made = optimizers.make(name, space.genes, settings, getattr(space, "first", ()))
+    if made.population > spec.evaluations:
+        raise ConfigError(
+            f"{where}: {spec.evaluations} evaluations are less than one generation of {name}, which has {made.population}"
+            " candidates; give more evaluations, or a smaller population"
+        )
+    return name, made
 
 
 @dataclass(frozen=True)
@@ -98,7 +132,17 @@ class _Candidate:
 
 
 class _Search:
-    def __init__(self, asked: Asked, file: File, spec: SearchSpec, space: Space):
+    def __init__(
+        self,
+        asked: Asked,
+        file: File,
+        spec: SearchSpec,
+        space: Space,
+        journal: Journal | None = None,
+        phase: str = "",
+        fixed: Values = (),
+    ):
+        """journal: that of an earlier phase; None: it is begun. phase, fixed: as of space_of."""
         self._asked, self._file, self._spec, self._space = asked, file, spec, space
         setup = Setup(
             evaluation=spec.evaluate,
@@ -109,24 +153,11 @@ class _Search:
             tensor_type=spec.tensor_type,
             device=spec.device,
             memory=asked.memory,
+            phase=phase,
+            fixed=fixed,
         )
         wanted = tuple(spec.objectives)
-        self._optimizer_name = spec.optimizer or optimizers.suited(space.genes, len(spec.objectives))
-        settings = Settings(
-            seed=spec.seed,
-            population=spec.population,
-            sigma=spec.sigma,
-            noisy=spec.noisy,
-            evaluations=spec.evaluations,
-            objectives=len(spec.objectives),
-        )
-        first = getattr(space, "first", ())
-        self._optimizer = optimizers.make(self._optimizer_name, space.genes, settings, first)
-        if self._optimizer.population > spec.evaluations:
-            raise ConfigError(
-                f"{file.where}: {spec.evaluations} evaluations are less than one generation of {self._optimizer_name}, which"
-                f" has {self._optimizer.population} candidates; give more evaluations, or a smaller population"
-            )
+        self._optimizer_name, self._optimizer = _optimizer(spec, space, file.where)
         self._setup = setup
         self._scoring = Scoring(
             setup,
@@ -136,9 +167,11 @@ class _Search:
             evaluator=asked.evaluator,
             folder=asked.output,
             ray=asked.ray,
+            phase=f"{FIRST} " if phase == FIRST else "",
         )
         self._order = self._samples()
-        self._scoring.open(self._header(), asked.resume)
+        self._scoring.open(self._header(), asked.resume, journal)
+        self.journal = self._scoring.journal
 
     def close(self) -> None:
         self._scoring.close()
@@ -199,25 +232,20 @@ class _Search:
         winners = self._winners(finalists, baselines)
         best_one = winners[0]
         reported = self._reported([best_one, *baselines])
-        return write(
-            self._asked.output,
-            Outcome(
-                spec=spec,
-                space=self._space,
-                optimizer=self._optimizer_name,
-                candidates=[
-                    Scored(
-                        f"candidate {one.number}", one.result, generation=one.generation, values=one.values, round=one.round
-                    )
-                    for one in found
-                ],
-                finalists=finalists,
-                best=best_one,
-                front=winners,
-                baselines=baselines,
-                reported=reported,
-                seconds=time.monotonic() - started,
-            ),
+        return Outcome(
+            spec=spec,
+            space=self._space,
+            optimizer=self._optimizer_name,
+            candidates=[
+                Scored(f"candidate {one.number}", one.result, generation=one.generation, values=one.values, round=one.round)
+                for one in found
+            ],
+            finalists=finalists,
+            best=best_one,
+            front=winners,
+            baselines=baselines,
+            reported=reported,
+            seconds=time.monotonic() - started,
         )
 
     def _generation(
@@ -277,13 +305,17 @@ class _Search:
         return [first, *(one for one in front if one is not first)]
 
     def _baselines(self, merger: Merger, found: Sequence[_Candidate]) -> list[Scored]:
-        """Return each input, the uniform merge, and the best of the uniform merges, scored on the search split."""
+        """Return each input, the uniform merge, and the best of the uniform merges, scored on the search split.
+
+        A space may have merges of its own to compare with, in place of the uniform ones.
+        """
         start = tuple(gene.start for gene in self._space.genes)
-        recipe = self._space.recipe(start)
-        named = [(path, alone(path)) for path in recipe.sources]
+        own: Sequence[tuple[str, Values]] | None = getattr(self._space, "baselines", None)
+        recipes = [self._space.recipe(values) for values in ([start] if own is None else [values for _, values in own])]
+        named = [(path, alone(path)) for path in dict.fromkeys(path for recipe in recipes for path in recipe.sources)]
         jobs = [(Place("baselines", -1, place), self._scoring.job(path, path=path)) for place, (path, _) in enumerate(named)]
-        uniform = {start: "the uniform merge"}
-        for unit in UNIFORM:
+        uniform = {start: "the uniform merge"} if own is None else {values: title for title, values in own}
+        for unit in UNIFORM if own is None else ():
             values = tuple(gene.start if gene.choices else gene.value(unit) for gene in self._space.genes)
             uniform.setdefault(values, f"uniform at {unit:g} of the bounds")
         jobs += [
@@ -296,6 +328,8 @@ class _Search:
             Scored(title, result, values=values)
             for (values, title), result in zip(uniform.items(), results[len(named) :], strict=True)
         ]
+        if own is not None:
+            return [*inputs, *merges]
         tuned = [one for one in merges if not one.known.error]
         if not tuned:
             return [*inputs, merges[0]]

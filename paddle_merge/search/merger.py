@@ -19,12 +19,14 @@ from ..backends.np_backend import widen
 from ..checkpoints.config_json import read_config
 from ..checkpoints.files import Files
 from ..checkpoints.names import stacks
-from ..checkpoints.tensors import TensorEntry
+from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..dtypes import FLOAT32, FLOAT64, DType
+from ..plan.config_source import different_settings
+from ..plan.layer_config import restacked
 from ..plan.matched import Matched, matched
 from ..plan.plan import StagedEntry, TensorPlan
-from ..plan.planner import plan_tensors
+from ..plan.planner import make, plan_tensors
 from ..recipe.recipe import Recipe
 from ..run.pipeline import merge_tensor
 from ..run.sources import reader
@@ -75,8 +77,19 @@ class Merger:
         return max(stacks(inputs[min(number, len(inputs) - 1)].tensors).values(), default=1)
 
     def config(self, recipe: Recipe) -> Mapping[str, Any]:
-        """Return the content of config.json of the folder that gives the output's. Raises CheckpointError."""
-        return read_config(self.inputs(recipe).config_source.folder)
+        """Return the content of the output's config.json: of the folder that gives it, with the number of layers and what
+        it says of each, if slices pick some. Raises CheckpointError."""
+        return self._restacked(recipe)[0]
+
+    def doubts(self, recipe: Recipe) -> list[str]:
+        """Return sentences on inputs that use weights in another way than the output will, and on what config.json can't say
+        of layers that are stacked in a new order. Raises CheckpointError."""
+        its = self.inputs(recipe)
+        return [*different_settings(its.inputs, its.config_source), *self._restacked(recipe)[1]]
+
+    def outputs(self, recipe: Recipe) -> tuple[Checkpoint, ...]:
+        """Return the inputs of a recipe, and the outputs of its earlier merges, as Recipe.titles. Raises CheckpointError."""
+        return make(recipe, self.inputs(recipe)).inputs
 
     def plan(self, recipe: Recipe) -> list[TensorPlan]:
         """Return the plan of each tensor of the output. Raises CheckpointError and ConfigError, listing all problems."""
@@ -85,6 +98,13 @@ class Merger:
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
         """Return the merged tensors by name. Raises CheckpointError, ConfigError; WorkError where files can't be read."""
         return {plan.name: Tensor(self._merged(plan), plan.dtype, plan.shape) for plan in self.plan(recipe)}
+
+    def _restacked(self, recipe: Recipe) -> tuple[Mapping[str, Any], list[str]]:
+        config = read_config(self.inputs(recipe).config_source.folder)
+        slices = [*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)]
+        if not config or all(part.layers is None for part in slices):
+            return config, []
+        return restacked(config, recipe, self.plan(recipe), self.outputs(recipe))
 
     def close(self) -> None:
         self._files.close()
@@ -133,7 +153,10 @@ def _depends(entry: TensorEntry) -> bool:
 
 
 def _without_settings(recipe: Recipe) -> str:
-    """Return what is equal for two recipes whose inputs are opened and matched in the same way."""
+    """Return what is equal for two recipes whose inputs are opened and matched in the same way.
+
+    Which layers are taken makes no difference.
+    """
 
     def stripped(one: Any) -> Any:
         slices = tuple(
@@ -145,6 +168,7 @@ def _without_settings(recipe: Recipe) -> str:
             )
             for part in one.slices
         )
-        return dataclasses.replace(one, settings=(), slices=slices, seed=0)
+        sliced = all(part.layers is not None and part.module is None for part in slices)
+        return dataclasses.replace(one, settings=(), slices=() if sliced else slices, seed=0)
 
     return repr(stripped(dataclasses.replace(recipe, stages=tuple(map(stripped, recipe.stages)))))

@@ -46,7 +46,8 @@ class Outcome:
 
     candidates: all, in the order in which they were asked for. finalists: those that were scored in full. front: the
     finalists that no other one beats, `best` first. baselines: the inputs, the uniform merge and the tuned uniform merge.
-    reported: results on the report split, by title.
+    reported: results on the report split, by title. first: of a search in two parts, what the first one found, from which
+    this one has the values of everything but paths.
     """
 
     spec: SearchSpec
@@ -59,6 +60,7 @@ class Outcome:
     baselines: Sequence[Scored]
     reported: Mapping[str, Result]
     seconds: float
+    first: Outcome | None = None
 
 
 def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
@@ -113,7 +115,7 @@ def report(outcome: Outcome) -> dict[str, Any]:
         return found | ({"values": named(outcome.space, one.values)} if one.values else {})
 
     failed = [one for one in outcome.candidates if one.known.error]
-    return {
+    return ({"first": report(outcome.first)} if outcome.first is not None else {}) | {
         "objectives": dict(outcome.spec.objectives),
         "optimizer": outcome.optimizer,
         "seed": outcome.spec.seed,

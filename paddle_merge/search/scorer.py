@@ -35,7 +35,9 @@ class Scorer:
         self._setup = setup
         self._merger = Merger(Engine(setup.tensor_type, setup.device), setup.memory)
         self.evaluator = evaluator if evaluator is not None else make(setup)
-        self.space: Space | None = space_of(setup.text, setup.where, self._merger) if setup.text else None
+        self.space: Space | None = None
+        if setup.text:
+            self.space = space_of(setup.text, setup.where, self._merger, setup.phase, setup.fixed)
 
     def score(self, job: Job, wanted: Sequence[str]) -> Result:
         """Return what became of a job. wanted: metrics without which it has failed. Whatever goes wrong is in the result."""

@@ -5,6 +5,7 @@ So a search that goes on after it was stopped does the same steps as before, wit
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,15 +30,17 @@ class Scoring:
         evaluator: Evaluator | None,
         folder: str,
         ray: str | None = None,
+        phase: str = "",
     ):
         """Choose who scores.
 
         wanted: metrics without which an evaluation has failed. evaluator: in place of the setup's, in this process; None:
         the setup's. folder: in which the journal lies, after open(). ray: the address of a Ray cluster that scores; None:
-        this machine does. Raises ConfigError if no cluster can be reached there.
+        this machine does. phase: what the journal's phases begin with, of the first of two searches. Raises ConfigError if
+        no cluster can be reached there.
         """
-        self._seed, self._folder, self._next = seed, folder, 0
-        self._journal: Journal | None = None
+        self._seed, self._folder, self._phase, self._next = seed, folder, phase, 0
+        self.journal: Journal | None = None
         self._scorers: Scorers
         if ray is not None:
             self._scorers = RayScorers(setup, wanted, workers, ray)
@@ -46,10 +49,13 @@ class Scoring:
         else:
             self._scorers = Processes(setup, wanted, workers)
 
-    def open(self, header: Mapping[str, Any], resume: bool) -> None:
-        """Begin the journal, or go on with it, as Journal says. Raises ConfigError and OutputError."""
+    def open(self, header: Mapping[str, Any], resume: bool, journal: Journal | None = None) -> None:
+        """Begin the journal, or go on with it, as Journal says; or take that of an earlier search of the same file.
+
+        The caller closes the journal. Raises ConfigError and OutputError.
+        """
         os.makedirs(self._folder, exist_ok=True)
-        self._journal = Journal(self._folder, header, resume)
+        self.journal = journal if journal is not None else Journal(self._folder, header, resume)
 
     def job(self, title: str, **what: Any) -> Job:
         """Return a job with a number of its own. what: fields of Job."""
@@ -61,11 +67,12 @@ class Scoring:
 
         each: called with every result as soon as it is there.
         """
-        assert self._journal is not None, "open() comes first"
+        assert self.journal is not None, "open() comes first"
+        jobs = [(dataclasses.replace(place, phase=f"{self._phase}{place.phase}"), job) for place, job in jobs]
         results: dict[int, Result] = {}
         left = []
         for place, job in jobs:
-            known = self._journal.find(place, job)
+            known = self.journal.find(place, job)
             if known is not None:
                 results[job.number] = known
                 each(known)
@@ -73,12 +80,10 @@ class Scoring:
                 left.append(job)
         places = {job.number: (place, job) for place, job in jobs}
         for result in self._scorers.score(left):
-            self._journal.add(*places[result.number], result)
+            self.journal.add(*places[result.number], result)
             results[result.number] = result
             each(result)
         return [results[job.number] for _, job in jobs]
 
     def close(self) -> None:
         self._scorers.close()
-        if self._journal is not None:
-            self._journal.close()

@@ -33,7 +33,9 @@ class Gene:
     only whole numbers are meant. log: whether the number's logarithm varies evenly. choices: the values of a choice, and
     then low, high, integer and log mean nothing. start: where a search begins. group: name without the layer. layer: the
     layer, or group of layers, from 0; None if there is one value for all. step: the distance of the only values that a
-    number may have; 0: it may have any.
+    number may have; 0: it may have any. likely: the probability with which a choice is its start when a search begins; None:
+    all choices are equally likely. needs: the place of a choice among the genes; where that is False, this gene has no
+    effect.
     """
 
     name: str
@@ -55,6 +57,9 @@ class Gene:
             return self.choices
         return tuple(int(number) if self.integer else number for number in spaced(self.low, self.high, step))
 
+    likely: float | None = None
+    needs: int | None = None
+
     def value(self, unit: float) -> Value:
         """Return the value at a place between 0 and 1: of a choice, each has an equal share."""
         unit = min(max(unit, 0.0), 1.0)
@@ -72,10 +77,14 @@ class Gene:
             return min(max(round(number), int(self.low)), int(self.high))
         return min(max(float(f"{number:.{DIGITS}g}"), self.low), self.high)
 
+    def place(self, value: Value) -> int:
+        """Return the place of a choice among all; 1 and True are two choices."""
+        return next(place for place, one in enumerate(self.choices) if type(one) is type(value) and one == value)
+
     def unit(self, value: Value) -> float:
         """Return a place between 0 and 1 at which `value` is the value."""
         if self.choices:
-            return (self.choices.index(value) + 0.5) / len(self.choices)
+            return (self.place(value) + 0.5) / len(self.choices)
         number = float(value)
         if self.step:
             return (round((number - self.low) / self.step) + 0.5) / len(self.points)
@@ -92,6 +101,14 @@ class Gene:
         if isinstance(value, bool | str) or (self.integer and value != int(value)):
             return False
         return value in self.points if self.step else self.low <= value <= self.high
+
+
+def settled(genes: Sequence[Gene], values: Values) -> Values:
+    """Return values in which genes that have no effect are at their start, so that equal candidates are equal."""
+    return tuple(
+        value if gene.needs is None or values[gene.needs] is not False else gene.start
+        for gene, value in zip(genes, values, strict=True)
+    )
 
 
 class Space(Protocol):
@@ -142,16 +159,20 @@ class RecipeSpace:
 
     def recipe(self, values: Values) -> Recipe:
         """Return the recipe of a candidate. Raises ConfigError."""
+        return parse_documents(self.filled(values), self._where).recipe
+
+    def filled(self, values: Values) -> list[yaml.Node]:
+        """Return the documents of a candidate."""
         of: dict[int, Any] = {}
         place = 0
         for one, depth, count in zip(self._free, self._depths, self._counts, strict=True):
             its = list(values[place : place + count])
             place += count
             of[id(one.node)] = its[0] if one.by is None else [its[layer * count // depth] for layer in range(depth)]
-        return parse_documents(self._filled(lambda one: of[id(one.node)]), self._where).recipe
+        return self._filled(lambda one: of[id(one.node)])
 
     def _filled(self, value: Callable[[_Free], Any]) -> list[yaml.Node]:
-        made = {id(one.node): _node(value(one), one.node) for one in self._free}
+        made = {id(one.node): as_node(value(one), one.node) for one in self._free}
         return [_replaced(node, made) for node in self._nodes]
 
 
@@ -234,7 +255,8 @@ class _FreeValues(Nodes):
                 steps = f" in steps of {gene.step:g}" if gene.step else ""
                 kind = "one of the choices" if gene.choices else f"within {gene.low:g} and {gene.high:g}{steps}"
                 self.wrong(given["start"], f"start must be {kind}, not {shown(start)}")
-            gene = Gene(**{**vars(gene), "start": start})
+            likely = 0.5 + 0.5 / len(gene.choices) if gene.choices else None
+            gene = Gene(**{**vars(gene), "start": start, "likely": likely})
         if len(self.problems) == before:
             self.found.append(_Free(node, self._at(node), gene, by, self._depth))  # type: ignore[arg-type]
 
@@ -299,6 +321,14 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, bool | str) and math.isfinite(value)
 
 
+def has_free_values(nodes: Sequence[yaml.Node]) -> bool:
+    """Return whether documents have free values, or what was meant as one."""
+    reader = _FreeValues("")
+    for node in nodes:
+        reader.visit(node, ())
+    return bool(reader.found or reader.problems)
+
+
 SECTIONS = ("search", "sweep", "evaluate")  # keys of a document that are no part of its recipe
 
 
@@ -350,10 +380,13 @@ def _named(path: tuple[str, ...]) -> str:
 _DUMPER = yaml.representer.SafeRepresenter()
 
 
-def _node(value: Any, like: yaml.Node) -> yaml.Node:
-    """Return the node of a value or a list of values, at the place of another."""
+def as_node(value: Any, like: yaml.Node) -> yaml.Node:
+    """Return the node of a value, or of lists and mappings of values, at the place of another."""
+    if isinstance(value, dict):
+        pairs = [(as_node(key, like), as_node(one, like)) for key, one in value.items()]
+        return yaml.MappingNode("tag:yaml.org,2002:map", pairs, like.start_mark, like.end_mark, True)
     if isinstance(value, list):
-        items = [_node(one, like) for one in value]
+        items = [as_node(one, like) for one in value]
         return yaml.SequenceNode("tag:yaml.org,2002:seq", items, like.start_mark, like.end_mark, True)
     made: yaml.Node = _DUMPER.represent_data(value)
     return yaml.ScalarNode(made.tag, made.value, like.start_mark, like.end_mark)

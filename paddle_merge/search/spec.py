@@ -5,6 +5,7 @@ Everything else in the file is a recipe (space.py). Error messages name the line
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from .contract import DIRECTIONS
 from .rule import Rule, parse_rule
 from .space import SECTIONS
 
-OPTIMIZERS = ("cma", "sep_cma", "cat_cma", "nsga2", "random", "grid", "optuna")
+OPTIMIZERS = ("cma", "sep_cma", "cat_cma", "nsga2", "como", "random", "grid", "optuna")
 KINDS = ("command", "python", "perplexity", "multiple_choice", "lm_eval")  # of evaluators
 MOST = 10_000_000  # evaluations, samples, workers: a larger number is a mistake
 
@@ -71,6 +72,8 @@ class SearchSpec:
     generation; None: the optimiser's own. sigma: the first step of CMA-ES, as a share of the bounds. noisy: whether scores
     are noisy, so that CMA-ES adapts its learning rate. pick: which of several best candidates is written. samples: how many
     samples of the search split are used; None: all. finalists: how many of the best are scored in full at the end.
+    then: how the file's paths (paths.py) are searched, with the best values that this search finds for everything else;
+    None: paths, if there are any, are searched together with everything else.
     """
 
     evaluate: Evaluation
@@ -89,6 +92,7 @@ class SearchSpec:
     finalists: int = 3
     tensor_type: str = "np"
     device: str = "cpu"
+    then: SearchSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,20 @@ class Sections(Nodes):
         given = self.known(node, _SEARCH_KEYS, "search")
         evaluate = self._evaluation(node, given)
         objectives = self.objectives(node, given)
+        options = self._how(given)
+        for name in ("tensor_type", "device"):
+            options |= {name: self.text(given[name])} if name in given else {}
+        options["pick"] = self.rule(given, objectives)
+        later = self._how(self.known(given["then"], _THEN_KEYS, "then")) if "then" in given else None
+        if self.problems or evaluate is None:
+            return None
+        spec = SearchSpec(evaluate=evaluate, objectives=objectives, data=self.data(given), **options)
+        if later is None:
+            return spec
+        return dataclasses.replace(spec, then=dataclasses.replace(spec, **{"optimizer": None, **later}))
+
+    def _how(self, given: Mapping[str, yaml.Node]) -> dict[str, Any]:
+        """Return the fields of SearchSpec that say how candidates are searched."""
         optimizer = self.text(given["optimizer"]) if "optimizer" in given else None
         if optimizer is not None and optimizer not in OPTIMIZERS:
             known = ", ".join(OPTIMIZERS)
@@ -184,9 +202,8 @@ class Sections(Nodes):
         options: dict[str, Any] = {
             name: self.number(given[name], name, least, whole) for name, (least, whole) in NUMBERS.items() if name in given
         }
-        for name in ("tensor_type", "device"):
-            options |= {name: self.text(given[name])} if name in given else {}
-        options["pick"] = self.rule(given, objectives)
+        if optimizer is not None:
+            options["optimizer"] = optimizer
         if "noisy" in given:
             options["noisy"] = self.switch(given["noisy"], "noisy")
         if "race" in given:
@@ -196,9 +213,7 @@ class Sections(Nodes):
             else:
                 eta = self.number(race["eta"], "eta", 2, True) if "eta" in race else 3
                 options["race"] = Race(self.number(race["first"], "first", 1, True), eta)
-        if self.problems or evaluate is None:
-            return None
-        return SearchSpec(evaluate=evaluate, objectives=objectives, data=self.data(given), optimizer=optimizer, **options)
+        return options
 
     def scoring(self, nodes: Sequence[yaml.Node]) -> tuple[Evaluation, Mapping[str, str], Data, int] | None:
         for name in ("search", "sweep"):
@@ -299,6 +314,7 @@ NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
     "finalists": (1, True),
 }
 _SEARCH_KEYS = (
-    *("evaluate", "objectives", "data", "optimizer", "noisy", "race", "pick", "tensor_type", "device"),
+    *("evaluate", "objectives", "data", "optimizer", "noisy", "race", "pick", "tensor_type", "device", "then"),
     *NUMBERS,
 )
+_THEN_KEYS = ("optimizer", "noisy", "race", *(name for name in NUMBERS if name != "workers"))

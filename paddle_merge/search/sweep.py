@@ -107,6 +107,8 @@ def sweep(asked: SweepAsked, progress: bool | None = None) -> SweepOutcome:
         return _Sweep(asked, spec, space, points, scoring).run(progress)
     finally:
         scoring.close()
+        if scoring.journal is not None:
+            scoring.journal.close()
 
 
 def _header(file: File, space: RecipeSpace | AlignmentSpace, spec: SweepSpec) -> dict[str, Any]:
