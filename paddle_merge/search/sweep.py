@@ -238,28 +238,33 @@ def _inputs(space: RecipeSpace | AlignmentSpace, points: Sequence[Values], spec:
     if spec.alignment is not None:
         pre, aligned = spec.alignment.pre, spec.alignment.aligned
         return {PRE: pre, ALIGNED: aligned, pre: pre, aligned: aligned}
-    return {path: path for path in space.recipe(points[0]).sources}
+    return {path: path for values in _covering(points) for path in space.recipe(values).sources}
 
 
 def _check_points(space: RecipeSpace | AlignmentSpace, points: Sequence[Values], spec: SweepSpec, merger: Merger) -> None:
     """Check from the headers of the inputs that points can be merged. Raises MergeError listing what can't.
 
-    As many points are checked as it takes to have every value of everything once; what only a combination of values can't
-    do makes its point fail later.
+    Not all are checked, so what only a combination of values can't do makes its point fail later.
     """
     at = f"{spec.alignment.at['pre']}: " if spec.alignment is not None else ""
     problems: dict[str, MergeError] = {}
-    seen = set[tuple[int, Value]]()
-    for values in points:
-        if seen >= (new := set(enumerate(values))):
-            continue
-        seen |= new
+    for values in _covering(points):
         try:
             merger.plan(space.recipe(values))
         except MergeError as error:
             problems |= dict.fromkeys((f"{at}{problem}" for problem in error.problems), error)
     if problems:
         raise type(next(iter(problems.values())))(list(problems))
+
+
+def _covering(points: Sequence[Values]) -> list[Values]:
+    """Return points that together have every value of everything."""
+    seen, found = set[tuple[int, Value]](), []
+    for values in points:
+        if not seen >= (new := set(enumerate(values))):
+            seen |= new
+            found.append(values)
+    return found
 
 
 def _check_packages() -> None:

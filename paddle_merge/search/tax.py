@@ -85,4 +85,4 @@ class Tax:
     def _share(self, name: str, metrics: Metrics, none: Metrics, all_of_it: Metrics) -> float | None:
         whole = all_of_it[name] - none[name]
         better = whole > 0 if self.objectives[name] == "maximize" else whole < 0
-        return (metrics[name] - none[name]) / whole if better else None
+        return (metrics[name] - none[name]) / whole + 0.0 if better else None  # never -0.0

@@ -206,6 +206,24 @@ def test_every_combination_of_a_recipes_free_values_is_scored(tmp_path: Path) ->
     assert (tmp_path / "out/sweep.png").exists()
 
 
+def test_models_can_be_choices_and_each_is_scored_as_it_is(tmp_path: Path) -> None:
+    section(tmp_path)
+    model(tmp_path / "half", 0.5)
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        f"merge_method: task_arithmetic\nbase_model: {tmp_path}/pre\n"
+        f"models:\n- model: {{choose: [{tmp_path}/aligned, {tmp_path}/half]}}\n"
+        "  parameters: {weight: {choose: [0.5, 1.0]}}\n"
+        'sweep:\n  evaluate: {command: "score {model}"}\n  objectives: {reward: maximize}\n'
+        f"  pick: maximize reward subject to reward <= 1 of {tmp_path}/half\n"
+    )
+    report = sweep_report(run(file, Evaluator()))
+    # a: 0.5, 1, 0.25, 0.5; the first of equal ones is picked
+    assert [one["search"]["metrics"]["reward"] for one in report["points"]] == [7.5, 10.0, 4.375, 7.5]
+    assert report["best"]["title"] == report["points"][0]["title"]
+    assert {one["title"] for one in report["inputs"]} == {f"{tmp_path}/{name}" for name in ("pre", "aligned", "half")}
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

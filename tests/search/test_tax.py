@@ -27,6 +27,7 @@ def test_the_ends_are_the_corners_of_the_unit_box() -> None:
 def test_directions_make_no_difference() -> None:
     turned = Tax({"reward": "minimize", "reading": "minimize"}, "reward", point(-8.0, -40.0), point(-10.0, -36.0))
     assert turned.kept(point(-9.5, -39.0)) == turned.bought_back("reading", point(-9.5, -39.0)) == 0.75
+    assert str(turned.bought_back("reading", turned.aligned)) == "0.0"
     assert turned.hypervolume([point(-9.5, -39.0)]) == pytest.approx(0.5625)
 
 
