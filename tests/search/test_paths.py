@@ -163,6 +163,37 @@ def test_inputs_are_opened_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(opened) <= 3
 
 
+def test_earlier_merges_are_made_once_while_they_stay_the_same(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensors of the merge of a and b that a path takes, and again after its weights changed."""
+    made: list[str] = []
+    whole = Merger._merged
+    monkeypatch.setattr(Merger, "_merged", lambda self, plan: made.append(plan.name) or whole(self, plan))
+    text = """
+name: both
+merge_method: linear
+models: [{model: ./a, parameters: {weight: {search: [0, 1]}}}, {model: ./b, parameters: {weight: 1}}]
+---
+paths: {models: [both, ./deep], repeats: 2}
+"""
+    merger, count = Merger(memory=1 << 20), len(WORDS)
+    found = space_of(text, "search.yaml", merger)
+    fresh = space_of(text, "search.yaml", Merger())
+    path = (True, True, False, *[False] * 3, True)  # layers 0 and 1 of both, and 3 of deep; then 0 of both again
+    again = (True, *[False] * 6)
+    for weight, path_, staged in (
+        (0.5, path, 2 * count + 3),
+        (0.5, path, 0),
+        (0.5, (True,) * 3 + path[3:], count),
+        (0.25, path, 2 * count + 3),
+    ):
+        made.clear()
+        recipe = found.recipe((weight, *path_, *again))
+        out = merger.merge(recipe)
+        assert len(made) == len(out) + staged
+        expected = Merger().merge(fresh.recipe((weight, *path_, *again)))
+        assert all((out[one].raw == expected[one].raw).all() for one in expected)
+
+
 def test_parameters_and_paths_together(here: Path) -> None:
     """A document with a free weight, whose merge is a model of the path."""
     text = """
