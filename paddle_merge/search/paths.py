@@ -33,7 +33,7 @@ from ..errors import ConfigError
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_read import parse_documents
 from .merger import Merger
-from .path_file import MOST, Path, read_paths, with_slices
+from .path_file import MOST, Path, read_paths, with_slices, without_paths
 from .residual import writers
 from .space import Gene, RecipeSpace, Values, has_free_values
 
@@ -67,7 +67,10 @@ class PathSpace:
         # One layer of each model, so that all are opened, and what is wrong with the rest of the file is found.
         every = [(model, 0, 1.0) for model in range(len(self._paths.models))]
         sample = with_slices(self._nodes, self._paths, every, ())
-        self._inner = RecipeSpace(sample, where, merger.layers) if has_free_values(sample) else None
+        self._inner: RecipeSpace | None = None
+        if has_free_values(sample):  # of layers there are as many as the other documents' merge has, not as the path has
+            others = without_paths(nodes)
+            self._inner = RecipeSpace(sample, where, lambda _: RecipeSpace(others, where, merger.layers).depth)
         inner = self._inner.genes if self._inner is not None else ()
         start = tuple(gene.start for gene in inner)
         recipe = self._inner.recipe(start) if self._inner is not None else parse_documents(sample, where).recipe

@@ -218,6 +218,27 @@ paths: {models: [both, ./deep]}
     assert [document.get("name") for document in documents] == ["both", None]
 
 
+def test_values_by_layer_are_of_the_merged_layers(here: Path) -> None:
+    """Three layers of a and b, whichever layers a path has."""
+    text = """
+name: both
+merge_method: linear
+models: [{model: ./a, parameters: {weight: {search: [0, 1], by: layer}}}, {model: ./b, parameters: {weight: 1}}]
+---
+paths: {models: [both, ./deep]}
+"""
+    found = space(text)
+    assert [gene.name for gene in found.genes[:4]] == [
+        *(f"./a: weight, layer {layer}" for layer in range(3)),
+        "both: layer 0",
+    ]
+    recipe = found.recipe((0.0, 0.25, 1.0, False, True, False, *[False] * 3, True))
+    out, a, b = Merger().merge(recipe), read(here / "a"), read(here / "b")
+    for word in WORDS:
+        both = (0.25 * a[name(1, word)].astype(np.float64) + b[name(1, word)]) / 1.25
+        np.testing.assert_allclose(out[name(0, word)].values, both, rtol=1e-6)
+
+
 def test_the_first_model_may_be_a_merge_with_a_base(here: Path) -> None:
     """config.json comes from the base of the merge."""
     make(here / "base", 9, rope_theta=5.0)
@@ -292,6 +313,7 @@ def test_the_tensors_of_a_family(family: str) -> None:
         "phi": ("self_attn.q_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"),
         "opt": ("self_attn.q_proj", "self_attn.out_proj", "fc1", "fc2"),
         "starcoder2": ("self_attn.q_proj", "self_attn.o_proj", "mlp.c_fc", "mlp.c_proj"),
+        "phimoe": ("self_attn.o_proj", "block_sparse_moe.experts.3.w3", "block_sparse_moe.experts.3.w2"),
         "mixtral": ("self_attn.o_proj", "block_sparse_moe.experts.3.w1", "block_sparse_moe.experts.3.w2"),
         "granitemoe": ("self_attn.o_proj", "block_sparse_moe.input_linear", "block_sparse_moe.output_linear"),
         "granitemoeshared": ("self_attn.o_proj", "shared_mlp.input_linear", "shared_mlp.output_linear"),
