@@ -19,7 +19,6 @@ A candidate is an ordinary recipe: slices of passthrough, in which factors on th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +36,6 @@ from .path_file import MOST, Path, read_paths, with_slices, without_paths
 from .residual import writers
 from .space import Gene, RecipeSpace, Values, has_free_values
 
-log = logging.getLogger("paddle_merge")
 # In the first generation a candidate differs from the first model's path in about as many layers as FLIPS, and in a share of
 # all layers that is between these bounds; the lower one is the paper's, whose search begins 2 sigma away from a change.
 FLIPS, RARELY, OFTEN = 2, 0.023, 0.25
@@ -56,7 +54,7 @@ class PathSpace:
     """The candidates of a search file in which a document has `paths`.
 
     first: the path of each model alone, the first model's before the others': they are in the first generation. baselines:
-    the same with their names, to compare what is found with.
+    the same with their names, to compare what is found with. notes: sentences on what is allowed but likely not meant.
     """
 
     def __init__(self, nodes: Sequence[yaml.Node], where: str, merger: Merger):
@@ -95,8 +93,7 @@ class PathSpace:
         ]
         self.first = [values for _, values in self.baselines]
         filled = self._inner.filled(start) if self._inner is not None else self._nodes
-        for sentence in merger.doubts(self._recipe(filled, self._shuffled())):
-            log.warning("%s", sentence)
+        self.notes = [*self._paths.notes, *merger.doubts(self._recipe(filled, self._shuffled()))]
 
     def recipe(self, values: Values) -> Recipe:
         """Return the recipe of a candidate. Raises ConfigError if it keeps no layer."""

@@ -340,11 +340,12 @@ def test_settings_without_which_a_family_is_not_exact(here: Path) -> None:
     assert "it has 4 layers, and 3 in config.json" in problem
 
 
-def test_doubts_are_told(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_doubts_are_noted(here: Path) -> None:
     make(here / "other", 3, rope_theta=5.0)
     make(here / "a", 0, rope_theta=7.0)
-    space("paths: {models: [./a, ./other]}\n")
-    assert "./other was trained with rope_theta 5.0 (not 7.0): the output gets config.json from ./a" in caplog.text
+    assert space("paths: {models: [./a, ./other]}\n").notes == [
+        "./other was trained with rope_theta 5.0 (not 7.0): the output gets config.json from ./a"
+    ]
 
 
 # --- searches ----------------------------------------------------------------------------------------------------------
@@ -488,8 +489,12 @@ def test_the_spaces_of_two_parts(here: Path) -> None:
 
 
 def test_what_has_no_effect_is_told(here: Path, caplog: pytest.LogCaptureFixture) -> None:
-    space("paths: {models: [./a], unheard_of: 1}\n")
-    assert "search.yaml:1:24: 'unheard_of' has no effect in paths, which has models, repeats, scales" in caplog.text
+    """Once, though several spaces are made of a file."""
+    text = f"paths: {{models: [./a], unheard_of: 1}}\n{SEARCH}  evaluations: 8\n  noisy: true\n"
+    (here / "search.yaml").write_text(text)
+    evolve(Asked("search.yaml", "best", evaluator=Distance({})), progress=False)  # type: ignore[arg-type]
+    assert caplog.text.count("search.yaml:1:24: 'unheard_of' has no effect in paths, which has models, repeats, scales") == 1
+    assert caplog.text.count("noisy has no effect with optimizer cat_cma") == 1
 
 
 SCORE = """
