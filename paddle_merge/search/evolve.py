@@ -73,21 +73,27 @@ def evolve(asked: Asked, progress: bool | None = None) -> Outcome:
     merger = Merger()
     phases = [("", spec)] if spec.then is None else [(FIRST, spec), (THEN, spec.then)]
     spaces = [attempt(space_of, file.text, file.where, merger, phase) for phase, _ in phases]
-    for (_, its), space in zip(phases, spaces, strict=True):
+    made = [
         attempt(_optimizer, its, space, file.where) if space is not None else None
+        for (_, its), space in zip(phases, spaces, strict=True)
+    ]
+    for (_, its), space in zip(phases, spaces, strict=True):
         if space is not None and its.pick is not None:
             attempt(its.pick.check, space.recipe(tuple(gene.start for gene in space.genes)).sources)
     attempt.finish()
+    for note in dict.fromkeys(note for space in spaces for note in getattr(space, "notes", ())):
+        log.warning("%s", note)
     outcome: Outcome | None = None
     journal: Journal | None = None
     try:
-        for (phase, its), space in zip(phases, spaces, strict=True):
+        for (phase, its), space, optimizer in zip(phases, spaces, made, strict=True):
             fixed: Values = outcome.best.values if outcome is not None else ()
             space = space_of(file.text, file.where, merger, phase, fixed) if fixed else space
             assert space is not None
+            assert optimizer is not None
             if asked.workers is not None:
                 its = dataclasses.replace(its, workers=asked.workers)
-            search = _Search(asked, file, its, space, journal, phase, fixed)
+            search = _Search(asked, file, its, space, optimizer, journal, phase, fixed)
             journal = search.journal
             try:
                 outcome = dataclasses.replace(search.run(merger, progress), first=outcome)
@@ -138,11 +144,13 @@ class _Search:
         file: File,
         spec: SearchSpec,
         space: Space,
+        optimizer: tuple[str, Optimizer],
         journal: Journal | None = None,
         phase: str = "",
         fixed: Values = (),
     ):
-        """journal: that of an earlier phase; None: it is begun. phase, fixed: as of space_of."""
+        """optimizer: its name, and the optimiser. journal: that of an earlier phase; None: it is begun. phase, fixed: as of
+        space_of."""
         self._asked, self._file, self._spec, self._space = asked, file, spec, space
         setup = Setup(
             evaluation=spec.evaluate,
@@ -157,7 +165,7 @@ class _Search:
             fixed=fixed,
         )
         wanted = tuple(spec.objectives)
-        self._optimizer_name, self._optimizer = _optimizer(spec, space, file.where)
+        self._optimizer_name, self._optimizer = optimizer
         self._setup = setup
         self._scoring = Scoring(
             setup,

@@ -59,6 +59,8 @@ class Merger:
         self._backends, self._files = Backends(engine), Files()
         self._memory = memory
         self._held: dict[Hashable, tuple[np.ndarray, DType]] = {}
+        self._stages: Any = None  # the earlier merges of the last recipe, and what they made
+        self._staged: dict[tuple[str, str], np.ndarray] = {}
         self._matched: dict[str, Matched] = {}
         self._copies: dict[Any, Hashable] = {}
 
@@ -97,6 +99,10 @@ class Merger:
 
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
         """Return the merged tensors by name. Raises CheckpointError, ConfigError; WorkError where files can't be read."""
+        stages = recipe.sources, recipe.stages
+        if stages != self._stages:
+            self._memory += sum(raw.nbytes for raw in self._staged.values())
+            self._stages, self._staged = stages, {}
         return {plan.name: Tensor(self._merged(plan), plan.dtype, plan.shape) for plan in self.plan(recipe)}
 
     def _restacked(self, recipe: Recipe) -> tuple[Mapping[str, Any], list[str]]:
@@ -127,7 +133,7 @@ class Merger:
     def _values(self, entry: TensorEntry, compute: str) -> tuple[np.ndarray, DType]:
         """Return the raw elements of an input's tensor, flat, and their dtype."""
         if isinstance(entry, StagedEntry):
-            return self._merged(entry.plan), entry.plan.dtype
+            return self._staged_values(entry), entry.plan.dtype
         key = entry.nameless, compute
         if key not in self._held:
             found = reader(entry, compute, self._files)
@@ -145,6 +151,21 @@ class Merger:
             self._memory -= raw.nbytes
             self._held[key] = raw, dtype
         return self._held[key]
+
+    def _staged_values(self, entry: StagedEntry) -> np.ndarray:
+        """Return the raw elements of a tensor that an earlier merge makes, flat.
+
+        They are kept as long as the earlier merges stay the same: a path takes layers several times, and candidates of a
+        search for paths may all have the same ones.
+        """
+        key = entry.title, entry.plan.name
+        if key not in self._staged:
+            raw = self._merged(entry.plan)
+            if raw.nbytes > self._memory:
+                return raw
+            self._memory -= raw.nbytes
+            self._staged[key] = raw
+        return self._staged[key]
 
 
 def _depends(entry: TensorEntry) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from ..recipe.yaml_documents import NO_LAYERS
 from ..recipe.yaml_nodes import Nodes
 from .space import as_node
 
-log = logging.getLogger("paddle_merge")
 KEY = "paths"
 KEYS = ("models", "repeats", "scales")
 MOST = 10_000  # layers that a path may be made of
@@ -30,7 +29,7 @@ class Paths:
     """What `paths` asks for.
 
     scales: bounds of the factors; None: there are none. document: the number of the document that has `paths`. at: the file,
-    line and column of its value.
+    line and column of its value. notes: sentences on what has no effect in it.
     """
 
     models: tuple[str, ...]
@@ -38,6 +37,7 @@ class Paths:
     scales: tuple[float, float] | None = None
     document: int = 0
     at: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read_paths(nodes: Sequence[yaml.Node], where: str) -> Paths:
@@ -49,9 +49,7 @@ def read_paths(nodes: Sequence[yaml.Node], where: str) -> Paths:
     paths = reader.paths(place, nodes[place])
     if reader.problems:
         raise ConfigError(list(dict.fromkeys(reader.problems)))
-    for note in reader.notes:
-        log.warning("%s", note)
-    return paths
+    return dataclasses.replace(paths, notes=tuple(reader.notes))
 
 
 def _value(node: yaml.Node) -> yaml.Node:

@@ -19,7 +19,6 @@ A candidate is an ordinary recipe: slices of passthrough, in which factors on th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +32,10 @@ from ..errors import ConfigError
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_read import parse_documents
 from .merger import Merger
-from .path_file import MOST, Path, read_paths, with_slices
+from .path_file import MOST, Path, read_paths, with_slices, without_paths
 from .residual import writers
 from .space import Gene, RecipeSpace, Values, has_free_values
 
-log = logging.getLogger("paddle_merge")
 # In the first generation a candidate differs from the first model's path in about as many layers as FLIPS, and in a share of
 # all layers that is between these bounds; the lower one is the paper's, whose search begins 2 sigma away from a change.
 FLIPS, RARELY, OFTEN = 2, 0.023, 0.25
@@ -56,7 +54,7 @@ class PathSpace:
     """The candidates of a search file in which a document has `paths`.
 
     first: the path of each model alone, the first model's before the others': they are in the first generation. baselines:
-    the same with their names, to compare what is found with.
+    the same with their names, to compare what is found with. notes: sentences on what is allowed but likely not meant.
     """
 
     def __init__(self, nodes: Sequence[yaml.Node], where: str, merger: Merger):
@@ -67,7 +65,10 @@ class PathSpace:
         # One layer of each model, so that all are opened, and what is wrong with the rest of the file is found.
         every = [(model, 0, 1.0) for model in range(len(self._paths.models))]
         sample = with_slices(self._nodes, self._paths, every, ())
-        self._inner = RecipeSpace(sample, where, merger.layers) if has_free_values(sample) else None
+        self._inner: RecipeSpace | None = None
+        if has_free_values(sample):  # of layers there are as many as the other documents' merge has, not as the path has
+            others = without_paths(nodes)
+            self._inner = RecipeSpace(sample, where, lambda _: RecipeSpace(others, where, merger.layers).depth)
         inner = self._inner.genes if self._inner is not None else ()
         start = tuple(gene.start for gene in inner)
         recipe = self._inner.recipe(start) if self._inner is not None else parse_documents(sample, where).recipe
@@ -92,8 +93,7 @@ class PathSpace:
         ]
         self.first = [values for _, values in self.baselines]
         filled = self._inner.filled(start) if self._inner is not None else self._nodes
-        for sentence in merger.doubts(self._recipe(filled, self._shuffled())):
-            log.warning("%s", sentence)
+        self.notes = [*self._paths.notes, *merger.doubts(self._recipe(filled, self._shuffled()))]
 
     def recipe(self, values: Values) -> Recipe:
         """Return the recipe of a candidate. Raises ConfigError if it keeps no layer."""

@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_proj",)),
     **dict.fromkeys(("bloom", "falcon"), ("self_attention.dense.", "dense_4h_to_h")),
     "gpt_neox": ("attention.dense.", "dense_4h_to_h"),
-    "mixtral": ("o_proj", "w2"),
+    **dict.fromkeys(("mixtral", "phimoe"), ("o_proj", "w2")),
     "opt": ("out_proj", "fc2"),
     "phi": ("self_attn.dense.", "fc2"),
     "starcoder2": ("o_proj", "c_proj"),

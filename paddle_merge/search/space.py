@@ -126,6 +126,7 @@ class RecipeSpace:
     nodes: the recipe's YAML documents, as yaml_nodes.documents returns them. where: what messages call the text. layers:
     returns the number of layers of a recipe's output, which `by` needs; it is called at most once, with the recipe in which
     every free value is at its start.
+    depth: what it returned; 0 if it wasn't called.
     """
 
     def __init__(self, nodes: Sequence[yaml.Node], where: str, layers: Callable[[Recipe], int]):
@@ -145,8 +146,8 @@ class RecipeSpace:
         self._free = reader.found
         starts = {id(one.node): one.gene.start for one in self._free}
         first = parse_documents(self._filled(lambda one: starts[id(one.node)]), where).recipe
-        depth = layers(first) if any(one.by is not None and one.depth is None for one in self._free) else 0
-        self._depths = [depth if one.depth is None else one.depth for one in self._free]
+        self.depth = layers(first) if any(one.by is not None and one.depth is None for one in self._free) else 0
+        self._depths = [self.depth if one.depth is None else one.depth for one in self._free]
         self._counts = [one.count(its) for one, its in zip(self._free, self._depths, strict=True)]
         few = [(one, its) for one, its in zip(self._free, self._depths, strict=True) if type(one.by) is int and one.by > its]
         if few:

@@ -55,6 +55,7 @@ OWN: dict[str, dict[str, Any]] = {
     "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
     "granitemoe": {**LOCAL, "residual_multiplier": 0.5},
     "mixtral": LOCAL,
+    "phimoe": LOCAL,
     "gpt_oss": {**LOCAL, "layer_types": ["full_attention"] * 2},
     "qwen2_moe": {**MIXTURE, "shared_expert_intermediate_size": 12, "decoder_sparse_step": 1},
     "qwen3_moe": {**MIXTURE, "decoder_sparse_step": 1},

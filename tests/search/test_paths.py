@@ -163,6 +163,37 @@ def test_inputs_are_opened_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(opened) <= 3
 
 
+def test_earlier_merges_are_made_once_while_they_stay_the_same(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensors of the merge of a and b that a path takes, and again after its weights changed."""
+    made: list[str] = []
+    whole = Merger._merged
+    monkeypatch.setattr(Merger, "_merged", lambda self, plan: made.append(plan.name) or whole(self, plan))
+    text = """
+name: both
+merge_method: linear
+models: [{model: ./a, parameters: {weight: {search: [0, 1]}}}, {model: ./b, parameters: {weight: 1}}]
+---
+paths: {models: [both, ./deep], repeats: 2}
+"""
+    merger, count = Merger(memory=1 << 20), len(WORDS)
+    found = space_of(text, "search.yaml", merger)
+    fresh = space_of(text, "search.yaml", Merger())
+    path = (True, True, False, *[False] * 3, True)  # layers 0 and 1 of both, and 3 of deep; then 0 of both again
+    again = (True, *[False] * 6)
+    for weight, path_, staged in (
+        (0.5, path, 2 * count + 3),
+        (0.5, path, 0),
+        (0.5, (True,) * 3 + path[3:], count),
+        (0.25, path, 2 * count + 3),
+    ):
+        made.clear()
+        recipe = found.recipe((weight, *path_, *again))
+        out = merger.merge(recipe)
+        assert len(made) == len(out) + staged
+        expected = Merger().merge(fresh.recipe((weight, *path_, *again)))
+        assert all((out[one].raw == expected[one].raw).all() for one in expected)
+
+
 def test_parameters_and_paths_together(here: Path) -> None:
     """A document with a free weight, whose merge is a model of the path."""
     text = """
@@ -185,6 +216,27 @@ paths: {models: [both, ./deep]}
         np.testing.assert_allclose(out[one].values, both[one], rtol=1e-6)
     documents = list(yaml.safe_load_all(to_yaml(recipe)))
     assert [document.get("name") for document in documents] == ["both", None]
+
+
+def test_values_by_layer_are_of_the_merged_layers(here: Path) -> None:
+    """Three layers of a and b, whichever layers a path has."""
+    text = """
+name: both
+merge_method: linear
+models: [{model: ./a, parameters: {weight: {search: [0, 1], by: layer}}}, {model: ./b, parameters: {weight: 1}}]
+---
+paths: {models: [both, ./deep]}
+"""
+    found = space(text)
+    assert [gene.name for gene in found.genes[:4]] == [
+        *(f"./a: weight, layer {layer}" for layer in range(3)),
+        "both: layer 0",
+    ]
+    recipe = found.recipe((0.0, 0.25, 1.0, False, True, False, *[False] * 3, True))
+    out, a, b = Merger().merge(recipe), read(here / "a"), read(here / "b")
+    for word in WORDS:
+        both = (0.25 * a[name(1, word)].astype(np.float64) + b[name(1, word)]) / 1.25
+        np.testing.assert_allclose(out[name(0, word)].values, both, rtol=1e-6)
 
 
 def test_the_first_model_may_be_a_merge_with_a_base(here: Path) -> None:
@@ -261,6 +313,7 @@ def test_the_tensors_of_a_family(family: str) -> None:
         "phi": ("self_attn.q_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"),
         "opt": ("self_attn.q_proj", "self_attn.out_proj", "fc1", "fc2"),
         "starcoder2": ("self_attn.q_proj", "self_attn.o_proj", "mlp.c_fc", "mlp.c_proj"),
+        "phimoe": ("self_attn.o_proj", "block_sparse_moe.experts.3.w3", "block_sparse_moe.experts.3.w2"),
         "mixtral": ("self_attn.o_proj", "block_sparse_moe.experts.3.w1", "block_sparse_moe.experts.3.w2"),
         "granitemoe": ("self_attn.o_proj", "block_sparse_moe.input_linear", "block_sparse_moe.output_linear"),
         "granitemoeshared": ("self_attn.o_proj", "shared_mlp.input_linear", "shared_mlp.output_linear"),
@@ -287,11 +340,12 @@ def test_settings_without_which_a_family_is_not_exact(here: Path) -> None:
     assert "it has 4 layers, and 3 in config.json" in problem
 
 
-def test_doubts_are_told(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_doubts_are_noted(here: Path) -> None:
     make(here / "other", 3, rope_theta=5.0)
     make(here / "a", 0, rope_theta=7.0)
-    space("paths: {models: [./a, ./other]}\n")
-    assert "./other was trained with rope_theta 5.0 (not 7.0): the output gets config.json from ./a" in caplog.text
+    assert space("paths: {models: [./a, ./other]}\n").notes == [
+        "./other was trained with rope_theta 5.0 (not 7.0): the output gets config.json from ./a"
+    ]
 
 
 # --- searches ----------------------------------------------------------------------------------------------------------
@@ -435,8 +489,12 @@ def test_the_spaces_of_two_parts(here: Path) -> None:
 
 
 def test_what_has_no_effect_is_told(here: Path, caplog: pytest.LogCaptureFixture) -> None:
-    space("paths: {models: [./a], unheard_of: 1}\n")
-    assert "search.yaml:1:24: 'unheard_of' has no effect in paths, which has models, repeats, scales" in caplog.text
+    """Once, though several spaces are made of a file."""
+    text = f"paths: {{models: [./a], unheard_of: 1}}\n{SEARCH}  evaluations: 8\n  noisy: true\n"
+    (here / "search.yaml").write_text(text)
+    evolve(Asked("search.yaml", "best", evaluator=Distance({})), progress=False)  # type: ignore[arg-type]
+    assert caplog.text.count("search.yaml:1:24: 'unheard_of' has no effect in paths, which has models, repeats, scales") == 1
+    assert caplog.text.count("noisy has no effect with optimizer cat_cma") == 1
 
 
 SCORE = """

@@ -7,6 +7,7 @@ same candidates.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -22,6 +23,8 @@ def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[V
 
     Raises ConfigError if it can't search these genes, or its package is not installed.
     """
+    if settings.noisy and name != "cma":
+        log.warning("noisy has no effect with optimizer %s, which doesn't adapt its learning rate", name)
     module = import_module(f".{'cma' if name == 'sep_cma' else name}", __package__)
     first = list(dict.fromkeys(settled(genes, values) for values in first))
     try:
@@ -68,4 +71,5 @@ def suited(genes: Sequence[Gene], objectives: int) -> str:
     return "sep_cma" if len(genes) > LARGE else "cma"
 
 
+log = logging.getLogger("paddle_merge")
 LARGE = 200  # genes, from which on a full covariance matrix has more entries than evaluations can determine
