@@ -10,15 +10,18 @@ from ..errors import ConfigError
 from .spec import Data
 
 
-def read_samples(path: str) -> list[Any]:
-    """Return the JSON objects of a file, one per line; empty lines are skipped. Raises ConfigError."""
+def read_samples(path: str) -> list[tuple[int, Any]]:
+    """Return the JSON values of a file, one per line, each with its line's number; empty lines are skipped.
+
+    Raises ConfigError.
+    """
     found, number = [], 0
     try:
         with open(path, encoding="utf-8-sig") as file:
             for line in file:
                 number += 1
                 if line.strip():
-                    found.append(json.loads(line))
+                    found.append((number, json.loads(line)))
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
     except ValueError:

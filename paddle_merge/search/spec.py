@@ -29,7 +29,8 @@ class Evaluation:
     """What scores candidates.
 
     kind: one of KINDS. what: the command, the function, the tasks ... settings: the further keys of the section, as plain
-    values. time_limit: of one evaluation, in seconds; None: none. at: file, line and column, for messages.
+    values. time_limit: of one evaluation, in seconds; None: none. at: file, line and column, for messages; places: the same
+    for each key of the section, and of `what` if that is a mapping.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Evaluation:
     settings: Mapping[str, Any] = field(default_factory=dict)
     time_limit: float | None = None
     at: str = ""
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,11 @@ class Sections(Nodes):
             return None
         limit = self.number(inner["time_limit"], "time_limit", 0, False) if "time_limit" in inner else None
         settings = {key: self.plain(value) for key, value in inner.items() if key not in (kinds[0], "time_limit")}
-        return Evaluation(kinds[0], self.plain(inner[kinds[0]]), settings, limit, self._at(inner[kinds[0]]))
+        what = inner[kinds[0]]
+        nested = self.mapping(what, kinds[0]) if isinstance(what, yaml.MappingNode) else {}
+        places = {key: self._at(value) for key, value in inner.items()}
+        places |= {key: self._at(value) for key, (_, value) in nested.items()}
+        return Evaluation(kinds[0], self.plain(what), settings, limit, self._at(what), places)
 
     def objectives(self, node: yaml.Node, given: Mapping[str, yaml.Node]) -> dict[str, str]:
         if "objectives" not in given:
