@@ -47,12 +47,13 @@ def check_splits(data: Data, folder: str) -> None:
         return
     paths = [os.path.join(folder, os.path.expanduser(path)) for path in (data.search, data.report)]
     remedy = "a result on samples that were searched on says nothing; give other ones, or say shared: true to allow it"
+    at = f"{data.places['report']}: " if "report" in data.places else ""
     if os.path.realpath(paths[0]) == os.path.realpath(paths[1]) or data.search == data.report:
-        raise ConfigError(f"data: search and report are the same, {data.search}; {remedy}")
+        raise ConfigError(f"{at}data: search and report are the same, {data.search}; {remedy}")
     if all(map(os.path.isfile, paths)):
         search, report = (_contents(path) for path in paths)
         if both := search & report:
-            raise ConfigError(f"data: {data.search} and {data.report} share {len(both)} samples; {remedy}")
+            raise ConfigError(f"{at}data: {data.search} and {data.report} share {len(both)} samples; {remedy}")
 
 
 def _contents(path: str) -> set[str]:

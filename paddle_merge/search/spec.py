@@ -45,12 +45,13 @@ class Evaluation:
 class Data:
     """The samples of each split: paths of files, or what else the evaluator takes; None where nothing is said.
 
-    shared: whether the two may share samples.
+    shared: whether the two may share samples. places: file, line and column of each split's, for messages.
     """
 
     search: str | None = None
     report: str | None = None
     shared: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, split: str) -> str | None:
         return self.search if split == "search" else self.report
@@ -103,6 +104,26 @@ class File:
     @property
     def folder(self) -> str:
         return os.path.dirname(os.path.abspath(self.where))
+
+    def at(self, *keys: str) -> str:
+        """Return file, line and column of a key of a section, such as ("objectives", "acc"), for messages.
+
+        Only the file, if the key isn't there.
+        """
+        roots = [value for node in self.nodes for name in ("search", "sweep") if (value := _child(node, name)) is not None]
+        for root in (*roots, *self.nodes):
+            node: yaml.Node | None = root
+            for key in keys:
+                node = _child(node, key)
+            if node is not None:
+                return f"{self.where}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+        return self.where
+
+
+def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    """Return the value that a mapping has at a key."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return next((value for key, value in pairs if getattr(key, "value", None) == name), None)
 
 
 def read_file(path: str) -> File:
@@ -252,7 +273,7 @@ class Sections(Nodes):
         inner = self.known(given["data"], ("search", "report", "shared"), "data") if "data" in given else {}
         shared = self.switch(inner["shared"], "shared") if "shared" in inner else False
         paths = {split: self.text(inner[split]) for split in ("search", "report") if split in inner}
-        return Data(paths.get("search"), paths.get("report"), shared)
+        return Data(paths.get("search"), paths.get("report"), shared, {split: self._at(inner[split]) for split in paths})
 
     # --- values
 

@@ -42,7 +42,11 @@ class Samples(Generic[T]):
             given = self._setup.data.of(split)
             if given is None:
                 raise ConfigError(f"{self._setup.evaluation.at}: data names no file for the split {split}")
-            self._held[split] = self._read(os.path.join(self._setup.folder, os.path.expanduser(given)))
+            path = os.path.join(self._setup.folder, os.path.expanduser(given))
+            if not os.path.isfile(path):
+                at = self._setup.data.places.get(split, self._setup.evaluation.at)
+                raise ConfigError(f"{at}: {path}: no such file")
+            self._held[split] = self._read(path)
         return self._held[split]
 
     def chosen(self, split: str, places: Sequence[int] | None) -> Sequence[T]:
@@ -76,6 +80,7 @@ def text_at(sample: dict[str, Any], key: str) -> str:
 
 
 def _told(path: str, what: str, lines: Sequence[int]) -> str:
-    more = f" (so do lines {', '.join(map(str, lines[1:NAMED]))}" if lines[1:] else ""
-    more += f" and {len(lines) - NAMED} more)" if len(lines) > NAMED else ")" if more else ""
-    return f"{path}:{lines[0]}: {what}{more}"
+    if len(lines) == 1:
+        return f"{path}:{lines[0]}: {what}"
+    others = ", ".join(map(str, lines[1:NAMED])) + (f" and {len(lines) - NAMED} more" if len(lines) > NAMED else "")
+    return f"{path}:{lines[0]}: {what} (as in line {others})"

@@ -103,7 +103,7 @@ def test_keys_of_samples_have_other_names(tmp_path: Path) -> None:
 def test_everything_wrong_with_a_file_of_samples_is_told_at_once(tmp_path: Path) -> None:
     samples = [{"text": "ab"}, {"txt": "ab"}, {"text": 3}, {"txt": "b"}, {"txt": ""}, {"txt": "a"}, ["ab"]]
     assert problems(tmp_path, "perplexity", samples) == [
-        "data.jsonl:2: has no 'text', but 'txt' (so do lines 4, 5 and 1 more)",
+        "data.jsonl:2: has no 'text', but 'txt' (as in line 4, 5 and 1 more)",
         "data.jsonl:3: 'text' must be text",
         "data.jsonl:7: is no JSON object",
     ]
