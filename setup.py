@@ -48,6 +48,7 @@ setup(
         "paddlenlp": ["paddlenlp==3.0.0b4", "paddlepaddle>=3.0", "aistudio-sdk<0.3", "pyarrow<20", "datasets<4"],
         "demo": demo,
         "search": search,
+        "lm_eval": ["lm-eval>=0.4.13"],  # tasks of lm-eval as evaluators; brings about 80 packages
         "test": [
             *demo,  # for the tests of the demo
             *search,  # for the tests of the search

@@ -23,6 +23,7 @@ from . import optimizers, race
 from .candidates import alone
 from .contract import Evaluator
 from .data import check_splits
+from .evaluators import cautions, check_objectives, make
 from .job import Job, Result, Setup
 from .journal import Journal, Place
 from .merger import Merger
@@ -118,10 +119,14 @@ class _Search:
                 f" has {self._optimizer.population} candidates; give more evaluations, or a smaller population"
             )
         self._setup = setup
+        self._evaluator = asked.evaluator if asked.evaluator is not None else make(setup)
+        check_objectives(self._evaluator, spec.objectives, file)
+        for sentence in cautions(self._evaluator):
+            log.warning("%s", sentence)
         self._here = spec.workers == 1 and (asked.evaluator is not None or spec.evaluate.time_limit is None)
         self._scorers: Scorers
         if asked.evaluator is not None or self._here:
-            self._scorers = Here(setup, wanted, asked.evaluator)
+            self._scorers = Here(setup, wanted, self._evaluator)
         else:
             self._scorers = Processes(setup, wanted, spec.workers)
         self._order = self._samples()
@@ -149,10 +154,7 @@ class _Search:
         needed = self._spec.race is not None or self._spec.samples is not None
         if not needed:
             return None
-        from .evaluators import make
-
-        evaluator = self._asked.evaluator if self._asked.evaluator is not None else make(self._setup)
-        total = evaluator.count("search")
+        total = self._evaluator.count("search")
         if total is None:
             word = "race" if self._spec.race is not None else "samples"
             raise ConfigError(

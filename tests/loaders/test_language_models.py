@@ -10,6 +10,7 @@ import json
 import math
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,8 @@ def word_tokenizer() -> Tokenizer:
     return made
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Library -> what its script wrote."""
-    folder = tmp_path_factory.mktemp("score")
+def write_model(folder: Path) -> None:
+    """Write state.npz, config.json and a tokenizer to a folder, and the model as transformers has it to its subfolder hf."""
     tokenizer = word_tokenizer()
     vocabulary = tokenizer.get_vocab_size()
     config: dict[str, Any] = {
@@ -79,6 +78,13 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
         tokenizer.save(str(path / "tokenizer.json"))
         told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
         (path / "tokenizer_config.json").write_text(json.dumps(told))
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Library -> what its script wrote."""
+    folder = tmp_path_factory.mktemp("score")
+    write_model(folder)
     (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, TEXTS)) + "\n")
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)) + "\n")
     found = {}

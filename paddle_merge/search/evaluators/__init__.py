@@ -22,6 +22,11 @@ def make(setup: Setup) -> Evaluator:
     return cast(Evaluator, module.make(setup))
 
 
+def cautions(evaluator: Evaluator) -> list[str]:
+    """Return what a user should know before a search with an evaluator, a sentence each."""
+    return list(evaluator.cautions()) if hasattr(evaluator, "cautions") else []
+
+
 def check_objectives(evaluator: Evaluator, objectives: Mapping[str, str], file: File) -> None:
     """Raise ConfigError with every objective that is no metric of an evaluator, by line and column."""
     given = evaluator.metrics

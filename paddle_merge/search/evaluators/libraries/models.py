@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from ....errors import ConfigError
-from ...contract import Candidate, EvaluationError, scratch_folder
+from ...contract import EvaluationError, scratch_folder
 from ..settings import setting
 
 LIBRARIES = {  # library -> what must be installed, in the order in which one is chosen
@@ -73,7 +73,10 @@ class LanguageModel(Protocol):
         """
 
     def generate(self, tokens: Sequence[int], most: int) -> list[int]:
-        """Return the likeliest tokens that follow, up to `most` (greedy): those before the first that ends a text."""
+        """Return the tokens that follow, up to `most`: those before the first that ends a text.
+
+        Each is the likeliest one (greedy), as the library takes it: with the penalties that generation_config.json sets.
+        """
 
 
 def installed() -> list[str]:
@@ -94,8 +97,14 @@ def chosen(settings: ModelSettings, at: str) -> str:
     raise ConfigError(f"{at}: needs {wanted}: pip install {packages}{found}")
 
 
+class HasFolder(Protocol):
+    """A candidate, as far as it matters here; see contract.Candidate."""
+
+    def folder(self) -> str: ...
+
+
 @contextlib.contextmanager
-def opened(candidate: Candidate, library: str, settings: ModelSettings) -> Iterator[LanguageModel]:
+def opened(candidate: HasFolder, library: str, settings: ModelSettings) -> Iterator[LanguageModel]:
     """Give a candidate as a language model. Raises EvaluationError if the library can't open it, with its reason."""
     folder = candidate.folder()
     if not os.path.isdir(folder):

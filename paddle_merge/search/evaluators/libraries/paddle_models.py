@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,10 @@ class PaddleModel:
     def decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens)
 
+    def chat(self, messages: list[dict[str, str]], prompt: bool) -> str:
+        """Return a conversation as text. prompt: with the beginning of the answer. Raises EvaluationError if it can't."""
+        return self.tokenizer.chat(messages, prompt)
+
     def score(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         paddle = import_paddle()
         values, likeliest = np.zeros(targets.shape), np.zeros(targets.shape, bool)
@@ -60,17 +65,18 @@ class PaddleModel:
 
     def generate(self, tokens: Sequence[int], most: int) -> list[int]:
         paddle = import_paddle()
-        ids, found = list(tokens), list[int]()
+        given, ends = paddle.to_tensor(np.array([tokens], np.int64)), sorted(self.tokenizer.ends)
         with paddle.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for _ in range(most):
-                logits = self._logits(paddle.to_tensor(np.array([ids[-self.length :]], np.int64)))
-                token = int(logits[0, -1].astype("float32").argmax())
-                if token in self.tokenizer.ends:
-                    break
-                ids.append(token)
-                found.append(token)
-        return found
+            made, _ = self.model.generate(
+                given,
+                attention_mask=paddle.ones_like(given),
+                max_new_tokens=most,
+                decode_strategy="greedy_search",
+                pad_token_id=ends[0] if ends else 0,
+                **({"eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else {}),
+            )
+        return list(itertools.takewhile(lambda token: token not in ends, made[0].tolist()))
 
     def _logits(self, tokens: Any) -> Any:
         out = self.model(input_ids=tokens, **self._options)
@@ -113,6 +119,11 @@ class _Tokenizer:
         if self._of_library is None:
             return list(self._of_file.encode(text, add_special_tokens=special).ids)
         return list(self._of_library(text, add_special_tokens=special)["input_ids"])
+
+    def chat(self, messages: list[dict[str, str]], prompt: bool) -> str:
+        if self._of_library is None or not getattr(self._of_library, "chat_template", None):
+            raise EvaluationError("the model's tokenizer has no chat template; leave out apply_chat_template")
+        return str(self._of_library.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
 
     def decode(self, tokens: Sequence[int]) -> str:
         of = self._of_file if self._of_library is None else self._of_library

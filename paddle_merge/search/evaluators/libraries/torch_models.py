@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -53,9 +54,9 @@ class TorchModel:
             found = self.model.generate(
                 given, attention_mask=torch.ones_like(given), max_new_tokens=most, do_sample=False, num_beams=1
             )
-        ends = self.model.generation_config.eos_token_id
-        made: list[int] = found[0, given.shape[1] :].tolist()
-        return made[:-1] if made and made[-1] in (ends if isinstance(ends, list) else [ends]) else made
+        told = self.model.generation_config.eos_token_id
+        ends = told if isinstance(told, list) else [told]
+        return list(itertools.takewhile(lambda token: token not in ends, found[0, given.shape[1] :].tolist()))
 
 
 def load(folder: str, library: str, layout: str, settings: ModelSettings) -> TorchModel:
