@@ -71,8 +71,11 @@ def serve(connection: Connection) -> None:
     try:
         setup, wanted = connection.recv()
         sys.path.insert(0, setup.folder)
+        from .evaluators import prepare
+
         try:
             scorer = Scorer(setup)
+            prepare(scorer.evaluator)
         except MergeError as error:
             connection.send(("error", error.problems))
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -20,6 +21,16 @@ def make(setup: Setup) -> Evaluator:
         sys.path.insert(0, setup.folder)
     module = import_module(f".{setup.evaluation.kind}", __package__)
     return cast(Evaluator, module.make(setup))
+
+
+def prepare(evaluator: Evaluator) -> None:
+    """Let an evaluator do what takes time and is needed only once, such as importing a library, if it has anything to do.
+
+    So it doesn't count as time of the first evaluation. What fails here fails there again, with its reason.
+    """
+    if hasattr(evaluator, "prepare"):
+        with contextlib.suppress(Exception):
+            evaluator.prepare()
 
 
 def cautions(evaluator: Evaluator) -> list[str]:

@@ -32,7 +32,7 @@ from ...parsing import nearest
 from ..contract import Candidate, EvaluationError, Scores
 from ..data import OVERLAP
 from ..job import Setup
-from .libraries.models import ModelSettings, chosen, opened
+from .libraries.models import ModelSettings, chosen, import_library, opened
 from .samples import SPLITS
 from .settings import read_settings, setting
 
@@ -75,6 +75,9 @@ class Tasks:
         problems = self._problems()
         if problems:
             raise ConfigError(problems)
+
+    def prepare(self) -> None:
+        import_library(self._library)
 
     def count(self, split: str) -> int | None:
         return sum(len(task.eval_docs) for task in self._tasks(split).values())

@@ -31,7 +31,7 @@ from ...errors import Attempts, ConfigError
 from ..contract import Candidate, EvaluationError, Scores
 from ..job import Setup
 from .libraries.likelihood import likelihoods, pair
-from .libraries.models import ModelSettings, chosen, opened
+from .libraries.models import ModelSettings, chosen, import_library, opened
 from .perplexity import check_switch
 from .samples import Samples, text_at
 from .settings import read_settings, setting
@@ -78,6 +78,9 @@ class MultipleChoice:
         attempt.finish()
         assert samples is not None
         self._samples: Samples[Question] = samples
+
+    def prepare(self) -> None:
+        import_library(self._library)
 
     def count(self, split: str) -> int | None:
         return len(self._samples.of(split))

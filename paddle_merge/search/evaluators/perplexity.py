@@ -27,7 +27,7 @@ from ...errors import Attempts, ConfigError
 from ..contract import Candidate, EvaluationError, Scores
 from ..job import Setup
 from .libraries.likelihood import Likelihood, Text, likelihoods, pair
-from .libraries.models import ModelSettings, chosen, opened
+from .libraries.models import ModelSettings, chosen, import_library, opened
 from .samples import Samples, text_at
 from .settings import is_switch, read_settings, setting
 
@@ -57,6 +57,9 @@ class Perplexity:
         attempt.finish()
         assert samples is not None
         self._samples: Samples[tuple[str, str]] = samples
+
+    def prepare(self) -> None:
+        import_library(self._library)
 
     def count(self, split: str) -> int | None:
         return len(self._samples.of(split))

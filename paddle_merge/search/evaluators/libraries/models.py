@@ -97,6 +97,11 @@ def chosen(settings: ModelSettings, at: str) -> str:
     raise ConfigError(f"{at}: needs {wanted}: pip install {packages}{found}")
 
 
+def import_library(library: str) -> None:
+    """Import a library, so that it takes no time of the first evaluation."""
+    import_module(f".{_MODULES[library]}", __package__).import_library(library)
+
+
 class HasFolder(Protocol):
     """A candidate, as far as it matters here; see contract.Candidate."""
 
@@ -125,7 +130,7 @@ def opened(candidate: HasFolder, library: str, settings: ModelSettings) -> Itera
         except Exception as error:  # a library may raise anything
             others = [name for name in installed() if name != library]
             more = f"; library: {others[0]} is installed too" if others else ""
-            reason = " ".join(str(error).split())[:400]
+            reason = " ".join(str(error).split()).replace(linked, folder)[:400]
             raise EvaluationError(f"{library} can't open it ({type(error).__name__}: {reason}){more}") from error
         yield cast(LanguageModel, model)
 

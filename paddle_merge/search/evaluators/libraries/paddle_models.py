@@ -130,6 +130,11 @@ class _Tokenizer:
         return str(of.decode(list(tokens), skip_special_tokens=True))
 
 
+def import_library(library: str) -> None:
+    """Import PaddleFormers or PaddleNLP."""
+    import_module(f"{library}.transformers")
+
+
 def load(folder: str, library: str, layout: str, settings: ModelSettings) -> PaddleModel:
     """Open a folder. Raises EvaluationError if it lacks weights; the library may raise anything else."""
     paddle = import_paddle()

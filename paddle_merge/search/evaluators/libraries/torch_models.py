@@ -59,6 +59,12 @@ class TorchModel:
         return list(itertools.takewhile(lambda token: token not in ends, found[0, given.shape[1] :].tolist()))
 
 
+def import_library(library: str) -> None:
+    """Import transformers and torch."""
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+
 def load(folder: str, library: str, layout: str, settings: ModelSettings) -> TorchModel:
     """Open a folder. Raises EvaluationError if it lacks weights; transformers may raise anything else."""
     import torch
