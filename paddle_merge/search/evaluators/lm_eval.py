@@ -32,7 +32,7 @@ from ...parsing import nearest
 from ..contract import Candidate, EvaluationError, Scores
 from ..data import OVERLAP
 from ..job import Setup
-from .libraries.models import ModelSettings, chosen, import_library, opened
+from .libraries.models import Models, ModelSettings, chosen, import_library
 from .samples import SPLITS
 from .settings import read_settings, setting
 
@@ -71,6 +71,7 @@ class Tasks:
         given = evaluation.what if isinstance(evaluation.what, str | list) else self._settings.tasks or []
         always = _names(given)
         self._names = {split: _names(setup.data.of(split) or "") or always for split in SPLITS}
+        self._models = Models(self._library, self._settings)
         self._loaded: dict[str, dict[str, Any]] = {}
         problems = self._problems()
         if problems:
@@ -92,7 +93,7 @@ class Tasks:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         set_torch_seed(seed)
-        with opened(candidate, self._library, settings) as model, _silence():
+        with self._models.opened(candidate) as model, _silence():
             # Not simple_evaluate, which lists the machine's packages each time, for seconds.
             found = lm_eval.evaluate(
                 lm=_as_lm(model, settings),

@@ -31,7 +31,7 @@ from ...errors import Attempts, ConfigError
 from ..contract import Candidate, EvaluationError, Scores
 from ..job import Setup
 from .libraries.likelihood import likelihoods, pair
-from .libraries.models import ModelSettings, chosen, import_library, opened
+from .libraries.models import Models, ModelSettings, chosen, import_library
 from .perplexity import check_switch
 from .samples import Samples, text_at
 from .settings import read_settings, setting
@@ -78,6 +78,7 @@ class MultipleChoice:
         attempt.finish()
         assert samples is not None
         self._samples: Samples[Question] = samples
+        self._models = Models(self._library, self._settings)
 
     def prepare(self) -> None:
         import_library(self._library)
@@ -87,7 +88,7 @@ class MultipleChoice:
 
     def __call__(self, candidate: Candidate, split: str, seed: int, samples: Sequence[int] | None) -> Scores:
         questions, settings = self._samples.chosen(split, samples), self._settings
-        with opened(candidate, self._library, settings) as model:
+        with self._models.opened(candidate) as model:
             texts = [pair(model, one.context, settings.delimiter + choice) for one in questions for choice in one.choices]
             found = likelihoods(model, texts, settings.batch_size)
         if any(not one.tokens for one in found):

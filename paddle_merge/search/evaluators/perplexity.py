@@ -27,7 +27,7 @@ from ...errors import Attempts, ConfigError
 from ..contract import Candidate, EvaluationError, Scores
 from ..job import Setup
 from .libraries.likelihood import Likelihood, Text, likelihoods, pair
-from .libraries.models import ModelSettings, chosen, import_library, opened
+from .libraries.models import Models, ModelSettings, chosen, import_library
 from .samples import Samples, text_at
 from .settings import is_switch, read_settings, setting
 
@@ -57,6 +57,7 @@ class Perplexity:
         attempt.finish()
         assert samples is not None
         self._samples: Samples[tuple[str, str]] = samples
+        self._models = Models(self._library, self._settings)
 
     def prepare(self) -> None:
         import_library(self._library)
@@ -66,7 +67,7 @@ class Perplexity:
 
     def __call__(self, candidate: Candidate, split: str, seed: int, samples: Sequence[int] | None) -> Scores:
         texts = self._samples.chosen(split, samples)
-        with opened(candidate, self._library, self._settings) as model:
+        with self._models.opened(candidate) as model:
             tokens = [pair(model, prompt, text) if prompt else Text(model.encode(text)) for prompt, text in texts]
             return scores(likelihoods(model, tokens, self._settings.batch_size))
 

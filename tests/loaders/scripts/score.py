@@ -83,6 +83,7 @@ def main(library: str, folder: Path) -> None:
         assert sorted(os.listdir(path)) == before, "the library left files beside the model's"
     found["generated"] = generated(library, Stored(folder / f"{library}-hf"), encode, log_probabilities)
     found["incomplete"] = incomplete(library, folder)
+    found["in place"] = in_place(library, folder)
     (folder / f"{library}.json").write_text(json.dumps(found))
 
 
@@ -135,8 +136,7 @@ def evaluated(library: str, folder: Path, candidate: Stored) -> dict[str, object
 def generated(library: str, candidate: Stored, encode, log_probabilities) -> dict[str, list[int]]:
     """Three tokens that follow, by the library and by taking the likeliest token each time."""
     ids = encode("the cat")
-    with opened(candidate, library, ModelSettings()) as model:
-        found = model.generate(ids, 3)
+    found = opened(candidate, library, ModelSettings()).generate(ids, 3)
     by_hand = list(ids)
     for _ in range(3):
         by_hand.append(int(log_probabilities(by_hand)[-1].argmax()))
@@ -157,6 +157,53 @@ def incomplete(library: str, folder: Path) -> str:
     except EvaluationError as error:
         return str(error)
     return ""
+
+
+class Merged(Stored):
+    """A merge in memory, which is written if its folder is asked for. opened: how often it was."""
+
+    kind = "one"
+
+    def __init__(self, folder: Path, number: int):
+        from safetensors.numpy import load_file
+
+        super().__init__(folder / f"merged-{number}")
+        tensors = load_file(folder / "hf" / "model.safetensors")
+        generator = np.random.default_rng(number)
+        self._tensors = {name: value + generator.normal(0, 0.1, value.shape) for name, value in tensors.items()}
+        self._tensors = {name: value.astype(np.float32) for name, value in self._tensors.items()}
+        self._hf, self.opened = folder / "hf", 0
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return self._tensors
+
+    def folder(self) -> str:
+        from safetensors.numpy import save_file
+
+        self.opened += 1
+        shutil.copytree(self._hf, self._folder, dirs_exist_ok=True)
+        save_file(self._tensors, os.path.join(self._folder, "model.safetensors"), metadata={"format": "pt"})
+        return self._folder
+
+
+def in_place(library: str, folder: Path) -> dict[str, object]:
+    """Scores of four merges by one evaluator, and by one evaluator each; and whether the first one opened their folders."""
+
+    def evaluator():
+        evaluation = Evaluation("perplexity", {"library": library})
+        return make(Setup(evaluation, Data(search="texts.jsonl"), folder=str(folder)))
+
+    def nll(of, candidate: Merged) -> float:
+        return of(candidate, "search", 0, None).metrics["nll"]
+
+    merges, one = [Merged(folder, number) for number in range(4)], evaluator()
+    together = [nll(one, candidate) for candidate in merges]
+    opened = [candidate.opened for candidate in merges]
+    other = Merged(folder, 4)
+    other.arrays()["model.layers.2.extra.weight"] = np.ones(3, np.float32)
+    nll(one, other)
+    alone = [nll(evaluator(), candidate) for candidate in merges]
+    return {"together": together, "alone": alone, "opened": opened, "other": other.opened}
 
 
 if __name__ == "__main__":

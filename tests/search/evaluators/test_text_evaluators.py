@@ -5,10 +5,8 @@ tests/loaders/test_language_models.py tests them with the libraries.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 
 from paddle_merge import ConfigError
 from paddle_merge.search.contract import Scores
-from paddle_merge.search.evaluators import make, multiple_choice, perplexity
+from paddle_merge.search.evaluators import make
 from paddle_merge.search.evaluators.libraries import models
 from paddle_merge.search.job import Setup
 from paddle_merge.search.spec import Data, Evaluation, evaluation_spec, read_file
@@ -26,13 +24,7 @@ from tests.search.evaluators.test_likelihood import Bigrams
 @pytest.fixture(autouse=True)
 def _bigrams(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library is installed, and opens every candidate as the bigram model."""
-
-    @contextlib.contextmanager
-    def opened(*_: Any) -> Iterator[Bigrams]:
-        yield Bigrams()
-
-    for module in (perplexity, multiple_choice):
-        monkeypatch.setattr(module, "opened", opened)
+    monkeypatch.setattr(models, "opened", lambda *_: Bigrams())
     monkeypatch.setattr(models, "installed", lambda: ["paddlenlp", "transformers"])
 
 

@@ -58,8 +58,7 @@ class PaddleLM(LM):  # type: ignore[misc]
         if isinstance(pretrained, str):
             length = None if max_length is None else int(max_length)
             settings = ModelSettings(library, device, dtype, length, self._batch)
-            with opened(StoredModel(pretrained), chosen(settings, pretrained), settings) as model:
-                self.model: LanguageModel = model
+            self.model: LanguageModel = opened(StoredModel(pretrained), chosen(settings, pretrained), settings)
         else:
             self.model = pretrained
 

@@ -15,6 +15,7 @@ import numpy as np
 from ....errors import ConfigError
 from ...contract import EvaluationError, scratch_folder
 from ..settings import setting
+from . import in_place
 
 LIBRARIES = {  # library -> what must be installed, in the order in which one is chosen
     "paddleformers": ("paddleformers", "paddle"),
@@ -108,9 +109,35 @@ class HasFolder(Protocol):
     def folder(self) -> str: ...
 
 
-@contextlib.contextmanager
-def opened(candidate: HasFolder, library: str, settings: ModelSettings) -> Iterator[LanguageModel]:
-    """Give a candidate as a language model. Raises EvaluationError if the library can't open it, with its reason."""
+class Models:
+    """Opens one candidate after another.
+
+    A candidate may say its `kind`: all of the same kind differ in nothing but the values of tensors, which `arrays` returns
+    by name. From the third of a kind on, they are put into the open model.
+    """
+
+    def __init__(self, library: str, settings: ModelSettings):
+        self._library, self._settings = library, settings
+        self._kind, self._model = "", cast(LanguageModel | None, None)
+        self._places: in_place.Places | None = None
+
+    @contextlib.contextmanager
+    def opened(self, candidate: HasFolder) -> Iterator[LanguageModel]:
+        """Give a candidate as a language model. Raises EvaluationError if the library can't open it, with its reason."""
+        kind = str(getattr(candidate, "kind", ""))
+        again = bool(kind) and kind == self._kind
+        tensors: Mapping[str, np.ndarray] = candidate.arrays() if again else {}  # type: ignore[attr-defined]
+        model = self._model
+        if not (again and model is not None and self._places is not None and self._places.put(_writable(model), tensors)):
+            self._model = self._places = model = None  # so that there is memory for the next one
+            model = opened(candidate, self._library, self._settings)
+            self._kind, self._places = kind, in_place.learn(_writable(model), tensors) if again else None
+            self._model = model if self._places is not None else None
+        yield model
+
+
+def opened(candidate: HasFolder, library: str, settings: ModelSettings) -> LanguageModel:
+    """Open a candidate's folder. Raises EvaluationError if the library can't, with its reason."""
     folder = candidate.folder()
     if not os.path.isdir(folder):
         raise EvaluationError(f"{folder} is a file; a language model needs the folder with its config.json and tokenizer")
@@ -124,7 +151,7 @@ def opened(candidate: HasFolder, library: str, settings: ModelSettings) -> Itera
                 os.symlink(os.path.join(os.path.abspath(checkpoint), name), os.path.join(linked, name))
         module = import_module(f".{_MODULES[library]}", __package__)
         try:
-            model = module.load(linked, library, layout, settings)
+            return cast(LanguageModel, module.load(linked, library, layout, settings))
         except (EvaluationError, MemoryError):
             raise
         except Exception as error:  # a library may raise anything
@@ -132,7 +159,10 @@ def opened(candidate: HasFolder, library: str, settings: ModelSettings) -> Itera
             more = f"; library: {others[0]} is installed too" if others else ""
             reason = " ".join(str(error).split()).replace(linked, folder)[:400]
             raise EvaluationError(f"{library} can't open it ({type(error).__name__}: {reason}){more}") from error
-        yield cast(LanguageModel, model)
+
+
+def _writable(model: Any) -> in_place.Writable:
+    return cast(in_place.Writable, model)
 
 
 def length_of(config: Mapping[str, Any], settings: ModelSettings) -> int:

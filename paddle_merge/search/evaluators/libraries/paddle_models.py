@@ -7,7 +7,7 @@ import inspect
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -45,6 +45,20 @@ class PaddleModel:
     def chat(self, messages: list[dict[str, str]], prompt: bool) -> str:
         """Return a conversation as text. prompt: with the beginning of the answer. Raises EvaluationError if it can't."""
         return self.tokenizer.chat(messages, prompt)
+
+    def slots(self) -> Mapping[str, Any]:
+        found = dict(self.model.named_parameters())
+        held = {id(parameter) for parameter in found.values()}
+        others = [name for name, tensor in self.model.state_dict().items() if name not in found and id(tensor) not in held]
+        return {} if others else found
+
+    def holds(self, slot: Any, values: np.ndarray) -> bool:
+        paddle = import_paddle()
+        same = tuple(slot.shape) == values.shape
+        return same and bool(paddle.equal_all(paddle.to_tensor(values).astype(slot.dtype), slot))
+
+    def put(self, slot: Any, values: np.ndarray) -> None:
+        slot.set_value(import_paddle().to_tensor(values).astype(slot.dtype))
 
     def score(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         paddle = import_paddle()
@@ -151,12 +165,19 @@ def load(folder: str, library: str, layout: str, settings: ModelSettings) -> Pad
         config.fuse_rms_norm = False  # the fused kernel is a GPU's
     missing: list[str] = []
     options = {**_OPTIONS[library, layout], **({"dtype": dtype} if dtype else {})}
+    _forget()
     with _told(package, missing), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = package.AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
     check_missing(sorted(missing), library)
     model.eval()
     return PaddleModel(model, _Tokenizer(folder, package), length_of(read_config(folder), settings))
+
+
+def _forget() -> None:
+    """Clear what Paddle keeps of a checkpoint that it failed to load: it would take it for the next one's metadata."""
+    with contextlib.suppress(ImportError, AttributeError):  # another version of Paddle
+        import_module("paddle.distributed.flex_checkpoint.dcp.load_state_dict")._metadata_manager.clear()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,22 @@ class TorchModel:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def slots(self) -> Mapping[str, Any]:
+        shared = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        others = [name for name in self.model.state_dict() if name not in shared]
+        return {} if others else dict(self.model.named_parameters())
+
+    def holds(self, slot: Any, values: np.ndarray) -> bool:
+        import torch
+
+        same = tuple(slot.shape) == values.shape
+        return same and torch.equal(slot.data.cpu(), torch.tensor(values).to(slot.dtype))
+
+    def put(self, slot: Any, values: np.ndarray) -> None:
+        import torch
+
+        slot.data.copy_(torch.tensor(values))
 
     def score(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
