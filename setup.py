@@ -50,6 +50,7 @@ setup(
         "search": search,
         "ray": [*search, "ray>=2.9"],  # to score the candidates of a search on several machines
         "optuna": ["optuna>=4.5"],  # searches with Optuna's samplers
+        "lm_eval": ["lm-eval>=0.4.13"],  # tasks of lm-eval as evaluators; brings about 80 packages
         "test": [
             *demo,  # for the tests of the demo
             *search,  # for the tests of the search

@@ -22,6 +22,7 @@ from . import optimizers, race
 from .candidates import alone
 from .contract import Evaluator
 from .data import check_splits
+from .evaluators import cautions, check_objectives, make
 from .job import Result, Setup
 from .journal import Journal, Place
 from .merger import Merger
@@ -167,12 +168,17 @@ class _Search:
         wanted = tuple(spec.objectives)
         self._optimizer_name, self._optimizer = optimizer
         self._setup = setup
+        self._evaluator = asked.evaluator if asked.evaluator is not None else make(setup)
+        check_objectives(self._evaluator, spec.objectives, file)
+        for sentence in cautions(self._evaluator):
+            log.warning("%s", sentence)
         self._scoring = Scoring(
             setup,
             wanted,
             workers=spec.workers,
             seed=spec.seed,
             evaluator=asked.evaluator,
+            made=self._evaluator,
             folder=asked.output,
             ray=asked.ray,
             phase=f"{FIRST} " if phase == FIRST else "",
@@ -199,10 +205,7 @@ class _Search:
         needed = self._spec.race is not None or self._spec.samples is not None
         if not needed:
             return None
-        from .evaluators import make
-
-        evaluator = self._asked.evaluator if self._asked.evaluator is not None else make(self._setup)
-        total = evaluator.count("search")
+        total = self._evaluator.count("search")
         if total is None:
             word = "race" if self._spec.race is not None else "samples"
             raise ConfigError(

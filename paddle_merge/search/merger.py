@@ -66,7 +66,7 @@ class Merger:
 
     def inputs(self, recipe: Recipe) -> Matched:
         """Return the inputs of a recipe, opened, in matching names and layouts. Raises CheckpointError."""
-        key = _without_settings(recipe)
+        key = without_settings(recipe)
         if key not in self._matched:
             self._matched[key] = matched(recipe)
         return self._matched[key]
@@ -173,7 +173,7 @@ def _depends(entry: TensorEntry) -> bool:
     return isinstance(entry, StagedEntry) or (isinstance(entry, AlignedEntry) and any(map(_depends, entry.made_of)))
 
 
-def _without_settings(recipe: Recipe) -> str:
+def without_settings(recipe: Recipe) -> str:
     """Return what is equal for two recipes whose inputs are opened and matched in the same way.
 
     Which layers are taken makes no difference.

@@ -71,8 +71,11 @@ def serve(connection: Connection) -> None:
     """Receive a Setup and metrics, then Jobs until None; send ("ready",) or ("error", sentences), then Results."""
     try:
         setup, wanted = connection.recv()
+        from .evaluators import prepare
+
         try:
             scorer = Scorer(setup)
+            prepare(scorer.evaluator)
         except MergeError as error:
             connection.send(("error", error.problems))
             return

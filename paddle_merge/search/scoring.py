@@ -29,15 +29,16 @@ class Scoring:
         seed: int,
         evaluator: Evaluator | None,
         folder: str,
+        made: Evaluator | None = None,
         ray: str | None = None,
         phase: str = "",
     ):
         """Choose who scores.
 
         wanted: metrics without which an evaluation has failed. evaluator: in place of the setup's, in this process; None:
-        the setup's. folder: in which the journal lies, after open(). ray: the address of a Ray cluster that scores; None:
-        this machine does. phase: what the journal's phases begin with, of the first of two searches. Raises ConfigError if
-        no cluster can be reached there.
+        the setup's. made: the setup's, if it was made already. folder: in which the journal lies, after open(). ray: the
+        address of a Ray cluster that scores; None: this machine does. phase: what the journal's phases begin with, of the
+        first of two searches. Raises ConfigError if no cluster can be reached there.
         """
         self._seed, self._folder, self._phase, self._next = seed, folder, phase, 0
         self.journal: Journal | None = None
@@ -45,7 +46,7 @@ class Scoring:
         if ray is not None:
             self._scorers = RayScorers(setup, wanted, workers, ray)
         elif evaluator is not None or (workers == 1 and setup.evaluation.time_limit is None):
-            self._scorers = Here(setup, wanted, evaluator)
+            self._scorers = Here(setup, wanted, evaluator if evaluator is not None else made)
         else:
             self._scorers = Processes(setup, wanted, workers)
 

@@ -31,7 +31,8 @@ class Evaluation:
     """What scores candidates.
 
     kind: one of KINDS. what: the command, the function, the tasks ... settings: the further keys of the section, as plain
-    values. time_limit: of one evaluation, in seconds; None: none. at: file, line and column, for messages.
+    values. time_limit: of one evaluation, in seconds; None: none. at: file, line and column, for messages; places: the same
+    for each key of the section, and of `what` if that is a mapping.
     """
 
     kind: str
@@ -39,18 +40,20 @@ class Evaluation:
     settings: Mapping[str, Any] = field(default_factory=dict)
     time_limit: float | None = None
     at: str = ""
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Data:
     """The samples of each split: paths of files, or what else the evaluator takes; None where nothing is said.
 
-    shared: whether the two may share samples.
+    shared: whether the two may share samples. places: file, line and column of each split's, for messages.
     """
 
     search: str | None = None
     report: str | None = None
     shared: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, split: str) -> str | None:
         return self.search if split == "search" else self.report
@@ -106,6 +109,26 @@ class File:
     @property
     def folder(self) -> str:
         return os.path.dirname(os.path.abspath(self.where))
+
+    def at(self, *keys: str) -> str:
+        """Return file, line and column of a key of a section, such as ("objectives", "acc"), for messages.
+
+        Only the file, if the key isn't there.
+        """
+        roots = [value for node in self.nodes for name in ("search", "sweep") if (value := _child(node, name)) is not None]
+        for root in (*roots, *self.nodes):
+            node: yaml.Node | None = root
+            for key in keys:
+                node = _child(node, key)
+            if node is not None:
+                return f"{self.where}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+        return self.where
+
+
+def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    """Return the value that a mapping has at a key."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return next((value for key, value in pairs if getattr(key, "value", None) == name), None)
 
 
 def read_file(path: str) -> File:
@@ -246,7 +269,11 @@ class Sections(Nodes):
             return None
         limit = self.number(inner["time_limit"], "time_limit", 0, False) if "time_limit" in inner else None
         settings = {key: self.plain(value) for key, value in inner.items() if key not in (kinds[0], "time_limit")}
-        return Evaluation(kinds[0], self.plain(inner[kinds[0]]), settings, limit, self._at(inner[kinds[0]]))
+        what = inner[kinds[0]]
+        nested = self.mapping(what, kinds[0]) if isinstance(what, yaml.MappingNode) else {}
+        places = {key: self._at(value) for key, value in inner.items()}
+        places |= {key: self._at(value) for key, (_, value) in nested.items()}
+        return Evaluation(kinds[0], self.plain(what), settings, limit, self._at(what), places)
 
     def objectives(self, node: yaml.Node, given: Mapping[str, yaml.Node]) -> dict[str, str]:
         if "objectives" not in given:
@@ -265,7 +292,7 @@ class Sections(Nodes):
         inner = self.known(given["data"], ("search", "report", "shared"), "data") if "data" in given else {}
         shared = self.switch(inner["shared"], "shared") if "shared" in inner else False
         paths = {split: self.text(inner[split]) for split in ("search", "report") if split in inner}
-        return Data(paths.get("search"), paths.get("report"), shared)
+        return Data(paths.get("search"), paths.get("report"), shared, {split: self._at(inner[split]) for split in paths})
 
     def rule(self, given: Mapping[str, yaml.Node], objectives: Mapping[str, str]) -> Rule | None:
         """Return the rule of the key `pick`; None if there is none, or it is wrong."""
