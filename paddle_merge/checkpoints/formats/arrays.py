@@ -135,6 +135,8 @@ def named_tensors(file: str, content: Any, kind: type[T], remedy: str) -> tuple[
     """
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: doesn't hold a dict from names to tensors, so its weights have no names")
+    if any(isinstance(name, Standin) for name in content):
+        raise CheckpointError(f"{file}: holds a dict whose keys are not names; save the weights alone")
     dicts = [str(name)[:100] for name, value in content.items() if isinstance(value, dict)]
     if dicts:  # only who wrote the file knows which of them is the model
         shown = ", ".join(map(repr, dicts[:5]))
