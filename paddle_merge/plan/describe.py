@@ -71,6 +71,7 @@ def _tokens(plan: Plan) -> list[str]:
         unnamed = f", {fate.unnamed} rows without a token dropped" if fate.unnamed else ""
         said = f"{fate.matched} matched, {_few(fate.filled, 'filled')}, {_few(fate.dropped, 'dropped')}{unnamed}"
         lines.append(f"         {plan.recipe.titles[fate.number]}: {said}")
+    lines += [f"         rows said by the recipe: {_few(tokens.given, 'tokens')}"] if tokens.given else []
     return lines + ([f"         in no model: {_few(tokens.nowhere, 'of zeros')}"] if tokens.nowhere else [])
 
 

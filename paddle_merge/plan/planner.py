@@ -20,6 +20,7 @@ from ..conversion import modules
 from ..conversion.inputs import differences
 from ..conversion.layout import transposed_in
 from ..conversion.vocabulary.align import Aligner
+from ..conversion.vocabulary.given import Given
 from ..conversion.vocabulary.vocabularies import Vocabularies
 from ..errors import CheckpointError
 from ..parsing import tensors_named
@@ -94,6 +95,7 @@ def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | N
             source=wanted.source,
             base=wanted.base,
             multiple=wanted.multiple,
+            given=[Given(one.token, one.model, one.row, one.zeros, one.force) for one in wanted.rows],
             taken=recipe.taken,
             vocabularies=vocabularies,
             layout=layout,

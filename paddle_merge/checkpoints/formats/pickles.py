@@ -257,7 +257,9 @@ def _word(module: Any, name: Any, words: Words) -> Word:
     full = f"{module}.{name}"
     if (module, name) not in words:
         shown = full.encode("unicode_escape").decode()[:100]
-        raise MalformedError(f"asks for {shown}, which weights don't need and pickle would run; nothing in it was run")
+        raise MalformedError(
+            f"asks for {shown}, which weights don't need and pickle would run; nothing in it was run; save the weights alone"
+        )
     return Word(full, words[module, name])
 
 

@@ -33,8 +33,9 @@ class Tokens:
     """Describe the output's vocabulary.
 
     title: "union", or the path of the model or tokenizer whose vocabulary it is. source: the vocabulary whose files are
-    copied. vocabulary: the output's, which is the source and what a union adds. main: that of the base, or of the first
-    model. rows: of the output's embedding. alignments: one per input. nowhere: tokens for which no input has a row.
+    copied. vocabulary: the output's, which is the source and what a union or the recipe adds. main: that of the base, or of
+    the first model. rows: of the output's embedding. alignments: one per input. nowhere: tokens for which no input has a
+    row. given: tokens whose rows the recipe says.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Tokens:
     rows: int
     alignments: tuple[VocabularyAlignment, ...]
     nowhere: tuple[str, ...]
+    given: tuple[str, ...] = ()
 
 
 class Vocabularies:
