@@ -69,7 +69,9 @@ def matched(recipe: Recipe) -> Matched:
         tie="untie" if apart and recipe.tie == "auto" else recipe.tie,
     )
     layout, tied = normalised.layout, normalised.tied
-    inputs, folded, warnings = adapt(normalised.inputs, adapters, recipe.sources, layout, config_source.config, tied)
+    inputs, folded, warnings = adapt(
+        normalised.inputs, adapters, recipe.sources, layout, config_source.config, tied, recipe.allow_untrained
+    )
     whole = all(part.layers is None and part.module is None for part in recipe.slices)
     needed = without_optional(inputs) if whole else WithoutOptional(inputs)
     heads = heads_of(recipe, needed.inputs)

@@ -196,6 +196,7 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
         layouts=tuple(config.layout or ()),
         output_layout=_stored_layout(config),
         strict_layout=config.strict_layout,
+        allow_untrained=config.allow_untrained,
         tie=config.tie,
         save_format=config.save_format,
         config_from=config.config_from,

@@ -36,12 +36,14 @@ def adapt(
     layout: str | None,
     fallback: Mapping[str, Any],
     tied: bool | None = None,
+    allow_untrained: bool = False,
 ) -> tuple[tuple[Checkpoint, ...], list[str], list[str]]:
     """Fold adapters into checkpoints.
 
     adapters: those of each checkpoint, which are applied in this order. specs: what the user calls each checkpoint
     (`base+adapter`), its path in the result. layout: that of the checkpoints' tensors, None if unknown. fallback: a config
-    for checkpoints without one. tied: whether lm_head is tied to the embedding; None: as config.json says.
+    for checkpoints without one. tied: whether lm_head is tied to the embedding; None: as config.json says. allow_untrained:
+    whether an adapter that changes nothing causes a warning, instead of an error.
 
     Returns the checkpoints; a sentence on each adapter; and warnings about changes that are lost. Raises CheckpointError
     listing everything that can't be folded.
@@ -56,7 +58,15 @@ def adapt(
         for adapter in its_adapters:
             try:
                 fold = _Fold(checkpoint, adapter, layout, config)
-                notes.append(fold.run())
+                said = fold.run()
+                if not fold.has_effect():
+                    nothing = (
+                        f"{adapter.path}: changes nothing: every lora_B is zero, as before training; was it saved too early?"
+                    )
+                    if not allow_untrained:
+                        raise CheckpointError(f"{nothing} --allow_untrained folds it nevertheless")
+                    warnings.append(nothing)
+                notes.append(said)
                 warnings += fold.warnings
                 checkpoint = dataclasses.replace(checkpoint, path=spec, tensors=fold.tensors)
             except CheckpointError as error:
@@ -120,10 +130,6 @@ class _Fold:
             except MalformedError as error:
                 names = ", ".join(repr(entry.name) for entry in module.tensors.values())
                 problems.append(f"{self._adapter.path}: {module.name!r} {error} (its tensors: {names})")
-        if not problems and not self._has_effect():
-            problems.append(
-                f"{self._adapter.path}: changes nothing: every lora_B is zero, as before training; was it saved too early?"
-            )
         if problems:
             raise CheckpointError(problems)
         if lost := [new.name for old, new in self._replaced if isinstance(old, AdaptedEntry)]:
@@ -153,7 +159,7 @@ class _Fold:
         if self._added:
             yield f"{tensors_named(self._added)} added"
 
-    def _has_effect(self) -> bool:
+    def has_effect(self) -> bool:
         """Return whether folding changes any value: some replaced tensor differs, or some update has no factor of zeros."""
         if self._added:
             return True
