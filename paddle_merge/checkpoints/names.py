@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 LAYOUTS = ("hf", "paddlenlp", "paddleformers")  # see conversion/layout.py
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embeddings")  # last words of embeddings' names
+TOKEN_EMBEDDINGS = (*EMBEDDINGS, "embed_in", "tok_embeddings", "shared")  # also of models that no layout is known for
 # Linear layers: the last word of their name -> (rows, columns) of their weight in Hugging Face's layout, as keys of
 # config_json.widths().
 LINEARS: dict[str, tuple[str, str] | None] = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..checkpoints.adapters import Adapter
 from ..checkpoints.config_json import read_config
 from ..checkpoints.tensors import Checkpoint, Origin
+from ..conversion.copies import with_copies
 from ..conversion.inputs import open_inputs
 from ..conversion.layout import METADATA, normalise
 from ..conversion.lora.fold import adapt
@@ -73,6 +74,7 @@ def matched(recipe: Recipe) -> Matched:
         normalised.inputs, adapters, recipe.sources, layout, config_source.config, tied, recipe.allow_untrained
     )
     whole = all(part.layers is None and part.module is None for part in recipe.slices)
+    inputs, copied = with_copies(inputs) if whole else (inputs, [])
     needed = without_optional(inputs) if whole else WithoutOptional(inputs)
     heads = heads_of(recipe, needed.inputs)
     if heads.names:  # the models' classes have them, and not the base's
@@ -88,7 +90,7 @@ def matched(recipe: Recipe) -> Matched:
         averaged=heads.names,
         left_out={**needed.why, **heads.why},
         config_source=config_source,
-        notes=(*renamed, *normalised.notes, *needed.notes, *heads.notes),
+        notes=(*renamed, *normalised.notes, *copied, *needed.notes, *heads.notes),
         folded=tuple(folded),
         warnings=tuple(warnings),
     )

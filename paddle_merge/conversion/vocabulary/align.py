@@ -7,14 +7,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...checkpoints.names import HEAD, last_word, layer_of
+from ...checkpoints.names import HEAD, TOKEN_EMBEDDINGS, last_word, layer_of
 from ...checkpoints.tensors import TensorEntry
 from ...errors import CheckpointError
 from ..layout import transposed_in
 from ..modules import suggested
 from .entry import AlignedEntry
 from .given import Given, Substitute, located
-from .rows import WORDS, Rows, keys, sizes
+from .rows import Rows, keys, sizes
 from .tokens import Vocabulary, extended, read_vocabulary, union
 from .vocabularies import Tokens, Vocabularies, VocabularyAlignment
 
@@ -197,7 +197,7 @@ class Aligner:
         entries: the tensor in each of the inputs `numbers`. Raises CheckpointError if the axis is unknown.
         """
         name = entries[0].name
-        if last_word(name) not in (*WORDS, *_HEADS) and not _may_hold_tokens(name):
+        if last_word(name) not in (*TOKEN_EMBEDDINGS, *_HEADS) and not _may_hold_tokens(name):
             return None
         if not all(entry.dtype.is_float for entry in entries):  # rows of integers can't be averaged
             return None
@@ -207,7 +207,7 @@ class Aligner:
             for axis in range(min(2, *(len(entry.shape) for entry in entries)))
             if all(entry.shape[axis] == rows for entry, (rows, _) in zip(entries, shapes, strict=True))
         ]
-        if last_word(name) in WORDS and 0 in fitting:
+        if last_word(name) in TOKEN_EMBEDDINGS and 0 in fitting:
             return 0
         if len(fitting) < 2 and all(rows != width for rows, width in shapes):
             return fitting[0] if fitting else None

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...checkpoints.config_json import read_config
-from ...checkpoints.names import EMBEDDINGS, last_word, layer_of
+from ...checkpoints.names import TOKEN_EMBEDDINGS, last_word, layer_of
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...errors import CheckpointError
 from .entry import AlignedEntry, Pick
 from .given import Substitute
 from .tokens import Vocabulary
-
-WORDS = (*EMBEDDINGS, "embed_in", "tok_embeddings", "shared")  # last words of the names of token embeddings
 
 
 def sizes(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -29,7 +27,7 @@ def sizes(checkpoint: Checkpoint) -> tuple[int, int]:
     embeddings = {
         entry.shape
         for name, entry in checkpoint.tensors.items()
-        if last_word(name) in WORDS and len(entry.shape) == 2 and layer_of(name) is None
+        if last_word(name) in TOKEN_EMBEDDINGS and len(entry.shape) == 2 and layer_of(name) is None
     }
     if len(embeddings) > 1:
         stated = read_config(checkpoint.folder).get("vocab_size")
