@@ -32,6 +32,7 @@ REASONS = {
     "quantized": "is quantized: its elements are stored as integers; save its dequantize()",
     "by_channel": "is quantized: its elements are stored as integers; save its dequantize()",
     "meta": "was on the meta device: the file has no values for it",
+    "distributed": "is a DTensor, of which every process has a part; save its full_tensor()",
     "other_float8": "has dtype float8_e4m3fnuz, which isn't supported; convert it to bfloat16 first",
 }
 

@@ -180,9 +180,16 @@ def _with_attributes(make: Any, kind: Any, arguments: Any, _state: Any) -> Stub:
     if not isinstance(make, Word) or not isinstance(kind, Word) or type(arguments) is not tuple:
         raise MalformedError("makes a tensor in a way that torch doesn't")
     made = make.make(*arguments)
-    if kind.name not in _TENSORS or not isinstance(made, Stub):
+    if not isinstance(made, Stub if kind.name in _TENSORS else _Refused):
         raise MalformedError("makes a tensor in a way that torch doesn't")
     return made
+
+
+def _of_a_class(kind: Any, *_: Any) -> Stub:
+    """Stand in for torch._utils._rebuild_wrapper_subclass: a tensor without elements, of a class that has them elsewhere."""
+    if isinstance(kind, Word) and kind.name == "torch.distributed.tensor.DTensor":
+        return _Refused("is a DTensor, of which every process has a part; save its full_tensor()")
+    return _Refused("is of a class that holds its elements elsewhere; save it as a plain tensor")
 
 
 def _refused(why: str) -> Callable[..., Stub]:
@@ -203,6 +210,14 @@ def _dict(items: Any = ()) -> dict[Any, Any]:
 
 
 _CONSTANTS, _FACTORIES = ("set", "frozenset", "complex", "bytearray"), ("list", "dict", "int", "float")
+# What a DTensor's state consists of, by module, within torch.distributed.
+_DISTRIBUTED = {
+    "tensor": ("DTensor",),
+    "tensor._dtensor_spec": ("DTensorSpec", "TensorMeta", "ShardOrderEntry"),
+    "tensor.placement_types": ("Shard", "_StridedShard", "Replicate", "Partial"),
+    "device_mesh": ("DeviceMesh",),
+    "_mesh_layout": ("_MeshLayout", "_FlatLayout"),
+}
 _TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
 _SPARSE = _refused("is sparse: only the elements that aren't 0 are stored; save its to_dense()")
 _QUANTIZED = _refused("is quantized: its elements are stored as integers; save its dequantize()")
@@ -221,7 +236,7 @@ WORDS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_qtensor"): _QUANTIZED,
     ("torch._utils", "_rebuild_nested_tensor"): _refused("is a nested tensor, which isn't supported; save its unbind()"),
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): _refused("was on the meta device: the file has no values for it"),
-    ("torch._utils", "_rebuild_wrapper_subclass"): _refused("is of a class that holds its values elsewhere"),
+    ("torch._utils", "_rebuild_wrapper_subclass"): _of_a_class,
     ("torch._tensor", "_rebuild_from_type_v2"): _with_attributes,
     ("torch", "Tensor"): never_called,
     ("torch.nn.parameter", "Parameter"): _first,
@@ -234,5 +249,6 @@ WORDS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch.serialization", "_get_layout"): Opaque,
     **{(module, name): Opaque for module in ("builtins", "__builtin__") for name in _CONSTANTS},
     **{(module, name): never_called for module in ("builtins", "__builtin__") for name in _FACTORIES},
+    **{(f"torch.distributed.{module}", name): Opaque for module, names in _DISTRIBUTED.items() for name in names},
     **{("collections", name): _dict for name in ("OrderedDict", "defaultdict", "Counter")},
 }

@@ -26,6 +26,7 @@ WHERE = storage(FLOATS, "0", 6)
 ARGUMENTS = WHERE + b"K\x00" + numbers([2, 3]) + numbers([3, 1]) + b"\x89" + word("collections", "OrderedDict") + b")R"
 TENSOR = tensor(WHERE, 0, (2, 3), (3, 1))
 REBUILD = word("torch._utils", "_rebuild_tensor_v2")
+WRAPPER, DISTRIBUTED = word("torch._utils", "_rebuild_wrapper_subclass"), "torch.distributed.tensor"
 CAST = word("torch._utils", "_rebuild_device_tensor_from_cpu_tensor")
 
 
@@ -125,6 +126,11 @@ REFUSED = {
         tensor(storage(word("torch", "ComplexFloatStorage"), "0", 3), 0, (3,), (1,)),
         "tensor 'w' has dtype complex64, which isn't supported; save torch.view_as_real of it",
     ),
+    "distributed": (
+        typed(WRAPPER, word(DISTRIBUTED, "DTensor"), word(DISTRIBUTED, "DTensor") + word("torch", "float32"), STATE),
+        "'w' is a DTensor, of which every process has a part; save its full_tensor()",
+    ),
+    "elsewhere": (typed(WRAPPER, word("torch", "Tensor"), word("torch", "Tensor"), STATE), "'w' is of a class that holds"),
     # Nothing of these is called.
     "its own class": (typed(REBUILD, word("mine", "Tensor"), ARGUMENTS, STATE), "asks for mine.Tensor"),
     "a class that is none": (typed(REBUILD, REBUILD, ARGUMENTS, STATE), "makes a tensor in a way that torch doesn't"),

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 warnings.simplefilter("ignore")
 torch.manual_seed(1)
@@ -67,6 +69,7 @@ REFUSED: dict[str, Any] = {
     "by_channel": torch.quantize_per_channel(X, torch.ones(6) * 0.1, torch.zeros(6, dtype=torch.long), 0, torch.quint8),
     "meta": torch.empty(3, 3, device="meta"),
     "other_float8": X.to(torch.float8_e4m3fnuz),
+    "distributed": X,  # made so in main(), for it needs a process group
 }
 REMEDIES: dict[str, Any] = {
     "negative": lambda x: x.resolve_conj().resolve_neg(),
@@ -77,7 +80,16 @@ REMEDIES: dict[str, Any] = {
     "quantized": lambda x: x.dequantize(),
     "by_channel": lambda x: x.dequantize(),
     "other_float8": lambda x: x.to(torch.bfloat16),
+    "distributed": lambda x: x.full_tensor(),
 }
+
+
+def distributed(tensor: torch.Tensor) -> Any:
+    """A tensor that is distributed over one process."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "1"}
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("dp",))
+    return distribute_tensor(tensor, mesh, [Shard(0)])
 
 
 def raw(tensor: torch.Tensor) -> np.ndarray:
@@ -105,7 +117,7 @@ def main(folder: str) -> None:
             file = save(folder, f"{name}-protocol{protocol}", content, pickle_protocol=protocol)
             loaded = torch.load(file, weights_only=False)
             np.savez(os.path.join(folder, f"{name}-protocol{protocol}.npz"), **{key: raw(x) for key, x in loaded.items()})
-    for name, value in REFUSED.items():
+    for name, value in {**REFUSED, "distributed": distributed(X)}.items():
         save(os.path.join(folder, "refused"), name, {"w": value, "v": X})
         if name in REMEDIES:
             save(os.path.join(folder, "remedied"), name, {"w": REMEDIES[name](value), "v": X})
