@@ -200,12 +200,14 @@ def _refused(why: str) -> Callable[..., Stub]:
 def _dict(items: Any = ()) -> dict[Any, Any]:
     """Return a new dict. items: as Python 2's OrderedDict is pickled, a list of pairs, each a list; or a factory, or a dict,
     of a defaultdict or Counter, which are not needed."""
-    pairs = items if isinstance(items, list) else []
+    pairs = list(items) if isinstance(items, list) else []
     if not all(type(pair) in (list, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
         raise MalformedError("makes a dict in a way that Python doesn't")
     made = dict(pairs)
     if len(made) != len(pairs):
         raise MalformedError("holds a name twice")
+    if isinstance(items, list):
+        items[:] = [None]  # no pair: a list that could be copied many times would take any amount of memory
     return made
 
 

@@ -97,6 +97,14 @@ def test_dicts_of_all_kinds(tmp_path: Path) -> None:
         assert opened(tmp_path, b"\x80\x02" + code) == {"w": [[1, 2, 3], [4, 5, 6]]}
 
 
+def test_a_memory_bomb_of_dicts(tmp_path: Path) -> None:
+    """A list of 100 thousand pairs, of which ten thousand dicts were made, would take more than 100 GB."""
+    pairs = b"](" + b"".join(b"](" + text(str(number)) + b"Ne" for number in range(100_000)) + b"e\x85q\x00"
+    again = word("collections", "OrderedDict") + b"h\x00R"
+    with pytest.raises(CheckpointError, match="makes a dict in a way that Python doesn't"):
+        opened(tmp_path, b"\x80\x02(" + pairs + again * 10_000 + b"t.")
+
+
 def test_an_array_of_numpy_as_torch_keeps_it_for_devices_without_storages(tmp_path: Path) -> None:
     def code(dtype: str, array: np.ndarray) -> bytes:
         whole = pickle.dumps(array, protocol=2)[2:-1]

@@ -111,9 +111,11 @@ def test_the_record_and_the_recipe_in_yaml_repeat_it(here: Path) -> None:
 
 
 def test_the_flag_changes_the_source_alone(here: Path) -> None:
-    out = made(AVERAGE + TABLE, tokenizer_source="b")
+    """Not what the recipe says of rows and of padding: 7 tokens in 8 rows."""
+    out = made(f"{AVERAGE}{TABLE}  pad_to_multiple_of: 4\n", tokenizer_source="b")
     assert tokens_of("out") == {"t0": 0, "t3": 1, "t1": 2, "t4": 3, "t2": 4, "new": 5, "none": 6}
-    assert out[EMBED][:, 0].tolist() == [3, 16.5, 10, 35, 1, 2, 0]
+    assert out[EMBED][:7, 0].tolist() == [3, 16.5, 10, 35, 1, 2, 0]
+    assert out[EMBED].shape == (8, 3)
 
 
 def test_the_plan_says_which_rows_are_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
