@@ -6,6 +6,7 @@ consecutive elements in row-major order: `at`, `shape` and `strides` have one nu
     assemble   a tensor from its parts, after a check that they cover it
     as_boxes   a tensor's parts, all as boxes
     select     slices of a tensor along one axis
+    pick       what is at one index of the first axis
     join       tensors interleaved along one axis; the inverse of select
     transpose  a transposed matrix
 """
@@ -139,6 +140,15 @@ def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) ->
         parts += _cut(entry, axis, (first, stop), end)
         end += stop - first
     return _made(entry, name, (*entry.shape[:axis], end, *entry.shape[axis + 1 :]), parts)
+
+
+def pick(entry: TensorEntry, index: int, name: str) -> StoredEntry:
+    """Return the tensor `name`, `entry` at one index of its first axis, without this axis. Raises MalformedError."""
+    taken = select(entry, 0, [(index, index + 1)], name)
+    parts = [
+        dataclasses.replace(box, at=box.at[1:], shape=box.shape[1:], strides=box.strides[1:]) for box in as_boxes(taken)
+    ]
+    return _made(entry, name, entry.shape[1:], parts)
 
 
 def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Sequence[Range]], name: str) -> StoredEntry:

@@ -5,6 +5,7 @@ vision-language models       model.layers, language_model.model.layers (as the h
                              model.language_model.layers (transformers from 4.52 on, in memory, and PEFT)
 models with another head     bert.encoder, transformer.h, or without the first word
 layer normalisation          LayerNorm.gamma and .beta, from the first BERT
+mixtures of experts          block_sparse_moe, and .gate or .router in it; mlp in transformers 5's memory (experts.py)
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from ..checkpoints.tensors import Checkpoint
+from .experts import with_experts_apart
 from .optional import is_buffer
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-_FIRST = {"module", "model", "language_model"}  # words that may precede the same names, one after the other
+_FIRST = {"module", "model", "language_model", "backbone"}  # words that may precede the same names, one after the other
 # Words that precede the names of a model with a head, and are missing in one without.
 _BODIES = {
     *("albert", "bert", "deberta", "distilbert", "electra", "esm", "gpt_neox", "mpnet", "roberta", "transformer"),
     *("vit", "xlm_roberta"),
 }
 _AFFINE = {"gamma": "weight", "beta": "bias"}
+_OTHER_WORDS = {"block_sparse_moe": "mlp", "embed_out": "lm_head"}  # embed_out: GPT-NeoX's, in files
 # Model types whose names in memory have been others than those in files since transformers 4.52.
 _RENAMED = {
     *("aria", "aya_vision", "emu3", "gemma3", "got_ocr2", "internvl", "llava", "llava_next", "llava_next_video"),
@@ -33,13 +36,15 @@ _RENAMED = {
 
 def plain(name: str) -> str:
     """Return what a tensor's name has in common with its other names: "layers.0.mlp.up_proj.weight"."""
-    words = [word for word in name.split(".") if word not in _WRAPPERS]
+    words = [_OTHER_WORDS.get(word, word) for word in name.split(".") if word not in _WRAPPERS]
     while len(words) > 2 and words[0] in _FIRST:
         del words[0]
     if len(words) > 2 and words[0] in _BODIES:
         del words[0]
     if len(words) > 1 and words[-1] in _AFFINE and "norm" in words[-2].lower():
         words[-1] = _AFFINE[words[-1]]
+    if words[-3:-1] == ["mlp", "router"]:
+        words[-2] = "gate"
     return ".".join(words)
 
 
@@ -58,10 +63,11 @@ def in_one_naming(inputs: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...],
 
     Only tensors that the others call otherwise are renamed, and only where the names can't be mistaken.
     """
-    like = max(inputs, key=_says_how_to_name)
+    apart, notes = with_experts_apart(inputs)
+    like = max(zip(apart, inputs, strict=True), key=lambda pair: _says_how_to_name(*pair))[0]
     theirs = by_plain_name(like.tensors)
-    result, notes = [], list[str]()
-    for one in inputs:
+    result = []
+    for one in apart:
         mine = by_plain_name(name for name in one.tensors if name not in like.tensors)
         new = {name: theirs[short] for short, name in mine.items() if short in theirs}
         new = {name: other for name, other in new.items() if other not in one.tensors}
@@ -75,10 +81,13 @@ def in_one_naming(inputs: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...],
     return tuple(result), notes
 
 
-def _says_how_to_name(one: Checkpoint) -> tuple[bool, int]:
-    """Return what is greatest for the input whose names the output gets."""
+def _says_how_to_name(one: Checkpoint, stored: Checkpoint) -> tuple[bool, bool, int]:
+    """Return what is greatest for the input whose names the output gets: loaders look for those of files.
+
+    stored: the input before its experts were taken apart.
+    """
     wrapped = any(name.startswith("module.") or not _WRAPPERS.isdisjoint(name.split(".")) for name in one.tensors)
-    return not wrapped, sum(not is_buffer(name, entry) for name, entry in one.tensors.items())
+    return not wrapped, one is stored, sum(not is_buffer(name, entry) for name, entry in one.tensors.items())
 
 
 def in_memory(module: str, family: str) -> str:

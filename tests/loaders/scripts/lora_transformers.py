@@ -23,7 +23,8 @@ def move(model, amount: float) -> None:
 
 
 def adapt(folder: str, config: dict[str, object], adapters: dict[str, dict[str, object]]) -> None:
-    """Into `folder`: base, tuned (all of it), and each adapter, with the model that it makes in NAME-folded."""
+    """Into `folder`: base, tuned (all of it), and each adapter, with the model that it makes in NAME-folded, and the logits
+    of the model with the adapter in NAME-logits.npy."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     move(model, 0.4)
@@ -32,6 +33,7 @@ def adapt(folder: str, config: dict[str, object], adapters: dict[str, dict[str, 
         adapted = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", **settings))
         move(adapted, 0.05)
         adapted.save_pretrained(f"{folder}/{name}")
+        np.save(f"{folder}/{name}-logits.npy", answer(adapted))
         fold_into(adapted, f"{folder}/{name}-folded")
     move(model, 0.05)
     model.save_pretrained(f"{folder}/tuned")
