@@ -5,12 +5,13 @@ vision-language models       model.layers, language_model.model.layers (as the h
                              model.language_model.layers (transformers from 4.52 on, in memory, and PEFT)
 models with another head     bert.encoder, transformer.h, or without the first word
 layer normalisation          LayerNorm.gamma and .beta, from the first BERT
-mixtures of experts          block_sparse_moe, and .gate or .router in it; mlp in transformers 5's memory (experts.py)
+transformers 5 in memory      mlp, in files block_sparse_moe; a router's parts; lm_head, embed_out; experts (experts.py)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 
 from ..checkpoints.tensors import Checkpoint
@@ -26,6 +27,16 @@ _BODIES = {
 }
 _AFFINE = {"gamma": "weight", "beta": "bias"}
 _OTHER_WORDS = {"block_sparse_moe": "mlp", "embed_out": "lm_head"}  # embed_out: GPT-NeoX's, in files
+# What is called otherwise in files and in the memory of transformers 5, in one of its names: Phi-MoE's, ERNIE's and EXAONE's
+# routers, and Granite's experts.
+_PARTS = (
+    (re.compile(r"\bmlp\.router(\.layer)?\.weight$"), "mlp.gate.weight"),
+    (re.compile(r"\bmlp\.gate\.((moe_statics\.)?e_score_correction_bias)$"), r"mlp.\1"),
+    (re.compile(r"\bmlp\.input_linear\.weight$"), "mlp.experts.gate_up_proj"),
+    (re.compile(r"\bmlp\.output_linear\.weight$"), "mlp.experts.down_proj"),
+)
+# A name like these is that of a file, where an input has another name for the same tensor.
+_IN_FILES = re.compile(r"\b(experts\.\d+|embed_out|backbone|input_linear|mlp\.(moe_statics\.)?e_score_correction_bias)\b")
 # Model types whose names in memory have been others than those in files since transformers 4.52.
 _RENAMED = {
     *("aria", "aya_vision", "emu3", "gemma3", "got_ocr2", "internvl", "llava", "llava_next", "llava_next_video"),
@@ -43,9 +54,10 @@ def plain(name: str) -> str:
         del words[0]
     if len(words) > 1 and words[-1] in _AFFINE and "norm" in words[-2].lower():
         words[-1] = _AFFINE[words[-1]]
-    if words[-3:-1] == ["mlp", "router"]:
-        words[-2] = "gate"
-    return ".".join(words)
+    short = ".".join(words)
+    for pattern, new in _PARTS:
+        short = pattern.sub(new, short)
+    return short
 
 
 def by_plain_name(names: Iterable[str]) -> dict[str, str]:
@@ -65,7 +77,8 @@ def in_one_naming(inputs: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...],
     """
     apart, notes = with_experts_apart(inputs)
     like = max(zip(apart, inputs, strict=True), key=lambda pair: _says_how_to_name(*pair))[0]
-    theirs = by_plain_name(like.tensors)
+    alike = all(one.tensors.keys() <= like.tensors.keys() for one in apart)
+    theirs = {} if alike else by_plain_name(like.tensors)
     result = []
     for one in apart:
         mine = by_plain_name(name for name in one.tensors if name not in like.tensors)
@@ -87,7 +100,11 @@ def _says_how_to_name(one: Checkpoint, stored: Checkpoint) -> tuple[bool, bool, 
     stored: the input before its experts were taken apart.
     """
     wrapped = any(name.startswith("module.") or not _WRAPPERS.isdisjoint(name.split(".")) for name in one.tensors)
-    return not wrapped, one is stored, sum(not is_buffer(name, entry) for name, entry in one.tensors.items())
+    return (
+        not wrapped,
+        any(map(_IN_FILES.search, stored.tensors)),
+        sum(not is_buffer(name, entry) for name, entry in one.tensors.items()),
+    )
 
 
 def in_memory(module: str, family: str) -> str:

@@ -30,6 +30,15 @@ from tests.support.checkpoints import read, write
         ("llama.layers.0.mlp.up_proj.weight", "llama.layers.0.mlp.up_proj.weight"),
         ("model.scale", "model.scale"),
         ("w", "w"),
+        ("gpt_neox.layers.0.mlp.up.weight", "layers.0.mlp.up.weight"),
+        ("embed_out.weight", "lm_head.weight"),
+        ("backbone.layers.0.norm.weight", "layers.0.norm.weight"),
+        ("model.layers.0.block_sparse_moe.gate.weight", "layers.0.mlp.gate.weight"),
+        ("model.layers.0.mlp.router.weight", "layers.0.mlp.gate.weight"),
+        ("model.layers.0.block_sparse_moe.router.layer.weight", "layers.0.mlp.gate.weight"),
+        ("model.layers.0.block_sparse_moe.input_linear.weight", "layers.0.mlp.experts.gate_up_proj"),
+        ("model.layers.1.mlp.gate.moe_statics.e_score_correction_bias", "layers.1.mlp.moe_statics.e_score_correction_bias"),
+        ("model.layers.1.mlp.e_score_correction_bias", "layers.1.mlp.e_score_correction_bias"),
     ],
 )
 def test_plain_names(name: str, short: str) -> None:
@@ -73,6 +82,30 @@ def test_any_two_generations_merge(tmp_path: Path, first: str, other: str) -> No
     assert sorted(result) == sorted(NAMES[like])
     for n, name in enumerate(NAMES[like]):
         assert (result[name] == 4 * n + 1).all()
+
+
+# In files, and in the memory of transformers 5, by its conversion_mapping.py.
+IN_FILES = {
+    "embed_out.weight": "lm_head.weight",
+    "model.layers.0.block_sparse_moe.input_linear.weight": "model.layers.0.block_sparse_moe.experts.gate_up_proj",
+    "model.layers.1.mlp.moe_statics.e_score_correction_bias": "model.layers.1.mlp.gate.moe_statics.e_score_correction_bias",
+    "model.layers.1.mlp.e_score_correction_bias": "model.layers.1.mlp.gate.e_score_correction_bias",
+    "backbone.layers.0.norm.weight": "model.layers.0.norm.weight",
+}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("name", IN_FILES)
+def test_the_output_has_the_names_of_files(tmp_path: Path, name: str, swapped: bool) -> None:
+    names = [name, IN_FILES[name]]
+    paths = [
+        str(write(tmp_path / f"m{k}", {one: np.full((3, 2), 2.0 * k)}, format="pt"))
+        for k, one in enumerate(reversed(names) if swapped else names)
+    ]
+    merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out")), progress=False)
+    result = read(tmp_path / "out")
+    assert list(result) == [name]
+    assert (result[name] == 1).all()
 
 
 def test_a_base_as_bert_was_published(tmp_path: Path) -> None:
