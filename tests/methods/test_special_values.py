@@ -83,7 +83,6 @@ def tensors(dtype: str, source: int) -> Tensors:
     mixed[10:400] = generator.choice(special, 390)
     small = rounded(generator.integers(-9, 10, SIZE) * tiny, dtype)
     return {
-        "ordinary": ordinary,
         "mixed": mixed,
         "denormal": small[:200],
         "wide": rounded(generator.standard_normal(200) * 2.0 ** generator.integers(-12, 3, 200), dtype),
@@ -216,7 +215,7 @@ def test_finite_numbers(
     base = tensors(dtype, 2)
     if merge_type == "slerp":  # nearly parallel, and opposite
         for x, y in zip(models, (1.0, -1.0), strict=True):
-            x["parallel"], x["opposite"] = models[0]["ordinary"], y * models[0]["ordinary"]
+            x["parallel"], x["opposite"] = models[0]["mixed"], y * models[0]["mixed"]
         base["parallel"] = base["opposite"] = np.zeros(SIZE)
     paths = [str(write(tmp_path / f"m{number}", x, dtype)) for number, x in enumerate(models)]
     written = str(write(tmp_path / "base", base, dtype))
@@ -290,7 +289,7 @@ def test_nan_and_inf(
     folders = [tmp_path / name for name in ("a", "b", "base")]
     for number_, spoilt in enumerate(folders):
         for source, folder in enumerate(folders):
-            held = {"w": tensors(dtype, source)["ordinary"], "other": tensors(dtype, source)["wide"]}
+            held = {"w": tensors(dtype, source)["mixed"], "other": tensors(dtype, source)["wide"]}
             write(folder, held, dtype)
         spoil(spoilt, dtype, EDGES)
         caplog.clear()
