@@ -6,6 +6,8 @@ consecutive elements in row-major order: `at`, `shape` and `strides` have one nu
     assemble   a tensor from its parts, after a check that they cover it
     as_boxes   a tensor's parts, all as boxes
     select     slices of a tensor along one axis
+    every      every n-th slice along one axis
+    nth        one slice along the first axis, without that axis
     join       tensors interleaved along one axis; the inverse of select
     transpose  a transposed matrix
 """
@@ -139,6 +141,39 @@ def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) ->
         parts += _cut(entry, axis, (first, stop), end)
         end += stop - first
     return _made(entry, name, (*entry.shape[:axis], end, *entry.shape[axis + 1 :]), parts)
+
+
+def every(entry: TensorEntry, axis: int, first: int, step: int, name: str) -> StoredEntry:
+    """Return the tensor `name` that consists of the indices first, first + step, first + 2 * step ... along `axis`.
+
+    Raises MalformedError if the tensor is stored as text, which can't be cut.
+    """
+    parts: list[Part] = []
+    for box in as_boxes(entry):
+        skipped = (first - box.at[axis]) % step
+        count = len(range(skipped, box.shape[axis], step))
+        if box.text:
+            raise MalformedError("is stored as text, which can't be cut; save it again with pickle protocol 4")
+        if count:
+            to = (box.at[axis] + skipped - first) // step
+            strides = (*box.strides[:axis], box.strides[axis] * step, *box.strides[axis + 1 :])
+            offset = box.offset + skipped * box.strides[axis] * entry.dtype.itemsize
+            at, shape = ((*old[:axis], new, *old[axis + 1 :]) for old, new in ((box.at, to), (box.shape, count)))
+            parts.append(dataclasses.replace(box, offset=offset, at=at, shape=shape, strides=strides))
+    size = len(range(first, entry.shape[axis], step))
+    return _made(entry, name, (*entry.shape[:axis], size, *entry.shape[axis + 1 :]), parts)
+
+
+def nth(entry: TensorEntry, number: int, name: str) -> StoredEntry:
+    """Return the tensor `name` at index `number` of the first axis: a matrix of a stack. Raises MalformedError."""
+    one = select(entry, 0, [(number, number + 1)], name)
+    parts = tuple(
+        dataclasses.replace(part, at=part.at[1:], shape=part.shape[1:], strides=part.strides[1:])
+        if len(part.at) == len(one.shape) > 1
+        else part
+        for part in one.parts
+    )
+    return dataclasses.replace(one, shape=one.shape[1:], parts=parts)
 
 
 def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Sequence[Range]], name: str) -> StoredEntry:

@@ -23,9 +23,10 @@ from ...errors import CheckpointError, MalformedError
 from ...parsing import tensors_named
 from .. import fused
 from .config import config_problems
-from .entry import AdaptedEntry, Lengths, LowRank, read_from
+from .entry import AdaptedEntry, Change, Lengths, LowRank, Rows, read_from
+from .experts import named_parameters
 from .targets import Targets
-from .tied import Sharers, without_head
+from .tied import Following, Sharers, following, turned, without_head
 from .updates import updates
 
 
@@ -52,10 +53,10 @@ def adapt(
     result = []
     for checkpoint, its_adapters, spec in zip(checkpoints, adapters, specs, strict=True):
         config = read_config(checkpoint.folder) or fallback if its_adapters else {}
-        config = config if tied is None else {**config, "tie_word_embeddings": tied}
+        own, config = config, config if tied is None else {**config, "tie_word_embeddings": tied}
         for adapter in its_adapters:
             try:
-                fold = _Fold(checkpoint, adapter, layout, config)
+                fold = _Fold(checkpoint, adapter, layout, config, own)
                 notes.append(fold.run())
                 warnings += fold.warnings
                 checkpoint = dataclasses.replace(checkpoint, path=spec, tensors=fold.tensors)
@@ -79,16 +80,24 @@ def _is_all_low_rank(adapter: Adapter) -> bool:
 class _Fold:
     """Fold one adapter into a checkpoint.
 
-    tensors: the checkpoint's tensors, which run() changes. warnings: sentences for the user, after run().
+    config: the model's, with tie_word_embeddings as the merge has it; own: as the model has it. tensors: the checkpoint's
+    tensors, which run() changes. warnings: sentences for the user, after run().
     """
 
-    def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        adapter: Adapter,
+        layout: str | None,
+        config: Mapping[str, Any],
+        own: Mapping[str, Any],
+    ):
         self.tensors = dict(checkpoint.tensors)
         self._checkpoint, self._adapter, self._config = checkpoint, adapter, config
         self._targets = Targets(checkpoint, adapter, layout, config)
-        self._sharers = Sharers(checkpoint, config)
+        self._sharers, self._own, self._following = Sharers(checkpoint, config), own, Following()
         self.warnings: list[str] = []
-        self._changes: list[LowRank | Lengths] = []
+        self._changes: list[Change] = []
         self._replaced: list[tuple[TensorEntry, TensorEntry]] = []
         self._added: list[str] = []  # tensors that the checkpoint lacks
         self._taken: dict[tuple[str, bool], str] = {}  # (tensor, whether it is replaced) -> what of the adapter changes it
@@ -109,12 +118,16 @@ class _Fold:
         if self._targets.tied:
             modules, others, apart = without_head(self._adapter, modules, others)
             problems += self._untying(apart)
+        else:
+            self._following = following(self._adapter, self._checkpoint, self._own, modules, others)
         for name, entry in others:
             try:
                 self._replace(name, entry)
             except MalformedError as error:
                 problems.append(f"{self._adapter.path}: tensor {entry.name!r} {error}")
-        for module in modules:
+        modules, unknown = named_parameters(modules, self._adapter, self._targets)
+        problems += unknown
+        for module in sorted(modules, key=lambda module: "rows" not in module.tensors):  # under lm_head's own factors
             try:
                 self._fold(module)
             except MalformedError as error:
@@ -142,12 +155,14 @@ class _Fold:
         """Yield what was done, as parts of a sentence."""
         products = [change for change in self._changes if isinstance(change, LowRank)]
         if products:
-            ranks = sorted({change.right.shape[0] for change in products if change.left is not None})
+            ranks = sorted({change.rank for change in products if change.left is not None})
             scales = sorted({change.scale for change in products})
             shown = ", ".join(f"{scale:.6g}" for scale in scales)
             yield f"{len(products)} updates of rank {', '.join(map(str, ranks))}, scale {shown}"
-        if len(products) < len(self._changes):
-            yield f"{len(self._changes) - len(products)} with DoRA's lengths"
+        if lengths := sum(isinstance(change, Lengths) for change in self._changes):
+            yield f"{lengths} with DoRA's lengths"
+        if rows := sum(len(change.numbers) for change in self._changes if isinstance(change, Rows)):
+            yield f"{rows} rows replaced"
         if self._replaced:
             yield f"{len(self._replaced)} tensors replaced"
         if self._added:
@@ -158,7 +173,7 @@ class _Fold:
         if self._added:
             return True
         for change in self._changes:
-            if isinstance(change, Lengths) or (change.scale and not any(map(is_zero, change.entries))):
+            if not isinstance(change, LowRank) or (change.scale and not any(map(is_zero, change.entries))):
                 return True
         return any(not equal(new, old) for old, new in self._replaced)
 
@@ -216,6 +231,9 @@ class _Fold:
         self._take(target, entry.name, replaces=True)
         self._replaced.append((old, entry))
         self._put(target, stored(entry.renamed(target)), (), replaces=True)
+        if self._following.others and last_word(target) in EMBEDDINGS:
+            same = self.tensors[HEAD].shape == entry.shape
+            self._put(HEAD, stored(entry.renamed(HEAD)) if same else transpose(entry, HEAD), (), replaces=True)
 
     def _is_new_head(self, name: str) -> bool:
         """Return whether a tensor that the base lacks is a head that PEFT trained, such as a reward model's score."""
@@ -232,7 +250,7 @@ class _Fold:
         if other != name:
             raise MalformedError(f"and {other!r} are both for {target!r}")
 
-    def _put(self, target: str, read: StoredEntry, changes: tuple[LowRank | Lengths, ...], replaces: bool = False) -> None:
+    def _put(self, target: str, read: StoredEntry, changes: tuple[Change, ...], replaces: bool = False) -> None:
         """Set `target`, and the tensors that are tied to it, to `read` with these changes. Raises MalformedError.
 
         replaces: whether `read` is the adapter's.
@@ -263,8 +281,12 @@ class _Fold:
             if update.exclusive:
                 self._take(update.target, module.name)
             self._change(update.target, update.changes)
+            follows = self._following.rows if "rows" in module.tensors else self._following.others
+            if follows and last_word(update.target) in EMBEDDINGS:
+                same = self.tensors[HEAD].shape == self.tensors[update.target].shape
+                self._change(HEAD, update.changes if same else [turned(change) for change in update.changes])
 
-    def _change(self, target: str, changes: Sequence[LowRank | Lengths]) -> None:
+    def _change(self, target: str, changes: Sequence[Change]) -> None:
         """Add changes to those of a tensor. Raises MalformedError."""
         self._changes += changes
         entry = self.tensors[target]

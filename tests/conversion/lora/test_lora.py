@@ -526,7 +526,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
         ("paddle", {"r": 0}, "r 0 and lora_alpha 6"),
         ("paddle", {"lora_alpha": None}, "lora_alpha None"),
         ("peft", {"r": 4}, "has rank 3, but the adapter's config says 4"),
-        ("peft", {"peft_type": "VERA"}, "peft_type 'VERA', and only LORA is supported"),
+        ("peft", {"peft_type": "VERA"}, "peft_type 'VERA', and only LORA and TRAINABLE_TOKENS are supported"),
         ("peft", {"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ("peft", {"alora_invocation_tokens": [5]}, "aLoRA"),
         ("peft", {"rank_pattern": {"q_(": 4}}, "rank_pattern has 'q_('"),
