@@ -59,11 +59,14 @@ def without_head(
 class Following:
     """Say what lm_head takes over from the embedding in a model that was tied, and that a merge unties.
 
-    rows: rows of single tokens. others: other changes.
+    rows: rows of single tokens. base: the tensor that an adapter stores as the base's, of one of the two. others: other
+    changes. embedding: its name.
     """
 
     rows: bool = False
+    base: bool = False
     others: bool = False
+    embedding: str = ""
 
 
 def following(
@@ -81,8 +84,14 @@ def following(
     own = [module for module in modules if f"{module.name}.weight" == HEAD]
     ties = adapter.kind != "peft" or bool(adapter.config.get("ensure_weight_tying"))
     has_rows, has_others = (any(("rows" in one.tensors) == rows for one in own) for rows in (True, False))
-    has_others = has_others or any(name == HEAD for name, _ in others)
-    return Following(rows=adapter.kind == "peft" and not has_rows, others=ties and not has_others)
+    whole = {last_word(name) for name, _ in others}
+    has_others = has_others or last_word(HEAD) in whole
+    return Following(
+        rows=adapter.kind == "peft" and not has_rows,
+        base=(last_word(HEAD) in whole) != (not whole.isdisjoint(EMBEDDINGS)),
+        others=ties and not has_others,
+        embedding=next(name for name, entry in checkpoint.tensors.items() if entry is embedding),
+    )
 
 
 def turned(change: Change) -> Change:

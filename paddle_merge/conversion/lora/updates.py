@@ -55,8 +55,8 @@ def _rows(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[s
         raise MalformedError(f"may or may not have to be transposed for {target!r}, which is square")
     if max(numbers) >= shape[axes[0]]:
         raise MalformedError(
-            f"is for token {max(numbers)}, but {target!r} has {shape[axes[0]]} rows; save the adapter with"
-            " save_embedding_layers=True, which adds the new rows to it"
+            f"is for token {max(numbers)}, but {target!r} has {shape[axes[0]]} rows: it was trained on a model with more"
+            " tokens; give that model as the base, or save the adapter with save_embedding_layers=True"
         )
     return Update(target, [Rows(tuple(numbers), values, axes[0])])
 

@@ -572,7 +572,7 @@ QUERY = f"{LAYER}self_attn.q_proj"
             f"and {QUERY!r} are both for '{QUERY}.weight'",
         ),
         (
-            {"model.norm.weight": np.ones(HIDDEN), "model.norm.modules_to_save.weight": np.ones(HIDDEN)},
+            {"model.norm.weight": np.ones(HIDDEN), "model.norm.modules_to_save.weight": np.zeros(HIDDEN)},
             "are both for 'model.norm.weight'",
         ),
     ],
