@@ -146,6 +146,11 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
+def is_slow(pattern: str) -> bool:
+    """Return whether a regular expression could take very long to match."""
+    return bool(_SLOW.search(pattern)) or len(re.findall(r"[*+{]", pattern)) > 3
+
+
 def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
     """Return the value of the first pattern in the table `patterns` that matches the end of a module's name, as PEFT does.
 
@@ -155,7 +160,7 @@ def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
     if not isinstance(table, dict):  # `config_problems` reports this too, but inspect calls scaling() nevertheless
         raise MalformedError(f"can't be scaled: the adapter's {patterns} is {shown(table)}")
     for pattern, value in table.items():
-        if _SLOW.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+        if is_slow(pattern):
             raise MalformedError(
                 f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, which could take very long to match; name"
                 " the modules with fewer repetitions"

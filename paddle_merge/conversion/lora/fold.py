@@ -25,6 +25,7 @@ from .. import fused
 from .config import config_problems
 from .entry import AdaptedEntry, Change, Lengths, LowRank, Rows, read_from
 from .experts import named_parameters
+from .missing import missing
 from .targets import Targets
 from .tied import Following, Sharers, following, turned, without_head
 from .updates import updates
@@ -117,6 +118,9 @@ class Fold:
                 f"{self._adapter.path}: brings {tensors_named(self._added)}, which {self._checkpoint.path} lacks: set"
                 " architectures in the output's config.json to the class that has it"
             )
+        before = self._checkpoint.tensors
+        changed = {name for name, entry in self.tensors.items() if entry is not before.get(name)}
+        self.warnings += missing(self._adapter, before, changed, self._config)
         return f"{self._adapter.path}: {', '.join(self._account())}"
 
     def _account(self) -> Iterator[str]:

@@ -26,7 +26,7 @@ class Targets:
 
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
         self._checkpoint, self._kind, self._layout, self._config = checkpoint, adapter.kind, layout, config
-        stems = {name: _stem(name, config) for name in checkpoint.tensors}
+        stems = {name: stem(name, config) for name in checkpoint.tensors}
         twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
         self._names = {stem: name for name, stem in stems.items() if stem not in twice}
         self.tied, self.path = is_tied(checkpoint, config), checkpoint.path
@@ -34,7 +34,7 @@ class Targets:
 
     def find(self, name: str) -> str | None:
         """Return the name of this tensor in the checkpoint, whatever layouts the two have; None if it has no such tensor."""
-        return name if name in self._checkpoint.tensors else self._names.get(_stem(name, self._config))
+        return name if name in self._checkpoint.tensors else self._names.get(stem(name, self._config))
 
     def to_change(self, name: str) -> str:
         """Return the checkpoint's name of a tensor to change. Raises MalformedError if there is none, or none of floats."""
@@ -132,12 +132,17 @@ _IN_MEMORY = (
 )
 
 
-def _stem(name: str, config: Mapping[str, Any]) -> str:
+def stem(name: str, config: Mapping[str, Any]) -> str:
     """Return a tensor's name without what libraries write before it, as in memory: "layers.0.mlp.up_proj.weight"."""
-    family = str(config.get("model_type", "")).replace("-", "_")
-    first, dot, rest = name.partition(".")
-    short = plain(rest if dot and first in ("model", "backbone", family) else name)
+    short = without_prefix(name, config)
     if any(word in short for word in (".experts.", ".block_sparse_moe.", ".router.")):
         for pattern, other in _IN_MEMORY:
             short = pattern.sub(other, short)
     return short
+
+
+def without_prefix(name: str, config: Mapping[str, Any]) -> str:
+    """Return a tensor's name without what libraries write before it."""
+    family = str(config.get("model_type", "")).replace("-", "_")
+    first, dot, rest = name.partition(".")
+    return plain(rest if dot and first in ("model", "backbone", family) else name)
