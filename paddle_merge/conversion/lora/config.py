@@ -21,7 +21,7 @@ _PADDLE = {
     "use_vera": "VeRA's random matrices are not in the file",
 }
 _PEFT = {
-    "use_qalora": "QA-LoRA pools its inputs",
+    "use_qalora": "QA-LoRA pools its inputs; PEFT's merge_and_unload folds it: give the model that it makes",
     "alora_invocation_tokens": "aLoRA is active only after certain tokens, which weights can't express",
     "layer_replication": "it repeats layers",
     "arrow_config": "Arrow chooses among adapters for every token",
@@ -31,6 +31,12 @@ _PEFT = {
     "velora_config": "VeLoRA is not supported",
     "megatron_config": "Megatron's adapters are split among ranks",
 }
+# Other types of PEFT's adapters: those that PEFT 0.21 folds itself, and those that no library can fold.
+_PEFT_FOLDS = {
+    *("ADALORA", "BOFT", "C3A", "DELORA", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "RANDLORA"),
+    *("SHIRA", "VBLORA", "VERA"),
+}
+_NO_WEIGHTS = {"PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"}
 # Types of the fields that are read here. They are checked because the string "false" would count as true.
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict,)),
@@ -63,9 +69,16 @@ def config_problems(adapter: Adapter) -> list[str]:
     if adapter.kind == "peft":
         kind = config.get("peft_type")
         if kind not in ("LORA", "TRAINABLE_TOKENS"):
+            remedy = "; PEFT's merge_and_unload folds it: give the model that it makes" if kind in _PEFT_FOLDS else ""
+            remedy = "; it changes what goes into layers, and no weights" if kind in _NO_WEIGHTS else remedy
             found.append(
                 f"{adapter.path}: can't be folded: its config has peft_type {shown(kind)}, and only LORA and"
-                " TRAINABLE_TOKENS are supported"
+                f" TRAINABLE_TOKENS are supported{remedy}"
+            )
+        if any(".base_layer.out_proj.lora_" in name for name in adapter.tensors):
+            found.append(
+                f"{adapter.path}: can't be folded: it adapts torch's own MultiheadAttention, and PEFT 0.21 adds the"
+                " factors of its out_proj twice; PEFT's merge_and_unload folds it: give the model that it makes"
             )
         start = config.get("init_lora_weights", True)
         if isinstance(start, str) and start.lower().startswith(_CHANGE_BASE):
