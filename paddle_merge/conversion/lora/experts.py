@@ -36,16 +36,16 @@ _EITHER = ("qwen3_vl_moe",)  # model types that have been saved as [E, h, o] and
 
 def named_parameters(
     modules: Sequence[Module], adapter: Adapter, targets: Targets | None = None
-) -> tuple[list[Module], list[str]]:
-    """Return the modules with the parameters set that PEFT's target_parameters names; and sentences on those whose names
-    fit no parameters of the checkpoint, which are left out.
+) -> tuple[list[Module], list[tuple[str, str]]]:
+    """Return the modules with the parameters set that PEFT's target_parameters names; and (name, sentence) of those whose
+    names fit no parameters of the checkpoint, which are left out.
 
     targets: of the checkpoint; without it, modules called experts are taken to have every parameter that is listed.
     """
     listed = adapter.config.get("target_parameters") if adapter.kind == "peft" else None
     if not isinstance(listed, list) or not listed:
         return list(modules), []
-    found, problems = list[Module](), list[str]()
+    found, wrong = list[Module](), list[tuple[str, str]]()
     wrappers: dict[str, list[Module]] = {}
     for module in modules:
         wrappers.setdefault(module.name.replace(_WRAPPER, ""), []).append(module)
@@ -58,15 +58,18 @@ def named_parameters(
         known = sorted(held, key=lambda word: _ORDER.index(word) if word in _ORDER else -1)
         its = sorted(its, key=lambda module: -module.name.count(_WRAPPER))  # innermost first
         if len(held) != len(its) or (len(held) > 1 and not set(held) <= set(_ORDER)):
-            problems.append(
-                f"{adapter.path}: it isn't known which factors of {name!r} are for which parameter: it has {len(its)} pairs,"
-                f" and of its target_parameters {targets.path if targets else 'the model'} has"
-                f" {', '.join(map(repr, known)) or 'none'}; was it trained on another model?"
+            where = f"{targets.path if targets else 'the model'} has {', '.join(map(repr, known)) or 'none'}"
+            wrong.append(
+                (
+                    name,
+                    f"it isn't known which factors of {name!r} are for which parameter: it has {len(its)} pairs, and of its"
+                    f" target_parameters {where}; was it trained on another model?",
+                )
             )
             continue
         for module, word in zip(its, known, strict=True):
             found.append(dataclasses.replace(module, name=name, parameter=word))
-    return found, problems
+    return found, wrong
 
 
 def _is_listed(name: str, listed: Sequence[str]) -> bool:

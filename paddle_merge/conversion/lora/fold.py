@@ -10,6 +10,7 @@ Every tensor of an adapter is used; if one can't be, the adapter is refused, and
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,21 @@ def _is_all_low_rank(adapter: Adapter) -> bool:
     """
     names = ("trainable_modules", "trainable_bias")
     return adapter.kind == "paddle" and names[0] in adapter.config and not any(adapter.config.get(name) for name in names)
+
+
+def _by_cause(wrong: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the first sentence on each cause, with the other names that it holds for. wrong: pairs of name and sentence."""
+    causes: dict[str, list[tuple[str, str]]] = {}
+    for name, sentence in wrong:
+        causes.setdefault(re.sub(r"'[^']*'|\d+", "", re.sub(r" \(its tensors: .*\)$", "", sentence)), []).append(
+            (name, sentence)
+        )
+    found = []
+    for (_, sentence), *more in causes.values():
+        names = ", ".join(repr(name) for name, _ in more[:2])
+        count = f" and {len(more) - 2} more" if len(more) > 2 else ""
+        found.append(f"{sentence}; likewise {names}{count}" if more else sentence)
+    return found
 
 
 class Fold:
@@ -87,19 +103,21 @@ class Fold:
             problems += self._untying(apart)
         else:
             self._following = following(self._adapter, self._checkpoint, self._own, modules, others)
+        wrong: list[tuple[str, str]] = []  # names of the adapter's tensors and modules, and what is wrong with each
         for name, entry in others:
             try:
                 self._replace(name, entry)
             except MalformedError as error:
-                problems.append(f"{self._adapter.path}: tensor {entry.name!r} {error}")
+                wrong.append((entry.name, f"tensor {entry.name!r} {error}"))
         modules, unknown = named_parameters(modules, self._adapter, self._targets)
-        problems += unknown
+        wrong += unknown
         for module in sorted(modules, key=lambda module: "rows" not in module.tensors):  # under lm_head's own factors
             try:
                 self._fold(module)
             except MalformedError as error:
                 names = ", ".join(repr(entry.name) for entry in module.tensors.values())
-                problems.append(f"{self._adapter.path}: {module.name!r} {error} (its tensors: {names})")
+                wrong.append((module.title, f"{module.name!r} {error} (its tensors: {names})"))
+        problems += [f"{self._adapter.path}: {sentence}" for sentence in _by_cause(wrong)]
         if not problems and (uneven := uneven_rows(self._checkpoint.tensors, self.tensors)):
             problems.append(f"{self._adapter.path}: {uneven}")
         if not problems and not self._has_effect():

@@ -494,6 +494,17 @@ def refusal(tmp_path: Path, adapter: str, layout: str = "hf", base: State | None
     return "\n".join(caught.value.problems)
 
 
+def test_one_cause_is_told_once(tmp_path: Path) -> None:
+    """An adapter of another model: 12 modules that the base lacks, three of them by name; and one with another fault."""
+    names = [f"model.layers.{layer}.mlp.{word}" for layer in range(4) for word in ("w1", "w2", "w3")]
+    its = in_peft({name: (np.ones((HIDDEN, R)), np.ones((R, HIDDEN))) for name in names})
+    its |= in_peft({QUERY: (np.ones((HIDDEN, 1)), np.ones((1, HEADS * WIDTH)))})
+    one, other = refusal(tmp_path, peft(tmp_path / "ad", its)).splitlines()
+    assert "'model.layers.0.mlp.w1' is for 'model.layers.0.mlp.w1.weight', which" in one
+    assert one.endswith("likewise 'model.layers.0.mlp.w2', 'model.layers.0.mlp.w3' and 9 more")
+    assert f"{QUERY!r} has rank 1, but the adapter's config says 3" in other
+
+
 def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
     """All that don't fit are named, together."""
     query, key = f"{LAYER}self_attn.q_proj", f"{LAYER}self_attn.k_proj"
