@@ -35,7 +35,7 @@ def updates(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping
         yield _embedding(module, adapter, targets, tensors)
     elif module.parameter not in ("", "weight"):
         yield from expert_updates(module, adapter, targets, tensors)
-    elif len(module.tensors["A"].shape) > 2 and adapter.kind == "peft":
+    elif len(module.tensors["A"].shape) > 2:
         yield from _convolution(module, adapter, targets, tensors)
     else:
         yield from _linear(module, adapter, targets, tensors)
@@ -64,7 +64,7 @@ def _rows(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[s
 def _convolution(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Iterator[Update]:
     """Yield the changes of a convolution's weight W [o, i, *kernel], and of its bias.
 
-    PEFT stores A [r, i, *kernel] and B [o, r, 1 ...]: W is a matrix [o, i * kernel]. Raises MalformedError.
+    All libraries store A [r, i, *kernel] and B [o, r, 1 ...]: W is a matrix [o, i * kernel]. Raises MalformedError.
     """
     a, b = module.tensors["A"], module.tensors["B"]
     target = targets.to_change(f"{module.name}.weight")
@@ -79,6 +79,8 @@ def _convolution(module: Module, adapter: Adapter, targets: Targets, tensors: Ma
     if (b.shape[0], *a.shape[1:]) != shape:
         raise MalformedError(f"is for a weight {[b.shape[0], *a.shape[1:]]}, but {target!r} is {list(shape)}")
     scale = scaling(adapter, module.title, a.shape[0])
+    if adapter.kind == "paddle" and adapter.config.get("rslora"):  # of which Paddle's convolutions know nothing
+        scale /= math.sqrt(a.shape[0])
     yield Update(target, [LowRank(b, a, scale), *_lengths(module, target, 0, tensors)])
     if "bias" in module.tensors:
         yield _bias(module, scale, targets, tensors)

@@ -11,7 +11,7 @@ import pytest
 
 from paddle_merge import CheckpointError
 from paddle_merge.conversion.lora import adapted
-from tests.conversion.lora.test_lora import close, fold, peft
+from tests.conversion.lora.test_lora import close, fold, paddle, peft
 from tests.support.checkpoints import write
 
 OUT, IN, R = 5, 3, 2
@@ -72,3 +72,12 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as error:
             fold(folder, path, peft(folder / "ad", its, r=a[0]))
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_paddles_convolutions(tmp_path: Path, rslora: bool) -> None:
+    """PaddleNLP's LoRAConv2D has the same shapes, and scales by alpha / r whatever rslora says."""
+    path, base, its = made(tmp_path, (2, 4))
+    named = {name.removesuffix(".weight"): value for name, value in its.items()}
+    got = fold(tmp_path, path, paddle(tmp_path / "ad", named, r=R, lora_alpha=3, rslora=rslora))
+    close(got, base | {f"{NAME}.weight": changed(base, its, 1.5)})

@@ -1,4 +1,4 @@
-"""Test adapters of the kinds that only PEFT writes: experts, single tokens, more tokens, convolutions. PEFT folds them too.
+"""Test adapters of experts, single tokens, more tokens and convolutions: PEFT, or PaddleFormers' layers, fold them too.
 
 test_loaders.py says what this needs.
 """
@@ -70,6 +70,7 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "dora": {"target_modules": ["one", "two", "three"], "use_dora": True, **LORA},
     "bias": {"target_modules": ["two", "narrow"], "lora_bias": True, "bias": "all", **LORA},
 }
+LAYERS: dict[str, dict[str, Any]] = {"layers": LORA, "layers of rslora": {**LORA, "rslora": True}}  # PaddleFormers'
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for family, (more, adapters) in MODELS.items()
     ]
     convolutions = [{"folder": str(folder / "convolutions"), "adapters": CONVOLUTIONS}]
-    work(folder / "work", {"transformers": {"adapt": jobs, "convolve": convolutions}}, "lora")
+    layers = [{"folder": str(folder / name), "lora": lora} for name, lora in LAYERS.items()]
+    both = {"transformers": {"adapt": jobs, "convolve": convolutions}, "paddleformers": {"adapt_layers": layers}}
+    work(folder / "work", both, "lora")
     return folder
 
 
@@ -98,3 +101,9 @@ def test_adapters_fold_as_peft_folds_them(made: Path, tmp_path: Path, family: st
             json.loads((one / "config.json").read_text()) for one in (tmp_path / "out", folder / f"{adapter}-folded")
         )
         assert (says["vocab_size"], says["tie_word_embeddings"]) == (theirs["vocab_size"], theirs["tie_word_embeddings"])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_adapters_fold_as_paddleformers_folds_them(made: Path, tmp_path: Path, name: str) -> None:
+    folder = made / name
+    assert_close(fold(folder / "base", folder / "lora", tmp_path / "out"), read(folder / "lora-folded"))
