@@ -13,6 +13,7 @@ PEFT wraps a module once for every parameter of it, the first one innermost, and
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
@@ -107,6 +108,8 @@ def expert_updates(
     if stack is not None:
         yield Update(stack, _of_stack(pairs, stack, adapter, targets, tensors, scale))
         return
+    if _is_exchanged(pairs[0], f"{module.name}.0.{layers[0]}.weight", len(layers), adapter, targets, tensors):
+        pairs = [(transpose(b, b.name), transpose(a, a.name)) for a, b in pairs]
     for expert, (a, b) in enumerate(pairs):
         width, rest = divmod(b.shape[1], len(layers))
         if rest:
@@ -145,13 +148,46 @@ def _of_stack(
     return found
 
 
+def _is_exchanged(
+    pair: tuple[TensorEntry, TensorEntry],
+    layer: str,
+    count: int,
+    adapter: Adapter,
+    targets: Targets,
+    tensors: Mapping[str, TensorEntry],
+) -> bool:
+    """Return whether PEFT had the axes of [E, o, h] exchanged: A is then [r, o] and B [h, r].
+
+    pair: [h, r] and [r, o] if they are not. layer: the name of one of `count` layers that share o.
+    """
+    target = targets.to_change(layer)
+    shape, turned = tensors[target].shape, targets.stored_transposed(target)
+    first, last = pair[0].shape[0], pair[1].shape[1]
+    inner = {True: shape, False: shape[::-1], None: None}[turned]
+    fits = [
+        exchanged for exchanged, of in ((False, (first, last)), (True, (last, first))) if (of[0], of[1] // count) == inner
+    ]
+    return fits[0] if len(fits) == 1 else adapter.kind == "peft" and _takes_first_axis(adapter, targets)
+
+
 def _is_turned(target: str, adapter: Adapter, targets: Targets) -> bool:
     """Return whether a stack of square matrices is [E, h, o]. Raises MalformedError if that is unknown."""
-    if adapter.kind == "paddle" or targets.family.startswith(_TURNED):
+    if adapter.kind == "paddle":
         return True
     if targets.family.startswith(_EITHER):
         raise MalformedError(f"may or may not have to be transposed for {target!r}, whose matrices are square")
-    return False
+    return _takes_first_axis(adapter, targets)
+
+
+def _takes_first_axis(adapter: Adapter, targets: Targets) -> bool:
+    """Return whether PEFT made A for the first axis of a matrix in memory, and B for the last.
+
+    Up to 0.18 it always did; 0.19.0 did for all families but those that hold matrices as [h, o], and later versions do for
+    these only. Where the axes differ in size, the factors show it.
+    """
+    version = tuple(map(int, re.findall(r"\d+", str(adapter.config.get("peft_version") or ""))[:3]))
+    transposed = targets.family.startswith(_TURNED)
+    return version < (0, 19) or (not transposed if version == (0, 19, 0) else transposed)
 
 
 def _pairs(module: Module, adapter: Adapter, number: int) -> list[tuple[TensorEntry, TensorEntry]]:
