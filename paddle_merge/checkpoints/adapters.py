@@ -61,12 +61,14 @@ class Module:
     """Hold an adapter's tensors for one module, by role: "A", "B", "AB" and so on, as in _ENDINGS.
 
     A second tensor of one role has the key "ROLE again: NAME", which check_tensors reports. parameter: which one of the
-    module is adapted, such as the experts' "gate_up_proj"; "" for the weight, as of most modules.
+    module is adapted, such as the experts' "gate_up_proj"; "" for the weight, as of most modules. first_axis: of experts,
+    whether A is for the first axis of each matrix, and B for the last; None if that is unknown.
     """
 
     name: str
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
     parameter: str = ""
+    first_axis: bool | None = True
 
     @property
     def title(self) -> str:

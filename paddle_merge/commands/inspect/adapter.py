@@ -8,7 +8,7 @@ from typing import Any
 from ...checkpoints.adapters import Adapter, group_tensors
 from ...checkpoints.names import stacks, word_of
 from ...conversion.lora.config import config_problems, scaling, stated_rank
-from ...conversion.lora.experts import named_parameters
+from ...conversion.lora.parameters import named_parameters
 from ...errors import MalformedError
 
 _BASES = ("base_model_name_or_path", "base_model_name")  # PEFT's word, PaddleNLP's

@@ -25,8 +25,8 @@ from ...parsing import tensors_named
 from .. import fused
 from .config import config_problems
 from .entry import AdaptedEntry, Change, Lengths, LowRank, Rows, read_from
-from .experts import named_parameters
 from .missing import missing
+from .parameters import named_parameters
 from .targets import Targets
 from .tied import Following, Sharers, following, turned, without_head
 from .updates import updates

@@ -36,6 +36,10 @@ class Targets:
         """Return the name of this tensor in the checkpoint, whatever layouts the two have; None if it has no such tensor."""
         return name if name in self._checkpoint.tensors else self._names.get(stem(name, self._config))
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the checkpoint's tensor of exactly this name."""
+        return self._checkpoint.tensors[name].shape
+
     def to_change(self, name: str) -> str:
         """Return the checkpoint's name of a tensor to change. Raises MalformedError if there is none, or none of floats."""
         target = self.find(name)

@@ -10,7 +10,8 @@ import pytest
 
 from paddle_merge import CheckpointError, MergeConfig, merge
 from paddle_merge.conversion.lora import adapted
-from tests.conversion.lora.test_lora import close, fold, paddle, peft
+from tests.conversion.lora.test_lora import close, fold, paddle
+from tests.conversion.lora.test_lora import peft as saved
 from tests.support.checkpoints import read, write
 
 State = dict[str, np.ndarray]
@@ -22,6 +23,10 @@ TARGETS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 def base(folder: Path, tensors: State, **config: Any) -> str:
     config = {"architectures": ["X"], "model_type": "qwen3_moe", **config}
     return str(write(folder, tensors, "float64", format="pt", config=config))
+
+
+def peft(folder: Path, its: State, **config: Any) -> str:
+    return saved(folder, its, **({"peft_version": "0.21.2"} | config))
 
 
 def stacks(seed: int, inner: int = INNER) -> State:
@@ -123,21 +128,57 @@ def test_one_parameter_and_a_router(tmp_path: Path) -> None:
     close(got, apart(folded(stacks(0), full, 1.5)) | {f"{LAYER}gate.weight": gate + 4 * b @ a})
 
 
-@pytest.mark.parametrize(("family", "is_turned"), [("gpt_oss", True), ("granitemoe", False), ("qwen3_vl_moe_text", None)])
-def test_stacks_of_square_matrices(tmp_path: Path, family: str, is_turned: bool | None) -> None:
-    """gpt-oss has down_proj [32, 2880, 2880]: [E, in, out], by its class in transformers (is_transposed)."""
-    make = turned if is_turned else dict
-    its = factors(1, inner=H)
+@pytest.mark.parametrize("form", ["stacked", "apart"])
+@pytest.mark.parametrize(
+    ("version", "family", "first"),
+    [
+        ("0.21.2", "gpt_oss", True),
+        ("0.21.2", "qwen3_moe", False),
+        ("0.19.1", "qwen3_moe", False),
+        ("0.19.0", "gpt_oss", False),
+        ("0.19.0", "qwen3_moe", True),
+        ("0.18.1", "qwen3_moe", True),
+        ("0.17.0", "gpt_oss", True),
+        (None, "gpt_oss", True),
+    ],
+)
+def test_square_matrices(tmp_path: Path, version: str | None, family: str, first: bool, form: str) -> None:
+    """gpt-oss has down_proj [32, 2880, 2880]. What A [E r, 2880] is for depends on the version: ParamWrapper in each."""
+    its = {name: value for name, value in factors(1, inner=H).items() if "base_layer" not in name}
+    a, b = its[f"{LAYER}experts.lora_A.weight"], its[f"{LAYER}experts.lora_B.weight"]
+    a, b = a.reshape(E, R, H), b.reshape(H, R, E)
+    delta = np.einsum("ore,eri->eio" if first else "ore,eri->eoi", b, a)
+    state = stacks(0, inner=H)
+    name, make = f"{LAYER}experts.down_proj", apart if form == "apart" else dict
+    adapter = peft(tmp_path / "ad", its, r=R, lora_alpha=3, target_parameters=["down_proj"], peft_version=version)
+    got = fold(tmp_path, base(tmp_path / "base", make(state), model_type=family), adapter)
+    close(got, make(state | {name: state[name] + 1.5 * delta}))
+
+
+@pytest.mark.parametrize("form", ["stacked", "apart"])
+def test_other_matrices_show_what_square_ones_do_not(tmp_path: Path, form: str) -> None:
+    """A and B exchanged, as before PEFT 0.19.1, whatever version is named: gate_up_proj [E, 8, 4] shows it."""
+    its, state = factors(1, inner=H), stacks(0, inner=H)
+    make = apart if form == "apart" else dict
+    gate_up = np.random.default_rng(5).standard_normal((E * R, 2 * H)), np.random.default_rng(6).standard_normal((H, R * E))
+    its[f"{LAYER}experts.base_layer.lora_A.weight"], its[f"{LAYER}experts.base_layer.lora_B.weight"] = gate_up
+    expected = dict(state)
+    for name, path in (("gate_up_proj", "experts.base_layer"), ("down_proj", "experts")):
+        a, b = its[f"{LAYER}{path}.lora_A.weight"], its[f"{LAYER}{path}.lora_B.weight"]
+        a, b = a.reshape(E, R, -1), b.reshape(-1, R, E)
+        expected[f"{LAYER}experts.{name}"] = state[f"{LAYER}experts.{name}"] + 1.5 * np.einsum("ore,eri->eio", b, a)
     adapter = peft(tmp_path / "ad", its, r=R, lora_alpha=3, target_parameters=TARGETS)
-    path = base(tmp_path / "base", make(stacks(0, inner=H)), model_type=family)
-    if is_turned is None:
-        with pytest.raises(CheckpointError, match="whose matrices are square"):
-            fold(tmp_path, path, adapter)
-        return
-    close(fold(tmp_path, path, adapter), make(folded(stacks(0, inner=H), its, 1.5)))
+    close(fold(tmp_path, base(tmp_path / "base", make(state)), adapter), make(expected))
 
 
-@pytest.mark.parametrize("form", ["turned", "apart", "square"])
+def test_stacks_of_square_matrices_that_may_be_stored_either_way(tmp_path: Path) -> None:
+    its = {name: value for name, value in factors(1, inner=H).items() if "base_layer" not in name}
+    adapter = peft(tmp_path / "ad", its, r=R, lora_alpha=3, target_parameters=["down_proj"])
+    with pytest.raises(CheckpointError, match="whose matrices are square"):
+        fold(tmp_path, base(tmp_path / "base", stacks(0, inner=H), model_type="qwen3_vl_moe_text"), adapter)
+
+
+@pytest.mark.parametrize("form", ["turned", "stacked", "apart", "square"])
 def test_paddleformers_stacks(tmp_path: Path, form: str) -> None:
     """W[e] [in, out] + s A[e] B[e], by LoRAMoeExperts.get_delta_weight of PaddleFormers 1.2."""
     random = np.random.default_rng(1)
@@ -147,7 +188,7 @@ def test_paddleformers_stacks(tmp_path: Path, form: str) -> None:
     name = f"{LAYER}experts."
     its = {f"{name}gate_up_proj_lora_A": a, f"{name}gate_up_proj_lora_B": b}
     its |= {f"{name}down_proj_lora_A": c, f"{name}down_proj_lora_B": d}
-    make = (lambda state: apart(turned(state))) if form == "apart" else dict
+    make = {"apart": lambda state: apart(turned(state)), "stacked": turned}.get(form, dict)
     stacked = turned(stacks(0, inner))
     expected = {f"{name}gate_up_proj": stacked[f"{name}gate_up_proj"] + 1.5 * a @ b}
     expected[f"{name}down_proj"] = stacked[f"{name}down_proj"] + 1.5 * c @ d
