@@ -15,7 +15,7 @@ from ..checkpoints.tensors import Checkpoint, Origin
 from ..conversion.copies import with_copies
 from ..conversion.inputs import open_inputs
 from ..conversion.layout import METADATA, normalise
-from ..conversion.lora.fold import adapt
+from ..conversion.lora.adapt import adapt
 from ..conversion.lora.tied import trains_apart
 from ..conversion.naming import in_one_naming
 from ..conversion.optional import WithoutOptional, without_optional
@@ -70,9 +70,8 @@ def matched(recipe: Recipe) -> Matched:
         tie="untie" if apart and recipe.tie == "auto" else recipe.tie,
     )
     layout, tied = normalised.layout, normalised.tied
-    inputs, folded, warnings = adapt(
-        normalised.inputs, adapters, recipe.sources, layout, config_source.config, tied, recipe.allow_untrained
-    )
+    adapted = adapt(normalised.inputs, adapters, recipe.sources, layout, config_source.config, tied, recipe.allow_untrained)
+    inputs = adapted.checkpoints
     whole = all(part.layers is None and part.module is None for part in recipe.slices)
     inputs, copied = with_copies(inputs) if whole else (inputs, [])
     needed = without_optional(inputs) if whole else WithoutOptional(inputs)
@@ -88,9 +87,9 @@ def matched(recipe: Recipe) -> Matched:
         layout=layout,
         tied=tied,
         averaged=heads.names,
-        left_out={**needed.why, **heads.why},
+        left_out={**adapted.left_out, **needed.why, **heads.why},
         config_source=config_source,
         notes=(*renamed, *normalised.notes, *copied, *needed.notes, *heads.notes),
-        folded=tuple(folded),
-        warnings=tuple(warnings),
+        folded=tuple(adapted.notes),
+        warnings=tuple(adapted.warnings),
     )

@@ -82,7 +82,7 @@ class Vocabularies:
         """Return the vocabulary of an input; None if it has no tokenizer. Raises CheckpointError."""
         if number not in self._known:
             like = self._like.get(number)
-            self._known[number] = self.read(like) if like is not None else read_vocabulary(self.inputs[number].folder)
+            self._known[number] = self.read(like) if like is not None else read_vocabulary(self.inputs[number].tokens_folder)
         return self._known[number]
 
     def input_number(self, source: int | str) -> int | str:
@@ -125,7 +125,11 @@ class Vocabularies:
         for number in others:
             one, other = self.inputs[first], self.inputs[number]
             try:
-                if same_files(one.folder, other.folder) or not (known := self.read(first)) or not (its := self.read(number)):
+                if (
+                    same_files(one.tokens_folder, other.tokens_folder)
+                    or not (known := self.read(first))
+                    or not (its := self.read(number))
+                ):
                     continue
                 named = {row: token for token, row in known.ids.items()}
                 differing = [(token, row) for token, row in its.ids.items() if named.get(row, token) != token]

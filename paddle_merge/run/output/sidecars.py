@@ -11,7 +11,7 @@ from typing import Any
 
 from ...checkpoints.json_files import parsed, read_small
 from ...checkpoints.names import last_word
-from ...conversion.vocabulary.ids import rewrite_ids
+from ...conversion.vocabulary.ids import rewrite_ids, sized
 from ...conversion.vocabulary.write import is_tokenizer_file, with_tokens
 from ...errors import CheckpointError
 from ...plan import chat
@@ -33,9 +33,9 @@ FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_
 
 def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
     """Return what to write beside the weights, by name: the model card, and copies from plan.config_source.folder
-    (config.json with the new dtype and vocabulary, if there are such), the tokenizer's from plan.tokens; with the chat
-    template that was asked for, if one was. Raises CheckpointError listing the files of copy_file_list that aren't there
-    or may not be copied."""
+    (config.json with the new dtype and vocabulary, if there are such), the tokenizer's from plan.tokens or plan.added; with
+    the chat template that was asked for, if one was. Raises CheckpointError listing the files of copy_file_list that
+    aren't there or may not be copied."""
     folder, tokens = plan.config_source.folder, plan.tokens
     problems = []
     extra = [os.path.normpath(name) for name in request.copied_files]
@@ -59,6 +59,10 @@ def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
         stored = tokens.vocabulary.stored or tokens.vocabulary
         contents |= with_tokens(_read(stored.folder, theirs), stored, tokens.vocabulary)
         contents = rewrite_ids(contents, tokens, folder)
+    elif plan.added is not None and plan.added.folder is not None:
+        theirs = [name for name in loader_files(plan.added.folder)[0] if is_tokenizer_file(name)]
+        contents = {name: content for name, content in contents.items() if name in extra or not is_tokenizer_file(name)}
+        contents |= _read(plan.added.folder, theirs)
     path = os.path.join(folder, "config.json")
     if "config.json" in contents and isinstance(model := parsed(path, contents["config.json"]), dict):
         contents["config.json"] = _model_config(contents["config.json"], model, plan)
@@ -92,6 +96,8 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     has_dtype = plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()
     if len(dtypes) == 1 and not stored_only and has_dtype:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
+    if plan.added is not None and plan.added.rows is not None:
+        wanted = sized(wanted, plan.added.rows)
     if plan.tied is not None:
         wanted["tie_word_embeddings"] = plan.tied
     wanted.update(_older_rope(model))
