@@ -84,20 +84,25 @@ def _with_tokens(
     """Return a checkpoint with the tokenizer that it has with an adapter; and sentences on rows and tokens that don't match.
 
     It is the adapter's, if the adapter brings tokens, as new rows of the embedding or in rows that had none. tensors: those
-    with the adapter. Raises CheckpointError if a tokenizer can't be read.
+    with the adapter.
     """
     old, new = embedding_of(checkpoint.tensors), embedding_of(tensors)
     rows, resized = (new.shape[0], new.shape != old.shape) if old is not None and new is not None else (0, False)
     checkpoint = dataclasses.replace(checkpoint, resized=checkpoint.resized or resized)
+    with_its = dataclasses.replace(checkpoint, tokenizer=adapter.path)
     try:
         same = same_files(adapter.path, checkpoint.tokens_folder)
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: can't be read ({error.strerror})") from None
-    own = read_vocabulary(adapter.path) if resized or not same else None
-    if own is None:
-        missing = f"{adapter.path}: changes the number of tokens to {rows}, but has no tokenizer; put it beside the adapter"
-        return checkpoint, [missing] if resized else []
-    known = None if resized else read_vocabulary(checkpoint.tokens_folder)
+        own = read_vocabulary(adapter.path) if resized or not same else None
+        if own is None:
+            missing = (
+                f"{adapter.path}: changes the number of tokens to {rows}, but has no tokenizer; put it beside the adapter"
+            )
+            return checkpoint, [missing] if resized else []
+        known = None if resized else read_vocabulary(checkpoint.tokens_folder)
+    except (CheckpointError, OSError) as error:
+        reason = error.problems[0] if isinstance(error, CheckpointError) else f"{error.filename}: {error.strerror}"
+        taken = with_its if resized else checkpoint
+        return taken, [f"{taken.tokens_folder}: its tokenizer is taken, and may not be that of {adapter.path} ({reason})"]
     if known is not None and own.ids.keys() <= known.ids.keys():
         return checkpoint, []
     beyond = [token for token, row in own.ids.items() if row >= rows > 0]
@@ -109,4 +114,4 @@ def _with_tokens(
     if doubts and not resized:  # the base's tokenizer fits the rows
         trained = "it was trained on a model with more rows, which it doesn't hold; give that model as the base"
         return checkpoint, [f"{doubt}: {trained}" for doubt in doubts]
-    return dataclasses.replace(checkpoint, tokenizer=adapter.path), doubts
+    return with_its, doubts

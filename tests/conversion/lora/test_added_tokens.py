@@ -163,6 +163,18 @@ def test_what_is_likely_not_meant(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert added_in(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize("damaged", ["base", "ad"])
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str) -> None:
+    """The weights fold nevertheless, and the base's files are copied as they are."""
+    base = llama(0)
+    path = model(tmp_path, base)
+    one = adapter(tmp_path / "ad", {"model.norm.weight": base["model.norm.weight"] + 1}, ["<x>"])
+    (tmp_path / damaged / "tokenizer.json").write_text("{")
+    fold(tmp_path, path, one)
+    assert f"base: its tokenizer is taken, and may not be that of {one} (" in caplog.text
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "base" / "tokenizer.json").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("its", "words"),
     [
