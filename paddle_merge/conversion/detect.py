@@ -16,6 +16,8 @@ from ..checkpoints.names import LINEARS, is_linear, last_word
 from ..checkpoints.tensors import Checkpoint
 from ..errors import CheckpointError
 from .fused import ALWAYS_FUSED, PIECES
+from .modules import is_language
+from .orientation import is_transposed
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,13 @@ def infer_from_others(inputs: Sequence[Checkpoint], found: Sequence[Detected]) -
 
 
 def _family(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
-    """Return the first word of the names of the layers' tensors: "model", or the model's type, as PaddleNLP has it.
+    """Return the first word of the names of the language model's layers: "model", or the model's type, as PaddleNLP has it.
 
-    None if it is neither, or if there are several.
+    None if it is neither, or if there are several. What a vision tower's layers are called says nothing.
     """
-    first = {name.partition(".")[0] for name in checkpoint.tensors if re.search(r"\.layers\.\d+\.", name)}
+    first = {
+        name.partition(".")[0] for name in checkpoint.tensors if re.search(r"\.layers\.\d+\.", name) and is_language(name)
+    }
     if len(first) != 1:
         return None
     (family,) = first
@@ -116,14 +120,15 @@ def _family(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
 def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int], family: Any) -> tuple[list[str], list[str]]:
     """Return the names of the weights whose shapes are Hugging Face's, and of those whose shapes are Paddle's.
 
-    sizes: as config_json.widths returns them. Square weights, and those of unknown size, are in neither list; nor are fused
-    weights in safetensors files, which PaddleFormers writes [in, out] even where it turns all others to [out, in].
+    sizes: as config_json.widths returns them. Square weights, those of unknown size, those that are the same in all layouts,
+    and those of a vision tower, whose sizes are its own, are in neither list; nor are fused weights in safetensors files,
+    which PaddleFormers writes [in, out] even where it turns all others to [out, in].
     """
     hf, paddle = [], []
     fused = {word for word in PIECES if word != "gate_up_fused_proj"} if checkpoint.kind == "safetensors" else set()
     fused -= {word for word, families in ALWAYS_FUSED.items() if family in families}
     for name, entry in checkpoint.tensors.items():
-        if last_word(name) in fused:
+        if last_word(name) in fused or not is_language(name) or not is_transposed(name, entry.shape, family):
             continue
         wanted = _widths_of(name) if re.search(r"\.layers\.\d+\..*\.weight$", name) else None
         if wanted is None or not set(wanted) <= sizes.keys() or sizes[wanted[0]] == sizes[wanted[1]]:

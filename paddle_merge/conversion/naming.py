@@ -10,6 +10,7 @@ layer normalisation          LayerNorm.gamma and .beta, from the first BERT
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ..checkpoints.tensors import Checkpoint
@@ -22,6 +23,7 @@ _BODIES = {
     *("albert", "bert", "deberta", "distilbert", "electra", "esm", "gpt_neox", "mpnet", "roberta", "transformer"),
     *("vit", "xlm_roberta"),
 }
+_PREFIXES = ("model.", "model.language_model.")  # of Qwen2.5-VL's language model: the hub's, and the one in memory
 _AFFINE = {"gamma": "weight", "beta": "bias"}
 # Model types whose names in memory have been others than those in files since transformers 4.52.
 _RENAMED = {
@@ -51,13 +53,16 @@ def by_plain_name(names: Iterable[str]) -> dict[str, str]:
     return {short: its[0] for short, its in found.items() if len(its) == 1}
 
 
-def in_one_naming(inputs: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...], list[str]]:
+def in_one_naming(inputs: Sequence[Checkpoint], mend: bool = False) -> tuple[tuple[Checkpoint, ...], list[str]]:
     """Return the inputs with tensors named as in the one that has most; and a sentence on each that was renamed.
 
     Buffers don't count, and an input whose names contain wrappers of training only counts where all do.
 
-    Only tensors that the others call otherwise are renamed, and only where the names can't be mistaken.
+    Only tensors that the others call otherwise are renamed, and only where the names can't be mistaken. mend: whether names
+    that PaddleFormers got wrong are mended even if all inputs have them.
     """
+    if mend or any(one.tensors.keys() != inputs[0].tensors.keys() for one in inputs):
+        inputs = [_with_one_prefix(one) for one in inputs]
     like = max(inputs, key=_says_how_to_name)
     theirs = by_plain_name(like.tensors)
     result, notes = [], list[str]()
@@ -73,6 +78,21 @@ def in_one_naming(inputs: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...],
             notes.append(f"{one.path}: {count} named as in {like.path}: {example[0]} is {example[1]} there")
         result.append(one)
     return tuple(result), notes
+
+
+def _with_one_prefix(one: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with all tensors of the language model named as most are.
+
+    PaddleFormers 1.2 saves the biases of Qwen2.5-VL under another prefix than the weights, and can't load them then.
+    """
+    stems = {name: plain(name) for name in one.tensors if name.startswith(_PREFIXES) and ".layers." in name}
+    counts = Counter(name.removesuffix(stem) for name, stem in stems.items() if stem.startswith("layers."))
+    if set(counts) != set(_PREFIXES) or len(set(stems.values())) < len(stems):
+        return one
+    ((prefix, _),) = counts.most_common(1)
+    new = {name: prefix + stem for name, stem in stems.items() if stem.startswith("layers.")}
+    tensors = {new.get(name, name): entry.renamed(new.get(name, name)) for name, entry in one.tensors.items()}
+    return dataclasses.replace(one, tensors=tensors)
 
 
 def _says_how_to_name(one: Checkpoint) -> tuple[bool, int]:

@@ -52,7 +52,7 @@ def matched(recipe: Recipe) -> Matched:
     be opened, converted or folded.
     """
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    named, renamed = in_one_naming(opened)
+    named, renamed = in_one_naming(opened, mend=recipe.output_layout is not None)
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
     apart = any(
         trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)
