@@ -53,15 +53,15 @@ def by_plain_name(names: Iterable[str]) -> dict[str, str]:
     return {short: its[0] for short, its in found.items() if len(its) == 1}
 
 
-def in_one_naming(inputs: Sequence[Checkpoint], mend: bool = False) -> tuple[tuple[Checkpoint, ...], list[str]]:
+def in_one_naming(inputs: Sequence[Checkpoint], mend: bool) -> tuple[tuple[Checkpoint, ...], list[str]]:
     """Return the inputs with tensors named as in the one that has most; and a sentence on each that was renamed.
 
     Buffers don't count, and an input whose names contain wrappers of training only counts where all do.
 
     Only tensors that the others call otherwise are renamed, and only where the names can't be mistaken. mend: whether names
-    that PaddleFormers got wrong are mended even if all inputs have them.
+    that PaddleFormers got wrong are mended.
     """
-    if mend or any(one.tensors.keys() != inputs[0].tensors.keys() for one in inputs):
+    if mend:
         inputs = [_with_one_prefix(one) for one in inputs]
     like = max(inputs, key=_says_how_to_name)
     theirs = by_plain_name(like.tensors)

@@ -52,7 +52,8 @@ def matched(recipe: Recipe) -> Matched:
     be opened, converted or folded.
     """
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    named, renamed = in_one_naming(opened, mend=recipe.output_layout is not None)
+    # An adapter folded into its base leaves the base's names as they are, unless a layout is asked for.
+    named, renamed = in_one_naming(opened, mend=len(opened) > 1 or recipe.output_layout is not None)
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
     apart = any(
         trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)

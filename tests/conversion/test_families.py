@@ -285,10 +285,12 @@ def test_biases_under_another_prefix(tmp_path: Path) -> None:
     bias, other = f"{LAYER}self_attn.q_proj.bias", "model.language_model.layers.0.self_attn.q_proj.bias"
     own = saved(tmp_path / "own", {**a, other: np.ones(HIDDEN)}, config=config)
     hub = saved(tmp_path / "hub", {**a, bias: np.ones(HIDDEN)}, config=config)
-    kept, mended = {**means(a, a), other: np.ones(HIDDEN)}, {**means(a, a), bias: np.ones(HIDDEN)}
-    assert_same(merged(tmp_path / "1", own, own), kept)
-    assert_same(merged(tmp_path / "2", own, own, output_layout="hf"), mended)
+    mended = {**means(a, a), bias: np.ones(HIDDEN)}
+    assert_same(merged(tmp_path / "1", own, own), mended)
+    assert_same(merged(tmp_path / "2", own, output_layout="hf", merge_method="passthrough"), mended)
     assert_same(merged(tmp_path / "3", own, hub), mended)
+    kept = {**means(a, a), other: np.ones(HIDDEN)}
+    assert_same(merged(tmp_path / "4", own, merge_method="passthrough"), kept)  # as when an adapter is folded in
     two = {**a, other: np.ones(HIDDEN), bias: np.zeros(HIDDEN)}  # two language models, for all that is known
     path = saved(tmp_path / "two", two, config=config)
-    assert_same(merged(tmp_path / "4", path, path, output_layout="hf"), means(two, two))
+    assert_same(merged(tmp_path / "5", path, path, output_layout="hf"), means(two, two))
