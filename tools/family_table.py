@@ -101,6 +101,8 @@ TRIALS = {
         Trial("convert", ("hf-a", "hf-b"), "paddleformers", asked=True),
         Trial("convert", ("paddle-a", "paddle-b"), "hf", asked=True),
         Trial("convert", ("unified-a", "unified-b"), "hf", asked=True),
+        Trial("convert", ("checkpoint-a", "checkpoint-b"), "hf", asked=True),
+        Trial("convert", ("checkpoint-a", "checkpoint-b"), "paddleformers"),
         Trial("convert", ("hf-a", "paddle-b"), "hf", asked=True),
         Trial("convert", ("paddle-a", "unified-b"), "paddleformers"),
         Trial("fold", ("hf-a",), "hf", asked=True, fold=True),

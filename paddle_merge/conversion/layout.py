@@ -24,6 +24,7 @@ from ..parsing import shown
 from .detect import Detected, detect, infer_from_others
 from .fused import PIECES, fused_name, names_in_paddleformers, refit, split_names
 from .leftovers import without_leftovers
+from .naming import in_files
 from .orientation import is_transposed
 from .tied_heads import contradiction, embedding_of, in_agreement
 
@@ -187,6 +188,8 @@ def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
         fused = fused_name(word, found.layout, goal, found.config) if word in PIECES else None
         if fused:
             new = new.replace(f".{word}.", f".{fused}.")
+        if goal == "hf":
+            new = in_files(new, model_type)
         if name == HEAD:
             stored = _head_is_transposed(checkpoint, found)
             flip = stored != (goal == "paddlenlp" and not found.tied)

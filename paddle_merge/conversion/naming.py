@@ -80,6 +80,19 @@ def in_one_naming(inputs: Sequence[Checkpoint], mend: bool) -> tuple[tuple[Check
     return tuple(result), notes
 
 
+def in_files(name: str, family: str) -> str:
+    """Return the name that a tensor has in files that PaddleFormers and transformers both open.
+
+    name: as a file or PaddleFormers' Trainer, which saves names as they are in memory, has it. family: the model's
+    model_type. Source: PaddleFormers 1.2.0's _gen_aoa_config of Qwen2.5-VL.
+    """
+    if family in ("qwen2_5_vl", "qwen2_5_vl_text"):
+        for memory, file in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+            if name.startswith(memory):
+                return file + name.removeprefix(memory)
+    return name
+
+
 def _with_one_prefix(one: Checkpoint) -> Checkpoint:
     """Return a checkpoint with all tensors of the language model named as most are.
 

@@ -294,3 +294,20 @@ def test_biases_under_another_prefix(tmp_path: Path) -> None:
     two = {**a, other: np.ones(HIDDEN), bias: np.zeros(HIDDEN)}  # two language models, for all that is known
     path = saved(tmp_path / "two", two, config=config)
     assert_same(merged(tmp_path / "5", path, path, output_layout="hf"), means(two, two))
+
+
+def test_names_in_memory_become_those_of_files(tmp_path: Path) -> None:
+    """PaddleFormers' Trainer saves Qwen2.5-VL's as they are in memory, and can't open them so in Hugging Face's layout;
+    Qwen3-VL's are the same in files."""
+    config = {**CONFIG, "model_type": "qwen2_5_vl_text"}
+    a = plain(0)
+    inside = {
+        name if name == "lm_head.weight" else f"model.language_model.{name.removeprefix('model.')}": value
+        for name, value in fused(a, "paddleformers").items()
+    }
+    inside["model.visual.merger.mlp.0.weight"] = np.arange(24.0).reshape(6, 4)
+    path = saved(tmp_path / "a", inside, "paddleformers", config=config)
+    expected = {**means(a, a), "visual.merger.mlp.0.weight": np.arange(24.0).reshape(6, 4).T}
+    assert_same(merged(tmp_path / "hf", path, path, output_layout="hf"), expected)
+    path = saved(tmp_path / "b", inside, "paddleformers", config={**CONFIG, "model_type": "qwen3_vl_text"})
+    assert "model.visual.merger.mlp.0.weight" in merged(tmp_path / "3", path, path, output_layout="hf")

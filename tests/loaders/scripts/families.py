@@ -57,7 +57,8 @@ class Library:
 
     build: family -> a model. opened: folder, family, layout -> the model. saves: kind -> options of save_pretrained. lora:
     the library's LoRAConfig and LoRAModel. targets: model -> the modules that the library's recipe for LoRA adapts.
-    saves_adapters: family -> options of save_pretrained.
+    saves_adapters: family -> options of save_pretrained. checkpoint: writes a model into a folder as the library's Trainer
+    does, if that is otherwise.
     """
 
     build: Callable[[str], Any]
@@ -66,6 +67,7 @@ class Library:
     lora: tuple[Any, Any]
     targets: Callable[[Any], list[str]]
     saves_adapters: Callable[[str], Mapping[str, object]] = lambda family: {}
+    checkpoint: Callable[[Any, str], None] | None = None
 
     def make(self, folder: str, family: str) -> None:
         """Write into `folder`: models a and b in each way in which the library saves them (KIND-a), adapter, and weights as
@@ -76,6 +78,8 @@ class Library:
             save_file(arrays(model), f"{folder}/{letter}.safetensors")
             for kind, options in self.saves.items():
                 model.save_pretrained(f"{folder}/{kind}-{letter}", **options)
+            if self.checkpoint is not None:
+                self.checkpoint(model, f"{folder}/checkpoint-{letter}")
         model = filled(self.build(family), 0)
         configured, adapts = self.lora
         adapted = adapts(model, configured(target_modules=self.targets(model), r=4, lora_alpha=8, dtype="float32"))

@@ -10,6 +10,7 @@ import copy
 import importlib
 import sys
 
+import paddle
 import stand_in
 from families import Library, text, vision
 from job import work
@@ -151,8 +152,16 @@ def saves_adapters(family: str) -> dict[str, object]:
     return SAVES["unified"] if family == "qwen2_5_vl" else {}
 
 
+def checkpoint(model, folder: str) -> None:
+    """As the Trainer saves one by default, with the config that it lacks."""
+    paddle.distributed.save_state_dict(model.sharded_state_dict(), f"{folder}/model_state")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+
+
 stand_in.install()
-library = Library(build, opened, SAVES, (LoRAConfig, LoRAModel), get_lora_target_modules, saves_adapters)
+lora = LoRAConfig, LoRAModel
+library = Library(build, opened, SAVES, lora, get_lora_target_modules, saves_adapters, checkpoint)
 adapt, load = library.make, library.load
 
 if __name__ == "__main__":
