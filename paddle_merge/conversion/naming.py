@@ -10,10 +10,13 @@ layer normalisation          LayerNorm.gamma and .beta, from the first BERT
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ..checkpoints.tensors import Checkpoint
+from ..errors import CheckpointError
+from ..parsing import tensors_named
 from .optional import is_buffer
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
@@ -24,6 +27,14 @@ _BODIES = {
     *("vit", "xlm_roberta"),
 }
 _PREFIXES = ("model.", "model.language_model.")  # of Qwen2.5-VL's language model: the hub's, and the one in memory
+_FLEET_EMBEDDING = "model.embedding.embed_tokens.weight"
+# What paddlefleet's classes call otherwise than the others of PaddleFormers.
+_FLEET = (
+    ("model.embedding.embed_tokens.", "model.embed_tokens."),
+    ("model.lm_head.", "lm_head."),
+    (".self_attn.q_layernorm.", ".self_attn.q_norm."),
+    (".self_attn.k_layernorm.", ".self_attn.k_norm."),
+)
 _AFFINE = {"gamma": "weight", "beta": "bias"}
 # Model types whose names in memory have been others than those in files since transformers 4.52.
 _RENAMED = {
@@ -78,6 +89,32 @@ def in_one_naming(inputs: Sequence[Checkpoint], mend: bool) -> tuple[tuple[Check
             notes.append(f"{one.path}: {count} named as in {like.path}: {example[0]} is {example[1]} there")
         result.append(one)
     return tuple(result), notes
+
+
+def without_fleet_names(inputs: Sequence[Checkpoint], target: str | None) -> list[Checkpoint]:
+    """Return the inputs with tensors that are named as in paddlefleet's classes of PaddleFormers named as in its others.
+
+    The Trainer's checkpoints have such names. They stay if all inputs have them and Hugging Face's layout isn't asked for.
+    target: the layout that the user asks for. Raises CheckpointError for mixtures of experts: their routers and experts are
+    stored otherwise, too. Source: PaddleFormers 1.2.0's _gen_inv_aoa_config of Qwen2 and Qwen3.
+    """
+    named = [_FLEET_EMBEDDING in one.tensors for one in inputs]
+    if not any(named) or (all(named) and target != "hf"):
+        return list(inputs)
+    result, problems = list[Checkpoint](), list[str]()
+    for one, fleet in zip(inputs, named, strict=True):
+        experts = [name for name in one.tensors if ".mlp.gate." in name or "experts" in name] if fleet else []
+        if experts:
+            problems.append(
+                f"{one.path}: stores {tensors_named(experts)} as paddlefleet's classes have them in memory, which can't be"
+                " converted; give the model as PaddleFormers saves it by default, in Hugging Face's layout"
+            )
+        new = {name: functools.reduce(lambda x, pair: x.replace(*pair), _FLEET, name) for name in one.tensors if fleet}
+        tensors = {new.get(name, name): entry.renamed(new.get(name, name)) for name, entry in one.tensors.items()}
+        result.append(dataclasses.replace(one, tensors=tensors))
+    if problems:
+        raise CheckpointError(problems)
+    return result
 
 
 def in_files(name: str, family: str) -> str:

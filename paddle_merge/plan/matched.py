@@ -16,7 +16,7 @@ from ..conversion.inputs import open_inputs
 from ..conversion.layout import METADATA, normalise
 from ..conversion.lora.fold import adapt
 from ..conversion.lora.tied import trains_apart
-from ..conversion.naming import in_one_naming
+from ..conversion.naming import in_one_naming, without_fleet_names
 from ..conversion.optional import WithoutOptional, without_optional
 from ..recipe.recipe import Recipe
 from .config_source import ConfigSource, find_config_source
@@ -53,7 +53,8 @@ def matched(recipe: Recipe) -> Matched:
     """
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
     # An adapter folded into its base leaves the base's names as they are, unless a layout is asked for.
-    named, renamed = in_one_naming(opened, mend=len(opened) > 1 or recipe.output_layout is not None)
+    plainly = without_fleet_names(opened, recipe.output_layout)
+    named, renamed = in_one_naming(plainly, mend=len(opened) > 1 or recipe.output_layout is not None)
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
     apart = any(
         trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)

@@ -311,3 +311,30 @@ def test_names_in_memory_become_those_of_files(tmp_path: Path) -> None:
     assert_same(merged(tmp_path / "hf", path, path, output_layout="hf"), expected)
     path = saved(tmp_path / "b", inside, "paddleformers", config={**CONFIG, "model_type": "qwen3_vl_text"})
     assert "model.visual.merger.mlp.0.weight" in merged(tmp_path / "3", path, path, output_layout="hf")
+
+
+FLEET = {"model.embed_tokens.": "model.embedding.embed_tokens.", "lm_head.": "model.lm_head.", "q_norm": "q_layernorm"}
+
+
+def in_fleet(state: State) -> State:
+    """By PaddleFormers 1.2.0's _gen_aoa_config of Qwen3ForCausalLM, which is of paddlefleet."""
+    found = fused(state, "paddleformers")
+    for old, new in FLEET.items():
+        found = {name.replace(old, new): value for name, value in found.items()}
+    return found
+
+
+def test_names_of_paddlefleet(tmp_path: Path) -> None:
+    a, b = ({**plain(seed), f"{LAYER}self_attn.q_norm.weight": np.full(4, float(seed))} for seed in range(2))
+    fleet = [
+        saved(tmp_path / f"f{number}", in_fleet(one), "paddleformers", config=QWEN) for number, one in enumerate((a, b))
+    ]
+    hub = saved(tmp_path / "hf", b, config=QWEN)
+    assert_same(merged(tmp_path / "1", *fleet), in_fleet(means(a, b)))
+    assert_same(merged(tmp_path / "2", *fleet, output_layout="hf"), means(a, b))
+    assert_same(merged(tmp_path / "3", fleet[0], hub), fused(means(a, b), "paddleformers"))
+    assert_same(merged(tmp_path / "4", hub, fleet[0]), means(b, a))
+    router = {**in_fleet(a), f"{LAYER}mlp.gate.weight": np.ones((3, HIDDEN))}
+    path = saved(tmp_path / "moe", router, "paddleformers", config=QWEN)
+    (said,) = refused(tmp_path / "5", path, output_layout="hf", merge_method="passthrough")
+    assert said.startswith(f"{path}: stores tensor '{LAYER}mlp.gate.weight' as paddlefleet's classes have them")
