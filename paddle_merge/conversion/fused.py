@@ -39,12 +39,14 @@ BY_GROUPS = (
 _GATED = ("qwen3_next",)
 # Model types that are fused in every layout, in the same way.
 ALWAYS_FUSED = {"qkv_proj": ("phi3",), "gate_up_proj": ("phi3", "glm", "glm4")}
-# Of these, PaddleFormers never fuses Llama's layers, and always those of the others: query, key and value, and gate and up.
+# Of those fused by groups, PaddleFormers never fuses Llama's layers, and always the others': q, k and v, and gate and up.
 FUSED_IN_PADDLEFORMERS = tuple(family for family in BY_GROUPS if family != "llama")
-# Model types that PaddleFormers has only in classes of paddlefleet, whose names and fused layers are others still.
+# Model types that PaddleFormers has in memory otherwise still: in classes of paddlefleet, which is not on PyPI, or, GLM-OCR,
+# with an untied lm_head that is [h, V].
 UNKNOWN_IN_PADDLEFORMERS = (
     *("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "minimax_m2", "kimi_k2", "kimi_k25", "deepseek_v32"),
-    *("deepseek_v4", "glm_moe_dsa", "glm4v_moe", "glm4v_moe_text", "qwen3_omni_moe"),
+    *("deepseek_v4", "glm_moe_dsa", "glm4v_moe", "glm4v_moe_text", "qwen3_omni_moe", "glm_ocr"),
+    "glm_ocr_text",
 )
 _FFN_NAMES = {"paddlenlp": "gate_up_fused_proj", "paddleformers": "up_gate_proj"}
 
@@ -120,7 +122,7 @@ def names_in_paddleformers(names: Iterable[str], config: Mapping[str, Any]) -> s
     family = config.get("model_type")
     if family in UNKNOWN_IN_PADDLEFORMERS:
         raise MalformedError(
-            f"can't be written as PaddleFormers has a model of type {shown(family)} in memory, in classes of paddlefleet;"
+            f"can't be written as PaddleFormers has a model of type {shown(family)} in memory, because that isn't known;"
             " leave out --output_layout paddleformers (for the Python API, save_to_hf=False): PaddleFormers loads Hugging"
             " Face's layout"
         )
