@@ -6,6 +6,7 @@ A layout is never assumed: where the evidence is missing or contradictory, it st
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from ..errors import CheckpointError
 from .fused import ALWAYS_FUSED, PIECES
 from .modules import is_language
 from .orientation import is_transposed
+
+_LAYER = re.compile(r"(.*?)\.layers\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,8 @@ def _family(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
 
     None if it is neither, or if there are several. What a vision tower's layers are called says nothing.
     """
-    first = {
-        name.partition(".")[0] for name in checkpoint.tensors if re.search(r"\.layers\.\d+\.", name) and is_language(name)
-    }
+    stacks = {found[1] for name in checkpoint.tensors if (found := _LAYER.match(name))}
+    first = {stack.partition(".")[0] for stack in stacks if _is_language(stack)}
     if len(first) != 1:
         return None
     (family,) = first
@@ -128,9 +130,8 @@ def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int], family: Any) -> tup
     fused = {word for word in PIECES if word != "gate_up_fused_proj"} if checkpoint.kind == "safetensors" else set()
     fused -= {word for word, families in ALWAYS_FUSED.items() if family in families}
     for name, entry in checkpoint.tensors.items():
-        if last_word(name) in fused or not is_language(name) or not is_transposed(name, entry.shape, family):
-            continue
-        wanted = _widths_of(name) if re.search(r"\.layers\.\d+\..*\.weight$", name) else None
+        found = _LAYER.match(name) if name.endswith(".weight") and last_word(name) not in fused else None
+        wanted = _widths_of(name, family) if found and _is_language(found[1]) else None
         if wanted is None or not set(wanted) <= sizes.keys() or sizes[wanted[0]] == sizes[wanted[1]]:
             continue
         shape = sizes[wanted[0]], sizes[wanted[1]]
@@ -141,11 +142,17 @@ def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int], family: Any) -> tup
     return hf, paddle
 
 
-def _widths_of(name: str) -> tuple[str, str] | None:
+@functools.lru_cache(1 << 10)
+def _is_language(stack: str) -> bool:
+    """Return whether layers are those of the language model, by what is before ".layers." in their names."""
+    return is_language(f"{stack}.layers.0.")
+
+
+def _widths_of(name: str, family: Any) -> tuple[str, str] | None:
     """Return which widths of config.json the rows and columns of a Linear weight are in Hugging Face's layout; None if that
-    isn't known."""
+    isn't known, or if the weight is the same in all layouts."""
     if last_word(name) == "gate":  # a router
-        return "experts", "hidden"
+        return ("experts", "hidden") if is_transposed(name, (1, 1), family) else None
     wanted = LINEARS.get(last_word(name))
     if wanted is None or ".experts." not in name:
         return wanted

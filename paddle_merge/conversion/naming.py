@@ -135,6 +135,8 @@ def _with_one_prefix(one: Checkpoint) -> Checkpoint:
 
     PaddleFormers 1.2 saves the biases of Qwen2.5-VL under another prefix than the weights, and can't load them then.
     """
+    if not all(any(name.startswith(f"{prefix}layers.") for name in one.tensors) for prefix in _PREFIXES):
+        return one
     stems = {name: plain(name) for name in one.tensors if name.startswith(_PREFIXES) and ".layers." in name}
     counts = Counter(name.removesuffix(stem) for name, stem in stems.items() if stem.startswith("layers."))
     if set(counts) != set(_PREFIXES) or len(set(stems.values())) < len(stems):
