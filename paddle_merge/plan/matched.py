@@ -19,6 +19,7 @@ from ..conversion.lora.adapt import adapt
 from ..conversion.lora.tied import trains_apart
 from ..conversion.naming import in_one_naming
 from ..conversion.optional import WithoutOptional, without_optional
+from ..conversion.paddle_names import in_standard_names
 from ..recipe.recipe import Recipe
 from .config_source import ConfigSource, find_config_source
 from .heads import heads_of
@@ -53,7 +54,7 @@ def matched(recipe: Recipe) -> Matched:
     be opened, converted or folded.
     """
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    named, renamed = in_one_naming(opened)
+    named, renamed = in_one_naming(in_standard_names(opened, recipe.output_layout))
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
     apart = any(
         trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)

@@ -14,7 +14,9 @@ from ...checkpoints.names import EMBEDDINGS, last_word
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...errors import MalformedError
 from .. import fused
+from ..leftovers import is_leftover
 from ..naming import plain
+from ..orientation import is_transposed
 
 
 class Targets:
@@ -65,9 +67,10 @@ class Targets:
             layout = "paddleformers"  # both are Paddle's
         if layout is None:
             return None
-        if layout == "hf" and word in fused.PIECES and not fused.always_fused(word, self._config.get("model_type")):
-            return not fan_in_fan_out  # PaddleFormers writes fused weights [in, out], whatever it does to the others
-        return (layout != "hf") != fan_in_fan_out
+        family = self._config.get("model_type")
+        if is_leftover(name, layout, family):
+            return not fan_in_fan_out
+        return (layout != "hf" and is_transposed(name, (1, 1), family) is not False) != fan_in_fan_out
 
     def is_transposed(self, name: str, shape: tuple[int, int], fan_in_fan_out: bool = False) -> bool:
         """Return whether the checkpoint stores this weight [in, out], by its layout and by its shape, which must agree.
@@ -112,12 +115,13 @@ class Targets:
         """
         word = last_word(f"{name}.")
         layouts = ("paddlenlp", "paddleformers") if self._kind == "paddle" else ("hf",)
-        slices = next((found for layout in layouts if (found := fused.slices(word, layout, self._config))), None)
+        outputs = entry.shape[axis]
+        slices = next((found for layout in layouts if (found := fused.slices(word, layout, self._config, outputs))), None)
         if slices is None:
             raise MalformedError(f"{self.why_missing(f'{name}.{kind}')} It isn't known how {word} is fused, either")
         total = sum(stop - first for ranges in slices.values() for first, stop in ranges)
-        if total != entry.shape[axis]:
-            raise MalformedError(f"has {entry.shape[axis]} outputs, but config.json says that {word} has {total}")
+        if total != outputs:
+            raise MalformedError(f"has {outputs} outputs, but config.json says that {word} has {total}")
         parent = name.removesuffix(word)
         return {f"{parent}{piece}.{kind}": views.select(entry, axis, cut, entry.name) for piece, cut in slices.items()}
 
