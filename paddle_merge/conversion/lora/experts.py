@@ -20,7 +20,7 @@ from ...checkpoints.views import every, nth, select, transpose
 from ...errors import MalformedError
 from .config import scaling
 from .entry import LowRank, Update
-from .parameters import LAYERS
+from .parameters import layers_of
 from .targets import Targets
 
 
@@ -28,7 +28,7 @@ def expert_updates(
     module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]
 ) -> Iterator[Update]:
     """Yield the changes that a module with a parameter other than its weight makes. Raises MalformedError."""
-    name, layers = module.title, LAYERS.get(module.parameter, ())
+    name, layers = module.title, layers_of(module.name, module.parameter, targets)
     stack = targets.find(name)
     if stack is not None and len(tensors[stack].shape) == 3:
         number = tensors[stack].shape[0]

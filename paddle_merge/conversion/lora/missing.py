@@ -78,7 +78,9 @@ def _targets(
         for one in (modules, excluded, saved)
     )
     layers = adapter.config.get("layers_to_transform")
-    numbers = {layers} if type(layers) is int else set(layers) if isinstance(layers, list) and layers else None
+    chosen = layers if isinstance(layers, list) else [] if layers is None else [layers]
+    if any(type(number) is not int for number in chosen):
+        return None
 
     def are_targets(name: str) -> bool:
         if _ends(_parameter(name, tensors, config), parameters):
@@ -87,7 +89,7 @@ def _targets(
         module = short.removesuffix(".weight")
         if module == short or _ends(module, excluded) or _ends(module, saved):
             return False
-        if numbers is not None and ((layer := layer_of(name)) is None or layer[1] not in numbers):
+        if chosen and ((layer := layer_of(name)) is None or layer[1] not in chosen):
             return False
         return _ends(module, words)
 

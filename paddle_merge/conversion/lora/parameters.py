@@ -13,8 +13,13 @@ from collections.abc import Sequence
 from ...checkpoints.adapters import Adapter, Module
 from .targets import Targets
 
-# Parameters of a stack of experts -> the Linear layers that an expert has instead, where each has its own.
-LAYERS = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "down_proj": ("down_proj",)}
+# Parameters of a stack of experts -> the Linear layers that an expert may have instead, where each has its own. Those of
+# Paddle's libraries are [gate | up], too.
+_LAYERS = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("up_gate_proj",), ("gate_up_fused_proj",), ("gate_up_proj",)),
+    "up_proj": (("up_proj",),),
+    "down_proj": (("down_proj",),),
+}
 # The order in which classes of transformers register their parameters, and so that of PEFT's wrappers.
 _ORDER = ("gate_up_proj", "up_proj", "gate_up_proj_bias", "w1", "v1", "w2", "down_proj", "down_proj_bias", "weight", "bias")
 _WRAPPER = ".base_layer"
@@ -83,8 +88,8 @@ def _with_axes(modules: Sequence[Module], adapter: Adapter, targets: Targets) ->
 def _first_axis(module: Module, targets: Targets) -> bool | None:
     """Return whether A is for the first axis of an expert's matrix in memory; None if shapes don't tell."""
     a, b = module.tensors.get("A"), module.tensors.get("B")
-    layers, stack = LAYERS.get(module.parameter, ()), targets.find(module.title)
-    if not layers or a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2:
+    layers, stack = layers_of(module.name, module.parameter, targets), targets.find(module.title)
+    if not (layers or stack) or a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2:
         return None
     if stack is not None:
         axes = targets.shape(stack)[1:]
@@ -104,13 +109,20 @@ def _is_listed(name: str, listed: Sequence[str]) -> bool:
     return any(name == one or name.endswith(f".{one}") for one in listed)
 
 
+def layers_of(name: str, parameter: str, targets: Targets) -> tuple[str, ...]:
+    """Return the layers that each expert of a module has instead of a parameter of the stack; empty if it has none."""
+    for layers in _LAYERS.get(parameter, ()):
+        if all(targets.find(f"{name}.0.{layer}.weight") is not None for layer in layers):
+            return layers
+    return ()
+
+
 def _exists(name: str, parameter: str, listed: Sequence[str], targets: Targets | None) -> bool:
     """Return whether the checkpoint has this parameter of a module: as it is, or as layers of each expert."""
     if targets is None:
         return parameter == "weight" if _is_listed(f"{name}.weight", listed) else name.endswith("experts")
-    layers = {layer for layer in ("gate_proj", "up_proj", "down_proj") if targets.find(f"{name}.0.{layer}.weight")}
     if targets.find(f"{name}.{parameter}") is not None:
         return True
-    if parameter == "up_proj" and "gate_proj" in layers:  # in memory they are one parameter
+    if parameter == "up_proj" and targets.find(f"{name}.0.gate_proj.weight") is not None:  # in memory they are one
         return False
-    return parameter in LAYERS and layers.issuperset(LAYERS[parameter])
+    return bool(layers_of(name, parameter, targets))

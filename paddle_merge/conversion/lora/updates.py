@@ -157,11 +157,6 @@ def _lengths(module: Module, target: str, axis: int, tensors: Mapping[str, Tenso
 def _matrices(*entries: TensorEntry) -> tuple[TensorEntry, ...]:
     """Return the tensors. Raises MalformedError unless all are matrices of floats."""
     for entry in entries:
-        if not entry.nbytes:
-            raise MalformedError(
-                f"can't be folded: {entry.name!r} is empty, as DeepSpeed's ZeRO-3 saves it; save the adapter with its"
-                " weights gathered (stage3_gather_16bit_weights_on_model_save)"
-            )
         if len(entry.shape) != 2 or not entry.dtype.is_float:
             raise MalformedError(f"can't be folded: {list(entry.shape)} {entry.dtype.name} is not a matrix of floats")
     return entries

@@ -104,6 +104,22 @@ def test_however_the_base_stores_experts(tmp_path: Path, monkeypatch: pytest.Mon
     close(got, make(folded(stacks(0), its, 1.5)))
 
 
+@pytest.mark.parametrize("output", ["paddleformers", "paddlenlp"])
+def test_onto_experts_in_paddles_layouts(tmp_path: Path, output: str) -> None:
+    """PaddleFormers fuses gate and up of Qwen3-MoE's experts: [gate | up] along the outputs, as the parameter is."""
+    its = factors(1)
+    adapter = peft(tmp_path / "ad", its, r=R, lora_alpha=3, target_modules=[], target_parameters=TARGETS)
+    path = base(tmp_path / "base", apart(stacks(0)), moe_intermediate_size=INNER, hidden_size=H)
+    got = fold(tmp_path, path, adapter, output_layout=output)
+    expected = {name: value.T for name, value in apart(folded(stacks(0), its, 1.5)).items()}
+    if output == "paddlenlp":
+        expected = {name.replace("model.", "qwen3_moe."): value for name, value in expected.items()}
+    for name in [name for name in expected if "gate_proj" in name] if output == "paddleformers" else ():
+        gate, up = expected.pop(name), expected.pop(name.replace("gate_proj", "up_proj"))
+        expected[name.replace("gate_proj", "up_gate_proj")] = np.concatenate([gate, up], axis=1)
+    close(got, expected)
+
+
 def test_ranks_by_pattern(tmp_path: Path) -> None:
     """PEFT matches patterns with the parameter's name. So it writes adapters of transformers 4: gate and up were two."""
     its = {name: value for name, value in factors(1, rank=4).items() if "base_layer" in name} | {

@@ -27,6 +27,8 @@ SAID = "and it holds nothing for"
         ("peft", {"target_modules": ["self_attn.q_proj", "k_proj", "w1", "gate"]}, [K, Q1, K.replace("0", "1")]),
         ("peft", {"target_modules": ["q_proj"], "layers_to_transform": [0]}, []),
         ("peft", {"target_modules": ["q_proj"], "layers_to_transform": 0}, []),
+        ("peft", {"target_modules": ["q_proj"], "layers_to_transform": [[0]]}, []),
+        ("peft", {"target_modules": [["q_proj"]]}, []),
         ("peft", {"target_modules": ["q_proj"], "exclude_modules": [Q1]}, []),
         ("peft", {"target_modules": ["q_proj"], "exclude_modules": "layers"}, []),  # an expression for names in memory
         ("peft", {"target_modules": [Q]}, []),
