@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.loaders.test_loaders import ABSENT
+from tests.support.libraries import ABSENT
 from tools.family_table import FOLDER, TRIALS, WORDS, Results, problems, row, tried
 
 pytestmark = [

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tests.loaders.test_loaders import LIBRARIES, SCRIPTS, VARIABLES, pytestmark, random_state  # noqa: F401
+from tests.loaders.test_loaders import pytestmark, random_state  # noqa: F401
+from tests.support import libraries
 from tests.support.checkpoints import write
+from tests.support.libraries import LIBRARIES
 
 TEXTS = [
     {"text": "the cat sat on the mat and the dog sat on the cat and the mat sat on the dog"},  # 20 tokens, by words
@@ -87,14 +87,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     write_model(folder)
     (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, TEXTS)) + "\n")
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)) + "\n")
-    found = {}
-    for library in LIBRARIES:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        command = [os.environ[VARIABLES[library]], str(SCRIPTS / "score.py"), library, str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, f"{library}: {done.stderr[-3000:]}"
-        found[library] = json.loads((folder / f"{library}.json").read_text())
-    return found
+    libraries.run({library: ("score.py", library, str(folder)) for library in LIBRARIES})
+    return {library: json.loads((folder / f"{library}.json").read_text()) for library in LIBRARIES}
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

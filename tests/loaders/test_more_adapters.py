@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.loaders.test_adapters import assert_close, fold
-from tests.loaders.test_loaders import ABSENT, VOCAB, config, work
+from tests.loaders.test_loaders import VOCAB, config, work
 from tests.support.checkpoints import read
+from tests.support.libraries import ABSENT
 
 pytestmark = [
     pytest.mark.loaders,

@@ -7,7 +7,6 @@ test_loaders.py says what this needs; of the libraries, only the environment of 
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ import pytest
 
 from paddle_merge import MergeConfig, merge
 from paddle_merge.checkpoints.open import open_checkpoint
-from tests.loaders.test_loaders import SCRIPTS, VARIABLES
+from tests.support import libraries
+from tests.support.libraries import VARIABLES
 
 PYTHON = os.environ.get(VARIABLES["transformers"])
 pytestmark = [
@@ -26,9 +26,7 @@ MODELS = ("t5", "flan-t5", "bart", "bert", "gpt2")
 
 
 def script(*arguments: str) -> None:
-    command = [str(PYTHON), str(SCRIPTS / "tied_copies.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    libraries.run({"transformers": ("tied_copies.py", *arguments)})
 
 
 @pytest.fixture(scope="module")

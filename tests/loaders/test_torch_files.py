@@ -6,7 +6,6 @@ test_loaders.py says what this needs; of the libraries, only the environment of 
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ import pytest
 from paddle_merge import CheckpointError
 from paddle_merge.checkpoints.files import Files
 from paddle_merge.checkpoints.open import open_checkpoint
-from tests.loaders.test_loaders import SCRIPTS, VARIABLES
+from tests.support import libraries
+from tests.support.libraries import VARIABLES
 
 PYTHON = os.environ.get(VARIABLES["transformers"])
 pytestmark = [
@@ -40,8 +40,7 @@ REASONS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("torch")
-    done = subprocess.run([str(PYTHON), str(SCRIPTS / "torch_files.py"), str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    libraries.run({"transformers": ("torch_files.py", str(folder))})
     return folder
 
 
