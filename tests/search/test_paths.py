@@ -289,6 +289,12 @@ paths: {models: [both, ./b]}
         ("paths: {models: [./a]}\nslices: []", "search.yaml:2:1: give one of paths and slices, not both"),
         ("paths: {models: [./a]}\n---\npaths: {models: [./b]}", "search.yaml:3:8: a second document with paths"),
         ("paths: {models: [./nowhere]}", "nowhere"),
+        (
+            "name: path\npaths: {models: [./a]}\n---\nmerge_method: linear\nmodels: [{model: path}, {model: ./b}]\n"
+            "parameters: {weight: 1}",
+            "search.yaml:2:8: paths are of the merge that a file is for: the last one, or the one without a name",
+        ),
+        ("name: path\npaths: {models: [./a]}\n---\nmerge_method: linear\nmodels: [./b]", "search.yaml:2:8: paths are of"),
     ],
 )
 def test_mistakes(here: Path, text: str, words: str) -> None:
