@@ -18,6 +18,7 @@ from paddle_merge import MergeConfig, merge
 from paddle_merge.backends.engine import import_paddle
 from paddle_merge.commands.analyze.cli import FIELDS as ANALYZE_FIELDS
 from paddle_merge.commands.diff.cli import FIELDS as DIFF_FIELDS
+from paddle_merge.commands.evaluate.cli import FIELDS as EVALUATE_FIELDS
 from paddle_merge.commands.extract_lora.cli import FIELDS as EXTRACT_FIELDS
 from paddle_merge.commands.inspect.cli import FIELDS as INSPECT_FIELDS
 from paddle_merge.commands.main import main
@@ -26,6 +27,8 @@ from paddle_merge.commands.verify.cli import FIELDS as VERIFY_FIELDS
 from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.methods.registry import find, names
 from paddle_merge.recipe.request import Request
+from paddle_merge.recipe.yaml_nodes import documents
+from paddle_merge.search.spec import KINDS, File, evaluation_spec
 from tests.support.checkpoints import write
 from tests.support.command_lines import check_fields, check_tool, parsed
 from tests.support.pages import ROOT, blocks, chinese, commands, english, headings, links, name_of, prose, tables, words
@@ -143,9 +146,15 @@ def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", english(), ids=name_of)
 def test_yaml_shown_is_a_recipe(page: Path) -> None:
+    """Or says how models are evaluated."""
     for language, content in blocks(page):
         assert language in ("bash", "python", "text", "yaml")
-        if language == "yaml":
+        if language == "yaml" and re.match("evaluate:", content):
+            evaluation, objectives, data, _ = evaluation_spec(File("", content, tuple(documents(content, ""))))
+            assert evaluation.kind in KINDS
+            assert objectives
+            assert data.report
+        elif language == "yaml":
             assert Request.of(MergeConfig(recipe_yaml=content)).sources
 
 
@@ -197,14 +206,14 @@ def test_every_flag_is_on_a_page(folder: str, language: str) -> None:
     if folder == "configs":
         assert [name for name in FIELDS if f"`{name}`" not in text] == []
     else:
-        every = {**DIFF_FIELDS, **INSPECT_FIELDS, **ANALYZE_FIELDS, **VERIFY_FIELDS}
+        every = {**DIFF_FIELDS, **INSPECT_FIELDS, **ANALYZE_FIELDS, **VERIFY_FIELDS, **EVALUATE_FIELDS}
         assert [name for name in every if f"--{name}" not in text] == []
         assert [name for name in ("rank", "energy", "format", "only_linear") if f"--{name}" not in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_flags_in_the_text_exist(page: Path) -> None:
-    known = {*FIELDS, *EXTRACT_FIELDS, *DIFF_FIELDS, *ANALYZE_FIELDS, *VERIFY_FIELDS, *INSPECT_FIELDS}
+    known = {*FIELDS, *EXTRACT_FIELDS, *DIFF_FIELDS, *ANALYZE_FIELDS, *VERIFY_FIELDS, *EVALUATE_FIELDS, *INSPECT_FIELDS}
     known |= {"help", "verbose", "quiet", "version", "mergekit"}
     said = [word for word in words(prose(page)) if not word.startswith("python tools/")]
     used = {flag for word in said for flag in re.findall(r"--([\w-]+)", word)}
