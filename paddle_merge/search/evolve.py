@@ -23,6 +23,7 @@ from .candidates import alone
 from .contract import Evaluator
 from .data import check_splits
 from .evaluators import cautions, check_objectives, make
+from .gene import Values
 from .job import Result, Setup
 from .journal import Journal, Place
 from .merger import Merger
@@ -31,7 +32,7 @@ from .optimizers.optimizer import Optimizer, Settings
 from .output import Outcome, Scored, check_folder, write
 from .rule import parse_rule
 from .scoring import Scoring
-from .space import Space, Values
+from .space import Space
 from .spaces import FIRST, THEN, space_of
 from .spec import File, SearchSpec, read_file, search_spec
 

@@ -12,9 +12,10 @@ from ..errors import OutputError
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_write import to_yaml
+from .gene import Values
 from .job import Result
 from .journal import NAME as JOURNAL
-from .space import Space, Values
+from .space import Space
 from .spec import SearchSpec
 
 BEST, REPORT = "best.yaml", "report.json"

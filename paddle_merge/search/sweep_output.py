@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .alignment import AlignmentSpace
+from .gene import Values
 from .job import Result
 from .output import Scored, named, result_entry
-from .space import RecipeSpace, Values
+from .space import RecipeSpace
 from .sweep_spec import SweepSpec
 from .tax import Tax
 

@@ -11,10 +11,10 @@ import pytest
 from paddle_merge.errors import ConfigError
 from paddle_merge.recipe.recipe import Value
 from paddle_merge.search import optimizers
+from paddle_merge.search.gene import Gene, Values, settled
 from paddle_merge.search.optimizers import grid
 from paddle_merge.search.optimizers.cat_cma import FEW
 from paddle_merge.search.optimizers.optimizer import Optimizer, Settings
-from paddle_merge.search.space import Gene, Values, settled
 from paddle_merge.search.spec import OPTIMIZERS
 
 Function = Callable[[Values], Sequence[float]]

@@ -17,10 +17,10 @@ from paddle_merge.recipe.yaml_write import to_yaml
 from paddle_merge.search.candidates import MergedCandidate
 from paddle_merge.search.contract import Candidate
 from paddle_merge.search.evolve import Asked, evolve
+from paddle_merge.search.gene import Values
 from paddle_merge.search.merger import Merger
 from paddle_merge.search.paths import PathSpace
 from paddle_merge.search.residual import FAMILIES, REASONS, writers
-from paddle_merge.search.space import Values
 from paddle_merge.search.spaces import FIRST, THEN, space_of
 from tests.support.checkpoints import read, write
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...recipe.recipe import Value
-from ..space import Gene, Values
+from ..gene import Gene, Values
 from .optimizer import Losses, Optimizer, Settings
 
 FEW = 100  # values of an integer, from which on it is searched like a number and rounded

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from ..space import Gene, Values
+from ..gene import Gene, Values
 from .cat_cma import Domain, injected, raw_told
 from .optimizer import Losses, Optimizer, Settings
 
