@@ -10,9 +10,8 @@ import dataclasses
 import hashlib
 import logging
 import os
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,9 @@ from .journal import Journal, Place
 from .merger import Merger
 from .objectives import best, losses
 from .optimizers.optimizer import Settings
-from .output import Outcome, Scored, check_folder, write
+from .outcome import Outcome, Scored
+from .output import check_folder, write
+from .progress import Progress, check_visualdl
 from .ray_scorers import RayScorers
 from .scorers import Here, Processes, Scorers
 from .space import Space, Values
@@ -44,7 +45,8 @@ class Asked:
     """What a search is asked to do besides the file.
 
     workers: in place of the file's. memory: bytes of inputs that each process may keep in memory. ray: the address of a Ray
-    cluster that scores candidates; None: this machine does. evaluator: in place of the file's.
+    cluster that scores candidates; None: this machine does. visualdl: the folder for VisualDL's scalars; None: none are
+    written. evaluator: in place of the file's.
     """
 
     file: str
@@ -54,6 +56,7 @@ class Asked:
     workers: int | None = None
     memory: int = 0
     ray: str | None = None
+    visualdl: str | None = None
     evaluator: Evaluator | None = field(default=None, repr=False)
 
 
@@ -70,13 +73,14 @@ def evolve(asked: Asked, progress: bool | None = None) -> Outcome:
     attempt = Attempts()
     attempt(check_splits, spec.data, file.folder)
     attempt(check_folder, asked.output, asked.resume, asked.overwrite)
+    attempt(check_visualdl, asked.visualdl)
     merger = Merger()
     space = attempt(space_of, file.text, file.where, merger)
     attempt.finish()
     assert space is not None
-    search = _Search(asked, file, spec, space)
+    search = _Search(asked, file, spec, space, progress)
     try:
-        outcome = search.run(merger, progress)
+        outcome = search.run(merger)
     finally:
         search.close()
     return outcome
@@ -94,7 +98,7 @@ class _Candidate:
 
 
 class _Search:
-    def __init__(self, asked: Asked, file: File, spec: SearchSpec, space: Space):
+    def __init__(self, asked: Asked, file: File, spec: SearchSpec, space: Space, progress: bool | None):
         self._asked, self._file, self._spec, self._space = asked, file, spec, space
         setup = Setup(
             evaluation=spec.evaluate,
@@ -136,9 +140,13 @@ class _Search:
         os.makedirs(asked.output, exist_ok=True)
         self._journal = Journal(asked.output, self._header(), asked.resume)
         self._next = 0
+        total = spec.evaluations // self._optimizer.population * self._optimizer.population
+        self._progress = Progress(spec, total, progress, asked.visualdl)
 
     def close(self) -> None:
         self._scorers.close()
+        if hasattr(self, "_progress"):
+            self._progress.close()
         if hasattr(self, "_journal"):
             self._journal.close()
 
@@ -185,6 +193,7 @@ class _Search:
         places = {job.number: (place, job) for place, job in jobs}
         for result in self._scorers.score(left):
             self._journal.add(*places[result.number], result)
+            self._progress.scored(places[result.number][0])
             results[result.number] = result
         return [results[job.number] for _, job in jobs]
 
@@ -194,27 +203,22 @@ class _Search:
 
     # --- the search
 
-    def run(self, merger: Merger, progress: bool | None) -> Outcome:
-        from tqdm import tqdm
-
+    def run(self, merger: Merger) -> Outcome:
         spec, started = self._spec, time.monotonic()
-        disable = not sys.stderr.isatty() if progress is None else not progress
         found: list[_Candidate] = []
-        with tqdm(total=spec.evaluations, desc="searching", unit="candidate", disable=disable) as bar:
-            generation = 0
-            while len(found) + self._optimizer.population <= spec.evaluations:
-                values = self._optimizer.ask()
-                if not values:
-                    break
-                results, rows, reached = self._generation(generation, len(found), values)
-                self._optimizer.tell(rows)
-                found += [
-                    _Candidate(len(found) + place, generation, one, results[place], reached[place])
-                    for place, one in enumerate(values)
-                ]
-                generation += 1
-                bar.update(len(values))
-                bar.set_postfix_str(_progress(found, spec.objectives))
+        generation = 0
+        while len(found) + self._optimizer.population <= spec.evaluations:
+            values = self._optimizer.ask()
+            if not values:
+                break
+            results, rows, reached = self._generation(generation, len(found), values)
+            self._optimizer.tell(rows)
+            found += [
+                _Candidate(len(found) + place, generation, one, results[place], reached[place])
+                for place, one in enumerate(values)
+            ]
+            generation += 1
+            self._progress.generation(found)
         finalists = self._finalists(found)
         winners = self._winners(finalists)
         baselines = self._baselines(merger, found)
@@ -331,17 +335,6 @@ class _Search:
             what: dict[str, Any] = {"path": one.path} if one.path else {"values": one.values}
             jobs.append((Place("report", -1, place), self._job(one.title, split="report", **what)))
         return {one.title: result for one, result in zip(scored, self.score(jobs), strict=True)}
-
-
-def _progress(found: Sequence[_Candidate], objectives: Mapping[str, str]) -> str:
-    """Return the best and the mean of the first objective in the last generation."""
-    name, direction = next(iter(objectives.items()))
-    last = found[-1].generation
-    values = [one.result.metrics[name] for one in found if not one.result.error]
-    recent = [one.result.metrics[name] for one in found if one.generation == last and not one.result.error]
-    top = (max if direction == "maximize" else min)(values, default=float("nan"))
-    mean = sum(recent) / len(recent) if recent else float("nan")
-    return f"generation {last}, {name} best {top:.4g}, mean {mean:.4g}"
 
 
 def recipe_text(space: Space, values: Values) -> str:

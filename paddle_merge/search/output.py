@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import OutputError
@@ -13,51 +13,13 @@ from ..recipe.config import MergeConfig
 from ..recipe.yaml_write import to_yaml
 from .job import Result
 from .journal import NAME as JOURNAL
+from .outcome import Outcome, Scored, standard_error
+from .report.summary import BEST
 from .space import Space, Values
-from .spec import SearchSpec
 
-BEST, REPORT = "best.yaml", "report.json"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A model with what it scored on the search split.
-
-    result: None until it is scored. values: of a candidate; path: of a checkpoint. round: of a race, the last one it was in.
-    """
-
-    title: str
-    result: Result | None
-    generation: int = -1
-    values: Values = ()
-    path: str = ""
-    round: int = 0
-
-    @property
-    def known(self) -> Result:
-        assert self.result is not None
-        return self.result
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a search found.
-
-    candidates: all, in the order in which they were asked for. finalists: those that were scored in full. front: the
-    finalists that no other one beats, `best` first. baselines: the inputs, the uniform merge and the tuned uniform merge.
-    reported: results on the report split, by title.
-    """
-
-    spec: SearchSpec
-    space: Space
-    optimizer: str
-    candidates: Sequence[Scored]
-    finalists: Sequence[Scored]
-    best: Scored
-    front: Sequence[Scored]
-    baselines: Sequence[Scored]
-    reported: Mapping[str, Result]
-    seconds: float
+log = logging.getLogger("paddle_merge")
+REPORT, PAGE = "report.json", "report.html"
+PICTURES = ("score.png", "front.png", "recipe.png")  # report/figures.py draws those that there is something for
 
 
 def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
@@ -82,14 +44,35 @@ def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
 
 
 def write(folder: str, outcome: Outcome) -> Outcome:
-    """Write best.yaml, the merged checkpoint and the report. Raises MergeError."""
+    """Write best.yaml, the merged checkpoint, report.json, report.html and pictures. Raises MergeError."""
     from ..run.merge import merge
+    from .report.page import page
 
     text = to_yaml(outcome.space.recipe(outcome.best.values))
     _write(os.path.join(folder, BEST), text)
     merge(MergeConfig(recipe_yaml=os.path.join(folder, BEST), output_path=folder, overwrite=True), progress=False)
     _write(os.path.join(folder, REPORT), json.dumps(report(outcome), indent=2, ensure_ascii=False) + "\n")
+    _write(os.path.join(folder, PAGE), page(outcome, text, folder))
+    _draw(folder, outcome)
     return outcome
+
+
+def _draw(folder: str, outcome: Outcome) -> None:
+    """Write the pictures; of an earlier search none remain. Raises OutputError."""
+    from .report.figures import DPI, draw
+
+    for name in PICTURES:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, name))
+    try:
+        for name, figure in draw(outcome):
+            path = os.path.join(folder, name)
+            figure.savefig(f"{path}.partial", dpi=DPI, format="png")
+            os.replace(f"{path}.partial", path)
+    except ImportError:
+        log.warning('no pictures: matplotlib is not installed: python -m pip install "paddle_merge[search]"')
+    except OSError as error:
+        raise OutputError(f"{folder}: pictures can't be written ({error.strerror})") from None
 
 
 def report(outcome: Outcome) -> dict[str, Any]:
@@ -124,14 +107,8 @@ def named(space: Space, values: Values) -> dict[str, Any]:
 def _result(result: Result) -> dict[str, Any]:
     if result.error:
         return {"error": result.error, "seconds": result.seconds}
-    errors = {name: error for name in result.metrics if (error := _error(result, name)) is not None}
+    errors = {name: error for name in result.metrics if (error := standard_error(result, name)) is not None}
     return {"metrics": dict(result.metrics), "seconds": result.seconds} | ({"standard_errors": errors} if errors else {})
-
-
-def _error(result: Result, name: str) -> float | None:
-    from .contract import Scores
-
-    return Scores(result.metrics, result.samples).error(name)
 
 
 def _write(path: str, text: str) -> None:

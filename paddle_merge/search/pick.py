@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .objectives import losses
-from .output import Scored
+from .outcome import Scored
 from .spec import SearchSpec
 
 
