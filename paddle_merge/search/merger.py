@@ -8,6 +8,7 @@ merge of files (run/pipeline.py), so values are the same to the last bit.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,15 @@ class Tensor:
         widen(self.raw, self.dtype, wide)
         return wide.reshape(self.shape)
 
+    def copy(self) -> np.ndarray:
+        """Return the elements as `values` does, in new memory."""
+        values = self.values
+        return values.copy() if np.shares_memory(values, self.raw) else values
+
+
+_PROBE = {"": np.empty(0)}
+_UNSHARED = sys.getrefcount(_PROBE[""])  # references to an array in a dictionary that nothing else holds
+
 
 class Merger:
     """Merges by one recipe after another. engine: what computes. memory: bytes that tensors kept in memory may take."""
@@ -59,6 +69,7 @@ class Merger:
         self._held: dict[Hashable, tuple[np.ndarray, DType]] = {}
         self._matched: dict[str, Matched] = {}
         self._copies: dict[Any, Hashable] = {}
+        self._made: dict[str, np.ndarray] = {}  # the tensors of the last output
 
     def inputs(self, recipe: Recipe) -> Matched:
         """Return the inputs of a recipe, opened, in matching names and layouts. Raises CheckpointError."""
@@ -83,19 +94,34 @@ class Merger:
         return plan_tensors(recipe, self.inputs(recipe), self._copies)
 
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
-        """Return the merged tensors by name. Raises CheckpointError, ConfigError; WorkError where files can't be read."""
-        return {plan.name: Tensor(self._merged(plan), plan.dtype, plan.shape) for plan in self.plan(recipe)}
+        """Return the merged tensors by name. Raises CheckpointError, ConfigError; WorkError where files can't be read.
+
+        The memory of an earlier output is used again, of tensors that nobody holds any more.
+        """
+        return {
+            plan.name: Tensor(self._merged(plan, self._room(plan)), plan.dtype, plan.shape) for plan in self.plan(recipe)
+        }
 
     def close(self) -> None:
         self._files.close()
 
-    def _merged(self, plan: TensorPlan) -> np.ndarray:
-        """Return the raw elements of a tensor, flat."""
+    def _room(self, plan: TensorPlan) -> np.ndarray | None:
+        """Return memory for a tensor of the output; None if it takes none. New pages cost as much as merging into them."""
         if not plan.merged or not plan.size:
+            return None
+        held = self._made
+        fits = plan.name in held and held[plan.name].dtype == plan.dtype.raw and held[plan.name].size == plan.size
+        if not fits or sys.getrefcount(held[plan.name]) > _UNSHARED:  # a view of an array holds it too
+            held[plan.name] = np.empty(plan.size, plan.dtype.raw)
+        return held[plan.name]
+
+    def _merged(self, plan: TensorPlan, out: np.ndarray | None) -> np.ndarray:
+        """Return the raw elements of a tensor, flat. out: where they go; None: it is copied, not merged."""
+        if out is None:
             return self._values(plan.inputs[0], plan.compute)[0]
         found = [self._values(entry, plan.compute) for entry in plan.inputs]
         backend = self._backends.of(plan)
-        out, end = np.empty(plan.size, plan.dtype.raw), 0
+        end = 0
         with backend.at_work():
             source = MemorySource([raw for raw, _ in found], [dtype for _, dtype in found])
             for stored, _ in merge_tensor(plan, source, backend).merged():
@@ -107,7 +133,8 @@ class Merger:
     def _values(self, entry: TensorEntry, compute: str) -> tuple[np.ndarray, DType]:
         """Return the raw elements of an input's tensor, flat, and their dtype."""
         if isinstance(entry, StagedEntry):
-            return self._merged(entry.plan), entry.plan.dtype
+            its = entry.plan
+            return self._merged(its, np.empty(its.size, its.dtype.raw) if its.merged and its.size else None), its.dtype
         key = entry.nameless, compute
         if key not in self._held:
             found = reader(entry, compute, self._files)
