@@ -63,5 +63,5 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], kind: str = ""
 
 
 def picture(caption: str, svg: str) -> str:
-    """Return a chart below its caption."""
+    """Return a chart, or a table, below its caption."""
     return f'<div class="scroll">{f"<h3>{safe(caption)}</h3>" if caption else ""}{svg}</div>'

@@ -15,10 +15,12 @@ def lines(outcome: Outcome, folder: str) -> list[str]:
 
     folder: of the search.
     """
-    rows = summary.table(outcome, list(outcome.spec.objectives))
-    said = [f"{summary.done(outcome)}; ± is a standard error." if summary.has_errors(rows) else f"{summary.done(outcome)}."]
+    tables = {split: summary.table(outcome, list(outcome.spec.objectives), split) for split in summary.splits(outcome)}
+    rows = [row for split, (_, *rest) in tables.items() for row in ([f"On the {split} split:"], *rest)]
+    doubt = "; ± is a standard error" if summary.has_errors(rows) else ""
+    said = [f"{summary.done(outcome)}{doubt}."]
     said += [f"{count} failed with: {reason}" for reason, count, _ in summary.failures(outcome)[:3]]
     said += summary.compared(outcome)
     next_step = f"{os.path.join(folder, 'report.html')} shows the search. {summary.BEST} repeats the merge without a search:"
     wrapped = [line for one in said for line in textwrap.wrap(one, WIDTH, break_on_hyphens=False, break_long_words=False)]
-    return [*table(rows[0], rows[1:]), "", *wrapped, next_step, f"    {summary.repeat(folder)}"]
+    return [*table(tables["search"][0], rows), "", *wrapped, next_step, f"    {summary.repeat(folder)}"]

@@ -63,7 +63,7 @@ def _fronts(found: Sequence[Front]) -> Figure:
         axes.plot(*_xy(one.candidates), ".", color="tab:blue", alpha=0.4, label="candidates")
         axes.plot(*_xy(one.baselines), "o", color="black", fillstyle="none", label="inputs and uniform merges")
         for point in one.baselines:
-            name = os.path.basename(point.title.rstrip("/")) or point.title
+            name = os.path.basename(point.title.rstrip("/")).partition(" (")[0]
             axes.annotate(_plain(name), (point.x, point.y), xytext=(4, 4), textcoords="offset points", fontsize="small")
         axes.plot(*_xy(one.front), "o-", color="tab:green", label="front")
         axes.plot(*_xy(one.best), "*", color="tab:red", markersize=14, label="the result")

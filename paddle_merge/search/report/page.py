@@ -53,14 +53,15 @@ def _list(sentences: Sequence[str]) -> str:
 def _table(outcome: Outcome) -> Iterator[str]:
     wanted = list(outcome.spec.objectives)
     metrics = [*wanted, *(name for name in outcome.best.known.metrics if name not in wanted)]
-    rows = summary.table(outcome, metrics)
+    tables = {split: summary.table(outcome, metrics, split) for split in summary.splits(outcome)}
     about = [f"{name}: {BETTER[direction]}." for name, direction in outcome.spec.objectives.items()]
     about.append("The result and the tuned uniform merge were chosen by the search split.")
-    if summary.has_errors(rows):
+    if any(map(summary.has_errors, tables.values())):
         about.append("±: the standard error over the samples.")
-    about.append("Seconds: of one evaluation on the search split.")
+    about.append("Seconds: of one evaluation.")
     yield heading("Inputs, uniform merges and the result", " ".join(about))
-    yield table(rows[0], rows[1:])
+    for split, rows in tables.items():
+        yield picture(f"On the {split} split", table(rows[0], rows[1:]))
 
 
 def _about(outcome: Outcome, its: History) -> str:
@@ -85,11 +86,10 @@ def _over_candidates(its: History) -> str:
 
 
 def _front(front: Front) -> str:
-    shown = [(name or one.title) for one, name in zip(front.baselines, _short(front.baselines), strict=True)]
     return xy_chart(
         [
             _series("candidates", front.candidates, "pale"),
-            _series("inputs and uniform merges", front.baselines, "rings", shown),
+            _series("inputs and uniform merges", front.baselines, "rings", _short(front.baselines)),
             _series("front", front.front, "line"),
             _series("the result", front.best, "dots", ["the result"] * len(front.best)),
         ],
@@ -100,8 +100,8 @@ def _front(front: Front) -> str:
 
 
 def _short(points: Sequence[Point]) -> list[str]:
-    """Return the last parts of titles that are paths."""
-    return [os.path.basename(one.title.rstrip("/")) for one in points]
+    """Return titles without what is in parentheses; of paths the last parts."""
+    return [os.path.basename(one.title.rstrip("/")).partition(" (")[0] for one in points]
 
 
 def _series(name: str, points: Sequence[Point], kind: str, labels: Sequence[str] = ()) -> Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections import Counter
@@ -14,6 +15,7 @@ from ..outcome import Outcome, Scored, standard_error
 
 BEST = "best.yaml"
 NOISE = 2.0  # standard errors, within which a difference may be chance
+MOST_DECIMALS = 6
 PROGRAM = "python -m paddle_merge"
 
 
@@ -32,21 +34,25 @@ def result_of(outcome: Outcome, one: Scored, split: str) -> Result | None:
     return one.result if split == "search" else outcome.reported.get(one.title)
 
 
-def table(outcome: Outcome, metrics: Sequence[str]) -> list[list[str]]:
-    """Return the rows of the table as text, the headings first: each metric on each split with its standard error, and what
-    an evaluation on the search split takes."""
-    columns = [(name, split) for split in splits(outcome) for name in metrics]
-    costs = list(dict.fromkeys(name for _, one in shown(outcome) for name in one.known.cost))
-    rows = [["", *(f"{name} ({split})" for name, split in columns), "seconds", *costs]]
-    for title, one in shown(outcome):
-        cells = [cell(result_of(outcome, one, split), name) for name, split in columns]
-        spent = [f"{one.known.cost[name]:.6g}" if name in one.known.cost else "-" for name in costs]
-        rows.append([title, *cells, f"{one.known.seconds:.3g}", *spent])
+def table(outcome: Outcome, metrics: Sequence[str], split: str) -> list[list[str]]:
+    """Return the rows of the table of a split as text, the headings first: each metric with its standard error, and what an
+    evaluation takes."""
+    known = [(title, result_of(outcome, one, split)) for title, one in shown(outcome)]
+    costs = list(dict.fromkeys(name for _, result in known if result is not None for name in result.cost))
+    rows = [["", *metrics, "seconds", *costs]]
+    for title, result in known:
+        spent = ["-"] * (1 + len(costs))
+        if result is not None:
+            spent = [
+                f"{result.seconds:.3g}",
+                *(f"{result.cost[name]:.6g}" if name in result.cost else "-" for name in costs),
+            ]
+        rows.append([title, *(cell(result, name) for name in metrics), *spent])
     return rows
 
 
 def cell(result: Result | None, metric: str) -> str:
-    """Return a score as text: "0.871 ± 0.008"; "failed" if there is none, "-" if nothing was scored."""
+    """Return a score as text: "0.8712 ± 0.0081"; "failed" if there is none, "-" if nothing was scored."""
     if result is None:
         return "-"
     if result.error:
@@ -55,7 +61,11 @@ def cell(result: Result | None, metric: str) -> str:
         return "-"
     error = standard_error(result, metric)
     value = result.metrics[metric]
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+    if not error:
+        return f"{value:.4g}"
+    decimals = 1 - math.floor(math.log10(error))  # two digits of the error
+    plain = 0 <= decimals <= MOST_DECIMALS
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}" if plain else f"{value:.4g} ± {error:.2g}"
 
 
 def has_errors(rows: Sequence[Sequence[str]]) -> bool:

@@ -132,12 +132,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 def test_the_page_of_two_objectives(two: tuple[Path, Outcome]) -> None:
     folder, outcome = two
     text = checked(folder / "report.html")
+    for one in (outcome.best, *outcome.baselines):
+        for result in (one.known, outcome.reported[one.title]):
+            assert all(summary.cell(result, name) in text for name in ("reward", "tax"))
     report = json.loads((folder / "report.json").read_text())
-    for one in (report["best"], *report["baselines"]):
-        for split in ("search", "report"):
-            for name in ("reward", "tax"):
-                value, error = one[split]["metrics"][name], one[split]["standard_errors"][name]
-                assert f"{value:.4g} ± {error:.2g}" in text
+    tuned = report["baselines"][-1]["report"]
+    value, error = tuned["metrics"]["reward"], tuned["standard_errors"]["reward"]
+    assert f"{value:.3f} ± {error:.3f}" in text
     for words in (
         "30 candidates by random in",
         "4 of which failed",
@@ -196,12 +197,15 @@ def test_the_table_and_what_comes_next(two: tuple[Path, Outcome]) -> None:
     folder, outcome = two
     said = lines(outcome, str(folder))
     text = "\n".join(said)
-    headings = ["reward (search)", "tax (search)", "reward (report)", "tax (report)", "seconds", "tokens"]
-    assert re.split("  +", said[0].strip()) == headings
-    assert len([line for line in said if "±" in line]) == 7  # three inputs, two uniform merges, the result; a sentence
+    assert said[0].split() == ["reward", "tax", "seconds", "tokens"]
+    assert said[1] == "On the search split:"
+    assert said[8] == "On the report split:"
+    assert [line.split()[0].rpartition("/")[2] for line in said[2:5]] == ["math", "code", "base"]
+    assert [line.split()[:3] for line in said[14:15]] == [["the", "result", "(candidate"]]
+    assert all("±" in line for line in (*said[2:8], *said[9:15]))
     assert "4 failed with: RuntimeError: <no> luck" in text
     assert said[-1] == f"    python -m paddle_merge merge {folder}/best.yaml --output_path ./again"
-    assert max(map(len, said[:7])) <= 100
+    assert max(map(len, said[:15])) <= 100
 
 
 def scored(title: str, values: Sequence[float], path: str = "") -> Scored:
@@ -236,7 +240,10 @@ def test_whether_a_difference_may_be_chance() -> None:
 
 def test_cells() -> None:
     assert summary.cell(Result(0, {"loss": 0.12346}), "loss") == "0.1235"
-    assert summary.cell(Result(0, {"loss": 2.0}, {"loss": [1.0, 3.0]}), "loss") == "2 ± 1"
+    assert summary.cell(Result(0, {"loss": 2.0}, {"loss": [1.0, 3.0]}), "loss") == "2.0 ± 1.0"
+    assert summary.cell(Result(0, {"loss": 0.5}, {"loss": [0.0, 1.0] * 500}), "loss") == "0.500 ± 0.016"
+    assert summary.cell(Result(0, {"loss": 1.0}, {"loss": [1.0, 1.0]}), "loss") == "1"
+    assert summary.cell(Result(0, {"loss": 2e9}, {"loss": [1e9, 3e9]}), "loss") == "2e+09 ± 1e+09"
     assert summary.cell(Result(0, error="no luck"), "loss") == "failed"
     assert summary.cell(Result(0, {"other": 1.0}), "loss") == "-"
     assert summary.cell(None, "loss") == "-"
