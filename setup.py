@@ -49,9 +49,12 @@ setup(
         "demo": demo,
         "search": search,
         "ray": [*search, "ray>=2.9"],  # to score the candidates of a search on several machines
+        "optuna": ["optuna>=4.5"],  # searches with Optuna's samplers
+        "lm_eval": ["lm-eval>=0.4.13"],  # tasks of lm-eval as evaluators; brings about 80 packages
         "test": [
             *demo,  # for the tests of the demo
             *search,  # for the tests of the search
+            "optuna>=4.5",
             "pytest>=8",
             "pytest-xdist",  # runs the tests on all cores, as .pytest.ini asks
             "hypothesis",  # property-based tests

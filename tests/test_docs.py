@@ -22,10 +22,14 @@ from paddle_merge.commands.extract_lora.cli import FIELDS as EXTRACT_FIELDS
 from paddle_merge.commands.inspect.cli import FIELDS as INSPECT_FIELDS
 from paddle_merge.commands.main import main
 from paddle_merge.commands.merge import EXAMPLES, FIELDS
+from paddle_merge.commands.sweep.cli import FIELDS as SWEEP_FIELDS
 from paddle_merge.commands.verify.cli import FIELDS as VERIFY_FIELDS
 from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.methods.registry import find, names
 from paddle_merge.recipe.request import Request
+from paddle_merge.recipe.yaml_nodes import documents
+from paddle_merge.search.spec import File
+from paddle_merge.search.sweep_spec import sweep_spec
 from tests.support.checkpoints import write
 from tests.support.command_lines import check_fields, check_tool, parsed
 from tests.support.pages import ROOT, blocks, chinese, commands, english, headings, links, name_of, prose, tables, words
@@ -145,7 +149,9 @@ def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_yaml_shown_is_a_recipe(page: Path) -> None:
     for language, content in blocks(page):
         assert language in ("bash", "python", "text", "yaml")
-        if language == "yaml":
+        if language == "yaml" and "\nsweep:" in f"\n{content}":
+            assert sweep_spec(File("sweep.yaml", content, tuple(documents(content, "sweep.yaml"))))
+        elif language == "yaml":
             assert Request.of(MergeConfig(recipe_yaml=content)).sources
 
 
@@ -204,7 +210,7 @@ def test_every_flag_is_on_a_page(folder: str, language: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_flags_in_the_text_exist(page: Path) -> None:
-    known = {*FIELDS, *EXTRACT_FIELDS, *DIFF_FIELDS, *ANALYZE_FIELDS, *VERIFY_FIELDS, *INSPECT_FIELDS}
+    known = {*FIELDS, *EXTRACT_FIELDS, *DIFF_FIELDS, *ANALYZE_FIELDS, *VERIFY_FIELDS, *INSPECT_FIELDS, *SWEEP_FIELDS}
     known |= {"help", "verbose", "quiet", "version", "mergekit"}
     said = [word for word in words(prose(page)) if not word.startswith("python tools/")]
     used = {flag for word in said for flag in re.findall(r"--([\w-]+)", word)}

@@ -13,6 +13,7 @@ from ..recipe import fields
 from ..recipe.fields import flag
 
 OUTPUT, RUNNING = "Output", "Running"  # titles of help panels
+PICK = 'Which of several best candidates is written: "maximize a subject to b >= 0.98 of ./math and c <= 3".'
 MOST_WORKERS = 8  # threads by default; reading doesn't get faster with more
 
 

@@ -27,8 +27,11 @@ Fields = Mapping[str, dataclasses.Field[Any]]  # by name
 
 
 def fields_of(config: type, *words: str) -> dict[str, dataclasses.Field[Any]]:
-    """Return the fields of a dataclass that are flags, by name: all but `words`, which are given without a flag."""
-    return {item.name: item for item in dataclasses.fields(config) if item.name not in words}
+    """Return the fields of a dataclass that are flags, by flag: all but `words`, which are given without a flag.
+
+    A field whose flag is a word of Python ends in an underscore: `with_` is --with.
+    """
+    return {item.name.rstrip("_"): item for item in dataclasses.fields(config) if item.name not in words}
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ def option(item: dataclasses.Field[Any], group: str | None = None) -> inspect.Pa
         text += f" [dim]{escape(f'[default: {shown}]')}[/dim]"
     metavar = str(item.type).removesuffix(" | None").removeprefix("list[").removesuffix("]")
     made = typer.Option(
-        f"--{item.name}",
+        f"--{item.name.rstrip('_')}",
         help=text,
         rich_help_panel=group or meta["group"],
         show_default=False,

@@ -106,7 +106,7 @@ def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[
         found.append(
             f"{config_source.folder}/config.json names no architectures, which PaddleNLP and PaddleFormers need to load it"
         )
-    return [*found, *loader_files(config_source.folder)[1], *_different_settings(inputs, config_source)]
+    return [*found, *loader_files(config_source.folder)[1], *different_settings(inputs, config_source)]
 
 
 def _text(value: Any) -> str:
@@ -125,7 +125,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _different_settings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[str]:
+def different_settings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[str]:
     """Return a sentence on each input whose config.json uses the weights in another way than the output's will."""
     found = []
     for checkpoint in inputs:

@@ -38,6 +38,8 @@ MEANT = {
     "sources",
     "value",
 }
+# The layer_range of a first slice that gives only what comes before the layers, or of a last one: only what comes behind.
+NO_LAYERS = (0, 0)
 Settings = dict[str, Setting]
 
 
@@ -200,7 +202,7 @@ class Drafts(Nodes):
         return [{"node": node, "sources": sources, "settings": {}, "base": None}]
 
     def _slices(self, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
-        found = []
+        found: list[dict[str, Any]] = []
         for item in self.list(node, "slices"):
             inner = self.known(item, ("sources", "parameters", "base_model", "residual_weight"), "a slice")
             if not getattr(inner.get("sources"), "value", None):
@@ -218,6 +220,11 @@ class Drafts(Nodes):
             found.append({"node": item, "sources": sources, "settings": settings, "base": base})
         if not found:
             self.wrong(node, "slices is empty")
+        for number, part in enumerate(found):
+            if any(source["layers"] == NO_LAYERS for source in part["sources"]) and (0 < number < len(found) - 1):
+                self.wrong(part["node"], "layer_range [0, 0] takes no layers, which only a first or a last slice can do")
+        if found and all(source["layers"] == NO_LAYERS for part in found for source in part["sources"]):
+            self.wrong(node, "slices take no layers")
         return found
 
     def _source(self, node: yaml.Node, keys: tuple[str, ...], method: Method | None) -> dict[str, Any]:
@@ -270,8 +277,10 @@ class Drafts(Nodes):
     def _range(self, node: yaml.Node) -> tuple[int, int] | None:
         values = [self.scalar(item) for item in node.value] if isinstance(node, yaml.SequenceNode) else []
         values = [int(value) if isinstance(value, str) and value.isdecimal() else value for value in values]
-        if len(values) == 2 and all(type(value) is int for value in values) and 0 <= values[0] < values[1]:  # type: ignore[operator]
-            return values[0], values[1]  # type: ignore[return-value]
+        if len(values) == 2 and all(type(value) is int for value in values):
+            first, end = int(values[0]), int(values[1])
+            if 0 <= first < end or (first, end) == NO_LAYERS:
+                return first, end
         self.wrong(node, "layer_range must be two whole numbers, [first, end], where end is larger and not included")
         return None
 

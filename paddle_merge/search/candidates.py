@@ -14,7 +14,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.yaml_read import parse
 from ..recipe.yaml_write import to_yaml
 from .contract import as_paddle, copy_into
-from .merger import Merger, Tensor
+from .merger import Merger, Tensor, without_settings
 
 
 class MergedCandidate:
@@ -27,6 +27,19 @@ class MergedCandidate:
     def __init__(self, title: str, recipe: Recipe, merger: Merger, near: str, stored: str = ""):
         self.title, self._recipe, self._merger, self._near = title, recipe, merger, near
         self._folder, self._tensors = stored, dict[str, Tensor]()
+        self._stored = bool(stored)
+
+    @property
+    def kind(self) -> str:
+        """What is equal for merges that differ in nothing but the values of tensors, so not in config or tokenizer either.
+
+        "" if nothing is known of that, as of a checkpoint on disk.
+        """
+        return "" if self._stored else without_settings(self._recipe)
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Return its tensors by name, as state_dict("np") has them, in memory that must not be changed."""
+        return self._values()
 
     @property
     def config(self) -> Mapping[str, Any]:

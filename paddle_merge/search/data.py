@@ -9,16 +9,21 @@ from typing import Any
 from ..errors import ConfigError
 from .spec import Data
 
+OVERLAP = "a result on samples that were searched on says nothing; give other ones, or say shared: true to allow it"
 
-def read_samples(path: str) -> list[Any]:
-    """Return the JSON objects of a file, one per line; empty lines are skipped. Raises ConfigError."""
+
+def read_samples(path: str) -> list[tuple[int, Any]]:
+    """Return the JSON values of a file, one per line, each with its line's number; empty lines are skipped.
+
+    Raises ConfigError.
+    """
     found, number = [], 0
     try:
         with open(path, encoding="utf-8-sig") as file:
             for line in file:
                 number += 1
                 if line.strip():
-                    found.append(json.loads(line))
+                    found.append((number, json.loads(line)))
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
     except ValueError:
@@ -43,13 +48,13 @@ def check_splits(data: Data, folder: str) -> None:
     if data.search is None or data.report is None or data.shared:
         return
     paths = [os.path.join(folder, os.path.expanduser(path)) for path in (data.search, data.report)]
-    remedy = "a result on samples that were searched on says nothing; give other ones, or say shared: true to allow it"
+    at = f"{data.places['report']}: " if "report" in data.places else ""
     if os.path.realpath(paths[0]) == os.path.realpath(paths[1]) or data.search == data.report:
-        raise ConfigError(f"data: search and report are the same, {data.search}; {remedy}")
+        raise ConfigError(f"{at}data: search and report are the same, {data.search}; {OVERLAP}")
     if all(map(os.path.isfile, paths)):
         search, report = (_contents(path) for path in paths)
         if both := search & report:
-            raise ConfigError(f"data: {data.search} and {data.report} share {len(both)} samples; {remedy}")
+            raise ConfigError(f"{at}data: {data.search} and {data.report} share {len(both)} samples; {OVERLAP}")
 
 
 def _contents(path: str) -> set[str]:

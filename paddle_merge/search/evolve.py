@@ -1,7 +1,7 @@
 """Search for the best recipe: ask an optimiser for candidates, score them, tell it the losses, and write the result.
 
-Everything that is scored goes through `_Search.score`, which looks into the journal first; so a search that goes on after it
-was stopped does the same steps, without the evaluations that it has.
+Everything that is scored goes through the journal (scoring.py), so a search that goes on after it was stopped does the same
+steps, without the evaluations that it has.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,18 +21,19 @@ from . import optimizers, race
 from .candidates import alone
 from .contract import Evaluator
 from .data import check_splits
+from .evaluators import cautions, check_objectives, make
 from .job import Job, Result, Setup
 from .journal import Journal, Place
 from .merger import Merger
 from .objectives import best, losses
-from .optimizers.optimizer import Settings
+from .optimizers.optimizer import Optimizer, Settings
 from .outcome import Outcome, Scored
 from .output import check_folder, write
 from .progress import Progress, check_visualdl
-from .ray_scorers import RayScorers
-from .scorers import Here, Processes, Scorers
+from .rule import parse_rule
+from .scoring import Scoring
 from .space import Space, Values
-from .spaces import space_of
+from .spaces import FIRST, THEN, space_of
 from .spec import File, SearchSpec, read_file, search_spec
 
 log = logging.getLogger("paddle_merge")
@@ -44,9 +44,9 @@ UNIFORM = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # places within the bou
 class Asked:
     """What a search is asked to do besides the file.
 
-    workers: in place of the file's. memory: bytes of inputs that each process may keep in memory. ray: the address of a Ray
-    cluster that scores candidates; None: this machine does. visualdl: the folder for VisualDL's scalars; None: none are
-    written. evaluator: in place of the file's.
+    workers, pick, evaluator: in place of the file's. memory: bytes of inputs that each process may keep in memory. ray: the
+    address of a Ray cluster that scores candidates; None: this machine does. visualdl: the folder for VisualDL's scalars;
+    None: none are written.
     """
 
     file: str
@@ -54,6 +54,7 @@ class Asked:
     resume: bool = False
     overwrite: bool = False
     workers: int | None = None
+    pick: str | None = None
     memory: int = 0
     ray: str | None = None
     visualdl: str | None = None
@@ -68,22 +69,66 @@ def evolve(asked: Asked, progress: bool | None = None) -> Outcome:
     """
     file = read_file(asked.file)
     spec = search_spec(file)
-    if asked.workers is not None:
-        spec = dataclasses.replace(spec, workers=asked.workers)
     attempt = Attempts()
+    if asked.pick is not None:
+        spec = dataclasses.replace(spec, pick=attempt(parse_rule, asked.pick, "--pick", spec.objectives))
     attempt(check_splits, spec.data, file.folder)
     attempt(check_folder, asked.output, asked.resume, asked.overwrite)
     attempt(check_visualdl, asked.visualdl)
     merger = Merger()
-    space = attempt(space_of, file.text, file.where, merger)
+    phases = [("", spec)] if spec.then is None else [(FIRST, spec), (THEN, spec.then)]
+    spaces = [attempt(space_of, file.text, file.where, merger, phase) for phase, _ in phases]
+    made = [
+        attempt(_optimizer, its, space, file.where) if space is not None else None
+        for (_, its), space in zip(phases, spaces, strict=True)
+    ]
+    for (_, its), space in zip(phases, spaces, strict=True):
+        if space is not None and its.pick is not None:
+            attempt(its.pick.check, space.recipe(tuple(gene.start for gene in space.genes)).sources)
     attempt.finish()
-    assert space is not None
-    search = _Search(asked, file, spec, space, progress)
+    for note in dict.fromkeys(note for space in spaces for note in getattr(space, "notes", ())):
+        log.warning("%s", note)
+    outcome: Outcome | None = None
+    journal: Journal | None = None
     try:
-        outcome = search.run(merger)
+        for (phase, its), space, optimizer in zip(phases, spaces, made, strict=True):
+            fixed: Values = outcome.best.values if outcome is not None else ()
+            space = space_of(file.text, file.where, merger, phase, fixed) if fixed else space
+            assert space is not None
+            assert optimizer is not None
+            if asked.workers is not None:
+                its = dataclasses.replace(its, workers=asked.workers)
+            search = _Search(asked, file, its, space, optimizer, progress, journal, phase, fixed)
+            journal = search.journal
+            try:
+                outcome = dataclasses.replace(search.run(merger), first=outcome)
+            finally:
+                search.close()
     finally:
-        search.close()
-    return outcome
+        if journal is not None:
+            journal.close()
+    assert outcome is not None
+    return write(asked.output, outcome)
+
+
+def _optimizer(spec: SearchSpec, space: Space, where: str) -> tuple[str, Optimizer]:
+    """Return the name of the optimiser, and the optimiser. Raises ConfigError."""
+    name = spec.optimizer or optimizers.suited(space.genes, len(spec.objectives))
+    settings = Settings(
+        seed=spec.seed,
+        population=spec.population,
+        sigma=spec.sigma,
+        noisy=spec.noisy,
+        evaluations=spec.evaluations,
+        objectives=len(spec.objectives),
+    )
+    made = optimizers.make(name, space.genes, settings, getattr(space, "first", ()))
+    if made.population > spec.evaluations:
+        raise ConfigError(
+            f"{where}: {spec.evaluations} evaluations are less than one generation of {name}, which has {made.population}"
+            " candidates; give more evaluations, or a smaller population"
+        )
+    return name, made
 
 
 @dataclass(frozen=True)
@@ -98,7 +143,20 @@ class _Candidate:
 
 
 class _Search:
-    def __init__(self, asked: Asked, file: File, spec: SearchSpec, space: Space, progress: bool | None):
+    def __init__(
+        self,
+        asked: Asked,
+        file: File,
+        spec: SearchSpec,
+        space: Space,
+        optimizer: tuple[str, Optimizer],
+        progress: bool | None,
+        journal: Journal | None = None,
+        phase: str = "",
+        fixed: Values = (),
+    ):
+        """optimizer: its name, and the optimiser. progress: as of evolve. journal: that of an earlier phase; None: it is
+        begun. phase, fixed: as of space_of."""
         self._asked, self._file, self._spec, self._space = asked, file, spec, space
         setup = Setup(
             evaluation=spec.evaluate,
@@ -109,46 +167,36 @@ class _Search:
             tensor_type=spec.tensor_type,
             device=spec.device,
             memory=asked.memory,
+            phase=phase,
+            fixed=fixed,
         )
         wanted = tuple(spec.objectives)
-        self._optimizer_name = spec.optimizer or optimizers.suited(space.genes, len(spec.objectives))
-        settings = Settings(
-            seed=spec.seed,
-            population=spec.population,
-            sigma=spec.sigma,
-            noisy=spec.noisy,
-            evaluations=spec.evaluations,
-            objectives=len(spec.objectives),
-        )
-        first = getattr(space, "first", ())
-        self._optimizer = optimizers.make(self._optimizer_name, space.genes, settings, first)
-        if self._optimizer.population > spec.evaluations:
-            raise ConfigError(
-                f"{file.where}: {spec.evaluations} evaluations are less than one generation of {self._optimizer_name}, which"
-                f" has {self._optimizer.population} candidates; give more evaluations, or a smaller population"
-            )
+        self._optimizer_name, self._optimizer = optimizer
         self._setup = setup
-        self._here = spec.workers == 1 and (asked.evaluator is not None or spec.evaluate.time_limit is None)
-        self._scorers: Scorers
-        if asked.ray is not None:
-            self._scorers = RayScorers(setup, wanted, spec.workers, asked.ray)
-        elif asked.evaluator is not None or self._here:
-            self._scorers = Here(setup, wanted, asked.evaluator)
-        else:
-            self._scorers = Processes(setup, wanted, spec.workers)
+        self._evaluator = asked.evaluator if asked.evaluator is not None else make(setup)
+        check_objectives(self._evaluator, spec.objectives, file)
+        for sentence in cautions(self._evaluator):
+            log.warning("%s", sentence)
+        self._scoring = Scoring(
+            setup,
+            wanted,
+            workers=spec.workers,
+            seed=spec.seed,
+            evaluator=asked.evaluator,
+            made=self._evaluator,
+            folder=asked.output,
+            ray=asked.ray,
+            phase=f"{FIRST} " if phase == FIRST else "",
+        )
         self._order = self._samples()
-        os.makedirs(asked.output, exist_ok=True)
-        self._journal = Journal(asked.output, self._header(), asked.resume)
-        self._next = 0
+        self._scoring.open(self._header(), asked.resume, journal)
+        self.journal = self._scoring.journal
         total = spec.evaluations // self._optimizer.population * self._optimizer.population
-        self._progress = Progress(spec, total, progress, asked.visualdl)
+        self._progress = Progress(spec, total, progress, asked.visualdl, phase)
 
     def close(self) -> None:
-        self._scorers.close()
-        if hasattr(self, "_progress"):
-            self._progress.close()
-        if hasattr(self, "_journal"):
-            self._journal.close()
+        self._progress.close()
+        self._scoring.close()
 
     def _header(self) -> dict[str, Any]:
         """Return what makes another search than this one. Workers make no difference."""
@@ -165,10 +213,7 @@ class _Search:
         needed = self._spec.race is not None or self._spec.samples is not None
         if not needed:
             return None
-        from .evaluators import make
-
-        evaluator = self._asked.evaluator if self._asked.evaluator is not None else make(self._setup)
-        total = evaluator.count("search")
+        total = self._evaluator.count("search")
         if total is None:
             word = "race" if self._spec.race is not None else "samples"
             raise ConfigError(
@@ -177,29 +222,6 @@ class _Search:
             )
         order = race.order_of(total, self._spec.seed)
         return order[: self._spec.samples] if self._spec.samples is not None else order
-
-    # --- scoring
-
-    def score(self, jobs: Sequence[tuple[Place, Job]]) -> list[Result]:
-        """Return the results of jobs, in their order; those in the journal without scoring anything."""
-        results: dict[int, Result] = {}
-        left = []
-        for place, job in jobs:
-            known = self._journal.find(place, job)
-            if known is not None:
-                results[job.number] = known
-            else:
-                left.append(job)
-        places = {job.number: (place, job) for place, job in jobs}
-        for result in self._scorers.score(left):
-            self._journal.add(*places[result.number], result)
-            self._progress.scored(places[result.number][0])
-            results[result.number] = result
-        return [results[job.number] for _, job in jobs]
-
-    def _job(self, title: str, **what: Any) -> Job:
-        self._next += 1
-        return Job(self._next, title, seed=self._spec.seed, **what)
 
     # --- the search
 
@@ -220,29 +242,24 @@ class _Search:
             generation += 1
             self._progress.generation(found)
         finalists = self._finalists(found)
-        winners = self._winners(finalists)
         baselines = self._baselines(merger, found)
+        winners = self._winners(finalists, baselines)
         best_one = winners[0]
         reported = self._reported([best_one, *baselines])
-        return write(
-            self._asked.output,
-            Outcome(
-                spec=spec,
-                space=self._space,
-                optimizer=self._optimizer_name,
-                candidates=[
-                    Scored(
-                        f"candidate {one.number}", one.result, generation=one.generation, values=one.values, round=one.round
-                    )
-                    for one in found
-                ],
-                finalists=finalists,
-                best=best_one,
-                front=winners,
-                baselines=baselines,
-                reported=reported,
-                seconds=time.monotonic() - started,
-            ),
+        return Outcome(
+            spec=spec,
+            space=self._space,
+            optimizer=self._optimizer_name,
+            candidates=[
+                Scored(f"candidate {one.number}", one.result, generation=one.generation, values=one.values, round=one.round)
+                for one in found
+            ],
+            finalists=finalists,
+            best=best_one,
+            front=winners,
+            baselines=baselines,
+            reported=reported,
+            seconds=time.monotonic() - started,
         )
 
     def _generation(
@@ -252,13 +269,17 @@ class _Search:
             jobs = [
                 (
                     Place("search", generation, before + place, number),
-                    self._job(f"candidate {before + place}", values=values[place], samples=samples),
+                    self._scoring.job(f"candidate {before + place}", values=values[place], samples=samples),
                 )
                 for place in places
             ]
-            return self.score(jobs)
+            return self._score(jobs)
 
-        return race.run(len(values), self._spec.race, self._order, self._spec.objectives, score)
+        order = race.shuffled(self._order, self._spec.seed, generation) if self._order is not None else None
+        return race.run(len(values), self._spec.race, order, self._spec.objectives, score, self._spec.samples is None)
+
+    def _score(self, jobs: Sequence[tuple[Place, Job]]) -> list[Result]:
+        return self._scoring.score(jobs, fresh=self._progress.scored)
 
     def _finalists(self, found: Sequence[_Candidate]) -> list[Scored]:
         """Return the best candidates and the centre of the optimiser's distribution, scored in full."""
@@ -284,41 +305,49 @@ class _Search:
         partial = spec.samples is not None
         todo = [place for place, one in enumerate(finalists) if one.result is None or partial]
         jobs = [
-            (Place("final", -1, place), self._job(finalists[place].title, values=finalists[place].values)) for place in todo
+            (Place("final", -1, place), self._scoring.job(finalists[place].title, values=finalists[place].values))
+            for place in todo
         ]
-        for place, result in zip(todo, self.score(jobs), strict=True):
+        for place, result in zip(todo, self._score(jobs), strict=True):
             finalists[place] = dataclasses.replace(finalists[place], result=result)
         return [one for one in finalists if one.result is not None and not one.result.error] or finalists[:1]
 
-    def _winners(self, finalists: Sequence[Scored]) -> list[Scored]:
+    def _winners(self, finalists: Sequence[Scored], baselines: Sequence[Scored]) -> list[Scored]:
         """Return the finalists that no other one beats, the one that is picked first."""
         from .pick import picked
 
         rows = losses([one.known for one in finalists], self._spec.objectives)
         front = [finalists[place] for place in best(rows)]
-        first = picked(front, self._spec)
+        named = {one.path: one.known for one in baselines if one.path}
+        first = picked(finalists, front, self._spec.objectives, self._spec.pick, named)
         return [first, *(one for one in front if one is not first)]
 
     def _baselines(self, merger: Merger, found: Sequence[_Candidate]) -> list[Scored]:
-        """Return each input, the uniform merge, and the best of the uniform merges, scored on the search split."""
+        """Return each input, the uniform merge, and the best of the uniform merges, scored on the search split.
+
+        A space may have merges of its own to compare with, in place of the uniform ones.
+        """
         start = tuple(gene.start for gene in self._space.genes)
-        recipe = self._space.recipe(start)
-        named = [(path, alone(path)) for path in recipe.sources]
-        jobs = [(Place("baselines", -1, place), self._job(path, path=path)) for place, (path, _) in enumerate(named)]
-        uniform = {start: "the uniform merge"}
-        for unit in UNIFORM:
+        own: Sequence[tuple[str, Values]] | None = getattr(self._space, "baselines", None)
+        recipes = [self._space.recipe(values) for values in ([start] if own is None else [values for _, values in own])]
+        named = [(path, alone(path)) for path in dict.fromkeys(path for recipe in recipes for path in recipe.sources)]
+        jobs = [(Place("baselines", -1, place), self._scoring.job(path, path=path)) for place, (path, _) in enumerate(named)]
+        uniform = {start: "the uniform merge"} if own is None else {values: title for title, values in own}
+        for unit in UNIFORM if own is None else ():
             values = tuple(gene.start if gene.choices else gene.value(unit) for gene in self._space.genes)
             uniform.setdefault(values, f"uniform at {unit:g} of the bounds")
         jobs += [
-            (Place("baselines", -1, len(named) + place), self._job(title, values=values))
+            (Place("baselines", -1, len(named) + place), self._scoring.job(title, values=values))
             for place, (values, title) in enumerate(uniform.items())
         ]
-        results = self.score(jobs)
+        results = self._score(jobs)
         inputs = [Scored(path, result, path=path) for (path, _), result in zip(named, results, strict=False)]
         merges = [
             Scored(title, result, values=values)
             for (values, title), result in zip(uniform.items(), results[len(named) :], strict=True)
         ]
+        if own is not None:
+            return [*inputs, *merges]
         tuned = [one for one in merges if not one.known.error]
         if not tuned:
             return [*inputs, merges[0]]
@@ -333,8 +362,8 @@ class _Search:
         jobs = []
         for place, one in enumerate(scored):
             what: dict[str, Any] = {"path": one.path} if one.path else {"values": one.values}
-            jobs.append((Place("report", -1, place), self._job(one.title, split="report", **what)))
-        return {one.title: result for one, result in zip(scored, self.score(jobs), strict=True)}
+            jobs.append((Place("report", -1, place), self._scoring.job(one.title, split="report", **what)))
+        return {one.title: result for one, result in zip(scored, self._score(jobs), strict=True)}
 
 
 def recipe_text(space: Space, values: Values) -> str:

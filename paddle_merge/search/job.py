@@ -17,7 +17,8 @@ class Setup:
     """What all evaluations of a search have in common.
 
     where, text: the search file, from which candidates are made; text "": there are only checkpoints and recipes. folder:
-    in which relative paths of commands and modules are looked up. memory: bytes of inputs that one process may keep.
+    in which relative paths of commands and modules are looked up. memory: bytes of inputs that one process may keep. phase,
+    fixed: which part of the file is searched, as of spaces.space_of.
     """
 
     evaluation: Evaluation
@@ -28,6 +29,8 @@ class Setup:
     tensor_type: str = "np"
     device: str = "cpu"
     memory: int = 0
+    phase: str = ""
+    fixed: Values = ()
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ from ..backends.np_backend import widen
 from ..checkpoints.config_json import read_config
 from ..checkpoints.files import Files
 from ..checkpoints.names import stacks
-from ..checkpoints.tensors import TensorEntry
+from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..dtypes import FLOAT32, FLOAT64, DType
+from ..plan.config_source import different_settings
+from ..plan.layer_config import restacked
 from ..plan.matched import Matched, matched
 from ..plan.plan import StagedEntry, TensorPlan
-from ..plan.planner import plan_tensors
+from ..plan.planner import make, plan_tensors
 from ..recipe.recipe import Recipe
 from ..run.pipeline import merge_tensor
 from ..run.sources import reader
@@ -67,13 +69,15 @@ class Merger:
         self._backends, self._files = Backends(engine), Files()
         self._memory = memory
         self._held: dict[Hashable, tuple[np.ndarray, DType]] = {}
+        self._stages: Any = None  # the earlier merges of the last recipe, and what they made
+        self._staged: dict[tuple[str, str], np.ndarray] = {}
         self._matched: dict[str, Matched] = {}
         self._copies: dict[Any, Hashable] = {}
         self._made: dict[str, np.ndarray] = {}  # the tensors of the last output
 
     def inputs(self, recipe: Recipe) -> Matched:
         """Return the inputs of a recipe, opened, in matching names and layouts. Raises CheckpointError."""
-        key = _without_settings(recipe)
+        key = without_settings(recipe)
         if key not in self._matched:
             self._matched[key] = matched(recipe)
         return self._matched[key]
@@ -86,8 +90,19 @@ class Merger:
         return max(stacks(inputs[min(number, len(inputs) - 1)].tensors).values(), default=1)
 
     def config(self, recipe: Recipe) -> Mapping[str, Any]:
-        """Return the content of config.json of the folder that gives the output's. Raises CheckpointError."""
-        return read_config(self.inputs(recipe).config_source.folder)
+        """Return the content of the output's config.json: of the folder that gives it, with the number of layers and what
+        it says of each, if slices pick some. Raises CheckpointError."""
+        return self._restacked(recipe)[0]
+
+    def doubts(self, recipe: Recipe) -> list[str]:
+        """Return sentences on inputs that use weights in another way than the output will, and on what config.json can't say
+        of layers that are stacked in a new order. Raises CheckpointError."""
+        its = self.inputs(recipe)
+        return [*different_settings(its.inputs, its.config_source), *self._restacked(recipe)[1]]
+
+    def outputs(self, recipe: Recipe) -> tuple[Checkpoint, ...]:
+        """Return the inputs of a recipe, and the outputs of its earlier merges, as Recipe.titles. Raises CheckpointError."""
+        return make(recipe, self.inputs(recipe)).inputs
 
     def plan(self, recipe: Recipe) -> list[TensorPlan]:
         """Return the plan of each tensor of the output. Raises CheckpointError and ConfigError, listing all problems."""
@@ -98,16 +113,26 @@ class Merger:
 
         The memory of an earlier output is used again, of tensors that nobody holds any more.
         """
-        return {
-            plan.name: Tensor(self._merged(plan, self._room(plan)), plan.dtype, plan.shape) for plan in self.plan(recipe)
-        }
+        stages = recipe.sources, recipe.stages
+        if stages != self._stages:
+            self._memory += sum(raw.nbytes for raw in self._staged.values())
+            self._stages, self._staged = stages, {}
+        plans = self.plan(recipe)
+        return {plan.name: Tensor(self._merged(plan, self._room(plan)), plan.dtype, plan.shape) for plan in plans}
+
+    def _restacked(self, recipe: Recipe) -> tuple[Mapping[str, Any], list[str]]:
+        config = read_config(self.inputs(recipe).config_source.folder)
+        slices = [*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)]
+        if not config or all(part.layers is None for part in slices):
+            return config, []
+        return restacked(config, recipe, self.plan(recipe), self.outputs(recipe))
 
     def close(self) -> None:
         self._files.close()
 
     def _room(self, plan: TensorPlan) -> np.ndarray | None:
         """Return memory for a tensor of the output; None if it takes none. New pages cost as much as merging into them."""
-        if not plan.merged or not plan.size:
+        if not _is_made(plan):
             return None
         held = self._made
         fits = plan.name in held and held[plan.name].dtype == plan.dtype.raw and held[plan.name].size == plan.size
@@ -133,8 +158,7 @@ class Merger:
     def _values(self, entry: TensorEntry, compute: str) -> tuple[np.ndarray, DType]:
         """Return the raw elements of an input's tensor, flat, and their dtype."""
         if isinstance(entry, StagedEntry):
-            its = entry.plan
-            return self._merged(its, np.empty(its.size, its.dtype.raw) if its.merged and its.size else None), its.dtype
+            return self._staged_values(entry), entry.plan.dtype
         key = entry.nameless, compute
         if key not in self._held:
             found = reader(entry, compute, self._files)
@@ -153,14 +177,38 @@ class Merger:
             self._held[key] = raw, dtype
         return self._held[key]
 
+    def _staged_values(self, entry: StagedEntry) -> np.ndarray:
+        """Return the raw elements of a tensor that an earlier merge makes, flat.
+
+        They are kept as long as the earlier merges stay the same: a path takes layers several times, and candidates of a
+        search for paths may all have the same ones.
+        """
+        key = entry.title, entry.plan.name
+        if key not in self._staged:
+            its = entry.plan
+            raw = self._merged(its, np.empty(its.size, its.dtype.raw) if _is_made(its) else None)
+            if raw.nbytes > self._memory:
+                return raw
+            self._memory -= raw.nbytes
+            self._staged[key] = raw
+        return self._staged[key]
+
+
+def _is_made(plan: TensorPlan) -> bool:
+    """Return whether a tensor is merged, element by element."""
+    return plan.merged and plan.size > 0
+
 
 def _depends(entry: TensorEntry) -> bool:
     """Return whether a tensor is made of one that an earlier merge makes, so that it differs between candidates."""
     return isinstance(entry, StagedEntry) or (isinstance(entry, AlignedEntry) and any(map(_depends, entry.made_of)))
 
 
-def _without_settings(recipe: Recipe) -> str:
-    """Return what is equal for two recipes whose inputs are opened and matched in the same way."""
+def without_settings(recipe: Recipe) -> str:
+    """Return what is equal for two recipes whose inputs are opened and matched in the same way.
+
+    Which layers are taken makes no difference.
+    """
 
     def stripped(one: Any) -> Any:
         slices = tuple(
@@ -172,6 +220,7 @@ def _without_settings(recipe: Recipe) -> str:
             )
             for part in one.slices
         )
-        return dataclasses.replace(one, settings=(), slices=slices, seed=0)
+        sliced = all(part.layers is not None and part.module is None for part in slices)
+        return dataclasses.replace(one, settings=(), slices=() if sliced else slices, seed=0)
 
     return repr(stripped(dataclasses.replace(recipe, stages=tuple(map(stripped, recipe.stages)))))

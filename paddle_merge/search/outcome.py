@@ -37,7 +37,8 @@ class Outcome:
 
     candidates: all, in the order in which they were asked for. finalists: those that were scored in full. front: the
     finalists that no other one beats, `best` first. baselines: the inputs, the uniform merge and the tuned uniform merge.
-    reported: results on the report split, by title.
+    reported: results on the report split, by title. first: of a search in two parts, what the first one found, from which
+    this one has the values of everything but paths.
     """
 
     spec: SearchSpec
@@ -50,6 +51,7 @@ class Outcome:
     baselines: Sequence[Scored]
     reported: Mapping[str, Result]
     seconds: float
+    first: Outcome | None = None
 
 
 def standard_error(result: Result, metric: str) -> float | None:

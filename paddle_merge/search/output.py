@@ -6,10 +6,12 @@ import contextlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import OutputError
 from ..recipe.config import MergeConfig
+from ..recipe.recipe import Recipe
 from ..recipe.yaml_write import to_yaml
 from .job import Result
 from .journal import NAME as JOURNAL
@@ -45,14 +47,12 @@ def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
 
 def write(folder: str, outcome: Outcome) -> Outcome:
     """Write best.yaml, the merged checkpoint, report.json, report.html and pictures. Raises MergeError."""
-    from ..run.merge import merge
     from .report.page import page
 
-    text = to_yaml(outcome.space.recipe(outcome.best.values))
-    _write(os.path.join(folder, BEST), text)
-    merge(MergeConfig(recipe_yaml=os.path.join(folder, BEST), output_path=folder, overwrite=True), progress=False)
-    _write(os.path.join(folder, REPORT), json.dumps(report(outcome), indent=2, ensure_ascii=False) + "\n")
-    _write(os.path.join(folder, PAGE), page(outcome, text, folder))
+    recipe = outcome.space.recipe(outcome.best.values)
+    write_best(folder, recipe)
+    write_report(folder, report(outcome))
+    _write(os.path.join(folder, PAGE), page(outcome, to_yaml(recipe), folder))
     _draw(folder, outcome)
     return outcome
 
@@ -75,17 +75,31 @@ def _draw(folder: str, outcome: Outcome) -> None:
         raise OutputError(f"{folder}: pictures can't be written ({error.strerror})") from None
 
 
+def write_best(folder: str, recipe: Recipe) -> None:
+    """Write best.yaml and its merge. Raises MergeError."""
+    from ..run.merge import merge
+
+    path = os.path.join(folder, BEST)
+    _write(path, to_yaml(recipe))
+    merge(MergeConfig(recipe_yaml=path, output_path=folder, overwrite=True), progress=False)
+
+
+def write_report(folder: str, content: Mapping[str, Any]) -> None:
+    """Write report.json. Raises OutputError."""
+    _write(os.path.join(folder, REPORT), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
 def report(outcome: Outcome) -> dict[str, Any]:
     """Return the content of report.json."""
 
     def entry(one: Scored) -> dict[str, Any]:
-        found: dict[str, Any] = {"title": one.title, "search": _result(one.known)}
+        found: dict[str, Any] = {"title": one.title, "search": result_entry(one.known)}
         if one.title in outcome.reported:
-            found["report"] = _result(outcome.reported[one.title])
+            found["report"] = result_entry(outcome.reported[one.title])
         return found | ({"values": named(outcome.space, one.values)} if one.values else {})
 
     failed = [one for one in outcome.candidates if one.known.error]
-    return {
+    return ({"first": report(outcome.first)} if outcome.first is not None else {}) | {
         "objectives": dict(outcome.spec.objectives),
         "optimizer": outcome.optimizer,
         "seed": outcome.spec.seed,
@@ -104,7 +118,7 @@ def named(space: Space, values: Values) -> dict[str, Any]:
     return {gene.name: value for gene, value in zip(space.genes, values, strict=True)}
 
 
-def _result(result: Result) -> dict[str, Any]:
+def result_entry(result: Result) -> dict[str, Any]:
     if result.error:
         return {"error": result.error, "seconds": result.seconds}
     errors = {name: error for name in result.metrics if (error := standard_error(result, name)) is not None}

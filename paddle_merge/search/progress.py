@@ -49,16 +49,19 @@ class Progress:
     """What is shown while a search runs.
 
     total: number of candidates that will be scored. progress: whether to show a progress line; None: if standard error is a
-    terminal. visualdl: the folder for scalars; None: none. Scalars of an earlier search there are replaced.
+    terminal. visualdl: the folder for scalars; None: none. Scalars of an earlier search there are replaced. part: of a
+    search in two parts, which one it is; its scalars are in a folder of that name.
     """
 
-    def __init__(self, spec: SearchSpec, total: int, progress: bool | None = None, visualdl: str | None = None):
+    def __init__(
+        self, spec: SearchSpec, total: int, progress: bool | None = None, visualdl: str | None = None, part: str = ""
+    ):
         from tqdm import tqdm
 
         self._objectives, self._total = spec.objectives, total
         shown = log.isEnabledFor(logging.INFO) and sys.stderr.isatty() if progress is None else progress
         self._bar = tqdm(total=total, desc=PHASES["search"], unit="candidate") if shown else None
-        self._writer = _writer(visualdl) if visualdl is not None else None
+        self._writer = _writer(os.path.join(visualdl, part) if part else visualdl) if visualdl is not None else None
         self._phase = "search"
         self._done = 0  # candidates whose first score is known
         self._fresh = 0  # of them, those that were not in the journal
@@ -67,9 +70,10 @@ class Progress:
 
     def scored(self, place: Place) -> None:
         """Hear that an evaluation has ended that was not in the journal."""
-        if place.phase != self._phase:
-            self._enter(place.phase)
-        if place.phase == "search" and place.round == 0:
+        phase = place.phase.split()[-1]  # of a search in two parts, "first" stands before it
+        if phase != self._phase:
+            self._enter(phase)
+        if phase == "search" and place.round == 0:
             self._fresh += 1
             self._advance(self._done + 1)
             self._message()

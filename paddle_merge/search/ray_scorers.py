@@ -6,6 +6,7 @@ the time limit, is replaced, and its candidate has failed.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from typing import Any
 from ..errors import ConfigError, MergeError, WorkError
 from .job import Job, Result, Setup
 from .scorer import Scorer
+
+SECONDS = 10.0  # to wait for an answer from a cluster's address
 
 
 class _Actor:
@@ -50,7 +53,10 @@ class RayScorers:
             import ray
         except ImportError:
             raise ConfigError('--ray needs Ray, which is not installed: python -m pip install "paddle_merge[ray]"') from None
+        host, colon, port = address.rpartition(":")
         try:
+            if colon and port.isdecimal():  # Ray itself would try for minutes
+                socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # ConnectionError, ValueError, RuntimeError ...
             raise ConfigError(

@@ -35,7 +35,9 @@ class Scorer:
         self._setup = setup
         self._merger = Merger(Engine(setup.tensor_type, setup.device), setup.memory)
         self.evaluator = evaluator if evaluator is not None else make(setup)
-        self.space: Space | None = space_of(setup.text, setup.where, self._merger) if setup.text else None
+        self.space: Space | None = None
+        if setup.text:
+            self.space = space_of(setup.text, setup.where, self._merger, setup.phase, setup.fixed)
 
     def score(self, job: Job, wanted: Sequence[str]) -> Result:
         """Return what became of a job. wanted: metrics without which it has failed. Whatever goes wrong is in the result."""
@@ -69,8 +71,11 @@ def serve(connection: Connection) -> None:
     """Receive a Setup and metrics, then Jobs until None; send ("ready",) or ("error", sentences), then Results."""
     try:
         setup, wanted = connection.recv()
+        from .evaluators import prepare
+
         try:
             scorer = Scorer(setup)
+            prepare(scorer.evaluator)
         except MergeError as error:
             connection.send(("error", error.problems))
             return

@@ -5,6 +5,7 @@ Everything else in the file is a recipe (space.py). Error messages name the line
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ from ..parsing import nearest, shown
 from ..recipe.recipe import Value
 from ..recipe.yaml_nodes import Nodes, documents
 from .contract import DIRECTIONS
+from .rule import Rule, parse_rule
 from .space import SECTIONS
 
-OPTIMIZERS = ("cma", "sep_cma", "cat_cma", "nsga2", "random", "grid", "optuna")
+OPTIMIZERS = ("cma", "sep_cma", "cat_cma", "nsga2", "como", "random", "grid", "optuna")
 KINDS = ("command", "python", "perplexity", "multiple_choice", "lm_eval")  # of evaluators
 MOST = 10_000_000  # evaluations, samples, workers: a larger number is a mistake
 
@@ -29,7 +31,8 @@ class Evaluation:
     """What scores candidates.
 
     kind: one of KINDS. what: the command, the function, the tasks ... settings: the further keys of the section, as plain
-    values. time_limit: of one evaluation, in seconds; None: none. at: file, line and column, for messages.
+    values. time_limit: of one evaluation, in seconds; None: none. at: file, line and column, for messages; places: the same
+    for each key of the section, and of `what` if that is a mapping.
     """
 
     kind: str
@@ -37,18 +40,20 @@ class Evaluation:
     settings: Mapping[str, Any] = field(default_factory=dict)
     time_limit: float | None = None
     at: str = ""
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Data:
     """The samples of each split: paths of files, or what else the evaluator takes; None where nothing is said.
 
-    shared: whether the two may share samples.
+    shared: whether the two may share samples. places: file, line and column of each split's, for messages.
     """
 
     search: str | None = None
     report: str | None = None
     shared: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, split: str) -> str | None:
         return self.search if split == "search" else self.report
@@ -70,6 +75,8 @@ class SearchSpec:
     generation; None: the optimiser's own. sigma: the first step of CMA-ES, as a share of the bounds. noisy: whether scores
     are noisy, so that CMA-ES adapts its learning rate. pick: which of several best candidates is written. samples: how many
     samples of the search split are used; None: all. finalists: how many of the best are scored in full at the end.
+    then: how the file's paths (paths.py) are searched, with the best values that this search finds for everything else;
+    None: paths, if there are any, are searched together with everything else.
     """
 
     evaluate: Evaluation
@@ -83,11 +90,12 @@ class SearchSpec:
     seed: int = 0
     workers: int = 1
     race: Race | None = None
-    pick: str | None = None
+    pick: Rule | None = None
     samples: int | None = None
     finalists: int = 3
     tensor_type: str = "np"
     device: str = "cpu"
+    then: SearchSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,26 @@ class File:
     @property
     def folder(self) -> str:
         return os.path.dirname(os.path.abspath(self.where))
+
+    def at(self, *keys: str) -> str:
+        """Return file, line and column of a key of a section, such as ("objectives", "acc"), for messages.
+
+        Only the file, if the key isn't there.
+        """
+        roots = [value for node in self.nodes for name in ("search", "sweep") if (value := _child(node, name)) is not None]
+        for root in (*roots, *self.nodes):
+            node: yaml.Node | None = root
+            for key in keys:
+                node = _child(node, key)
+            if node is not None:
+                return f"{self.where}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+        return self.where
+
+
+def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    """Return the value that a mapping has at a key."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return next((value for key, value in pairs if getattr(key, "value", None) == name), None)
 
 
 def read_file(path: str) -> File:
@@ -135,6 +163,12 @@ def evaluation_spec(file: File) -> tuple[Evaluation, Mapping[str, str], Data, in
     return found
 
 
+def has_section(nodes: Sequence[yaml.Node], name: str) -> bool:
+    """Return whether one of the documents has a section."""
+    tops = [node for node in nodes if isinstance(node, yaml.MappingNode)]
+    return any(getattr(key, "value", "") == name for node in tops for key, _ in node.value)
+
+
 class Sections(Nodes):
     """Read the sections of a file. Mistakes are in `problems`, until finish() raises them."""
 
@@ -154,14 +188,10 @@ class Sections(Nodes):
         for other in found[1:]:
             self.wrong(other, f"a second section {name!r}")
         if not found:
-            others = [one for one in SECTIONS if one != name and self._has(nodes, one)]
+            others = [one for one in SECTIONS if one != name and has_section(nodes, one)]
             more = f"; this one has {others[0]!r}: python -m paddle_merge {COMMANDS[others[0]]} takes it" if others else ""
             self.problems.append(f"{self._where}: has no section {name!r}{more}")
         return found[0] if found else None
-
-    def _has(self, nodes: Sequence[yaml.Node], name: str) -> bool:
-        tops = [node for node in nodes if isinstance(node, yaml.MappingNode)]
-        return any(getattr(key, "value", "") == name for node in tops for key, _ in node.value)
 
     # --- the sections
 
@@ -171,6 +201,20 @@ class Sections(Nodes):
         given = self.known(node, _SEARCH_KEYS, "search")
         evaluate = self._evaluation(node, given)
         objectives = self.objectives(node, given)
+        options = self._how(given)
+        for name in ("tensor_type", "device"):
+            options |= {name: self.text(given[name])} if name in given else {}
+        options["pick"] = self.rule(given, objectives)
+        later = self._how(self.known(given["then"], _THEN_KEYS, "then")) if "then" in given else None
+        if self.problems or evaluate is None:
+            return None
+        spec = SearchSpec(evaluate=evaluate, objectives=objectives, data=self.data(given), **options)
+        if later is None:
+            return spec
+        return dataclasses.replace(spec, then=dataclasses.replace(spec, **{"optimizer": None, **later}))
+
+    def _how(self, given: Mapping[str, yaml.Node]) -> dict[str, Any]:
+        """Return the fields of SearchSpec that say how candidates are searched."""
         optimizer = self.text(given["optimizer"]) if "optimizer" in given else None
         if optimizer is not None and optimizer not in OPTIMIZERS:
             known = ", ".join(OPTIMIZERS)
@@ -179,10 +223,10 @@ class Sections(Nodes):
                 f"unknown optimizer {shown(optimizer)}{nearest(optimizer, OPTIMIZERS)}; there are {known}",
             )
         options: dict[str, Any] = {
-            name: self.number(given[name], name, least, whole) for name, (least, whole) in _NUMBERS.items() if name in given
+            name: self.number(given[name], name, least, whole) for name, (least, whole) in NUMBERS.items() if name in given
         }
-        for name in ("pick", "tensor_type", "device"):
-            options |= {name: self.text(given[name])} if name in given else {}
+        if optimizer is not None:
+            options["optimizer"] = optimizer
         if "noisy" in given:
             options["noisy"] = self.switch(given["noisy"], "noisy")
         if "race" in given:
@@ -192,20 +236,18 @@ class Sections(Nodes):
             else:
                 eta = self.number(race["eta"], "eta", 2, True) if "eta" in race else 3
                 options["race"] = Race(self.number(race["first"], "first", 1, True), eta)
-        if self.problems or evaluate is None:
-            return None
-        return SearchSpec(evaluate=evaluate, objectives=objectives, data=self.data(given), optimizer=optimizer, **options)
+        return options
 
     def scoring(self, nodes: Sequence[yaml.Node]) -> tuple[Evaluation, Mapping[str, str], Data, int] | None:
         for name in ("search", "sweep"):
-            if self._has(nodes, name) and (node := self.section(nodes, name)) is not None:
+            if has_section(nodes, name) and (node := self.section(nodes, name)) is not None:
                 given = {key: value for key, (_, value) in self.mapping(node, name).items()}
                 break
         else:
             top = self.section(nodes, "evaluate")
             if top is None:
                 return None
-            root = next(node for node in nodes if isinstance(node, yaml.MappingNode) and self._has([node], "evaluate"))
+            root = next(node for node in nodes if isinstance(node, yaml.MappingNode) and has_section([node], "evaluate"))
             given = self.known(root, ("evaluate", "objectives", "data", "seed"), "a file for --with")
             node = root
         evaluate = self._evaluation(node, given)
@@ -227,7 +269,11 @@ class Sections(Nodes):
             return None
         limit = self.number(inner["time_limit"], "time_limit", 0, False) if "time_limit" in inner else None
         settings = {key: self.plain(value) for key, value in inner.items() if key not in (kinds[0], "time_limit")}
-        return Evaluation(kinds[0], self.plain(inner[kinds[0]]), settings, limit, self._at(inner[kinds[0]]))
+        what = inner[kinds[0]]
+        nested = self.mapping(what, kinds[0]) if isinstance(what, yaml.MappingNode) else {}
+        places = {key: self._at(value) for key, value in inner.items()}
+        places |= {key: self._at(value) for key, (_, value) in nested.items()}
+        return Evaluation(kinds[0], self.plain(what), settings, limit, self._at(what), places)
 
     def objectives(self, node: yaml.Node, given: Mapping[str, yaml.Node]) -> dict[str, str]:
         if "objectives" not in given:
@@ -246,7 +292,17 @@ class Sections(Nodes):
         inner = self.known(given["data"], ("search", "report", "shared"), "data") if "data" in given else {}
         shared = self.switch(inner["shared"], "shared") if "shared" in inner else False
         paths = {split: self.text(inner[split]) for split in ("search", "report") if split in inner}
-        return Data(paths.get("search"), paths.get("report"), shared)
+        return Data(paths.get("search"), paths.get("report"), shared, {split: self._at(inner[split]) for split in paths})
+
+    def rule(self, given: Mapping[str, yaml.Node], objectives: Mapping[str, str]) -> Rule | None:
+        """Return the rule of the key `pick`; None if there is none, or it is wrong."""
+        if "pick" not in given:
+            return None
+        try:
+            return parse_rule(self.text(given["pick"]), self._at(given["pick"]), objectives)
+        except ConfigError as error:
+            self.problems += error.problems
+            return None
 
     # --- values
 
@@ -275,7 +331,7 @@ class Sections(Nodes):
 
 
 COMMANDS = {"search": "evolve", "sweep": "sweep", "evaluate": "evaluate --with"}  # section -> the command that takes it
-_NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
+NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
     "evaluations": (1, True),
     "population": (2, True),
     "sigma": (1e-6, False),
@@ -285,6 +341,7 @@ _NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
     "finalists": (1, True),
 }
 _SEARCH_KEYS = (
-    *("evaluate", "objectives", "data", "optimizer", "noisy", "race", "pick", "tensor_type", "device"),
-    *_NUMBERS,
+    *("evaluate", "objectives", "data", "optimizer", "noisy", "race", "pick", "tensor_type", "device", "then"),
+    *NUMBERS,
 )
+_THEN_KEYS = ("optimizer", "noisy", "race", *(name for name in NUMBERS if name != "workers"))

@@ -156,6 +156,49 @@ merge_method: passthrough
     assert verify("out", None, 1, False, progress=False).off == []
 
 
+@pytest.mark.parametrize("base", ["", "base_model: a\n"])
+def test_slices_of_no_layers_give_what_comes_before_and_behind(here: Path, base: str) -> None:
+    """All layers are b's, and everything else is a's."""
+    text = f"""
+{base}slices:
+  - sources: [{{model: a, layer_range: [0, 0]}}]
+  - sources: [{{model: b, layer_range: [3, 4]}}]
+  - sources: [{{model: b, layer_range: [1, 2], parameters: {{scale: [{{filter: up_proj, value: 2}}]}}}}]
+  - sources: [{{model: a, layer_range: [0, 0]}}]
+merge_method: passthrough
+"""
+    a, b = models("a", "b")
+    out = made(text)
+    outside = [name for name in a if "layers" not in name]
+    expected = {name: a[name] for name in outside} | {q(0): b[q(3)], up(0): b[up(3)], q(1): b[q(1)]}
+    assert out.keys() == {*expected, up(1)}
+    assert all((out[name] == expected[name]).all() for name in expected)
+    assert (out[up(1)].astype(np.float32) == 2 * b[up(1)].astype(np.float32)).all()
+    assert json.loads(Path("out/config.json").read_text())["num_hidden_layers"] == 2
+    assert verify("out", None, 1, False, progress=False).off == []
+    assert to_yaml(parse(to_yaml(parse(text, "r").recipe), "r").recipe) == to_yaml(parse(text, "r").recipe)
+
+
+def test_slices_of_no_layers_of_an_earlier_merge(here: Path) -> None:
+    text = """
+name: both
+models: [{model: a}, {model: b}]
+merge_method: linear
+parameters: {weight: 1}
+---
+slices:
+  - sources: [{model: both, layer_range: [0, 0]}]
+  - sources: [{model: b, layer_range: [2, 3]}]
+  - sources: [{model: both, layer_range: [2, 3]}]
+merge_method: passthrough
+"""
+    whole, out, (b,) = made(LINEAR, out="whole"), made(text), models("b")
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
+        assert (out[name] == whole[name]).all()
+    assert (out[q(0)] == b[q(2)]).all()
+    assert (out[q(1)] == whole[q(2)]).all()
+
+
 def test_what_no_slice_takes_is_accounted_for(here: Path) -> None:
     text = "slices: [{sources: [{model: deep, layer_range: [1, 3]}]}]\nmerge_method: passthrough"
     made(text, account="account.json")
@@ -446,6 +489,12 @@ bse_model: a
         ("models: [{model: a}, {model: b}, {model: c}]\nbase_model: a\nmerge_method: slerp", "slerp takes 2 models, not 3"),
         ("slices: [{sources: [{model: a}]}]\nmerge_method: passthrough", "r.yaml:1:21: layer_range is missing"),
         ("slices: [{sources: [{model: a, layer_range: [3, 3]}]}]\nmerge_method: passthrough", "must be two whole numbers"),
+        ("slices: [{sources: [{model: a, layer_range: [0, 0]}]}]\nmerge_method: passthrough", "r.yaml:1:9: slices take no"),
+        (
+            "slices: [{sources: [&a {model: a, layer_range: [0, 2]}]}, {sources: [{model: a, layer_range: [0, 0]}]},"
+            " {sources: [*a]}]\nmerge_method: passthrough",
+            "r.yaml:1:59: layer_range [0, 0] takes no layers, which only a first or a last slice can do",
+        ),
         (
             "slices: [{sources: [{model: a, layer_range: [0, 3]}, {model: b, layer_range: [0, 2]}]}]\nmerge_method: linear",
             "must have the same number of layers",

@@ -32,6 +32,7 @@ class EvolveConfig:
     output_path: str | None = flag(common_flags.OUTPUT, "The folder for the merged checkpoint, best.yaml and the report.")
     resume: bool = flag(common_flags.OUTPUT, "Go on with the search that was stopped in the output folder.", False)
     overwrite: bool = flag(common_flags.OUTPUT, "Begin again, even if the output folder holds a search.", False)
+    pick: str | None = flag(common_flags.OUTPUT, common_flags.PICK, shown="as the file says")
     json: bool = common_flags.as_json("Print report.json.")
     workers: int | None = flag(
         common_flags.RUNNING, "How many candidates are scored at the same time.", shown="as the file says", least=1
@@ -99,6 +100,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
         workers=config.workers,
         ray=config.ray,
         visualdl=os.path.expanduser(config.visualdl) if config.visualdl is not None else None,
+        pick=config.pick,
         memory=common_flags.memory_for_inputs(config.workers or 1),
     )
     try:

@@ -7,12 +7,15 @@ same candidates.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib import import_module
 
+from threadpoolctl import ThreadpoolController
+
 from ...errors import ConfigError
-from ..space import Gene, Values
-from .optimizer import Optimizer, Settings
+from ..space import Gene, Values, settled
+from .optimizer import Losses, Optimizer, Settings
 
 
 def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[Values] = ()) -> Optimizer:
@@ -20,18 +23,47 @@ def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[V
 
     Raises ConfigError if it can't search these genes, or its package is not installed.
     """
+    if settings.noisy and name != "cma":
+        log.warning("noisy has no effect with optimizer %s, which doesn't adapt its learning rate", name)
     module = import_module(f".{'cma' if name == 'sep_cma' else name}", __package__)
+    first = list(dict.fromkeys(settled(genes, values) for values in first))
     try:
         made: Optimizer = module.make(name, genes, settings, first)
     except ImportError as error:
+        extra = "optuna" if name == "optuna" else "search"
         raise ConfigError(
-            f'optimizer {name} needs the package {error.name}: python -m pip install "paddle_merge[search]"'
+            f'optimizer {name} needs the package {error.name}: python -m pip install "paddle_merge[{extra}]"'
         ) from None
-    return made
+    return _Replayable(made, genes)
+
+
+class _Replayable:
+    """Lets an optimiser work on one thread, for products of matrices depend on the number of threads in their last bits; and
+    gives candidates in which genes without an effect are at their start."""
+
+    def __init__(self, made: Optimizer, genes: Sequence[Gene]):
+        self._made, self._genes = made, genes
+        self._threads = ThreadpoolController()
+
+    @property
+    def population(self) -> int:
+        return self._made.population
+
+    def ask(self) -> list[Values]:
+        with self._threads.limit(limits=1, user_api="blas"):
+            return [settled(self._genes, values) for values in self._made.ask()]
+
+    def tell(self, losses: Losses) -> None:
+        with self._threads.limit(limits=1, user_api="blas"):
+            self._made.tell(losses)
+
+    def mean(self) -> Values | None:
+        mean = self._made.mean()
+        return mean if mean is None else settled(self._genes, mean)
 
 
 def suited(genes: Sequence[Gene], objectives: int) -> str:
-    """Return the name of an optimiser for these genes."""
+    """Return the name of an optimiser for these genes. objectives: their number."""
     if objectives > 1:
         return "nsga2"
     if any(gene.choices or gene.integer for gene in genes):
@@ -39,4 +71,5 @@ def suited(genes: Sequence[Gene], objectives: int) -> str:
     return "sep_cma" if len(genes) > LARGE else "cma"
 
 
+log = logging.getLogger("paddle_merge")
 LARGE = 200  # genes, from which on a full covariance matrix has more entries than evaluations can determine

@@ -19,7 +19,7 @@ class Random:
         self.population = settings.population or 10
 
     def ask(self) -> list[Values]:
-        first, self._first = self._first[: self.population], []
+        first, self._first = self._first[: self.population], self._first[self.population :]
         units = self._generator.random((self.population, len(self._genes)))
         drawn = [tuple(gene.value(float(unit)) for gene, unit in zip(self._genes, row, strict=True)) for row in units]
         return [*first, *drawn[len(first) :]]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..job import Result
+from ..objectives import losses
 from ..outcome import Outcome, Scored, standard_error
 
 BEST = "best.yaml"
@@ -74,13 +75,19 @@ def has_errors(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def compared(outcome: Outcome) -> list[str]:
-    """Return a sentence on each objective: by how much the result beats the best uniform merge, and whether that may be
-    chance; of several objectives, what each is worth."""
-    merges = [one for one in outcome.baselines if one.values]
+    """Return a sentence on each objective: by how much the result beats the best of the others on the search split, and
+    whether that may be chance.
+
+    The others are the inputs and the merges that it is compared with; of several objectives the merges only, since an input
+    may be the best in one at the expense of another.
+    """
+    objectives = outcome.spec.objectives
+    others = [one for one in outcome.baselines if not one.known.error and (one.values or len(objectives) == 1)]
     split = splits(outcome)[-1]
     found = []
-    for metric, direction in outcome.spec.objectives.items() if merges else ():
-        ours, theirs = (result_of(outcome, one, split) for one in (outcome.best, merges[-1]))
+    for metric, direction in objectives.items() if others else ():
+        best = min(others, key=lambda one: losses([one.known], {metric: direction})[0])
+        ours, theirs = (result_of(outcome, one, split) for one in (outcome.best, best))
         if ours is None or theirs is None or ours.error or theirs.error:
             continue
         gain = (ours.metrics[metric] - theirs.metrics[metric]) * (1 if direction == "maximize" else -1)
@@ -90,9 +97,7 @@ def compared(outcome: Outcome) -> list[str]:
         noise = f" (standard error of the difference: {error:.2g})" if error is not None else ""
         chance = error is not None and abs(gain) < NOISE * error
         doubt = ", which may be chance" if chance and gain else ""
-        found.append(
-            f"On the {split} split the result's {metric} is {amount} than that of {merges[-1].title}{noise}{doubt}."
-        )
+        found.append(f"On the {split} split the result's {metric} is {amount} than that of {best.title}{noise}{doubt}.")
     if found and split == "search":
         found.append(
             "These are the samples that the result was chosen by, so it may do worse on others; data: {report: ...} in the"

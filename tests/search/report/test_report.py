@@ -41,7 +41,7 @@ ONE = TWO.replace(", tax: minimize", "").replace("random", "cma")
 class Judge:
     """Scores by distances from two models, with a value per tensor; of every seventh candidate it fails."""
 
-    metrics = ("reward", "tax")
+    metrics: tuple[str, ...] = ("reward", "tax")
 
     def __init__(self, fails: bool = False):
         self._fails = fails
@@ -278,6 +278,8 @@ def test_a_recipe_without_layers_and_names_with_tags(tmp_path: Path) -> None:
     path = workshop(tmp_path, ONE.replace("cma", "random").replace("30", "10").replace("reward", '"a<b>$x"'), recipe=recipe)
 
     class Odd(Judge):
+        metrics = ("a<b>$x",)
+
         def __call__(self, *asked: Any) -> Scores:
             found = super().__call__(*asked)
             return Scores({"a<b>$x": found.metrics["reward"]})
