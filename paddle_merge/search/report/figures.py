@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..outcome import Outcome
-from .history import Front, Heat, History, Point, fronts, heats, history
+from .history import Front, Heat, History, Point, fronts, heats, history, searches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,10 +23,10 @@ def draw(outcome: Outcome) -> Iterator[tuple[str, Figure]]:
 
     Raises ImportError without matplotlib.
     """
-    yield "score.png", _scores([history(outcome, metric) for metric in outcome.spec.objectives])
+    yield "score.png", _scores([history(one, metric) for _, one in searches(outcome) for metric in one.spec.objectives])
     if found := fronts(outcome):
         yield "front.png", _fronts(found)
-    if maps := heats(outcome.space.genes, outcome.best.values)[0]:
+    if maps := [one for _, part in searches(outcome) for one in heats(part.space.genes, part.best.values)[0]]:
         yield "recipe.png", _recipe(maps)
 
 
@@ -87,7 +87,7 @@ def _recipe(maps: Sequence[Heat]) -> Figure:
             for (row, column), value in np.ndenumerate(np.array(numbers)):
                 if np.isfinite(value):
                     colour = "white" if value < (one.low + one.high) / 2 else "black"
-                    axes.text(column, row, f"{value:.2g}", ha="center", va="center", color=colour, fontsize="small")
+                    axes.text(column, row, one.form.format(value), ha="center", va="center", color=colour, fontsize="small")
         axes.set_title(_plain(one.parameter))
         figure.colorbar(drawn, ax=axes, fraction=0.03)
     return figure

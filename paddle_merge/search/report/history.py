@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ...recipe.recipe import Value
 from ..outcome import Outcome, Scored
-from ..space import Gene
+from ..space import Gene, Values
 
 
 class Point(NamedTuple):
@@ -88,9 +89,10 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Heat:
-    """A parameter of the best recipe by model and layer: values[model][layer], within low and high; None: isn't searched.
+    """A parameter of the best recipe by model and layer.
 
-    by: what a column is: "layer", or "group of layers".
+    values[model][layer]: within low and high; True and False are 1 and 0; None: it isn't searched, or has no effect. form:
+    the format of the numbers. by: what a column is: "layer", or "group of layers".
     """
 
     parameter: str
@@ -98,33 +100,43 @@ class Heat:
     values: Sequence[Sequence[float | None]]
     low: float
     high: float
-    by: str
+    form: str = "{:.2f}"
+    by: str = "layer"
 
 
-def heats(genes: Sequence[Gene], values: Sequence[object]) -> tuple[list[Heat], list[tuple[str, str, str]]]:
-    """Return numbers that vary by layer as Heats, and of all other genes (name, values it may have, its value)."""
-    groups: dict[str, list[tuple[Gene, object]]] = {}
+def heats(genes: Sequence[Gene], values: Values) -> tuple[list[Heat], list[tuple[str, str, str]]]:
+    """Return what varies by layer as Heats, and of all other genes (name, values it may have, its value)."""
+    groups: dict[str, list[tuple[Gene, Value]]] = {}
     for gene, value in zip(genes, values, strict=True):
         groups.setdefault(gene.group, []).append((gene, value))
-    found: dict[tuple[str, int, str], dict[str, dict[int, float]]] = {}
-    spans: dict[tuple[str, int, str], list[float]] = {}
+    maps: dict[tuple[str, str, int], dict[str, list[tuple[Gene, Value]]]] = {}
     others = []
     for group, its in groups.items():
-        if any(gene.layer is None or isinstance(value, bool | str) for gene, value in its):
-            others.append((group, _bounds(its[0][0]), ", ".join(_text(value) for _, value in its)))
+        first = its[0][0]
+        if any(gene.layer is None or isinstance(value, str) for gene, value in its):
+            others.append((group, _bounds(first), ", ".join(_text(value) for _, value in its)))
             continue
         model, _, parameter = group.rpartition(": ")
-        by = "layer" if ", layer " in its[0][0].name else "group of layers"
-        key = parameter, len(its), by
-        found.setdefault(key, {})[model or "all models"] = {int(gene.layer or 0): float(value) for gene, value in its}  # type: ignore[arg-type]
-        choices = [float(one) for gene, _ in its for one in gene.choices]
-        spans.setdefault(key, []).extend(choices or [end for gene, _ in its for end in (gene.low, gene.high)])
-    heat = []
-    for key, rows in found.items():
-        columns = range(max(layer for row in rows.values() for layer in row) + 1)
-        cells = [[row.get(layer) for layer in columns] for row in rows.values()]
-        heat.append(Heat(key[0], list(rows), cells, min(spans[key]), max(spans[key]), key[2]))
-    return heat, others
+        if first.name.startswith(f"{group}: "):  # a layer of a path, which is taken or not
+            model, parameter = group, "layers taken"
+        count = len(its) if ", group " in first.name else 0
+        maps.setdefault((parameter, "group of layers" if count else "layer", count), {})[model or "all models"] = its
+    return [_heat(key[0], key[1], rows, values) for key, rows in maps.items()], others
+
+
+def _heat(parameter: str, by: str, rows: Mapping[str, Sequence[tuple[Gene, Value]]], values: Values) -> Heat:
+    """Return a Heat. rows: model -> its genes and their values. values: of all genes."""
+    pairs = [pair for its in rows.values() for pair in its]
+    depth = max(int(gene.layer or 0) for gene, _ in pairs) + 1
+    cells: list[list[float | None]] = [[None] * depth for _ in rows]
+    for row, its in zip(cells, rows.values(), strict=True):
+        for gene, value in its:
+            if gene.needs is None or values[gene.needs]:
+                row[int(gene.layer or 0)] = float(value)
+    ends = [float(end) for gene, _ in pairs for end in (gene.choices or (gene.low, gene.high))]
+    whole = all(gene.integer or isinstance(value, bool) for gene, value in pairs)
+    form = "{:.0f}" if whole else "{:.2f}" if max(map(abs, ends)) >= 0.1 else "{:.1g}"
+    return Heat(parameter, list(rows), cells, min(ends), max(ends), form, by)
 
 
 def _bounds(gene: Gene) -> str:
@@ -174,3 +186,10 @@ def fronts(outcome: Outcome) -> list[Front]:
 def _pairs(those: Sequence[Scored], across: str, up: str) -> list[Point]:
     known = [one for one in those if {across, up} <= one.known.metrics.keys()]
     return [Point(one.known.metrics[across], one.known.metrics[up], one.title) for one in known]
+
+
+def searches(outcome: Outcome) -> list[tuple[str, Outcome]]:
+    """Return the parts of a search, each with what its headings end with: of a search in one part, that."""
+    if outcome.first is None:
+        return [("", outcome)]
+    return [(", everything but paths", outcome.first), (", paths", outcome)]

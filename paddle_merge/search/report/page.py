@@ -11,9 +11,10 @@ from ...drawing.svg import Series, heat_map, xy_chart
 from ...version import __version__
 from ..outcome import Outcome
 from . import summary
-from .history import Front, Heat, History, Point, fronts, heats, history
+from .history import Front, Heat, History, Point, fronts, heats, history, searches
 
 CELL = 38  # width of a column of the recipe's heat maps, in pixels
+FRONT = "The front: candidates that no other one beats in every objective."
 BETTER = {"maximize": "higher is better", "minimize": "lower is better"}
 
 
@@ -31,18 +32,21 @@ def _parts(outcome: Outcome, recipe: str, folder: str) -> Iterator[str]:
         f"<p>{safe(folder)} holds the merged model, ready to load, and {summary.BEST}, its recipe. This command repeats the"
         f" merge without a search:</p>\n<pre>{safe(summary.repeat(folder))}</pre>"
     )
-    for metric in outcome.spec.objectives:
-        its = history(outcome, metric)
-        yield heading(f"{metric} over the candidates", _about(outcome, its))
-        yield picture("", _over_candidates(its))
-    for front in fronts(outcome):
-        yield heading(f"{front.up} and {front.across}", "The front: candidates that no other one beats in every objective.")
-        yield picture("", _front(front))
-    if len(outcome.front) > 1:
-        yield _front_table(outcome)
+    for part, one in searches(outcome):
+        for metric in one.spec.objectives:
+            its = history(one, metric)
+            yield heading(f"{metric} over the candidates{part}", _about(one, its))
+            yield picture("", _over_candidates(its))
+        for front in fronts(one):
+            yield heading(f"{front.up} and {front.across}{part}", FRONT)
+            yield picture("", _front(front))
+        if len(one.front) > 1:
+            yield _front_table(one)
     yield from _recipe(outcome, recipe)
-    if reasons := summary.failures(outcome):
-        yield heading("Failed candidates", "A failed evaluation counts as the worst score of its generation.")
+    for part, one in searches(outcome):
+        if not (reasons := summary.failures(one)):
+            continue
+        yield heading(f"Failed candidates{part}", "A failed evaluation counts as the worst score of its generation.")
         yield table(("reason", "candidates", "first"), [(why, str(count), first) for why, count, first in reasons], "words")
 
 
@@ -119,19 +123,18 @@ def _front_table(outcome: Outcome) -> str:
 
 
 def _recipe(outcome: Outcome, recipe: str) -> Iterator[str]:
-    maps, others = heats(outcome.space.genes, outcome.best.values)
-    yield heading("The best recipe", "What was searched, and the whole recipe as in best.yaml.")
-    for one in maps:
-        across = f"{one.parameter} by model and {one.by}: {one.low:g} to {one.high:g}"
-        yield picture(across, _heat(one))
-    if others:
-        yield table(("", "searched", "best"), others, "words")
+    yield heading("The best recipe", f"What was searched, and the whole recipe as in {summary.BEST}.")
+    for _, part in searches(outcome):
+        maps, others = heats(part.space.genes, part.best.values)
+        for one in maps:
+            yield picture(f"{one.parameter} by model and {one.by}: {one.low:g} to {one.high:g}", _heat(one))
+        if others:
+            yield table(("", "searched", "best"), others, "words")
     yield f"<pre>{escape(recipe)}</pre>"
 
 
 def _heat(one: Heat) -> str:
     middle = 0.0 if one.low < 0 < one.high else one.low
     most = max(abs(one.low - middle), abs(one.high - middle))
-    form = "{:.2f}" if most >= 0.1 else "{:.1g}"
     columns = [str(number) for number in range(len(one.values[0]))]
-    return heat_map(one.models, columns, one.values, form, most, middle, CELL)
+    return heat_map(one.models, columns, one.values, one.form, most, middle, CELL)

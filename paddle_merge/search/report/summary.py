@@ -125,9 +125,10 @@ def failures(outcome: Outcome) -> list[tuple[str, int, str]]:
 
 
 def done(outcome: Outcome) -> str:
-    """Return a sentence on what the search did: "297 candidates by cma in 12.3 s, 5 of which failed"."""
+    """Return what the search did, both parts of one in two: "297 candidates by cma in 12.3 s, 5 of which failed"."""
+    before = f"{done(outcome.first)}, then " if outcome.first is not None else ""
     failed = sum(bool(one.known.error) for one in outcome.candidates)
-    text = f"{len(outcome.candidates)} candidates by {outcome.optimizer} in {outcome.seconds:.1f} s"
+    text = f"{before}{len(outcome.candidates)} candidates by {outcome.optimizer} in {outcome.seconds:.1f} s"
     return text + (f", {failed} of which failed" if failed else "")
 
 

@@ -25,6 +25,8 @@ from paddle_merge.search.report import summary
 from paddle_merge.search.report.history import Heat, heats, history
 from paddle_merge.search.report.page import page
 from paddle_merge.search.space import Gene
+from tests.search.test_paths import TWO as TWO_PARTS
+from tests.search.test_paths import Distance, here, target  # noqa: F401 - here is a fixture
 from tests.support.searches import RECIPE, state, workshop
 
 TWO = """
@@ -260,16 +262,18 @@ def test_the_best_recipe_by_model_and_layer() -> None:
         Gene("lambda", "lambda", 0.5, 2.0, log=True),
         Gene("merge_method", "merge_method", choices=("ties", "linear")),
         *layered("./a: rescale", 2, choices=(True, False)),
+        Gene("merge_type", "merge_type", choices=("mean", "sum")),
     ]
-    found, others = heats(genes, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.2, 0.5, 1.25, "ties", True, False])
+    found, others = heats(genes, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.2, 0.5, 1.25, "ties", True, False, "mean"])
     assert found == [
-        Heat("weight", ["./a", "./b"], [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], -1.0, 1.5, "layer"),
-        Heat("density", ["./b"], [[0.2, 0.5]], 0.2, 0.5, "group of layers"),
+        Heat("weight", ["./a", "./b"], [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], -1.0, 1.5),
+        Heat("density", ["./b"], [[0.2, 0.5]], 0.2, 0.5, by="group of layers"),
+        Heat("rescale", ["./a"], [[1.0, 0.0]], 0.0, 1.0, "{:.0f}"),
     ]
     assert others == [
         ("lambda", "0.5 to 2, log", "1.25"),
         ("merge_method", "ties, linear", "ties"),
-        ("./a: rescale", "true, false", "true, false"),
+        ("merge_type", "mean, sum", "mean"),
     ]
 
 
@@ -292,3 +296,42 @@ def test_a_recipe_without_layers_and_names_with_tags(tmp_path: Path) -> None:
     assert colours(tmp_path / "out/score.png") > 20
     assert not (tmp_path / "out/recipe.png").exists()
     assert page(outcome, "x", "y").count("<svg") == 1
+
+
+def test_a_path_by_model_and_layer() -> None:
+    """Of models of two and three layers; a scale counts where its layer is taken."""
+    taken = [
+        Gene(f"{group}: layer {layer}", group, choices=(True, False), layer=layer)
+        for group, depth in (("./a, turn 0", 2), ("./b, turn 0", 3))
+        for layer in range(depth)
+    ]
+    scales = [
+        Gene(f"./b, turn 0: scale before layer {layer}", "./b, turn 0: scale", 0.5, 2.0, layer=layer, needs=2 + layer)
+        for layer in range(3)
+    ]
+    found, others = heats([*taken, *scales], (True, False, True, False, True, 0.75, 1.5, 2.0))
+    assert found == [
+        Heat("layers taken", ["./a, turn 0", "./b, turn 0"], [[1, 0, None], [1, 0, 1]], 0, 1, "{:.0f}"),
+        Heat("scale", ["./b, turn 0"], [[0.75, None, 2.0]], 0.5, 2.0),
+    ]
+    assert others == []
+
+
+def test_the_page_of_a_search_in_two_parts(here: Path) -> None:  # noqa: F811
+    (here / "search.yaml").write_text(TWO_PARTS.replace("evaluations: 24", "evaluations: 8").replace("72", "24"))
+    a = target(here, [("a", 0, 1.0), ("a", 2, 1.0)])
+    outcome = evolve(Asked("search.yaml", "best", evaluator=Distance(a)), progress=False)  # type: ignore[arg-type]
+    text = checked(here / "best/report.html")
+    for words in (
+        "8 candidates by cma in",
+        "s, then 24 candidates by cat_cma in",
+        "loss over the candidates, everything but paths",
+        "loss over the candidates, paths",
+        "./a: weight0 to 1",
+        "layers taken by model and layer: 0 to 1",
+        "scale by model and layer: 0.5 to 2",
+    ):
+        assert words in text
+    assert colours(here / "best/score.png") > 20
+    assert colours(here / "best/recipe.png") > 20
+    assert any("8 candidates by cma" in line for line in lines(outcome, "best"))
