@@ -124,6 +124,11 @@ class _Short(reprlib.Repr):
         return repr(x) if abs(x) < 10**40 else "a number of more than 40 digits"
 
 
+def one_line(text: str) -> str:
+    """Return a text as one line without control characters: these are written as escapes."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def shown(value: Any) -> str:
     """Return the repr of any value, such as one out of a file, shortened to fit into a sentence."""
     return _Short().repr(value)

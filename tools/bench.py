@@ -6,6 +6,7 @@ the same files, with the same number of processes, measured in turn with the mer
     python tools/bench.py                       # Qwen2-0.5B's shapes, three experts and a base: 5 GB read and written
     python tools/bench.py --model tiny          # takes a minute
     python tools/bench.py --methods recipe:ties,recipe:sce  # methods of recipes; recipes: all of them
+    python tools/bench.py --search              # candidates per second of a search
     python tools/bench.py --tensor_type pd --device gpu     # also the share of the bus's speed
     python tools/bench.py --peers formers=PYTHON --peers nlp=PYTHON --peers mergekit=PYTHON   # of their environments
 
@@ -319,9 +320,15 @@ def main(
     ] = None,
     tensor_type: Annotated[str, typer.Option("--tensor_type", help="np or pd, for paddle_merge, formers and nlp.")] = "np",
     device: Annotated[str, typer.Option(help="Device of paddle_merge with pd: cpu, gpu or low_gpu_mem.")] = "cpu",
+    search: Annotated[bool, typer.Option(help="Instead, measure the inner loop of searches.")] = False,
 ) -> None:
     """Measure the time of each method, compared with the floor and with other tools, and its peak memory."""
     root = Path(folder or Path(tempfile.gettempdir()) / "paddle_merge_bench")
+    if search:
+        from tools import bench_search
+
+        bench_search.main(models=f"small,{model}", folder=str(root))
+        return
     paths = [*make_checkpoints(root, model), make_adapter(root, model)]
     out = root / "out"
     named = dict(peer.split("=", 1) for peer in peers or [])

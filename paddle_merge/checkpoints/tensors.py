@@ -69,7 +69,7 @@ class TensorEntry(ABC):
         """Return the same elements under another name."""
         return replace(self, name=name)
 
-    @property
+    @cached_property
     def nameless(self) -> TensorEntry:
         """Return the entry without its name; it is equal for tensors read from the same places, as tied ones are."""
         return self.renamed("")

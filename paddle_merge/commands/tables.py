@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from ..parsing import one_line
+
 WIDTH = 100
 
 
@@ -14,7 +16,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1,
     The first `left` columns are aligned left, the others right. If the table is wider than WIDTH, the widest of the left
     columns are shortened. A row with a single cell is a heading for the rows below it, and doesn't count for the widths.
     """
-    cells = [[shown(cell) for cell in row] for row in (headings, *rows)]
+    cells = [[one_line(cell) for cell in row] for row in (headings, *rows)]
     full = [row for row in cells if len(row) > 1 or len(headings) == 1]
     widths = [max(len(row[column]) for row in full) for column in range(len(headings))]
     lines = []
@@ -38,7 +40,7 @@ def facts(rows: Sequence[tuple[str, str]], indent: int) -> list[str]:
     edge = max(len(name) for name, _ in rows) + indent + 2
     lines = []
     for name, text in rows:
-        pieces = textwrap.wrap(shown(text), WIDTH - edge, break_on_hyphens=False) or [""]
+        pieces = textwrap.wrap(one_line(text), WIDTH - edge, break_on_hyphens=False) or [""]
         lines.append((" " * indent + name).ljust(edge) + pieces[0])
         lines += [" " * edge + piece for piece in pieces[1:]]
     return lines
@@ -47,11 +49,6 @@ def facts(rows: Sequence[tuple[str, str]], indent: int) -> list[str]:
 def shorten(text: str, width: int) -> str:
     """Return a text, of a longer one than `width` the end, where names of tensors differ."""
     return text if len(text) <= width else f"...{text[len(text) - width + 3 :]}"
-
-
-def shown(text: str) -> str:
-    """Return a text as one line without control characters: these are written as escapes."""
-    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def count(number: int, what: str = "") -> str:

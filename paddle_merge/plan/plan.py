@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..backends.engine import Engine
@@ -73,7 +74,7 @@ class TensorPlan:
         """Whether it is merged: integers and booleans are not. They must be equal everywhere, and are copied."""
         return self.sources[0].dtype.is_float
 
-    @property
+    @cached_property
     def compute(self) -> str:
         """The dtype that it is merged in: "float32" or "float64"."""
         return compute_dtype([*(entry.dtype for entry in self.inputs), self.dtype])

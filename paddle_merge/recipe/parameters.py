@@ -32,6 +32,7 @@ class Resolver:
     def __init__(self, recipe: Recipe | Stage):
         self._recipe = recipe
         self._made: dict[Any, ResolvedMethod] = {}
+        self._gradients: dict[tuple[int, str], list[Any]] = {}  # (id of a condition, parameter) -> its values, converted
         self.used: set[int] = set()
 
     def resolved(self, values: Mapping[str, Any]) -> ResolvedMethod:
@@ -75,10 +76,29 @@ class Resolver:
             for condition in setting:
                 if matches(condition.filter, name):
                     self.used.add(id(condition))
-                    return _at(condition, t, parameter)
+                    return self._at(condition, t, parameter)
         if parameter.default is REQUIRED:
             raise ValueError(f"parameter {parameter.name!r} is required, and nothing sets it")
         return parameter.default
+
+    def _at(self, condition: Condition, t: float, parameter: Parameter) -> Any:
+        """Return the value of a condition at position `t` of the layers: gradients of numbers are interpolated linearly."""
+        if not isinstance(condition.value, tuple):
+            return typed(condition.value, parameter)
+        key = id(condition), parameter.name
+        if key not in self._gradients:
+            self._gradients[key] = [typed(value, parameter) for value in condition.value]
+        values = self._gradients[key]
+        scaled = t * (len(values) - 1)
+        if (
+            abs(scaled - round(scaled)) < 1e-9
+        ):  # a value for each layer: of layer 5 of 8, 5/7 * 7 may be a rounding error below 5
+            return values[round(scaled)]
+        before = int(scaled)
+        if parameter.type not in (int, float):
+            return values[before]
+        fraction = scaled - before
+        return typed((1 - fraction) * values[before] + fraction * values[before + 1], parameter)
 
 
 def is_uniform(recipe: Recipe) -> bool:
@@ -103,23 +123,6 @@ def matches(filter: str | None, name: str) -> bool:
     if filter.startswith("re:"):
         return re.search(filter[3:], name) is not None
     return filter in name
-
-
-def _at(condition: Condition, t: float, parameter: Parameter) -> Any:
-    """Return the value of a condition at position `t` of the layers: gradients of numbers are interpolated linearly."""
-    if not isinstance(condition.value, tuple):
-        return typed(condition.value, parameter)
-    values = [typed(value, parameter) for value in condition.value]
-    scaled = t * (len(values) - 1)
-    if (
-        abs(scaled - round(scaled)) < 1e-9
-    ):  # a value for each layer: of layer 5 of 8, 5/7 * 7 may be a rounding error below 5
-        return values[round(scaled)]
-    before = int(scaled)
-    if parameter.type not in (int, float):
-        return values[before]
-    fraction = scaled - before
-    return typed((1 - fraction) * values[before] + fraction * values[before + 1], parameter)
 
 
 def typed(value: Value, parameter: Parameter) -> Any:

@@ -46,8 +46,9 @@ class MergedCandidate:
         return self._merger.config(self._recipe)
 
     def state_dict(self, tensor_type: str = "np") -> dict[str, Any]:
-        values = self._values()
-        return as_paddle(values) if tensor_type == "pd" else {name: np.array(value) for name, value in values.items()}
+        if tensor_type == "pd":
+            return as_paddle(self._values())
+        return {name: tensor.copy() for name, tensor in self._merged().items()}
 
     def load_into(self, model: Any) -> None:
         copy_into(model, self._values())
@@ -61,9 +62,12 @@ class MergedCandidate:
             self._folder = out
         return self._folder
 
-    def _values(self) -> dict[str, np.ndarray]:
+    def _merged(self) -> dict[str, Tensor]:
         self._tensors = self._tensors or self._merger.merge(self._recipe)
-        return {name: tensor.values for name, tensor in self._tensors.items()}
+        return self._tensors
+
+    def _values(self) -> dict[str, np.ndarray]:
+        return {name: tensor.values for name, tensor in self._merged().items()}
 
 
 def stored_candidate(path: str, merger: Merger, near: str) -> MergedCandidate:

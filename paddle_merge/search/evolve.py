@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +23,14 @@ from .contract import Evaluator
 from .data import check_splits
 from .evaluators import cautions, check_objectives, make
 from .gene import Values
-from .job import Result, Setup
+from .job import Job, Result, Setup
 from .journal import Journal, Place
 from .merger import Merger
 from .objectives import best, losses
 from .optimizers.optimizer import Optimizer, Settings
-from .output import Outcome, Scored, check_folder, write
+from .outcome import Outcome, Scored
+from .output import check_folder, write
+from .progress import Progress, check_visualdl
 from .rule import parse_rule
 from .scoring import Scoring
 from .space import Space
@@ -45,7 +46,8 @@ class Asked:
     """What a search is asked to do besides the file.
 
     workers, pick, evaluator: in place of the file's. memory: bytes of inputs that each process may keep in memory. ray: the
-    address of a Ray cluster that scores candidates; None: this machine does.
+    address of a Ray cluster that scores candidates; None: this machine does. visualdl: the folder for VisualDL's scalars;
+    None: none are written.
     """
 
     file: str
@@ -56,6 +58,7 @@ class Asked:
     pick: str | None = None
     memory: int = 0
     ray: str | None = None
+    visualdl: str | None = None
     evaluator: Evaluator | None = field(default=None, repr=False)
 
 
@@ -72,6 +75,7 @@ def evolve(asked: Asked, progress: bool | None = None) -> Outcome:
         spec = dataclasses.replace(spec, pick=attempt(parse_rule, asked.pick, "--pick", spec.objectives))
     attempt(check_splits, spec.data, file.folder)
     attempt(check_folder, asked.output, asked.resume, asked.overwrite)
+    attempt(check_visualdl, asked.visualdl)
     merger = Merger()
     phases = [("", spec)] if spec.then is None else [(FIRST, spec), (THEN, spec.then)]
     spaces = [attempt(space_of, file.text, file.where, merger, phase) for phase, _ in phases]
@@ -95,10 +99,10 @@ def evolve(asked: Asked, progress: bool | None = None) -> Outcome:
             assert optimizer is not None
             if asked.workers is not None:
                 its = dataclasses.replace(its, workers=asked.workers)
-            search = _Search(asked, file, its, space, optimizer, journal, phase, fixed)
+            search = _Search(asked, file, its, space, optimizer, progress, journal, phase, fixed)
             journal = search.journal
             try:
-                outcome = dataclasses.replace(search.run(merger, progress), first=outcome)
+                outcome = dataclasses.replace(search.run(merger), first=outcome)
             finally:
                 search.close()
     finally:
@@ -147,12 +151,13 @@ class _Search:
         spec: SearchSpec,
         space: Space,
         optimizer: tuple[str, Optimizer],
+        progress: bool | None,
         journal: Journal | None = None,
         phase: str = "",
         fixed: Values = (),
     ):
-        """optimizer: its name, and the optimiser. journal: that of an earlier phase; None: it is begun. phase, fixed: as of
-        space_of."""
+        """optimizer: its name, and the optimiser. progress: as of evolve. journal: that of an earlier phase; None: it is
+        begun. phase, fixed: as of space_of."""
         self._asked, self._file, self._spec, self._space = asked, file, spec, space
         setup = Setup(
             evaluation=spec.evaluate,
@@ -187,8 +192,11 @@ class _Search:
         self._order = self._samples()
         self._scoring.open(self._header(), asked.resume, journal)
         self.journal = self._scoring.journal
+        total = spec.evaluations // self._optimizer.population * self._optimizer.population
+        self._progress = Progress(spec, total, progress, asked.visualdl, phase)
 
     def close(self) -> None:
+        self._progress.close()
         self._scoring.close()
 
     def _header(self) -> dict[str, Any]:
@@ -218,27 +226,22 @@ class _Search:
 
     # --- the search
 
-    def run(self, merger: Merger, progress: bool | None) -> Outcome:
-        from tqdm import tqdm
-
+    def run(self, merger: Merger) -> Outcome:
         spec, started = self._spec, time.monotonic()
-        disable = not sys.stderr.isatty() if progress is None else not progress
         found: list[_Candidate] = []
-        with tqdm(total=spec.evaluations, desc="searching", unit="candidate", disable=disable) as bar:
-            generation = 0
-            while len(found) + self._optimizer.population <= spec.evaluations:
-                values = self._optimizer.ask()
-                if not values:
-                    break
-                results, rows, reached = self._generation(generation, len(found), values)
-                self._optimizer.tell(rows)
-                found += [
-                    _Candidate(len(found) + place, generation, one, results[place], reached[place])
-                    for place, one in enumerate(values)
-                ]
-                generation += 1
-                bar.update(len(values))
-                bar.set_postfix_str(_progress(found, spec.objectives))
+        generation = 0
+        while len(found) + self._optimizer.population <= spec.evaluations:
+            values = self._optimizer.ask()
+            if not values:
+                break
+            results, rows, reached = self._generation(generation, len(found), values)
+            self._optimizer.tell(rows)
+            found += [
+                _Candidate(len(found) + place, generation, one, results[place], reached[place])
+                for place, one in enumerate(values)
+            ]
+            generation += 1
+            self._progress.generation(found)
         finalists = self._finalists(found)
         baselines = self._baselines(merger, found)
         winners = self._winners(finalists, baselines)
@@ -271,9 +274,13 @@ class _Search:
                 )
                 for place in places
             ]
-            return self._scoring.score(jobs)
+            return self._score(jobs)
 
-        return race.run(len(values), self._spec.race, self._order, self._spec.objectives, score)
+        order = race.shuffled(self._order, self._spec.seed, generation) if self._order is not None else None
+        return race.run(len(values), self._spec.race, order, self._spec.objectives, score, self._spec.samples is None)
+
+    def _score(self, jobs: Sequence[tuple[Place, Job]]) -> list[Result]:
+        return self._scoring.score(jobs, fresh=self._progress.scored)
 
     def _finalists(self, found: Sequence[_Candidate]) -> list[Scored]:
         """Return the best candidates and the centre of the optimiser's distribution, scored in full."""
@@ -302,7 +309,7 @@ class _Search:
             (Place("final", -1, place), self._scoring.job(finalists[place].title, values=finalists[place].values))
             for place in todo
         ]
-        for place, result in zip(todo, self._scoring.score(jobs), strict=True):
+        for place, result in zip(todo, self._score(jobs), strict=True):
             finalists[place] = dataclasses.replace(finalists[place], result=result)
         return [one for one in finalists if one.result is not None and not one.result.error] or finalists[:1]
 
@@ -334,7 +341,7 @@ class _Search:
             (Place("baselines", -1, len(named) + place), self._scoring.job(title, values=values))
             for place, (values, title) in enumerate(uniform.items())
         ]
-        results = self._scoring.score(jobs)
+        results = self._score(jobs)
         inputs = [Scored(path, result, path=path) for (path, _), result in zip(named, results, strict=False)]
         merges = [
             Scored(title, result, values=values)
@@ -357,18 +364,7 @@ class _Search:
         for place, one in enumerate(scored):
             what: dict[str, Any] = {"path": one.path} if one.path else {"values": one.values}
             jobs.append((Place("report", -1, place), self._scoring.job(one.title, split="report", **what)))
-        return {one.title: result for one, result in zip(scored, self._scoring.score(jobs), strict=True)}
-
-
-def _progress(found: Sequence[_Candidate], objectives: Mapping[str, str]) -> str:
-    """Return the best and the mean of the first objective in the last generation."""
-    name, direction = next(iter(objectives.items()))
-    last = found[-1].generation
-    values = [one.result.metrics[name] for one in found if not one.result.error]
-    recent = [one.result.metrics[name] for one in found if one.generation == last and not one.result.error]
-    top = (max if direction == "maximize" else min)(values, default=float("nan"))
-    mean = sum(recent) / len(recent) if recent else float("nan")
-    return f"generation {last}, {name} best {top:.4g}, mean {mean:.4g}"
+        return {one.title: result for one, result in zip(scored, self._score(jobs), strict=True)}
 
 
 def recipe_text(space: Space, values: Values) -> str:

@@ -8,6 +8,7 @@ merge of files (run/pipeline.py), so values are the same to the last bit.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,15 @@ class Tensor:
         widen(self.raw, self.dtype, wide)
         return wide.reshape(self.shape)
 
+    def copy(self) -> np.ndarray:
+        """Return the elements as `values` does, in new memory."""
+        values = self.values
+        return values.copy() if np.shares_memory(values, self.raw) else values
+
+
+_PROBE = {"": np.empty(0)}
+_UNSHARED = sys.getrefcount(_PROBE[""])  # references to an array in a dictionary that nothing else holds
+
 
 class Merger:
     """Merges by one recipe after another. engine: what computes. memory: bytes that tensors kept in memory may take."""
@@ -63,6 +73,7 @@ class Merger:
         self._staged: dict[tuple[str, str], np.ndarray] = {}
         self._matched: dict[str, Matched] = {}
         self._copies: dict[Any, Hashable] = {}
+        self._made: dict[str, np.ndarray] = {}  # the tensors of the last output
 
     def inputs(self, recipe: Recipe) -> Matched:
         """Return the inputs of a recipe, opened, in matching names and layouts. Raises CheckpointError."""
@@ -98,12 +109,16 @@ class Merger:
         return plan_tensors(recipe, self.inputs(recipe), self._copies)
 
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
-        """Return the merged tensors by name. Raises CheckpointError, ConfigError; WorkError where files can't be read."""
+        """Return the merged tensors by name. Raises CheckpointError, ConfigError; WorkError where files can't be read.
+
+        The memory of an earlier output is used again, of tensors that nobody holds any more.
+        """
         stages = recipe.sources, recipe.stages
         if stages != self._stages:
             self._memory += sum(raw.nbytes for raw in self._staged.values())
             self._stages, self._staged = stages, {}
-        return {plan.name: Tensor(self._merged(plan), plan.dtype, plan.shape) for plan in self.plan(recipe)}
+        plans = self.plan(recipe)
+        return {plan.name: Tensor(self._merged(plan, self._room(plan)), plan.dtype, plan.shape) for plan in plans}
 
     def _restacked(self, recipe: Recipe) -> tuple[Mapping[str, Any], list[str]]:
         config = read_config(self.inputs(recipe).config_source.folder)
@@ -115,13 +130,23 @@ class Merger:
     def close(self) -> None:
         self._files.close()
 
-    def _merged(self, plan: TensorPlan) -> np.ndarray:
-        """Return the raw elements of a tensor, flat."""
-        if not plan.merged or not plan.size:
+    def _room(self, plan: TensorPlan) -> np.ndarray | None:
+        """Return memory for a tensor of the output; None if it takes none. New pages cost as much as merging into them."""
+        if not _is_made(plan):
+            return None
+        held = self._made
+        fits = plan.name in held and held[plan.name].dtype == plan.dtype.raw and held[plan.name].size == plan.size
+        if not fits or sys.getrefcount(held[plan.name]) > _UNSHARED:  # a view of an array holds it too
+            held[plan.name] = np.empty(plan.size, plan.dtype.raw)
+        return held[plan.name]
+
+    def _merged(self, plan: TensorPlan, out: np.ndarray | None) -> np.ndarray:
+        """Return the raw elements of a tensor, flat. out: where they go; None: it is copied, not merged."""
+        if out is None:
             return self._values(plan.inputs[0], plan.compute)[0]
         found = [self._values(entry, plan.compute) for entry in plan.inputs]
         backend = self._backends.of(plan)
-        out, end = np.empty(plan.size, plan.dtype.raw), 0
+        end = 0
         with backend.at_work():
             source = MemorySource([raw for raw, _ in found], [dtype for _, dtype in found])
             for stored, _ in merge_tensor(plan, source, backend).merged():
@@ -160,12 +185,18 @@ class Merger:
         """
         key = entry.title, entry.plan.name
         if key not in self._staged:
-            raw = self._merged(entry.plan)
+            its = entry.plan
+            raw = self._merged(its, np.empty(its.size, its.dtype.raw) if _is_made(its) else None)
             if raw.nbytes > self._memory:
                 return raw
             self._memory -= raw.nbytes
             self._staged[key] = raw
         return self._staged[key]
+
+
+def _is_made(plan: TensorPlan) -> bool:
+    """Return whether a tensor is merged, element by element."""
+    return plan.merged and plan.size > 0
 
 
 def _depends(entry: TensorEntry) -> bool:

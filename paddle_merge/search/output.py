@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import OutputError
@@ -15,53 +16,13 @@ from ..recipe.yaml_write import to_yaml
 from .gene import Values
 from .job import Result
 from .journal import NAME as JOURNAL
+from .outcome import Outcome, Scored, standard_error
+from .report.summary import BEST
 from .space import Space
-from .spec import SearchSpec
 
-BEST, REPORT = "best.yaml", "report.json"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A model with what it scored on the search split.
-
-    result: None until it is scored. values: of a candidate; path: of a checkpoint. round: of a race, the last one it was in.
-    """
-
-    title: str
-    result: Result | None
-    generation: int = -1
-    values: Values = ()
-    path: str = ""
-    round: int = 0
-
-    @property
-    def known(self) -> Result:
-        assert self.result is not None
-        return self.result
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a search found.
-
-    candidates: all, in the order in which they were asked for. finalists: those that were scored in full. front: the
-    finalists that no other one beats, `best` first. baselines: the inputs, the uniform merge and the tuned uniform merge.
-    reported: results on the report split, by title. first: of a search in two parts, what the first one found, from which
-    this one has the values of everything but paths.
-    """
-
-    spec: SearchSpec
-    space: Space
-    optimizer: str
-    candidates: Sequence[Scored]
-    finalists: Sequence[Scored]
-    best: Scored
-    front: Sequence[Scored]
-    baselines: Sequence[Scored]
-    reported: Mapping[str, Result]
-    seconds: float
-    first: Outcome | None = None
+log = logging.getLogger("paddle_merge")
+REPORT, PAGE = "report.json", "report.html"
+PICTURES = ("score.png", "front.png", "recipe.png")  # report/figures.py draws those that there is something for
 
 
 def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
@@ -86,10 +47,33 @@ def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
 
 
 def write(folder: str, outcome: Outcome) -> Outcome:
-    """Write best.yaml, the merged checkpoint and the report. Raises MergeError."""
-    write_best(folder, outcome.space.recipe(outcome.best.values))
+    """Write best.yaml, the merged checkpoint, report.json, report.html and pictures. Raises MergeError."""
+    from .report.page import page
+
+    recipe = outcome.space.recipe(outcome.best.values)
+    write_best(folder, recipe)
     write_report(folder, report(outcome))
+    _write(os.path.join(folder, PAGE), page(outcome, to_yaml(recipe), folder))
+    _draw(folder, outcome)
     return outcome
+
+
+def _draw(folder: str, outcome: Outcome) -> None:
+    """Write the pictures; of an earlier search none remain. Raises OutputError."""
+    from .report.figures import DPI, draw
+
+    for name in PICTURES:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, name))
+    try:
+        for name, figure in draw(outcome):
+            path = os.path.join(folder, name)
+            figure.savefig(f"{path}.partial", dpi=DPI, format="png")
+            os.replace(f"{path}.partial", path)
+    except ImportError:
+        log.warning('no pictures: matplotlib is not installed: python -m pip install "paddle_merge[search]"')
+    except OSError as error:
+        raise OutputError(f"{folder}: pictures can't be written ({error.strerror})") from None
 
 
 def write_best(folder: str, recipe: Recipe) -> None:
@@ -138,14 +122,8 @@ def named(space: Space, values: Values) -> dict[str, Any]:
 def result_entry(result: Result) -> dict[str, Any]:
     if result.error:
         return {"error": result.error, "seconds": result.seconds}
-    errors = {name: error for name in result.metrics if (error := _error(result, name)) is not None}
+    errors = {name: error for name in result.metrics if (error := standard_error(result, name)) is not None}
     return {"metrics": dict(result.metrics), "seconds": result.seconds} | ({"standard_errors": errors} if errors else {})
-
-
-def _error(result: Result, name: str) -> float | None:
-    from .contract import Scores
-
-    return Scores(result.metrics, result.samples).error(name)
 
 
 def _write(path: str, text: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import ConfigError
 from .job import Result
 from .objectives import losses
-from .output import Scored
+from .outcome import Scored
 from .rule import BEST, Condition, Rule
 
 

@@ -38,12 +38,23 @@ def order_of(total: int, seed: int) -> tuple[int, ...]:
     return tuple(np.random.Generator(np.random.Philox(key=seed)).permutation(total).tolist())
 
 
+def shuffled(order: Sequence[int], seed: int, generation: int) -> tuple[int, ...]:
+    """Return the samples in another order for each generation: if all raced on the same ones, a search would fit these."""
+    return tuple(np.random.Generator(np.random.Philox(key=[seed, generation + 1])).permutation(np.array(order)).tolist())
+
+
 def run(
-    count: int, race: Race | None, order: Sequence[int] | None, objectives: Mapping[str, str], score: Round
+    count: int,
+    race: Race | None,
+    order: Sequence[int] | None,
+    objectives: Mapping[str, str],
+    score: Round,
+    everything: bool = True,
 ) -> tuple[list[Result], list[tuple[float, ...]], list[int]]:
     """Race `count` candidates.
 
     order: of the samples, as order_of returns it; None: they can't be chosen. score: scores some candidates.
+    everything: whether `order` holds all samples of the split.
     Returns, per candidate, its last result; its losses, such that whoever came further is better; and the last round that it
     was in.
     """
@@ -59,7 +70,8 @@ def run(
             ranked = sorted(alive, key=lambda place: (_rank(rows, alive, place), place))
             eliminated.append(ranked[kept:])
             alive = sorted(ranked[:kept])
-        chosen = None if order is None or samples is None or samples == total else tuple(sorted(order[:samples]))
+        all_of_them = samples is None or (samples == total and everything)
+        chosen = None if order is None or all_of_them else tuple(sorted(order[:samples]))
         for place, result in zip(alive, score(alive, number, chosen), strict=True):
             results[place], reached[place] = result, number
         for place, row in zip(alive, losses([results[place] for place in alive], objectives), strict=True):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import OutputError
-from .output import Scored
+from .outcome import Scored
 from .sweep_output import SweepOutcome, values_of
 
 PICTURE = "sweep.png"

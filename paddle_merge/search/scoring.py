@@ -63,10 +63,16 @@ class Scoring:
         self._next += 1
         return Job(self._next, title, seed=self._seed, **what)
 
-    def score(self, jobs: Sequence[tuple[Place, Job]], each: Callable[[Result], object] = lambda _: None) -> list[Result]:
+    def score(
+        self,
+        jobs: Sequence[tuple[Place, Job]],
+        each: Callable[[Result], object] = lambda _: None,
+        fresh: Callable[[Place], object] = lambda _: None,
+    ) -> list[Result]:
         """Return the results of jobs, in their order; those in the journal without scoring anything.
 
-        each: called with every result as soon as it is there.
+        each: called with every result as soon as it is there. fresh: called with the place of each that was not in
+        the journal.
         """
         assert self.journal is not None, "open() comes first"
         jobs = [(dataclasses.replace(place, phase=f"{self._phase}{place.phase}"), job) for place, job in jobs]
@@ -82,6 +88,7 @@ class Scoring:
         places = {job.number: (place, job) for place, job in jobs}
         for result in self._scorers.score(left):
             self.journal.add(*places[result.number], result)
+            fresh(places[result.number][0])
             results[result.number] = result
             each(result)
         return [results[job.number] for _, job in jobs]

@@ -27,8 +27,10 @@ from .job import Job, Result, Setup
 from .journal import Place
 from .merger import Merger
 from .objectives import best, losses
-from .output import BEST, Scored, check_folder, named, write_best, write_report
+from .outcome import Scored
+from .output import check_folder, named, write_best, write_report
 from .pick import check_references, picked
+from .report.summary import BEST
 from .rule import parse_rule
 from .scatter import draw
 from .scoring import Scoring

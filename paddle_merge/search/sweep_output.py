@@ -9,7 +9,8 @@ from typing import Any
 from .alignment import AlignmentSpace
 from .gene import Values
 from .job import Result
-from .output import Scored, named, result_entry
+from .outcome import Scored
+from .output import named, result_entry
 from .space import RecipeSpace
 from .sweep_spec import SweepSpec
 from .tax import Tax

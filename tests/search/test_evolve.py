@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import ConfigError, MergeConfig, OutputError, merge
+from paddle_merge.search.contract import Scores
 from paddle_merge.search.evolve import Asked, evolve
 from tests.support.checkpoints import read
 from tests.support.searches import workshop
@@ -214,3 +215,27 @@ def test_the_command_line(tmp_path: Path) -> None:
         1,
         f"error: {tmp_path}/none.yaml: can't be read (No such file or directory)\n",
     )
+
+
+def test_samples_is_how_many_of_the_split_are_used(tmp_path: Path) -> None:
+    """Of nine, the same three for all candidates; finalists, baselines and the optimiser's mean are scored on all."""
+    asked: dict[str, set[tuple[int, ...] | None]] = {}
+
+    class Judge:
+        metrics = ("loss",)
+
+        def count(self, split: str) -> int:
+            return 9
+
+        def __call__(self, candidate: Any, split: str, seed: int, samples: Any) -> Scores:
+            place = "candidate" if candidate.title.startswith("candidate") else "other"
+            asked.setdefault(place, set()).add(tuple(samples) if samples is not None else None)
+            return Scores({"loss": float(abs(next(iter(candidate.state_dict().values()))).sum())})
+
+    path = workshop(tmp_path, SEARCH.replace("60", "18") + "samples: 3\n")
+    evolve(Asked(str(path), str(tmp_path / "out"), evaluator=Judge()), progress=False)
+    (few_samples,) = asked["candidate"] - {None}
+    assert few_samples is not None
+    assert len(few_samples) == 3
+    assert None in asked["candidate"]  # the finalists
+    assert asked["other"] == {None}

@@ -127,3 +127,41 @@ def test_the_memory_that_is_allowed(tmp_path: Path) -> None:
     held = sum(raw.nbytes for raw, _ in merger._held.values())
     assert whole // 4 < held <= whole // 2
     merger.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_output_that_somebody_holds_is_not_overwritten(tmp_path: Path, dtype: str) -> None:
+    """Whether as a whole, as one tensor, or as a view; of all others the memory is used again."""
+    recipes = [
+        parse(RECIPES["dare_ties"].replace("weight: 0.7", f"weight: {weight}").format(folder=tmp_path), "x.yaml").recipe
+        for weight in (0.7, 0.1, 0.4)
+    ]
+    made(tmp_path, "dare_ties", dtype)
+    merger = Merger(memory=1 << 30)
+    name = "model.layers.1.mlp.up_proj.weight"
+    whole = merger.merge(recipes[0])
+    before = {name: tensor.raw.copy() for name, tensor in whole.items()}
+    merger.merge(recipes[1])
+    assert all(np.array_equal(whole[name].raw, raw) for name, raw in before.items())
+    view = merger.merge(recipes[0])[name].values.reshape(-1)[2:]
+    expected = view.copy()
+    places = {name: raw.ctypes.data for name, raw in merger._made.items()}
+    merger.merge(recipes[2])
+    np.testing.assert_array_equal(view, expected)
+    moved = {other for other, raw in merger._made.items() if raw.ctypes.data != places[other]}
+    assert moved == ({name} if dtype == "float32" else set())  # of bfloat16, values are in new memory
+    again = merger.merge(recipes[0])
+    assert all(np.array_equal(again[name].raw, raw) for name, raw in before.items())
+    merger.close()
+
+
+def test_copies_are_in_new_memory(tmp_path: Path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        recipe = made(tmp_path / dtype, "slices", dtype)
+        merger = Merger(memory=1 << 30)
+        tensors = merger.merge(recipe)  # some are an input's, as they are
+        expected = {name: tensor.values.copy() for name, tensor in tensors.items()}
+        for tensor in tensors.values():
+            tensor.copy()[...] = 7.0
+        assert all(np.array_equal(tensor.values, expected[name]) for name, tensor in tensors.items())
+        merger.close()

@@ -181,7 +181,7 @@ def test_earlier_merges_are_made_once_while_they_stay_the_same(here: Path, monke
     """The tensors of the merge of a and b that a path takes, and again after its weights changed."""
     made: list[str] = []
     whole = Merger._merged
-    monkeypatch.setattr(Merger, "_merged", lambda self, plan: made.append(plan.name) or whole(self, plan))
+    monkeypatch.setattr(Merger, "_merged", lambda self, plan, out: made.append(plan.name) or whole(self, plan, out))
     text = """
 name: both
 merge_method: linear

@@ -8,7 +8,7 @@ import pytest
 
 from paddle_merge.errors import ConfigError
 from paddle_merge.search.job import Result
-from paddle_merge.search.output import Scored
+from paddle_merge.search.outcome import Scored
 from paddle_merge.search.pick import picked
 from paddle_merge.search.rule import BEST, Condition, parse_rule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paddle_merge.search.job import Result
-from paddle_merge.search.race import order_of, rounds, run
+from paddle_merge.search.race import order_of, rounds, run, shuffled
 from paddle_merge.search.spec import Race
 
 
@@ -57,3 +57,22 @@ def test_failures_drop_out_first() -> None:
 def test_the_order_of_samples_depends_on_the_seed() -> None:
     assert sorted(order_of(20, 3)) == list(range(20))
     assert order_of(20, 3) == order_of(20, 3) != order_of(20, 4)
+
+
+def test_each_generation_has_its_own_order() -> None:
+    orders = [shuffled((4, 9, 2, 7, 5), 3, generation) for generation in range(20)]
+    assert {tuple(sorted(order)) for order in orders} == {(2, 4, 5, 7, 9)}
+    assert len(set(orders)) > 10
+    assert orders[4] == shuffled((4, 9, 2, 7, 5), 3, 4) != shuffled((4, 9, 2, 7, 5), 2, 4)
+
+
+def test_of_a_part_of_the_samples_all_are_named() -> None:
+    seen: list[tuple[int, ...] | None] = []
+
+    def score(places: list[int], number: int, samples: tuple[int, ...] | None) -> list[Result]:
+        seen.append(samples)
+        return [Result(place, {"a": float(place)}) for place in places]
+
+    run(4, None, (7, 3), {"a": "maximize"}, score, everything=False)  # type: ignore[arg-type]
+    run(4, Race(1, 2), (7, 3), {"a": "maximize"}, score, everything=False)  # type: ignore[arg-type]
+    assert seen == [(3, 7), (7,), (3, 7)]

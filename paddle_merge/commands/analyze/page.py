@@ -3,58 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
 
-from ..tables import count, number, percent, shown
+from ...drawing.html import document, heading, picture, safe, table
+from ...drawing.svg import heat_map, line_chart
+from ..tables import count, number, percent
 from .show import cosine, flags
-from .svg import heat_map, line_chart
 
 Row = Mapping[str, Any]
 
 LISTED = 50  # tensors in the table
-STYLE = """
-:root { color-scheme: light dark; --ground: #fff; --ink: #1c2430; --pale: #5d6878; --line: #d9dee5; --above: #e0702e;
-  --below: #3b82d6; --warn: #fdf0e3; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14181e; --ink: #e6e9ee; --pale: #9aa5b4; --line: #333b46;
-  --warn: #3b2a1a; } }
-body { background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 1060px;
-  margin: 2em auto; padding: 0 1em; overflow-wrap: anywhere; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
-p.what { color: var(--pale); max-width: 52em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 3px 10px; border-bottom: 1px solid var(--line); text-align: right; overflow-wrap: normal; }
-th:first-child, td:first-child, table.words td, table.words th { text-align: left; overflow-wrap: anywhere; }
-th { color: var(--pale); font-weight: 600; }
-ul.said { list-style: none; padding: 0; }
-ul.said li { border-left: 4px solid var(--below); padding: 4px 12px; margin: 8px 0; }
-ul.said li.warning { border-color: var(--above); background: var(--warn); }
-h3 { font-size: 1em; margin: 1em 0 0.3em; }
-.scroll { overflow-x: auto; } .two { display: flex; flex-wrap: wrap; gap: 0 3em; }
-svg { display: block; } svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .grid { stroke: var(--line); }
-"""
 CHANCE = "For unrelated changes, cosines are near 0 and sign conflicts near 50%."
 RELATIVE = "The norm of the task vector of each model divided by the norm of the base."
 
 
 def page(report: Row) -> str:
     """Return the page. Names and paths come from files, so all text is escaped."""
-    title = "Task vectors of the models"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        + "\n".join(_parts(report))
-        + f"\n<p class='what'>paddle_merge {_safe(report['paddle_merge_version'])}</p>\n</body>\n</html>\n"
-    )
+    return document("Task vectors of the models", _parts(report), f"paddle_merge {report['paddle_merge_version']}")
 
 
 def _parts(report: Row) -> Iterator[str]:
     legend = [("base", report["base"]), *((row["label"], row["path"]) for row in report["models"])]
-    yield _table(("model", "path"), legend, "words")
+    yield table(("model", "path"), legend, "words")
     yield "<h2>Findings</h2>"
     said = [(one["warning"], one["text"]) for one in report["advice"]] + [(False, note) for note in report["notes"]]
-    items = [f"<li{' class=warning' if warning else ''}>{_safe(text)}</li>" for warning, text in said]
+    items = [f"<li{' class=warning' if warning else ''}>{safe(text)}</li>" for warning, text in said]
     yield f'<ul class="said">{"".join(items or ["<li>None.</li>"])}</ul>'
     if not report["compared_tensors"]:
         return
@@ -68,7 +41,7 @@ def _parts(report: Row) -> Iterator[str]:
 
 
 def _models(report: Row) -> Iterator[str]:
-    yield _title(
+    yield heading(
         "Task vectors",
         "A task vector is model minus base. Relative: its norm divided by the norm of the base. Max and mean: of the"
         " magnitudes of the elements that changed.",
@@ -79,11 +52,11 @@ def _models(report: Row) -> Iterator[str]:
         numbers = [number(row[name]) for name in ("norm", "relative", "largest", "mean")]
         tensors = f"{count(row['changed_tensors'])} of {count(row['compared_tensors'])}"
         rows.append((row["label"], *numbers, percent(row["changed_fraction"]), tensors, row["longest_tensor"] or "-"))
-    yield _table(headings, rows)
+    yield table(headings, rows)
 
 
 def _pairs(report: Row) -> Iterator[str]:
-    yield _title(
+    yield heading(
         "Pairs",
         "Overlap: the number of elements that changed in both models, divided by the number that changed in either; of"
         f" trimmed: the same of the elements that trim keeps at --reserve_p {report['reserve_p']:g}. Sign conflict: the"
@@ -94,18 +67,18 @@ def _pairs(report: Row) -> Iterator[str]:
     between = {(row["a"], row["b"]): row["cosine"] for row in report["pairs"]}
     between |= {(b, a): value for (a, b), value in between.items()}
     if len(labels) > 2:
-        yield _picture(
+        yield picture(
             "Cosines", heat_map(labels, labels, [[between.get((a, b)) for b in labels] for a in labels], "{:.2f}", 1.0)
         )
     headings = ("", "cosine", "overlap", "of trimmed", "sign conflict", "by weight")
     names = ("overlap", "trimmed_overlap", "sign_conflict", "weighted_sign_conflict")
     pairs = report["pairs"]
     rows = [(f"{row['a']}-{row['b']}", cosine(row["cosine"]), *(percent(row[name]) for name in names)) for row in pairs]
-    yield _table(headings, rows)
+    yield table(headings, rows)
 
 
 def _methods(report: Row) -> Iterator[str]:
-    yield _title(
+    yield heading(
         "What each method would drop",
         f"Shares of the changes, with {flags(report)}, all weights 1 and seed 0: of the elements, and of the mass (the sum"
         " of magnitudes); the mass dropped by sparsifying, and by sign election. Cancels: the mass that is lost where signs"
@@ -118,7 +91,7 @@ def _methods(report: Row) -> Iterator[str]:
         shares = (row["dropped"]["elements"], row["dropped"]["mass"], row["dropped_by_sparsifier"]["mass"], elected)
         shown = (*map(percent, shares), percent(row["cancelled"]), number(row["sparsified_distance"]))
         rows.append((row["method"], *shown))
-    yield _table(("", "elements", "mass", "by sparsifying", "by election", "cancels", "moves"), rows)
+    yield table(("", "elements", "mass", "by sparsifying", "by election", "cancels", "moves"), rows)
 
 
 def _layers(report: Row) -> Iterator[str]:
@@ -127,17 +100,17 @@ def _layers(report: Row) -> Iterator[str]:
         numbers = [row["layer"] for row in rows]
         labels = [row["label"] for row in report["models"]]
         moved = [[row["models"].get(label, {}).get("relative") for row in rows] for label in labels]
-        yield _title(f"Layers of {stack}", RELATIVE)
-        yield _picture("", line_chart(labels, numbers, moved, "layer"))
+        yield heading(f"Layers of {stack}", RELATIVE)
+        yield picture("", line_chart(labels, numbers, moved, "layer"))
         yield from _maps(report, [(str(row["layer"]), row) for row in rows])
 
 
 def _kinds(report: Row) -> Iterator[str]:
-    yield _title("Kinds of tensors", RELATIVE)
+    yield heading("Kinds of tensors", RELATIVE)
     labels = [row["label"] for row in report["models"]]
     rows = [(row["kind"], row) for row in report["kinds"]]
     values = [[row["models"].get(label, {}).get("relative") for label in labels] for _, row in rows]
-    yield _picture("", heat_map([name for name, _ in rows], labels, values, "{:.2g}", _largest(values)))
+    yield picture("", heat_map([name for name, _ in rows], labels, values, "{:.2g}", _largest(values)))
     yield from _maps(report, rows)
 
 
@@ -156,8 +129,8 @@ def _maps(report: Row, rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
         return [[row["pairs"].get(pair, {}).get(what) for pair in pairs] for _, row in rows]
 
     yield '<div class="two">'
-    yield _picture("Cosine of task vectors", heat_map(names, pairs, values("cosine"), "{:.2f}", 1.0))
-    yield _picture(
+    yield picture("Cosine of task vectors", heat_map(names, pairs, values("cosine"), "{:.2f}", 1.0))
+    yield picture(
         "Sign conflict",
         heat_map(rows=names, columns=pairs, values=values("sign_conflict"), form="{:.0%}", most=0.5, middle=0.5),
     )
@@ -169,7 +142,7 @@ def _tensors(report: Row) -> Iterator[str]:
         return max((one["relative"] or 0.0 for one in row["models"].values()), default=0.0)
 
     moved = sorted((row for row in report["tensors"] if farthest(row)), key=farthest, reverse=True)
-    yield _title(
+    yield heading(
         "Tensors",
         f"The {count(min(LISTED, len(moved)))} of {count(len(report['tensors']))} that changed most: the norms of task"
         " vectors divided by the norm of the base, and the smallest and largest cosine of a pair. --json gives all numbers.",
@@ -180,27 +153,4 @@ def _tensors(report: Row) -> Iterator[str]:
         known = [pair["cosine"] for pair in row["pairs"].values() if pair["cosine"] is not None]
         relative = [number(row["models"].get(label, {}).get("relative")) for label in labels]
         rows.append((row["name"], *relative, cosine(min(known, default=None)), cosine(max(known, default=None))))
-    yield _table(("", *labels, "min cosine", "max cosine"), rows)
-
-
-# --- HTML ----------------------------------------------------------------------------------------------------------------
-
-
-def _safe(text: Any) -> str:
-    return escape(shown(str(text)))
-
-
-def _title(text: str, what: str) -> str:
-    return f'<h2>{_safe(text)}</h2>\n<p class="what">{_safe(what)}</p>'
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_safe(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(line("td", row) for row in rows)
-    return f'<div class="scroll"><table class="{kind}">\n{line("th", headings)}\n{body}\n</table></div>'
-
-
-def _picture(caption: str, svg: str) -> str:
-    return f'<div class="scroll">{f"<h3>{_safe(caption)}</h3>" if caption else ""}{svg}</div>'
+    yield table(("", *labels, "min cosine", "max cosine"), rows)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ...parsing import one_line
 from ...search.evaluate import Evaluated, Evaluation
 from ...version import __version__
-from ..tables import count, number, shown, table
+from ..tables import count, number, table
 
 ARROWS = {"maximize": "\u2191", "minimize": "\u2193"}  # the better direction, behind the names of objectives
 
@@ -15,7 +16,7 @@ ARROWS = {"maximize": "\u2191", "minimize": "\u2193"}  # the better direction, b
 def lines(found: Evaluation) -> list[str]:
     """Return a table, and the reasons of failures below it."""
     made = table(_headings(found), [_cells(found, row) for row in found.rows])
-    failures = [f"{shown(row.model)} failed: {shown(row.result.error)}" for row in found.failed]
+    failures = [f"{one_line(row.model)} failed: {one_line(row.result.error)}" for row in found.failed]
     return [*made, "", *failures, _caption(found)]
 
 
@@ -91,4 +92,4 @@ def _caption(found: Evaluation) -> str:
 
 def _escaped(text: str) -> str:
     """Return text that Markdown shows as it is within a table."""
-    return "".join(f"\\{letter}" if letter in "|\\`*<>[]" else letter for letter in shown(text))
+    return "".join(f"\\{letter}" if letter in "|\\`*<>[]" else letter for letter in one_line(text))

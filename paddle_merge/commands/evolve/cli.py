@@ -44,6 +44,10 @@ class EvolveConfig:
         shown="on this machine",
     )
 
+    visualdl: str | None = flag(
+        common_flags.OUTPUT, "A folder for VisualDL's scalars: the best and mean score of each generation.", shown="none"
+    )
+
     def __post_init__(self) -> None:
         """Convert the fields to their types. Raises ConfigError."""
         to_types(self)
@@ -83,6 +87,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     assert config.output_path is not None
     import json
     import os
+    import sys
 
     from ...search.evolve import Asked, evolve
     from ...search.output import report
@@ -95,8 +100,14 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
         overwrite=config.overwrite,
         workers=config.workers,
         ray=config.ray,
+        visualdl=os.path.expanduser(config.visualdl) if config.visualdl is not None else None,
         pick=config.pick,
         memory=common_flags.memory_for_inputs(config.workers or 1),
     )
-    outcome = evolve(asked)
-    print(json.dumps(report(outcome), indent=2, ensure_ascii=False) if config.json else "\n".join(lines(outcome)))
+    try:
+        outcome = evolve(asked)
+    except KeyboardInterrupt:
+        print("interrupted: --resume goes on with the search", file=sys.stderr)
+        sys.exit(130)
+    said = report(outcome)
+    print(json.dumps(said, indent=2, ensure_ascii=False) if config.json else "\n".join(lines(outcome, asked.output)))

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from ...search.output import Outcome, Scored
+import os
+import textwrap
+
+from ...search.outcome import Outcome
+from ...search.report import summary
+from ..tables import WIDTH, table
 
 
-def lines(outcome: Outcome) -> list[str]:
-    """Return a table of the best candidate and the baselines on both splits."""
-    metrics = list(outcome.spec.objectives)
-    shown = [*outcome.baselines, outcome.best]
-    header = ["", *(f"{name} (search)" for name in metrics), *(f"{name} (report)" for name in metrics if outcome.reported)]
-    rows = [header, *([one.title, *_cells(outcome, one, metrics)] for one in shown)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    failed = sum(bool(one.known.error) for one in outcome.candidates)
-    said = f"{len(outcome.candidates)} candidates by {outcome.optimizer} in {outcome.seconds:.1f} s"
-    return [*table, "", said + (f"; {failed} failed" if failed else "")]
+def lines(outcome: Outcome, folder: str) -> list[str]:
+    """Return a table of the inputs, the uniform merges and the result on both splits, and what to do next.
 
-
-def _cells(outcome: Outcome, one: Scored, metrics: list[str]) -> list[str]:
-    cells = [_number(one.known.metrics.get(name)) for name in metrics]
-    if outcome.reported:
-        found = outcome.reported[one.title]
-        cells += [_number(found.metrics.get(name)) for name in metrics]
-    return cells
-
-
-def _number(value: float | None) -> str:
-    return "failed" if value is None else f"{value:.4g}"
+    folder: of the search.
+    """
+    tables = {split: summary.table(outcome, list(outcome.spec.objectives), split) for split in summary.splits(outcome)}
+    rows = [row for split, (_, *rest) in tables.items() for row in ([f"On the {split} split:"], *rest)]
+    doubt = "; ± is a standard error" if summary.has_errors(rows) else ""
+    said = [f"{summary.done(outcome)}{doubt}."]
+    said += [f"{count} failed with: {reason}" for reason, count, _ in summary.failures(outcome)[:3]]
+    said += summary.compared(outcome)
+    next_step = f"{os.path.join(folder, 'report.html')} shows the search. {summary.BEST} repeats the merge without a search:"
+    wrapped = [line for one in said for line in textwrap.wrap(one, WIDTH, break_on_hyphens=False, break_long_words=False)]
+    return [*table(tables["search"][0], rows), "", *wrapped, next_step, f"    {summary.repeat(folder)}"]

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from ...search.job import Result
-from ...search.output import Scored
+from ...search.outcome import Scored
 from ...search.sweep_output import SweepOutcome, values_of
 from ...search.tax import Tax
 from ..tables import WIDTH, number, percent, table

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ConfigError
-from ...parsing import size_text
+from ...parsing import one_line, size_text
 from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
-from ..tables import count, facts, shown
+from ..tables import count, facts
 
 HELP = """Check that a merged checkpoint is what the merge wrote, and that its inputs still give the same result.
 
@@ -99,6 +99,6 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
         ]
         print("\n".join(facts(rows, 0)))
         for sentence in found.off:
-            print(f"differs: {shown(sentence)}", file=sys.stderr)
+            print(f"differs: {one_line(sentence)}", file=sys.stderr)
     if found.off:
         sys.exit(1)

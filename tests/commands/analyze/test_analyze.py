@@ -23,8 +23,8 @@ from paddle_merge.commands.analyze.measure import ROUNDS
 from paddle_merge.commands.analyze.page import page
 from paddle_merge.commands.analyze.show import lines
 from paddle_merge.commands.analyze.sums import ModelSums, PairSums
-from paddle_merge.commands.analyze.svg import line_chart
 from paddle_merge.commands.main import main
+from paddle_merge.drawing.svg import line_chart
 from paddle_merge.methods.paddlenlp import METHODS
 from tests.conversion.lora.test_lora import factors, folded, in_peft, peft
 from tests.conversion.test_layout import CONFIG, laid_out, llama, stored

@@ -1,0 +1,1 @@
+"""Draw charts and write pages for people: inline SVG, and HTML that needs no network, no scripts and no other files."""

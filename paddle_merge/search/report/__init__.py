@@ -1,0 +1,1 @@
+"""Show what a search found: one HTML page, and pictures."""
