@@ -23,7 +23,7 @@ from ..errors import CheckpointError, MalformedError
 from ..parsing import shown
 from .detect import Detected, detect, infer_from_others
 from .fused import PIECES, fused_name, names_in_paddleformers, refit, split_names
-from .leftovers import without_leftovers
+from .leftovers import is_leftover, without_leftovers
 from .orientation import is_transposed
 from .paddle_names import in_files
 from .tied_heads import contradiction, embedding_of, in_agreement
@@ -240,14 +240,14 @@ def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tupl
     return result, problems
 
 
-def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> frozenset[str]:
+def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None, family: Any = None) -> frozenset[str]:
     """Return the names of the matrices that a layout stores [in, out] and Hugging Face stores [out, in].
 
-    These are all two-dimensional weights except embeddings, those that no layout transposes, and a tied lm_head. None for
-    layout hf or an unknown one.
+    These are all two-dimensional weights except embeddings, those that no layout transposes, and a tied lm_head. In layout
+    hf they are what PaddleFormers left fused; none in an unknown one. family: config.json's model_type.
     """
     if layout not in ("paddlenlp", "paddleformers"):
-        return frozenset()
+        return frozenset(name for name, one in tensors.items() if is_leftover(name, layout, family) and len(one.shape) == 2)
     matrices = {name: entry for name, entry in tensors.items() if len(entry.shape) == 2 and name.endswith(".weight")}
     embeddings = [entry for name, entry in matrices.items() if last_word(name) in EMBEDDINGS]
     head = tensors.get(HEAD)
@@ -257,7 +257,7 @@ def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> fro
     return frozenset(
         name
         for name in matrices
-        if is_transposed(name, matrices[name].shape, None) is not False
+        if is_transposed(name, matrices[name].shape, family) is not False
         and (name != HEAD or (layout == "paddlenlp" and not tied))
     )
 
