@@ -29,6 +29,8 @@ LAYER = "model.layers.0."
     [
         (f"{LAYER}mlp.gate.weight", (32, 4), "ernie4_5_moe", True),
         (f"{LAYER}mlp.gate.weight", (4, 32), "glm4_moe", False),
+        (f"{LAYER}mlp.gate.weight", (32, 4), "ernie4_5_moe_vl", False),
+        (f"{LAYER}mlp.gate.weight_1", (32, 4), "ernie4_5_moe_vl", None),
         (f"{LAYER}mlp.router.weight", (4, 32), "gpt_oss", False),
         (f"{LAYER}feed_forward.router.weight", (32, 4), "jamba", True),
         (f"{LAYER}mlp.router.weight", (32, 4), "unheard_of", None),
