@@ -20,7 +20,7 @@ from ..checkpoints.names import EMBEDDINGS, HEAD, LAYOUTS, last_word
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..checkpoints.views import transpose
 from ..errors import CheckpointError, MalformedError
-from ..parsing import shown
+from ..parsing import shown, tensors_named
 from .detect import Detected, detect, infer_from_others
 from .fused import PIECES, fused_name, names_in_paddleformers, refit, split_names
 from .leftovers import is_leftover, without_leftovers
@@ -181,6 +181,7 @@ def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
     wanted = split_names(checkpoint.tensors, found.layout, found.config) if goal == "hf" else ()
     named, _, wrong = refit(checkpoint.tensors, wanted, found.layout, found.config)
     problems = [f"{checkpoint.path}: {sentence}" for sentence in wrong]
+    unknown = list[TensorEntry]()
     for name, entry in named.items():
         word = last_word(name)
         new = after + name.removeprefix(before) if name.startswith(before) else name
@@ -201,8 +202,7 @@ def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
         else:
             turned = is_transposed(name, entry.shape, found.config.get("model_type"))
             flip = flips and turned is True
-            if flips and turned is None:
-                why = f"{list(entry.shape)}: it isn't known whether it has to be transposed from {found.layout} to {goal}"
+            unknown += [entry] if flips and turned is None else []
         if new in tensors:
             why = f"and another would both have the name {new!r} in {goal}"
         try:
@@ -211,6 +211,12 @@ def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
             why = str(error)
         if why:
             problems.append(f"{checkpoint.path}: tensor {name!r} {why}")
+    if unknown:
+        names, shape = tensors_named([entry.name for entry in unknown]), list(unknown[0].shape)
+        which, has = (f" {shape}", "it has") if len(unknown) == 1 else (f" (the first is {shape})", "they have")
+        problems.append(
+            f"{checkpoint.path}: {names}{which}: it isn't known whether {has} to be transposed from {found.layout} to {goal}"
+        )
     if problems:
         raise CheckpointError(problems)
     return dataclasses.replace(checkpoint, tensors=tensors)

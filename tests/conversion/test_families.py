@@ -172,6 +172,15 @@ def test_a_router_that_no_layout_turns_says_nothing_of_the_others(tmp_path: Path
     assert_same(merged(tmp_path / "out", path, path, output_layout="paddleformers"), inside)
 
 
+def test_what_may_turn_is_told_once(tmp_path: Path) -> None:
+    """As of a state dict that holds the experts of 2 layers in stacks."""
+    name = "model.layers.{}.mlp.experts.down_proj"
+    path = saved(tmp_path / "a", plain(0) | {name.format(layer): np.ones((2, 3, 4)) for layer in (0, 1)}, config=QWEN)
+    said = f"{path}: tensors {name.format(0)!r} and {name.format(1)!r} (the first is [2, 3, 4]): it isn't known whether they"
+    (sentence,) = refused(tmp_path / "out", path, path, output_layout="paddlenlp")
+    assert sentence == f"{said} have to be transposed from hf to paddlenlp"
+
+
 def test_rows_of_a_router_that_no_layout_turns(tmp_path: Path) -> None:
     config, results = {**MOE, "model_type": "glm4_moe", "n_routed_experts": 3}, dict[str, State]()
     for layout in ("hf", "paddleformers"):
