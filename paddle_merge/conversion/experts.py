@@ -29,13 +29,12 @@ _WORDS = {
 def with_experts_apart(inputs: Sequence[Checkpoint], plain: Callable[[str], str]) -> tuple[list[Checkpoint], list[str]]:
     """Return the inputs with a matrix for each expert where any input has such; and a sentence on each that was changed.
 
-    A stacked tensor stays as it is if all inputs have it (Qwen3.5's files have one matrix per expert in other layers), or if
-    its slices have other shapes than the other inputs' matrices. plain: returns what a name has in common with other names
-    of the same tensor.
+    They stay as they are if all inputs have the same stacked tensors, whatever other layers hold. A stacked tensor whose
+    slices have other shapes than the other inputs' matrices stays as it is, too. plain: returns what a name has in common
+    with other names of the same tensor.
     """
     stacked = [{plain(name) for name in one.tensors if _ALL.fullmatch(name)} for one in inputs]
-    everywhere = set.intersection(*stacked)
-    if not any(stacked) or all(names == everywhere for names in stacked):
+    if all(names == stacked[0] for names in stacked):
         return list(inputs), []
     shapes: dict[str, set[tuple[int, ...]]] = {}  # of the matrices of one expert, by the last word of their layers
     for one in inputs:
@@ -47,7 +46,7 @@ def with_experts_apart(inputs: Sequence[Checkpoint], plain: Callable[[str], str]
         tensors: dict[str, TensorEntry] = {}
         taken: list[str] = []
         for name, entry in one.tensors.items():
-            apart = {} if plain(name) in everywhere else _apart(name, entry, shapes)
+            apart = _apart(name, entry, shapes)
             taken += [name] if apart else []
             tensors |= apart or {name: entry}
         if taken:
