@@ -18,6 +18,8 @@ from paddle_merge import MergeConfig, merge
 from paddle_merge.backends.engine import import_paddle
 from paddle_merge.commands.analyze.cli import FIELDS as ANALYZE_FIELDS
 from paddle_merge.commands.diff.cli import FIELDS as DIFF_FIELDS
+from paddle_merge.commands.evaluate.cli import FIELDS as EVALUATE_FIELDS
+from paddle_merge.commands.evolve.cli import FIELDS as EVOLVE_FIELDS
 from paddle_merge.commands.extract_lora.cli import FIELDS as EXTRACT_FIELDS
 from paddle_merge.commands.inspect.cli import FIELDS as INSPECT_FIELDS
 from paddle_merge.commands.main import main
@@ -28,7 +30,7 @@ from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.methods.registry import find, names
 from paddle_merge.recipe.request import Request
 from paddle_merge.recipe.yaml_nodes import documents
-from paddle_merge.search.spec import File
+from paddle_merge.search.spec import KINDS, File, evaluation_spec, has_section, search_spec
 from paddle_merge.search.sweep_spec import sweep_spec
 from tests.support.checkpoints import write
 from tests.support.command_lines import check_fields, check_tool, parsed
@@ -39,8 +41,10 @@ PAGES = [page for one in english() for page in (one, chinese(one))]
 README, README_CN = ROOT / "README.md", ROOT / "README_cn.md"
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 # Folders whose pages belong to the documentation; each has a page in both languages.
-FOLDERS = ["", "configs", "configs/recipes", "tools", "paddle_merge"]
-FOLDERS += [f"paddle_merge/{name}" for name in ("backends", "checkpoints", "commands", "compat", "conversion", "methods")]
+FOLDERS = ["", "configs", "configs/recipes", "configs/search", "tools", "paddle_merge"]
+FOLDERS += [
+    f"paddle_merge/{name}" for name in ("backends", "checkpoints", "commands", "compat", "conversion", "methods", "search")
+]
 
 
 def fill(folder: Path, *paths: str) -> None:
@@ -115,7 +119,7 @@ def test_files_named_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("language", ["README.md", "README_cn.md"])
 @pytest.mark.parametrize(
-    "package", ["backends", "checkpoints", "commands", "conversion", "plan", "recipe", "run", "run/output"]
+    "package", ["backends", "checkpoints", "commands", "conversion", "plan", "recipe", "run", "run/output", "search"]
 )
 def test_every_module_is_on_a_page(package: str, language: str) -> None:
     """On its package's, or on the one above it."""
@@ -147,10 +151,20 @@ def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", english(), ids=name_of)
 def test_yaml_shown_is_a_recipe(page: Path) -> None:
+    """Or says how models are evaluated."""
     for language, content in blocks(page):
         assert language in ("bash", "python", "text", "yaml")
-        if language == "yaml" and "\nsweep:" in f"\n{content}":
-            assert sweep_spec(File("sweep.yaml", content, tuple(documents(content, "sweep.yaml"))))
+        nodes = tuple(documents(content, name_of(page))) if language == "yaml" else ()
+        file = File(name_of(page), content, nodes)
+        if has_section(nodes, "sweep"):
+            assert sweep_spec(file)
+        elif has_section(nodes, "search"):
+            assert search_spec(file)
+        elif has_section(nodes, "evaluate"):
+            evaluation, objectives, data, _ = evaluation_spec(file)
+            assert evaluation.kind in KINDS
+            assert objectives
+            assert data.report
         elif language == "yaml":
             assert Request.of(MergeConfig(recipe_yaml=content)).sources
 
@@ -203,14 +217,15 @@ def test_every_flag_is_on_a_page(folder: str, language: str) -> None:
     if folder == "configs":
         assert [name for name in FIELDS if f"`{name}`" not in text] == []
     else:
-        every = {**DIFF_FIELDS, **INSPECT_FIELDS, **ANALYZE_FIELDS, **VERIFY_FIELDS}
+        every = {**DIFF_FIELDS, **INSPECT_FIELDS, **ANALYZE_FIELDS, **VERIFY_FIELDS, **EVALUATE_FIELDS}
         assert [name for name in every if f"--{name}" not in text] == []
         assert [name for name in ("rank", "energy", "format", "only_linear") if f"--{name}" not in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_flags_in_the_text_exist(page: Path) -> None:
-    known = {*FIELDS, *EXTRACT_FIELDS, *DIFF_FIELDS, *ANALYZE_FIELDS, *VERIFY_FIELDS, *INSPECT_FIELDS, *SWEEP_FIELDS}
+    known = {*FIELDS, *EXTRACT_FIELDS, *DIFF_FIELDS, *ANALYZE_FIELDS, *VERIFY_FIELDS, *EVALUATE_FIELDS, *EVOLVE_FIELDS}
+    known |= {*INSPECT_FIELDS, *SWEEP_FIELDS}
     known |= {"help", "verbose", "quiet", "version", "mergekit"}
     said = [word for word in words(prose(page)) if not word.startswith("python tools/")]
     used = {flag for word in said for flag in re.findall(r"--([\w-]+)", word)}

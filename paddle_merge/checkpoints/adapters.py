@@ -44,8 +44,15 @@ _ENDINGS = {
         r"\.lora_embedding_A(?:\.default)?": "embedding A",
         r"\.lora_embedding_B(?:\.default)?": "embedding B",
         r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?": "lengths",
+        r"(?:\.token_adapter)?\.trainable_tokens_delta(?:\.default)?": "rows",
     },
-    "paddle": {r"\.lora_A": "A", r"\.lora_B": "B", r"\.lora_AB": "AB"},
+    "paddle": {
+        r"\.lora_A": "A",
+        r"\.lora_B": "B",
+        r"\.lora_AB": "AB",
+        r"\.(?P<parameter>[^.]+)_lora_A": "A",  # of stacked experts
+        r"\.(?P<parameter>[^.]+)_lora_B": "B",
+    },
 }
 
 
@@ -53,11 +60,20 @@ _ENDINGS = {
 class Module:
     """Hold an adapter's tensors for one module, by role: "A", "B", "AB" and so on, as in _ENDINGS.
 
-    A second tensor of one role has the key "ROLE again: NAME", which check_tensors reports.
+    A second tensor of one role has the key "ROLE again: NAME", which check_tensors reports. parameter: which one of the
+    module is adapted, such as the experts' "gate_up_proj"; "" for the weight, as of most modules. first_axis: of experts,
+    whether A is for the first axis of each matrix, and B for the last; None if that is unknown.
     """
 
     name: str
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
+    parameter: str = ""
+    first_axis: bool | None = True
+
+    @property
+    def title(self) -> str:
+        """Return the name that the library's patterns of ranks and scales are matched with."""
+        return f"{self.name}.{self.parameter}" if self.parameter else self.name
 
 
 def kind_of(path: str) -> str | None:
@@ -159,6 +175,9 @@ def _other_reading(spec: str) -> list[str]:
     return []
 
 
+_WRAPPER = re.compile(r"(\.token_adapter)?\.(base_layer|modules_to_save(\.default)?)(?=\.(weight|bias)$)")
+
+
 def group_tensors(adapter: Adapter) -> tuple[list[Module], list[tuple[str, TensorEntry]]]:
     """Return an adapter's tensors by module; and those that replace tensors of the model, each with the name there.
 
@@ -169,12 +188,13 @@ def group_tensors(adapter: Adapter) -> tuple[list[Module], list[tuple[str, Tenso
     for name, entry in adapter.tensors.items():
         plain = name.removeprefix("base_model.model.") if adapter.kind == "peft" else name
         for ending, role in _ENDINGS[adapter.kind].items():
-            if found := re.fullmatch(rf"(.+){ending}", plain):
-                tensors = modules.setdefault(found[1], Module(found[1])).tensors
+            if found := re.fullmatch(rf"(.+?){ending}", plain):
+                module = Module(found[1], parameter=found.groupdict().get("parameter", ""))
+                tensors = modules.setdefault(module.title, module).tensors
                 tensors[role if role not in tensors else f"{role} again: {name}"] = entry
                 break
         else:
             if adapter.kind == "peft":
-                plain = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.(weight|bias)$)", "", plain)
+                plain = _WRAPPER.sub("", plain)
             others.append((plain, entry))
     return list(modules.values()), others

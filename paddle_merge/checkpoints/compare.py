@@ -32,6 +32,8 @@ def differing(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
                 if (one != two).any():
                     found.append(entry)
             others = [entry for entry in others if entry not in found]
+            if not others:
+                break
     finally:
         files.close()
     return found

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 LAYOUTS = ("hf", "paddlenlp", "paddleformers")  # see conversion/layout.py
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embeddings")  # last words of embeddings' names
+TOKEN_EMBEDDINGS = (*EMBEDDINGS, "embed_in", "tok_embeddings", "shared")  # also of models that no layout is known for
 # Linear layers: the last word of their name -> (rows, columns) of their weight in Hugging Face's layout, as keys of
 # config_json.widths().
 LINEARS: dict[str, tuple[str, str] | None] = {
@@ -29,7 +30,16 @@ LINEARS: dict[str, tuple[str, str] | None] = {
     "gate": None,  # the router of a mixture of experts: one row per expert
     "shared_expert_gate": None,
 }
-OTHER_LINEARS = ("out_proj", "fc1", "fc2", "dense")  # Linear layers whose size config.json doesn't give
+# Linear layers whose size config.json doesn't give.
+OTHER_LINEARS = (
+    *("out_proj", "fc1", "fc2", "dense"),
+    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),  # DeepSeek's latent attention
+    *("w1", "w2", "w3"),  # Mixtral's experts
+    *("in_proj_qkvz", "in_proj_ba"),  # Qwen3-Next's linear attention
+    *("qkv", "proj", "linear_1", "linear_2", "linear_fc1", "linear_fc2"),  # vision towers and projectors
+    "eh_proj",  # prediction of further tokens
+)
+_NUMBERED_LINEARS = ("mlp", "mtp_linear_proj")  # lists and sequences of layers whose matrices are those of Linear layers
 _LAYER = re.compile(r"((?:.*?\.)?(?:layers?|h|blocks?))\.(\d+)(?=\.)")
 
 
@@ -80,8 +90,10 @@ def letters() -> Iterator[str]:
 
 
 def is_linear(name: str) -> bool:
-    """Return whether this is certainly the weight of a Linear layer, by the last word of its name."""
-    return name.endswith(".weight") and (last_word(name) in LINEARS or last_word(name) in OTHER_LINEARS)
+    """Return whether this is certainly the weight of a Linear layer if it is a matrix, by the last word of its name."""
+    *_, before, word, kind = ["", "", *name.split(".")]
+    known = before in _NUMBERED_LINEARS if word.isdecimal() else word in LINEARS or word in OTHER_LINEARS
+    return kind == "weight" and known
 
 
 def last_word(name: str) -> str:

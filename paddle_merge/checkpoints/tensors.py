@@ -175,6 +175,8 @@ class Checkpoint:
     tensors: by name, in storage order (file by file, offset by offset).
     kind: the format of its files: "safetensors", "pdparams", "bin" or "flex".
     metadata: all metadata of safetensors files.
+    tokenizer: where the tokenizer is, if not in `folder`: an adapter's that brings tokens. resized: whether an adapter
+        changed the number of tokens that the embedding has.
     """
 
     path: str
@@ -183,6 +185,13 @@ class Checkpoint:
     tensors: Mapping[str, TensorEntry]
     kind: str = "safetensors"
     metadata: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: str | None = None
+    resized: bool = False
+
+    @property
+    def tokens_folder(self) -> str:
+        """Return the folder of the tokenizer."""
+        return self.tokenizer or self.folder
 
     @property
     def nbytes(self) -> int:

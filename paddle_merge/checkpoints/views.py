@@ -6,7 +6,8 @@ consecutive elements in row-major order: `at`, `shape` and `strides` have one nu
     assemble   a tensor from its parts, after a check that they cover it
     as_boxes   a tensor's parts, all as boxes
     select     slices of a tensor along one axis
-    pick       what is at one index of the first axis
+    every      every n-th slice along one axis
+    nth        one slice along the first axis, without that axis
     join       tensors interleaved along one axis; the inverse of select
     transpose  a transposed matrix
 """
@@ -80,6 +81,8 @@ def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
     for part in parts:
         if any(at + count > full for at, count, full in zip(part.at, part.shape, whole, strict=True)):
             return f"is {list(shape)}, but has a part {list(part.shape)} at {list(part.at)}"
+    if len(parts) == 1 and parts[0].shape == whole:  # most tensors; the rest takes a hundred times as long
+        return ""
     starts = np.array([part.at for part in parts], np.int64).reshape(len(parts), len(whole))
     stops = starts + np.array([part.shape for part in parts], np.int64).reshape(starts.shape)
     for number, one in enumerate(parts):
@@ -142,13 +145,37 @@ def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) ->
     return _made(entry, name, (*entry.shape[:axis], end, *entry.shape[axis + 1 :]), parts)
 
 
-def pick(entry: TensorEntry, index: int, name: str) -> StoredEntry:
-    """Return the tensor `name`, `entry` at one index of its first axis, without this axis. Raises MalformedError."""
-    taken = select(entry, 0, [(index, index + 1)], name)
-    parts = [
-        dataclasses.replace(box, at=box.at[1:], shape=box.shape[1:], strides=box.strides[1:]) for box in as_boxes(taken)
-    ]
-    return _made(entry, name, entry.shape[1:], parts)
+def every(entry: TensorEntry, axis: int, first: int, step: int, name: str) -> StoredEntry:
+    """Return the tensor `name` that consists of the indices first, first + step, first + 2 * step ... along `axis`.
+
+    Raises MalformedError if the tensor is stored as text, which can't be cut.
+    """
+    parts: list[Part] = []
+    for box in as_boxes(entry):
+        skipped = (first - box.at[axis]) % step
+        count = len(range(skipped, box.shape[axis], step))
+        if box.text:
+            raise MalformedError("is stored as text, which can't be cut; save it again with pickle protocol 4")
+        if count:
+            to = (box.at[axis] + skipped - first) // step
+            strides = (*box.strides[:axis], box.strides[axis] * step, *box.strides[axis + 1 :])
+            offset = box.offset + skipped * box.strides[axis] * entry.dtype.itemsize
+            at, shape = ((*old[:axis], new, *old[axis + 1 :]) for old, new in ((box.at, to), (box.shape, count)))
+            parts.append(dataclasses.replace(box, offset=offset, at=at, shape=shape, strides=strides))
+    size = len(range(first, entry.shape[axis], step))
+    return _made(entry, name, (*entry.shape[:axis], size, *entry.shape[axis + 1 :]), parts)
+
+
+def nth(entry: TensorEntry, number: int, name: str) -> StoredEntry:
+    """Return the tensor `name` at index `number` of the first axis: a matrix of a stack. Raises MalformedError."""
+    one = select(entry, 0, [(number, number + 1)], name)
+    parts = tuple(
+        dataclasses.replace(part, at=part.at[1:], shape=part.shape[1:], strides=part.strides[1:])
+        if len(part.at) == len(one.shape) > 1
+        else part
+        for part in one.parts
+    )
+    return dataclasses.replace(one, shape=one.shape[1:], parts=parts)
 
 
 def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Sequence[Range]], name: str) -> StoredEntry:

@@ -161,7 +161,7 @@ class MergeConfig:
         foreign = [
             f"{where}: PaddleNLP has no field {name}; use paddle_merge.MergeConfig or python -m paddle_merge"
             for name, value in values.items()
-            if name not in names and value is not None and value != getattr(defaults, name, value)
+            if name not in {*names, "allow_untrained"} and value is not None and value != getattr(defaults, name, value)
         ]
         if foreign:
             raise ConfigError(foreign)
@@ -173,6 +173,8 @@ class MergeConfig:
 
     def ours(self) -> OurConfig:
         """Return the paddle_merge.MergeConfig of the same merge, which replaces an earlier merge in output_path.
+
+        As in PaddleNLP, an adapter that was never trained is folded; a warning says so.
 
         Paddle is imported if tensor_type is "pd" and no device is given.
         """
@@ -187,4 +189,6 @@ class MergeConfig:
             values.pop("weight_list", None)
         if self.device is None and self.tensor_type == "pd":
             values["device"] = import_paddle().device.get_device()
-        return OurConfig(**{**values, "max_tensor_mem": max(LEAST, self.max_tensor_mem), "overwrite": True})
+        return OurConfig(
+            **{**values, "max_tensor_mem": max(LEAST, self.max_tensor_mem), "overwrite": True, "allow_untrained": True}
+        )

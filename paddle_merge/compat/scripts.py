@@ -99,7 +99,7 @@ def _merge_lora_params(
         layout = _paddle_layout(model_name_or_path)
         fields |= {"save_format": "pdparams", "output_layout": layout, "max_shard_size": "100GB"}
     fields |= {"lora_model_path": lora_path, "base_model_path": model_name_or_path, "output_path": output_path}
-    run(OurConfig(**fields, overwrite=True))
+    run(OurConfig(**fields, overwrite=True, allow_untrained=True))
 
 
 def _paddle_layout(path: str) -> str | None:

@@ -3,7 +3,9 @@
     inputs       open the inputs, and check that they match
     detect       find the layout of a checkpoint
     layout       convert checkpoints to one layout
+    orientation  know which tensors Paddle's layouts store transposed
     fused        split and fuse query, key and value, or gate and up
+    leftovers    handle what PaddleFormers leaves fused where it writes Hugging Face's layout
     modules      find the part of a multimodal model that a tensor belongs to
     lora/        fold LoRA adapters into their base models
     vocabulary/  align models with different vocabularies

@@ -6,6 +6,7 @@ A layout is never assumed: where the evidence is missing or contradictory, it st
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from ..checkpoints.names import LINEARS, is_linear, last_word
 from ..checkpoints.tensors import Checkpoint
 from ..errors import CheckpointError
 from .fused import ALWAYS_FUSED, PIECES
+from .modules import is_language
+from .orientation import is_transposed
+
+_LAYER = re.compile(r"(.*?)\.layers\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -102,11 +107,12 @@ def infer_from_others(inputs: Sequence[Checkpoint], found: Sequence[Detected]) -
 
 
 def _family(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
-    """Return the first word of the names of the layers' tensors: "model", or the model's type, as PaddleNLP has it.
+    """Return the first word of the names of the language model's layers: "model", or the model's type, as PaddleNLP has it.
 
-    None if it is neither, or if there are several.
+    None if it is neither, or if there are several. What a vision tower's layers are called says nothing.
     """
-    first = {name.partition(".")[0] for name in checkpoint.tensors if re.search(r"\.layers\.\d+\.", name)}
+    stacks = {found[1] for name in checkpoint.tensors if (found := _LAYER.match(name))}
+    first = {stack.partition(".")[0] for stack in stacks if _is_language(stack)}
     if len(first) != 1:
         return None
     (family,) = first
@@ -116,16 +122,16 @@ def _family(checkpoint: Checkpoint, config: Mapping[str, Any]) -> str | None:
 def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int], family: Any) -> tuple[list[str], list[str]]:
     """Return the names of the weights whose shapes are Hugging Face's, and of those whose shapes are Paddle's.
 
-    sizes: as config_json.widths returns them. Square weights, and those of unknown size, are in neither list; nor are fused
-    weights in safetensors files, which PaddleFormers writes [in, out] even where it turns all others to [out, in].
+    sizes: as config_json.widths returns them. Square weights, those of unknown size, those that are the same in all layouts,
+    and those of a vision tower, whose sizes are its own, are in neither list; nor are fused weights in safetensors files,
+    which PaddleFormers writes [in, out] even where it turns all others to [out, in].
     """
     hf, paddle = [], []
     fused = {word for word in PIECES if word != "gate_up_fused_proj"} if checkpoint.kind == "safetensors" else set()
     fused -= {word for word, families in ALWAYS_FUSED.items() if family in families}
     for name, entry in checkpoint.tensors.items():
-        if last_word(name) in fused:
-            continue
-        wanted = _widths_of(name) if re.search(r"\.layers\.\d+\..*\.weight$", name) else None
+        found = _LAYER.match(name) if name.endswith(".weight") and last_word(name) not in fused else None
+        wanted = _widths_of(name, family) if found and _is_language(found[1]) else None
         if wanted is None or not set(wanted) <= sizes.keys() or sizes[wanted[0]] == sizes[wanted[1]]:
             continue
         shape = sizes[wanted[0]], sizes[wanted[1]]
@@ -136,11 +142,17 @@ def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int], family: Any) -> tup
     return hf, paddle
 
 
-def _widths_of(name: str) -> tuple[str, str] | None:
+@functools.lru_cache(1 << 10)
+def _is_language(stack: str) -> bool:
+    """Return whether layers are those of the language model, by what is before ".layers." in their names."""
+    return is_language(f"{stack}.layers.0.")
+
+
+def _widths_of(name: str, family: Any) -> tuple[str, str] | None:
     """Return which widths of config.json the rows and columns of a Linear weight are in Hugging Face's layout; None if that
-    isn't known."""
+    isn't known, or if the weight is the same in all layouts."""
     if last_word(name) == "gate":  # a router
-        return "experts", "hidden"
+        return ("experts", "hidden") if is_transposed(name, (1, 1), family) else None
     wanted = LINEARS.get(last_word(name))
     if wanted is None or ".experts." not in name:
         return wanted

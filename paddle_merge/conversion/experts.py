@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 
 from ..checkpoints.tensors import Checkpoint, TensorEntry
-from ..checkpoints.views import pick, select
+from ..checkpoints.views import nth, select
 
 _ONE = re.compile(r"(?:.*\.)?experts\.\d+\.(\w+)\.weight")
 _ALL = re.compile(r"(?:.*\.)?experts\.(gate_up_proj|up_proj|down_proj)")
@@ -65,7 +65,7 @@ def _apart(name: str, entry: TensorEntry, shapes: dict[str, set[tuple[int, ...]]
     prefix = name.removesuffix(found[1])
     result: dict[str, TensorEntry] = {}
     for expert in range(experts):
-        matrix = pick(entry, expert, name)
+        matrix = nth(entry, expert, name)
         for number, word in enumerate(words):
             new = f"{prefix}{expert}.{word}.weight"
             result[new] = select(matrix, 0, [(number * height, (number + 1) * height)], new)

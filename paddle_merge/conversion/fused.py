@@ -8,8 +8,10 @@ Which slices along `out` (the outputs of a Linear layer) belong to which weight:
     PaddleFormers                   up_gate_proj        [gate | up]
     Phi-3 and GLM, in every layout  gate_up_proj        [gate | up]
 
-Other fused weights are not split, because wrong slices would give a model with right shapes and wrong outputs.
-The two entry points are slices(), for one layer, and refit(), for a whole checkpoint.
+[gate | up] are the halves of the matrix at hand: experts and shared experts have widths of their own. Other fused weights
+are not split, because wrong slices would give a model with right shapes and wrong outputs.
+
+The entry points are slices(), for one layer, split(), for one tensor, and refit(), for a whole checkpoint.
 """
 
 from __future__ import annotations
@@ -23,27 +25,41 @@ from ..checkpoints.tensors import TensorEntry
 from ..checkpoints.views import MAX_PARTS, Range, join, repeated, select
 from ..errors import MalformedError
 from ..parsing import shown
+from .modules import is_language
 
 _QKV, _FFN = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 # Names of fused layers -> the names of the layers that they consist of.
 PIECES = {"qkv_proj": _QKV, "gate_up_fused_proj": _FFN, "up_gate_proj": _FFN, "gate_up_proj": _FFN}
 # Model types whose qkv_proj PaddleNLP or PaddleFormers fuses by groups, and whose weights Hugging Face stores separately.
-BY_GROUPS = ("llama", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "ernie4_5", "ernie4_5_moe", "gemma3_text", "glm4_moe")
+BY_GROUPS = (
+    *("llama", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "ernie4_5", "ernie4_5_moe", "gemma3_text"),
+    *("glm4_moe", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl", "qwen3_vl_text", "qwen3_vl_moe", "qwen3_vl_moe_text"),
+)
+# Of these, those whose q_proj holds a gate behind each head's query, so that it is twice as wide as the heads.
+_GATED = ("qwen3_next",)
 # Model types that are fused in every layout, in the same way.
 ALWAYS_FUSED = {"qkv_proj": ("phi3",), "gate_up_proj": ("phi3", "glm", "glm4")}
-# Of these, PaddleFormers never fuses Llama's layers, and always those of the others: query, key and value, and gate and up.
+# Of those fused by groups, PaddleFormers never fuses Llama's layers, and always the others': q, k and v, and gate and up.
 FUSED_IN_PADDLEFORMERS = tuple(family for family in BY_GROUPS if family != "llama")
+# Model types that PaddleFormers has in memory otherwise still: in classes of paddlefleet, which is not on PyPI, or, GLM-OCR,
+# with an untied lm_head that is [h, V].
+UNKNOWN_IN_PADDLEFORMERS = (
+    *("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "minimax_m2", "kimi_k2", "kimi_k25", "deepseek_v32"),
+    *("deepseek_v4", "glm_moe_dsa", "glm4v_moe", "glm4v_moe_text", "qwen3_omni_moe", "glm_ocr"),
+    "glm_ocr_text",
+)
 _FFN_NAMES = {"paddlenlp": "gate_up_fused_proj", "paddleformers": "up_gate_proj"}
 
 
 def slices(
-    word: str, layout: str | None, config: Mapping[str, Any], inner: int | None = None
+    word: str, layout: str | None, config: Mapping[str, Any], outputs: int | None = None
 ) -> dict[str, list[Range]] | None:
     """Return which indices along a fused layer's `out` belong to which layer: {"q_proj": [(0, 8), (16, 24)], ...}.
 
-    word: the fused layer's name, a key of PIECES. layout: that of its checkpoint. config: the model's config.json. inner:
-    the width of gate and of up; None: config.json's intermediate_size, which experts don't have. Returns None if it is
-    unknown how this model type fuses the layer in this layout, or if config.json doesn't give the sizes.
+    word: the fused layer's name, a key of PIECES. layout: that of its checkpoint. config: the model's config.json, which
+    gives the sizes of query, key and value. outputs: those of the fused layer, of which gate and up are the halves; None:
+    config.json's intermediate_size gives theirs. Returns None if it is unknown how this model type fuses the layer in this
+    layout, or if the sizes aren't given.
     """
     sizes, family = widths(config), config.get("model_type")
     always = always_fused(word, family) and layout in ("hf", "paddleformers")
@@ -55,10 +71,10 @@ def slices(
         groups = 1 if always else sizes["kv"] // sizes["head"]
         if groups > MAX_PARTS:
             return None
-        queries, keys = sizes["heads"] // groups, sizes["kv"] // groups
+        queries, keys = sizes["heads"] * (2 if family in _GATED else 1) // groups, sizes["kv"] // groups
         return repeated(_QKV, [queries, keys, keys], groups)
-    inner = inner or sizes.get("intermediate")
-    if word not in PIECES or inner is None:
+    inner = sizes.get("intermediate") if outputs is None else outputs // 2
+    if word not in PIECES or not inner:
         return None
     if not always and word != _FFN_NAMES.get(str(layout)):
         return None
@@ -80,7 +96,7 @@ def fused_name(word: str, layout: str, goal: str, config: Mapping[str, Any]) -> 
     """
     if layout == goal or (always_fused(word, config.get("model_type")) and "paddlenlp" not in (layout, goal)):
         return word
-    if "hf" in (layout, goal) or slices(word, layout, config) is None:
+    if "hf" in (layout, goal) or slices(word, layout, config, outputs=2) is None:  # of any size
         return None
     return word if word == "qkv_proj" else _FFN_NAMES[goal]
 
@@ -98,11 +114,24 @@ def split_names(names: Iterable[str], layout: str, config: Mapping[str, Any]) ->
 
 
 def names_in_paddleformers(names: Iterable[str], config: Mapping[str, Any]) -> set[str]:
-    """Return the tensors' names with the layers fused that PaddleFormers always fuses in models of this type."""
-    if config.get("model_type") not in FUSED_IN_PADDLEFORMERS:
+    """Return the tensors' names with the layers fused that PaddleFormers always fuses in models of this type.
+
+    These are layers of the language model, not of vision towers. Raises MalformedError for a model type whose names in
+    PaddleFormers aren't known.
+    """
+    family = config.get("model_type")
+    if family in UNKNOWN_IN_PADDLEFORMERS:
+        raise MalformedError(
+            f"can't be written as PaddleFormers has a model of type {shown(family)} in memory, because that isn't known;"
+            " leave out --output_layout paddleformers (for the Python API, save_to_hf=False): PaddleFormers loads Hugging"
+            " Face's layout"
+        )
+    if family not in FUSED_IN_PADDLEFORMERS:
         return set(names)
     fused = {**dict.fromkeys(_QKV, "qkv_proj"), **dict.fromkeys(_FFN, _FFN_NAMES["paddleformers"])}
-    return {_renamed(name, fused[last_word(name)]) if last_word(name) in fused else name for name in names}
+    return {
+        _renamed(name, fused[last_word(name)]) if last_word(name) in fused and is_language(name) else name for name in names
+    }
 
 
 def refit(
@@ -122,7 +151,7 @@ def refit(
         pieces = [_renamed(name, piece) for piece in PIECES.get(word, ())]
         try:
             if name not in wanted and pieces and all(piece in wanted for piece in pieces):
-                taken = _split(entry, layout, config)
+                taken = split(entry, layout, config)
             elif name not in wanted and fused:
                 if _renamed(name, fused[0]) in made:
                     continue
@@ -140,14 +169,16 @@ def refit(
     return found, made, problems
 
 
-def _split(entry: TensorEntry, layout: str, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
+def split(entry: TensorEntry, layout: str, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
     """Return the pieces of a fused tensor, by name. Raises MalformedError if its size contradicts config.json."""
     axis = _axis(entry, layout)
-    inner = entry.shape[axis] // 2 if _of_expert(entry.name) and entry.shape[axis] % 2 == 0 else None
-    ranges = _certain(last_word(entry.name), layout, config, inner)
+    ranges = _certain(last_word(entry.name), layout, config, entry.shape[axis])
     total = max(stop for piece in ranges.values() for _, stop in piece)
     if entry.shape[axis] != total:
         raise MalformedError(f"is {list(entry.shape)}, but config.json says {total} along axis {axis}")
+    hidden = widths(config).get("hidden")
+    if len(entry.shape) == 2 and hidden and entry.shape[1 - axis] != hidden:
+        raise MalformedError(f"is {list(entry.shape)}, but config.json says {hidden} along axis {1 - axis}")
     names = {word: _renamed(entry.name, word) for word in ranges}
     return {names[word]: select(entry, axis, piece, names[word]) for word, piece in ranges.items()}
 
@@ -157,7 +188,7 @@ def _fuse(
 ) -> dict[str, TensorEntry]:
     """Return {name: tensor} of the fused tensor of layer `word` that contains `name`. Raises MalformedError."""
     axis = _axis(tensors[name], layout)
-    ranges = _certain(word, layout, config, tensors[name].shape[axis] if _of_expert(name) else None)
+    ranges = _certain(word, layout, config, 2 * tensors[name].shape[axis])
     whole, entries = _renamed(name, word), {piece: tensors.get(_renamed(name, piece)) for piece in ranges}
     held = {piece: entry for piece, entry in entries.items() if entry is not None}
     if len(held) < len(ranges):
@@ -165,14 +196,9 @@ def _fuse(
     return {whole: join(held, axis, ranges, whole)}
 
 
-def _of_expert(name: str) -> bool:
-    """Return whether a tensor belongs to one of the experts of a mixture, whose width is its own."""
-    return "expert" in name
-
-
-def _certain(word: str, layout: str, config: Mapping[str, Any], inner: int | None) -> dict[str, list[Range]]:
+def _certain(word: str, layout: str, config: Mapping[str, Any], outputs: int) -> dict[str, list[Range]]:
     """Return slices(), and raise MalformedError where it returns None."""
-    ranges = slices(word, layout, config, inner)
+    ranges = slices(word, layout, config, outputs)
     if ranges is None:
         raise MalformedError(
             f"can't be converted between {word} and {', '.join(PIECES[word])}: how a model of type"

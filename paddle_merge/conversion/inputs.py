@@ -25,7 +25,7 @@ from ..errors import CheckpointError
 from ..parsing import tensors_named
 from .detect import detect
 from .layout import normalise
-from .lora.fold import adapt
+from .lora.adapt import adapt
 
 # Fields of config.json that determine how weights are used, and that shapes don't show.
 SETTINGS = (
@@ -220,8 +220,8 @@ def open_together(specs: Sequence[str], layouts: Sequence[str | None], prefix: s
     checkpoints, adapters = [checkpoint for checkpoint, _ in opened], [held for _, held in opened]
     fallback = next((config for one in checkpoints if (config := read_config(one.folder))), {})
     viewed, layout, notes = in_one_layout(checkpoints, layouts, prefix)
-    adapted, folded, noticed = adapt(viewed, adapters, specs, layout, fallback)
+    adapted = adapt(viewed, adapters, specs, layout, fallback, allow_untrained=True)
     for checkpoint in checkpoints:
         if found := signs(checkpoint, read_config(checkpoint.folder)):
             notes.append(f"{checkpoint.path} is quantised ({'; '.join(found)}): its codes are compared as plain numbers")
-    return Opened(adapted, layout, [*notes, *folded, *noticed])
+    return Opened(adapted.checkpoints, layout, [*notes, *adapted.notes, *adapted.warnings])

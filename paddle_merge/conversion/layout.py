@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.compare import equal
-from ..checkpoints.names import EMBEDDINGS, HEAD, LAYOUTS, LINEARS, last_word
+from ..checkpoints.names import EMBEDDINGS, HEAD, LAYOUTS, last_word
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..checkpoints.views import transpose
 from ..errors import CheckpointError, MalformedError
 from ..parsing import shown
 from .detect import Detected, detect, infer_from_others
 from .fused import PIECES, fused_name, names_in_paddleformers, refit, split_names
+from .leftovers import without_leftovers
+from .orientation import is_transposed
+from .paddle_names import in_files
 from .tied_heads import contradiction, embedding_of, in_agreement
 
 METADATA = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # the `format` in safetensors metadata that loaders expect
@@ -66,7 +69,9 @@ def normalise(
     found = [detect(checkpoint, prefix, fallback, said) for checkpoint, said in zip(inputs, given, strict=True)]
     found = infer_from_others(inputs, found)
     goal = target or found[0].layout
+    inputs, split = without_leftovers(inputs, found, target)
     inputs, found, tied, notes = in_agreement(inputs, found, tie)
+    notes = [*split, *notes]
     pairs = list(zip(inputs, found, strict=True))
     problems = []
     if len({one.tied for one in found}) > 1 and all(one.layout for one in found):
@@ -80,7 +85,7 @@ def normalise(
         if problems:
             raise CheckpointError(problems)
         unchanged = Normalised(tuple(inputs), None, notes, tied)
-        return unchanged if goal is None else _match_fused(inputs, found, goal, notes, tied)
+        return unchanged if goal is None else _match_fused(inputs, found, goal, notes, tied, target)
     if strict and len({one.layout for one in found}) > 1:
         raise CheckpointError(f"--strict_layout: the inputs' layouts differ: {'; '.join(shown)}")
     problems += [
@@ -100,28 +105,38 @@ def normalise(
     if problems:
         raise CheckpointError(problems)
     views = [f"{text}, read as {goal}" for text, one in zip(shown, found, strict=True) if one.layout != goal]
-    return _match_fused(converted, found, str(goal), [*views, *notes], tied)
+    return _match_fused(converted, found, str(goal), [*views, *notes], tied, target)
 
 
 def _match_fused(
-    inputs: Sequence[Checkpoint], found: Sequence[Detected], layout: str, notes: list[str], tied: bool | None
+    inputs: Sequence[Checkpoint],
+    found: Sequence[Detected],
+    layout: str,
+    notes: list[str],
+    tied: bool | None,
+    target: str | None,
 ) -> Normalised:
-    """Split or fuse weights of the inputs, all of one layout, so that the same ones are fused as in the first input.
+    """Split or fuse weights of the inputs, all of one layout, so that the same ones are fused as in the first input, or as
+    PaddleFormers fuses them where its layout is asked for.
 
     found: what was detected about each. To `notes` a sentence is added on each input that was changed. tied: as
-    Normalised.tied. Raises CheckpointError listing every tensor that can't be converted.
+    Normalised.tied. target: the layout that the user asks for. Raises CheckpointError listing every tensor that can't be
+    converted.
     """
     result: list[Checkpoint] = []
     problems: list[str] = []
     wanted: Collection[str] = inputs[0].tensors
-    if layout == "paddleformers" != found[0].layout:
-        wanted = names_in_paddleformers(wanted, found[0].config)
+    if target == "paddleformers":
+        try:
+            wanted = names_in_paddleformers(wanted, found[0].config)
+        except MalformedError as error:
+            raise CheckpointError(f"{inputs[0].path}: {error}") from None
     for checkpoint, one in zip(inputs, found, strict=True):
         tensors, made, wrong = refit(checkpoint.tensors, wanted, layout, one.config)
         problems += [f"{checkpoint.path}: {sentence}" for sentence in wrong]
         result.append(dataclasses.replace(checkpoint, tensors=tensors) if made else checkpoint)
         if made:
-            match = "as PaddleFormers has them" if wanted is not inputs[0].tensors else f"to match {inputs[0].path}"
+            match = "as PaddleFormers has them" if target == "paddleformers" else f"to match {inputs[0].path}"
             notes = [*notes, f"{checkpoint.path}: {len(made)} weights split or fused, {match}"]
     if problems:
         raise CheckpointError(problems)
@@ -167,12 +182,14 @@ def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
     named, _, wrong = refit(checkpoint.tensors, wanted, found.layout, found.config)
     problems = [f"{checkpoint.path}: {sentence}" for sentence in wrong]
     for name, entry in named.items():
-        word, known = last_word(name), name.endswith((".weight", ".bias"))
+        word = last_word(name)
         new = after + name.removeprefix(before) if name.startswith(before) else name
         why = ""
         fused = fused_name(word, found.layout, goal, found.config) if word in PIECES else None
         if fused:
             new = new.replace(f".{word}.", f".{fused}.")
+        if goal == "hf":
+            new = in_files(new, model_type)
         if name == HEAD:
             stored = _head_is_transposed(checkpoint, found)
             flip = stored != (goal == "paddlenlp" and not found.tied)
@@ -181,11 +198,10 @@ def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
                 why = f"is not stored as {found.layout} does for a model that {ties} it to the embedding"
         elif word in PIECES and not fused:
             flip, why = False, f"is fused, and it isn't known how a model of type {shown(model_type)} fuses it in {goal}"
-        elif len(entry.shape) < 2 or (word in EMBEDDINGS and known):
-            flip = False
         else:
-            flip = flips
-            if flips and not (len(entry.shape) == 2 and word in LINEARS and name.endswith(".weight")):
+            turned = is_transposed(name, entry.shape, found.config.get("model_type"))
+            flip = flips and turned is True
+            if flips and turned is None:
                 why = f"{list(entry.shape)}: it isn't known whether it has to be transposed from {found.layout} to {goal}"
         if new in tensors:
             why = f"and another would both have the name {new!r} in {goal}"
@@ -227,7 +243,8 @@ def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tupl
 def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> frozenset[str]:
     """Return the names of the matrices that a layout stores [in, out] and Hugging Face stores [out, in].
 
-    These are all two-dimensional weights except embeddings, and except a tied lm_head. None for layout hf or an unknown one.
+    These are all two-dimensional weights except embeddings, those that no layout transposes, and a tied lm_head. None for
+    layout hf or an unknown one.
     """
     if layout not in ("paddlenlp", "paddleformers"):
         return frozenset()
@@ -240,7 +257,8 @@ def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> fro
     return frozenset(
         name
         for name in matrices
-        if last_word(name) not in EMBEDDINGS and (name != HEAD or (layout == "paddlenlp" and not tied))
+        if is_transposed(name, matrices[name].shape, None) is not False
+        and (name != HEAD or (layout == "paddlenlp" and not tied))
     )
 
 

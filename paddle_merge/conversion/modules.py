@@ -83,6 +83,11 @@ def _kind_of(name: str) -> tuple[str, ...] | None:
     return found[-1] if found else None
 
 
+def is_language(name: str) -> bool:
+    """Return whether a tensor is one of the language model, as all are that no word says is another's."""
+    return _kind_of(name) in (None, _TEXT)
+
+
 def suggested(names: Iterable[str]) -> list[str]:
     """Return mergekit's names of the modules that have these tensors, each once."""
     return list(dict.fromkeys((_kind_of(name) or _TEXT)[0] for name in names))

@@ -11,6 +11,7 @@ from ..checkpoints.names import EMBEDDINGS, HEAD, last_word
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..checkpoints.views import transpose
 from ..errors import CheckpointError
+from .copies import with_copy
 from .detect import Detected
 
 
@@ -52,9 +53,9 @@ def in_agreement(
                 )
             if stored is not None and not equal(stored, embedding):
                 raise CheckpointError(contradiction(checkpoint.path))
-            head = transpose(embedding, HEAD) if one.layout == "paddlenlp" else embedding.renamed(HEAD)
+            head = transpose(embedding, HEAD) if one.layout == "paddlenlp" else embedding
             notes.append(f"{checkpoint.path}: ties lm_head to the embedding, and the output doesn't: the embedding is both")
-            checkpoint = dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, HEAD: head})
+            checkpoint = with_copy(checkpoint, HEAD, head)
         checkpoints.append(checkpoint)
     return checkpoints, [dataclasses.replace(one, tied=wanted) for one in found], wanted, notes
 

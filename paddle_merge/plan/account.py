@@ -15,7 +15,7 @@ from typing import Any
 from ..checkpoints.names import layer_of
 from ..checkpoints.tensors import Origin, Part, StoredEntry, TensorEntry, stored
 from ..checkpoints.views import as_boxes
-from ..conversion.lora.entry import AdaptedEntry, Lengths, LowRank, read_from
+from ..conversion.lora.entry import AdaptedEntry, Lengths, Rows, read_from
 from ..conversion.modules import module_of
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import CheckpointError, MalformedError
@@ -180,7 +180,7 @@ def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, 
 def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]]) -> TensorAccount:
     remarks: dict[str, list[str]] = {}
     for entry, number in zip(tensor.inputs, tensor.numbers, strict=True):
-        for remark in _remarks(entry, number, held):
+        for remark in dict.fromkeys(_remarks(entry, number, held)):
             remarks.setdefault(remark, []).append(plan.recipe.titles[number])
     everywhere = len(tensor.inputs)
     notes = [remark if len(paths) == everywhere else f"{remark} in {', '.join(paths)}" for remark, paths in remarks.items()]
@@ -232,14 +232,12 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
     for change in entry.changes:
         if isinstance(change, Lengths):
             yield "with DoRA's lengths"
+        elif isinstance(change, Rows):
+            yield f"with {len(change.numbers)} rows of an adapter"
         elif change.left is None:
             yield f"plus an adapter's bias, scale {change.scale:.6g}"
         else:
-            yield f"plus an adapter's r={_rank(change)}, scale {change.scale:.6g}"
-
-
-def _rank(change: LowRank) -> int:
-    return change.right.shape[0] if len(change.right.shape) == 2 else 1
+            yield f"plus an adapter's r={change.rank}, scale {change.scale:.6g}"
 
 
 def _axes(shape: tuple[int, ...]) -> str:

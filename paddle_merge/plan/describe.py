@@ -9,6 +9,7 @@ from typing import Any
 
 from ..backends.budget import DEFAULT_BUDGET
 from ..backends.engine import GIB
+from ..conversion.vocabulary.write import is_tokenizer_file
 from ..methods.paddlenlp import PREFIX
 from ..parsing import count_text, size_text
 from ..recipe.request import Request
@@ -42,6 +43,9 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> lis
     lines += [f"chat     {plan.chat_template.origin}"] if plan.chat_template is not None else []
     lines += [f"layout   {sentence}" for sentence in plan.layout_notes]
     lines += _tokens(plan) if plan.tokens is not None else []
+    if (added := plan.added) is not None:
+        rows = f"{added.rows} rows, as an adapter has them" if added.rows is not None else "the rows that there are"
+        lines.append(f"tokens   {rows}" + (f"; the tokenizer of {added.folder}" if added.folder else ""))
     lines.append(
         f"tensors  {len(merged)} merged ({count_text(count)} parameters, {dtypes})"
         + (f", {copied} copied (integers, equal in all models)" if copied else "")
@@ -50,8 +54,13 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> lis
     lines.append(f"input    {size_text(plan.bytes_in)}{twice}")
     lines.append(f"output   {request.output}: {size_text(plan.bytes_out)} in {shards}")
     ours = (CARD, *([chat.FILE] if plan.chat_template is not None else []))
-    names = ", ".join(name for name in sidecars if name not in ours)
-    lines.append(f"copied   {names or 'nothing'} from {plan.config_source.folder}")
+    copied_from: dict[str, list[str]] = {plan.config_source.folder: []}
+    for name in sidecars:
+        adapters = plan.added.folder if plan.added is not None and is_tokenizer_file(name) else None
+        if name not in ours:
+            copied_from.setdefault(adapters or plan.config_source.folder, []).append(name)
+    shown = "; ".join(f"{', '.join(names) or 'nothing'} from {folder}" for folder, names in copied_from.items())
+    lines.append(f"copied   {shown}")
     if plan.engine.tensor_type == "pd":
         limit = f", in at most {plan.engine.memory / GIB:g} GiB of it" if plan.engine.budgeted else ""
         lines.append(f"engine   Paddle on {plan.engine.device}{limit}")
@@ -71,6 +80,7 @@ def _tokens(plan: Plan) -> list[str]:
         unnamed = f", {fate.unnamed} rows without a token dropped" if fate.unnamed else ""
         said = f"{fate.matched} matched, {_few(fate.filled, 'filled')}, {_few(fate.dropped, 'dropped')}{unnamed}"
         lines.append(f"         {plan.recipe.titles[fate.number]}: {said}")
+    lines += [f"         rows said by the recipe: {_few(tokens.given, 'tokens')}"] if tokens.given else []
     return lines + ([f"         in no model: {_few(tokens.nowhere, 'of zeros')}"] if tokens.nowhere else [])
 
 

@@ -9,9 +9,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..checkpoints.names import last_word, layer_of
+from ..checkpoints.names import TOKEN_EMBEDDINGS, last_word, layer_of
 from ..checkpoints.tensors import Checkpoint, Origin, origins
-from ..conversion.vocabulary.rows import WORDS
 from ..parsing import tensors_named
 from ..recipe.recipe import Recipe, names_of
 
@@ -63,4 +62,5 @@ def heads_of(recipe: Recipe, inputs: Sequence[Checkpoint]) -> Heads:
 
 def _is_head(name: str) -> bool:
     """Return whether a tensor may belong to a head: it is in no layer, and neither an embedding nor a normalisation."""
-    return layer_of(name) is None and "emb" not in name and "norm" not in name.lower() and last_word(name) not in WORDS
+    named = "emb" in name or "norm" in name.lower() or last_word(name) in TOKEN_EMBEDDINGS
+    return layer_of(name) is None and not named

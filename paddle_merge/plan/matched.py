@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from ..checkpoints.adapters import Adapter
 from ..checkpoints.config_json import read_config
 from ..checkpoints.tensors import Checkpoint, Origin
+from ..conversion.copies import with_copies
 from ..conversion.inputs import open_inputs
 from ..conversion.layout import METADATA, normalise
-from ..conversion.lora.fold import adapt
+from ..conversion.lora.adapt import adapt
 from ..conversion.lora.tied import trains_apart
 from ..conversion.naming import in_one_naming
 from ..conversion.optional import WithoutOptional, without_optional
+from ..conversion.paddle_names import in_standard_names
 from ..recipe.recipe import Recipe
 from .config_source import ConfigSource, find_config_source
 from .heads import heads_of
@@ -52,7 +54,7 @@ def matched(recipe: Recipe) -> Matched:
     be opened, converted or folded.
     """
     opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    named, renamed = in_one_naming(opened)
+    named, renamed = in_one_naming(in_standard_names(opened, recipe.output_layout))
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
     apart = any(
         trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)
@@ -69,8 +71,10 @@ def matched(recipe: Recipe) -> Matched:
         tie="untie" if apart and recipe.tie == "auto" else recipe.tie,
     )
     layout, tied = normalised.layout, normalised.tied
-    inputs, folded, warnings = adapt(normalised.inputs, adapters, recipe.sources, layout, config_source.config, tied)
+    adapted = adapt(normalised.inputs, adapters, recipe.sources, layout, config_source.config, tied, recipe.allow_untrained)
+    inputs = adapted.checkpoints
     whole = all(part.layers is None and part.module is None for part in recipe.slices)
+    inputs, copied = with_copies(inputs) if whole else (inputs, [])
     needed = without_optional(inputs) if whole else WithoutOptional(inputs)
     heads = heads_of(recipe, needed.inputs)
     if heads.names:  # the models' classes have them, and not the base's
@@ -84,9 +88,9 @@ def matched(recipe: Recipe) -> Matched:
         layout=layout,
         tied=tied,
         averaged=heads.names,
-        left_out={**needed.why, **heads.why},
+        left_out={**adapted.left_out, **needed.why, **heads.why},
         config_source=config_source,
-        notes=(*renamed, *normalised.notes, *needed.notes, *heads.notes),
-        folded=tuple(folded),
-        warnings=tuple(warnings),
+        notes=(*renamed, *normalised.notes, *copied, *needed.notes, *heads.notes),
+        folded=tuple(adapted.notes),
+        warnings=tuple(adapted.warnings),
     )

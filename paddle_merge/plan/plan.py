@@ -24,6 +24,7 @@ from ..dtypes import DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import is_uniform
 from ..recipe.recipe import Recipe
+from .added_tokens import AddedTokens
 from .chat import ChatTemplate
 from .config_source import ConfigSource
 
@@ -148,6 +149,7 @@ class Plan:
     folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]
     tokens: Tokens | None  # of the output, if vocabularies are aligned
+    added: AddedTokens | None  # that an adapter brings to the output, if vocabularies aren't aligned
     opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]  # the inputs as they are stored
     chat_template: ChatTemplate | None  # None: the tokenizer's own
     tokens_known: tuple[int, ...]  # how many tokens each vocabulary has that was read, or made

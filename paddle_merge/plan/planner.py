@@ -22,11 +22,13 @@ from ..conversion import modules
 from ..conversion.inputs import differences
 from ..conversion.layout import transposed_in
 from ..conversion.vocabulary.align import Aligner
+from ..conversion.vocabulary.given import Given
 from ..conversion.vocabulary.vocabularies import Vocabularies
 from ..errors import CheckpointError
 from ..parsing import tensors_named
 from ..recipe.recipe import Recipe, Stage, names_of, parts
 from . import chat
+from .added_tokens import added_tokens
 from .assemble import AssembledTensor, assemble
 from .config_source import warnings
 from .copies import originals
@@ -92,9 +94,11 @@ def make_plan(
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout))
     pieces = cut(tensors, n_process * ranks)
-    folders = [(checkpoint.path, checkpoint.folder) for checkpoint, _ in its.opened]
+    folders = [(one.path, one.tokens_folder) for one in its.inputs]
     tokens = aligner.tokens if aligner is not None else None
-    template, doubts = chat.choose(recipe.chat_template, folders, tokens.source.folder if tokens else config_source.folder)
+    added = added_tokens(made, inputs, recipe.config_from) if aligner is None else None
+    ours = tokens.source.folder if tokens else (added and added.folder) or config_source.folder
+    template, doubts = chat.choose(recipe.chat_template, folders, ours)
     doubts = [*doubts, *_nothing_kept(made), *restacked(config_source.config, recipe, tensors, inputs)[1]]
     return Plan(
         recipe=recipe,
@@ -113,6 +117,7 @@ def make_plan(
         folded=its.folded,
         warnings=(*idle, *its.warnings, *doubts, *warnings(inputs, config_source)),
         tokens=tokens,
+        added=added,
         opened=its.opened,
         chat_template=template,
         tokens_known=vocabularies.counts(tokens),
@@ -127,6 +132,7 @@ def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | N
             source=wanted.source,
             base=wanted.base,
             multiple=wanted.multiple,
+            given=[Given(one.token, one.model, one.row, one.zeros, one.force) for one in wanted.rows],
             taken=recipe.taken,
             vocabularies=vocabularies,
             layout=layout,

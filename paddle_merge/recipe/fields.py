@@ -54,6 +54,12 @@ class Fields:
         "Folder of a LoRA adapter, in PEFT's or Paddle's format, to fold into base_model_path. To merge adapters by any"
         " method, write each after its base: `--model_path_list base+math base+code --base_model_path base`.",
     )
+    allow_untrained: bool = flag(
+        _MODELS,
+        "Fold adapters that change nothing, because they were never trained (every lora_B is zero), with a warning, instead"
+        " of refusing them.",
+        False,
+    )
     merge_prefix: str = flag(
         _MODELS,
         "Weights of a folder to merge, and of the output: model (model.safetensors), master_weights, or"

@@ -76,6 +76,24 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class TokenRow:
+    """The row of a token where a recipe says it (mergekit's table `tokens`): a row of a model, or zeros.
+
+    The output gets the token if it doesn't have it. Without model and zeros, its row follows the usual rules.
+    model: the number of an input.
+    row: a token of that input, or the number of a row of its embedding; None: the same token.
+    zeros: whether the row is zeros.
+    force: whether also models that have the token get the row; else only the others do.
+    """
+
+    token: str
+    model: int | None = None
+    row: str | int | None = None
+    zeros: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
 class Tokenizer:
     """The output's tokenizer, to whose tokens all vocabularies are aligned.
 
@@ -84,26 +102,35 @@ class Tokenizer:
         averaged; None: the first model's tokens come first.
     multiple: the number of rows is rounded up to a multiple of this; None: the output has as many rows as the input that the
         tokenizer is taken from.
+    rows: tokens whose rows the recipe gives.
     """
 
     source: int | str
     base: int | None = None
     multiple: int | None = None
+    rows: tuple[TokenRow, ...] = ()
 
 
-def tokenizer_of(source: str, multiple: int | None, places: Mapping[str, int], base: int | None, first: int) -> Tokenizer:
+def tokenizer_of(
+    source: str,
+    multiple: int | None,
+    places: Mapping[str, int],
+    base: int | None,
+    first: int,
+    rows: tuple[TokenRow, ...] = (),
+) -> Tokenizer:
     """Return the tokenizer that a recipe or a flag names.
 
     source: "union", "base", the path or name of an input, or a folder.
-    multiple: as Tokenizer.multiple.
+    multiple, rows: as of Tokenizer.
     places: the inputs' numbers by their paths or names.
     base: the base's number; None if there is no base.
     first: the first model's number, which stands for the base where there is none.
     """
     if source == "union":
-        return Tokenizer(source, base, multiple)
+        return Tokenizer(source, base, multiple, rows)
     main = base if base is not None else first
-    return Tokenizer(main if source == "base" else places.get(source, source), base, multiple)
+    return Tokenizer(main if source == "base" else places.get(source, source), base, multiple, rows)
 
 
 @dataclass(frozen=True)
@@ -141,6 +168,7 @@ class Recipe:
     output_layout: the layout of the output; None: the first source's.
     tie: whether the output ties lm_head to the embedding: "auto", "keep" or "untie", as of conversion.layout.normalise.
     strict_layout: whether sources of different layouts are refused.
+    allow_untrained: whether adapters that change nothing are folded, instead of refused.
     save_format: "safetensors" or "pdparams".
     config_from: the folder to take config.json and the tokenizer from; None: the base's, or a model's.
     tokenizer: the output's tokenizer; None: embedding rows are merged by their index.
@@ -160,6 +188,7 @@ class Recipe:
     output_layout: str | None = None
     tie: str = "auto"
     strict_layout: bool = False
+    allow_untrained: bool = False
     save_format: str = "safetensors"
     config_from: str | None = None
     tokenizer: Tokenizer | None = None

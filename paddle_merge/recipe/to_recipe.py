@@ -183,7 +183,8 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
     if config.tokenizer_source:
         places = {absolute_spec(path): number for number, path in enumerate(recipe.sources)}
         base = len(recipe.models) if recipe.base is not None else None
-        tokenizer = tokenizer_of(str(_tokenizer_source(config)), None, places, base, recipe.taken[0])
+        multiple, rows = (tokenizer.multiple, tokenizer.rows) if tokenizer is not None else (None, ())
+        tokenizer = tokenizer_of(str(_tokenizer_source(config)), multiple, places, base, recipe.taken[0], rows)
     return dataclasses.replace(
         recipe,
         seed=recipe.seed if config.seed is None else config.seed,
@@ -195,6 +196,7 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
         layouts=tuple(config.layout or ()),
         output_layout=_stored_layout(config),
         strict_layout=config.strict_layout,
+        allow_untrained=config.allow_untrained,
         tie=config.tie,
         save_format=config.save_format,
         config_from=config.config_from,

@@ -18,6 +18,7 @@ from . import chat_template
 from .parameters import typed
 from .recipe import Condition, Setting, Value
 from .yaml_nodes import Nodes, is_null
+from .yaml_tokenizer import DraftTokenizer, read_tokenizer
 
 KEYS = (
     *("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name"),
@@ -48,7 +49,7 @@ class Draft:
     """One document of a recipe, before the names of the models are resolved.
 
     parts: its slices, as mappings with the keys node, sources, settings, base and possibly module and at.
-    tokenizer: (source, multiple to pad the number of rows to). chat_template: the node that gives it.
+    chat_template: the node that gives it.
     """
 
     node: yaml.Node
@@ -59,7 +60,7 @@ class Draft:
     settings: Settings
     seed: Any
     out_dtype: DType | None
-    tokenizer: tuple[str, int | None] | None
+    tokenizer: DraftTokenizer | None
     chat_template: yaml.Node | None
 
     @property
@@ -103,7 +104,7 @@ class Drafts(Nodes):
         name = self.text(given["name"]) if "name" in given else ""
         if method is None:
             return None
-        tokenizer = self._tokenizer(given)
+        tokenizer = read_tokenizer(self, given, self._spec)
         return Draft(
             node=node,
             name=name,
@@ -152,24 +153,6 @@ class Drafts(Nodes):
         if name not in FLOATS:
             self.wrong(given[key], f"{key} {name!r} must be one of {', '.join(FLOATS)}{nearest(name, FLOATS)}")
         return FLOATS.get(name)
-
-    def _tokenizer(self, given: Mapping[str, yaml.Node]) -> tuple[str, int | None] | None:
-        """Return (source, multiple to pad the number of rows to); None if the document has no tokenizer."""
-        if "tokenizer" not in given:
-            return (self.text(given["tokenizer_source"]), None) if "tokenizer_source" in given else None
-        if "tokenizer_source" in given:
-            self.wrong(given["tokenizer_source"], "give one of tokenizer_source and tokenizer, not both")
-        inner = self.known(given["tokenizer"], ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
-        if "tokens" in inner:
-            self.wrong(
-                inner["tokens"],
-                "'tokens' is not supported: the rows of tokens that only some models have follow a fixed rule",
-            )
-        multiple = self.scalar(inner["pad_to_multiple_of"]) if "pad_to_multiple_of" in inner else None
-        if multiple is not None and (type(multiple) is not int or not 1 <= multiple <= 1 << 20):
-            self.wrong(inner["pad_to_multiple_of"], "pad_to_multiple_of must be a whole number of at least 1")
-        source = self.text(inner["source"]) if "source" in inner else "union"
-        return source, multiple  # type: ignore[return-value]
 
     def _modules(self, node: yaml.Node, method: Method | None) -> tuple[list[dict[str, Any]], Settings]:
         """Return the slices of all modules, and the parameters of a module that is the only one."""

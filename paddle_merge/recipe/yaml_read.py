@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from .recipe import Input, ParsedRecipe, Recipe, Slice, Stage, assign_roles, count_problem, tokenizer_of
+from .recipe import Input, ParsedRecipe, Recipe, Slice, Stage, assign_roles, count_problem
 from .yaml_documents import Draft, Drafts
 from .yaml_nodes import documents, is_null
 
@@ -146,9 +146,9 @@ class _Reader(Drafts):
         found = tuple(one for one in slices if one is not None)
         tokenizer = None
         if draft.tokenizer is not None:
-            source, multiple = draft.tokenizer
             base = place[draft.base] if draft.base else None
-            tokenizer = tokenizer_of(source, multiple, place, base, found[0].inputs[0].number if found else 0)
+            first = found[0].inputs[0].number if found else 0
+            tokenizer = draft.tokenizer.resolved(self, place, draft.specs, base, first)
         return Stage(
             name=draft.name,
             method=draft.method,

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..methods.shared.method import Method
-from .recipe import Recipe, Setting, Slice, Stage, Tokenizer, parts
+from .recipe import Recipe, Setting, Slice, Stage, Tokenizer, TokenRow, parts
 
 
 def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
@@ -41,9 +41,24 @@ def _tokenizer(tokenizer: Tokenizer, paths: Sequence[str], absolute: Callable[[s
         source = "base" if source == tokenizer.base else paths[source]
     elif source != "union":
         source = absolute(source)
-    if tokenizer.multiple is None:
+    if tokenizer.multiple is None and not tokenizer.rows:
         return {"tokenizer_source": source}
-    return {"tokenizer": {"source": source, "pad_to_multiple_of": tokenizer.multiple}}
+    content: dict[str, Any] = {"source": source}
+    content |= {"tokens": {row.token: _row(row, paths) for row in tokenizer.rows}} if tokenizer.rows else {}
+    content |= {"pad_to_multiple_of": tokenizer.multiple} if tokenizer.multiple is not None else {}
+    return {"tokenizer": content}
+
+
+def _row(row: TokenRow, paths: Sequence[str]) -> dict[str, Any]:
+    """Return an entry of the table `tokens`."""
+    if row.model is None:
+        source: Any = {"kind": "zero"} if row.zeros else None
+    elif row.row is None:
+        source = paths[row.model]
+    else:
+        key = "token" if isinstance(row.row, str) else "token_id"
+        source = {"kind": "model_token", "model": paths[row.model], key: row.row}
+    return {**({"source": source} if source is not None else {}), **({"force": True} if row.force else {})}
 
 
 def _slices(slices: Sequence[Slice], method: Method, common: int | None, paths: Sequence[str]) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import dataclasses
 import hashlib
 import logging
 import time
+from collections.abc import Sequence
 
 from ..checkpoints import adapters, hub
 from ..checkpoints.compare import differing
+from ..checkpoints.formats.header import Held
 from ..checkpoints.tensors import stored
 from ..conversion.inputs import open_inputs
 from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
@@ -101,7 +103,7 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
         if leads:
             reports = [Report.of(report) for part in everything for report in part]
             notice(reports, plan.tensors, plan.recipe.titles, request.strict)
-            look(plan, output.partial_paths)
+            look(_held(plan, output.partial_paths), plan.save_format, paddle=plan.engine.tensor_type == "pd")
             lock = make_lock(plan, reports, {**sidecars, RECORD: merge_record})
             output.finish({**sidecars, LOCK: lock.to_bytes()}, merge_record)
     except BaseException:
@@ -123,6 +125,14 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
     device_memory = max((report.device_memory for report in reports), default=0)
     if device_memory:
         log.info("device memory: at most %s per worker", size_text(device_memory))
+
+
+def _held(plan: Plan, paths: Sequence[str]) -> dict[str, list[Held]]:
+    """Return the tensors of each shard by its path. paths: in the order of Plan.shards."""
+    found = {path: list[Held]() for path in paths}
+    for tensor in plan.tensors:
+        found[paths[tensor.shard]].append(Held(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes))
+    return found
 
 
 def _begin(request: Request, plan: Plan, output: Output, journal: Journal, ranks: Ranks) -> list[Report]:

@@ -24,9 +24,9 @@ from ..checkpoints.names import stacks
 from ..errors import ConfigError
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_read import parse
+from .gene import Gene, Values
 from .merger import Merger
 from .ranges import MOST_POINTS
-from .space import Gene, Values
 from .sweep_spec import Alignment
 
 EPS = 0.2  # of hma: what keeps every group's share above 0

@@ -22,6 +22,7 @@ from .candidates import alone
 from .contract import Evaluator
 from .data import check_splits
 from .evaluators import cautions, check_objectives, make
+from .gene import Values
 from .job import Job, Result, Setup
 from .journal import Journal, Place
 from .merger import Merger
@@ -32,7 +33,7 @@ from .output import check_folder, write
 from .progress import Progress, check_visualdl
 from .rule import parse_rule
 from .scoring import Scoring
-from .space import Space, Values
+from .space import Space
 from .spaces import FIRST, THEN, space_of
 from .spec import File, SearchSpec, read_file, search_spec
 

@@ -6,8 +6,9 @@ import itertools
 import math
 
 from ..errors import ConfigError
+from .gene import Values
 from .ranges import MOST_POINTS
-from .space import RecipeSpace, Values
+from .space import RecipeSpace
 
 
 def grid(space: RecipeSpace) -> list[Values]:

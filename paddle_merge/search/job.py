@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .contract import Scores
-from .space import Values
+from .gene import Values
 from .spec import Data, Evaluation
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .contract import Scores
+from .gene import Values
 from .job import Result
-from .space import Space, Values
+from .space import Space
 from .spec import SearchSpec
 
 

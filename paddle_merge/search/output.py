@@ -13,11 +13,12 @@ from ..errors import OutputError
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_write import to_yaml
+from .gene import Values
 from .job import Result
 from .journal import NAME as JOURNAL
 from .outcome import Outcome, Scored, standard_error
 from .report.summary import BEST
-from .space import Space, Values
+from .space import Space
 
 log = logging.getLogger("paddle_merge")
 REPORT, PAGE = "report.json", "report.html"

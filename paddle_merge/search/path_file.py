@@ -46,6 +46,11 @@ def read_paths(nodes: Sequence[yaml.Node], where: str) -> Paths:
     place, *others = [place for place, node in enumerate(nodes) if has_paths([node])]
     for other in others:
         reader.wrong(_value(nodes[other]), "a second document with paths")
+    unnamed = [number for number, node in enumerate(nodes) if not _text(node, "name")]
+    if place != (unnamed or [len(nodes) - 1])[0]:  # the merge that a recipe asks for
+        reader.wrong(
+            _value(nodes[place]), "paths are of the merge that a file is for: the last one, or the one without a name"
+        )
     paths = reader.paths(place, nodes[place])
     if reader.problems:
         raise ConfigError(list(dict.fromkeys(reader.problems)))

@@ -31,10 +31,12 @@ from ..checkpoints.tensors import Checkpoint
 from ..errors import ConfigError
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_read import parse_documents
+from .free import has_free_values
+from .gene import Gene, Values
 from .merger import Merger
 from .path_file import MOST, Path, read_paths, with_slices, without_paths
 from .residual import writers
-from .space import Gene, RecipeSpace, Values, has_free_values
+from .space import RecipeSpace
 
 # In the first generation a candidate differs from the first model's path in about as many layers as FLIPS, and in a share of
 # all layers that is between these bounds; the lower one is the paper's, whose search begins 2 sigma away from a change.

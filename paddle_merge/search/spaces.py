@@ -5,10 +5,11 @@ from __future__ import annotations
 from ..errors import ConfigError
 from ..recipe.yaml_nodes import documents, is_null
 from .alignment import AlignmentSpace
+from .gene import Values
 from .merger import Merger
 from .path_file import has_paths, without_paths
 from .paths import PathSpace
-from .space import RecipeSpace, Space, Values, without_sections
+from .space import RecipeSpace, Space, without_sections
 from .spec import File, has_section
 from .sweep_spec import sweep_spec
 

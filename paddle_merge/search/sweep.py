@@ -21,6 +21,7 @@ from ..recipe.recipe import Value
 from .alignment import AlignmentSpace
 from .contract import Evaluator
 from .data import check_splits
+from .gene import Values
 from .grid import grid
 from .job import Job, Result, Setup
 from .journal import Place
@@ -33,7 +34,7 @@ from .report.summary import BEST
 from .rule import parse_rule
 from .scatter import draw
 from .scoring import Scoring
-from .space import RecipeSpace, Values
+from .space import RecipeSpace
 from .spaces import space_of
 from .spec import File, read_file
 from .sweep_output import SweepOutcome, sweep_report

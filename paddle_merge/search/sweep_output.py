@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .alignment import AlignmentSpace
+from .gene import Values
 from .job import Result
 from .outcome import Scored
 from .output import named, result_entry
-from .space import RecipeSpace, Values
+from .space import RecipeSpace
 from .sweep_spec import SweepSpec
 from .tax import Tax
 

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 
 import paddle_merge
+from paddle_merge import CheckpointError, merge
+from paddle_merge import MergeConfig as OurConfig
 from paddle_merge.backends.engine import import_paddle
+from paddle_merge.commands.verify.verify import verify
 from paddle_merge.compat.config import MergeConfig
 from paddle_merge.compat.model import MergeModel
 from paddle_merge.compat.scripts import NAMES, merge_lora_params, mergekit
@@ -238,6 +241,31 @@ def adapted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
     test_lora.paddle(tmp_path / "lora", test_lora.in_paddle(pairs, "llama"))
     monkeypatch.chdir(tmp_path)
     return test_lora.folded(base, pairs)
+
+
+@pytest.mark.parametrize("model", ["hf", "paddlenlp"])
+def test_a_lora_that_was_never_trained_is_folded_with_a_warning(
+    adapted: State, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PaddleFormers' own test of MergeModel folds an adapter right after making it, with lora_B zero. The record repeats the
+    merge, and opens in compat again; the command refuses it without a flag."""
+    pairs = {name: (a, np.zeros_like(b)) for name, (a, b) in test_lora.factors(1).items()}
+    test_lora.paddle(Path("new"), test_lora.in_paddle(pairs, "llama"))
+    MergeModel(MergeConfig(lora_model_path="new", base_model_path=model, output_path="out")).merge_model()
+    assert "new: changes nothing: every lora_B is zero, as before training; was it saved too early?" in caplog.text
+    before, after = read(Path(model)), read(Path("out"))
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values)
+    again = OurConfig.from_mapping({**OurConfig.from_file("out/merge_config.json"), "output_path": "again"})
+    merge(again, progress=False)
+    assert not verify("out", sample=None, n_process=1, tolerant=False, progress=False).off
+    assert MergeConfig.from_pretrained("out").lora_model_path is not None
+    assert script(merge_lora_params, "--model_name_or_path", model, "--lora_path", "new", "--output_path", "out2") == 0
+    flags = {"lora_model_path": "new", "base_model_path": model, "output_path": "refused"}
+    with pytest.raises(CheckpointError, match="was it saved too early\\? --allow_untrained folds it nevertheless"):
+        merge(OurConfig(**flags), progress=False)
+    merge(OurConfig(**flags, allow_untrained=True), progress=False)
 
 
 def test_a_lora_is_folded(adapted: State) -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from paddle_merge import CheckpointError, ExtractConfig, MergeConfig, extract_lora, merge
 from paddle_merge.checkpoints.names import LAYOUTS
-from tests.loaders.test_loaders import ABSENT, HEADS, HIDDEN, KV, LAYERS, LIBRARIES, VOCAB, State, config, laid_out, work
+from tests.loaders.test_loaders import HEADS, HIDDEN, KV, LAYERS, VOCAB, State, config, laid_out, work
 from tests.support.checkpoints import read
+from tests.support.libraries import ABSENT, LIBRARIES
 
 pytestmark = [
     pytest.mark.loaders,

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
-from tests.loaders.test_loaders import LIBRARIES, pytestmark, work  # noqa: F401 - pytest reads pytestmark
+from tests.loaders.test_loaders import pytestmark, work  # noqa: F401 - pytest reads pytestmark
 from tests.support.checkpoints import write
+from tests.support.libraries import LIBRARIES
 
 # By hand, of job.CHAT; the tokens are those of Qwen2's tokenizers: none that begins a text, and one that ends it.
 EXPECTED = {

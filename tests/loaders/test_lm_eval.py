@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.loaders.test_language_models import write_model
-from tests.loaders.test_loaders import SCRIPTS, VARIABLES
+from tests.support.libraries import SCRIPTS, VARIABLES
 
 LIBRARIES = ("transformers", "paddlenlp")
 

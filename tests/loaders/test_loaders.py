@@ -26,17 +26,15 @@ import pytest
 
 from paddle_merge import MergeConfig, merge
 from paddle_merge.checkpoints.names import LAYOUTS
+from tests.support import libraries
 from tests.support.checkpoints import from_bits, read, to_bits
+from tests.support.libraries import ABSENT, LIBRARIES, VARIABLES
 
-LIBRARIES = ("transformers", "paddlenlp", "paddleformers")
-VARIABLES = {library: f"PADDLE_MERGE_{library.upper()}_PYTHON" for library in LIBRARIES}
-ABSENT = [variable for variable in VARIABLES.values() if not os.environ.get(variable)]
 pytestmark = [
     pytest.mark.loaders,
     pytest.mark.skipif(bool(ABSENT), reason=f"no interpreter is named by {', '.join(ABSENT)}"),
 ]
 
-SCRIPTS = Path(__file__).parent / "scripts"
 HIDDEN, INTER, HEADS, KV, VOCAB, LAYERS = 16, 24, 4, 2, 40, 2
 MODELS = tuple(itertools.product(("llama", "qwen2"), ("untied", "tied")))
 DTYPES = ("float32", "bfloat16")
@@ -220,20 +218,12 @@ def work(
 
     scripts: what the names of the scripts that do them begin with.
     """
-    running = []
     for library, job in jobs.items():
         (folder / library).mkdir(parents=True)
         (folder / library / "job.json").write_text(json.dumps(job))
-        script = str(SCRIPTS / f"{scripts}_{library}.py")
-        command = [os.environ[VARIABLES[library]], script, str(folder / library / "job.json")]
-        with open(folder / library / "log", "w") as log:
-            environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-            running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
-    for process in running:
-        process.wait()
+    libraries.run({library: (f"{scripts}_{library}.py", str(folder / library / "job.json")) for library in jobs})
     results = {}
-    for library, process in zip(jobs, running, strict=True):
-        assert process.returncode == 0, (folder / library / "log").read_text()[-3000:]
+    for library in jobs:
         with np.load(folder / library / "logits.npz") as logits:
             results[library] = (json.loads((folder / library / "answers.json").read_text()), dict(logits))
     return results

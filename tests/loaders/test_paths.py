@@ -18,7 +18,8 @@ from paddle_merge.search.merger import Merger
 from paddle_merge.search.paths import PathSpace
 from paddle_merge.search.residual import FAMILIES, REASONS
 from paddle_merge.search.spaces import space_of
-from tests.loaders.test_loaders import ABSENT, work
+from tests.loaders.test_loaders import work
+from tests.support.libraries import ABSENT
 
 pytestmark = [
     pytest.mark.loaders,

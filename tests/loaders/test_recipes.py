@@ -17,7 +17,8 @@ import pytest
 
 from paddle_merge import MergeConfig, merge
 from tests.loaders import test_loaders
-from tests.loaders.test_loaders import HEADS, HIDDEN, INTER, KV, LIBRARIES, LOADS, VOCAB, State, computes, rounded, work
+from tests.loaders.test_loaders import HEADS, HIDDEN, INTER, KV, LOADS, VOCAB, State, computes, rounded, work
+from tests.support.libraries import LIBRARIES
 
 pytestmark = test_loaders.pytestmark
 

@@ -15,8 +15,9 @@ from paddle_merge.search.alignment import AlignmentSpace
 from paddle_merge.search.merger import Merger
 from paddle_merge.search.spaces import space_of
 from tests.loaders import test_loaders
-from tests.loaders.test_loaders import LIBRARIES, LOADS, State, rounded, work
+from tests.loaders.test_loaders import LOADS, State, rounded, work
 from tests.loaders.test_recipes import SOURCES, config, random_state
+from tests.support.libraries import LIBRARIES
 
 pytestmark = test_loaders.pytestmark
 

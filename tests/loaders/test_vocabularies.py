@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
-from tests.loaders.test_loaders import ABSENT, LOADS, State, config, laid_out, random_state, work
+from tests.loaders.test_loaders import LOADS, State, config, laid_out, random_state, work
 from tests.support.checkpoints import read
+from tests.support.libraries import ABSENT
 
 pytestmark = [
     pytest.mark.loaders,

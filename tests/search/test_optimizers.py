@@ -11,10 +11,10 @@ import pytest
 from paddle_merge.errors import ConfigError
 from paddle_merge.recipe.recipe import Value
 from paddle_merge.search import optimizers
+from paddle_merge.search.gene import Gene, Values, settled
 from paddle_merge.search.optimizers import grid
 from paddle_merge.search.optimizers.cat_cma import FEW
 from paddle_merge.search.optimizers.optimizer import Optimizer, Settings
-from paddle_merge.search.space import Gene, Values, settled
 from paddle_merge.search.spec import OPTIMIZERS
 
 Function = Callable[[Values], Sequence[float]]
@@ -180,8 +180,8 @@ def test_the_first_generation_has_what_is_given(name: str) -> None:
     first: list[Values] = [(4.0, 4.0, 4.0), (-2.0, 0.0, 1.0)]
     function = two if name == "como" else sphere
     candidates = search(name, genes, function, 300, first)[0]
-    if name == "como":  # whose searches begin there
-        assert len(candidates) > 100
+    if name == "como":  # whose searches begin there: their first candidates are among those of the others
+        assert set(first) <= set(candidates[:20])
     else:
         assert candidates[:2] == first
 

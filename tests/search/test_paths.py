@@ -17,10 +17,10 @@ from paddle_merge.recipe.yaml_write import to_yaml
 from paddle_merge.search.candidates import MergedCandidate
 from paddle_merge.search.contract import Candidate
 from paddle_merge.search.evolve import Asked, evolve
+from paddle_merge.search.gene import Values
 from paddle_merge.search.merger import Merger
 from paddle_merge.search.paths import PathSpace
 from paddle_merge.search.residual import FAMILIES, REASONS, writers
-from paddle_merge.search.space import Values
 from paddle_merge.search.spaces import FIRST, THEN, space_of
 from tests.support.checkpoints import read, write
 
@@ -141,6 +141,20 @@ def test_a_models_own_path_is_the_model(here: Path) -> None:
     assert own.keys() == a.keys()
     assert all((own[one] == a[one]).all() for one in a)
     assert all((other[one] == (a if one in OUTSIDE else b)[one]).all() for one in a)
+
+
+def test_tied_models(here: Path) -> None:
+    """lm_head is the first model's embedding, whatever layers a path has."""
+    for seed, folder in enumerate("ab"):
+        make(here / folder, seed, tie_word_embeddings=True)
+        held = {one: value for one, value in read(here / folder).items() if one != "lm_head.weight"}
+        write(here / folder, held, "float32", config=json.loads((here / folder / "config.json").read_text()))
+    recipe = space("paths: {models: [./a, ./b], scales: [0.5, 2]}\n").recipe((*[False] * 3, True, False, True, *[2.0] * 6))
+    merge(MergeConfig(recipe_yaml=to_yaml(recipe), output_path="out"), progress=False)
+    out, a = read(here / "out"), read(here / "a")
+    assert set(out) - {name(layer, word) for layer in (0, 1) for word in WORDS} == set(OUTSIDE) - {"lm_head.weight"}
+    assert (out["model.embed_tokens.weight"] == a["model.embed_tokens.weight"]).all()
+    assert json.loads((here / "out/config.json").read_text())["tie_word_embeddings"] is True
 
 
 def test_a_path_keeps_a_layer(here: Path) -> None:
@@ -275,6 +289,12 @@ paths: {models: [both, ./b]}
         ("paths: {models: [./a]}\nslices: []", "search.yaml:2:1: give one of paths and slices, not both"),
         ("paths: {models: [./a]}\n---\npaths: {models: [./b]}", "search.yaml:3:8: a second document with paths"),
         ("paths: {models: [./nowhere]}", "nowhere"),
+        (
+            "name: path\npaths: {models: [./a]}\n---\nmerge_method: linear\nmodels: [{model: path}, {model: ./b}]\n"
+            "parameters: {weight: 1}",
+            "search.yaml:2:8: paths are of the merge that a file is for: the last one, or the one without a name",
+        ),
+        ("name: path\npaths: {models: [./a]}\n---\nmerge_method: linear\nmodels: [./b]", "search.yaml:2:8: paths are of"),
     ],
 )
 def test_mistakes(here: Path, text: str, words: str) -> None:

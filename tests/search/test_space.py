@@ -13,7 +13,8 @@ from paddle_merge.recipe.recipe import Recipe
 from paddle_merge.recipe.yaml_nodes import documents
 from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.recipe.yaml_write import to_yaml
-from paddle_merge.search.space import Gene, RecipeSpace, without_sections
+from paddle_merge.search.gene import Gene
+from paddle_merge.search.space import RecipeSpace, without_sections
 
 TEXT = """
 merge_method: dare_ties

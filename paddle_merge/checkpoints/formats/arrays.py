@@ -18,8 +18,8 @@ from .standins import Bytes, Standin, Text, Word
 
 T = TypeVar("T")
 # NumPy's type codes. NumPy has no bfloat16, so Paddle writes its bits as uint16; no weights are uint16.
-_CODES = {np.dtype(dtype.raw).str[1:]: dtype for dtype in DTYPES if dtype.name == np.dtype(dtype.raw).name}
-_CODES |= {"f2": FLOAT16, "u2": BFLOAT16}
+CODES = {np.dtype(dtype.raw).str[1:]: dtype for dtype in DTYPES if dtype.name == np.dtype(dtype.raw).name}
+CODES |= {"f2": FLOAT16, "u2": BFLOAT16}
 _CODE = re.compile(r"[biufcmMOSUV]\d{1,9}", re.ASCII)  # all codes that NumPy writes, supported here or not
 
 
@@ -35,15 +35,15 @@ class NumpyType(Standin):
     def build(self, state: Any) -> None:
         """Set the byte order. Raises MalformedError."""
         version, order, *rest = state
-        if version != 3 or (self.code in _CODES and rest[3:] != [-1, -1, 0]):
+        if version != 3 or (self.code in CODES and rest[3:] != [-1, -1, 0]):
             raise MalformedError("has a dtype with a state that NumPy doesn't write")
         self.little = order in ("<", "|") and rest[:3] == [None, None, None]
 
     def storage(self) -> DType:
         """Return the storage dtype. Raises MalformedError if it isn't supported."""
-        if not (isinstance(self.code, str) and self.little and self.code in _CODES):
+        if not (isinstance(self.code, str) and self.little and self.code in CODES):
             raise MalformedError(f"has dtype {self.code!s:.20}, which can't be merged")
-        return _CODES[self.code]
+        return CODES[self.code]
 
 
 class Array(Standin):
@@ -135,6 +135,8 @@ def named_tensors(file: str, content: Any, kind: type[T], remedy: str) -> tuple[
     """
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: doesn't hold a dict from names to tensors, so its weights have no names")
+    if any(isinstance(name, Standin) for name in content):
+        raise CheckpointError(f"{file}: holds a dict whose keys are not names; save the weights alone")
     dicts = [str(name)[:100] for name, value in content.items() if isinstance(value, dict)]
     if dicts:  # only who wrote the file knows which of them is the model
         shown = ", ".join(map(repr, dicts[:5]))

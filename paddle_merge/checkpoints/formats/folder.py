@@ -13,7 +13,9 @@ from ...errors import CheckpointError
 from ...parsing import shown, tensors_named
 from ..json_files import open_regular, read_json
 
-_LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's files before 1.6 begin
+_LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what ends the pickle with which torch.save's files before 1.6 begin
+_ZIP = b"PK\x03\x04"
+_HEAD = 32  # bytes at the beginning of a file that tell its format
 DIFFUSERS = "diffusion_pytorch_model"  # the prefix of the weights of a diffusion pipeline's components
 PREFIXES = ("model", "master_weights", DIFFUSERS)  # of the weights of models
 ADAPTER = "adapter"  # the prefix of a LoRA adapter's weights, whatever their files are called
@@ -53,21 +55,13 @@ def sniff(file: str) -> str:
 
     Raises CheckpointError if it can't be read or has none of these formats.
     """
-    try:
-        with open_regular(file) as stream:
-            head = stream.read(16)
-    except OSError as error:
-        raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
+    head = _head(file)
     if head.startswith(b"version https://"):
         raise CheckpointError(f"{file}: is a Git LFS pointer instead of the weights: fetch them with git lfs pull")
     if head[4:9] == b"\0\0\0\0{":
         return "safetensors"
-    if head[:4] == b"PK\x03\x04":
+    if head[:4] == _ZIP or _LEGACY_TORCH in head:
         return "bin"
-    if head.startswith(_LEGACY_TORCH):
-        raise CheckpointError(
-            f"{file}: has the format that torch.save used before version 1.6; load it with torch and save it again"
-        )
     if file.endswith(".safetensors"):
         return "safetensors"
     if head[:1] == b"\x80":
@@ -75,6 +69,20 @@ def sniff(file: str) -> str:
     raise CheckpointError(
         f"{file}: is not a file of weights that can be read (safetensors, Paddle's .pdparams, torch's .bin), or is damaged"
     )
+
+
+def is_zip(file: str) -> bool:
+    """Return whether a file begins as a zip file. Raises CheckpointError if it can't be read."""
+    return _head(file)[:4] == _ZIP
+
+
+def _head(file: str) -> bytes:
+    """Return the first bytes of a file. Raises CheckpointError if it can't be read."""
+    try:
+        with open_regular(file) as stream:
+            return stream.read(_HEAD)
+    except OSError as error:
+        raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
 
 
 def read_weight_map(index: str) -> dict[str, str]:

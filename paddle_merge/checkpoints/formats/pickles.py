@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from ...errors import CheckpointError, MalformedError
 from ..json_files import open_regular
-from .standins import Bytes, Standin, Text, Word
+from .standins import Bytes, Opaque, Standin, Text, Word
 
 MAX_STEPS = 1 << 23  # instructions, to bound time and memory; 250,000 tensors need fewer
 MAX_TEXT = 1 << 16  # bytes; longer text is an array's payload (protocol 2), and is not read
@@ -84,11 +84,16 @@ def load(window: Window, words: Words, persistent: Callable[[Any], Any] | None =
     persistent: makes a stand-in for a persistent id; None if the format has none. plain: whether dicts may have state set,
     as OrderedDict has, which is ignored. Raises CheckpointError of one sentence, whatever the bytes are.
     """
+    value = load_next(window, words, persistent, plain)
+    if window.at != window.stop:
+        raise CheckpointError(f"{window.path}: has bytes after the end of its pickle: it is damaged")
+    return value
+
+
+def load_next(window: Window, words: Words, persistent: Callable[[Any], Any] | None = None, plain: bool = False) -> Any:
+    """Return what the next pickle in the window describes, of several that follow each other. Arguments: as of load."""
     try:
-        value = _run(window, words, persistent, plain)
-        if window.at != window.stop:
-            raise MalformedError("has bytes after the end of its pickle: it is damaged")
-        return value
+        return _run(window, words, persistent, plain)
     except MalformedError as error:
         raise CheckpointError(f"{window.path}: {error}") from None
     except OSError as error:
@@ -151,6 +156,8 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                     stack[-1].build(state)
                 elif not (plain and isinstance(stack[-1], dict)):
                     raise MalformedError("sets the state of an object that has none")
+            case b"U":  # SHORT_BINSTRING: text of Python 2
+                stack.append(_text(window, read(1)[0]))
             case b"X":  # BINUNICODE
                 stack.append(_text(window, struct.unpack("<I", read(4))[0]))
             case b"j":  # LONG_BINGET
@@ -183,6 +190,8 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                 stack.append(_bytes(window, struct.unpack("<I", read(4))[0]))
             case b"\x8e":  # BINBYTES8
                 stack.append(_bytes(window, struct.unpack("<Q", read(8))[0]))
+            case b"\x96":  # BYTEARRAY8
+                stack.append(_bytes(window, struct.unpack("<Q", read(8))[0]))
             case b"\x8d":  # BINUNICODE8
                 stack.append(_text(window, struct.unpack("<Q", read(8))[0]))
             case b")":  # EMPTY_TUPLE
@@ -191,6 +200,14 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                 stack.append([])
             case b"}":  # EMPTY_DICT
                 stack.append({})
+            case b"\x8f":  # EMPTY_SET
+                stack.append(Opaque())
+            case b"\x90":  # ADDITEMS
+                marked()
+                if not isinstance(stack[-1], Opaque):
+                    raise MalformedError("adds items to an object that is not a set")
+            case b"\x91":  # FROZENSET
+                stack.append(Opaque(*marked()))
             case b"a":  # APPEND
                 _extend(stack[-2], [stack.pop()])
             case b"e":  # APPENDS
@@ -221,8 +238,8 @@ def _run(window: Window, words: Words, persistent: Callable[[Any], Any] | None, 
                     raise MalformedError(f"is damaged or truncated (byte {window.at})")
             case b"\x80":  # PROTO
                 version = read(1)[0]
-                if not 2 <= version <= 4:
-                    raise MalformedError(f"is a pickle of protocol {version}; weights are saved with protocols 2 to 4")
+                if not 2 <= version <= 5:
+                    raise MalformedError(f"is a pickle of protocol {version}; weights are saved with protocols 2 to 5")
             case b".":  # STOP
                 (value,) = stack
                 if frame_end not in (0, window.at):
@@ -240,7 +257,9 @@ def _word(module: Any, name: Any, words: Words) -> Word:
     full = f"{module}.{name}"
     if (module, name) not in words:
         shown = full.encode("unicode_escape").decode()[:100]
-        raise MalformedError(f"asks for {shown}, which weights don't need and pickle would run; nothing in it was run")
+        raise MalformedError(
+            f"asks for {shown}, which weights don't need and pickle would run; nothing in it was run; save the weights alone"
+        )
     return Word(full, words[module, name])
 
 
@@ -265,7 +284,7 @@ def _update(target: Any, items: list[Any]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         # Hashing nested tuples can take exponential time, and large numbers can be chosen so that their hashes collide.
         if not isinstance(key, str | int | Standin) or (isinstance(key, int) and abs(key) >= 2**31):
-            raise MalformedError("holds a dict whose keys are not names")
+            key = Opaque()  # it is no name of a tensor, and never looked up
         if key in target:
             raise MalformedError(f"holds {str(key)[:100]!r} twice")
         target[key] = value

@@ -55,3 +55,13 @@ class Record(Standin):
         if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
             raise MalformedError("sets attributes without names")
         self.fields = state
+
+
+class Opaque(Standin):
+    """Stand in for an object of which nothing is needed: a number, a device, a set. Its content and state are ignored."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def build(self, state: Any) -> None:
+        """Ignore the state."""

@@ -70,9 +70,10 @@ class EvaluateConfig:
             raise ConfigError(found)
 
 
+FIELDS = fields_of(EvaluateConfig, "paths")
 LINE = CommandLine(
     "evaluate",
-    fields_of(EvaluateConfig, "paths"),
+    FIELDS,
     ("MODEL ...", "The models: checkpoints, base+adapter, or recipes."),
     HELP,
     [

@@ -63,9 +63,10 @@ class EvolveConfig:
             raise ConfigError(found)
 
 
+FIELDS = fields_of(EvolveConfig, "paths")
 LINE = CommandLine(
     "evolve",
-    fields_of(EvolveConfig, "paths"),
+    FIELDS,
     ("FILE", "The search file."),
     HELP,
     [

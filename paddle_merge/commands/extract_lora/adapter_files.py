@@ -55,15 +55,15 @@ class NewAdapter:
     """A LoRA adapter to be written.
 
     prefix: of the name of the weights file. shards: one. tensors: byte offset in the shard -> elements as they are stored,
-    C-contiguous, or the tensor of a checkpoint to copy. configs: name -> content of the files beside the weights. names: of
-    the tensors. indexed: whether an index file is written.
+    C-contiguous, or the tensor of a checkpoint to copy. configs: name -> content of the files beside the weights. held: the
+    tensors as they are stored. indexed: whether an index file is written.
     """
 
     prefix: str
     shards: tuple[Shard, ...]
     tensors: Mapping[int, np.ndarray | TensorEntry]
     configs: Mapping[str, bytes]
-    names: tuple[str, ...]
+    held: tuple[Held, ...]
     indexed: bool
     save_format: str = "safetensors"
 
@@ -74,7 +74,7 @@ class NewAdapter:
         shard = self.shards[0]
         content = {
             "metadata": {"total_size": sum(tensor.nbytes for tensor in self.tensors.values())},
-            "weight_map": dict.fromkeys(self.names, shard.name),
+            "weight_map": dict.fromkeys((one.name for one in self.held), shard.name),
         }
         return json_bytes(content)
 
@@ -197,7 +197,7 @@ def _adapter(
         f"{prefix}-00001-of-00001.safetensors" if indexed else f"{prefix}.safetensors", around.pieces, around.nbytes
     )
     offsets = {offset: tensors[name] for name, offset in zip(names, around.offsets, strict=True)}
-    return NewAdapter(prefix=prefix, shards=(shard,), tensors=offsets, configs=configs, names=tuple(names), indexed=indexed)
+    return NewAdapter(prefix=prefix, shards=(shard,), tensors=offsets, configs=configs, held=tuple(held), indexed=indexed)
 
 
 def _last_words(modules: Collection[str], base: Mapping[str, TensorEntry]) -> list[str]:

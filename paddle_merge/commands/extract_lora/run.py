@@ -29,6 +29,7 @@ from ...errors import Attempts, CheckpointError, OutputError
 from ...plan.file_names import EXTRACT_REPORT
 from ...run.output.destination import check_output
 from ...run.output.disk import ShardFiles, json_bytes
+from ...run.output.last_look import look
 from ...run.output.writer import Output
 from ..pairs import BLOCK
 from .adapter_files import LAYOUTS, PREFIXES, Factors, NewAdapter, make_adapter, whole_modules
@@ -273,6 +274,7 @@ def _write(config: ExtractConfig, adapter: NewAdapter, said: Mapping[str, Any], 
                 raw = np.empty(min(BLOCK, size - start), tensor.dtype.raw)
                 files.read(tensor, start, raw)
                 written.write(path, offset + start * tensor.dtype.itemsize, raw)
+        look({path: adapter.held}, adapter.save_format)
         output.finish(adapter.configs, json_bytes(said))
     except BaseException as error:
         output.abandon()

@@ -70,6 +70,8 @@ def _adapter(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "scale", several(said["scales"]) or "none"
     targets = ", ".join(f"{name} ({times})" for name, times in said["targets"].items())
     yield "targets", f"{said['modules']} modules: {targets}" if targets else "none"
+    if said["token_rows"]:
+        yield "token rows", ", ".join(f"{count} of {name}" for name, count in said["token_rows"].items())
     if said["whole_tensors"]:
         yield "whole tensors", f"{len(said['whole_tensors'])}: {', '.join(said['whole_tensors'])}"
     if said["base_model"]:

@@ -1,10 +1,13 @@
-"""Read tensors with LoRA adapters folded in: read the stored elements, widen them, add the low-rank product, and scale rows
-or columns to DoRA's lengths. Of an adapter, only the factors for one tensor are in memory.
+"""Read tensors with LoRA adapters folded in: read the stored elements, widen them, add the low-rank product, scale rows or
+columns to DoRA's lengths, and replace rows. Of an adapter, only the factors for one tensor (of a stack, one matrix) are in
+memory.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -13,28 +16,33 @@ from ...backends.np_backend import widen
 from ...checkpoints.files import Files
 from ...checkpoints.tensors import TensorEntry
 from ...dtypes import FLOAT32, FLOAT64, DType
-from .entry import STEP, AdaptedEntry, LowRank
+from .entry import STEP, AdaptedEntry, Lengths, LowRank, Rows
 
 
 class AdaptedReader:
     """Read an adapted tensor in the dtype in which it is merged: the ElementReader of AdaptedEntry.
 
-    compute: that dtype, "float32" or "float64". Raises WorkError when it is made (which reads the factors, and the whole
+    compute: that dtype, "float32" or "float64". Raises WorkError when it is made (which reads the rows, and the whole
     tensor for DoRA's lengths) and when it reads.
     """
 
     def __init__(self, entry: AdaptedEntry, compute: str, files: Files):
         self.dtype: DType = FLOAT32 if compute == "float32" else FLOAT64
         self._stored, self._files = entry.stored, files
-        self._columns = max(1, self._stored.shape[-1] if self._stored.shape else 1)
+        self._columns = max(1, math.prod(self._stored.shape[1:]))
         self._raw = np.empty(STEP, self._stored.dtype.raw)
-        self._changes: list[_Product | _Factors] = []
-        for change in entry.changes:
-            if isinstance(change, LowRank):
-                self._changes.append(_Product(change, self.dtype, files))
-            else:
-                factors = self._to_lengths(_matrix(change.lengths, files).reshape(-1), change.axis)
-                self._changes.append(_Factors(factors.astype(self.dtype.raw), self._columns, change.axis))
+        self._changes: list[_Products | _Factors | _Rows] = []
+        for kind, changes in groupby(entry.changes, type):
+            its = list(changes)
+            if kind is LowRank:
+                self._changes.append(_Products([one for one in its if isinstance(one, LowRank)], self.dtype, files))
+                continue
+            for change in its:
+                if isinstance(change, Rows):
+                    self._changes.append(_Rows(change, self._columns, self.dtype, files))
+                elif isinstance(change, Lengths):
+                    factors = self._to_lengths(_matrix(change.lengths, files).reshape(-1), change.axis)
+                    self._changes.append(_Factors(factors.astype(self.dtype.raw), self._columns, change.axis))
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill `out`, of shape (n,), with the elements from index `start` on. Raises WorkError."""
@@ -63,21 +71,71 @@ class AdaptedReader:
         return factors
 
 
-class _Product:
-    """Add scale * left @ middle @ right to a matrix."""
+class _Products:
+    """Add scale * left @ middle @ right to the matrices of a stack, or to one matrix.
 
-    def __init__(self, change: LowRank, dtype: DType, files: Files):
-        left = np.ones((1, 1)) if change.left is None else _matrix(change.left, files)
+    changes: of matrices of one size. Factors are read when their matrix is first read, and those of one matrix are kept.
+    """
+
+    def __init__(self, changes: Sequence[LowRank], dtype: DType, files: Files):
+        self._size, self._dtype, self._files = max(1, changes[0].size), dtype, files
+        self._changes: dict[int, list[LowRank]] = {}  # by place
+        for change in changes:
+            self._changes.setdefault(change.place, []).append(change)
+        self._place, self._factors = -1, list[tuple[np.ndarray, np.ndarray]]()
+
+    def apply(self, x: np.ndarray, start: int) -> None:
+        """Change, in place, the elements x of the stack from index `start` on."""
+        done = 0
+        while done < x.size:
+            place, within = divmod(start + done, self._size)
+            part = x[done : done + self._size - within]
+            for left, right in self._of(place):
+                low_rank.add_low_rank(part, within, left, right)
+            done += part.size
+
+    def _of(self, place: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the factors (left, right) for the matrix at this place."""
+        if place != self._place:
+            self._factors = [self._read(change) for change in self._changes.get(place, ())]
+            self._place = place
+        return self._factors
+
+    def _read(self, change: LowRank) -> tuple[np.ndarray, np.ndarray]:
+        left = np.ones((1, 1)) if change.left is None else _matrix(change.left, self._files)
         if change.middle is not None:
             product = np.zeros((left.shape[0], change.middle.shape[-1]))
-            low_rank.add_low_rank(product.reshape(-1), 0, left, _matrix(change.middle, files))
+            low_rank.add_low_rank(product.reshape(-1), 0, left, _matrix(change.middle, self._files))
             left = product
-        self._left = (left * change.scale).astype(dtype.raw)
-        self._right = _matrix(change.right, files).astype(dtype.raw)
+        right = _matrix(change.right, self._files)
+        return (left * change.scale).astype(self._dtype.raw), right.astype(self._dtype.raw)
+
+
+class _Rows:
+    """Replace rows or columns of a matrix. columns: of the matrix."""
+
+    def __init__(self, change: Rows, columns: int, dtype: DType, files: Files):
+        values = _matrix(change.values, files).astype(dtype.raw)
+        last = {number: values[index] for index, number in enumerate(change.numbers)}
+        self._numbers = np.array(sorted(last), np.int64)
+        self._values = np.stack([last[number] for number in sorted(last)])
+        self._columns, self._axis = columns, change.axis
 
     def apply(self, x: np.ndarray, start: int) -> None:
         """Change, in place, the elements x of the matrix from index `start` on."""
-        low_rank.add_low_rank(x, start, self._left, self._right)
+        first, last = start // self._columns, (start + x.size - 1) // self._columns
+        if self._axis == 0:
+            low, high = np.searchsorted(self._numbers, (first, last + 1))
+            for number, values in zip(self._numbers[low:high], self._values[low:high], strict=True):
+                begin = int(number) * self._columns - start
+                skipped = max(0, -begin)
+                part = x[begin + skipped : begin + self._columns]
+                part[:] = values[skipped : skipped + part.size]
+            return
+        for row in range(first, last + 1):
+            places = self._numbers + row * self._columns - start
+            inside = (places >= 0) & (places < x.size)
+            x[places[inside]] = self._values[inside, row]
 
 
 class _Factors:
@@ -92,8 +150,9 @@ class _Factors:
 
 
 def _matrix(entry: TensorEntry, files: Files) -> np.ndarray:
-    """Read a whole tensor as a float64 matrix; a vector becomes a matrix of one row."""
+    """Read a whole tensor as a float64 matrix: a vector as one row, a tensor of more than two axes as a row per index of the
+    first."""
     raw, out = np.empty(math.prod(entry.shape), entry.dtype.raw), np.empty(math.prod(entry.shape))
     files.read(entry, 0, raw)
     widen(raw, entry.dtype, out)
-    return out.reshape(entry.shape if len(entry.shape) == 2 else (1, -1))
+    return out.reshape(entry.shape[0] if len(entry.shape) > 1 else 1, -1)

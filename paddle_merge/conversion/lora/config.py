@@ -21,11 +21,9 @@ _PADDLE = {
     "use_vera": "VeRA's random matrices are not in the file",
 }
 _PEFT = {
-    "use_qalora": "QA-LoRA pools its inputs",
+    "use_qalora": "QA-LoRA pools its inputs; PEFT's merge_and_unload folds it: give the model that it makes",
     "alora_invocation_tokens": "aLoRA is active only after certain tokens, which weights can't express",
-    "trainable_token_indices": "it trains single rows of the embedding",
     "layer_replication": "it repeats layers",
-    "target_parameters": "it adapts parameters that aren't the weights of layers",
     "arrow_config": "Arrow chooses among adapters for every token",
     "use_bdlora": "BD-LoRA's matrices are block-diagonal",
     "kasa_config": "KaSA changes the base model",
@@ -33,12 +31,20 @@ _PEFT = {
     "velora_config": "VeLoRA is not supported",
     "megatron_config": "Megatron's adapters are split among ranks",
 }
+# Other types of PEFT's adapters: those that PEFT 0.21 folds itself, and those that no library can fold.
+_PEFT_FOLDS = {
+    *("ADALORA", "BOFT", "C3A", "DELORA", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "RANDLORA"),
+    *("SHIRA", "VBLORA", "VERA"),
+}
+_NO_WEIGHTS = {"PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"}
 # Types of the fields that are read here. They are checked because the string "false" would count as true.
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict,)),
     **dict.fromkeys(("use_rslora", "rslora", "use_dora", "lora_bias", "fan_in_fan_out", "loraga"), (bool,)),
     "lora_use_mixer": (bool,),
     "scaling": (int, float),
+    "target_parameters": (list,),
+    "trainable_token_indices": (list, dict),
 }
 _SLOW = re.compile(r"\)[*+{]|\\[1-9]|\(\?P=")  # repeated groups and backreferences, which can take exponential time
 # Initialisations (init_lora_weights) that change the base model. PEFT sets the field to True in adapters that it converts.
@@ -62,9 +68,17 @@ def config_problems(adapter: Adapter) -> list[str]:
             found.append(f"{adapter.path}: its config sets {name} to {shown(config[name])}, which has a wrong type")
     if adapter.kind == "peft":
         kind = config.get("peft_type")
-        if kind != "LORA":
+        if kind not in ("LORA", "TRAINABLE_TOKENS"):
+            remedy = "; PEFT's merge_and_unload folds it: give the model that it makes" if kind in _PEFT_FOLDS else ""
+            remedy = "; it changes what goes into layers, and no weights" if kind in _NO_WEIGHTS else remedy
             found.append(
-                f"{adapter.path}: can't be folded: its config has peft_type {shown(kind)}, and only LORA is supported"
+                f"{adapter.path}: can't be folded: its config has peft_type {shown(kind)}, and only LORA and"
+                f" TRAINABLE_TOKENS are supported{remedy}"
+            )
+        if any(".base_layer.out_proj.lora_" in name for name in adapter.tensors):
+            found.append(
+                f"{adapter.path}: can't be folded: it adapts torch's own MultiheadAttention, and PEFT 0.21 adds the"
+                " factors of its out_proj twice; PEFT's merge_and_unload folds it: give the model that it makes"
             )
         start = config.get("init_lora_weights", True)
         if isinstance(start, str) and start.lower().startswith(_CHANGE_BASE):
@@ -78,8 +92,17 @@ def config_problems(adapter: Adapter) -> list[str]:
 
 
 def check_tensors(adapter: Adapter, module: Module) -> None:
-    """Raise MalformedError unless a module has all tensors that the config implies, no others, and only float dtypes."""
+    """Raise MalformedError unless a module has all tensors that the config implies, no others, none empty, all of floats."""
     held = module.tensors
+    if empty := [entry.name for entry in held.values() if not entry.nbytes]:
+        raise MalformedError(
+            f"can't be folded: {empty[0]!r} is empty, as DeepSpeed's ZeRO-3 saves it; save the adapter with its weights"
+            " gathered (stage3_gather_16bit_weights_on_model_save)"
+        )
+    if "rows" in held:
+        if len(held) > 1:
+            raise MalformedError("has low-rank factors and rows of single tokens, which PEFT doesn't train together")
+        return
     for one, other in (("A", "B"), ("embedding A", "embedding B")):
         if (one in held) != (other in held):
             raise MalformedError(f"has no lora_{other if one in held else one}, so it can't be folded")
@@ -101,8 +124,7 @@ def scaling(adapter: Adapter, module: str, rank: int) -> float:
 
     rank: that of the module's factors. Raises MalformedError if the config contradicts it, or gives no usable r and alpha.
     """
-    config = adapter.config
-    r = _of(config, "rank_pattern", module) or config.get("r")
+    config, r = adapter.config, stated_rank(adapter, module)
     alpha = _of(config, "alpha_pattern", module)
     alpha = config.get("lora_alpha") if alpha is None else alpha
     if type(r) is not int or r < 1 or not _is_number(alpha):
@@ -118,9 +140,33 @@ def scaling(adapter: Adapter, module: str, rank: int) -> float:
     return scale
 
 
+def stated_rank(adapter: Adapter, module: str) -> Any:
+    """Return the rank that an adapter's config states for a module, of whatever type it is. Raises MalformedError."""
+    return _of(adapter.config, "rank_pattern", module) or adapter.config.get("r")
+
+
+def token_numbers(adapter: Adapter, module: str) -> list[int]:
+    """Return the numbers of the rows that an adapter of PEFT replaces in an embedding or lm_head.
+
+    Raises MalformedError if its config doesn't give them.
+    """
+    whole = adapter.config.get("peft_type") == "TRAINABLE_TOKENS"
+    given: Any = adapter.config.get("token_indices" if whole else "trainable_token_indices")
+    if isinstance(given, dict):
+        given = next((numbers for name, numbers in given.items() if f".{module}".endswith(f".{name}")), None)
+    if not isinstance(given, list) or not given or any(type(number) is not int or number < 0 for number in given):
+        raise MalformedError(f"has rows, but the adapter's config doesn't say for which tokens: {shown(given)}")
+    return given
+
+
 def _is_number(value: Any) -> bool:
     """Return whether it is a finite number of at most LARGEST."""
     return type(value) in (int, float) and -LARGEST < value < LARGEST
+
+
+def is_slow(pattern: str) -> bool:
+    """Return whether a regular expression could take very long to match."""
+    return bool(_SLOW.search(pattern)) or len(re.findall(r"[*+{]", pattern)) > 3
 
 
 def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
@@ -132,7 +178,7 @@ def _of(config: Mapping[str, Any], patterns: str, module: str) -> Any:
     if not isinstance(table, dict):  # `config_problems` reports this too, but inspect calls scaling() nevertheless
         raise MalformedError(f"can't be scaled: the adapter's {patterns} is {shown(table)}")
     for pattern, value in table.items():
-        if _SLOW.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+        if is_slow(pattern):
             raise MalformedError(
                 f"can't be scaled: the adapter's {patterns} has {shown(pattern)}, which could take very long to match; name"
                 " the modules with fewer repetitions"

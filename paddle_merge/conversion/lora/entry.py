@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ...checkpoints.tensors import StoredEntry, TensorEntry, stored
 
@@ -16,17 +17,30 @@ class LowRank:
     """Describe a change of a matrix (rows, columns): scale * left @ middle @ right is added.
 
     left: (rows, r), None for [[1]]; middle: (r, r), None for the identity; right: (r, columns), or (columns,) if r is 1.
-    A vector (columns,) counts as a matrix of one row.
+    A vector (columns,) counts as a matrix of one row. A convolution's weight counts as a matrix of one row per output, and
+    so do factors of more than two axes.
+    place: of the matrix in a tensor that is a stack of such matrices (the experts of a layer), counted from 0.
     """
 
     left: TensorEntry | None
     right: TensorEntry
     scale: float
     middle: TensorEntry | None = None
+    place: int = 0
 
     @property
     def entries(self) -> list[TensorEntry]:
         return [entry for entry in (self.left, self.middle, self.right) if entry is not None]
+
+    @property
+    def size(self) -> int:
+        """Return the number of elements of the matrix."""
+        rows = 1 if self.left is None else self.left.shape[0]
+        return rows * math.prod(self.right.shape[1:] if len(self.right.shape) > 1 else self.right.shape)
+
+    @property
+    def rank(self) -> int:
+        return self.right.shape[0] if len(self.right.shape) > 1 else 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,36 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Describe a change of a matrix: some rows (axis 0) or columns (axis 1) are replaced.
+
+    numbers: of these rows; of those that are given twice the last counts. values: (len(numbers), n).
+    """
+
+    numbers: tuple[int, ...]
+    values: TensorEntry
+    axis: int = 0
+
+    @property
+    def entries(self) -> list[TensorEntry]:
+        return [self.values]
+
+
+Change = LowRank | Lengths | Rows
+
+
+class Update(NamedTuple):
+    """Hold the changes that a module of an adapter makes to one tensor.
+
+    target: the tensor's name. exclusive: whether no other module may change it, as for weights; False for biases.
+    """
+
+    target: str
+    changes: Sequence[Change]
+    exclusive: bool = True
+
+
+@dataclass(frozen=True)
 class AdaptedEntry(TensorEntry):
     """Describe a tensor that is merged with the changes of adapters applied.
 
@@ -52,7 +96,7 @@ class AdaptedEntry(TensorEntry):
     """
 
     stored: StoredEntry
-    changes: tuple[LowRank | Lengths, ...] = ()
+    changes: tuple[Change, ...] = ()
     replaced: TensorEntry | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -73,8 +117,13 @@ class AdaptedEntry(TensorEntry):
 
     @property
     def memory(self) -> int:
-        factors = sum(math.prod(entry.shape) for change in self.changes for entry in change.entries)
-        return 16 * factors + STEP * self.stored.dtype.itemsize  # factors: float64, and the dtype that is merged in
+        """Return the bytes of the factors, float64 and in the dtype that is merged in. Of a stack one matrix's are held."""
+        held: dict[int, int] = {}
+        for change in self.changes:
+            place = change.place if isinstance(change, LowRank) else -1
+            held[place] = held.get(place, 0) + sum(math.prod(entry.shape) for entry in change.entries)
+        factors = held.pop(-1, 0) + max(held.values(), default=0)
+        return 16 * factors + STEP * self.stored.dtype.itemsize
 
 
 def read_from(entry: TensorEntry) -> StoredEntry:

@@ -10,61 +10,27 @@ Every tensor of an adapter is used; if one can't be, the adapter is refused, and
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...checkpoints.adapters import Adapter, Module, group_tensors
 from ...checkpoints.compare import equal, is_zero
-from ...checkpoints.config_json import has_language_head, read_config
-from ...checkpoints.names import EMBEDDINGS, HEAD, is_linear, last_word, layer_of
-from ...checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
+from ...checkpoints.config_json import has_language_head
+from ...checkpoints.names import EMBEDDINGS, HEAD, last_word
+from ...checkpoints.tensors import Checkpoint, Origin, StoredEntry, TensorEntry, stored
 from ...checkpoints.views import transpose
 from ...errors import CheckpointError, MalformedError
 from ...parsing import tensors_named
 from .. import fused
 from .config import config_problems
-from .entry import AdaptedEntry, Lengths, LowRank, read_from
+from .entry import AdaptedEntry, Change, Lengths, LowRank, Rows, read_from
+from .missing import missing
+from .parameters import named_parameters
 from .targets import Targets
-from .tied import Sharers, without_head
+from .tied import Following, Sharers, following, turned, without_head
 from .updates import updates
-
-
-def adapt(
-    checkpoints: Sequence[Checkpoint],
-    adapters: Sequence[Sequence[Adapter]],
-    specs: Sequence[str],
-    layout: str | None,
-    fallback: Mapping[str, Any],
-    tied: bool | None = None,
-) -> tuple[tuple[Checkpoint, ...], list[str], list[str]]:
-    """Fold adapters into checkpoints.
-
-    adapters: those of each checkpoint, which are applied in this order. specs: what the user calls each checkpoint
-    (`base+adapter`), its path in the result. layout: that of the checkpoints' tensors, None if unknown. fallback: a config
-    for checkpoints without one. tied: whether lm_head is tied to the embedding; None: as config.json says.
-
-    Returns the checkpoints; a sentence on each adapter; and warnings about changes that are lost. Raises CheckpointError
-    listing everything that can't be folded.
-    """
-    problems: list[str] = []
-    notes: list[str] = []
-    warnings: list[str] = []
-    result = []
-    for checkpoint, its_adapters, spec in zip(checkpoints, adapters, specs, strict=True):
-        config = read_config(checkpoint.folder) or fallback if its_adapters else {}
-        config = config if tied is None else {**config, "tie_word_embeddings": tied}
-        for adapter in its_adapters:
-            try:
-                fold = _Fold(checkpoint, adapter, layout, config)
-                notes.append(fold.run())
-                warnings += fold.warnings
-                checkpoint = dataclasses.replace(checkpoint, path=spec, tensors=fold.tensors)
-            except CheckpointError as error:
-                problems += error.problems
-        result.append(checkpoint)
-    if problems:
-        raise CheckpointError(problems)
-    return tuple(result), notes, list(dict.fromkeys(warnings))
+from .whole import fitted, is_new_head, uneven_rows, without_copies
 
 
 def _is_all_low_rank(adapter: Adapter) -> bool:
@@ -76,19 +42,44 @@ def _is_all_low_rank(adapter: Adapter) -> bool:
     return adapter.kind == "paddle" and names[0] in adapter.config and not any(adapter.config.get(name) for name in names)
 
 
-class _Fold:
+def _by_cause(wrong: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the first sentence on each cause, with the other names that it holds for. wrong: pairs of name and sentence."""
+    causes: dict[str, list[tuple[str, str]]] = {}
+    for name, sentence in wrong:
+        causes.setdefault(re.sub(r"'[^']*'|\d+", "", re.sub(r" \(its tensors: .*\)$", "", sentence)), []).append(
+            (name, sentence)
+        )
+    found = []
+    for (_, sentence), *more in causes.values():
+        names = ", ".join(repr(name) for name, _ in more[:2])
+        count = f" and {len(more) - 2} more" if len(more) > 2 else ""
+        found.append(f"{sentence}; likewise {names}{count}" if more else sentence)
+    return found
+
+
+class Fold:
     """Fold one adapter into a checkpoint.
 
-    tensors: the checkpoint's tensors, which run() changes. warnings: sentences for the user, after run().
+    config: the model's, with tie_word_embeddings as the merge has it; own: as the model has it. tensors: the checkpoint's
+    tensors, which run() changes. warnings: sentences for the user, after run(). left_out: why tensors of the adapter are
+    not read, by their origins, after run().
     """
 
-    def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        adapter: Adapter,
+        layout: str | None,
+        config: Mapping[str, Any],
+        own: Mapping[str, Any],
+    ):
         self.tensors = dict(checkpoint.tensors)
         self._checkpoint, self._adapter, self._config = checkpoint, adapter, config
-        self._targets = Targets(checkpoint, adapter, layout, config)
-        self._sharers = Sharers(checkpoint, config)
+        self._targets = Targets(dataclasses.replace(checkpoint, tensors=self.tensors), adapter, layout, config)
+        self._sharers, self._own, self._following = Sharers(checkpoint, config), own, Following()
         self.warnings: list[str] = []
-        self._changes: list[LowRank | Lengths] = []
+        self.left_out: dict[Origin, str] = {}
+        self._changes: list[Change] = []
         self._replaced: list[tuple[TensorEntry, TensorEntry]] = []
         self._added: list[str] = []  # tensors that the checkpoint lacks
         self._taken: dict[tuple[str, bool], str] = {}  # (tensor, whether it is replaced) -> what of the adapter changes it
@@ -106,24 +97,29 @@ class _Fold:
                 ' save_checkpoint_format="unified_checkpoint"'
             )
             others = []
+        others, self.left_out = without_copies(others)
         if self._targets.tied:
             modules, others, apart = without_head(self._adapter, modules, others)
             problems += self._untying(apart)
+        else:
+            self._following = following(self._adapter, self._checkpoint, self._own, modules, others)
+        wrong: list[tuple[str, str]] = []  # names of the adapter's tensors and modules, and what is wrong with each
         for name, entry in others:
             try:
                 self._replace(name, entry)
             except MalformedError as error:
-                problems.append(f"{self._adapter.path}: tensor {entry.name!r} {error}")
-        for module in modules:
+                wrong.append((entry.name, f"tensor {entry.name!r} {error}"))
+        modules, unknown = named_parameters(modules, self._adapter, self._targets)
+        wrong += unknown
+        for module in sorted(modules, key=lambda module: "rows" not in module.tensors):  # under lm_head's own factors
             try:
                 self._fold(module)
             except MalformedError as error:
                 names = ", ".join(repr(entry.name) for entry in module.tensors.values())
-                problems.append(f"{self._adapter.path}: {module.name!r} {error} (its tensors: {names})")
-        if not problems and not self._has_effect():
-            problems.append(
-                f"{self._adapter.path}: changes nothing: every lora_B is zero, as before training; was it saved too early?"
-            )
+                wrong.append((module.title, f"{module.name!r} {error} (its tensors: {names})"))
+        problems += [f"{self._adapter.path}: {sentence}" for sentence in _by_cause(wrong)]
+        if not problems and (uneven := uneven_rows(self._checkpoint.tensors, self.tensors)):
+            problems.append(f"{self._adapter.path}: {uneven}")
         if problems:
             raise CheckpointError(problems)
         if lost := [new.name for old, new in self._replaced if isinstance(old, AdaptedEntry)]:
@@ -136,29 +132,34 @@ class _Fold:
                 f"{self._adapter.path}: brings {tensors_named(self._added)}, which {self._checkpoint.path} lacks: set"
                 " architectures in the output's config.json to the class that has it"
             )
+        before = self._checkpoint.tensors
+        changed = {name for name, entry in self.tensors.items() if entry is not before.get(name)}
+        self.warnings += missing(self._adapter, before, changed, self._config)
         return f"{self._adapter.path}: {', '.join(self._account())}"
 
     def _account(self) -> Iterator[str]:
         """Yield what was done, as parts of a sentence."""
         products = [change for change in self._changes if isinstance(change, LowRank)]
         if products:
-            ranks = sorted({change.right.shape[0] for change in products if change.left is not None})
+            ranks = sorted({change.rank for change in products if change.left is not None})
             scales = sorted({change.scale for change in products})
             shown = ", ".join(f"{scale:.6g}" for scale in scales)
             yield f"{len(products)} updates of rank {', '.join(map(str, ranks))}, scale {shown}"
-        if len(products) < len(self._changes):
-            yield f"{len(self._changes) - len(products)} with DoRA's lengths"
+        if lengths := sum(isinstance(change, Lengths) for change in self._changes):
+            yield f"{lengths} with DoRA's lengths"
+        if rows := sum(len(change.numbers) for change in self._changes if isinstance(change, Rows)):
+            yield f"{rows} rows replaced"
         if self._replaced:
             yield f"{len(self._replaced)} tensors replaced"
         if self._added:
             yield f"{tensors_named(self._added)} added"
 
-    def _has_effect(self) -> bool:
+    def has_effect(self) -> bool:
         """Return whether folding changes any value: some replaced tensor differs, or some update has no factor of zeros."""
         if self._added:
             return True
         for change in self._changes:
-            if isinstance(change, Lengths) or (change.scale and not any(map(is_zero, change.entries))):
+            if not isinstance(change, LowRank) or (change.scale and not any(map(is_zero, change.entries))):
                 return True
         return any(not equal(new, old) for old, new in self._replaced)
 
@@ -192,7 +193,7 @@ class _Fold:
             for piece, part in self._targets.split(module, entry, axis, kind).items():
                 self._replace(piece, part)
             return
-        if target is None and self._is_new_head(name):
+        if target is None and is_new_head(self._adapter, name):
             flip = len(entry.shape) == 2 and self._targets.stored_transposed(name) is True
             self.tensors[name] = stored((transpose(entry, name) if flip else entry).renamed(name))
             self._added.append(name)
@@ -200,28 +201,21 @@ class _Fold:
         if target is None or (self._targets.tied and target == "lm_head.weight"):
             raise MalformedError(self._targets.why_missing(name))
         old = self.tensors[target]
-        if len(old.shape) == 2 == len(entry.shape) and last_word(target) not in EMBEDDINGS:
-            transposed = self._targets.stored_transposed(target)
-            flip = transposed != (self._adapter.kind == "paddle")
-            if transposed is None or (flip and not is_linear(target)):  # only shapes can tell
-                if entry.shape == entry.shape[::-1]:
-                    remedy = "state it with --layout" if transposed is None else "give a base in the adapter's own layout"
-                    raise MalformedError(f"is square, so the layout of {target!r} is unknown; {remedy}")
-                flip = entry.shape != old.shape
-            entry = transpose(entry, target) if flip else entry
-        if entry.shape != old.shape:
-            raise MalformedError(f"is {list(entry.shape)}, but {target!r}, which it replaces, is {list(old.shape)}")
-        if not (entry.dtype.is_float and old.dtype.is_float):
-            raise MalformedError(f"is {entry.dtype.name}, which can't replace {target!r}, {old.dtype.name}")
-        self._take(target, entry.name, replaces=True)
+        own, entry = entry.name, fitted(entry, target, self._adapter.kind, self._targets, self._checkpoint.tensors)
+        self._take(target, own, replaces=True)
         self._replaced.append((old, entry))
         self._put(target, stored(entry.renamed(target)), (), replaces=True)
+        follows = self._following.others and last_word(target) in EMBEDDINGS
+        if follows or (self._following.base and ".base_layer." in own):
+            self._put_in_partner(target, entry)
 
-    def _is_new_head(self, name: str) -> bool:
-        """Return whether a tensor that the base lacks is a head that PEFT trained, such as a reward model's score."""
-        saved, word = self._adapter.config.get("modules_to_save"), last_word(name)
-        listed = isinstance(saved, list) and word in saved
-        return listed and layer_of(name) is None and word not in (*EMBEDDINGS, last_word(HEAD))
+    def _put_in_partner(self, target: str, entry: TensorEntry) -> None:
+        """Replace lm_head as the embedding is replaced, or the embedding as lm_head is."""
+        partner = HEAD if last_word(target) in EMBEDDINGS else self._following.embedding
+        if target in (HEAD, self._following.embedding):
+            same = self.tensors[partner].shape[1] == entry.shape[1]
+            new = entry.renamed(partner) if same else transpose(entry, partner)
+            self._put(partner, stored(new), (), replaces=True)
 
     def _take(self, target: str, name: str, replaces: bool = False) -> None:
         """Note that `name` of the adapter changes `target`, or replaces it.
@@ -232,7 +226,7 @@ class _Fold:
         if other != name:
             raise MalformedError(f"and {other!r} are both for {target!r}")
 
-    def _put(self, target: str, read: StoredEntry, changes: tuple[LowRank | Lengths, ...], replaces: bool = False) -> None:
+    def _put(self, target: str, read: StoredEntry, changes: tuple[Change, ...], replaces: bool = False) -> None:
         """Set `target`, and the tensors that are tied to it, to `read` with these changes. Raises MalformedError.
 
         replaces: whether `read` is the adapter's.
@@ -248,11 +242,11 @@ class _Fold:
             )
         for name in names:
             old = self.tensors[name]
-            if old.shape != read.shape:
+            if old.shape != read.shape and not replaces:
                 raise MalformedError(f"would not change {name!r}, which is tied to {target!r}")
             before = old if replaces else old.replaced if isinstance(old, AdaptedEntry) else None
             self.tensors[name] = AdaptedEntry(
-                name=name, dtype=old.dtype, shape=old.shape, stored=read, changes=changes, replaced=before
+                name=name, dtype=old.dtype, shape=read.shape, stored=read, changes=changes, replaced=before
             )
 
     # --- low-rank changes
@@ -263,8 +257,12 @@ class _Fold:
             if update.exclusive:
                 self._take(update.target, module.name)
             self._change(update.target, update.changes)
+            follows = self._following.rows if "rows" in module.tensors else self._following.others
+            if follows and last_word(update.target) in EMBEDDINGS:
+                same = self.tensors[HEAD].shape == self.tensors[update.target].shape
+                self._change(HEAD, update.changes if same else [turned(change) for change in update.changes])
 
-    def _change(self, target: str, changes: Sequence[LowRank | Lengths]) -> None:
+    def _change(self, target: str, changes: Sequence[Change]) -> None:
         """Add changes to those of a tensor. Raises MalformedError."""
         self._changes += changes
         entry = self.tensors[target]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -13,26 +14,43 @@ from ...checkpoints.names import EMBEDDINGS, last_word
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...errors import MalformedError
 from .. import fused
+from ..leftovers import is_leftover
 from ..naming import plain
+from ..orientation import is_transposed
 
 
 class Targets:
     """Look up the tensors of a checkpoint by the names that an adapter uses, whatever the layout of either.
 
     layout: that of the checkpoint; None if it is unknown. config: the model's config.json. tied: whether the model ties
-    lm_head to the embedding. path: what the user calls the checkpoint.
+    lm_head to the embedding. path: what the user calls the checkpoint. family: the model type.
     """
 
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
         self._checkpoint, self._kind, self._layout, self._config = checkpoint, adapter.kind, layout, config
-        stems = {name: _stem(name, config) for name in checkpoint.tensors}
+        stems = {name: stem(name, config) for name in checkpoint.tensors}
         twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
         self._names = {stem: name for name, stem in stems.items() if stem not in twice}
         self.tied, self.path = is_tied(checkpoint, config), checkpoint.path
+        self.family = str(config.get("model_type", ""))
 
     def find(self, name: str) -> str | None:
         """Return the name of this tensor in the checkpoint, whatever layouts the two have; None if it has no such tensor."""
-        return name if name in self._checkpoint.tensors else self._names.get(_stem(name, self._config))
+        return name if name in self._checkpoint.tensors else self._names.get(stem(name, self._config))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the checkpoint's tensor of exactly this name."""
+        return self._checkpoint.tensors[name].shape
+
+    def to_change(self, name: str) -> str:
+        """Return the checkpoint's name of a tensor to change. Raises MalformedError if there is none, or none of floats."""
+        target = self.find(name)
+        if target is None or (self.tied and target == "lm_head.weight"):
+            raise MalformedError(self.why_missing(name))
+        dtype = self._checkpoint.tensors[target].dtype
+        if not dtype.is_float:
+            raise MalformedError(f"is for {target!r}, which is {dtype.name}, and only floats can be adapted")
+        return target
 
     def stored_transposed(self, name: str, fan_in_fan_out: bool = False) -> bool | None:
         """Return whether the checkpoint stores this weight [in, out], not [out, in]; None if only its shape can show that.
@@ -49,9 +67,10 @@ class Targets:
             layout = "paddleformers"  # both are Paddle's
         if layout is None:
             return None
-        if layout == "hf" and word in fused.PIECES and not fused.always_fused(word, self._config.get("model_type")):
-            return not fan_in_fan_out  # PaddleFormers writes fused weights [in, out], whatever it does to the others
-        return (layout != "hf") != fan_in_fan_out
+        family = self._config.get("model_type")
+        if is_leftover(name, layout, family):
+            return not fan_in_fan_out
+        return (layout != "hf" and is_transposed(name, (1, 1), family) is not False) != fan_in_fan_out
 
     def is_transposed(self, name: str, shape: tuple[int, int], fan_in_fan_out: bool = False) -> bool:
         """Return whether the checkpoint stores this weight [in, out], by its layout and by its shape, which must agree.
@@ -96,18 +115,42 @@ class Targets:
         """
         word = last_word(f"{name}.")
         layouts = ("paddlenlp", "paddleformers") if self._kind == "paddle" else ("hf",)
-        slices = next((found for layout in layouts if (found := fused.slices(word, layout, self._config))), None)
+        outputs = entry.shape[axis]
+        slices = next((found for layout in layouts if (found := fused.slices(word, layout, self._config, outputs))), None)
         if slices is None:
             raise MalformedError(f"{self.why_missing(f'{name}.{kind}')} It isn't known how {word} is fused, either")
         total = sum(stop - first for ranges in slices.values() for first, stop in ranges)
-        if total != entry.shape[axis]:
-            raise MalformedError(f"has {entry.shape[axis]} outputs, but config.json says that {word} has {total}")
+        if total != outputs:
+            raise MalformedError(f"has {outputs} outputs, but config.json says that {word} has {total}")
         parent = name.removesuffix(word)
         return {f"{parent}{piece}.{kind}": views.select(entry, axis, cut, entry.name) for piece, cut in slices.items()}
 
 
-def _stem(name: str, config: Mapping[str, Any]) -> str:
-    """Return a tensor's name without what libraries write before it: "layers.0.mlp.up_proj.weight"."""
+# Names in files -> names in memory in transformers 5, which PEFT's are, where the two differ within a layer.
+_IN_MEMORY = (
+    (re.compile(r"\.block_sparse_moe\."), ".mlp."),
+    (re.compile(r"\.mlp\.router(\.layer)?\."), ".mlp.gate."),  # PhiMoE's and Granite's
+    (re.compile(r"\.mlp\.input_linear\.weight$"), ".mlp.experts.gate_up_proj"),  # Granite's stacks of experts
+    (re.compile(r"\.mlp\.output_linear\.weight$"), ".mlp.experts.down_proj"),
+    (re.compile(r"\.mlp\.experts\.fc1\.weight$"), ".mlp.experts.gate_up_proj"),  # Aria's
+    (re.compile(r"\.mlp\.experts\.fc2\.weight$"), ".mlp.experts.down_proj"),
+    (re.compile(r"(\.experts\.\d+)\.w1\."), r"\1.gate_proj."),  # Mixtral's experts, and those named after them
+    (re.compile(r"(\.experts\.\d+)\.w2\."), r"\1.down_proj."),
+    (re.compile(r"(\.experts\.\d+)\.w3\."), r"\1.up_proj."),
+)
+
+
+def stem(name: str, config: Mapping[str, Any]) -> str:
+    """Return a tensor's name without what libraries write before it, as in memory: "layers.0.mlp.up_proj.weight"."""
+    short = without_prefix(name, config)
+    if any(word in short for word in (".experts.", ".block_sparse_moe.", ".router.")):
+        for pattern, other in _IN_MEMORY:
+            short = pattern.sub(other, short)
+    return short
+
+
+def without_prefix(name: str, config: Mapping[str, Any]) -> str:
+    """Return a tensor's name without what libraries write before it."""
     family = str(config.get("model_type", "")).replace("-", "_")
     first, dot, rest = name.partition(".")
-    return plain(rest if dot and first in ("model", family) else name)
+    return plain(rest if dot and first in ("model", "backbone", family) else name)

@@ -7,7 +7,9 @@ same change for both.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.adapters import Adapter, Module, group_tensors
@@ -18,8 +20,8 @@ from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...checkpoints.views import transpose
 from ...errors import MalformedError, MergeError
 from ..tied_heads import embedding_of
-from .config import scaling
-from .entry import read_from
+from .config import scaling, token_numbers
+from .entry import Change, Lengths, LowRank, Rows, read_from
 
 Others = Sequence[tuple[str, TensorEntry]]  # as adapters.group_tensors returns them
 Apart = list[tuple[str, TensorEntry | None]]  # (name, tensor that replaces it; None if low-rank factors change it)
@@ -33,7 +35,8 @@ def without_head(
     modules, others: as adapters.group_tensors returns them. Returns the modules and others that remain; and what changes the
     embedding but not lm_head, which a tied model can't represent.
     """
-    factors = next((module for module in modules if last_word(f"{module.name}.") in EMBEDDINGS), None)
+    modules = _without_equal_rows(adapter, modules)
+    factors = next((one for one in modules if last_word(f"{one.name}.") in EMBEDDINGS and "rows" not in one.tensors), None)
     whole = next((entry for name, entry in others if last_word(name) in EMBEDDINGS), None)
     head_factors = next((module for module in modules if f"{module.name}.weight" == HEAD), None)
     head_whole = next((entry for name, entry in others if name == HEAD), None)
@@ -50,6 +53,69 @@ def without_head(
     if not same:
         return list(modules), list(others), []
     return [one for one in modules if one is not head_factors], [one for one in others if one[0] != HEAD], []
+
+
+@dataclass(frozen=True)
+class Following:
+    """Say what lm_head takes over from the embedding in a model that was tied, and that a merge unties.
+
+    rows: rows of single tokens. base: the tensor that an adapter stores as the base's, of one of the two. others: other
+    changes. embedding: its name.
+    """
+
+    rows: bool = False
+    base: bool = False
+    others: bool = False
+    embedding: str = ""
+
+
+def following(
+    adapter: Adapter, checkpoint: Checkpoint, config: Mapping[str, Any], modules: Sequence[Module], others: Others
+) -> Following:
+    """Return what lm_head of an untied model takes over from the embedding, because it was tied in training.
+
+    config: the model's own, which doesn't say that it is untied. modules, others: as adapters.group_tensors returns them.
+    """
+    head, embedding = checkpoint.tensors.get(HEAD), embedding_of(checkpoint.tensors)
+    if config.get("tie_word_embeddings") is False or head is None or embedding is None:
+        return Following()
+    if _place(head)[:2] != _place(embedding)[:2]:
+        return Following()
+    own = [module for module in modules if f"{module.name}.weight" == HEAD]
+    ties = adapter.kind != "peft" or bool(adapter.config.get("ensure_weight_tying"))
+    has_rows, has_others = (any(("rows" in one.tensors) == rows for one in own) for rows in (True, False))
+    whole = {last_word(name) for name, _ in others}
+    has_others = has_others or last_word(HEAD) in whole
+    return Following(
+        rows=adapter.kind == "peft" and not has_rows,
+        base=(last_word(HEAD) in whole) != (not whole.isdisjoint(EMBEDDINGS)),
+        others=ties and not has_others,
+        embedding=next(name for name, entry in checkpoint.tensors.items() if entry is embedding),
+    )
+
+
+def turned(change: Change) -> Change:
+    """Return the change of a matrix as that of its transpose. Raises MalformedError."""
+    if isinstance(change, Lengths | Rows):
+        return dataclasses.replace(change, axis=1 - change.axis)
+    left, right, middle = change.right, change.left, change.middle
+    if right is None:
+        raise MalformedError("changes a vector, which can't be transposed")
+    middle = transpose(middle, middle.name) if middle is not None else None
+    return LowRank(transpose(left, left.name), transpose(right, right.name), change.scale, middle)
+
+
+def _without_equal_rows(adapter: Adapter, modules: Sequence[Module]) -> list[Module]:
+    """Remove rows of lm_head that equal those of the embedding. (PEFT lets lm_head follow the embedding's rows.)"""
+    rows = [module for module in modules if "rows" in module.tensors]
+    head = next((module for module in rows if f"{module.name}.weight" == HEAD), None)
+    other = next((module for module in rows if last_word(f"{module.name}.") in EMBEDDINGS), None)
+    if head is None or other is None or not equal(head.tensors["rows"], other.tensors["rows"]):
+        return list(modules)
+    with contextlib.suppress(MalformedError):
+        if token_numbers(adapter, head.name) != token_numbers(adapter, other.name):
+            return list(modules)
+    return [module for module in modules if module is not head]
 
 
 def trains_apart(adapter: Adapter, checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:

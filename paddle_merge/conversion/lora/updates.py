@@ -4,44 +4,86 @@ h: inputs, o: outputs, r: rank, s: scale
 Linear     W [h, o] + s A [h, r] B [r, o], or its transpose; with a mixer (PaddleNLP): W + s A AB [r, r] B
 embedding  W [V, h] + s (B [h, r] A [r, V]) transposed
 bias       b [o] + s lora_B.bias [o]
+rows       some rows of W [V, h] are replaced by trained ones
+experts    experts.py
 DoRA       every output's row of the changed weight is scaled to a trained length (magnitude vector)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 from ...checkpoints.adapters import Adapter, Module
-from ...checkpoints.names import last_word
+from ...checkpoints.names import EMBEDDINGS, last_word
 from ...checkpoints.tensors import TensorEntry
 from ...checkpoints.views import transpose
 from ...errors import MalformedError
 from .. import fused
-from .config import check_tensors, scaling
-from .entry import Lengths, LowRank
+from .config import check_tensors, scaling, token_numbers
+from .entry import Lengths, LowRank, Rows, Update
+from .experts import expert_updates
 from .targets import Targets
-
-
-class Update(NamedTuple):
-    """Hold the changes that a module makes to one tensor.
-
-    target: the tensor's name. exclusive: whether no other module may change it, as for weights; False for biases.
-    """
-
-    target: str
-    changes: Sequence[LowRank | Lengths]
-    exclusive: bool = True
 
 
 def updates(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Iterator[Update]:
     """Yield the changes that a module of an adapter makes. tensors: the checkpoint's. Raises MalformedError."""
     check_tensors(adapter, module)
-    if "embedding A" in module.tensors:
+    if "rows" in module.tensors:
+        yield _rows(module, adapter, targets, tensors)
+    elif "embedding A" in module.tensors:
         yield _embedding(module, adapter, targets, tensors)
+    elif module.parameter not in ("", "weight"):
+        yield from expert_updates(module, adapter, targets, tensors)
+    elif len(module.tensors["A"].shape) > 2:
+        yield from _convolution(module, adapter, targets, tensors)
     else:
         yield from _linear(module, adapter, targets, tensors)
+
+
+def _rows(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Update:
+    """Return the replacement of rows of an embedding or lm_head W [V, h], or columns of [h, V]. Raises MalformedError."""
+    (values,) = _matrices(module.tensors["rows"])
+    numbers, target = token_numbers(adapter, module.name), targets.to_change(f"{module.name}.weight")
+    shape = tensors[target].shape
+    if values.shape[0] != len(numbers):
+        raise MalformedError(f"has {values.shape[0]} rows, but the adapter's config lists {len(numbers)} tokens")
+    axes = [axis for axis in (0, 1) if len(shape) == 2 and shape[1 - axis] == values.shape[1]]
+    if not axes:
+        raise MalformedError(f"has rows of {values.shape[1]} elements, but {target!r} is {list(shape)}")
+    if len(axes) == 2 and last_word(target) not in EMBEDDINGS:
+        raise MalformedError(f"may or may not have to be transposed for {target!r}, which is square")
+    if max(numbers) >= shape[axes[0]]:
+        raise MalformedError(
+            f"is for token {max(numbers)}, but {target!r} has {shape[axes[0]]} rows: it was trained on a model with more"
+            " tokens; give that model as the base, or save the adapter with save_embedding_layers=True"
+        )
+    return Update(target, [Rows(tuple(numbers), values, axes[0])])
+
+
+def _convolution(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Iterator[Update]:
+    """Yield the changes of a convolution's weight W [o, i, *kernel], and of its bias.
+
+    All libraries store A [r, i, *kernel] and B [o, r, 1 ...]: W is a matrix [o, i * kernel]. Raises MalformedError.
+    """
+    a, b = module.tensors["A"], module.tensors["B"]
+    target = targets.to_change(f"{module.name}.weight")
+    shape = tensors[target].shape
+    if math.prod(b.shape[2:]) != 1 or len(a.shape) != len(b.shape) or a.shape[0] % b.shape[1]:
+        raise MalformedError(f"has factors {list(a.shape)} and {list(b.shape)}, which don't fit")
+    if a.shape[0] != b.shape[1] or (len(shape) == len(a.shape) and a.shape[1] > shape[1]):
+        raise MalformedError(
+            "can't be folded: it is for a convolution with groups, in which LoRA connects all inputs with all outputs and"
+            " the weight doesn't"
+        )
+    if (b.shape[0], *a.shape[1:]) != shape:
+        raise MalformedError(f"is for a weight {[b.shape[0], *a.shape[1:]]}, but {target!r} is {list(shape)}")
+    scale = scaling(adapter, module.title, a.shape[0])
+    if adapter.kind == "paddle" and adapter.config.get("rslora"):  # of which Paddle's convolutions know nothing
+        scale /= math.sqrt(a.shape[0])
+    yield Update(target, [LowRank(b, a, scale), *_lengths(module, target, 0, tensors)])
+    if "bias" in module.tensors:
+        yield _bias(module, scale, targets, tensors)
 
 
 def _embedding(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Update:
@@ -49,11 +91,11 @@ def _embedding(module: Module, adapter: Adapter, targets: Targets, tensors: Mapp
     a, b = _matrices(module.tensors["embedding A"], module.tensors["embedding B"])
     if a.shape[0] != b.shape[1]:
         raise MalformedError(f"has factors of different ranks, {a.shape[0]} and {b.shape[1]}")
-    target = _target(f"{module.name}.weight", targets, tensors)
+    target = targets.to_change(f"{module.name}.weight")
     if tensors[target].shape != (a.shape[1], b.shape[0]):
         shape = list(tensors[target].shape)
         raise MalformedError(f"is for an embedding [{a.shape[1]}, {b.shape[0]}], but {target!r} is {shape}")
-    scale = scaling(adapter, module.name, a.shape[0])
+    scale = scaling(adapter, module.title, a.shape[0])
     update = LowRank(transpose(a, a.name), transpose(b, b.name), scale)
     return Update(target, [update, *_lengths(module, target, 1, tensors)])
 
@@ -71,13 +113,13 @@ def _linear(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping
     middle = module.tensors.get("AB")
     if middle is not None and middle.shape != (a.shape[1], a.shape[1]):
         raise MalformedError(f"has rank {a.shape[1]}, but the mixer between them is {list(middle.shape)}")
-    scale = scaling(adapter, module.name, a.shape[1])
     pieces = {f"{module.name}.weight": b}
     if targets.find(f"{module.name}.weight") is None and last_word(f"{module.name}.") in fused.PIECES:
         pieces = targets.split(module.name, b, 1, "weight")
+    found = {targets.to_change(name): columns for name, columns in pieces.items()}
+    scale = scaling(adapter, module.title, a.shape[1])
     swap = bool(adapter.config.get("fan_in_fan_out")) and adapter.kind == "peft"
-    for name, columns in pieces.items():
-        target = _target(name, targets, tensors)
+    for target, columns in found.items():
         transposed = targets.is_transposed(target, (a.shape[0], columns.shape[1]), swap)
         if transposed:
             update = LowRank(a, columns, scale, middle)
@@ -112,24 +154,9 @@ def _lengths(module: Module, target: str, axis: int, tensors: Mapping[str, Tenso
     return [Lengths(lengths, axis)]
 
 
-def _target(name: str, targets: Targets, tensors: Mapping[str, TensorEntry]) -> str:
-    """Return the checkpoint's name of the tensor to change. Raises MalformedError if there is none, or none of floats."""
-    target = targets.find(name)
-    if target is None or (targets.tied and target == "lm_head.weight"):
-        raise MalformedError(targets.why_missing(name))
-    if not tensors[target].dtype.is_float:
-        raise MalformedError(f"is for {target!r}, which is {tensors[target].dtype.name}, and only floats can be adapted")
-    return target
-
-
 def _matrices(*entries: TensorEntry) -> tuple[TensorEntry, ...]:
     """Return the tensors. Raises MalformedError unless all are matrices of floats."""
     for entry in entries:
-        if not entry.nbytes:
-            raise MalformedError(
-                f"can't be folded: {entry.name!r} is empty, as DeepSpeed's ZeRO-3 saves it; save the adapter with its"
-                " weights gathered (stage3_gather_16bit_weights_on_model_save)"
-            )
         if len(entry.shape) != 2 or not entry.dtype.is_float:
             raise MalformedError(f"can't be folded: {list(entry.shape)} {entry.dtype.name} is not a matrix of floats")
     return entries

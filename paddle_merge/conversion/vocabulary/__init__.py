@@ -7,5 +7,6 @@ rows           which rows of the inputs become which rows of the output
 align          which tensors have a row per token, and what the output's are made of
 aligned        compute elements of an aligned tensor
 write          the files of the output's tokenizer
+given          rows that a recipe gives to tokens itself
 ids            token ids in config.json and generation_config.json
 """

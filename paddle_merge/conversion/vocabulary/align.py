@@ -7,14 +7,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...checkpoints.names import HEAD, last_word, layer_of
+from ...checkpoints.names import HEAD, TOKEN_EMBEDDINGS, last_word, layer_of
 from ...checkpoints.tensors import TensorEntry
 from ...errors import CheckpointError
 from ..layout import transposed_in
 from ..modules import suggested
 from .entry import AlignedEntry
-from .rows import WORDS, Rows, keys, sizes
-from .tokens import Vocabulary, read_vocabulary, union
+from .given import Given, Substitute, located
+from .rows import Rows, keys, sizes
+from .tokens import Vocabulary, extended, read_vocabulary, union
 from .vocabularies import Tokens, Vocabularies, VocabularyAlignment
 
 _HEADS = (last_word(HEAD), "head")  # the latter is in DeepSeek's layers for multi-token prediction
@@ -29,7 +30,7 @@ class Aligner:
     source: "union", the number of an input (its vocabulary), or the folder of a tokenizer. base: the number of the base
     model, None if there is none. multiple: to pad the rows to a multiple of; None for the source's padding.
     taken: the numbers of the inputs that are merged. vocabularies: of the recipe's inputs. layout: that of the inputs, None
-    if unknown.
+    if unknown. given: the rows of tokens that the recipe gives.
 
     Raises CheckpointError listing every input whose vocabulary or embedding isn't known.
     """
@@ -42,7 +43,9 @@ class Aligner:
         taken: Sequence[int],
         vocabularies: Vocabularies,
         layout: str | None,
+        given: Sequence[Given] = (),
     ):
+        self._given = given
         self._inputs, self._base, self._layout = vocabularies.inputs, base, layout
         self._made: dict[object, AlignedEntry | None] = {}
         self._rows: dict[tuple[int, ...], Rows] = {}
@@ -63,8 +66,12 @@ class Aligner:
 
         self._sizes: dict[int, tuple[int, int]] = each(lambda number: sizes(self._inputs[number]))
         self._known: dict[int, Vocabulary] = {} if problems else each(lambda number: vocabularies.of(number, main))
-        if problems:
-            raise CheckpointError(list(dict.fromkeys(problems)))
+        heights = {number: rows for number, (rows, _) in self._sizes.items()}
+        self._located, lacking = (
+            located(given, self._inputs, taken, self._known, heights) if not problems else ({}, problems)
+        )
+        if lacking:
+            raise CheckpointError(list(dict.fromkeys(lacking)))
         first = self._known[owner] if isinstance(owner, int) else _elsewhere(owner)
         # A token behind the rows of its own model's embedding is none that the model knows: mergekit drops it, too.
         others = [self._known[number].within(self._sizes[number][0]) for number in dict.fromkeys(taken) if number != main]
@@ -91,20 +98,26 @@ class Aligner:
                 " union's tokenizer, which matches added tokens first: it may split text in ways on which no model was"
                 " trained; tokenizer_source base avoids that"
             ] = None
+        vocabulary = extended(vocabulary, [one.token for one in given])
         own = self._sizes[owner][0] if isinstance(owner, int) else 0
         rows = _rows(vocabulary.end, first.end, own, multiple)
         self._keys = keys(vocabulary, rows)
         title = "union" if source == "union" else self._inputs[owner].path if isinstance(owner, int) else owner
-        held = {number: {key for key in self._keys_of(number) if isinstance(key, str)} for number in dict.fromkeys(taken)}
-        somewhere = set[str]().union(*held.values())
+        self._held = {
+            number: {key for key in self._keys_of(number) if isinstance(key, str)} for number in dict.fromkeys(taken)
+        }
+        said = tuple(one.token for one in given if one.says)
+        forced = {one.token for one in given if one.force}
+        somewhere = set(said).union(*self._held.values())
         self.tokens = Tokens(
             title=title,
             source=first,
             vocabulary=vocabulary,
             main=self._known[main],
             rows=rows,
-            alignments=tuple(self._alignment(number, tokens) for number, tokens in held.items()),
+            alignments=tuple(self._alignment(number, tokens - forced) for number, tokens in self._held.items()),
             nowhere=tuple(token for token in vocabulary.ids if token not in somewhere),
+            given=said,
         )
 
     def has(self, name: str) -> bool:
@@ -125,7 +138,9 @@ class Aligner:
             return list(entries)
         if chosen not in self._rows:
             base = chosen.index(self._base) if self._base in chosen else None
-            self._rows[chosen] = Rows.of([self._keys_of(number) for number in chosen], self._keys, base)
+            self._rows[chosen] = Rows.of(
+                [self._keys_of(number) for number in chosen], self._keys, base, self._substitutes(entries[0].name, chosen)
+            )
         if axis is None and self._rows[chosen].moves([self._sizes[number][0] for number in chosen]):
             first, (rows, _) = self._inputs[numbers[0]], self._sizes[numbers[0]]
             raise CheckpointError(
@@ -143,6 +158,25 @@ class Aligner:
                 self._made[key] = self._rows[chosen].aligned(place, axis, entries, chosen)
             made = self._made[key]
             found.append(entry if made is None else made.renamed(entry.name))
+        return found
+
+    def _substitutes(self, name: str, chosen: tuple[int, ...]) -> list[Substitute]:
+        """Return the rows that the recipe gives in the tensor `name` of the inputs `chosen`. Raises CheckpointError."""
+        row_of, found, problems = {key: row for row, key in enumerate(self._keys)}, list[Substitute](), list[str]()
+        for one in self._given:
+            if not one.says or (not one.force and all(one.token in self._held[number] for number in chosen)):
+                continue
+            if one.number is not None and one.number not in chosen:
+                path = self._inputs[one.number].path
+                problems.append(
+                    f"{path}: has no tensor {name!r} that is merged here, of which the tokens of the recipe give a row to"
+                    f" {one.token!r}"
+                )
+                continue
+            place = None if one.number is None else chosen.index(one.number)
+            found.append(Substitute(row_of[one.token], place, self._located.get(one.token, -1), one.force))
+        if problems:
+            raise CheckpointError(problems)
         return found
 
     def _keys_of(self, number: int) -> list[str | int]:
@@ -163,7 +197,7 @@ class Aligner:
         entries: the tensor in each of the inputs `numbers`. Raises CheckpointError if the axis is unknown.
         """
         name = entries[0].name
-        if last_word(name) not in (*WORDS, *_HEADS) and not _may_hold_tokens(name):
+        if last_word(name) not in (*TOKEN_EMBEDDINGS, *_HEADS) and not _may_hold_tokens(name):
             return None
         if not all(entry.dtype.is_float for entry in entries):  # rows of integers can't be averaged
             return None
@@ -173,7 +207,7 @@ class Aligner:
             for axis in range(min(2, *(len(entry.shape) for entry in entries)))
             if all(entry.shape[axis] == rows for entry, (rows, _) in zip(entries, shapes, strict=True))
         ]
-        if last_word(name) in WORDS and 0 in fitting:
+        if last_word(name) in TOKEN_EMBEDDINGS and 0 in fitting:
             return 0
         if len(fitting) < 2 and all(rows != width for rows, width in shapes):
             return fitting[0] if fitting else None

@@ -35,19 +35,19 @@ def rewrite_ids(files: Mapping[str, bytes], tokens: Tokens, folder: str) -> dict
         content = parsed(path, files[name]) if name in files else None
         if not isinstance(content, dict):
             continue
-        changed = _sized(content, tokens.rows) if name == "config.json" else content
+        changed = sized(content, tokens.rows) if name == "config.json" else content
         changed = _Ids(path, before, tokens).of(changed)
         if changed != content:
             found[name] = (json.dumps(changed, indent=2) + "\n").encode()
     return found
 
 
-def _sized(config: dict[str, Any], rows: int) -> dict[str, Any]:
-    """Return a config with the number of rows in all fields of the vocabulary's size, in vocab_size if it has none."""
+def sized(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return a config.json with the number of rows in all fields of the vocabulary's size, in vocab_size if it has none."""
     changed: dict[str, Any] = {name: rows for name in SIZES if name in config}
     for section in SECTIONS:
         if isinstance(its := config.get(section), dict):
-            changed[section] = _sized(its, rows)
+            changed[section] = sized(its, rows)
     return {**config, **(changed or {SIZES[0]: rows})}
 
 

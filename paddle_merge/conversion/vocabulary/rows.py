@@ -3,7 +3,7 @@
 The rules are mergekit's. If an input doesn't have a token, its row is: that of the only input that has it; of several, the
 base's if the base has it, else their mean; zeros if no input has it. A row without a token (padding behind the last id) is
 identified by its number; if no input has it, it is the mean of all other rows (Hewitt 2021, "Initializing new word
-embeddings for pretrained language models").
+embeddings for pretrained language models"). A recipe may give the row of a token itself (given.py).
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...checkpoints.config_json import read_config
-from ...checkpoints.names import EMBEDDINGS, last_word, layer_of
+from ...checkpoints.names import TOKEN_EMBEDDINGS, last_word, layer_of
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...errors import CheckpointError
 from .entry import AlignedEntry, Pick
+from .given import Substitute
 from .tokens import Vocabulary
-
-WORDS = (*EMBEDDINGS, "embed_in", "tok_embeddings", "shared")  # last words of the names of token embeddings
 
 
 def sizes(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -28,7 +27,7 @@ def sizes(checkpoint: Checkpoint) -> tuple[int, int]:
     embeddings = {
         entry.shape
         for name, entry in checkpoint.tensors.items()
-        if last_word(name) in WORDS and len(entry.shape) == 2 and layer_of(name) is None
+        if last_word(name) in TOKEN_EMBEDDINGS and len(entry.shape) == 2 and layer_of(name) is None
     }
     if len(embeddings) > 1:
         stated = read_config(checkpoint.folder).get("vocab_size")
@@ -53,7 +52,7 @@ class Rows:
     """Hold which rows of several inputs become which rows of the output.
 
     own: (inputs, rows) int64, the row of each input that is the output's row; -1 if the input doesn't have it.
-    substitutes: (inputs, rows) bool, the inputs whose rows an input takes if it doesn't have one itself.
+    substitutes: (inputs, rows) int64, the row of each input that one which doesn't have its own takes; -1 for none.
     means: (n,) int64, rows of the output that are the mean of all others.
     """
 
@@ -62,20 +61,32 @@ class Rows:
     means: np.ndarray
 
     @classmethod
-    def of(cls, inputs: Sequence[Sequence[str | int]], output: Sequence[str | int], base: int | None) -> Rows:
+    def of(
+        cls,
+        inputs: Sequence[Sequence[str | int]],
+        output: Sequence[str | int],
+        base: int | None,
+        given: Sequence[Substitute] = (),
+    ) -> Rows:
         """Match the rows of inputs and output by their keys (see keys()).
 
-        base: the index of the base model among the inputs; None if it isn't one.
+        base: the index of the base model among the inputs; None if it isn't one. given: rows that the recipe gives.
         """
         own = np.full((len(inputs), len(output)), -1, np.int64)
         for rows, its in zip(own, inputs, strict=True):
             row_of = {key: row for row, key in enumerate(its)}
             rows[:] = [row_of.get(key, -1) for key in output]
         has = own >= 0
-        substitutes = has.copy()
+        substitutes = own.copy()
         if base is not None:
-            substitutes[:, has[base]] = False
-            substitutes[base] |= has[base]
+            substitutes[:, has[base]] = -1
+            substitutes[base] = own[base]
+        for one in given:
+            substitutes[:, one.at] = -1
+            if one.place is not None:
+                substitutes[one.place, one.at] = one.row
+            if one.force:
+                own[:, one.at] = -1
         unnamed = np.array([isinstance(key, int) for key in output], bool)
         return cls(own, substitutes, np.flatnonzero(unnamed & ~has.any(axis=0)))
 
@@ -93,14 +104,15 @@ class Rows:
         has = self.own[place] >= 0
         if entry.shape[axis] == rows and (self.own[place] == np.arange(rows)).all():
             return None
-        gives = np.where(has, False, self.substitutes)
-        gives[place] = has
+        taken = np.where(has, -1, self.substitutes)  # (inputs, rows): the rows of each input that become this one's
+        taken[place, has] = self.own[place, has]
+        gives = taken >= 0
         of, nth = gives.sum(axis=0), np.cumsum(gives, axis=0) - 1
         picks = []
         for one, (number, source) in enumerate(zip(numbers, entries, strict=True)):
             at = np.flatnonzero(gives[one])
             if at.size:
-                picks.append(Pick(number, source, _runs(at, self.own[one][at], of[at], nth[one][at])))
+                picks.append(Pick(number, source, _runs(at, taken[one][at], of[at], nth[one][at])))
         shape = (*entry.shape[:axis], rows, *entry.shape[axis + 1 :])
         means = np.column_stack([self.means, np.ones_like(self.means)])
         return AlignedEntry(

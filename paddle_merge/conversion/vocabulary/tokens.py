@@ -7,7 +7,7 @@ import dataclasses
 import filecmp
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -242,3 +242,12 @@ def union(base: Vocabulary, others: list[Vocabulary]) -> Vocabulary:
         added = {**one.added, **added}
     added = {token: added.get(token, PLAIN) for token in ids if token in added or token not in base.ids}
     return Vocabulary(base.folder, ids, added, base.stored or base)
+
+
+def extended(vocabulary: Vocabulary, tokens: Iterable[str]) -> Vocabulary:
+    """Return a vocabulary with the tokens that it lacks as plain added tokens behind its own, in this order."""
+    ids, end = dict(vocabulary.ids), vocabulary.end
+    new = [token for token in dict.fromkeys(tokens) if token not in ids]
+    ids.update({token: end + place for place, token in enumerate(new)})
+    added = {**vocabulary.added, **dict.fromkeys(new, PLAIN)}
+    return Vocabulary(vocabulary.folder, ids, added, vocabulary.stored or vocabulary) if new else vocabulary

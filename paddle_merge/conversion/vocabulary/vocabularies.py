@@ -33,8 +33,9 @@ class Tokens:
     """Describe the output's vocabulary.
 
     title: "union", or the path of the model or tokenizer whose vocabulary it is. source: the vocabulary whose files are
-    copied. vocabulary: the output's, which is the source and what a union adds. main: that of the base, or of the first
-    model. rows: of the output's embedding. alignments: one per input. nowhere: tokens for which no input has a row.
+    copied. vocabulary: the output's, which is the source and what a union or the recipe adds. main: that of the base, or of
+    the first model. rows: of the output's embedding. alignments: one per input. nowhere: tokens for which no input has a
+    row. given: tokens whose rows the recipe says.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Tokens:
     rows: int
     alignments: tuple[VocabularyAlignment, ...]
     nowhere: tuple[str, ...]
+    given: tuple[str, ...] = ()
 
 
 class Vocabularies:
@@ -80,7 +82,7 @@ class Vocabularies:
         """Return the vocabulary of an input; None if it has no tokenizer. Raises CheckpointError."""
         if number not in self._known:
             like = self._like.get(number)
-            self._known[number] = self.read(like) if like is not None else read_vocabulary(self.inputs[number].folder)
+            self._known[number] = self.read(like) if like is not None else read_vocabulary(self.inputs[number].tokens_folder)
         return self._known[number]
 
     def input_number(self, source: int | str) -> int | str:
@@ -123,7 +125,11 @@ class Vocabularies:
         for number in others:
             one, other = self.inputs[first], self.inputs[number]
             try:
-                if same_files(one.folder, other.folder) or not (known := self.read(first)) or not (its := self.read(number)):
+                if (
+                    same_files(one.tokens_folder, other.tokens_folder)
+                    or not (known := self.read(first))
+                    or not (its := self.read(number))
+                ):
                     continue
                 named = {row: token for token, row in known.ids.items()}
                 differing = [(token, row) for token, row in its.ids.items() if named.get(row, token) != token]

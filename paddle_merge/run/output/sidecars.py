@@ -11,7 +11,7 @@ from typing import Any
 
 from ...checkpoints.json_files import parsed, read_small
 from ...checkpoints.names import last_word
-from ...conversion.vocabulary.ids import rewrite_ids
+from ...conversion.vocabulary.ids import rewrite_ids, sized
 from ...conversion.vocabulary.write import is_tokenizer_file, with_tokens
 from ...errors import CheckpointError
 from ...plan import chat
@@ -27,15 +27,17 @@ from .disk import json_bytes
 MAX_SIDECAR = 1 << 30  # bytes; they are held in memory
 
 
+# How many ranks a model was trained on, as PaddleNLP and PaddleFormers write it: they would split whole weights once more.
+_RANKS = ("tensor_parallel_degree", "tensor_model_parallel_size")
 # What PaddleNLP's config.json says about layers that the weights have fused.
 FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_up_fused_proj"}}
 
 
 def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
     """Return what to write beside the weights, by name: the model card, and copies from plan.config_source.folder
-    (config.json with the new dtype and vocabulary, if there are such), the tokenizer's from plan.tokens; with the chat
-    template that was asked for, if one was. Raises CheckpointError listing the files of copy_file_list that aren't there
-    or may not be copied."""
+    (config.json with the new dtype and vocabulary, if there are such), the tokenizer's from plan.tokens or plan.added; with
+    the chat template that was asked for, if one was. Raises CheckpointError listing the files of copy_file_list that
+    aren't there or may not be copied."""
     folder, tokens = plan.config_source.folder, plan.tokens
     problems = []
     extra = [os.path.normpath(name) for name in request.copied_files]
@@ -59,6 +61,10 @@ def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
         stored = tokens.vocabulary.stored or tokens.vocabulary
         contents |= with_tokens(_read(stored.folder, theirs), stored, tokens.vocabulary)
         contents = rewrite_ids(contents, tokens, folder)
+    elif plan.added is not None and plan.added.folder is not None:
+        theirs = [name for name in loader_files(plan.added.folder)[0] if is_tokenizer_file(name)]
+        contents = {name: content for name, content in contents.items() if name in extra or not is_tokenizer_file(name)}
+        contents |= _read(plan.added.folder, theirs)
     path = os.path.join(folder, "config.json")
     if "config.json" in contents and isinstance(model := parsed(path, contents["config.json"]), dict):
         contents["config.json"] = _model_config(contents["config.json"], model, plan)
@@ -81,24 +87,27 @@ def _read(folder: str, names: Sequence[str]) -> dict[str, bytes]:
 
 def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     """Return config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and
-    Paddle's libraries, rotary embeddings likewise; and, where the layout is known, PaddleFormers' mark and what is
-    fused. As it is where it says all that already.
+    Paddle's libraries, rotary embeddings likewise; nothing of ranks, because the output's tensors are whole; and, where the
+    layout is known, PaddleFormers' mark and what is fused. As it is where it says all that already.
 
     8-bit floats are only stored: loaders compute in what config.json says, and fail if it says float8.
     """
     dtypes = {tensor.dtype.name for tensor in plan.tensors if tensor.merged}
-    wanted = dict(model)
+    wanted = {name: value for name, value in model.items() if name not in _RANKS}
     stored_only = any(tensor.merged and tensor.dtype.itemsize == 1 for tensor in plan.tensors)
     has_dtype = plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()
     if len(dtypes) == 1 and not stored_only and has_dtype:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
+    if plan.added is not None and plan.added.rows is not None:
+        wanted = sized(wanted, plan.added.rows)
     if plan.tied is not None:
         wanted["tie_word_embeddings"] = plan.tied
     wanted.update(_older_rope(model))
     wanted, _ = restacked(wanted, plan.recipe, plan.tensors, plan.inputs)
     if isinstance(text := wanted.get("text_config"), dict):
         says = {"tie_word_embeddings": plan.tied} if plan.tied is not None and "tie_word_embeddings" in text else {}
-        wanted["text_config"] = {**text, **_older_rope(text), **says}
+        own = {name: value for name, value in text.items() if name not in _RANKS}
+        wanted["text_config"] = {**own, **_older_rope(text), **says}
     if plan.layout is not None:
         wanted.pop("source", None)
         if plan.layout == "paddleformers":

@@ -14,7 +14,7 @@ from importlib import import_module
 from threadpoolctl import ThreadpoolController
 
 from ...errors import ConfigError
-from ..space import Gene, Values, settled
+from ..gene import Gene, Values, settled
 from .optimizer import Losses, Optimizer, Settings
 
 

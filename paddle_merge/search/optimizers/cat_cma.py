@@ -19,7 +19,7 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...recipe.recipe import Value
-from ..space import Gene, Values
+from ..gene import Gene, Values
 from .optimizer import Losses, Optimizer, Settings
 
 FEW = 100  # values of an integer, from which on it is searched like a number and rounded
@@ -114,7 +114,8 @@ class CatCMA:
         self._asked = [self._made.ask() for _ in range(self.population)]
         values = [self._domain.values(one.x, one.z, one.c) for one in self._asked]
         for number, given in enumerate(self._first[: self.population]):
-            self._asked[number], values[number] = self._injected(given), given
+            self._asked[number] = type(self._made).Solution(*injected(self._domain, self._made, given))
+            values[number] = given
         self._first = self._first[self.population :]
         return values
 
@@ -129,21 +130,21 @@ class CatCMA:
     def mean(self) -> Values:
         return self._domain.centre(self._made)
 
-    def _injected(self, values: Values) -> Any:
-        """Return the solution that stands for given values.
 
-        One that lies further from the mean than samples do is told as lying nearer, in the same direction, so that it pulls
-        the distribution without widening it at once (Hansen 2011, Injecting External Solutions into CMA-ES).
-        """
-        domain, raw = self._domain, None
-        if domain.x or domain.z:
-            raw, made, size = domain.raw(values), self._made, len(self._made._mean)
-            step = (raw - made._mean) / made._A / made._sigma
-            far = math.sqrt(step @ np.linalg.solve(made._C, step))
-            most = math.sqrt(size) + 2 * size / (size + 2)
-            raw = made._mean + (raw - made._mean) * min(1.0, most / far) if far else raw
-        x, z = (None, None) if raw is None else (raw[: len(domain.x)], raw[len(domain.x) :])
-        return type(self._made).Solution(x, z, domain.chosen(values), raw)
+def injected(domain: Domain, made: Any, values: Values) -> tuple[Any, Any, Any, Any]:
+    """Return x, z, c and the raw point of a solution that stands for given values. made: a CatCMAwM.
+
+    One that lies further from the mean than samples do is told as lying nearer, in the same direction, so that it pulls the
+    distribution without widening it at once (Hansen 2011, Injecting External Solutions into CMA-ES).
+    """
+    if not domain.x and not domain.z:
+        return None, None, domain.chosen(values), None
+    raw, size = domain.raw(values), len(made._mean)
+    step = (raw - made._mean) / made._A / made._sigma
+    far = math.sqrt(step @ np.linalg.solve(made._C, step))
+    most = math.sqrt(size) + 2 * size / (size + 2)
+    raw = made._mean + (raw - made._mean) * min(1.0, most / far) if far else raw
+    return raw[: len(domain.x)], raw[len(domain.x) :], domain.chosen(values), raw
 
 
 def raw_told(domain: Domain, asked: Any, made: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from ..space import Gene, Values
+from ..gene import Gene, Values
 from .optimizer import Losses, Optimizer, Settings
 
 

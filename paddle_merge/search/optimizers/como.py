@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from ..space import Gene, Values
-from .cat_cma import Domain, raw_told
+from ..gene import Gene, Values
+from .cat_cma import Domain, injected, raw_told
 from .optimizer import Losses, Optimizer, Settings
 
 POINTS = 10  # searches, and so points of the front, if there are evaluations enough
@@ -28,8 +28,8 @@ class COMO:
     The first generation has the incumbents of the other searches too, and is larger than the later ones.
     """
 
-    def __init__(self, made: Any, domain: Domain):
-        self._made, self._domain = made, domain
+    def __init__(self, made: Any, domain: Domain, first: Sequence[Values]):
+        self._made, self._domain, self._first = made, domain, list(first)
         self._asked: list[Any] = []
 
     @property
@@ -38,7 +38,15 @@ class COMO:
 
     def ask(self) -> list[Values]:
         self._asked = [_copied(one) for one in self._made.ask_iter()]
-        return [self._domain.values(_within(one.x), one.z, one.c) for one in self._asked]
+        values = [self._domain.values(_within(one.x), one.z, one.c) for one in self._asked]
+        places = [place for place, one in enumerate(self._asked) if one._kernel_id is not None]
+        missing = [one for one in self._first if one not in values]  # others are incumbents of searches that begin there
+        for place, given in zip(places, missing, strict=False):
+            asked, values[place] = self._asked[place], given
+            point = injected(self._domain, self._made.kernels[asked._kernel_id], given)
+            self._asked[place] = type(asked)(*point, asked._kernel_id, None)
+        self._first = missing[len(places) :]
+        return values
 
     def tell(self, losses: Losses) -> None:
         told = []
@@ -78,4 +86,4 @@ def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[V
         starts.append(domain.start(tuple(gene.start if gene.choices else gene.value(generator.random()) for gene in genes)))
     common = {"population_size": population, "sigma": settings.sigma}
     made = [cmaes.CatCMAwM(**domain.spaces(), **start, **common) for start in starts]
-    return COMO(cmaes.COMOCatCMAwM(**domain.spaces(), kernels=made, seed=settings.seed), domain)
+    return COMO(cmaes.COMOCatCMAwM(**domain.spaces(), kernels=made, seed=settings.seed), domain, first)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ...errors import ConfigError
 from ...recipe.recipe import Value
-from ..space import Gene, Values, settled
+from ..gene import Gene, Values, settled
 from .optimizer import Losses, Optimizer, Settings
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...recipe.recipe import Value
-from ..space import Gene, Values, settled
+from ..gene import Gene, Values, settled
 from .optimizer import Losses, Optimizer, Settings
 
 CROSSOVER = 0.9  # the share of pairs that are crossed, as in the paper

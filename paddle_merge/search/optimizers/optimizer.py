@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..space import Values
+from ..gene import Values
 
 Losses = Sequence[Sequence[float]]  # one row per candidate, one finite number per objective; smaller is better
 

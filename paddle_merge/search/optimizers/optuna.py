@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...recipe.recipe import Value
-from ..space import Gene, Values
+from ..gene import Gene, Values
 from .optimizer import Losses, Optimizer, Settings
 
 POPULATION = 10

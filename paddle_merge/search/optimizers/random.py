@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..space import Gene, Values
+from ..gene import Gene, Values
 from .optimizer import Losses, Optimizer, Settings
 
 

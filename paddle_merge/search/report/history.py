@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...recipe.recipe import Value
+from ..gene import Gene, Values
 from ..outcome import Outcome, Scored
-from ..space import Gene, Values
 
 
 class Point(NamedTuple):

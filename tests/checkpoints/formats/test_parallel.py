@@ -191,3 +191,16 @@ def test_two_ways_are_none(tmp_path: Path) -> None:
     for rank in ("tp00", "tp01"):
         edit(a, rank, lambda content: content.update({"lm_head.weight": np.ones((64, 64), np.float32)}))
     assert "in exactly one way" in sentence(a)
+
+
+@pytest.mark.parametrize("name", ["tensor_parallel_degree", "tensor_model_parallel_size"])
+def test_the_output_is_whole_and_says_so(tmp_path: Path, name: str) -> None:
+    """With PaddleNLP's degree (the first) or PaddleFormers' in config.json, either library splits what it loads: on one
+    device that ends with "'NoneType' object has no attribute 'get_model_parallel_group'"."""
+    config = {**CONFIG, name: 2, "text_config": {**CONFIG, name: 2}}
+    model = write(tmp_path / "a", values(), 2, 1, config)
+    run(model, model, out=tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert name not in said
+    assert name not in said["text_config"]
+    assert said["text_config"]["hidden_size"] == 64

@@ -145,9 +145,24 @@ def test_adapters(tmp_path: Path, kind: str) -> None:
     assert (both["layout"], both["adapters"]) == ("hf", [said])
 
 
+def test_an_adapter_of_experts_and_of_single_tokens(tmp_path: Path) -> None:
+    """3 experts; gate_up_proj of rank 4 and alpha 6, the others of rank 2 and alpha 3. As PEFT nests them."""
+    its = {"model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, 4))}
+    modules = {"experts.base_layer": (12, 4, 10), "experts": (6, 5, 4), "gate": (2, 4, 3)}
+    for module, (rows, inputs, outputs) in modules.items():
+        its[f"model.layers.0.mlp.{module}.lora_A.weight"] = np.ones((rows, inputs))
+        its[f"model.layers.0.mlp.{module}.lora_B.weight"] = np.ones((outputs, rows))
+    patterns = {"rank_pattern": {r".*\.gate_up_proj": 4}, "alpha_pattern": {r".*\.gate_up_proj": 6}}
+    listed = {"target_parameters": ["gate_up_proj", "down_proj", "gate.weight"], "trainable_token_indices": [3, 7]}
+    said = one(peft(tmp_path / "ad", its, r=2, lora_alpha=3, **listed, **patterns))
+    assert (said["ranks"], said["scales"], said["problems"]) == ({"2": 2, "4": 1}, {"1.5": 3}, [])
+    assert said["targets"] == {"gate_up_proj": 1, "down_proj": 1, "gate": 1}
+    assert said["token_rows"] == {"model.embed_tokens": 2}
+
+
 def test_adapters_that_cannot_be_folded_say_why(tmp_path: Path) -> None:
     said = one(peft(tmp_path / "ad", in_peft(factors(1)), r=4, use_qalora=True))
-    assert said["problems"][0].endswith("can't be folded: its config sets use_qalora, and QA-LoRA pools its inputs")
+    assert "can't be folded: its config sets use_qalora, and QA-LoRA pools its inputs" in said["problems"][0]
     assert "'model.layers.0.self_attn.q_proj' has rank 3, but the adapter's config says 4" in said["problems"][1]
 
 

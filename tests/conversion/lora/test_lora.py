@@ -104,6 +104,16 @@ def test_by_hand(tmp_path: Path) -> None:
     assert got["fc.bias"].tolist() == [1.0, 1.0]
 
 
+def test_attention_of_torch_itself(tmp_path: Path) -> None:
+    """torch.nn.MultiheadAttention: PEFT 0.21.2 adds the product for out_proj twice, where it computes and where it folds."""
+    its = {"attn.lora_A.weight": np.ones((R, 4)), "attn.lora_B.weight": np.ones((12, R))}
+    its |= {
+        "attn.base_layer.out_proj.lora_A.weight": np.ones((R, 4)),
+        "attn.base_layer.out_proj.lora_B.weight": np.ones((4, R)),
+    }
+    assert refusal(tmp_path, peft(tmp_path / "ad", its)).count("it adapts torch's own MultiheadAttention") == 1
+
+
 @pytest.mark.parametrize("output", [None, *LAYOUTS])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["peft", "paddle", "paddlenlp"])
@@ -484,6 +494,17 @@ def refusal(tmp_path: Path, adapter: str, layout: str = "hf", base: State | None
     return "\n".join(caught.value.problems)
 
 
+def test_one_cause_is_told_once(tmp_path: Path) -> None:
+    """An adapter of another model: 12 modules that the base lacks, three of them by name; and one with another fault."""
+    names = [f"model.layers.{layer}.mlp.{word}" for layer in range(4) for word in ("w1", "w2", "w3")]
+    its = in_peft({name: (np.ones((HIDDEN, R)), np.ones((R, HIDDEN))) for name in names})
+    its |= in_peft({QUERY: (np.ones((HIDDEN, 1)), np.ones((1, HEADS * WIDTH)))})
+    one, other = refusal(tmp_path, peft(tmp_path / "ad", its)).splitlines()
+    assert "'model.layers.0.mlp.w1' is for 'model.layers.0.mlp.w1.weight', which" in one
+    assert one.endswith("likewise 'model.layers.0.mlp.w2', 'model.layers.0.mlp.w3' and 9 more")
+    assert f"{QUERY!r} has rank 1, but the adapter's config says 3" in other
+
+
 def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
     """All that don't fit are named, together."""
     query, key = f"{LAYER}self_attn.q_proj", f"{LAYER}self_attn.k_proj"
@@ -526,7 +547,13 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
         ("paddle", {"r": 0}, "r 0 and lora_alpha 6"),
         ("paddle", {"lora_alpha": None}, "lora_alpha None"),
         ("peft", {"r": 4}, "has rank 3, but the adapter's config says 4"),
-        ("peft", {"peft_type": "VERA"}, "peft_type 'VERA', and only LORA is supported"),
+        (
+            "peft",
+            {"peft_type": "VERA"},
+            "LORA and TRAINABLE_TOKENS are supported; PEFT's merge_and_unload folds it: give the",
+        ),
+        ("peft", {"peft_type": "PREFIX_TUNING"}, "supported; it changes what goes into layers, and no weights"),
+        ("peft", {"peft_type": "NEW"}, "peft_type 'NEW', and only LORA and TRAINABLE_TOKENS are supported"),
         ("peft", {"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ("peft", {"alora_invocation_tokens": [5]}, "aLoRA"),
         ("peft", {"rank_pattern": {"q_(": 4}}, "rank_pattern has 'q_('"),
@@ -572,7 +599,7 @@ QUERY = f"{LAYER}self_attn.q_proj"
             f"and {QUERY!r} are both for '{QUERY}.weight'",
         ),
         (
-            {"model.norm.weight": np.ones(HIDDEN), "model.norm.modules_to_save.weight": np.ones(HIDDEN)},
+            {"model.norm.weight": np.ones(HIDDEN), "model.norm.modules_to_save.weight": np.zeros(HIDDEN)},
             "are both for 'model.norm.weight'",
         ),
     ],

@@ -10,6 +10,8 @@ each of them:
     tokenize        returns token ids, by a folder's tokenizer
     chat            returns a conversation as text, by the chat template of a folder's tokenizer
     adapt           writes a random model, adapters of it, and the model with each of them folded in
+    convolve        the same of a model of convolutions
+    adapt_layers    the same of single layers
     fold            opens a model and an adapter; writes the model with the adapter folded in
 
 Logits are written to logits.npz in the job's folder, other results to answers.json, under the argument `name`.
@@ -78,6 +80,10 @@ def work(script: ModuleType) -> None:
         answers[name] = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     for entry in job.get("adapt", ()):
         script.adapt(**entry)
+    for entry in job.get("convolve", ()):
+        script.convolve(**entry)
+    for entry in job.get("adapt_layers", ()):
+        script.adapt_layers(**entry)
     for entry in job.get("fold", ()):
         script.fold(**entry)
     np.savez(os.path.join(folder, "logits.npz"), **logits)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import paddle
 from job import work, write_weights
+from paddleformers.nn.experts import MoeExperts
 from paddleformers.peft import LoRAConfig, LoRAModel
+from paddleformers.peft.lora.lora_layers import LoRAConv2D, LoRAMoeExperts
 from paddleformers.transformers import LlamaConfig, LlamaForCausalLM
 from paddleformers.utils.log import logger
 
@@ -44,6 +47,33 @@ def adapt(folder: str, config: dict[str, object], adapters: dict[str, dict[str, 
         fold_into(adapted, f"{folder}/{name}-folded")
     move(model, 0.05)
     model.save_pretrained(f"{folder}/tuned")
+
+
+def adapt_layers(folder: str, lora: dict[str, object]) -> None:
+    """Into `folder`: base, with stacked experts and convolutions; an adapter; and the folded model.
+
+    paddlefleet, which is not on PyPI, makes models of these layers. lora: settings of LoRAConfig.
+    """
+    paddle.seed(0)
+    sizes = SimpleNamespace(num_experts=3, moe_intermediate_size=5, hidden_size=4, hidden_act="silu")
+    settings = LoRAConfig(target_modules=[".*"], **lora)
+    own = {"r": settings.r, "lora_alpha": settings.lora_alpha}
+    plain = MoeExperts(sizes)
+    move(plain, 0.4)
+    layers = {"mlp.experts": LoRAMoeExperts(plain, rslora=settings.rslora, **own)}
+    layers |= {"wide": LoRAConv2D(3, 6, (2, 3), **own), "narrow": LoRAConv2D(3, 6, 1, **own)}
+    for layer in layers.values():
+        move(layer, 0.05)
+    state = {f"{name}.{word}": value for name, layer in layers.items() for word, value in layer.state_dict().items()}
+    write_weights(f"{folder}/base", state)
+    settings.save_pretrained(f"{folder}/lora")
+    paddle.save(
+        {name: value for name, value in state.items() if "lora_" in name}, f"{folder}/lora/lora_model_state.pdparams"
+    )
+    for layer in layers.values():
+        layer.merge()
+    merged = {f"{name}.{word}": value for name, layer in layers.items() for word, value in layer.state_dict().items()}
+    write_weights(f"{folder}/lora-folded", merged)
 
 
 def fold(base: str, adapter: str, folder: str, options: dict[str, object]) -> None:

@@ -48,7 +48,7 @@ class Stored:
 
 def main(library: str, folder: Path) -> None:
     script = importlib.import_module(f"with_{library}")
-    config = json.loads((folder / "config.json").read_text())
+    config = {**json.loads((folder / "config.json").read_text()), "pad_token_id": None}  # PaddleFormers' default is 0
     state = str(folder / "state.npz")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = script.build(state, config, "float32")
@@ -83,7 +83,7 @@ def main(library: str, folder: Path) -> None:
         assert sorted(os.listdir(path)) == before, "the library left files beside the model's"
     found["generated"] = generated(library, Stored(folder / f"{library}-hf"), encode, log_probabilities)
     found["incomplete"] = incomplete(library, folder)
-    found["in place"] = in_place(library, folder)
+    found["in place"] = {source: in_place(library, folder, source) for source in ("hf", "hf-tied")}
     (folder / f"{library}.json").write_text(json.dumps(found))
 
 
@@ -103,6 +103,10 @@ def expected(folder: Path, encode, summed) -> dict[str, object]:
     prompt, both = encode(texts[2]["prompt"]), encode(texts[2]["prompt"] + texts[2]["completion"])
     losses.append(-summed(both, len(prompt)))
     tokens.append(len(both) - len(prompt))
+    with_zero = encode(texts[3]["text"])
+    assert 0 in with_zero
+    losses.append(-summed(with_zero, 1))
+    tokens.append(len(with_zero) - 1)
     questions = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
     acc, acc_norm = [], []
     for one in questions:
@@ -164,15 +168,15 @@ class Merged(Stored):
 
     kind = "one"
 
-    def __init__(self, folder: Path, number: int):
+    def __init__(self, folder: Path, source: str, number: int):
         from safetensors.numpy import load_file
 
-        super().__init__(folder / f"merged-{number}")
-        tensors = load_file(folder / "hf" / "model.safetensors")
+        super().__init__(folder / f"merged-{source}-{number}")
+        tensors = load_file(folder / source / "model.safetensors")
         generator = np.random.default_rng(number)
-        self._tensors = {name: value + generator.normal(0, 0.1, value.shape) for name, value in tensors.items()}
+        self._tensors = {name: value + generator.normal(0, 0.1, value.shape) for name, value in sorted(tensors.items())}
         self._tensors = {name: value.astype(np.float32) for name, value in self._tensors.items()}
-        self._hf, self.opened = folder / "hf", 0
+        self._source, self.opened = folder / source, 0
 
     def arrays(self) -> dict[str, np.ndarray]:
         return self._tensors
@@ -181,12 +185,12 @@ class Merged(Stored):
         from safetensors.numpy import save_file
 
         self.opened += 1
-        shutil.copytree(self._hf, self._folder, dirs_exist_ok=True)
+        shutil.copytree(self._source, self._folder, dirs_exist_ok=True)
         save_file(self._tensors, os.path.join(self._folder, "model.safetensors"), metadata={"format": "pt"})
         return self._folder
 
 
-def in_place(library: str, folder: Path) -> dict[str, object]:
+def in_place(library: str, folder: Path, source: str) -> dict[str, object]:
     """Scores of four merges by one evaluator, and by one evaluator each; and whether the first one opened their folders."""
 
     def evaluator():
@@ -196,10 +200,10 @@ def in_place(library: str, folder: Path) -> dict[str, object]:
     def nll(of, candidate: Merged) -> float:
         return of(candidate, "search", 0, None).metrics["nll"]
 
-    merges, one = [Merged(folder, number) for number in range(4)], evaluator()
+    merges, one = [Merged(folder, source, number) for number in range(4)], evaluator()
     together = [nll(one, candidate) for candidate in merges]
     opened = [candidate.opened for candidate in merges]
-    other = Merged(folder, 4)
+    other = Merged(folder, source, 4)
     other.arrays()["model.layers.2.extra.weight"] = np.ones(3, np.float32)
     nll(one, other)
     alone = [nll(evaluator(), candidate) for candidate in merges]

@@ -19,12 +19,12 @@ import pytest
 from paddle_merge.commands.evolve.show import lines
 from paddle_merge.search.contract import Candidate, Scores
 from paddle_merge.search.evolve import Asked, evolve
+from paddle_merge.search.gene import Gene
 from paddle_merge.search.job import Result
 from paddle_merge.search.outcome import Outcome, Scored
 from paddle_merge.search.report import summary
 from paddle_merge.search.report.history import Heat, heats, history
 from paddle_merge.search.report.page import page
-from paddle_merge.search.space import Gene
 from tests.search.test_paths import TWO as TWO_PARTS
 from tests.search.test_paths import Distance, here, target  # noqa: F401 - here is a fixture
 from tests.support.searches import RECIPE, state, workshop

@@ -105,28 +105,24 @@ class _Tokenizer:
     """
 
     def __init__(self, folder: str, library: Any):
-        path = os.path.join(folder, "tokenizer.json")
+        config, path = read_config(folder), os.path.join(folder, "tokenizer.json")
+        told = config.get("eos_token_id")
+        self.ends = set(told if isinstance(told, list) else [] if told is None else [told])
+        self._of_library: Any = None
         try:
-            self._of_library: Any = library.AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # such as a class that only other versions of transformers know
+            own = self._of_library = library.AutoTokenizer.from_pretrained(folder)
+            begin, self._start = own.bos_token_id, own.bos_token
+            self.ends |= {own.eos_token_id} - {None}
+            end = own.eos_token_id
+        except Exception:  # such as a class that only other versions of transformers know
             if not os.path.exists(path):
                 raise
-            self._of_library = None
             from tokenizers import Tokenizer
 
             self._of_file = Tokenizer.from_file(path)
-            del error
-        config = read_config(folder)
-        ends = config.get("eos_token_id")
-        self.ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
-        self.first, self._start = config.get("bos_token_id"), ""
-        if self._of_library is not None:
-            own = self._of_library
-            self.ends |= {own.eos_token_id} - {None}
-            self.first = own.bos_token_id if own.bos_token_id is not None else own.eos_token_id
-            self._start = own.bos_token or ""
-        elif self.first is None:
-            self.first = min(self.ends, default=None)
+            begin, end = config.get("bos_token_id"), min(self.ends, default=None)
+            self._start = None if begin is None else self._of_file.id_to_token(begin)
+        self.first: int | None = begin if begin is not None else end
 
     def encode(self, text: str, special: bool) -> list[int]:
         special = special and not (self._start and text.startswith(self._start))
@@ -163,13 +159,17 @@ def load(folder: str, library: str, layout: str, settings: ModelSettings) -> Pad
     config = package.AutoConfig.from_pretrained(folder)
     if on_cpu:
         config.fuse_rms_norm = False  # the fused kernel is a GPU's
+    if read_config(folder).get("pad_token_id") is None:
+        config.pad_token_id = None  # else PaddleFormers takes 0, and computes with zeros for that token
     missing: list[str] = []
     options = {**_OPTIONS[library, layout], **({"dtype": dtype} if dtype else {})}
     _forget()
     with _told(package, missing), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = package.AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
-    check_missing(sorted(missing), library)
+    held = model.state_dict()
+    given = {id(tensor) for name, tensor in held.items() if name not in missing}  # tied ones have several names
+    check_missing(sorted(name for name in missing if id(held.get(name)) not in given), library)
     model.eval()
     return PaddleModel(model, _Tokenizer(folder, package), length_of(read_config(folder), settings))
 
