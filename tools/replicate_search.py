@@ -1,11 +1,13 @@
 """Train small experts, and measure what searches for recipes are worth.
 
-Two claims, on three seeds, with nothing chosen by the report split:
+Two claims, with nothing chosen by the report split, on which the accuracies are measured:
 
-1. CMA-ES over layer x model beats the tuned uniform merge by 2.5 points or more, when half of the pool is of no use.
-2. Racing reaches the full search's result within one point, with a third of the samples or less.
+1. CMA-ES over layer x model beats the tuned uniform merge by 2.5 points or more on every seed, when half of the pool is of
+   no use.
+2. Racing reaches the full search's result within one point, on the mean of the seeds (one accuracy has a standard error of
+   about 0.8 points), with a third of the samples or less.
 
-    python tools/replicate_search.py            # a few minutes on two cores
+    python tools/replicate_search.py            # three seeds: minutes on two cores
     python tools/replicate_search.py --seeds 1
 
 A task is scikit-learn's digits under a transform. The base is trained on untransformed digits and a few of each task; an
@@ -202,7 +204,7 @@ def tuned_uniform(folder: Path, experts: Sequence[str], judge: Judge) -> tuple[f
 def main(seeds: Annotated[int, typer.Option(min=1, help="Number of trainings, each with its own seed.")] = 3) -> None:
     """Train, search, and print a table; exit with status 1 if a claim doesn't hold."""
     logging.getLogger("paddle_merge").setLevel(logging.WARNING)
-    began, held = time.perf_counter(), True
+    began, gains, behind, shares = time.perf_counter(), list[float](), list[float](), list[float]()
     print("| seed | best input | tuned uniform | by model | layer x model | gain | race | race's samples |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     for seed in range(seeds):
@@ -223,13 +225,21 @@ def main(seeds: Annotated[int, typer.Option(min=1, help="Number of trainings, ea
             points["input"] = 100 * outcome.reported[best.title].metrics["accuracy"]
             points["uniform"] = 100 * uniform.metrics["accuracy"]
             gain, share = points["layer"] - points["uniform"], samples["race"] / samples["layer"]
-            held &= gain >= GAIN and points["race"] >= points["layer"] - LOSS and share <= SHARE
+            gains.append(gain)
+            behind.append(points["layer"] - points["race"])
+            shares.append(share)
             cells = (f"{points[key]:.1f}" for key in ("input", "uniform", "model", "layer"))
             shown = [*cells, f"{gain:+.1f}", f"{points['race']:.1f}", f"{share:.0%}"]
             print(f"| {seed} | {' | '.join(shown)} |", flush=True)
             print(f"seed {seed}: uniform weight {weight}", file=sys.stderr, flush=True)
-    print(f"\n{time.perf_counter() - began:.0f} s. Both claims hold on every seed." if held else "\nA claim doesn't hold.")
-    sys.exit(not held)
+    holds = min(gains) >= GAIN, float(np.mean(behind)) <= LOSS and max(shares) <= SHARE
+    print(f"\nGain over the tuned uniform merge: at least {min(gains):.1f} points on each seed (claimed: {GAIN}).")
+    print(
+        f"Racing: {np.mean(behind):.1f} points behind the full search on the mean of the seeds (claimed: {LOSS:g}), with at"
+        f" most {max(shares):.0%} of the samples (claimed: {SHARE:.0%})."
+    )
+    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+    sys.exit(not all(holds))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Race candidates: score all of them on a few samples, and only the better ones on more (successive halving).
 
 Jamieson and Talwalkar (2016), Non-stochastic Best Arm Identification and Hyperparameter Optimization; the budget is the
-number of samples. All candidates are scored on the same samples (common random numbers), and a later round scores the
-samples of the earlier ones too, so that its scores can be compared with a full evaluation's.
+number of samples. All candidates of a generation are scored on the same samples (common random numbers), the next
+generation on others, and a later round scores the samples of the earlier ones too, so that its scores can be compared with a
+full evaluation's.
 """
 
 from __future__ import annotations
