@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paddle_merge import ConfigError
-from paddle_merge.search.spec import Data, Race, evaluation_spec, read_file, search_spec
+from paddle_merge.search.spec import Race, evaluation_spec, read_file, search_spec
 
 TEXT = """merge_method: linear
 models: [{model: a}]
@@ -33,14 +33,14 @@ def test_everything(tmp_path: Path) -> None:
     assert (spec.evaluate.kind, spec.evaluate.what, spec.evaluate.settings) == ("command", "score {model}", {"shots": 5})
     assert spec.evaluate.time_limit == 60
     assert spec.objectives == {"accuracy": "maximize", "length": "minimize"}
-    assert spec.data == Data("a.jsonl", "b.jsonl")
+    assert (spec.data.search, spec.data.report, spec.data.shared) == ("a.jsonl", "b.jsonl", False)
     assert (spec.optimizer, spec.evaluations, spec.race, spec.seed, spec.workers) == ("nsga2", 200, Race(20, 3), 3, 2)
 
 
 def test_a_file_that_only_evaluates(tmp_path: Path) -> None:
     text = "evaluate: {python: 'm:f'}\ndata: {report: r.jsonl}\nseed: 7\n"
     evaluation, objectives, data, seed = evaluation_spec(read_file(written(tmp_path, text)))
-    assert (evaluation.kind, objectives, data, seed) == ("python", {}, Data(None, "r.jsonl"), 7)
+    assert (evaluation.kind, objectives, data.search, data.report, seed) == ("python", {}, None, "r.jsonl", 7)
 
 
 def test_the_evaluator_of_a_search(tmp_path: Path) -> None:
