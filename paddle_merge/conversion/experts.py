@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..checkpoints.views import nth, select
@@ -26,11 +26,16 @@ _WORDS = {
 }
 
 
-def with_experts_apart(inputs: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+def with_experts_apart(inputs: Sequence[Checkpoint], plain: Callable[[str], str]) -> tuple[list[Checkpoint], list[str]]:
     """Return the inputs with a matrix for each expert where any input has such; and a sentence on each that was changed.
 
-    A stacked tensor whose slices have other shapes than the other inputs' matrices stays as it is.
+    They stay as they are if all inputs have the same stacked tensors, whatever other layers hold. A stacked tensor whose
+    slices have other shapes than the other inputs' matrices stays as it is, too. plain: returns what a name has in common
+    with other names of the same tensor.
     """
+    stacked = [{plain(name) for name in one.tensors if _ALL.fullmatch(name)} for one in inputs]
+    if all(names == stacked[0] for names in stacked):
+        return list(inputs), []
     shapes: dict[str, set[tuple[int, ...]]] = {}  # of the matrices of one expert, by the last word of their layers
     for one in inputs:
         for name, entry in one.tensors.items():

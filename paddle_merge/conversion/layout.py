@@ -20,10 +20,10 @@ from ..checkpoints.names import EMBEDDINGS, HEAD, LAYOUTS, last_word
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..checkpoints.views import transpose
 from ..errors import CheckpointError, MalformedError
-from ..parsing import shown
+from ..parsing import shown, tensors_named
 from .detect import Detected, detect, infer_from_others
 from .fused import PIECES, fused_name, names_in_paddleformers, refit, split_names
-from .leftovers import without_leftovers
+from .leftovers import is_leftover, without_leftovers
 from .orientation import is_transposed
 from .paddle_names import in_files
 from .tied_heads import contradiction, embedding_of, in_agreement
@@ -181,6 +181,7 @@ def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
     wanted = split_names(checkpoint.tensors, found.layout, found.config) if goal == "hf" else ()
     named, _, wrong = refit(checkpoint.tensors, wanted, found.layout, found.config)
     problems = [f"{checkpoint.path}: {sentence}" for sentence in wrong]
+    unknown = list[TensorEntry]()
     for name, entry in named.items():
         word = last_word(name)
         new = after + name.removeprefix(before) if name.startswith(before) else name
@@ -201,8 +202,7 @@ def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
         else:
             turned = is_transposed(name, entry.shape, found.config.get("model_type"))
             flip = flips and turned is True
-            if flips and turned is None:
-                why = f"{list(entry.shape)}: it isn't known whether it has to be transposed from {found.layout} to {goal}"
+            unknown += [entry] if flips and turned is None else []
         if new in tensors:
             why = f"and another would both have the name {new!r} in {goal}"
         try:
@@ -211,6 +211,12 @@ def _convert(checkpoint: Checkpoint, found: Detected, goal: str) -> Checkpoint:
             why = str(error)
         if why:
             problems.append(f"{checkpoint.path}: tensor {name!r} {why}")
+    if unknown:
+        names, shape = tensors_named([entry.name for entry in unknown]), list(unknown[0].shape)
+        which, has = (f" {shape}", "it has") if len(unknown) == 1 else (f" (the first is {shape})", "they have")
+        problems.append(
+            f"{checkpoint.path}: {names}{which}: it isn't known whether {has} to be transposed from {found.layout} to {goal}"
+        )
     if problems:
         raise CheckpointError(problems)
     return dataclasses.replace(checkpoint, tensors=tensors)
@@ -240,14 +246,14 @@ def _tie(pairs: Sequence[tuple[Checkpoint, Detected]], goal: str | None) -> tupl
     return result, problems
 
 
-def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> frozenset[str]:
+def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None, family: Any = None) -> frozenset[str]:
     """Return the names of the matrices that a layout stores [in, out] and Hugging Face stores [out, in].
 
-    These are all two-dimensional weights except embeddings, those that no layout transposes, and a tied lm_head. None for
-    layout hf or an unknown one.
+    These are all two-dimensional weights except embeddings, those that no layout transposes, and a tied lm_head. In layout
+    hf they are what PaddleFormers left fused; none in an unknown one. family: config.json's model_type.
     """
     if layout not in ("paddlenlp", "paddleformers"):
-        return frozenset()
+        return frozenset(name for name, one in tensors.items() if is_leftover(name, layout, family) and len(one.shape) == 2)
     matrices = {name: entry for name, entry in tensors.items() if len(entry.shape) == 2 and name.endswith(".weight")}
     embeddings = [entry for name, entry in matrices.items() if last_word(name) in EMBEDDINGS]
     head = tensors.get(HEAD)
@@ -257,7 +263,7 @@ def transposed_in(tensors: Mapping[str, TensorEntry], layout: str | None) -> fro
     return frozenset(
         name
         for name in matrices
-        if is_transposed(name, matrices[name].shape, None) is not False
+        if is_transposed(name, matrices[name].shape, family) is not False
         and (name != HEAD or (layout == "paddlenlp" and not tied))
     )
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from ..checkpoints.names import EMBEDDINGS, is_linear, last_word
 
-# Families whose router, [experts, hidden], is the same in all layouts: `mlp.gate`, and GPT-OSS' `mlp.router`.
+# Families whose router is the same in all layouts: `mlp.gate`, and GPT-OSS' `mlp.router`.
 _PLAIN_ROUTERS = {
-    "gate": ("glm4_moe", "glm4v_moe", "glm4v_moe_text", "kimi_k2", "minimax_m2", "deepseek_v4"),
+    "gate": ("glm4_moe", "glm4v_moe", "glm4v_moe_text", "kimi_k2", "minimax_m2", "deepseek_v4", "ernie4_5_moe_vl"),
     "router": ("gpt_oss",),
 }
 _TURNED_ROUTERS = {"router": ("jamba",)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..checkpoints.adapters import Adapter
 from ..checkpoints.config_json import read_config
@@ -45,6 +46,11 @@ class Matched:
     notes: tuple[str, ...]
     folded: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def family(self) -> Any:
+        """Return config.json's model_type."""
+        return self.config_source.config.get("model_type")
 
 
 def matched(recipe: Recipe) -> Matched:

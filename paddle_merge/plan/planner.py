@@ -52,14 +52,17 @@ class Made:
     idle: tuple[str, ...]
 
 
-def make(recipe: Recipe, its: Matched) -> Made:
-    """Return the tensors that a recipe makes of its inputs. Raises CheckpointError listing everything that doesn't fit;
-    ConfigError for parameters that don't."""
+def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:
+    """Return the tensors that a recipe makes of its inputs.
+
+    also: what is wrong besides. Raises CheckpointError listing everything that doesn't fit; ConfigError for parameters that
+    don't.
+    """
     vocabularies = Vocabularies(its.inputs)
-    idle = _with_stages(recipe, vocabularies, its.layout)
+    idle = _with_stages(recipe, vocabularies, its.layout, its.family)
     inputs = tuple(vocabularies.inputs)
     aligner = _aligner(recipe, vocabularies, its.layout)
-    if problems := _differences(recipe, inputs, aligner):
+    if problems := [*_differences(recipe, inputs, aligner), *also]:
         raise CheckpointError(problems)
     made, more = assemble(recipe, inputs, aligner, its.averaged)
     return Made(made, inputs, vocabularies, aligner, (*idle, *more))
@@ -71,7 +74,7 @@ def plan_tensors(recipe: Recipe, its: Matched, known: dict[Any, Hashable] | None
     its: of this recipe, or of one that differs from it in parameters only. known: as of copies.originals. Raises as make.
     """
     made = make(recipe, its).tensors
-    same, transposed = originals(made, known=known), _transposed(made, its.layout)
+    same, transposed = originals(made, known=known), _transposed(made, its.layout, its.family)
     return [one.plan(recipe, masked_as=same[one.name], transposed=one.name in transposed) for one in made]
 
 
@@ -86,13 +89,13 @@ def make_plan(
     """
     its = matched(recipe)
     layout, config_source = its.layout, its.config_source
-    found = make(recipe, its)
+    found = make(recipe, its, _not_paddles(its.inputs, layout) if recipe.save_format == "pdparams" else ())
     made, inputs, vocabularies, aligner = found.tensors, found.inputs, found.vocabularies, found.aligner
-    if recipe.save_format == "pdparams" and (problems := _not_paddles(inputs, layout)):
-        raise CheckpointError(problems)
     idle = [*found.idle, *vocabularies.notes, *(vocabularies.mismatched(recipe.taken) if aligner is None else ())]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
-    tensors, shards = _lay_out(made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout))
+    tensors, shards = _lay_out(
+        made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout, its.family)
+    )
     pieces = cut(tensors, n_process * ranks)
     folders = [(one.path, one.tokens_folder) for one in its.inputs]
     tokens = aligner.tokens if aligner is not None else None
@@ -169,12 +172,12 @@ def _nothing_kept(made: Sequence[AssembledTensor]) -> list[str]:
     ]
 
 
-def _transposed(made: Sequence[AssembledTensor], layout: str | None) -> Set[str]:
-    """Return the names of the matrices that are [in, out]."""
-    return transposed_in({one.name: one.entries[-1] for one in made}, layout)
+def _transposed(made: Sequence[AssembledTensor], layout: str | None, family: Any) -> Set[str]:
+    """Return the names of the matrices that are [in, out]. family: config.json's model_type."""
+    return transposed_in({one.name: one.entries[-1] for one in made}, layout, family)
 
 
-def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None) -> list[str]:
+def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None, family: Any) -> list[str]:
     """Append the outputs of the recipe's earlier stages to the inputs; return a sentence on each filter that matches
     nothing.
 
@@ -187,7 +190,7 @@ def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None)
             raise CheckpointError(problems)
         made, more = assemble(stage, found, aligner)
         title = recipe.titles[len(found)]
-        entries = _staged(made, stage, title, _transposed(made, layout))
+        entries = _staged(made, stage, title, _transposed(made, layout, family))
         like = made[0].numbers[0]
         output = dataclasses.replace(found[like], path=title, tensors=entries)
         vocabularies.add(output, like, aligner.tokens.vocabulary if aligner is not None else None)

@@ -79,6 +79,15 @@ def test_all_stacked_stay_stacked(tmp_path: Path) -> None:
     assert result.keys() == in_memory("mixtral", 0).keys()
 
 
+def test_stacks_beside_experts_that_are_apart_stay(tmp_path: Path) -> None:
+    """Where all inputs have the same names; and where one of them begins otherwise."""
+    further = {name.replace("model.layers", "mtp.layers"): x for name, x in in_file("qwen3_moe", 1).items()}
+    state = in_memory("qwen3_moe", 1) | further
+    assert average(tmp_path, state, state).keys() == state.keys()
+    wrapped = {f"module.{name}": x for name, x in state.items()}
+    assert average(tmp_path / "wrapped", state, wrapped).keys() == state.keys()
+
+
 def test_stacked_otherwise_is_refused(tmp_path: Path) -> None:
     """Experts whose matrices are transposed, as some families store them, are not taken for this."""
     turned = {name: np.swapaxes(x, -1, -2).copy() if x.ndim == 3 else x for name, x in in_memory("qwen3_moe", 1).items()}

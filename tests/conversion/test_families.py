@@ -17,6 +17,7 @@ from paddle_merge.conversion.orientation import is_transposed
 from tests.conversion.lora.test_lora import paddle
 from tests.conversion.test_fused import fused
 from tests.conversion.test_layout import CONFIG, HIDDEN, INTER, VOCAB, State, laid_out, llama
+from tests.methods.shared.test_angles import recipe
 from tests.support.checkpoints import read, write
 
 LAYER = "model.layers.0."
@@ -28,6 +29,8 @@ LAYER = "model.layers.0."
     [
         (f"{LAYER}mlp.gate.weight", (32, 4), "ernie4_5_moe", True),
         (f"{LAYER}mlp.gate.weight", (4, 32), "glm4_moe", False),
+        (f"{LAYER}mlp.gate.weight", (32, 4), "ernie4_5_moe_vl", False),
+        (f"{LAYER}mlp.gate.weight_1", (32, 4), "ernie4_5_moe_vl", None),
         (f"{LAYER}mlp.router.weight", (4, 32), "gpt_oss", False),
         (f"{LAYER}feed_forward.router.weight", (32, 4), "jamba", True),
         (f"{LAYER}mlp.router.weight", (32, 4), "unheard_of", None),
@@ -167,6 +170,44 @@ def test_a_router_that_no_layout_turns_says_nothing_of_the_others(tmp_path: Path
     assert_same(merged(tmp_path / "hf", path, path, output_layout="hf"), a)
     path = saved(tmp_path / "a", a, "hf", config)
     assert_same(merged(tmp_path / "out", path, path, output_layout="paddleformers"), inside)
+
+
+def test_what_may_turn_is_told_once(tmp_path: Path) -> None:
+    """As of a state dict that holds the experts of 2 layers in stacks."""
+    name = "model.layers.{}.mlp.experts.down_proj"
+    path = saved(tmp_path / "a", plain(0) | {name.format(layer): np.ones((2, 3, 4)) for layer in (0, 1)}, config=QWEN)
+    said = f"{path}: tensors {name.format(0)!r} and {name.format(1)!r} (the first is [2, 3, 4]): it isn't known whether they"
+    (sentence,) = refused(tmp_path / "out", path, path, output_layout="paddlenlp")
+    assert sentence == f"{said} have to be transposed from hf to paddlenlp"
+
+
+def test_rows_of_a_router_that_no_layout_turns(tmp_path: Path) -> None:
+    config, results = {**MOE, "model_type": "glm4_moe", "n_routed_experts": 3}, dict[str, State]()
+    for layout in ("hf", "paddleformers"):
+        states = [
+            {name: x for name, x in ernie(seed).items() if "statics" not in name and "mtp" not in name} for seed in (0, 1)
+        ]
+        held = [fused(state, layout) if layout != "hf" else state for state in states]
+        paths = [saved(tmp_path / f"{layout}{n}", state, layout, config) for n, state in enumerate(held)]
+        text = recipe("nuslerp", paths, weights=(3, 1), nuslerp_flatten=False)
+        merge(MergeConfig(recipe_yaml=text, output_path=str(tmp_path / layout)), progress=False)
+        results[layout] = read(tmp_path / layout)
+    name = f"{LAYER}mlp.gate.weight"
+    np.testing.assert_array_equal(results["hf"][name], results["paddleformers"][name])
+
+
+def test_rows_of_leftovers(tmp_path: Path) -> None:
+    """A weight that is left fused, [in, out], has a row for each output nevertheless."""
+    results = dict[str, State]()
+    for kind in ("whole", "apart"):
+        states = [left(plain(seed)) if kind == "whole" else plain(seed) for seed in (0, 1)]
+        paths = [saved(tmp_path / f"{kind}{n}", state, config=QWEN) for n, state in enumerate(states)]
+        text = recipe("nuslerp", paths, weights=(3, 1), nuslerp_flatten=False)
+        merge(MergeConfig(recipe_yaml=text, output_path=str(tmp_path / kind)), progress=False)
+        results[kind] = read(tmp_path / kind)
+    expected = left(results["apart"])
+    for name, value in results["whole"].items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("family", ["qwen3_5_text", "minimax_m2"])

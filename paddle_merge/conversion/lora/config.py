@@ -32,11 +32,11 @@ _PEFT = {
     "megatron_config": "Megatron's adapters are split among ranks",
 }
 # Other types of PEFT's adapters: those that PEFT 0.21 folds itself, and those that no library can fold.
-_PEFT_FOLDS = {
+_PEFT_FOLDS = (
     *("ADALORA", "BOFT", "C3A", "DELORA", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "RANDLORA"),
     *("SHIRA", "VBLORA", "VERA"),
-}
-_NO_WEIGHTS = {"PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"}
+)
+_NO_WEIGHTS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT")
 # Types of the fields that are read here. They are checked because the string "false" would count as true.
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict,)),

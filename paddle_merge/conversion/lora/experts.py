@@ -41,7 +41,8 @@ def expert_updates(
     pairs = _pairs(module, adapter, number)
     scale = scaling(adapter, name, pairs[0][0].shape[1])
     if stack is not None:
-        yield Update(stack, _of_stack(pairs, stack, module.first_axis, targets, tensors, scale))
+        first_axis = module.first_axis if adapter.kind == "peft" else targets.stacks_as_paddle(stack)
+        yield Update(stack, _of_stack(pairs, stack, first_axis, targets, tensors, scale))
         return
     if module.first_axis and adapter.kind == "peft":  # [E, o, h] in memory: A is [r, o] and B [h, r]
         pairs = [(transpose(b, b.name), transpose(a, a.name)) for a, b in pairs]

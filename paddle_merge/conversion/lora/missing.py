@@ -83,7 +83,7 @@ def _targets(
         return None
 
     def are_targets(name: str) -> bool:
-        if _ends(_parameter(name, tensors, config), parameters):
+        if parameters and _ends(_parameter(name, tensors, config), parameters):
             return True
         short = without_prefix(name, config)
         module = short.removesuffix(".weight")
@@ -117,7 +117,8 @@ def _parameter(name: str, tensors: Mapping[str, TensorEntry], config: Mapping[st
     if not (found := _EXPERT.search(short)):
         return short if short.endswith(_STACKS) else without_prefix(name, config)
     whole = "down_proj" if found[1] == "down" else "gate_up_proj"
-    if found[1] == "up" and not {name.replace("up_proj", "gate_proj"), name.replace("w3", "w1")} & (tensors.keys() - {name}):
+    gates = name.replace("up_proj", "gate_proj"), name.replace("w3", "w1")
+    if found[1] == "up" and not any(gate != name and gate in tensors for gate in gates):
         whole = "up_proj"
     return f"{short[: found.start()]}.experts.{whole}"
 

@@ -72,6 +72,12 @@ class Targets:
             return not fan_in_fan_out
         return (layout != "hf" and is_transposed(name, (1, 1), family) is not False) != fan_in_fan_out
 
+    def stacks_as_paddle(self, name: str) -> bool | None:
+        """Return True if the matrices of this stack of experts are [in, out], as Paddle has them; None if only their shapes
+        can show that."""
+        same = is_transposed(name, self.shape(name), self._config.get("model_type")) is False
+        return True if same or self._layout in ("paddlenlp", "paddleformers") else None
+
     def is_transposed(self, name: str, shape: tuple[int, int], fan_in_fan_out: bool = False) -> bool:
         """Return whether the checkpoint stores this weight [in, out], by its layout and by its shape, which must agree.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_merge import ConfigError, MergeConfig, merge
+from paddle_merge import ConfigError, MergeConfig, MergeError, merge
 from paddle_merge.commands.evaluate.card import Card, cards
 from paddle_merge.commands.evaluate.cli import main
 from paddle_merge.commands.evaluate.show import as_json, lines, markdown
@@ -64,7 +64,7 @@ def run(*argv: str) -> int:
 
 
 def problems(*argv: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(MergeError) as caught:
         main(list(argv))
     return caught.value.problems
 
@@ -164,6 +164,16 @@ def test_a_split_without_data_is_refused(folder: Path) -> None:
     assert problems("a", "--with", "eval.yaml", "--split", "search") == [
         "eval.yaml:3:7: data names no search, which --split asks for; it names report"
     ]
+
+
+def test_samples_that_are_not_there(folder: Path) -> None:
+    """A word that is no path may be the name of something that the function knows."""
+    (folder / "eval.yaml").write_text(EVAL.replace("report.jsonl", "reprot.jsonl"))
+    (told,) = problems("a", "--with", "eval.yaml")
+    assert told == f"eval.yaml:3:38: {folder}/reprot.jsonl: no such file"
+    (folder / "eval.yaml").write_text(EVAL.replace("report.jsonl", "set_of_questions"))
+    (told,) = problems("nowhere", "--with", "eval.yaml")
+    assert told.startswith("nowhere: no such file or folder")
 
 
 # --- the table and the card -------------------------------------------------------------------------------------------

@@ -213,6 +213,14 @@ def test_paddleformers_stacks(tmp_path: Path, form: str) -> None:
     close(fold(tmp_path, path, adapter), make(expected))
 
 
+def test_paddleformers_stacks_on_square_matrices_of_torch(tmp_path: Path) -> None:
+    """transformers 5 has Qwen3-MoE's experts as [E, out, in] in memory, so a state dict may hold them so."""
+    its = {f"{LAYER}experts.down_proj_lora_A": np.ones((E, H, R)), f"{LAYER}experts.down_proj_lora_B": np.ones((E, R, H))}
+    adapter = paddle(tmp_path / "ad", its, r=R, lora_alpha=3)
+    with pytest.raises(CheckpointError, match="whose matrices are square"):
+        fold(tmp_path, base(tmp_path / "base", stacks(0, inner=H)), adapter)
+
+
 def test_a_stack_merges_as_the_model_it_makes(tmp_path: Path) -> None:
     its = factors(1)
     path = base(tmp_path / "base", stacks(0))

@@ -554,6 +554,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
         ),
         ("peft", {"peft_type": "PREFIX_TUNING"}, "supported; it changes what goes into layers, and no weights"),
         ("peft", {"peft_type": "NEW"}, "peft_type 'NEW', and only LORA and TRAINABLE_TOKENS are supported"),
+        ("peft", {"peft_type": ["LORA"]}, "and only LORA and TRAINABLE_TOKENS are supported"),
         ("peft", {"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ("peft", {"alora_invocation_tokens": [5]}, "aLoRA"),
         ("peft", {"rank_pattern": {"q_(": 4}}, "rank_pattern has 'q_('"),

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paddle_merge.checkpoints.adapters import Adapter
+from paddle_merge.checkpoints.open import open_checkpoint
+from paddle_merge.checkpoints.tensors import TensorEntry
+from paddle_merge.conversion.lora.missing import missing
 from tests.conversion.lora.test_experts import TARGETS as EXPERTS
 from tests.conversion.lora.test_experts import apart, base, stacks
 from tests.conversion.lora.test_experts import factors as of_experts
@@ -74,3 +78,26 @@ def test_experts(tmp_path: Path, caplog: pytest.LogCaptureFixture, one: bool) ->
     fold(tmp_path, base(tmp_path / "base", state), adapter)
     assert ("'model.layers.1.mlp.experts.0.gate_proj.weight'" in caplog.text) != one
     assert (f"and 6 more, {SAID} them" in caplog.text) != one
+
+
+class Names(dict[str, TensorEntry]):
+    """Tensors, which count how often all of their names are asked for."""
+
+    asked = 0
+
+    def keys(self) -> Any:
+        self.asked += 1
+        return super().keys()
+
+
+@pytest.mark.parametrize("parameters", [[], EXPERTS])
+def test_many_experts(tmp_path: Path, parameters: list[str]) -> None:
+    """Each is looked at once: not all others for each of them."""
+    state = {
+        f"model.layers.0.mlp.experts.{n}.{word}_proj.weight": np.ones((1, 1)) for n in range(50) for word in ("gate", "up")
+    }
+    tensors = Names(open_checkpoint(base(tmp_path / "base", state)).tensors)
+    config = {"target_modules": ["q_proj"], "target_parameters": parameters}
+    sentences = missing(Adapter("ad", "peft", config, {}), tensors, (), {})
+    assert [sentence.count("and 97 more") for sentence in sentences] == ([1] if parameters else [])
+    assert tensors.asked <= 2

@@ -168,4 +168,10 @@ def test_which_merges_share_an_open_model(tmp_path: Path, monkeypatch: pytest.Mo
             for name, value in candidate.arrays().items():
                 np.testing.assert_array_equal(model.parameters[name], value.T if value.ndim == 2 else value)  # type: ignore[attr-defined]
     assert opened_ones == ["one", "two", "bfloat16", "four", "five"]
+    with of.opened(merged("six", 0.375)):
+        pass
+    monkeypatch.setattr(models, "free_memory", lambda: 1000)
+    with of.opened(merged("too large", 0.625)):
+        pass
+    assert opened_ones[5:] == ["too large"]
     assert stored_candidate(str(tmp_path / "a"), merger, str(tmp_path)).kind == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,19 +114,20 @@ class Models:
     """Opens one candidate after another.
 
     A candidate may say its `kind`: all of the same kind differ in nothing but the values of tensors, which `arrays` returns
-    by name. From the third of a kind on, they are put into the open model.
+    by name. From the third of a kind on, they are put into the open model, if they fit into memory beside it.
     """
 
     def __init__(self, library: str, settings: ModelSettings):
         self._library, self._settings = library, settings
         self._kind, self._model = "", cast(LanguageModel | None, None)
         self._places: in_place.Places | None = None
+        self._size = 0  # bytes of such tensors as float32
 
     @contextlib.contextmanager
     def opened(self, candidate: HasFolder) -> Iterator[LanguageModel]:
         """Give a candidate as a language model. Raises EvaluationError if the library can't open it, with its reason."""
         kind = str(getattr(candidate, "kind", ""))
-        again = bool(kind) and kind == self._kind
+        again = bool(kind) and kind == self._kind and 2 * self._size < free_memory()
         tensors: Mapping[str, np.ndarray] = candidate.arrays() if again else {}  # type: ignore[attr-defined]
         model = self._model
         if not (again and model is not None and self._places is not None and self._places.put(_writable(model), tensors)):
@@ -133,6 +135,7 @@ class Models:
             model = opened(candidate, self._library, self._settings)
             self._kind, self._places = kind, in_place.learn(_writable(model), tensors) if again else None
             self._model = model if self._places is not None else None
+            self._size = 4 * sum(math.prod(slot.shape) for slot in _writable(model).slots().values()) if kind else 0
         yield model
 
 
@@ -159,6 +162,13 @@ def opened(candidate: HasFolder, library: str, settings: ModelSettings) -> Langu
             more = f"; library: {others[0]} is installed too" if others else ""
             reason = " ".join(str(error).split()).replace(linked, folder)[:400]
             raise EvaluationError(f"{library} can't open it ({type(error).__name__}: {reason}){more}") from error
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that are free, or would be without the system's caches; 4 GiB if that isn't known."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as file:
+        return next((1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:")), 4 << 30)
+    return 4 << 30
 
 
 def _writable(model: Any) -> in_place.Writable:
