@@ -30,7 +30,8 @@ from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.methods.registry import find, names
 from paddle_merge.recipe.request import Request
 from paddle_merge.recipe.yaml_nodes import documents
-from paddle_merge.search.spec import KINDS, File, evaluation_spec, has_section, search_spec
+from paddle_merge.search.evolve import Asked, evolve
+from paddle_merge.search.spec import KINDS, File, evaluation_spec, has_section, read_file, search_spec
 from paddle_merge.search.sweep_spec import sweep_spec
 from tests.support.checkpoints import write
 from tests.support.command_lines import check_fields, check_tool, parsed
@@ -274,6 +275,34 @@ def test_every_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     config = MergeConfig.from_mapping(MergeConfig.from_file(str(path)))
     output = merge(config)
     assert (tmp_path / output / "model.safetensors").exists()
+
+
+SEARCHES = sorted((ROOT / "configs" / "search").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_search_files_are_right(path: Path) -> None:
+    """Each for the command that its first lines name."""
+    file = read_file(str(path))
+    command = re.search(r"python -m paddle_merge (evolve|sweep|evaluate)", file.text)
+    assert command
+    read = {"evolve": search_spec, "sweep": sweep_spec, "evaluate": evaluation_spec}[command[1]]
+    assert read(file)  # type: ignore[operator]
+
+
+@pytest.mark.exhaustive
+def test_the_search_of_the_demos_experts_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that has networks where it says; with fewer candidates."""
+    import_paddle()
+    from paddle_merge.commands.demo import network
+
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "configs/search/evolve.yaml").read_text().replace("evaluations: 300", "evaluations: 10")
+    (tmp_path / "evolve.yaml").write_text(text)
+    for number, path in enumerate(re.findall(r"demo/[\w-]+", text)):
+        network.save(network.new(number), path)
+    evolve(Asked("evolve.yaml", "best"), progress=False)
+    assert (tmp_path / "best" / "model.safetensors").exists()
 
 
 def test_examples_of_the_help_page_are_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

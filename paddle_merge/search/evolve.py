@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Attempts, ConfigError
-from ..recipe.recipe import Recipe
-from ..recipe.yaml_write import to_yaml
 from . import optimizers, race
 from .candidates import alone
 from .contract import Evaluator
@@ -365,9 +363,3 @@ class _Search:
             what: dict[str, Any] = {"path": one.path} if one.path else {"values": one.values}
             jobs.append((Place("report", -1, place), self._scoring.job(one.title, split="report", **what)))
         return {one.title: result for one, result in zip(scored, self._score(jobs), strict=True)}
-
-
-def recipe_text(space: Space, values: Values) -> str:
-    """Return the recipe of a candidate as YAML."""
-    recipe: Recipe = space.recipe(values)
-    return to_yaml(recipe)

@@ -1,0 +1,70 @@
+"""Test what evaluators get of a candidate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_merge.backends.engine import import_paddle
+from paddle_merge.recipe.yaml_read import parse
+from paddle_merge.search.candidates import MergedCandidate, stored_candidate
+from paddle_merge.search.contract import EvaluationError
+from paddle_merge.search.merger import Merger
+from tests.support.checkpoints import read, write
+
+RECIPE = """
+merge_method: linear
+models: [{{model: {0}/a, parameters: {{weight: 1}}}}, {{model: {0}/b, parameters: {{weight: 3}}}}]
+"""
+
+
+def merged(folder: Path, dtype: str = "float32") -> MergedCandidate:
+    """(1 * 0 + 3 * 4) / 4 = 3 everywhere."""
+    for name, value in (("a", 0.0), ("b", 4.0)):
+        write(folder / name, {"weight": np.full((3, 2), value), "bias": np.full(2, value)}, dtype)
+    (folder / "near").mkdir()
+    return MergedCandidate("m", parse(RECIPE.format(folder), "x.yaml").recipe, Merger(), str(folder / "near"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_its_tensors_are_new_memory(tmp_path: Path, dtype: str) -> None:
+    candidate = merged(tmp_path, dtype)
+    first = candidate.state_dict()
+    assert {name: (value.dtype, value.tolist()) for name, value in first.items()} == {
+        "weight": (np.float32, [[3.0, 3.0]] * 3),
+        "bias": (np.float32, [3.0, 3.0]),
+    }
+    first["weight"][...] = 0
+    assert (candidate.state_dict()["weight"] == 3).all()
+    paddle = import_paddle()
+    of_paddle = candidate.state_dict("pd")
+    assert all(isinstance(value, paddle.Tensor) and (value.numpy() == 3).all() for value in of_paddle.values())
+
+
+def test_it_is_copied_into_a_model(tmp_path: Path) -> None:
+    """In place: the model's own tensors get the values."""
+    paddle = import_paddle()
+    candidate, layer = merged(tmp_path), paddle.nn.Linear(3, 2)
+    held = layer.weight
+    candidate.load_into(layer)
+    assert layer.weight is held
+    assert (held.numpy() == 3).all()
+    assert (layer.bias.numpy() == 3).all()
+    with pytest.raises(EvaluationError, match=r"tensor 'weight' is \[3, 2\], and \[4, 2\] in the model"):
+        candidate.load_into(paddle.nn.Linear(4, 2))
+    with pytest.raises(EvaluationError, match=r"has no 'x.weight' \(and 1 more\), which the model"):
+        candidate.load_into(paddle.nn.LayerDict({"x": paddle.nn.Linear(3, 2)}))
+
+
+def test_its_folder(tmp_path: Path) -> None:
+    """That of a merge is written when it is asked for; that of a checkpoint is its own."""
+    candidate = merged(tmp_path)
+    assert not list((tmp_path / "near").iterdir())
+    folder = candidate.folder()
+    assert (read(Path(folder))["weight"] == 3).all()
+    assert candidate.folder() == folder
+    stored = stored_candidate(str(tmp_path / "b"), Merger(), str(tmp_path))
+    assert stored.folder() == str(tmp_path / "b")
+    assert (stored.state_dict()["bias"] == 4).all()
