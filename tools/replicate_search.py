@@ -58,7 +58,7 @@ OTHERS = {
 }
 UNIFORM = [round(0.02 * number, 2) for number in range(1, 41)]  # weights among which the tuned uniform merge is sought
 EVALUATIONS = {"model": 200, "layer": 800}  # candidates of the searches for 8 and for 48 weights
-FIRST = 90  # samples of a race's first round
+RACE = {"first": 180, "eta": 5}  # most samples are for ranking all candidates: CMA-ES learns little from the last few
 GAIN, LOSS, SHARE = 2.5, 1.0, 1 / 3  # what is claimed: points, points, share of the samples
 
 
@@ -165,7 +165,7 @@ def search_file(folder: Path, experts: Sequence[str], by: str, seed: int, race: 
             "optimizer": "cma",
             "evaluations": EVALUATIONS[by],
             "seed": seed,
-            **({"race": {"first": FIRST}} if race else {}),
+            **({"race": RACE} if race else {}),
         },
     }
     path = folder / f"{by}{' race' if race else ''}.yaml"
