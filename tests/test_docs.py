@@ -30,7 +30,6 @@ from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.methods.registry import find, names
 from paddle_merge.recipe.request import Request
 from paddle_merge.recipe.yaml_nodes import documents
-from paddle_merge.search.evolve import Asked, evolve
 from paddle_merge.search.spec import KINDS, File, evaluation_spec, has_section, read_file, search_spec
 from paddle_merge.search.sweep_spec import sweep_spec
 from tests.support.checkpoints import write
@@ -291,18 +290,22 @@ def test_search_files_are_right(path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_the_search_of_the_demos_experts_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder that has networks where it says; with fewer candidates."""
+def test_searches_over_the_demo_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that has networks where they say; with fewer candidates."""
     import_paddle()
     from paddle_merge.commands.demo import network
 
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "configs/search/evolve.yaml").read_text().replace("evaluations: 300", "evaluations: 10")
-    (tmp_path / "evolve.yaml").write_text(text)
-    for number, path in enumerate(re.findall(r"demo/[\w-]+", text)):
+    texts = {path.stem: path.read_text().replace("evaluations: 300", "evaluations: 10") for path in SEARCHES}
+    for number, path in enumerate(dict.fromkeys(re.findall(r"demo/[\w-]+", "".join(texts.values())))):
         network.save(network.new(number), path)
-    evolve(Asked("evolve.yaml", "best"), progress=False)
-    assert (tmp_path / "best" / "model.safetensors").exists()
+    for name, text in texts.items():
+        Path(f"{name}.yaml").write_text(text.replace("0:1.2:0.1", "0:1:0.5").replace("  pick:", "  # pick:"))
+    searches = "evolve evolve.yaml --output_path best", "sweep sweep.yaml --output_path aligned"
+    for command in (*searches, "evaluate demo/base best aligned --with evaluate.yaml"):
+        with pytest.raises(SystemExit) as exit:
+            main(command.split())
+        assert not exit.value.code
 
 
 def test_examples_of_the_help_page_are_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

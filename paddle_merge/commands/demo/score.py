@@ -14,13 +14,13 @@ class Reading:
     """How well a network reads the demo's test digits.
 
     The samples are digits in places; one half of the test digits is the split "search", the other one "report". Metrics:
-    accuracy, from 0 to 1, and nll, the mean of the negative natural log-probability of the right digit, which is smoother.
+    accuracy, from 0 to 1; nll, the mean of the negative natural log-probability of the right digit, which is smoother; and
+    the accuracy in each place, by its name.
     """
-
-    metrics = ("accuracy", "nll")
 
     def __init__(self, places: Sequence[str] = tuple(data.PLACES), seed: int = 0):
         """places: on the page, as in data.PLACES. seed: that of the demo, which says which digits were not trained on."""
+        self.metrics = ("accuracy", "nll", *places)
         digits = data.load(np.random.default_rng(seed))
         halves = {"search": slice(None, data.TEST // 2), "report": slice(data.TEST // 2, None)}
         self._pages = {
@@ -28,6 +28,7 @@ class Reading:
             for split, half in halves.items()
         }
         self._labels = {split: np.tile(digits.test_labels[half], len(places)) for split, half in halves.items()}
+        self._places = {split: np.repeat(places, len(labels) // len(places)) for split, labels in self._labels.items()}
 
     def count(self, split: str) -> int:
         """Return the number of samples of a split."""
@@ -41,7 +42,10 @@ class Reading:
         losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
         right = (logits.argmax(axis=1) == labels).astype(float)
         values = {"accuracy": right.tolist(), "nll": losses.tolist()}
-        return Scores({name: float(np.mean(per_sample)) for name, per_sample in values.items()}, values)
+        metrics = {name: float(np.mean(per_sample)) for name, per_sample in values.items()}
+        where = self._places[split][chosen]
+        metrics |= {str(place): float(right[where == place].mean()) for place in np.unique(where)}
+        return Scores(metrics, values)
 
 
 def forward(weights: dict[str, np.ndarray], pages: np.ndarray) -> np.ndarray:
