@@ -33,10 +33,8 @@ class Function:
         module, colon, name = str(evaluation.what).partition(":")
         if not colon or not name:
             raise ConfigError(f"{evaluation.at}: python must be package.module:function, not {evaluation.what!r}")
-        if setup.folder not in sys.path:
-            sys.path.insert(0, setup.folder)  # modules beside the search file
         try:
-            found: Any = importlib.import_module(module)
+            found: Any = _imported(module, setup.folder)
             for word in name.split("."):
                 found = getattr(found, word)
             self._function: Any = found(**evaluation.settings) if inspect.isclass(found) else found
@@ -65,6 +63,20 @@ class Function:
     def _data(self, split: str) -> str | None:
         path = self._setup.data.of(split)
         return os.path.join(self._setup.folder, os.path.expanduser(path)) if path else None
+
+
+def _imported(module: str, folder: str) -> Any:
+    """Import a module. One in the folder of the search file comes before another of its name, which an earlier search of
+    this process may have imported."""
+    first = module.partition(".")[0]
+    beside = [os.path.join(folder, f"{first}.py"), os.path.join(folder, first, "__init__.py")]
+    held = getattr(sys.modules.get(first), "__file__", None)
+    if held is not None and any(map(os.path.exists, beside)) and held not in map(os.path.abspath, beside):
+        for name in [one for one in sys.modules if one == first or one.startswith(f"{first}.")]:
+            del sys.modules[name]
+    if sys.path[0] != folder:
+        sys.path.insert(0, folder)
+    return importlib.import_module(module)
 
 
 def make(setup: Setup) -> Function:
