@@ -91,7 +91,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     write_model(folder)
     (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, TEXTS)) + "\n")
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)) + "\n")
-    libraries.run({library: ("score.py", library, str(folder)) for library in LIBRARIES})
+    libraries.run({library: ("score.py", library, str(folder)) for library in LIBRARIES}, fresh=True)
     return {library: json.loads((folder / f"{library}.json").read_text()) for library in LIBRARIES}
 
 

@@ -42,6 +42,14 @@ class _Process:
         assert self._popen.stdout is not None
         return self._popen.stdout.readline() == "done\n"
 
+    def close(self) -> None:
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        self._popen.stdin.close()
+        self._popen.wait()
+        self._popen.stdout.close()
+        self._log.close()
+
     def said(self) -> str:
         self._log.seek(0)
         return self._log.read()[-3000:]
@@ -50,13 +58,16 @@ class _Process:
 _RUNNING: dict[str, _Process] = {}
 
 
-def run(scripts: dict[str, Sequence[str]]) -> None:
+def run(scripts: dict[str, Sequence[str]], fresh: bool = False) -> None:
     """Run a script in each library's environment, all at the same time.
 
-    scripts: library -> the name of the script in tests/loaders/scripts, and its arguments. Fails with what was said if a
-    script does.
+    scripts: library -> the name of the script in tests/loaders/scripts, and its arguments. fresh: in new processes, where
+    nothing may be left of earlier scripts (behind those of adapters, transformers opened a tied model untied). Fails with
+    what was said if a script does.
     """
     for library, (name, *arguments) in scripts.items():
+        if fresh and library in _RUNNING:
+            _RUNNING.pop(library).close()
         if library not in _RUNNING:
             _RUNNING[library] = _Process(library)
         _RUNNING[library].begin([str(SCRIPTS / name), *arguments])
