@@ -36,9 +36,10 @@ from sklearn.datasets import load_digits
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddle_merge.commands.demo import network
 from paddle_merge.recipe.yaml_read import parse
+from paddle_merge.search.asked import Asked
 from paddle_merge.search.candidates import MergedCandidate
 from paddle_merge.search.contract import Candidate, Scores
-from paddle_merge.search.evolve import Asked, evolve
+from paddle_merge.search.evolve import evolve
 from paddle_merge.search.journal import NAME as JOURNAL
 from paddle_merge.search.merger import Merger
 from paddle_merge.search.outcome import Outcome

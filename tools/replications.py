@@ -28,8 +28,9 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from compare_methods import Reader, Task, accuracies, inverted, trained
 
+from paddle_merge.search.asked import Asked
 from paddle_merge.search.contract import Candidate, Scores
-from paddle_merge.search.sweep import SweepAsked, sweep
+from paddle_merge.search.sweep import sweep
 from paddle_merge.search.sweep_output import SweepOutcome
 
 TASKS = [
@@ -74,7 +75,7 @@ def swept(folder: Path, number: int, method: str, evaluator: Digits, out: Path) 
     }
     file = out.with_suffix(".yaml")
     file.write_text(json.dumps({"sweep": section}))
-    return sweep(SweepAsked(str(file), str(out), evaluator=evaluator, memory=1 << 30), progress=False)
+    return sweep(Asked(str(file), str(out), evaluator=evaluator, memory=1 << 30), progress=False)
 
 
 def measured(outcome: SweepOutcome) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from ..parsing import nearest
 from .backend import Backend
 from .budget import DEFAULT_BUDGET, MemoryBudget
 
@@ -110,11 +111,21 @@ def visible_devices(kind: str) -> list[str]:
     return [number for number in given if number in there] or there
 
 
+def unknown(device: str) -> list[str]:
+    """Return a sentence if there are no such devices."""
+    kind, colon, number = device.partition(":")
+    if kind in DEVICES and (not colon or (number.isascii() and number.isdecimal() and kind != "cpu")):
+        return []
+    return [f"--device {device!r} must be one of {', '.join(DEVICES)}, or a numbered one: gpu:1{nearest(kind, DEVICES)}"]
+
+
 def problems(engine: Engine) -> list[str]:
     """Return why this can't compute here, one sentence each, with what to install or to choose instead."""
+    device = engine.device
+    if wrong := unknown(device):
+        return wrong
     if engine.tensor_type == "np":
         return []
-    device = engine.device
     if importlib.util.find_spec("paddle") is None:
         return ["--tensor_type pd needs PaddlePaddle, which is not installed: python -m pip install paddlepaddle"]
     if device == "cpu":

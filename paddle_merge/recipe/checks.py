@@ -11,7 +11,7 @@ from ..checkpoints.adapters import split_spec
 from ..dtypes import LARGEST
 from ..methods.paddlenlp import METHODS
 from ..methods.registry import NAMED
-from ..parsing import nearest, parse_size
+from ..parsing import parse_size
 from . import chat_template
 from .fields import of_fields
 from .to_recipe import METHOD_FIELDS, MODEL_FIELDS, PARAMETER_FIELDS, base_of, is_named, models_of, pair_of, title_of
@@ -126,12 +126,8 @@ def _models(config: MergeConfig) -> list[str]:
 
 def _device(config: MergeConfig, engine: Engine) -> list[str]:
     """Return why the device can't be used: it doesn't exist here, or gets too little memory."""
-    kind, colon, number = config.device.partition(":")
-    if kind not in engines.DEVICES or (colon and not (number.isascii() and number.isdecimal() and kind != "cpu")):
-        named = ", ".join(engines.DEVICES)
-        return [
-            f"--device {config.device!r} must be one of {named}, or a numbered one: gpu:1{nearest(kind, engines.DEVICES)}"
-        ]
+    if wrong := engines.unknown(config.device):  # an engine of np has none
+        return wrong
     if config.max_tensor_mem < engines.LEAST:
         return [f"--max_tensor_mem {config.max_tensor_mem:g} (GiB) must be at least {engines.LEAST:g}"]
     return engines.problems(engine)

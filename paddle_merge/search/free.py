@@ -53,6 +53,10 @@ class FreeValues(Nodes):
         self._seen: set[int] = set()
         self._depth: int | None = None
 
+    def note(self, node: yaml.Node, sentence: str) -> None:
+        """Add a problem: a key without an effect is a mistake in a free value."""
+        self.wrong(node, sentence)
+
     def visit(self, node: yaml.Node, path: tuple[str, ...]) -> None:
         """path: what stands above: keys, and models and filters in place of their places in lists."""
         if isinstance(node, yaml.SequenceNode):

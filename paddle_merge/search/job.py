@@ -73,8 +73,13 @@ class Result:
         if wrong:
             return cls(number, seconds=seconds, error=f"{wrong[0]} is {scores.metrics[wrong[0]]!r}")
         metrics = {name: float(value) for name, value in scores.metrics.items() if _is_finite(value)}
-        samples = {name: [float(value) for value in values] for name, values in scores.samples.items()}
-        return cls(number, metrics, samples, seconds, dict(scores.cost))
+        samples = {
+            name: [float(value) for value in values]
+            for name, values in scores.samples.items()
+            if all(map(_is_finite, values))  # others have no standard error, and JSON has no NaN
+        }
+        cost = {name: float(value) for name, value in scores.cost.items() if _is_finite(value)}
+        return cls(number, metrics, samples, seconds, cost)
 
 
 def _is_finite(value: Any) -> bool:

@@ -7,6 +7,8 @@ scores of those that are in the journal.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -41,20 +43,30 @@ class Journal:
     def __init__(self, folder: str, header: Mapping[str, Any], resume: bool):
         """Read what is there, and write the first line if nothing is.
 
-        resume: whether to go on with what is there. Raises ConfigError if it is the journal of another search, or damaged;
-        OutputError if it can't be written.
+        resume: whether to go on with what is there; else it is begun again. Raises ConfigError if it is the journal of
+        another search, or damaged; OutputError if it can't be written, or another search is writing it.
         """
         self.path = os.path.join(folder, NAME)
         self._known: dict[Key, dict[str, Any]] = {}
         self._header = {_HEADER: 1, **header}
-        try:
-            if resume and os.path.exists(self.path):
-                self._read()
-            self._file = open(self.path, "ab")  # noqa: SIM115 - for as long as the search runs
-            if not self._file.tell():
-                self._append(self._header)
+        try:  # unbuffered: what could not be written is not written later, when the file is closed
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - for as long as the search runs
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror})") from None
+        try:
+            self._lock()
+            if resume:
+                self._read()
+            else:
+                self._file.truncate(0)
+            if not os.path.getsize(self.path):
+                self._append(self._header)
+        except OSError as error:
+            self.close()
+            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from None
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def evaluations(self) -> int:
@@ -98,9 +110,27 @@ class Journal:
     def close(self) -> None:
         self._file.close()
 
+    def _lock(self) -> None:
+        """Keep other processes from writing the journal, for as long as this one does. Raises OutputError if one does."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{self.path}: another search is running there; give another --output_path") from None
+        except OSError:  # a file system without locks
+            return
+
     def _append(self, line: Mapping[str, Any]) -> None:
-        self._file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-        self._file.flush()
+        """Write a line, or nothing. Raises OSError."""
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            done = 0
+            while done < len(data):
+                done += self._file.write(data[done:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, before)
+            raise
 
     def _keep(self, line: dict[str, Any]) -> None:
         self._known[line["phase"], line["candidate"], line["round"], line["split"]] = line

@@ -23,13 +23,11 @@ from .space import Space
 log = logging.getLogger("paddle_merge")
 REPORT, PAGE = "report.json", "report.html"
 PICTURES = ("score.png", "front.png", "recipe.png")  # report/figures.py draws those that there is something for
+SWEEP = "sweep.png"  # scatter.py draws it
 
 
 def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
-    """Check that a search may begin, or go on, in a folder; empty it of a search that is to be replaced.
-
-    Raises OutputError with the remedy.
-    """
+    """Check that a search may begin, or go on, in a folder. Raises OutputError with the remedy."""
     journal = os.path.join(folder, JOURNAL)
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise OutputError(f"--output_path {folder} exists and is not a folder")
@@ -42,8 +40,15 @@ def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
         found = "a search" if os.path.exists(journal) else held[0]
         how = "--resume goes on with it, --overwrite begins again" if os.path.exists(journal) else "give another folder"
         raise OutputError(f"--output_path {folder} holds {found}; {how}")
-    if os.path.exists(journal):
-        os.remove(journal)
+
+
+def clear_folder(folder: str) -> None:
+    """Remove what an earlier search found, so that nobody takes it for what this one finds. Raises OutputError.
+
+    The merged checkpoint stays until the new one replaces it.
+    """
+    for name in (BEST, REPORT, PAGE, SWEEP, *PICTURES):
+        _remove(os.path.join(folder, name))
 
 
 def write(folder: str, outcome: Outcome) -> Outcome:
@@ -63,8 +68,7 @@ def _draw(folder: str, outcome: Outcome) -> None:
     from .report.figures import DPI, draw
 
     for name in PICTURES:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(folder, name))
+        _remove(os.path.join(folder, name))
     try:
         for name, figure in draw(outcome):
             path = os.path.join(folder, name)
@@ -133,3 +137,11 @@ def _write(path: str, text: str) -> None:
         os.replace(f"{path}.partial", path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror})") from None
+
+
+def _remove(path: str) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be removed ({error.strerror})") from None

@@ -8,11 +8,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import ConfigError, OutputError
-from .job import Result
 from .journal import Place
+from .outcome import Scored
 from .spec import SearchSpec
 
 log = logging.getLogger("paddle_merge")
@@ -24,19 +24,6 @@ PHASES = {  # of journal.Place -> what is being scored
     "baselines": "scoring inputs and uniform merges",
     "report": "scoring on the report split",
 }
-
-
-class Done(Protocol):
-    """A candidate that was scored. round: of a race, the last one it was in."""
-
-    @property
-    def result(self) -> Result: ...
-
-    @property
-    def generation(self) -> int: ...
-
-    @property
-    def round(self) -> int: ...
 
 
 def check_visualdl(folder: str | None) -> None:
@@ -78,7 +65,7 @@ class Progress:
             self._advance(self._done + 1)
             self._message()
 
-    def generation(self, found: Sequence[Done]) -> None:
+    def generation(self, found: Sequence[Scored]) -> None:
         """Hear that a generation is complete. found: all candidates so far."""
         self._advance(len(found))
         self._state = described(found, self._objectives)
@@ -119,7 +106,7 @@ class Progress:
         log.info("%d of %d candidates%s%s", self._done, self._total, state, left)
 
 
-def scalars(found: Sequence[Done], objectives: Mapping[str, str]) -> dict[str, float]:
+def scalars(found: Sequence[Scored], objectives: Mapping[str, str]) -> dict[str, float]:
     """Return the best value so far and the mean of the last generation of each objective, and how many have failed.
 
     The best is that of candidates that were scored in full; without a race all are. What isn't known is left out.
@@ -127,16 +114,16 @@ def scalars(found: Sequence[Done], objectives: Mapping[str, str]) -> dict[str, f
     complete = max(one.round for one in found)
     values: dict[str, float] = {}
     for name, direction in objectives.items():
-        full = [one.result.metrics[name] for one in found if not one.result.error and one.round == complete]
-        last = [one.result.metrics[name] for one in found if not one.result.error and one.generation == found[-1].generation]
+        full = [one.known.metrics[name] for one in found if not one.known.error and one.round == complete]
+        last = [one.known.metrics[name] for one in found if not one.known.error and one.generation == found[-1].generation]
         if full:
             values[f"best/{name}"] = (max if direction == "maximize" else min)(full)
         if last:
             values[f"mean/{name}"] = sum(last) / len(last)
-    return values | {"failed": float(sum(bool(one.result.error) for one in found))}
+    return values | {"failed": float(sum(bool(one.known.error) for one in found))}
 
 
-def described(found: Sequence[Done], objectives: Mapping[str, str]) -> str:
+def described(found: Sequence[Scored], objectives: Mapping[str, str]) -> str:
     """Return the best and mean of the first objective as text: "generation 3, loss best 0.12, mean 0.4, 2 failed"."""
     known, name = scalars(found, objectives), next(iter(objectives))
     best, mean = (f"{known[key]:.4g}" if key in known else "-" for key in (f"best/{name}", f"mean/{name}"))

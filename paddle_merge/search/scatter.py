@@ -10,9 +10,9 @@ from typing import Any
 
 from ..errors import OutputError
 from .outcome import Scored
+from .output import SWEEP
 from .sweep_output import SweepOutcome, values_of
 
-PICTURE = "sweep.png"
 _MARKERS = "osD^vP*X"
 
 
@@ -36,7 +36,7 @@ def draw(folder: str, outcome: SweepOutcome) -> None:
         axes.legend(fontsize="small")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    path = os.path.join(folder, PICTURE)
+    path = os.path.join(folder, SWEEP)
     try:
         with open(path, "wb") as file:
             file.write(picture.getvalue())

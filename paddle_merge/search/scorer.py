@@ -50,7 +50,7 @@ class Scorer:
             reason = " ".join(str(error).split())
         except MemoryError:
             reason = "out of memory"
-        except Exception as error:  # an evaluator may raise anything, and only its candidate fails
+        except (Exception, SystemExit) as error:  # an evaluator may raise anything, and only its candidate fails
             log.debug("%s", traceback.format_exc())
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return Result(job.number, seconds=time.perf_counter() - started, error=reason)

@@ -21,6 +21,8 @@ from .job import Job, Result, Setup
 from .scorer import Scorer
 
 log = logging.getLogger("paddle_merge")
+LOOK_SECONDS = 1.0  # after which it is looked whether a process has ended without closing its connection
+MOST_LOST = 20  # processes in a row that may end without a job
 
 
 class Scorers(Protocol):
@@ -62,11 +64,14 @@ class Processes:
         """count: of processes, which start when they have something to do."""
         self._setup, self._wanted, self._count = setup, tuple(wanted), count
         self._workers: list[_Worker] = []
+        self._lost = 0  # processes in a row that ended without a job
 
     def score(self, jobs: Sequence[Job]) -> Iterator[Result]:
         waiting = deque(jobs)
         limit = self._setup.evaluation.time_limit
         while waiting or any(worker.job for worker in self._workers):
+            for worker in [one for one in self._workers if one.ready and one.job is None and one.process.poll() is not None]:
+                self._lose(worker)
             while len(self._workers) < min(
                 self._count, len(waiting) + sum(worker.job is not None for worker in self._workers)
             ):
@@ -111,10 +116,13 @@ class Processes:
         """Wait for any process to answer, die or run out of time, and yield the results."""
         now = time.monotonic()
         ends = [worker.started + limit for worker in self._workers if worker.job and limit is not None]
-        ready = wait([worker.connection for worker in self._workers], max(0.0, min(ends) - now) if ends else None)
+        wait([worker.connection for worker in self._workers], max(0.0, min([*ends, now + LOOK_SECONDS]) - now))
         for worker in list(self._workers):
-            if worker.connection in ready:
+            ended = worker.process.poll() is not None
+            if worker.connection.poll():
                 yield from self._answer(worker)
+            elif ended:  # what it has started holds its end of the connection open
+                yield from self._ended(worker)
             elif worker.job and limit is not None and time.monotonic() > worker.started + limit:
                 yield self._gone(worker, f"it took longer than time_limit, {limit:g} s")
 
@@ -122,27 +130,40 @@ class Processes:
         try:
             answer: Any = worker.connection.recv()
         except (EOFError, OSError):
-            if not worker.ready:
-                _end(worker)
-                raise WorkError(
-                    "a process for evaluations ended before its first one; run it with --workers 1 --verbose"
-                ) from None
-            yield self._gone(worker, _how(worker.process.wait()))
+            yield from self._ended(worker)
             return
         if isinstance(answer, Result):
-            worker.job = None
+            worker.job, self._lost = None, 0
             yield answer
         elif answer[0] == "ready":
             worker.ready = True
         else:
             raise MergeError(answer[1])
 
+    def _ended(self, worker: _Worker) -> Iterator[Result]:
+        if worker.job is None:
+            self._lose(worker)
+        else:
+            yield self._gone(worker, _how(worker.process.wait()))
+
+    def _lose(self, worker: _Worker) -> None:
+        """Forget a process that has ended while it had no job; another one takes its place.
+
+        Raises WorkError if that would go on for ever.
+        """
+        self._lost += 1
+        if not worker.ready or self._lost > MOST_LOST:
+            when = "between two of them" if worker.ready else "before its first one"
+            raise WorkError(f"a process for evaluations ended {when}: {_how(worker.process.wait())}")
+        _end(worker)
+        self._workers.remove(worker)
+
     def _gone(self, worker: _Worker, reason: str) -> Result:
         """End a process, and return the result of what it was doing."""
         job = worker.job
+        assert job is not None
         _end(worker)
         self._workers.remove(worker)
-        assert job is not None, "a process ended between two jobs"
         return Result(job.number, seconds=time.monotonic() - worker.started, error=reason)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..backends import engine as engines
 from ..errors import ConfigError
 from ..parsing import nearest, shown
 from ..recipe.recipe import Value
@@ -72,11 +73,11 @@ class SearchSpec:
     """What the section `search` asks for.
 
     objectives: metric -> "maximize" or "minimize". optimizer: None: chosen by the space. population: candidates of one
-    generation; None: the optimiser's own. sigma: the first step of CMA-ES, as a share of the bounds. noisy: whether scores
-    are noisy, so that CMA-ES adapts its learning rate. pick: which of several best candidates is written. samples: how many
-    samples of the search split are used; None: all. finalists: how many of the best are scored in full at the end.
-    then: how the file's paths (paths.py) are searched, with the best values that this search finds for everything else;
-    None: paths, if there are any, are searched together with everything else.
+    generation; None: the optimiser's own. sigma: the first step of CMA-ES, as a share of the bounds; None: its own. noisy:
+    whether scores are noisy, so that CMA-ES adapts its learning rate. pick: which of several best candidates is written.
+    samples: how many samples of the search split are used; None: all. finalists: how many of the best are scored in full at
+    the end. then: how the file's paths (paths.py) are searched, with the best values that this search finds for everything
+    else; None: paths, if there are any, are searched together with everything else.
     """
 
     evaluate: Evaluation
@@ -85,7 +86,7 @@ class SearchSpec:
     optimizer: str | None = None
     evaluations: int = 100
     population: int | None = None
-    sigma: float = 1 / 6
+    sigma: float | None = None
     noisy: bool = False
     seed: int = 0
     workers: int = 1
@@ -193,6 +194,10 @@ class Sections(Nodes):
             self.problems.append(f"{self._where}: has no section {name!r}{more}")
         return found[0] if found else None
 
+    def note(self, node: yaml.Node, sentence: str) -> None:
+        """Add a problem: here a key without an effect is a mistake."""
+        self.wrong(node, sentence)
+
     # --- the sections
 
     def search(self, node: yaml.Node | None) -> SearchSpec | None:
@@ -202,8 +207,7 @@ class Sections(Nodes):
         evaluate = self._evaluation(node, given)
         objectives = self.objectives(node, given)
         options = self._how(given)
-        for name in ("tensor_type", "device"):
-            options |= {name: self.text(given[name])} if name in given else {}
+        options |= self.engine(given)
         options["pick"] = self.rule(given, objectives)
         later = self._how(self.known(given["then"], _THEN_KEYS, "then")) if "then" in given else None
         if self.problems or evaluate is None:
@@ -238,6 +242,20 @@ class Sections(Nodes):
                 options["race"] = Race(self.number(race["first"], "first", 1, True), eta)
         return options
 
+    def engine(self, given: Mapping[str, yaml.Node]) -> dict[str, str]:
+        """Return tensor_type and device where they are given."""
+        found = {name: self.text(given[name]) for name in ("tensor_type", "device") if name in given}
+        kind, device = found.get("tensor_type", "np"), found.get("device", "cpu")
+        if kind not in ("np", "pd"):
+            self.wrong(given["tensor_type"], f"tensor_type must be np or pd, not {shown(kind)}{nearest(kind, ('np', 'pd'))}")
+        elif kind == "np" and device != "cpu":
+            self.wrong(given["device"], f"device {shown(device)} needs tensor_type: pd; np computes on the CPU")
+        elif found:
+            at = given["device" if "device" in given else "tensor_type"]
+            for sentence in engines.problems(engines.Engine(kind, device)):
+                self.wrong(at, sentence.replace("--device ", "device: ").replace("--tensor_type ", "tensor_type: "))
+        return found
+
     def scoring(self, nodes: Sequence[yaml.Node]) -> tuple[Evaluation, Mapping[str, str], Data, int] | None:
         for name in ("search", "sweep"):
             if has_section(nodes, name) and (node := self.section(nodes, name)) is not None:
@@ -267,7 +285,7 @@ class Sections(Nodes):
             named = ", ".join(kinds) or (others[0] if others else "none of them")
             self.wrong(given["evaluate"], f"evaluate must have one of {', '.join(KINDS)}, not {named}{meant}")
             return None
-        limit = self.number(inner["time_limit"], "time_limit", 0, False) if "time_limit" in inner else None
+        limit = self.number(inner["time_limit"], "time_limit", 1e-3, False) if "time_limit" in inner else None
         settings = {key: self.plain(value) for key, value in inner.items() if key not in (kinds[0], "time_limit")}
         what = inner[kinds[0]]
         nested = self.mapping(what, kinds[0]) if isinstance(what, yaml.MappingNode) else {}

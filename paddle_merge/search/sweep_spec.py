@@ -105,7 +105,7 @@ class _Sweep(Sections):
                 given[name], at[name] = value, self._at(value)
         evaluate = self._evaluation(node, given)
         objectives = self.objectives(node, given)
-        options: dict[str, Any] = {name: self.text(given[name]) for name in ("tensor_type", "device") if name in given}
+        options: dict[str, Any] = {**self.engine(given)}
         options |= {name: self.number(given[name], name, *NUMBERS[name]) for name in ("seed", "workers") if name in given}
         alignment = None
         if {"pre", "aligned"} & given.keys():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +18,9 @@ import numpy as np
 import pytest
 
 from paddle_merge import ConfigError, MergeConfig, OutputError, merge
+from paddle_merge.search.asked import Asked
 from paddle_merge.search.contract import Scores
-from paddle_merge.search.evolve import Asked, evolve
+from paddle_merge.search.evolve import evolve
 from tests.support.checkpoints import read
 from tests.support.searches import workshop
 from tests.support.sweeps import few
@@ -145,6 +148,44 @@ def fails(candidate, split, seed, samples):
     assert json.loads((tmp_path / "out/report.json").read_text())["failed"] == 5
 
 
+def test_a_crash_is_one_candidates_failure(tmp_path: Path) -> None:
+    """Without a time limit and with one worker too; so is an exit that Python code asks for."""
+    crash = """
+import os, sys
+import score
+
+def crash(candidate, split, seed, samples):
+    if candidate.title == "candidate 2":
+        os._exit(3)
+    if candidate.title == "candidate 3":
+        sys.exit("no more")
+    return score.score(candidate, split, seed, samples)
+"""
+    path = workshop(tmp_path, SEARCH.replace("score:score", "crash:crash").replace("60", "9"), more={"crash.py": crash})
+    outcome = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    errors = {number: one.known.error for number, one in enumerate(outcome.candidates) if one.known.error}
+    assert errors == {2: "its process ended with exit status 3", 3: "SystemExit: no more"}
+
+
+def test_if_the_finalists_fail_it_says_why(tmp_path: Path) -> None:
+    """They are scored on all samples, on which this evaluator fails."""
+
+    class Judge:
+        metrics = ("loss",)
+
+        def count(self, split: str) -> int:
+            return 9
+
+        def __call__(self, candidate: Any, split: str, seed: int, samples: Any) -> Scores:
+            if samples is None:
+                raise RuntimeError("too much")
+            return Scores({"loss": float(abs(next(iter(candidate.state_dict().values()))).sum())})
+
+    path = workshop(tmp_path, SEARCH.replace("60", "18") + "samples: 3\n")
+    with pytest.raises(ConfigError, match="all 4 finalists failed: RuntimeError: too much"):
+        evolve(Asked(str(path), str(tmp_path / "out"), evaluator=Judge()), progress=False)
+
+
 def test_if_all_fail_it_says_why(tmp_path: Path) -> None:
     path = workshop(tmp_path, SEARCH.replace("loss", "accuracy"))
     with pytest.raises(ConfigError, match="all 54 candidates failed: the evaluator gave no 'accuracy', but loss, size"):
@@ -199,6 +240,75 @@ def test_the_folder_of_another_search(tmp_path: Path) -> None:
     shutil.copy(path, tmp_path / "full")
     with pytest.raises(OutputError, match=r"holds search\.yaml; give another folder"):
         evolve(Asked(str(path), str(tmp_path / "full")), progress=False)
+
+
+def test_overwrite_keeps_what_is_there_until_the_new_search_begins(tmp_path: Path) -> None:
+    path = workshop(tmp_path, SEARCH.replace("60", "9"))
+    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    held = {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()}
+    path.write_text(path.read_text().replace("seed: 1", "seed: 2\n  optimizer: nonsense"))
+    with pytest.raises(ConfigError, match="unknown optimizer"):
+        evolve(Asked(str(path), str(tmp_path / "out"), overwrite=True), progress=False)
+    assert held == {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()}
+    path.write_text(path.read_text().replace("  optimizer: nonsense", "").replace("loss", "nothing"))
+    with pytest.raises(ConfigError, match="all 9 candidates failed"):
+        evolve(Asked(str(path), str(tmp_path / "out"), overwrite=True), progress=False)
+    left = {one.name for one in (tmp_path / "out").iterdir()}
+    assert not left & {"best.yaml", "report.json", "report.html", "score.png"}, "the result of the earlier search"
+
+
+def test_two_searches_dont_write_into_one_folder(tmp_path: Path) -> None:
+    path = workshop(tmp_path, SEARCH.replace("60", "9"))
+    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    before = (tmp_path / "out/journal.jsonl").read_bytes()
+    with open(tmp_path / "out/journal.jsonl", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for how in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(OutputError, match="another search is running there; give another --output_path"):
+                evolve(Asked(str(path), str(tmp_path / "out"), **how), progress=False)
+    assert (tmp_path / "out/journal.jsonl").read_bytes() == before
+    assert (tmp_path / "out/best.yaml").exists()
+
+
+def test_another_rule_costs_no_evaluation_but_the_new_ones_report(tmp_path: Path) -> None:
+    both = {"search.jsonl": '{"a": 1}\n', "report.jsonl": '{"a": 2}\n'}
+    two = SEARCH.replace("{loss: minimize}", "{loss: minimize, size: minimize}").replace("60", "48")
+    path = workshop(tmp_path, two + "data: {search: search.jsonl, report: report.jsonl}\n", more=both)
+    first = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    before = lines(tmp_path / "out")
+    again = evolve(Asked(str(path), str(tmp_path / "out"), resume=True, pick="minimize size"), progress=False)
+    assert again.best.title != first.best.title
+    after = lines(tmp_path / "out")
+    assert [(line["split"], line["title"]) for line in after if line not in before] == [("report", again.best.title)]
+    evolve(Asked(str(path), str(tmp_path / "out"), resume=True), progress=False)
+    assert lines(tmp_path / "out") == after
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"score:score"', '"score:score", shots: 5', "'shots' has no effect; a function, other than a class, takes no"),
+        (
+            'python: "score:score"',
+            'command: "score {model}"',
+            "the command scores both splits alike; put {data} where the file of samples belongs, or {split}",
+        ),
+        (
+            'python: "score:score"',
+            'command: "score {model} {split}", time_limits: 5',
+            "'time_limits' has no effect; did you mean 'time_limit'?; a command takes no settings but time_limit",
+        ),
+    ],
+)
+def test_what_an_evaluator_ignores_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    both = {"search.jsonl": '{"a": 1}\n', "report.jsonl": '{"a": 2}\n'}
+    path = workshop(tmp_path, SEARCH.replace(old, new) + "data: {search: search.jsonl, report: report.jsonl}\n", more=both)
+    with pytest.raises(ConfigError) as error:
+        evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    assert len(error.value.problems) == 1
+    assert re.match(rf"{path}:\d+:\d+: ", error.value.problems[0])
+    assert said in error.value.problems[0]
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_a_grid_has_all_choices_and_as_many_numbers_as_fit() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ConfigError, match=r"choices and integers alone make 30 candidates, and there may be 29 evaluations"):
+    with pytest.raises(ConfigError, match=r"integers and steps alone make 30 candidates, and there may be 29 evaluations"):
         optimizers.make("grid", (METHOD, COUNT), Settings(evaluations=29))
     with pytest.raises(ConfigError, match="'m' is a choice; give cat_cma"):
         optimizers.make("cma", (METHOD,), Settings())
@@ -304,3 +304,26 @@ def test_integers_of_many_values_are_searched_like_numbers() -> None:
         "cat_cma", (wide, NUMBER), lambda values: [abs(int(values[0]) - 333) + float(values[1]) ** 2], 500
     )
     assert candidates[min(range(len(rows)), key=lambda place: rows[place][0])][0] == 333
+
+
+@pytest.mark.parametrize("name", ["cma", "sep_cma", "cat_cma", "nsga2", "random", "grid", "optuna"])
+@pytest.mark.parametrize("integer", [True, False])
+def test_numbers_keep_their_steps(name: str, integer: bool) -> None:
+    """0, 2 ... 8: the best is 6. search() checks that all candidates are ones that the genes admit."""
+    stepped = Gene("s", "s", 0.0, 8.0, integer=integer, step=2.0, start=4)
+    pair = (stepped, Gene("t", "t", 0.0, 8.0, integer=integer, step=4.0, start=4))
+    candidates, rows, _ = search(
+        name, pair, lambda values: [(float(values[0]) - 6) ** 2 + float(values[1])], 15 if name == "grid" else 90
+    )
+    assert candidates[min(range(len(rows)), key=lambda place: rows[place][0])][0] == 6
+    assert name != "grid" or len(candidates) == 15
+
+
+def test_settings_without_an_effect_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    optimizers.make("grid", (COUNT,), Settings(population=4, sigma=0.2, noisy=True))
+    assert [text.partition(" with")[0] for text in caplog.messages] == [
+        "population has no effect", "sigma has no effect", "noisy has no effect"
+    ]  # fmt: skip
+    caplog.clear()
+    optimizers.make("cma", (NUMBER,), Settings(population=4, sigma=0.2, noisy=True))
+    assert caplog.messages == []

@@ -14,9 +14,10 @@ import yaml
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
 from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.recipe.yaml_write import to_yaml
+from paddle_merge.search.asked import Asked
 from paddle_merge.search.candidates import MergedCandidate
 from paddle_merge.search.contract import Candidate
-from paddle_merge.search.evolve import Asked, evolve
+from paddle_merge.search.evolve import evolve
 from paddle_merge.search.gene import Values
 from paddle_merge.search.merger import Merger
 from paddle_merge.search.paths import PathSpace

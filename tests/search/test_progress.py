@@ -12,9 +12,11 @@ import pytest
 
 from paddle_merge import ConfigError
 from paddle_merge.search import progress
-from paddle_merge.search.evolve import Asked, evolve
+from paddle_merge.search.asked import Asked
+from paddle_merge.search.evolve import evolve
 from paddle_merge.search.job import Result
 from paddle_merge.search.journal import Place
+from paddle_merge.search.outcome import Scored
 from paddle_merge.search.progress import Progress, described, duration, scalars
 from tests.support.searches import workshop
 
@@ -27,9 +29,9 @@ seed: 1
 SPEC: Any = SimpleNamespace(objectives={"loss": "minimize"})
 
 
-def done(generation: int, loss: float | None, round: int = 0) -> Any:
+def done(generation: int, loss: float | None, round: int = 0) -> Scored:
     result = Result(0, {"loss": loss}) if loss is not None else Result(0, error="no luck")
-    return SimpleNamespace(generation=generation, result=result, round=round)
+    return Scored("a candidate", result, generation, round=round)
 
 
 @pytest.fixture
@@ -120,8 +122,8 @@ def test_scalars_for_visualdl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delitem(sys.modules, "score", raising=False)
     Writer.made.clear()
     path, out, logs = workshop(tmp_path, SEARCH), str(tmp_path / "out"), str(tmp_path / "logs")
-    outcome = evolve(Asked(str(path), out, visualdl=logs), progress=False)
-    evolve(Asked(str(path), out, visualdl=logs, resume=True), progress=False)
+    outcome = evolve(Asked(str(path), out), False, logs)
+    evolve(Asked(str(path), out, resume=True), False, logs)
     first, second = Writer.made
     assert first.points == second.points
     assert first.closed
@@ -154,5 +156,5 @@ def test_without_visualdl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: None)
     path = workshop(tmp_path, SEARCH)
     with pytest.raises(ConfigError, match=r"--visualdl needs the package visualdl.*pip install visualdl"):
-        evolve(Asked(str(path), str(tmp_path / "out"), visualdl="logs"), progress=False)
+        evolve(Asked(str(path), str(tmp_path / "out")), False, "logs")
     assert not (tmp_path / "out").exists()

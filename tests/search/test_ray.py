@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from paddle_merge import ConfigError
-from paddle_merge.search.evolve import Asked, evolve
+from paddle_merge.search.asked import Asked
+from paddle_merge.search.evolve import evolve
+from paddle_merge.search.sweep import sweep
 from tests.search.test_evolve import SEARCH, lines
-from tests.support.searches import workshop
+from tests.support.searches import RECIPE, workshop
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("default")  # Ray leaves files and sockets open
@@ -56,6 +58,18 @@ def fails(candidate, split, seed, samples):
     assert here == there
     errors = {line["candidate"]: line["error"] for line in lines(tmp_path / "there")[1:] if "error" in line}
     assert errors == {4: "its process on the cluster died (ActorDiedError)", 5: "it took longer than time_limit, 5 s"}
+    assert (tmp_path / "here/best.yaml").read_text() == (tmp_path / "there/best.yaml").read_text()
+
+
+def test_a_sweep(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "score", raising=False)
+    grid = RECIPE.replace("{{search: [0, 1.5], by: layer}}", "{{choose: [0.25, 0.5]}}")
+    path = workshop(tmp_path, SEARCH.replace("evaluations: 60\n", ""), grid)
+    path.write_text(path.read_text().replace("search:\n  evaluate", "sweep:\n  evaluate"))
+    for name, where in (("here", None), ("there", address)):
+        sweep(Asked(str(path), str(tmp_path / name), ray=where), progress=False)
+    assert lines(tmp_path / "here") == lines(tmp_path / "there")
     assert (tmp_path / "here/best.yaml").read_text() == (tmp_path / "there/best.yaml").read_text()
 
 

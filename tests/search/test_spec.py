@@ -60,7 +60,11 @@ def test_the_evaluator_of_a_search(tmp_path: Path) -> None:
         ("command:", "python: m, command:", "4:13: evaluate must have one of command, python, "),
         ("  evaluate", "  evalute", "4:3: unknown key 'evalute'; did you mean 'evaluate'?"),
         ("  objectives: {accuracy: maximize, length: minimize}\n", "", "4:3: objectives, which metric to maximize or"),
-        ("time_limit: 60", "time_limit: soon", "4:52: time_limit must be a number of at least 0, not 'soon'"),
+        ("time_limit: 60", "time_limit: soon", "4:52: time_limit must be a number of at least 0.001, not 'soon'"),
+        ("seed: 3", "frobnicate: 3", "10:3: 'frobnicate' has no effect in search, which has evaluate, "),
+        ("seed: 3", "tensor_type: tf", "10:16: tensor_type must be np or pd, not 'tf'"),
+        ("seed: 3", "device: gpu", "10:11: device 'gpu' needs tensor_type: pd; np computes on the CPU"),
+        ("seed: 3", "tensor_type: pd\n  device: tpu", "11:11: device: 'tpu' must be one of cpu, gpu, "),
         ("search:\n", "sweep:\n", ": has no section 'search'; this one has 'sweep': python -m paddle_merge sweep takes it"),
     ],
 )  # fmt: skip

@@ -18,8 +18,9 @@ import pytest
 from paddle_merge.errors import ConfigError, MergeError
 from paddle_merge.recipe.config import MergeConfig
 from paddle_merge.run.merge import merge
+from paddle_merge.search.asked import Asked
 from paddle_merge.search.contract import Candidate, Scores
-from paddle_merge.search.sweep import SweepAsked, sweep
+from paddle_merge.search.sweep import sweep
 from paddle_merge.search.sweep_output import SweepOutcome, sweep_report
 from tests.support.checkpoints import read, write
 
@@ -64,7 +65,7 @@ def section(folder: Path, more: str = "") -> Path:
 
 def run(file: Path, evaluator: Evaluator | None, out: str = "out", **asked: Any) -> SweepOutcome:
     output = str(file.parent / out)
-    return sweep(SweepAsked(str(file), output, evaluator=evaluator, **asked), progress=False)
+    return sweep(Asked(str(file), output, evaluator=evaluator, **asked), progress=False)
 
 
 def comparable(outcome: SweepOutcome) -> dict[str, Any]:
@@ -166,6 +167,31 @@ def test_a_point_that_fails_is_no_end(tmp_path: Path) -> None:
     assert outcome.picked.title == "linear 0.8"
     assert sweep_report(outcome)["points"][7]["search"]["error"] == "ValueError: it has no answer"
     assert sweep_report(outcome)["failed"] == 1
+
+
+def test_a_crash_is_one_points_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "judge.py").write_text(
+        "import os\n\ndef score(candidate, split, seed, samples):\n"
+        "    a = float(candidate.state_dict()['embed.weight'][0, 0])\n"
+        "    if abs(a - 0.5) < 1e-6:\n        os._exit(3)\n"
+        "    return {'reward': a, 'reading': 1 - a}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    file = section(tmp_path, "  toward_aligned: [0.25, 0.5]\n")
+    file.write_text(file.read_text().replace('command: "score {model}"', "python: judge:score"))
+    outcome = run(file, None)
+    assert [one.known.error for one in outcome.points] == ["", "its process ended with exit status 3"]
+
+
+def test_objectives_that_an_evaluator_lacks_are_refused_by_line_and_column(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "a b"}\n')
+    file = section(tmp_path, "  data: {search: t.jsonl}\n")
+    file.write_text(file.read_text().replace('command: "score {model}"', "perplexity: true"))
+    evaluator = Evaluator()
+    evaluator.metrics = ("nll",)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=rf"{file}:5:24: the evaluator gives no 'reward'; it gives nll"):
+        run(file, evaluator)
+    assert evaluator.scored == []
 
 
 def test_the_report_split_is_scored_for_the_models_the_front_and_the_pick(tmp_path: Path) -> None:

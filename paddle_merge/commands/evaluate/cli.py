@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import Attempts, ConfigError
+from ...errors import Attempts, ConfigError, OutputError
 from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
@@ -117,8 +117,11 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     else:
         print(text if config.markdown == "-" else "\n".join(lines(found)))
     if config.markdown not in (None, "-"):
-        with open(config.markdown or "", "w", encoding="utf-8") as file:
-            file.write(f"{text}\n")
+        try:
+            with open(config.markdown or "", "w", encoding="utf-8") as file:
+                file.write(f"{text}\n")
+        except OSError as error:
+            raise OutputError(f"--markdown {config.markdown}: can't be written ({error.strerror})") from None
     for card in to_write:
         card.write(f"{found.kind} {found.split}", text)
     if found.failed:

@@ -20,6 +20,7 @@ from ...parsing import nearest
 from ..contract import Candidate, EvaluationError, Scores, scratch_folder
 from ..data import count_samples
 from ..job import Setup
+from .settings import check_no_settings
 
 WORDS = ("model", "split", "data", "seed", "samples", "result")
 TAIL = 400  # characters of what a failed command printed last
@@ -31,8 +32,9 @@ class Command:
     metrics = None
 
     def __init__(self, setup: Setup):
-        """Raises ConfigError if the command has an unknown word in braces, or lacks {model}."""
+        """Raises ConfigError if the command has an unknown word in braces, lacks {model}, or can't tell two splits apart."""
         evaluation = setup.evaluation
+        check_no_settings(evaluation, "a command")
         self._command, self._setup = str(evaluation.what), setup
         words = [part.partition("}")[0] for part in self._command.split("{")[1:]]
         unknown = [word for word in words if word.isidentifier() and word not in WORDS]
@@ -43,6 +45,11 @@ class Command:
             )
         if "model" not in words:
             raise ConfigError(f"{evaluation.at}: the command has no {{model}}, which stands for the folder of the candidate")
+        if setup.data.search and setup.data.report and not {"split", "data"} & set(words):
+            raise ConfigError(
+                f"{evaluation.at}: the command scores both splits alike; put {{data}} where the file of samples belongs, or"
+                " {split}"
+            )
         self._chooses = "samples" in words
 
     def count(self, split: str) -> int | None:

@@ -19,6 +19,7 @@ from ...errors import ConfigError
 from ..contract import Candidate, EvaluationError, Scores
 from ..data import count_samples
 from ..job import Setup
+from .settings import check_no_settings
 
 
 class Function:
@@ -43,6 +44,8 @@ class Function:
             raise ConfigError(f"{evaluation.at}: {evaluation.what!r} can't be imported ({reason})") from None
         if not callable(self._function):
             raise ConfigError(f"{evaluation.at}: {evaluation.what!r} is no function")
+        if not inspect.isclass(found):
+            check_no_settings(evaluation, "a function, other than a class,")
         self._takes = inspect.signature(self._function).parameters
 
     def count(self, split: str) -> int | None:

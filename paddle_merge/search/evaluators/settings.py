@@ -46,6 +46,19 @@ def read_settings(evaluation: Evaluation, kind: type[T]) -> T:
     return kind(**values)
 
 
+def check_no_settings(evaluation: Evaluation, what: str) -> None:
+    """Raise ConfigError, by line and column, if there are keys beside that of the evaluator's kind. what: takes none."""
+    if evaluation.settings:
+        known = (evaluation.kind, "time_limit")
+        raise ConfigError(
+            [
+                f"{evaluation.places.get(name, evaluation.at)}: {name!r} has no effect{nearest(name, known)}; {what}"
+                " takes no settings but time_limit"
+                for name in evaluation.settings
+            ]
+        )
+
+
 def is_switch(what: Any) -> bool:
     """Return whether what stands behind an evaluator's kind says only that it is the one: nothing, true or a mapping."""
     return what is True or what in ("", "null", "~", "true") or isinstance(what, dict)

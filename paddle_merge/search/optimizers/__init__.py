@@ -23,8 +23,9 @@ def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[V
 
     Raises ConfigError if it can't search these genes, or its package is not installed.
     """
-    if settings.noisy and name != "cma":
-        log.warning("noisy has no effect with optimizer %s, which doesn't adapt its learning rate", name)
+    given = {"population": settings.population is not None, "sigma": settings.sigma is not None, "noisy": settings.noisy}
+    for key in [key for key, is_given in given.items() if is_given and name not in USED_BY[key]]:
+        log.warning("%s has no effect with optimizer %s; %s would use it", key, name, ", ".join(USED_BY[key]))
     module = import_module(f".{'cma' if name == 'sep_cma' else name}", __package__)
     first = list(dict.fromkeys(settled(genes, values) for values in first))
     try:
@@ -72,4 +73,9 @@ def suited(genes: Sequence[Gene], objectives: int) -> str:
 
 
 log = logging.getLogger("paddle_merge")
+USED_BY = {  # key of `search` -> the optimisers that it has an effect on
+    "population": ("cma", "sep_cma", "cat_cma", "nsga2", "como", "random", "optuna"),
+    "sigma": ("cma", "sep_cma", "cat_cma", "como"),
+    "noisy": ("cma",),
+}
 LARGE = 200  # genes, from which on a full covariance matrix has more entries than evaluations can determine

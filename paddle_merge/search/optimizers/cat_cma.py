@@ -89,7 +89,7 @@ class Domain:
     def _index(self, place: int, value: Value) -> int:
         """Return the place of a value among the options of a gene."""
         gene = self.genes[place]
-        return gene.place(value) if gene.choices else int(value) - int(gene.low)
+        return gene.place(value) if gene.choices else self.options[place].index(value)
 
     def centre(self, made: Any) -> Values:
         """Return the centre of the package's distribution: the mean of numbers, the likeliest value of each choice."""
@@ -172,7 +172,7 @@ def _options(gene: Gene) -> tuple[Value, ...]:
         return gene.choices
     if not gene.integer or gene.high - gene.low >= FEW:
         return ()
-    return tuple(range(int(gene.low), int(gene.high) + 1))
+    return gene.points or tuple(range(int(gene.low), int(gene.high) + 1))
 
 
 def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[Values]) -> Optimizer:
@@ -182,5 +182,5 @@ def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[V
         raise ConfigError(f"optimizer {name} takes one objective; give nsga2 or como for several")
     domain = Domain(genes)
     start = domain.start([gene.start for gene in genes])
-    common = {"population_size": settings.population, "sigma": settings.sigma, "seed": settings.seed}
+    common = {"population_size": settings.population, "sigma": settings.first_step, "seed": settings.seed}
     return CatCMA(cmaes.CatCMAwM(**domain.spaces(), **start, **common), domain, first)

@@ -57,7 +57,7 @@ def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[V
     bounds = np.array([[0.0, 1.0]] * len(genes))
     common = {
         "mean": start,
-        "sigma": settings.sigma,
+        "sigma": settings.first_step,
         "bounds": bounds,
         "seed": settings.seed,
         "population_size": settings.population,

@@ -84,6 +84,6 @@ def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[V
     starts = [domain.start(values) for values in first[:kernels]]
     while len(starts) < kernels:
         starts.append(domain.start(tuple(gene.start if gene.choices else gene.value(generator.random()) for gene in genes)))
-    common = {"population_size": population, "sigma": settings.sigma}
+    common = {"population_size": population, "sigma": settings.first_step}
     made = [cmaes.CatCMAwM(**domain.spaces(), **start, **common) for start in starts]
     return COMO(cmaes.COMOCatCMAwM(**domain.spaces(), kernels=made, seed=settings.seed), domain, first)

@@ -1,4 +1,5 @@
-"""A grid: every value of each choice and integer, with numbers evenly spaced, as many as the evaluations allow."""
+"""A grid: every value of each choice, integer and number with a step. Other numbers are evenly spaced, as many as the
+evaluations allow."""
 
 from __future__ import annotations
 
@@ -33,14 +34,14 @@ def points(genes: Sequence[Gene], most: int) -> list[Values]:
     """Return the points of a grid, `most` at most: the last gene varies fastest.
 
     Of numbers each has as many values as all can have, and the first ones one more where that fits; both bounds are among
-    them, and a number that can only have one value has its start. Raises ConfigError if choices and integers alone make more
-    points.
+    them, and a number that can only have one value has its start. Raises ConfigError if choices, integers and
+    steps alone make more points.
     """
     counts = [_count(gene) for gene in genes]
     needed = math.prod(count for count in counts if count)
     if needed > most:
         raise ConfigError(
-            f"optimizer grid: the choices and integers alone make {needed:,} candidates, and there may be {most:,}"
+            f"optimizer grid: the choices, integers and steps alone make {needed:,} candidates, and there may be {most:,}"
             " evaluations; give more evaluations, fewer values, or another optimizer"
         )
     numbers = [place for place, count in enumerate(counts) if not count]
@@ -57,13 +58,13 @@ def points(genes: Sequence[Gene], most: int) -> list[Values]:
 
 
 def _count(gene: Gene) -> int:
-    """Return how many values a choice or an integer has; 0 for a number."""
-    return len(gene.choices) or (int(gene.high) - int(gene.low) + 1 if gene.integer else 0)
+    """Return how many values a choice, an integer or a number with a step has; 0 for another number."""
+    return len(gene.points) or (int(gene.high) - int(gene.low) + 1 if gene.integer else 0)
 
 
 def _values(gene: Gene, count: int) -> list[Value]:
-    if gene.choices:
-        return list(gene.choices)
+    if gene.points:
+        return list(gene.points)
     if gene.integer:
         return list(range(int(gene.low), int(gene.high) + 1))
     return [gene.start] if count == 1 else [gene.value(place / (count - 1)) for place in range(count)]

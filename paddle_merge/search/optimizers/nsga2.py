@@ -167,12 +167,15 @@ def _polynomial(unit: float, share: float) -> float:
 
 
 def _moved(gene: Gene, value: Value, share: float) -> Value:
-    """Return another number or integer near by: polynomial mutation, by one at least. share: drawn uniformly."""
+    """Return another number near by: polynomial mutation, of integers and numbers with a step by one at least.
+
+    share: drawn uniformly.
+    """
     moved = gene.value(_polynomial(gene.unit(value), share))
-    if moved != value or not gene.integer:
+    if moved != value or not (gene.integer or gene.step):
         return moved
     step = 1 if (share >= 0.5 and value < gene.high) or value <= gene.low else -1  # type: ignore[operator]
-    return int(value) + step
+    return gene.points[gene.points.index(value) + step] if gene.points else int(value) + step
 
 
 def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[Values]) -> Optimizer:

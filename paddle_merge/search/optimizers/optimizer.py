@@ -8,21 +8,29 @@ from typing import Protocol
 
 from ..gene import Values
 
+SIGMA = 1 / 6
 Losses = Sequence[Sequence[float]]  # one row per candidate, one finite number per objective; smaller is better
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to search. population: candidates of one generation; None: the optimiser's own. sigma: the first step of
-    CMA-ES, as a share of the bounds. noisy: whether losses are noisy. evaluations: how many there may be in all.
-    objectives: their number."""
+    """How to search.
+
+    population: candidates of one generation; None: the optimiser's own. sigma: the first step of CMA-ES, as a share of the
+    bounds; None: SIGMA. noisy: whether losses are noisy. evaluations: how many there may be in all. objectives: how many
+    there are.
+    """
 
     seed: int = 0
     population: int | None = None
-    sigma: float = 1 / 6
+    sigma: float | None = None
     noisy: bool = False
     evaluations: int = 100
     objectives: int = 1
+
+    @property
+    def first_step(self) -> float:
+        return self.sigma or SIGMA
 
 
 class Optimizer(Protocol):

@@ -66,7 +66,7 @@ def _space(gene: Gene) -> Any:
     if gene.choices:
         return distributions.CategoricalDistribution(range(len(gene.choices)))
     if gene.integer:
-        return distributions.IntDistribution(int(gene.low), int(gene.high), log=gene.log)
+        return distributions.IntDistribution(int(gene.low), int(gene.high), log=gene.log, step=int(gene.step) or 1)
     return distributions.FloatDistribution(0.0, 1.0)
 
 

@@ -61,10 +61,10 @@ def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*_: Any) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evolve, "evolve", stopped)
     code, _, err = run(capsys, "evolve", str(workshop(tmp_path, SEARCH)), "--output_path", "out")
     assert code == 130
-    assert err == "interrupted: --resume goes on with the search\n"
+    assert err == "interrupted: --resume goes on from here\n"

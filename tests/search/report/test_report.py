@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from paddle_merge.commands.evolve.show import lines
+from paddle_merge.search.asked import Asked
 from paddle_merge.search.contract import Candidate, Scores
-from paddle_merge.search.evolve import Asked, evolve
+from paddle_merge.search.evolve import evolve
 from paddle_merge.search.gene import Gene
 from paddle_merge.search.job import Result
 from paddle_merge.search.outcome import Outcome, Scored
