@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from tests.conversion.lora.test_lora import factors, folded, in_peft, peft
 from tests.conversion.test_layout import CONFIG, laid_out, llama, stored
 from tests.support import oracle
 from tests.support.checkpoints import from_bits, read, to_bits, write
+from tests.support.html_pages import Reader
 
 State = Mapping[str, np.ndarray]
 
@@ -431,32 +431,6 @@ def test_sums_add_up() -> None:
 
 
 # --- what people see -----------------------------------------------------------------------------------------------------
-
-
-class Reader(HTMLParser):
-    """Words, tags and addresses of a page; fails where tags don't close in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.addresses: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.addresses += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href", "action", "data")]
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:

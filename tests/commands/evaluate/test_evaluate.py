@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_merge import ConfigError, MergeConfig, MergeError, merge
+from paddle_merge import ConfigError, MergeConfig, MergeError, OutputError, merge
 from paddle_merge.commands.evaluate.card import Card, cards
 from paddle_merge.commands.evaluate.cli import main
 from paddle_merge.commands.evaluate.show import as_json, lines, markdown
@@ -109,6 +109,14 @@ def test_a_recipe_the_search_split_another_seed_and_the_card(folder: Path, capsy
         f"{before}\n<!-- paddle_merge evaluate python search -->\n## Evaluation\n\n{table}"
         "<!-- end of paddle_merge evaluate python search -->\n"
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_table_that_cant_be_written_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "table.md").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"--markdown table\.md: can't be written \(No space left on device\)"):
+        run("a", "--with", "eval.yaml", "--markdown", "table.md")
+    assert "acc" in capsys.readouterr().out, "the table is printed all the same"
 
 
 def test_everything_wrong_is_told_before_the_work(folder: Path) -> None:

@@ -8,7 +8,6 @@ import struct
 import sys
 import zlib
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +27,7 @@ from paddle_merge.search.report.history import Heat, heats, history
 from paddle_merge.search.report.page import page
 from tests.search.test_paths import TWO as TWO_PARTS
 from tests.search.test_paths import Distance, here, target  # noqa: F401 - here is a fixture
+from tests.support.html_pages import Reader
 from tests.support.searches import RECIPE, state, workshop
 
 TWO = """
@@ -61,32 +61,6 @@ class Judge:
         far = [[float(np.abs(held[name] - wanted[name]).mean()) for name in names] for wanted in self._wanted]
         per = {"reward": [1 - one for one in far[0]], "tax": far[1]}
         return Scores({name: float(np.mean(its)) for name, its in per.items()}, per, cost={"tokens": 3000})
-
-
-class Reader(HTMLParser):
-    """Words, tags and addresses of a page; fails where tags don't close in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.addresses: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.addresses += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href", "action", "data")]
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def checked(path: Path) -> str:

@@ -109,16 +109,18 @@ class _Tokenizer:
         told = config.get("eos_token_id")
         self.ends = set(told if isinstance(told, list) else [] if told is None else [told])
         self._of_library: Any = None
+        self._reason = "the model's tokenizer has none"
         try:
             own = self._of_library = library.AutoTokenizer.from_pretrained(folder)
             begin, self._start = own.bos_token_id, own.bos_token
             self.ends |= {own.eos_token_id} - {None}
             end = own.eos_token_id
-        except Exception:  # such as a class that only other versions of transformers know
+        except (ImportError, ValueError) as error:  # a class that only other versions of transformers know
             if not os.path.exists(path):
                 raise
             from tokenizers import Tokenizer
 
+            self._reason = f"the library can't open its tokenizer ({type(error).__name__}: {' '.join(str(error).split())})"
             self._of_file = Tokenizer.from_file(path)
             begin, end = config.get("bos_token_id"), min(self.ends, default=None)
             self._start = None if begin is None else self._of_file.id_to_token(begin)
@@ -132,7 +134,7 @@ class _Tokenizer:
 
     def chat(self, messages: list[dict[str, str]], prompt: bool) -> str:
         if self._of_library is None or not getattr(self._of_library, "chat_template", None):
-            raise EvaluationError("the model's tokenizer has no chat template; leave out apply_chat_template")
+            raise EvaluationError(f"there is no chat template: {self._reason}; leave out apply_chat_template")
         return str(self._of_library.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
 
     def decode(self, tokens: Sequence[int]) -> str:
