@@ -10,15 +10,20 @@ import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+AUTO = " | Literal['auto']"  # the end of the annotation of a field that may be auto
+
 
 def coerce(value: Any, kind: str) -> Any:
     """Convert a value from JSON, YAML, a command line or Python to the annotated type `kind`, such as "list[float] | None".
 
-    kind: bool, int, float or str, or a list of one of them; a single value is accepted for a list. The value may be a NumPy
+    kind: bool, int, float or str, one of these or the word auto, or a list of one of them; a single value is accepted for a
+    list. The value may be a NumPy
     scalar, a path, or a number or boolean written as text. Raises ValueError; its message completes a sentence that begins
     with the field's name ("must be a number, not 'x'").
     """
     kind = kind.removesuffix(" | None")
+    if kind.endswith(AUTO):
+        return "auto" if value == "auto" else _or_auto(value, kind.removesuffix(AUTO))
     if kind.startswith("list["):
         items = value if isinstance(value, list | tuple) else [value]
         return [coerce(item, kind[5:-1]) for item in items]
@@ -30,6 +35,13 @@ def coerce(value: Any, kind: str) -> Any:
     except (TypeError, ValueError, OverflowError):
         needed = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "text"}[kind]
         raise ValueError(f"must be {needed}, not {shown(value)}") from None
+
+
+def _or_auto(value: Any, kind: str) -> Any:
+    try:
+        return coerce(value, kind)
+    except ValueError as error:
+        raise ValueError(str(error).replace(", not", " or auto, not", 1)) from None
 
 
 def _to_bool(value: Any) -> bool:

@@ -3,6 +3,7 @@ a device that the command names."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 from ..parsing import nearest
 from .backend import Backend
 from .budget import DEFAULT_BUDGET, MemoryBudget
+from .machine import cores
 
 GIB = 1 << 30
 LEAST = 1 / 16  # GiB: below this, tables and a few blocks don't fit
@@ -24,8 +26,8 @@ class Engine:
     """What one process computes with.
 
     tensor_type, device: as in MergeConfig. memory: bytes of each device's memory that low_gpu_mem may take.
-    worker, workers: the number of this process, from 0, and how many there are on this machine (in this rank, if there are
-    several). budget: how much of the host's memory each may take.
+    worker, workers: the number of this process, from 0, and how many there are at most on this machine (in this rank, if
+    there are several). budget: how much of the host's memory each may take.
     """
 
     tensor_type: str = "np"
@@ -111,6 +113,16 @@ def visible_devices(kind: str) -> list[str]:
     return [number for number in given if number in there] or there
 
 
+def most_workers(device: str) -> int:
+    """Return how many workers can compute at the same time: one on each core, or one on each device."""
+    kind, _, number = device.partition(":")
+    if kind == "cpu" or number or unknown(device) or importlib.util.find_spec("paddle") is None:
+        return cores() if kind == "cpu" else 1
+    with contextlib.suppress(Exception):  # a Paddle that can't be imported is told by `problems`
+        return max(1, len(visible_devices(kind)))
+    return 1
+
+
 def unknown(device: str) -> list[str]:
     """Return a sentence if there are no such devices."""
     kind, colon, number = device.partition(":")
@@ -153,8 +165,3 @@ def problems(engine: Engine) -> list[str]:
             f" they need {LEAST:g}; pass a smaller --n_process or more memory"
         ]
     return []
-
-
-def cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

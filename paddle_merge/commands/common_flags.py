@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import Any
 
-from ..backends.engine import cores
+from ..backends.machine import cores, free_memory
 from ..checkpoints.formats.folder import PREFIXES
 from ..checkpoints.names import LAYOUTS
 from ..recipe import fields
@@ -51,11 +51,7 @@ def workers(n_process: int | None) -> int:
 
 def memory_for_inputs(workers: int) -> int:
     """Return how many bytes of inputs each of several processes may keep in memory: half of what is free, shared out."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on Linux
-        free = 4 << 30
-    return free // 2 // workers
+    return free_memory() // 2 // workers
 
 
 def problems(config: Any) -> list[str]:

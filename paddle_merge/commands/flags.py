@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from ..parsing import nearest, parse_bool
+from ..parsing import AUTO, nearest, parse_bool
 from ..version import __version__
 from .command import set_up_logging
 
@@ -218,7 +218,7 @@ def option(item: dataclasses.Field[Any], group: str | None = None) -> inspect.Pa
     text = escape(meta["help"] + (f" One of: {', '.join(meta['choices'])}." if meta.get("choices") else ""))
     if shown is not None:
         text += f" [dim]{escape(f'[default: {shown}]')}[/dim]"
-    metavar = str(item.type).removesuffix(" | None").removeprefix("list[").removesuffix("]")
+    metavar = str(item.type).removesuffix(" | None").removeprefix("list[").removesuffix("]").replace(AUTO, "|auto")
     made = typer.Option(
         f"--{item.name.rstrip('_')}",
         help=text,

@@ -64,7 +64,8 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> lis
     if plan.engine.tensor_type == "pd":
         limit = f", in at most {plan.engine.memory / GIB:g} GiB of it" if plan.engine.budgeted else ""
         lines.append(f"engine   Paddle on {plan.engine.device}{limit}")
-    fewer = f" of {request.n_process}, for --max_memory" if request.max_memory and plan.n_process < request.n_process else ""
+    asked = request.n_process
+    fewer = f" of {asked}, for --max_memory" if request.max_memory and asked is not None and plan.n_process < asked else ""
     smaller = "" if plan.engine.budget == DEFAULT_BUDGET else ", with smaller buffers for --max_memory"
     nbytes = memory_estimate.memory(plan, sidecar_bytes(sidecars))
     lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {size_text(nbytes)} of memory")

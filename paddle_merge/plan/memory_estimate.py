@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from itertools import zip_longest
 
 from ..backends.budget import DEFAULT_BUDGET, MemoryBudget
-from ..backends.engine import Engine, cores
+from ..backends.engine import Engine
+from ..backends.machine import cores, free_memory
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.lora.entry import read_from
 from ..conversion.vocabulary.entry import AlignedEntry
@@ -64,6 +65,14 @@ def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
             f" {size_text(needed, round_up=True)}"
         )
     return max(found, key=lambda pair: pair[0])[1]  # of equals the first
+
+
+def fitting(plan: Plan, beside: int = 0) -> Plan:
+    """Return the plan with as many of its workers as fit into half of the memory that is free, at least one."""
+    if plan.n_process == 1 or memory(plan, beside) <= (limit := free_memory() // 2):
+        return plan
+    others = (dataclasses.replace(plan, n_process=count) for count in range(plan.n_process - 1, 0, -1))
+    return next((other for other in others if memory(other, beside) <= limit or other.n_process == 1), plan)
 
 
 def alone(plan: Plan) -> bool:

@@ -28,6 +28,7 @@ from .added_tokens import AddedTokens
 from .chat import ChatTemplate
 from .config_source import ConfigSource
 
+WORKER_BYTES = 1 << 28  # that a worker must have to read and write for its start to pay
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
 
 
@@ -230,6 +231,12 @@ def _leaves(number: int, entry: TensorEntry) -> Iterator[tuple[int, TensorEntry]
             yield from _leaves(pick.number, pick.entry)
     else:
         yield number, entry
+
+
+def suited(tensors: Sequence[TensorPlan], most: int, ranks: int = 1) -> int:
+    """Return how many workers a merge should have. most: that can work at the same time, of all ranks together."""
+    nbytes = sum(tensor.nbytes + sum(entry.nbytes for entry in tensor.inputs) for tensor in tensors)
+    return max(1, min(most, nbytes // WORKER_BYTES) // ranks)
 
 
 def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:

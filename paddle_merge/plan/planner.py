@@ -34,7 +34,7 @@ from .config_source import warnings
 from .copies import originals
 from .layer_config import restacked
 from .matched import Matched, matched
-from .plan import Plan, Shard, StagedEntry, TensorPlan, cut
+from .plan import Plan, Shard, StagedEntry, TensorPlan, cut, suited
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ def plan_tensors(recipe: Recipe, its: Matched, known: dict[Any, Hashable] | None
 
 
 def make_plan(
-    recipe: Recipe, n_process: int = 1, shard_bytes: int = 5_000_000_000, engine: Engine = NUMPY, ranks: int = 1
+    recipe: Recipe, n_process: int | None = 1, shard_bytes: int = 5_000_000_000, engine: Engine = NUMPY, ranks: int = 1
 ) -> Plan:
     """Return the plan of a merge, made from the headers of its inputs.
 
-    n_process: workers of each rank. shard_bytes: the largest size of an output file. engine: what computes. ranks: how many
-    processes, of n_process workers each, share the plan.
+    n_process: workers of each rank; None: as many as are worth while, engine.workers at most. shard_bytes: the largest size
+    of an output file. engine: what computes. ranks: how many processes, of n_process workers each, share the plan.
     Raises CheckpointError listing everything in the inputs that doesn't fit; ConfigError for parameters that don't.
     """
     its = matched(recipe)
@@ -96,6 +96,8 @@ def make_plan(
     tensors, shards = _lay_out(
         made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout, its.family)
     )
+    if n_process is None:
+        n_process = suited(tensors, engine.workers, ranks)
     pieces = cut(tensors, n_process * ranks)
     folders = [(one.path, one.tokens_folder) for one in its.inputs]
     tokens = aligner.tokens if aligner is not None else None

@@ -81,7 +81,7 @@ def _running(config: MergeConfig, sources: Sequence[str], engine: Engine) -> lis
     found = []
     if config.layout is not None and len(config.layout) != len(sources):
         found.append(f"--layout has {len(config.layout)} words for {len(sources)} models (the base last)")
-    if config.n_process < 1:
+    if config.n_process != "auto" and config.n_process < 1:
         found.append(f"--n_process {config.n_process} must be at least 1")
     for name, size in (("max_shard_size", config.max_shard_size), ("max_memory", config.max_memory)):
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..checkpoints.formats.folder import PREFIXES
 from ..checkpoints.formats.naming import FORMATS
@@ -204,7 +204,12 @@ class Fields:
         " Jinja template.",
         shown="the tokenizer's",
     )
-    n_process: int = flag(_RUN, "Number of worker processes. The result doesn't depend on it.", 1)
+    n_process: int | Literal["auto"] = flag(
+        _RUN,
+        "Number of worker processes. auto: one for each core that this process may use (on GPUs one for each), as far as"
+        " memory and the size of the merge make them worth while. The result doesn't depend on it.",
+        "auto",
+    )
     max_memory: str | None = flag(
         _RUN,
         "Memory limit for all processes of this command (of each rank, if there are several), such as 2GB. To stay within"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..backends.engine import GIB, Engine
+from ..backends.engine import GIB, Engine, most_workers
 from ..checkpoints.formats.folder import DIFFUSERS, single_file_names, written_by_diffusers
 from ..errors import ConfigError
 from ..parsing import parse_size
@@ -35,7 +35,7 @@ class Request:
     config_from: the folder to take config.json and the tokenizer from; None if it isn't given.
     copied_files: names of further files to copy from there.
     engine: what computes, and on which device.
-    n_process: the number of worker processes.
+    n_process: the number of worker processes; None: as many as are worth while.
     shard_bytes: the largest size of an output file, in bytes.
     max_memory: the ceiling for all processes, in bytes; None if there is none.
     strict, overwrite, resume, dry_run, account: as the fields of these names.
@@ -53,7 +53,7 @@ class Request:
     config_from: str | None
     copied_files: tuple[str, ...]
     engine: Engine
-    n_process: int
+    n_process: int | None
     shard_bytes: int
     max_memory: int | None
     strict: bool
@@ -114,7 +114,7 @@ class Request:
             config_from=config.config_from,
             copied_files=tuple(config.copy_file_list or ()),
             engine=engine,
-            n_process=config.n_process,
+            n_process=None if config.n_process == "auto" else config.n_process,
             shard_bytes=0 if problems else parse_size(config.max_shard_size),
             max_memory=parse_size(config.max_memory) if config.max_memory and not problems else None,
             strict=config.strict,
@@ -138,4 +138,5 @@ def _engine(config: MergeConfig) -> Engine:
     """Return what computes. np computes on the CPU, whatever the device; a warning says so."""
     device = "cpu" if config.tensor_type == "np" else config.device
     memory = config.max_tensor_mem if math.isfinite(config.max_tensor_mem) else 0.0  # which is among the problems then
-    return Engine(config.tensor_type, device, int(memory * GIB), workers=config.n_process)
+    workers = most_workers(device) if config.n_process == "auto" else config.n_process
+    return Engine(config.tensor_type, device, int(memory * GIB), workers=workers)

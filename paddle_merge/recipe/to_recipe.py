@@ -227,6 +227,8 @@ def record_of(config: MergeConfig, recipe: Recipe, output: str) -> dict[str, Any
     record = {**dataclasses.asdict(config), "tokenizer_source": _tokenizer_source(config)}
     for name in NOT_RECORDED:
         del record[name]
+    if record["n_process"] == "auto":  # which PaddleNLP, that reads the record, too, would not understand
+        del record["n_process"]
     record["output_path"] = os.path.abspath(output)
     record["config_from"] = os.path.abspath(config.config_from) if config.config_from else None
     if config.recipe_yaml or is_named(config):

@@ -196,9 +196,11 @@ def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], b
         )
     if plan is not None:
         sidecars = attempt(read_sidecars, plan, request)
+        beside = sum(map(len, (sidecars or {}).values()))
         if request.max_memory:
-            beside = sum(map(len, (sidecars or {}).values()))
             plan = attempt(memory_estimate.within, plan, request.max_memory, beside) or plan
+        elif request.n_process is None:
+            plan = memory_estimate.fitting(plan, beside)
         attempt(_check_equal, plan)
         paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     paths += [request.config_from] if request.config_from else []

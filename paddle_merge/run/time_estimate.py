@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 import xxhash
 
-from ..backends.engine import cores
+from ..backends.machine import cores
 from ..backends.scratch import Scratch
 from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import BLOCK

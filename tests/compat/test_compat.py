@@ -74,7 +74,7 @@ def test_defaults_are_paddlenlps() -> None:
     config = MergeConfig()
     assert (config.merge_method, config.merge_type, config.sparsify_type) == ("linear", "linear", None)
     ours = Fields()
-    others = set(NAMES) - {"merge_method", "merge_type", "device"}
+    others = set(NAMES) - {"merge_method", "merge_type", "device", "n_process"}
     assert {name: getattr(config, name) for name in others} == {name: getattr(ours, name) for name in others}
 
 
