@@ -22,8 +22,10 @@ class Asked:
     """What a search or a sweep is asked to do besides the file.
 
     output: the folder for what it finds. resume: whether to go on with what is there; overwrite: whether to begin again.
-    workers, pick, evaluator: in place of the file's. memory: bytes of inputs that all processes together may keep in
-    memory. ray: the address of a Ray cluster that scores candidates; None: this machine does.
+    workers, pick, evaluator: in place of the file's. Of a search in two parts, pick is of the second one: what the first one
+    hands on stays what the file's rule picks, or else the journal's scores of the second one would be of other candidates.
+    memory: bytes of inputs that all processes together may keep in memory. ray: the address of a Ray cluster that scores
+    candidates; None: this machine does.
     """
 
     file: str
@@ -40,18 +42,12 @@ class Asked:
         """Return what the file asks for, with what this puts in its place. Problems are attempt's."""
         if self.workers is not None:
             spec = dataclasses.replace(spec, workers=self.workers)
-        if self.pick is not None:
-            rule: Rule | None = attempt(parse_rule, self.pick, "--pick", spec.objectives)
-            spec = dataclasses.replace(spec, pick=rule)
-        return spec if isinstance(spec, SweepSpec) else _in_both_parts(spec)
+        rule: Rule | None = attempt(parse_rule, self.pick, "--pick", spec.objectives) if self.pick is not None else spec.pick
+        if isinstance(spec, SweepSpec) or spec.then is None:
+            return dataclasses.replace(spec, pick=rule)
+        return dataclasses.replace(spec, then=dataclasses.replace(spec.then, workers=spec.workers, pick=rule))
 
     def check(self, data: Data, file: File, attempt: Attempts) -> None:
         """Check the samples and the output folder. Problems are attempt's."""
         attempt(check_splits, data, file.folder)
         attempt(check_folder, self.output, self.resume, self.overwrite)
-
-
-def _in_both_parts(spec: SearchSpec) -> SearchSpec:
-    if spec.then is None:
-        return spec
-    return dataclasses.replace(spec, then=dataclasses.replace(spec.then, workers=spec.workers, pick=spec.pick))

@@ -16,7 +16,7 @@ from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.recipe.yaml_write import to_yaml
 from paddle_merge.search.asked import Asked
 from paddle_merge.search.candidates import MergedCandidate
-from paddle_merge.search.contract import Candidate
+from paddle_merge.search.contract import Candidate, Scores
 from paddle_merge.search.evolve import evolve
 from paddle_merge.search.gene import Values
 from paddle_merge.search.merger import Merger
@@ -477,6 +477,36 @@ def test_parameters_first_and_then_paths(here: Path) -> None:
         evolve(Asked("search.yaml", str(folder), resume=True, evaluator=again), progress=False)  # type: ignore[arg-type]
         assert (folder / "best.yaml").read_text() == (here / "best/best.yaml").read_text()
         assert again.calls == len(lines) - kept
+
+
+def test_another_rule_picks_from_the_second_part(here: Path) -> None:
+    """Scores of the second part are those of the values that the first part hands on, so a flag doesn't change these."""
+
+    class Sum:
+        metrics: tuple[str, ...] | None = ("high", "low")
+        calls = 0
+
+        def count(self, split: str) -> None:
+            return None
+
+        def __call__(self, candidate: Candidate, split: str, seed: int, samples: Any) -> Scores:
+            self.calls += 1
+            held = candidate.state_dict()
+            value = float(held[OUTSIDE[0]].sum()) + len(held)
+            return Scores({"high": value, "low": value})
+
+    first, again = Sum(), Sum()
+    text = TWO.replace("{loss: minimize}", "{high: maximize, low: minimize}").replace("  optimizer: cma\n", "")
+    (here / "search.yaml").write_text(f"{text}  pick: maximize high\n")
+    found = evolve(Asked("search.yaml", "best", evaluator=first), progress=False)
+    other = evolve(Asked("search.yaml", "best", resume=True, pick="minimize low", evaluator=again), progress=False)
+    assert again.calls == 0
+    assert found.first is not None
+    assert other.first is not None
+    assert other.first.best.values == found.first.best.values
+    assert other.best.known.metrics["low"] == min(one.known.metrics["low"] for one in other.finalists)
+    assert other.best.title != found.best.title
+    assert other.space.recipe(other.best.values).stages == found.space.recipe(found.best.values).stages
 
 
 def test_both_parts_are_checked_before_the_first(here: Path) -> None:
