@@ -22,7 +22,7 @@ from .journal import Journal, Place
 from .merger import Merger
 from .optimizers.optimizer import Optimizer, Settings
 from .outcome import Outcome, Scored
-from .output import write
+from .output import check_best, write
 from .progress import Progress, check_visualdl
 from .scoring import Scoring, evaluator_of
 from .space import Space
@@ -56,6 +56,8 @@ def evolve(asked: Asked, progress: bool | None = None, visualdl: str | None = No
             attempt(its.pick.check, space.recipe(tuple(gene.start for gene in space.genes)).sources)
     evaluator = attempt(evaluator_of, asked, file, spec)
     orders = [attempt(_samples, its, evaluator, file.where) if evaluator is not None else None for _, its in phases]
+    if spaces[-1] is not None and not attempt.errors:
+        attempt(check_best, asked.output, spaces[-1].recipe(tuple(gene.start for gene in spaces[-1].genes)))
     attempt.finish()
     for note in dict.fromkeys(note for space in spaces for note in getattr(space, "notes", ())):
         log.warning("%s", note)

@@ -42,6 +42,25 @@ def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
         raise OutputError(f"--output_path {folder} holds {found}; {how}")
 
 
+def make_folder(folder: str) -> None:
+    """Make a folder, unless it exists. Raises OutputError."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--output_path {folder}: can't be made ({error.strerror})") from None
+
+
+def check_best(folder: str, recipe: Recipe) -> None:
+    """Check that the merge of a recipe can be made, and written into a folder by write_best. Raises MergeError.
+
+    recipe: of any candidate: inputs and sizes are those of the best one, as far as nothing of them is searched.
+    """
+    from ..recipe.request import Request
+    from ..run.merge import prepare
+
+    prepare(Request.of(_config(to_yaml(recipe), folder)))
+
+
 def clear_folder(folder: str) -> None:
     """Remove what an earlier search found, so that nobody takes it for what this one finds. Raises OutputError.
 
@@ -86,7 +105,11 @@ def write_best(folder: str, recipe: Recipe) -> None:
 
     path = os.path.join(folder, BEST)
     _write(path, to_yaml(recipe))
-    merge(MergeConfig(recipe_yaml=path, output_path=folder, overwrite=True), progress=False)
+    merge(_config(path, folder), progress=False)
+
+
+def _config(recipe: str, folder: str) -> MergeConfig:
+    return MergeConfig(recipe_yaml=recipe, output_path=folder, overwrite=True)
 
 
 def write_report(folder: str, content: Mapping[str, Any]) -> None:

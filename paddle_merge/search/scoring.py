@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from .gene import Values
 from .job import Job, Result, Setup
 from .journal import Journal, Place
 from .outcome import Scored
-from .output import clear_folder
+from .output import clear_folder, make_folder
 from .ray_scorers import RayScorers
 from .scorers import Here, Processes, Scorers
 from .space import Space
@@ -82,7 +81,7 @@ class Scoring:
                 "optimizer": optimizer,
                 "seed": self._spec.seed,
             }
-            os.makedirs(self._asked.output, exist_ok=True)
+            make_folder(self._asked.output)
             journal = Journal(self._asked.output, header, self._asked.resume)
             if not self._asked.resume:
                 clear_folder(self._asked.output)

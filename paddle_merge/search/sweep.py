@@ -23,7 +23,7 @@ from .grid import grid
 from .merger import Merger
 from .objectives import best, losses
 from .outcome import Scored
-from .output import named, write_best, write_report
+from .output import check_best, named, write_best, write_report
 from .pick import check_references, picked
 from .report.summary import BEST
 from .scatter import draw
@@ -61,6 +61,8 @@ def sweep(asked: Asked, progress: bool | None = None) -> SweepOutcome:
         if spec.pick is not None:
             attempt(spec.pick.check, list(_inputs(space, points, spec)))
     attempt(evaluator_of, asked, file, spec)
+    if space is not None and points and not attempt.errors:
+        attempt(check_best, asked.output, space.recipe(points[0]))
     attempt.finish()
     assert space is not None
     assert points is not None

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_merge import ConfigError, MergeConfig, OutputError, merge
+from paddle_merge import CheckpointError, ConfigError, MergeConfig, OutputError, merge
 from paddle_merge.search.asked import Asked
 from paddle_merge.search.contract import Scores
 from paddle_merge.search.evolve import evolve
-from tests.support.checkpoints import read
-from tests.support.searches import workshop
+from tests.support.checkpoints import read, write
+from tests.support.searches import state, workshop
 from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[2]
@@ -240,6 +240,32 @@ def test_the_folder_of_another_search(tmp_path: Path) -> None:
     shutil.copy(path, tmp_path / "full")
     with pytest.raises(OutputError, match=r"holds search\.yaml; give another folder"):
         evolve(Asked(str(path), str(tmp_path / "full")), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("math", "is or holds one of the inputs"),
+        ("search.yaml/out", "search.yaml is a file, so there can be no folder in it"),
+        ("weights", "holds weights that loaders would mix with the merged ones: pytorch_model.bin"),
+    ],
+)
+def test_a_folder_that_the_merge_cant_go_into_is_refused_before_the_search(tmp_path: Path, out: str, said: str) -> None:
+    path = workshop(tmp_path, SEARCH)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/pytorch_model.bin").write_bytes(b"")
+    before = {one: one.is_file() and one.read_bytes() for one in tmp_path.rglob("*")}
+    with pytest.raises(OutputError, match=re.escape(said)):
+        evolve(Asked(str(path), str(tmp_path / out), overwrite=True), progress=False)
+    assert before == {one: one.is_file() and one.read_bytes() for one in tmp_path.rglob("*")}
+
+
+def test_models_that_cant_be_merged_are_refused_before_the_search(tmp_path: Path) -> None:
+    path = workshop(tmp_path, SEARCH)
+    write(tmp_path / "math", {name: value[:2] for name, value in state(1).items()}, "float32", format="pt")
+    with pytest.raises(CheckpointError, match="have different shapes"):
+        evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_overwrite_keeps_what_is_there_until_the_new_search_begins(tmp_path: Path) -> None:
