@@ -38,12 +38,11 @@ class Gene:
     step: float = 0.0
 
     @property
-    def points(self) -> tuple[Value, ...]:
+    def points(self) -> Sequence[Value]:
         """All values, if these can be listed: of a choice, of numbers with a step, and of whole numbers; else none."""
-        step = self.step or (1.0 if self.integer and not self.log else 0.0)
-        if self.choices or not step:
-            return self.choices
-        return tuple(int(number) if self.integer else number for number in spaced(self.low, self.high, step))
+        if self.step:
+            return tuple(int(number) if self.integer else number for number in spaced(self.low, self.high, self.step))
+        return range(int(self.low), int(self.high) + 1) if self.integer and not self.log else self.choices
 
     likely: float | None = None
     needs: int | None = None

@@ -9,6 +9,7 @@ from paddle_merge.recipe.recipe import Recipe
 from paddle_merge.recipe.yaml_nodes import documents
 from paddle_merge.recipe.yaml_write import to_yaml
 from paddle_merge.search.grid import grid
+from paddle_merge.search.optimizers.grid import points
 from paddle_merge.search.ranges import spaced
 from paddle_merge.search.space import RecipeSpace
 
@@ -130,3 +131,12 @@ def test_a_grid_that_nobody_can_score_is_refused() -> None:
         "sweep.yaml:5:24: the grid has 11 x 11 x 11 x 11 x 2 = 2.93e+04 points, and more than 10,000 are a search;"
         " python -m paddle_merge evolve takes it, with a section search"
     ]
+
+
+def test_whole_numbers_of_a_wide_range_are_too_many() -> None:
+    whole = space("{search: [0, 20000], integer: true}")
+    with pytest.raises(ConfigError, match=r"sweep.yaml:5:24: the grid has 20001 = 2e\+04 points, and more than 10,000"):
+        grid(whole)
+    assert len(points(whole.genes, 30000)) == 20001
+    with pytest.raises(ConfigError, match="the choices, integers and steps alone make 20,001 candidates"):
+        points(whole.genes, 100)

@@ -172,7 +172,7 @@ def _options(gene: Gene) -> tuple[Value, ...]:
         return gene.choices
     if not gene.integer or gene.high - gene.low >= FEW:
         return ()
-    return gene.points or tuple(range(int(gene.low), int(gene.high) + 1))
+    return tuple(gene.points or range(int(gene.low), int(gene.high) + 1))
 
 
 def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[Values]) -> Optimizer:
