@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 
 from ..parsing import shown
 from ..recipe.yaml_nodes import Nodes
 from .gene import Gene
-from .ranges import read_range, spaced
+from .ranges import is_number, read_range, spaced
 
 MAX_LAYERS = 100_000
 
@@ -120,7 +118,7 @@ class FreeValues(Nodes):
     def _number(self, given: dict[str, yaml.Node], name: str) -> Gene | None:
         spread = read_range(given["search"])
         bounds = spread[:2] if spread else [self.scalar(item) for item in self.list(given["search"], "search")]
-        if len(bounds) != 2 or not all(map(_is_number, bounds)):
+        if len(bounds) != 2 or not all(map(is_number, bounds)):
             self.wrong(given["search"], "search must be two numbers, [low, high]")
             return None
         low, high = (float(one) for one in bounds)
@@ -128,7 +126,7 @@ class FreeValues(Nodes):
         if spread and "step" in given:
             self.wrong(given["step"], "the range has a step already")
             return None
-        if not _is_number(step):
+        if not is_number(step):
             self.wrong(given["step"], f"step must be a number, not {shown(step)}")
             return None
         integer, log = (self._flag(given, key) for key in ("integer", "log"))
@@ -160,10 +158,6 @@ class FreeValues(Nodes):
         if not isinstance(value, bool):
             self.wrong(given[key], f"{key} must be true or false, not {shown(value)}")
         return value is True
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool | str) and math.isfinite(value)
 
 
 def has_free_values(nodes: Sequence[yaml.Node]) -> bool:

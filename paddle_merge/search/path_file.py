@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from ..errors import ConfigError
 from ..parsing import shown
 from ..recipe.yaml_documents import NO_LAYERS
 from ..recipe.yaml_nodes import Nodes
+from .ranges import is_number
 from .space import as_node
 
 KEY = "paths"
@@ -88,7 +88,7 @@ class _Reader(Nodes):
 
     def _scales(self, node: yaml.Node) -> tuple[float, float] | None:
         bounds = [self.scalar(item) for item in self.list(node, "scales")]
-        if len(bounds) != 2 or any(isinstance(one, bool | str) or not math.isfinite(one) for one in bounds):
+        if len(bounds) != 2 or not all(map(is_number, bounds)):
             self.wrong(node, "scales must be two numbers, [low, high]")
             return None
         low, high = (float(one) for one in bounds)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from typing import Any
 
 import yaml
 
@@ -14,6 +16,11 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"\s*({_NUMBER}):({_NUMBER}):({_NUMBER})\s*")
 MOST_POINTS = 10_000
 _SLACK = 1e-3  # of a step: so 0.3333 is a third
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a scalar is a number that a float can hold; a whole number may be too large."""
+    return not isinstance(value, bool | str) and abs(value) <= sys.float_info.max
 
 
 def read_range(node: yaml.Node) -> tuple[float, float, float] | None:

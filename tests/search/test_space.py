@@ -122,6 +122,7 @@ models:
         ("{search: [1]}", "x.yaml:4:35: search must be two numbers, [low, high]"),
         ("{search: [0, true]}", "x.yaml:4:35: search must be two numbers, [low, high]"),
         ("{search: [0, .inf]}", "x.yaml:4:35: search must be two numbers, [low, high]"),
+        (f"{{search: [0, 1{'0' * 400}]}}", "x.yaml:4:35: search must be two numbers, [low, high]"),
         ("{search: 1}", "x.yaml:4:35: search must be a list"),
         ("{search: [0, 1], log: true}", "x.yaml:4:35: log needs a lower bound above 0, not 0"),
         ("{search: [0, 1.5], integer: true}", "x.yaml:4:35: integer needs whole numbers as bounds"),
