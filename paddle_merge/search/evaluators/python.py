@@ -39,9 +39,8 @@ class Function:
             for word in name.split("."):
                 found = getattr(found, word)
             self._function: Any = found(**evaluation.settings) if inspect.isclass(found) else found
-        except Exception as error:  # a module may raise anything when it is imported
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ConfigError(f"{evaluation.at}: {evaluation.what!r} can't be imported ({reason})") from None
+        except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
+            raise ConfigError(f"{evaluation.at}: {evaluation.what!r} can't be imported ({_reason(error)})") from None
         if not callable(self._function):
             raise ConfigError(f"{evaluation.at}: {evaluation.what!r} is no function")
         if not inspect.isclass(found):
@@ -66,6 +65,10 @@ class Function:
     def _data(self, split: str) -> str | None:
         path = self._setup.data.of(split)
         return os.path.join(self._setup.folder, os.path.expanduser(path)) if path else None
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _imported(module: str, folder: str) -> Any:

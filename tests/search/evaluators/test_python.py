@@ -76,6 +76,12 @@ def test_mistakes(tmp_path: Path, what: str, said: str) -> None:
     assert error.value.problems[0].startswith(f"x.yaml:3:5: {said}")
 
 
+def test_a_module_that_exits_is_refused(tmp_path: Path) -> None:
+    """A script without `if __name__ == "__main__"` would end the search with its own exit status."""
+    with pytest.raises(ConfigError, match=r"x.yaml:3:5: 'scoring_here:f' can't be imported \(SystemExit: 0\)"):
+        made(tmp_path, "import sys\ndef f(): pass\nsys.exit(0)")
+
+
 def test_what_it_returns_must_be_a_mapping(tmp_path: Path) -> None:
     function = made(tmp_path, "def f(candidate, split, seed, samples): return 3")
     with pytest.raises(EvaluationError, match="must return a mapping of metrics to values, not a int"):
