@@ -49,7 +49,11 @@ class Function:
 
     def count(self, split: str) -> int | None:
         if callable(given := getattr(self._function, "count", None)):
-            return int(given(split))
+            try:
+                return int(given(split))
+            except Exception as error:  # it is the user's
+                at = self._setup.evaluation.at
+                raise ConfigError(f"{at}: count({split!r}) of the function failed ({_reason(error)})") from None
         path = self._data(split)
         return count_samples(path) if path and os.path.isfile(path) else None
 

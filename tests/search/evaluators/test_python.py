@@ -82,6 +82,14 @@ def test_a_module_that_exits_is_refused(tmp_path: Path) -> None:
         made(tmp_path, "import sys\ndef f(): pass\nsys.exit(0)")
 
 
+@pytest.mark.parametrize(("body", "said"), [("1 / 0", "ZeroDivisionError: division by zero"), ("'many'", "ValueError: ")])
+def test_a_count_that_fails_is_refused(tmp_path: Path, body: str, said: str) -> None:
+    function = made(tmp_path, f"def f(candidate, split, seed, samples): pass\nf.count = lambda split: {body}")
+    with pytest.raises(ConfigError) as error:
+        function.count("search")
+    assert error.value.problems[0].startswith(f"x.yaml:3:5: count('search') of the function failed ({said}")
+
+
 def test_what_it_returns_must_be_a_mapping(tmp_path: Path) -> None:
     function = made(tmp_path, "def f(candidate, split, seed, samples): return 3")
     with pytest.raises(EvaluationError, match="must return a mapping of metrics to values, not a int"):
