@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -158,6 +160,20 @@ class FreeValues(Nodes):
         if not isinstance(value, bool):
             self.wrong(given[key], f"{key} must be true or false, not {shown(value)}")
         return value is True
+
+
+def distinct(found: Sequence[Free]) -> list[Free]:
+    """Return free values, those that share a name called by their lines and columns too: of one model in two documents."""
+    counts = Counter(one.gene.name for one in found)
+    return [_placed(one) if counts[one.gene.name] > 1 else one for one in found]
+
+
+def _placed(one: Free) -> Free:
+    mark = one.node.start_mark
+    model, colon, key = one.gene.name.rpartition(": ")
+    at = f"({mark.line + 1}:{mark.column + 1})"
+    name = f"{model} {at}: {key}" if colon else f"{key} {at}"
+    return dataclasses.replace(one, gene=dataclasses.replace(one.gene, name=name, group=name))
 
 
 def has_free_values(nodes: Sequence[yaml.Node]) -> bool:

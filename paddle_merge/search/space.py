@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_nodes import is_null
 from ..recipe.yaml_read import parse_documents
-from .free import Free, FreeValues
+from .free import Free, FreeValues, distinct
 from .gene import Gene, Values
 
 
@@ -50,7 +50,7 @@ class RecipeSpace:
             )
         if reader.problems:
             raise ConfigError(reader.problems)
-        self._free = reader.found
+        self._free = distinct(reader.found)
         starts = {id(one.node): one.gene.start for one in self._free}
         first = parse_documents(self._filled(lambda one: starts[id(one.node)]), where).recipe
         self.depth = layers(first) if any(one.by is not None and one.depth is None for one in self._free) else 0

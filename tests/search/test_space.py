@@ -103,6 +103,14 @@ slices:
     assert [part.inputs[0].settings["weight"][0].value for part in recipe.slices] == [(0.1, 0.2), (0.3, 0.4, 0.5)]
 
 
+def test_one_model_in_two_documents_has_two_names() -> None:
+    """Reports, and titles of the points of a sweep, tell values apart by their names."""
+    free = "models: [{model: ./a, parameters: {weight: {search: [0, 1]}}}, {model: ./b, parameters: {weight: 1}}]\n"
+    text = f"name: first\nmerge_method: linear\n{free}---\nmerge_method: {{choose: [linear, slerp]}}\n{free}"
+    found = RecipeSpace(documents(text, "x.yaml"), "x.yaml", lambda _: 4)
+    assert [gene.name for gene in found.genes] == ["./a (3:44): weight", "merge_method", "./a (6:44): weight"]
+
+
 def test_an_alias_is_the_same_gene() -> None:
     text = """
 merge_method: linear
