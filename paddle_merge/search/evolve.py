@@ -15,7 +15,7 @@ from ..errors import Attempts, ConfigError
 from . import optimizers, race
 from .asked import Asked
 from .contract import Evaluator
-from .finals import baselines, finalists, winners
+from .finals import baselines, finalists, inputs_of, winners
 from .gene import Values
 from .job import Result
 from .journal import Journal, Place
@@ -53,7 +53,7 @@ def evolve(asked: Asked, progress: bool | None = None, visualdl: str | None = No
     ]
     for (_, its), space in zip(phases, spaces, strict=True):
         if space is not None and its.pick is not None:
-            attempt(its.pick.check, space.recipe(tuple(gene.start for gene in space.genes)).sources)
+            attempt(its.pick.check, inputs_of(space))
     evaluator = attempt(evaluator_of, asked, file, spec)
     orders = [attempt(_samples, its, evaluator, file.where) if evaluator is not None else None for _, its in phases]
     if spaces[-1] is not None and not attempt.errors:

@@ -54,14 +54,12 @@ def baselines(scoring: Scoring, spec: SearchSpec, space: Space) -> list[Scored]:
 
     A space may have merges of its own to compare with, in place of the uniform ones.
     """
-    own: Sequence[tuple[str, Values]] | None = getattr(space, "baselines", None)
-    merges = [Scored(title, None, values=values) for title, values in (own if own is not None else _uniform(space))]
-    recipes = [space.recipe(one.values) for one in (merges if own is not None else merges[:1])]
-    paths = dict.fromkeys(path for recipe in recipes for path in recipe.sources)
-    inputs = [Scored(path, None, path=path) for path in paths]
+    own = _own(space)
+    merges = [Scored(title, None, values=values) for title, values in own or _uniform(space)]
+    inputs = [Scored(path, None, path=path) for path in inputs_of(space)]
     scored = scoring.score_models("baselines", [*inputs, *merges])
     inputs, merges = scored[: len(inputs)], scored[len(inputs) :]
-    if own is not None:
+    if own:
         return scored
     tuned = [one for one in merges if not one.known.error]
     if not tuned:
@@ -71,6 +69,12 @@ def baselines(scoring: Scoring, spec: SearchSpec, space: Space) -> list[Scored]:
     return [*inputs, merges[0], dataclasses.replace(top, title=f"the tuned uniform merge ({top.title})")]
 
 
+def inputs_of(space: Space) -> list[str]:
+    """Return the paths of the models that baselines() scores as they are, which a rule may name."""
+    merges = [values for _, values in _own(space)] or [tuple(gene.start for gene in space.genes)]
+    return list(dict.fromkeys(path for values in merges for path in space.recipe(values).sources))
+
+
 def winners(finalists: Sequence[Scored], baselines: Sequence[Scored], spec: SearchSpec) -> list[Scored]:
     """Return the finalists that no other one beats, the one that is picked first. Raises ConfigError."""
     rows = losses([one.known for one in finalists], spec.objectives)
@@ -78,6 +82,12 @@ def winners(finalists: Sequence[Scored], baselines: Sequence[Scored], spec: Sear
     named: Mapping[str, Result] = {one.path: one.known for one in baselines if one.path}
     first = picked(finalists, front, spec.objectives, spec.pick, named)
     return [first, *(one for one in front if one is not first)]
+
+
+def _own(space: Space) -> Sequence[tuple[str, Values]]:
+    """Return titles and values of a space's own merges to compare with; none if the uniform ones are these."""
+    own: Sequence[tuple[str, Values]] = getattr(space, "baselines", ())
+    return own
 
 
 def _uniform(space: Space) -> list[tuple[str, Values]]:

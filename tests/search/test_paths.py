@@ -479,6 +479,15 @@ def test_parameters_first_and_then_paths(here: Path) -> None:
         assert again.calls == len(lines) - kept
 
 
+def test_a_rule_may_name_any_model_of_the_paths(here: Path) -> None:
+    """Not only the first one, whose own layers are where the search begins."""
+    rule = "  evaluations: 18\n  pick: minimize loss subject to loss <= 1 of ./b\n"
+    (here / "search.yaml").write_text(f"paths: {{models: [./a, ./b]}}\n{SEARCH}{rule}")
+    evaluator: Any = Distance(read(here / "a"))
+    outcome = evolve(Asked("search.yaml", "best", evaluator=evaluator), progress=False)
+    assert outcome.best.known.metrics["loss"] == 0
+
+
 def test_another_rule_picks_from_the_second_part(here: Path) -> None:
     """Scores of the second part are those of the values that the first part hands on, so a flag doesn't change these."""
 
