@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from ..errors import Attempts
 from .contract import Evaluator
-from .data import check_splits
+from .data import check_file, check_splits
 from .output import check_folder
 from .rule import Rule, parse_rule
-from .spec import Data, File, SearchSpec
+from .spec import File, SearchSpec
 from .sweep_spec import SweepSpec
 
 Spec = TypeVar("Spec", SearchSpec, SweepSpec)
@@ -47,7 +47,9 @@ class Asked:
             return dataclasses.replace(spec, pick=rule)
         return dataclasses.replace(spec, then=dataclasses.replace(spec.then, workers=spec.workers, pick=rule))
 
-    def check(self, data: Data, file: File, attempt: Attempts) -> None:
+    def check(self, spec: SearchSpec | SweepSpec, file: File, attempt: Attempts) -> None:
         """Check the samples and the output folder. Problems are attempt's."""
-        attempt(check_splits, data, file.folder)
+        attempt(check_splits, spec.data, file.folder)
+        for split in ("search", "report") if self.evaluator is None else ():
+            attempt(check_file, spec.evaluate.kind, spec.data, split, file)
         attempt(check_folder, self.output, self.resume, self.overwrite)

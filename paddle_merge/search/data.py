@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from ..errors import ConfigError
-from .spec import Data
+from .spec import Data, File
 
 OVERLAP = "a result on samples that were searched on says nothing; give other ones, or say shared: true to allow it"
 
@@ -55,6 +55,19 @@ def check_splits(data: Data, folder: str) -> None:
         search, report = (_contents(path) for path in paths)
         if both := search & report:
             raise ConfigError(f"{at}data: {data.search} and {data.report} share {len(both)} samples; {OVERLAP}")
+
+
+def check_file(kind: str, data: Data, split: str, file: File) -> None:
+    """Raise ConfigError if a command or a function would be given a file of samples that isn't there.
+
+    What has no ending and no folder may be something else, such as the name of a data set. The other evaluators know.
+    """
+    given = data.of(split)
+    if kind not in ("command", "python") or given is None:
+        return
+    path = os.path.join(file.folder, os.path.expanduser(given))
+    if (os.path.splitext(given)[1] or os.sep in given) and not os.path.exists(path):
+        raise ConfigError(f"{file.at('data', split)}: {path}: no such file")
 
 
 def _contents(path: str) -> set[str]:

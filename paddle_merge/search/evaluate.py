@@ -13,7 +13,7 @@ from ..errors import Attempts, ConfigError
 from ..recipe.yaml_read import parse
 from .candidates import alone
 from .contract import Scores
-from .data import check_splits
+from .data import check_file, check_splits
 from .evaluators import check_objectives, make
 from .job import Job, Result, Setup
 from .merger import Merger
@@ -107,7 +107,7 @@ def prepare(asked: Asked) -> Prepared:
     attempt = Attempts()
     attempt(check_splits, data, file.folder)
     split = attempt(split_of, data, asked.split, file) or "report"
-    attempt(_check_file, evaluation.kind, data, split, file)
+    attempt(check_file, evaluation.kind, data, split, file)
     setup = Setup(evaluation, data, folder=file.folder, memory=asked.memory)
     evaluator, samples = attempt(make, setup), None
     if evaluator is not None:
@@ -127,19 +127,6 @@ def split_of(data: Data, wanted: str | None, file: File) -> str:
     if wanted is not None and named and wanted not in named:
         raise ConfigError(f"{file.at('data')}: data names no {wanted}, which --split asks for; it names {named[0]}")
     return wanted or (named[0] if named else "report")
-
-
-def _check_file(kind: str, data: Data, split: str, file: File) -> None:
-    """Raise ConfigError if a command or a function would be given a file of samples that isn't there.
-
-    What has no ending and no folder may be something else, such as the name of a data set. The other evaluators know.
-    """
-    given = data.of(split)
-    if kind not in ("command", "python") or given is None:
-        return
-    path = os.path.join(file.folder, os.path.expanduser(given))
-    if (os.path.splitext(given)[1] or os.sep in given) and not os.path.exists(path):
-        raise ConfigError(f"{file.at('data', split)}: {path}: no such file")
 
 
 def _job(number: int, path: str, merger: Merger) -> Job:

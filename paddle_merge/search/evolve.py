@@ -42,7 +42,7 @@ def evolve(asked: Asked, progress: bool | None = None, visualdl: str | None = No
     file = read_file(asked.file)
     attempt = Attempts()
     spec = asked.applied(search_spec(file), attempt)
-    asked.check(spec.data, file, attempt)
+    asked.check(spec, file, attempt)
     attempt(check_visualdl, visualdl)
     merger = Merger()
     phases = [("", spec)] if spec.then is None else [(FIRST, spec), (THEN, spec.then)]

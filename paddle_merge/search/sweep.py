@@ -52,7 +52,7 @@ def sweep(asked: Asked, progress: bool | None = None) -> SweepOutcome:
     attempt = Attempts()
     spec = asked.applied(sweep_spec(file), attempt)
     attempt(_check_packages)
-    asked.check(spec.data, file, attempt)
+    asked.check(spec, file, attempt)
     merger = Merger()
     space = cast(RecipeSpace | AlignmentSpace | None, attempt(space_of, file.text, file.where, merger))
     points = attempt(_points, space) if space is not None else None

@@ -225,6 +225,13 @@ def test_shared_samples_are_refused(tmp_path: Path) -> None:
     evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
 
 
+def test_missing_samples_are_refused_before_the_search(tmp_path: Path) -> None:
+    """Those of the report split would be missed when all candidates are scored."""
+    path = workshop(tmp_path, SEARCH + "data: {search: one.jsonl, report: two.jsonl}\n", more={"one.jsonl": "{}\n"})
+    with pytest.raises(ConfigError, match=rf"^{path}:14:37: {tmp_path}/two.jsonl: no such file$"):
+        evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+
+
 def test_the_folder_of_another_search(tmp_path: Path) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "9"))
     evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
