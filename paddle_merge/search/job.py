@@ -72,14 +72,19 @@ class Result:
         wrong = [name for name in wanted if not _is_finite(scores.metrics[name])]
         if wrong:
             return cls(number, seconds=seconds, error=f"{wrong[0]} is {scores.metrics[wrong[0]]!r}")
-        metrics = {name: float(value) for name, value in scores.metrics.items() if _is_finite(value)}
+        metrics = {plain(name): float(value) for name, value in scores.metrics.items() if _is_finite(value)}
         samples = {
-            name: [float(value) for value in values]
+            plain(name): [float(value) for value in values]
             for name, values in scores.samples.items()
             if all(map(_is_finite, values))  # others have no standard error, and JSON has no NaN
         }
-        cost = {name: float(value) for name, value in scores.cost.items() if _is_finite(value)}
+        cost = {plain(name): float(value) for name, value in scores.cost.items() if _is_finite(value)}
         return cls(number, metrics, samples, seconds, cost)
+
+
+def plain(text: Any) -> str:
+    """Return text that can be written as UTF-8: halves of characters, as in names of files and in JSON, are escaped."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _is_finite(value: Any) -> bool:

@@ -17,7 +17,7 @@ from ..errors import MergeError
 from ..recipe.yaml_read import parse
 from .candidates import MergedCandidate, stored_candidate
 from .contract import Candidate, EvaluationError, Evaluator, scratch_folder
-from .job import Job, Result, Setup
+from .job import Job, Result, Setup, plain
 from .merger import Merger
 from .space import Space
 from .spaces import space_of
@@ -53,7 +53,7 @@ class Scorer:
         except (Exception, SystemExit) as error:  # an evaluator may raise anything, and only its candidate fails
             log.debug("%s", traceback.format_exc())
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Result(job.number, seconds=time.perf_counter() - started, error=reason)
+        return Result(job.number, seconds=time.perf_counter() - started, error=plain(reason))
 
     def close(self) -> None:
         self._merger.close()

@@ -167,6 +167,23 @@ def crash(candidate, split, seed, samples):
     assert errors == {2: "its process ended with exit status 3", 3: "SystemExit: no more"}
 
 
+def test_halves_of_characters_are_escaped(tmp_path: Path) -> None:
+    """Of names and reasons, which come from anywhere; the report is UTF-8."""
+    odd = """
+import score
+
+def odd(candidate, split, seed, samples):
+    if candidate.title.endswith("base"):
+        raise ValueError("no file \\udcff")
+    return {**score.score(candidate, split, seed, samples), "\\ud800": 1.0}
+"""
+    path = workshop(tmp_path, SEARCH.replace("score:score", "odd:odd").replace("60", "9"), more={"odd.py": odd})
+    outcome = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    assert outcome.baselines[2].known.error == r"ValueError: no file \udcff"
+    assert set(outcome.best.known.metrics) == {"loss", "size", r"\ud800"}
+    assert (tmp_path / "out/report.html").exists()
+
+
 def test_if_the_finalists_fail_it_says_why(tmp_path: Path) -> None:
     """They are scored on all samples, on which this evaluator fails."""
 
