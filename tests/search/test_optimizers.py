@@ -327,3 +327,12 @@ def test_settings_without_an_effect_are_told(caplog: pytest.LogCaptureFixture) -
     caplog.clear()
     optimizers.make("cma", (NUMBER,), Settings(population=4, sigma=0.2, noisy=True))
     assert caplog.messages == []
+
+
+def test_como_goes_on_when_all_losses_are_equal() -> None:
+    """As those of failures are: no statistic of the package is NaN, which it warns of, and pytest makes an error of that."""
+    genes = [Gene(f"g{number}", f"g{number}") for number in range(6)]
+    made = optimizers.make("como", genes, Settings(seed=0, population=12, evaluations=240, objectives=2))
+    for _ in range(6):
+        made.tell([(1.0, 1.0)] * len(made.ask()))
+    assert all(0 <= float(value) <= 1 for values in made.ask() for value in values)

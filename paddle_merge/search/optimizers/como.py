@@ -19,6 +19,7 @@ from .cat_cma import Domain, injected, raw_told
 from .optimizer import Losses, Optimizer, Settings
 
 POINTS = 10  # searches, and so points of the front, if there are evaluations enough
+TINY = 1e-9  # by which losses that are all equal are told apart, relative
 TURNS = 20  # generations that each of them should have
 
 
@@ -50,10 +51,12 @@ class COMO:
 
     def tell(self, losses: Losses) -> None:
         told = []
-        for asked, loss in zip(self._asked, losses, strict=True):
+        own = [tuple(loss) for asked, loss in zip(self._asked, losses, strict=True) if asked._kernel_id is not None]
+        apart = TINY if len(set(own)) == 1 else 0.0  # the package divides by the spread of the losses
+        for place, (asked, loss) in enumerate(zip(self._asked, losses, strict=True)):
             if asked._kernel_id is not None:
                 asked = raw_told(self._domain, asked, self._made.kernels[asked._kernel_id])
-            told.append((asked, [float(value) for value in loss]))
+            told.append((asked, [value + place * apart * max(1.0, abs(value)) for value in loss]))
         self._made.tell(told)
 
     def mean(self) -> None:
