@@ -146,7 +146,8 @@ def _search(
         if not values:
             break
         candidates, rows = _generation(spec, generation, len(found), values, order, scoring)
-        searching.tell(rows)
+        if not all(one.known.error for one in candidates):  # else their losses stand for nothing, and might be the best ever
+            searching.tell(rows)
         found += candidates
         generation += 1
         progress.generation(found)

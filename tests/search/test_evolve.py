@@ -148,6 +148,34 @@ def fails(candidate, split, seed, samples):
     assert json.loads((tmp_path / "out/report.json").read_text())["failed"] == 5
 
 
+@pytest.mark.parametrize(("optimizer", "first"), [("nsga2", 12), ("como", 13), ("optuna", 12)])
+def test_a_generation_that_fails_teaches_nothing(tmp_path: Path, optimizer: str, first: int) -> None:
+    """Losses are above 30, so that a number that stands for a failure would be the best of all, and bred from for ever."""
+
+    class Judge:
+        metrics: tuple[str, ...] | None = ("loss", "other")
+        scored = 0
+
+        def count(self, split: str) -> None:
+            return None
+
+        def __call__(self, candidate: Any, split: str, seed: int, samples: Any) -> Scores:
+            self.scored += 1
+            if self.scored <= first:
+                raise RuntimeError("no luck")
+            held = candidate.state_dict()
+            loss, other = (sum(float(((held[one] - of[one]) ** 2).sum()) for one in held) for of in (math, code))
+            return Scores({"loss": 30 + loss, "other": 30 + other})
+
+    two = SEARCH.replace("{loss: minimize}", "{loss: minimize, other: minimize}").replace("60", "480")
+    path = workshop(tmp_path, f"{two}optimizer: {optimizer}\npopulation: 12\n")
+    math, code = read(tmp_path / "math"), read(tmp_path / "code")
+    outcome = evolve(Asked(str(path), str(tmp_path / "out"), evaluator=Judge()), progress=False)
+    both = [sum(one.known.metrics.values()) for one in outcome.candidates if not one.known.error]
+    assert sum(bool(one.known.error) for one in outcome.candidates) == first
+    assert np.mean(both[-48:]) < 0.8 * np.mean(both[:48])
+
+
 def test_a_crash_is_one_candidates_failure(tmp_path: Path) -> None:
     """Without a time limit and with one worker too; so is an exit that Python code asks for."""
     crash = """

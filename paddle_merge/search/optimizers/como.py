@@ -32,12 +32,15 @@ class COMO:
     def __init__(self, made: Any, domain: Domain, first: Sequence[Values]):
         self._made, self._domain, self._first = made, domain, list(first)
         self._asked: list[Any] = []
+        self._values: list[Values] = []
 
     @property
     def population(self) -> int:
         return int(self._made.ask_queue_size) or len(self._asked)  # the queue is empty while candidates are scored
 
     def ask(self) -> list[Values]:
+        if not self._made.ask_queue_size:  # it was told nothing, and goes on only when it is
+            return list(self._values)
         self._asked = [_copied(one) for one in self._made.ask_iter()]
         values = [self._domain.values(_within(one.x), one.z, one.c) for one in self._asked]
         places = [place for place, one in enumerate(self._asked) if one._kernel_id is not None]
@@ -47,7 +50,8 @@ class COMO:
             point = injected(self._domain, self._made.kernels[asked._kernel_id], given)
             self._asked[place] = type(asked)(*point, asked._kernel_id, None)
         self._first = missing[len(places) :]
-        return values
+        self._values = values
+        return list(values)
 
     def tell(self, losses: Losses) -> None:
         told = []

@@ -41,7 +41,10 @@ class Optimizer(Protocol):
         """The number of candidates of one generation."""
 
     def ask(self) -> list[Values]:
-        """Return the candidates of the next generation; none if there are no more."""
+        """Return the candidates of the next generation; none if there are no more.
+
+        Those that it returned last may have failed, all of them; tell() is not called then.
+        """
 
     def tell(self, losses: Losses) -> None:
         """Learn the losses of the candidates that ask() returned last, in their order."""
