@@ -97,7 +97,7 @@ def _swept(
     """Score the inputs and all points, and pick one; with the error that says so if none meets the rule."""
     started = time.monotonic()
     inputs = _scored_inputs(spec, space, points, scoring)
-    by_name = {name: one.known for one in inputs for name in (one.title, one.path)}
+    by_name = {one.path: one.known for one in inputs} | {one.title: one.known for one in inputs}
     if spec.pick is not None:
         check_references(spec.pick, spec.objectives, by_name)
     scored = _scored_points(space, points, scoring, progress)
@@ -134,7 +134,7 @@ def _scored_inputs(
     """Return the models that are merged, scored as they are. Raises ConfigError if that fails where it is needed."""
     named_inputs = _inputs(space, points, spec)
     if spec.alignment is not None:
-        named_inputs = {name: path for name, path in named_inputs.items() if name in (PRE, ALIGNED)}
+        named_inputs = {name: named_inputs[name] for name in (PRE, ALIGNED)}
     found = scoring.score_models("baselines", [Scored(name, None, path=path) for name, path in named_inputs.items()])
     failed = [one for one in found if one.known.error]
     if failed and (len(failed) == len(found) or spec.alignment is not None):
@@ -173,7 +173,8 @@ def _inputs(space: RecipeSpace | AlignmentSpace, points: Sequence[Values], spec:
     """Return the paths of the models that are merged, by their names: pre, aligned and the paths, or only the paths."""
     if spec.alignment is not None:
         pre, aligned = spec.alignment.pre, spec.alignment.aligned
-        return {PRE: pre, ALIGNED: aligned, pre: pre, aligned: aligned}
+        ends = {PRE: pre, ALIGNED: aligned}
+        return ends | {path: path for path in (pre, aligned) if path not in ends}
     return {path: path for values in _covering(points) for path in space.recipe(values).sources}
 
 

@@ -114,6 +114,22 @@ def test_without_a_rule_the_point_nearest_to_both_best_values_is_picked(tmp_path
     assert outcome.picked.title == "linear 0.5"
 
 
+def test_folders_that_are_called_like_the_other_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = section(tmp_path, "  toward_aligned: [0.5]\n")
+    (tmp_path / "pre").rename("other")
+    (tmp_path / "aligned").rename("pre")
+    (tmp_path / "other").rename("aligned")
+    file.write_text(file.read_text().replace(f"{tmp_path}/pre", "aligned", 1).replace(f"{tmp_path}/aligned", "pre"))
+    outcome = run(file, Evaluator())
+    assert [(one.title, one.path, one.known.metrics["reward"]) for one in outcome.inputs] == [
+        ("pre", "aligned", 0.0),
+        ("aligned", "pre", 10.0),
+    ]
+    assert outcome.tax is not None
+    assert outcome.tax.kept(outcome.points[0].known.metrics) == 0.75
+
+
 def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(tmp_path: Path) -> None:
     file = section(tmp_path, f"  method: [linear, hma]\n  toward_aligned: [0.4, 0.8]\n  pick: {RULE}\n")
     whole = comparable(run(file, Evaluator()))
