@@ -55,6 +55,8 @@ def evolve(asked: Asked, progress: bool | None = None, visualdl: str | None = No
         if space is not None and its.pick is not None:
             attempt(its.pick.check, inputs_of(space))
     evaluator = attempt(evaluator_of, asked, file, spec)
+    if len(spec.objectives) > 1 and spec.finalists != SearchSpec.finalists:
+        log.warning("finalists has no effect with several objectives: the whole front is scored in full")
     orders = [attempt(_samples, its, evaluator, file.where) if evaluator is not None else None for _, its in phases]
     if spaces[-1] is not None and not attempt.errors:
         attempt(check_best, asked.output, spaces[-1].recipe(tuple(gene.start for gene in spaces[-1].genes)))
@@ -124,8 +126,12 @@ def _samples(spec: SearchSpec, evaluator: Evaluator, where: str) -> tuple[int, .
             f"{where}: {word} needs an evaluator that scores chosen samples: a command with {{samples}}, or a function with"
             " count(split)"
         )
-    order = race.order_of(total, spec.seed)
-    return order[: spec.samples] if spec.samples is not None else order
+    order = race.order_of(total, spec.seed)[: spec.samples]
+    if spec.samples is not None and spec.samples > total:
+        log.warning("samples: %d has no effect, for the search split has %d", spec.samples, total)
+    if spec.race is not None and spec.race.first >= len(order):
+        log.warning("race: {first: %d} has no effect, for a search uses %d samples", spec.race.first, len(order))
+    return order
 
 
 def _search(

@@ -389,6 +389,20 @@ def test_what_an_evaluator_ignores_is_refused(tmp_path: Path, old: str, new: str
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("race: {first: 9}", "race: {first: 9} has no effect, for a search uses 9 samples"),
+        ("race: {first: 3}\nsamples: 2", "race: {first: 3} has no effect, for a search uses 2 samples"),
+        ("samples: 10", "samples: 10 has no effect, for the search split has 9"),
+    ],
+)
+def test_numbers_without_an_effect_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, more: str, said: str) -> None:
+    path = workshop(tmp_path, SEARCH.replace("60", "9") + f"{more}\n")
+    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    assert [one.message for one in caplog.records if "effect" in one.message] == [said]
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "9"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
