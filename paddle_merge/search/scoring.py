@@ -83,7 +83,7 @@ class Scoring:
             }
             make_folder(self._asked.output)
             journal = Journal(self._asked.output, header, self._asked.resume)
-            if not self._asked.resume:
+            if not journal.evaluations:  # so too if it was killed between these two lines
                 clear_folder(self._asked.output)
         self._known_journal = journal
 

@@ -335,6 +335,18 @@ def test_overwrite_keeps_what_is_there_until_the_new_search_begins(tmp_path: Pat
     assert not left & {"best.yaml", "report.json", "report.html", "score.png"}, "the result of the earlier search"
 
 
+def test_killed_when_it_had_only_begun_it_leaves_no_other_result(tmp_path: Path) -> None:
+    """--overwrite begins the journal, and then removes what the earlier search found; a kill may come between the two."""
+    path = workshop(tmp_path, SEARCH.replace("60", "9"))
+    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    journal = tmp_path / "out/journal.jsonl"
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+    (tmp_path / "score.py").write_text("def score(candidate, split, seed, samples):\n    raise RuntimeError('no luck')\n")
+    with pytest.raises(ConfigError, match="all 9 candidates failed"):
+        evolve(Asked(str(path), str(tmp_path / "out"), resume=True), progress=False)
+    assert not (tmp_path / "out/best.yaml").exists()
+
+
 def test_two_searches_dont_write_into_one_folder(tmp_path: Path) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "9"))
     evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
