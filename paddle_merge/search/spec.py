@@ -188,6 +188,9 @@ class Sections(Nodes):
         ]
         for other in found[1:]:
             self.wrong(other, f"a second section {name!r}")
+        for unread in (_child(node, "evaluate") for node in nodes) if found and name != "evaluate" else ():
+            if unread is not None:
+                self.wrong(unread, f"evaluate has no effect beside the section {name}, which has its own")
         if not found:
             others = [one for one in SECTIONS if one != name and has_section(nodes, one)]
             more = f"; this one has {others[0]!r}: python -m paddle_merge {COMMANDS[others[0]]} takes it" if others else ""

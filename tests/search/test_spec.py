@@ -65,6 +65,7 @@ def test_the_evaluator_of_a_search(tmp_path: Path) -> None:
         ("seed: 3", "tensor_type: tf", "10:16: tensor_type must be np or pd, not 'tf'"),
         ("seed: 3", "device: gpu", "10:11: device 'gpu' needs tensor_type: pd; np computes on the CPU"),
         ("seed: 3", "tensor_type: pd\n  device: tpu", "11:11: device: 'tpu' must be one of cpu, gpu, "),
+        ("search:\n", "evaluate: {python: 'm:f'}\nsearch:\n", "3:11: evaluate has no effect beside the section search"),
         ("search:\n", "sweep:\n", ": has no section 'search'; this one has 'sweep': python -m paddle_merge sweep takes it"),
     ],
 )  # fmt: skip
