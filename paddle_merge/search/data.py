@@ -60,13 +60,14 @@ def check_splits(data: Data, folder: str) -> None:
 def check_file(kind: str, data: Data, split: str, file: File) -> None:
     """Raise ConfigError if a command or a function would be given a file of samples that isn't there.
 
-    What has no ending and no folder may be something else, such as the name of a data set. The other evaluators know.
+    What has no ending and isn't written as a path may be something else, such as the name of a data set. The other
+    evaluators know.
     """
     given = data.of(split)
     if kind not in ("command", "python") or given is None:
         return
     path = os.path.join(file.folder, os.path.expanduser(given))
-    if (os.path.splitext(given)[1] or os.sep in given) and not os.path.exists(path):
+    if (os.path.splitext(given)[1] or given.startswith((".", "~", os.sep))) and not os.path.exists(path):
         raise ConfigError(f"{file.at('data', split)}: {path}: no such file")
 
 

@@ -56,8 +56,8 @@ def run(
 
     order: of the samples, as order_of returns it; None: they can't be chosen. score: scores some candidates.
     everything: whether `order` holds all samples of the split.
-    Returns, per candidate, its last result; its losses, such that whoever came further is better; and the last round that it
-    was in.
+    Returns, per candidate, its last result; its losses, such that whoever came further is better, and a failure is the
+    worst; and the last round that it was in.
     """
     total = None if order is None else len(order)
     plan = rounds(count, race, total)
@@ -87,7 +87,16 @@ def run(
                     max(value, floor[axis] + (value - least[axis]) + 1e-9 * max(1.0, abs(floor[axis])))
                     for axis, value in enumerate(rows[place])
                 )
-    return [results[place] for place in range(count)], rows, reached
+    return [results[place] for place in range(count)], _failures_last(results, rows), reached
+
+
+def _failures_last(results: Mapping[int, Result], rows: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Return losses in which a candidate that failed, in whichever round, is worse than every other one."""
+    known = [row for place, row in enumerate(rows) if not results[place].error]
+    if not known:
+        return list(rows)
+    worst = tuple(max(values) + max(max(values) - min(values), 1.0) for values in zip(*known, strict=True))
+    return [worst if results[place].error else row for place, row in enumerate(rows)]
 
 
 def _rank(rows: Sequence[tuple[float, ...]], alive: Sequence[int], place: int) -> int:

@@ -39,7 +39,8 @@ def test_as_many_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in "ab":
         write(tmp_path / name, {f"layers.{layer}.w": np.ones((2, 2)) for layer in range(4)}, format="pt")
     models = "".join(f"- model: {tmp_path}/{name}\n" for name in "ab")
-    plan = make_plan(parse(f"merge_method: linear\nparameters: {{weight: 1}}\nmodels:\n{models}", "r.yaml").recipe, n_process=4)
+    text = f"merge_method: linear\nparameters: {{weight: 1}}\nmodels:\n{models}"
+    plan = make_plan(parse(text, "r.yaml").recipe, n_process=4)
     assert plan.n_process == 4
     need = memory_estimate.memory(plan)
     for free, expected in ((2 * need, 4), (2 * need - 2, 3), (0, 1)):

@@ -54,6 +54,18 @@ def test_failures_drop_out_first() -> None:
     assert max(row[0] for row in rows[2:]) < min(row[0] for row in rows[:2])
 
 
+def test_a_failure_in_a_later_round_is_the_worst_too() -> None:
+    def score(places: list[int], number: int, samples: tuple[int, ...] | None) -> list[Result]:
+        return [
+            Result(place, error="no") if place == 3 and number else Result(place, {"a": float(place)}) for place in places
+        ]
+
+    results, rows, reached = run(4, Race(1, 2), (0, 1), {"a": "maximize"}, score)  # type: ignore[arg-type]
+    assert reached == [0, 0, 1, 1]
+    assert results[3].error == "no"
+    assert sorted(range(4), key=lambda place: rows[place][0]) == [2, 1, 0, 3]
+
+
 def test_the_order_of_samples_depends_on_the_seed() -> None:
     assert sorted(order_of(20, 3)) == list(range(20))
     assert order_of(20, 3) == order_of(20, 3) != order_of(20, 4)

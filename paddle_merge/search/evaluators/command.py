@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from ..job import Setup
 from .settings import check_no_settings
 
 WORDS = ("model", "split", "data", "seed", "samples", "result")
+_WORD = re.compile(rf"{{({'|'.join(WORDS)})}}")
 TAIL = 400  # characters of what a failed command printed last
 
 
@@ -71,9 +73,7 @@ class Command:
                 "samples": chosen,
                 "result": result,
             }
-            command = self._command
-            for word, value in values.items():
-                command = command.replace(f"{{{word}}}", shlex.quote(value))
+            command = _WORD.sub(lambda found: shlex.quote(values[found[1]]), self._command)
             done = subprocess.run(
                 command, shell=True, capture_output=True, text=True, errors="replace", cwd=self._setup.folder
             )

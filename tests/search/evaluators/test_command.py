@@ -32,6 +32,13 @@ def evaluated(tmp_path: Path, command: str, samples: tuple[int, ...] | None = No
     return make(setup)(Stored("/models/it's one"), "search", 7, samples)  # type: ignore[arg-type]
 
 
+def test_words_in_what_is_filled_in_stay(tmp_path: Path) -> None:
+    setup = Setup(Evaluation("command", "echo {model} > said; cat one.json"), Data(), folder=str(tmp_path))
+    (tmp_path / "one.json").write_text('{"a": 1}')
+    make(setup)(Stored("/models/{seed}"), "search", 7, None)  # type: ignore[arg-type]
+    assert (tmp_path / "said").read_text() == "/models/{seed}\n"
+
+
 def test_it_gets_what_it_asks_for(tmp_path: Path) -> None:
     """Quoted, in the file's folder; the result file counts."""
     (tmp_path / "a b.jsonl").write_text("{}\n\n{}\n")
