@@ -69,5 +69,5 @@ setup(
             "types-psutil",
         ],
     },
-    entry_points={"console_scripts": ["paddle-merge = paddle_merge.commands.main:main"]},
+    entry_points={"console_scripts": ["paddle-merge = paddle_merge.__main__:main"]},
 )

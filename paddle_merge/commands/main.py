@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ..errors import ConfigError
-from .command import command
+from .command import command, without_scipy
 from .flags import PROGRAM, escape, new_app, option, switch, unwrapped, with_parameters
 
 # Command -> the module of this package whose `main` takes the rest of the command line, and what the command does.
@@ -25,6 +26,7 @@ COMMANDS = {
     "sweep": ("sweep.cli", "Score all merges of a grid, or between two models."),
     "demo": ("demo.cli", "Train small networks, merge them by every method, and show the results."),
 }
+OURS = ("merge", "diff", "analyze", "verify", "extract-lora")  # commands that run nothing of the user's in their process
 # The flags of a merge that --help lists before the commands.
 FREQUENT = (
     "model_path_list",
@@ -57,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not argv or argv in (["--help"], ["-h"]):
             _list_commands(["--help"], with_flags=bool(argv))
         name, rest = _choose(argv)
-        import_module(f".{COMMANDS[name][0]}", __package__).main(rest)
+        with without_scipy() if name in OURS else contextlib.nullcontext():
+            import_module(f".{COMMANDS[name][0]}", __package__).main(rest)
 
 
 def _choose(argv: Sequence[str]) -> tuple[str, list[str]]:

@@ -28,7 +28,7 @@ from .added_tokens import AddedTokens
 from .chat import ChatTemplate
 from .config_source import ConfigSource
 
-WORKER_BYTES = 1 << 28  # that a worker must have to read and write for its start to pay
+WORKER_BYTES = 1 << 27  # that a worker must have to read and write for its start to pay
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
 
 
