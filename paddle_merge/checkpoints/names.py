@@ -5,6 +5,7 @@ A stack is a sequence of numbered layers, such as "model.layers". A model may ha
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 from collections.abc import Iterable, Iterator
@@ -40,9 +41,11 @@ OTHER_LINEARS = (
     "eh_proj",  # prediction of further tokens
 )
 _NUMBERED_LINEARS = ("mlp", "mtp_linear_proj")  # lists and sequences of layers whose matrices are those of Linear layers
+NAMES = 1 << 17  # names of tensors of which it is kept what they say: all models have the same, and all steps ask
 _LAYER = re.compile(r"((?:.*?\.)?(?:layers?|h|blocks?))\.(\d+)(?=\.)")
 
 
+@functools.lru_cache(NAMES)
 def layer_of(name: str) -> tuple[str, int] | None:
     """Return the stack and the layer's number in it; None if the tensor is in no layer.
 
@@ -96,6 +99,7 @@ def is_linear(name: str) -> bool:
     return kind == "weight" and known
 
 
+@functools.lru_cache(NAMES)
 def last_word(name: str) -> str:
     """Return the name of the module that holds the tensor: "q_proj" for "model.layers.0.self_attn.q_proj.weight"."""
     return (["", *name.split(".")])[-2]

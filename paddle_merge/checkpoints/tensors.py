@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +51,12 @@ class Part:
     origin: Origin = _ORIGIN
 
 
+@cache
+def _compared(kind: Any) -> tuple[str, ...]:
+    """Return the names of the fields by which instances of a dataclass are compared."""
+    return tuple(item.name for item in fields(kind) if item.compare)
+
+
 @dataclass(frozen=True)
 class TensorEntry(ABC):
     """Describe a tensor of which only headers have been read. Equal entries have the same name and are read from the same
@@ -70,9 +76,9 @@ class TensorEntry(ABC):
         return replace(self, name=name)
 
     @cached_property
-    def nameless(self) -> TensorEntry:
-        """Return the entry without its name; it is equal for tensors read from the same places, as tied ones are."""
-        return self.renamed("")
+    def nameless(self) -> Hashable:
+        """Return what is equal for tensors read from the same places, whatever their names, as tied ones are."""
+        return type(self), *(getattr(self, name) for name in _compared(type(self)) if name != "name")
 
     @property
     @abstractmethod

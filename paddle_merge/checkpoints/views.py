@@ -231,7 +231,11 @@ def _cut(entry: TensorEntry, axis: int, range_: Range, to: int) -> Iterable[Part
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the strides, in elements, of a contiguous tensor in row-major order."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    strides, step = [1] * len(shape), 1
+    for axis in range(len(shape) - 1, 0, -1):
+        step *= shape[axis]
+        strides[axis - 1] = step
+    return tuple(strides)
 
 
 def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

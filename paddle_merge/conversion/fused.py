@@ -146,13 +146,16 @@ def refit(
     made: list[str] = []
     problems: list[str] = []
     for name, entry in tensors.items():
+        if name in wanted:
+            found[name] = entry
+            continue
         word = last_word(name)
         fused = [whole for whole, pieces in PIECES.items() if word in pieces and _renamed(name, whole) in wanted]
         pieces = [_renamed(name, piece) for piece in PIECES.get(word, ())]
         try:
-            if name not in wanted and pieces and all(piece in wanted for piece in pieces):
+            if pieces and all(piece in wanted for piece in pieces):
                 taken = split(entry, layout, config)
-            elif name not in wanted and fused:
+            elif fused:
                 if _renamed(name, fused[0]) in made:
                     continue
                 taken = _fuse(tensors, name, fused[0], layout, config)

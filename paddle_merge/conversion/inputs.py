@@ -19,7 +19,7 @@ from ..checkpoints.config_json import read_config, widths
 from ..checkpoints.names import EMBEDDINGS, HEAD, last_word
 from ..checkpoints.quantised import problems as quantised
 from ..checkpoints.quantised import signs
-from ..checkpoints.tensors import Checkpoint, TensorEntry, stored
+from ..checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
 from ..dtypes import DType
 from ..errors import CheckpointError
 from ..parsing import tensors_named
@@ -69,7 +69,7 @@ def _marked(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEn
     for name, entry in tensors.items():
         entry = stored(entry)
         parts = tuple(dataclasses.replace(part, origin=(path, name)) for part in entry.parts)
-        found[name] = dataclasses.replace(entry, parts=parts, origin=(path, name))
+        found[name] = StoredEntry(entry.name, entry.dtype, entry.shape, entry.file, entry.offset, parts, (path, name))
     return found
 
 

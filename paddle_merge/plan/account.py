@@ -156,7 +156,7 @@ def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:
         return
     if not entry.parts:
         size = math.prod(entry.shape)
-        yield entry.origin, (entry.file, entry.offset, _dims((size,), (1,))), size
+        yield entry.origin, (entry.file, entry.offset, ((size, 1),) if size != 1 else ()), size
     for part in entry.parts:
         yield part.origin, (part.file, part.offset, _dims(part.shape, part.strides)), math.prod(part.shape)
 
@@ -217,6 +217,8 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
             yield from _remarks(pick.entry, number, held) if pick.number == number else ()
         return
     there, base = held[number], read_from(entry)
+    if base is entry and isinstance(entry, StoredEntry) and _is_whole(entry, there.get(entry.origin)):
+        return
     origins = list(dict.fromkeys(origin for origin, _, _ in _pieces(base)))
     words = [_word(name) for _, name in origins]
     if len(origins) > 1:
@@ -238,6 +240,11 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
             yield f"plus an adapter's bias, scale {change.scale:.6g}"
         else:
             yield f"plus an adapter's r={change.rank}, scale {change.scale:.6g}"
+
+
+def _is_whole(entry: StoredEntry, held: TensorEntry | None) -> bool:
+    """Whether an entry is a tensor as a checkpoint stores it, in one piece. Most are, so this saves much time."""
+    return isinstance(held, StoredEntry) and not entry.parts and not held.parts and held.shape == entry.shape
 
 
 def _axes(shape: tuple[int, ...]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class AssembledTensor:
         return self.sources if self.base is None else (*self.sources, self.base)
 
     @property
-    def made_of(self) -> tuple[TensorEntry, ...]:
+    def made_of(self) -> tuple[Hashable, ...]:
         """What is read for the tensor, whatever it is called: equal for tensors that are the same in every input."""
         return tuple(entry.nameless for entry in self.entries)
 

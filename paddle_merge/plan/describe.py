@@ -13,7 +13,7 @@ from ..conversion.vocabulary.write import is_tokenizer_file
 from ..methods.paddlenlp import PREFIX
 from ..parsing import count_text, size_text
 from ..recipe.request import Request
-from . import chat, memory_estimate, modules
+from . import chat, modules
 from .account import Account, TensorAccount
 from .file_names import CARD
 from .plan import Plan
@@ -24,8 +24,8 @@ TOKENS = 4  # of those that were filled, or dropped
 FEW = 8  # values of a parameter over the layers
 
 
-def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> list[str]:
-    """Return the plan in lines of a word and what it is."""
+def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes], memory: int) -> list[str]:
+    """Return the plan in lines of a word and what it is. memory: that all processes take together, in bytes."""
     recipe = plan.recipe
     merged = [tensor for tensor in plan.tensors if tensor.merged]
     dtypes = ", ".join(sorted({tensor.dtype.name for tensor in merged})) or "none"
@@ -67,8 +67,7 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes]) -> lis
     asked = request.n_process
     fewer = f" of {asked}, for --max_memory" if request.max_memory and asked is not None and plan.n_process < asked else ""
     smaller = "" if plan.engine.budget == DEFAULT_BUDGET else ", with smaller buffers for --max_memory"
-    nbytes = memory_estimate.memory(plan, sidecar_bytes(sidecars))
-    lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {size_text(nbytes)} of memory")
+    lines.append(f"workers  {plan.n_process}{fewer}{smaller}, together at most about {size_text(memory)} of memory")
     return lines
 
 

@@ -25,7 +25,7 @@ def announce(plan: Plan, request: Request, sidecars: Mapping[str, bytes], planni
     """
     accounted = account(plan)
     predicted = predict(plan, request, sidecars, planning)
-    lines = describe(plan, request, sidecars)
+    lines = describe(plan, request, sidecars, predicted["memory"])
     if request.dry_run:
         varying = plan.resolved is None
         lines += [*input_lines(accounted), *tensor_lines(accounted, varying), *_prediction(predicted)]

@@ -99,7 +99,7 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
         journal.close(stopped=False)
         if not leads:
             output.sync()
-        everything = ranks.gather([dataclasses.asdict(report) for report in reports])
+        everything = ranks.gather([vars(report) for report in reports])
         if leads:
             reports = [Report.of(report) for part in everything for report in part]
             notice(reports, plan.tensors, plan.recipe.titles, request.strict)
@@ -148,7 +148,7 @@ def _begin(request: Request, plan: Plan, output: Output, journal: Journal, ranks
             log.info("resume   %.0f %% of the output is already complete", 100 * share)
         journal.start(header, done)
         output.drop_journals(but=0)
-    done = [Report.of(report) for report in ranks.gather([dataclasses.asdict(report) for report in done])[0]]
+    done = [Report.of(report) for report in ranks.gather([vars(report) for report in done])[0]]
     if not leads:
         journal.start(header, [])
     return done
@@ -156,8 +156,10 @@ def _begin(request: Request, plan: Plan, output: Output, journal: Journal, ranks
 
 def _agree(plan: Plan, ranks: Ranks) -> None:
     """Check that all ranks have made the same plan. Raises WorkError on rank 0, which passes it on to the others."""
+    if ranks.count == 1:
+        return
     digest = hashlib.sha256(repr((plan.recipe, plan.shards, plan.pieces)).encode("utf-8", "surrogatepass"))
-    for tensor in plan.tensors if ranks.count > 1 else ():
+    for tensor in plan.tensors:
         digest.update(repr(tensor).encode("utf-8", "surrogatepass"))
     digests = ranks.gather(digest.hexdigest())
     others = [str(number) for number, other in enumerate(digests) if other != digests[0]]

@@ -38,6 +38,7 @@ from .pipeline import merge_tensor
 from .sources import FileSource
 
 log = logging.getLogger("paddle_merge")
+WRITEBACK = 1 << 20  # bytes of a piece whose way to the disk begins as soon as it is written
 PROGRESS_SECONDS = 0.1
 OUT_OF_MEMORY = "out of memory; try a smaller --n_process, and on a GPU --device low_gpu_mem"
 Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the first of them in the tensor
@@ -80,8 +81,8 @@ class Worker:
 
         try:
             report = self._merge(tensor, piece, write) if tensor.merged else self._copy(tensor, piece, write)
-            if path is not None:
-                nbytes = (piece.stop - piece.start) * itemsize
+            nbytes = (piece.stop - piece.start) * itemsize
+            if path is not None and nbytes >= WRITEBACK:  # pages of smaller ones would be written several times
                 self._shards.start_writeback(path, tensor.offset + piece.start * itemsize, nbytes)
         except MergeError:
             raise

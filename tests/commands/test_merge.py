@@ -501,7 +501,7 @@ def test_python_m_is_the_same_command(here: Path) -> None:
 
 
 def test_the_console_script_is_the_same_command() -> None:
-    assert "paddle-merge = paddle_merge.commands.main:main" in (ROOT / "setup.py").read_text()
+    assert "paddle-merge = paddle_merge.__main__:main" in (ROOT / "setup.py").read_text()
 
 
 # --- from Python ------------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_defaults_are_paddlenlps() -> None:
         ({"merge_method": "della", "reserve_p": 0.05}, "--epsilon 0.14 with --reserve_p 0.05"),
         ({"sparsify_type": "magprune", "reserve_p": 0.8, "epsilon": 0.8}, "--epsilon 0.8 with --reserve_p 0.8"),
         ({"lora_model_path": "lora"}, "lora_model_path needs base_model_path"),
-        ({"n_process": "two"}, "--n_process must be a whole number, not 'two'"),
+        ({"n_process": "two"}, "--n_process must be a whole number or auto, not 'two'"),
     ],
 )
 def test_what_paddlenlp_refuses_is_refused_and_leaves_nothing(fields: dict[str, Any], sentence: str, tmp_path: Path) -> None:

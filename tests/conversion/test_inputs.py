@@ -842,7 +842,17 @@ def test_a_model_given_twice_counts_twice(tmp_path: Path, pair: tuple[Path, Path
 
 
 def test_every_field_of_the_config_is_recorded_or_left_out_on_purpose(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    record = json.loads((run(*pair, out=tmp_path / "o") / "merge_config.json").read_text())
+    record = json.loads(
+        (run(*pair, out=tmp_path / "o") / "merge_config.json").read_text()
+    )  # n_process only if it isn't auto
     fields = {item.name for item in dataclasses.fields(MergeConfig)}
-    assert fields - record.keys() == {"model_path_str", "overwrite", "resume", "dry_run", "account", "print_recipe"}
+    assert fields - record.keys() == {
+        "n_process",
+        "model_path_str",
+        "overwrite",
+        "resume",
+        "dry_run",
+        "account",
+        "print_recipe",
+    }
     assert record.keys() - fields == {"paddle_merge_version"}

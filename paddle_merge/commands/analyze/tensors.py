@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...checkpoints.compare import differing
@@ -80,7 +80,7 @@ class Survey:
 def survey(models: Sequence[Checkpoint], base: Checkpoint) -> Survey:
     """Sort the tensors by the headers; integers and booleans are read and compared. Raises WorkError."""
     found = Survey()
-    first: dict[tuple[TensorEntry, ...], str] = {}
+    first: dict[tuple[Hashable, ...], str] = {}
     for name in dict.fromkeys(name for one in (base, *models) for name in one.tensors):
         sources = {number: one.tensors[name] for number, one in enumerate(models) if name in one.tensors}
         reference = base.tensors.get(name)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 from ...checkpoints.adapters import kind_of, open_adapter, split_spec
@@ -137,7 +137,7 @@ def _tied(checkpoint: Checkpoint, tied: bool, config: Mapping[str, Any]) -> dict
 
 def _shared(tensors: Mapping[str, TensorEntry]) -> list[list[str]]:
     """Return groups of names of tensors that are stored in the same bytes of a file."""
-    places: dict[TensorEntry, list[str]] = {}
+    places: dict[Hashable, list[str]] = {}
     for name, entry in tensors.items():
         if entry.nbytes:
             places.setdefault(entry.nameless, []).append(name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import glob
 import hashlib
 import json
@@ -155,7 +154,7 @@ class Journal:
         """Replace the journal of this rank. Raises OutputError."""
         try:
             with open(self._new_path, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in (header, *map(dataclasses.asdict, done)))
+                file.writelines(json.dumps(line) + "\n" for line in (header, *map(vars, done)))
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(self._new_path, self._path)
@@ -215,7 +214,7 @@ class Journal:
             fsync(path)
         self._check_inputs()
         with open(os.open(self._path, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(dataclasses.asdict(report)) + "\n" for report in reports)
+            file.writelines(json.dumps(vars(report)) + "\n" for report in reports)
             file.flush()
             os.fsync(file.fileno())
         self.kept = self.kept or bool(reports)

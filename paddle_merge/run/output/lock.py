@@ -6,7 +6,6 @@ It is the same for the same merge, whatever the number of workers, and whether i
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -70,9 +69,9 @@ class MergeRecord:
     tensors: Mapping[str, WrittenTensor]
 
     def to_bytes(self) -> bytes:
-        content = dataclasses.asdict(self)
+        content = dict(vars(self))
         # A line per tensor: short files, short differences.
-        rows = [f"    {json.dumps(name)}: {json.dumps(tensor)}" for name, tensor in content.pop("tensors").items()]
+        rows = [f"    {json.dumps(name)}: {json.dumps(vars(tensor))}" for name, tensor in content.pop("tensors").items()]
         head = json.dumps(content, indent=2)
         return (head.removesuffix("\n}") + ',\n  "tensors": {\n' + ",\n".join(rows) + "\n  }\n}\n").encode()
 
@@ -199,19 +198,14 @@ def _shown(method: ResolvedMethod) -> dict[str, Any]:
 
 
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
-    found = []
-    for number, spec in enumerate(plan.recipe.sources):
-        files = sorted(
-            {
-                os.path.abspath(file)
-                for tensor in plan.tensors
-                for its, entry in leaves(tensor)
-                if its == number
-                for file in entry.files
-            }
-        )
-        found.append({"path": absolute_spec(spec), "files": {file: os.path.getsize(file) for file in files}})
-    return found
+    files: list[set[str]] = [set() for _ in plan.recipe.sources]
+    for tensor in plan.tensors:
+        for number, entry in leaves(tensor):
+            files[number] |= entry.files
+    return [
+        {"path": absolute_spec(spec), "files": {file: os.path.getsize(file) for file in sorted(map(os.path.abspath, its))}}
+        for spec, its in zip(plan.recipe.sources, files, strict=True)
+    ]
 
 
 def _frame(shard: Shard) -> str:
