@@ -13,11 +13,10 @@ run/sources.py has the reader of each.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -58,7 +57,7 @@ def _compared(kind: Any) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class TensorEntry(ABC):
+class TensorEntry:  # not an ABC, whose isinstance() takes ten times as long, a million times
     """Describe a tensor of which only headers have been read. Equal entries have the same name and are read from the same
     places."""
 
@@ -78,12 +77,12 @@ class TensorEntry(ABC):
     @cached_property
     def nameless(self) -> Hashable:
         """Return what is equal for tensors read from the same places, whatever their names, as tied ones are."""
-        return type(self), *(getattr(self, name) for name in _compared(type(self)) if name != "name")
+        return type(self), *(getattr(self, name) for name in _compared(cast(Any, type(self))) if name != "name")
 
     @property
-    @abstractmethod
     def made_of(self) -> Sequence[TensorEntry]:
         """Return the entries that are read to make this one; none for a stored tensor."""
+        raise NotImplementedError
 
     @property
     def files(self) -> set[str]:
