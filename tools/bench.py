@@ -43,8 +43,10 @@ MODELS = {
     "66m": (512, 2048, 8, 128, 50_000),
     "0.5b": (896, 4864, 24, 128, 151_936),
     "1b": (896, 4864, 48, 128, 303_872),  # 0.5b twice
+    "many": (16, 8, 48, 16, 64),  # 18,914 tensors of a few hundred elements: the experts of Qwen3-30B-A3B, made tiny
     "2gb-tensor": (1024, 1024, 1, 128, 1_048_576),  # an embedding of 2.1 GB in bfloat16
 }
+EXPERTS = {"many": 128}  # model -> experts of each layer
 METHODS = ("linear", "slerp", "dare_linear", "dare_ties", "ties", "della_linear", "della", "fold")
 RANK = 32  # rank of the adapter that the "fold" row folds into the base
 FLOOR = """
@@ -95,6 +97,15 @@ def shapes(model: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a Qwen2 model's tensors by name. model: a key of MODELS."""
     hidden, intermediate, layers, kv, vocabulary = MODELS[model]
     result: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    mlp = {
+        "gate_proj.weight": (intermediate, hidden),
+        "up_proj.weight": (intermediate, hidden),
+        "down_proj.weight": (hidden, intermediate),
+    }
+    if model in EXPERTS:
+        experts = range(EXPERTS[model])
+        mlp = {f"experts.{expert}.{name}": shape for expert in experts for name, shape in mlp.items()}
+        mlp |= {"gate.weight": (len(experts), hidden)}
     for layer in range(layers):
         for name, shape in {
             "self_attn.q_proj.weight": (hidden, hidden),
@@ -104,9 +115,7 @@ def shapes(model: str) -> dict[str, tuple[int, ...]]:
             "self_attn.v_proj.weight": (kv, hidden),
             "self_attn.v_proj.bias": (kv,),
             "self_attn.o_proj.weight": (hidden, hidden),
-            "mlp.gate_proj.weight": (intermediate, hidden),
-            "mlp.up_proj.weight": (intermediate, hidden),
-            "mlp.down_proj.weight": (hidden, intermediate),
+            **{f"mlp.{name}": shape for name, shape in mlp.items()},
             "input_layernorm.weight": (hidden,),
             "post_attention_layernorm.weight": (hidden,),
         }.items():
