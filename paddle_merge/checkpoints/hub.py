@@ -196,6 +196,8 @@ def _isolated() -> Iterator[None]:
     PaddleFormers overwrites http_proxy and https_proxy with HTTP_PROXY and HTTPS_PROXY, which may not be set; within the
     context they are set to the same values.
     """
+    if sys.modules.get("scipy", sys) is None:  # a command hides it from Numba, and the libraries need it
+        del sys.modules["scipy"]
     before = {variable: os.environ.get(variable) for variable in _PROXIES}
     for variable in ("http_proxy", "https_proxy"):
         if before[variable]:

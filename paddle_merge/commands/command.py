@@ -53,7 +53,7 @@ def command() -> Iterator[None]:
 def without_scipy() -> Iterator[None]:
     """Keep Numba from importing SciPy, which takes 0.3 s, for products of matrices in its loops: none of ours has any.
 
-    For processes that run nothing of the user's.
+    For processes that run nothing of the user's. checkpoints/hub.py shows it to the libraries that it imports.
     """
     hide = "scipy" not in sys.modules
     if hide:
@@ -61,8 +61,8 @@ def without_scipy() -> Iterator[None]:
     try:
         yield
     finally:
-        if hide:
-            sys.modules.pop("scipy", None)
+        if hide and sys.modules.get("scipy", sys) is None:
+            del sys.modules["scipy"]
 
 
 def _open_standard_files() -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import types
 import warnings
@@ -23,6 +24,7 @@ from paddle_merge.checkpoints.open import open_checkpoint
 from paddle_merge.commands.main import main
 from tests.support.checkpoints import read, write
 
+ROOT = Path(__file__).parents[2]
 X = {"w": np.arange(12.0).reshape(3, 4), "v": np.arange(5.0)}
 
 
@@ -331,6 +333,24 @@ def test_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: st
     assert asked == {("org/x", "v1")}
     assert not hub.is_name("org/x@")
     assert not hub.is_name("a.safetensors@v1")
+
+
+def test_a_library_that_needs_scipy_is_imported_by_a_command(tmp_path: Path) -> None:
+    """Commands hide SciPy from Numba, which imports it for nothing."""
+    write(tmp_path / "x", X)
+    (tmp_path / "paddlenlp/utils").mkdir(parents=True)
+    (tmp_path / "scipy.py").write_text("__version__ = '1.0'\n")
+    (tmp_path / "paddlenlp/__init__.py").write_text("import scipy\n")
+    (tmp_path / "paddlenlp/utils/__init__.py").write_text("")
+    (tmp_path / "paddlenlp/utils/download.py").write_text(
+        "import os\n\ndef resolve_file_path(repo_id, filenames, **_):\n"
+        f"    path = os.path.join({str(tmp_path / 'x')!r}, filenames)\n    return path if os.path.exists(path) else None\n"
+    )
+    command = [sys.executable, "-m", "paddle_merge", "merge", "--model_path_list", "org/x", "org/x", "--output_path", "out"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "out").keys() == X.keys()
 
 
 @each
