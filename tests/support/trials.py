@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from paddle_merge import MergeConfig, MergeError, merge
+from paddle_merge.backends import machine
 from paddle_merge.commands.diff.cli import DiffConfig, diff
 from paddle_merge.commands.diff.show import lines as diff_lines
 from paddle_merge.commands.extract_lora.config import ExtractConfig
@@ -67,6 +68,9 @@ class Outcome:
     detail: str = ""
 
 
+MACHINE = (machine.ROOT, machine.MEMBERSHIP, "/proc/meminfo")  # which say how many cores and how much memory there are
+
+
 class Guard:
     """Records which forbidden files or programs the process opens or runs while `on` is set."""
 
@@ -96,6 +100,8 @@ class Guard:
         if event == "open" and path == self.folder and not writes:  # to fsync the name of a new folder
             return
         if any(path == place or path.startswith(f"{place}/") for place in inside):
+            return
+        if not writes and path.startswith(MACHINE):
             return
         library = path.startswith(self._libraries) and not path.startswith(self.folder)  # modules imported late
         if not (library and (not writes or "__pycache__" in path)) and (writes or not self.anywhere):
