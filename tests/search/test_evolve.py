@@ -20,7 +20,11 @@ import pytest
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, OutputError, merge
 from paddle_merge.search.asked import Asked
 from paddle_merge.search.contract import Scores
+from paddle_merge.search.evaluators.python import make
 from paddle_merge.search.evolve import evolve
+from paddle_merge.search.job import Setup
+from paddle_merge.search.outcome import Outcome
+from paddle_merge.search.spec import Data, Evaluation
 from tests.support.checkpoints import read, write
 from tests.support.searches import state, workshop
 from tests.support.sweeps import few
@@ -41,6 +45,12 @@ def lines(folder: Path, without: tuple[str, ...] = ("seconds",)) -> list[dict[st
     return [header, *sorted(rest, key=lambda line: json.dumps(line, sort_keys=True))]
 
 
+def searched(path: Path, out: str, **asked: Any) -> Outcome:
+    """Search beside the file, with score.py in this process, which takes no time to start."""
+    judge = make(Setup(Evaluation("python", "score:score"), Data(), folder=str(path.parent)))
+    return evolve(Asked(str(path), str(path.parent / out), evaluator=judge, **asked), progress=False)
+
+
 @pytest.fixture(autouse=True)
 def _importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -50,7 +60,7 @@ def _importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_finds_the_weights(tmp_path: Path) -> None:
     """Six weights, whose best values score.py has; the best recipe gives the same bytes without a search."""
     path = workshop(tmp_path, SEARCH.replace("60", "600"))
-    outcome = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    outcome = searched(path, "out")
     np.testing.assert_allclose(outcome.best.values, [0.3, 0.8, 1.0, 0.9, 0.2, 0.1], atol=0.01)
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["candidates"] == 594  # 66 generations of 9
@@ -79,11 +89,11 @@ def test_workers_change_nothing(tmp_path: Path, workers: int) -> None:
 def test_it_goes_on_wherever_it_was_stopped(tmp_path: Path, count: int) -> None:
     """With so many lines of the journal, and a piece of the next one."""
     path = workshop(tmp_path, SEARCH)
-    evolve(Asked(str(path), str(tmp_path / "whole")), progress=False)
+    searched(path, "whole")
     (tmp_path / "cut").mkdir()
     text = (tmp_path / "whole/journal.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "cut/journal.jsonl").write_bytes(b"".join(text[:count]) + text[count][:25])
-    evolve(Asked(str(path), str(tmp_path / "cut"), resume=True), progress=False)
+    searched(path, "cut", resume=True)
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     assert (tmp_path / "cut/best.yaml").read_text() == (tmp_path / "whole/best.yaml").read_text()
 
@@ -98,7 +108,7 @@ def test_killed_it_goes_on(tmp_path: Path, seconds: float, workers: str) -> None
     """A real process, with all that it has started, at some moment of the search."""
     path = workshop(tmp_path, SEARCH.replace("score:score", "score:slow"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    evolve(Asked(str(path), str(tmp_path / "whole")), progress=False)
+    searched(path, "whole")
     with subprocess.Popen(command(path, tmp_path / "out", "--workers", workers), env=environment) as process:
         journal = tmp_path / "out/journal.jsonl"
         while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 2):
@@ -241,7 +251,7 @@ def test_if_all_fail_it_says_why(tmp_path: Path) -> None:
 def test_a_race(tmp_path: Path) -> None:
     """Of 9 tensors as samples, all candidates see 3, a third of them 9; the best are found all the same."""
     path = workshop(tmp_path, SEARCH.replace("60", "600") + "race: {first: 3, eta: 3}\n")
-    outcome = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    outcome = searched(path, "out")
     rounds = [line for line in lines(tmp_path / "out")[1:] if line["phase"] == "search"]
     assert sum(line["round"] == 0 for line in rounds) == 594
     assert sum(line["round"] == 1 for line in rounds) == 66 * 3
@@ -253,7 +263,7 @@ def test_two_splits(tmp_path: Path) -> None:
     both = {"search.jsonl": '{"a": 1}\n', "report.jsonl": '{"a": 2}\n'}
     data = "data: {search: search.jsonl, report: report.jsonl}\n"
     path = workshop(tmp_path, SEARCH + data, more=both)
-    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    searched(path, "out")
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert all(set(one["report"]) >= {"metrics"} for one in [report["best"], *report["baselines"]])
 
@@ -264,10 +274,10 @@ def test_shared_samples_are_refused(tmp_path: Path) -> None:
     data = "data: {search: search.jsonl, report: report.jsonl}\n"
     path = workshop(tmp_path, SEARCH + data, more=both)
     with pytest.raises(ConfigError, match=r"search\.jsonl and report\.jsonl share 1 samples"):
-        evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+        searched(path, "out")
     assert not (tmp_path / "out").exists()
     path.write_text(path.read_text().replace("report.jsonl}", "report.jsonl, shared: true}"))
-    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    searched(path, "out")
 
 
 def test_missing_samples_are_refused_before_the_search(tmp_path: Path) -> None:
@@ -279,19 +289,19 @@ def test_missing_samples_are_refused_before_the_search(tmp_path: Path) -> None:
 
 def test_the_folder_of_another_search(tmp_path: Path) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "9"))
-    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    searched(path, "out")
     with pytest.raises(OutputError, match="holds a search; --resume goes on with it, --overwrite begins again"):
-        evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+        searched(path, "out")
     path.write_text(path.read_text().replace("seed: 1", "seed: 2"))
     with pytest.raises(ConfigError, match=r"is the journal of another search \(file, seed differ\)"):
-        evolve(Asked(str(path), str(tmp_path / "out"), resume=True), progress=False)
-    evolve(Asked(str(path), str(tmp_path / "out"), overwrite=True), progress=False)
+        searched(path, "out", resume=True)
+    searched(path, "out", overwrite=True)
     with pytest.raises(OutputError, match=r"--resume: .* holds no search"):
-        evolve(Asked(str(path), str(tmp_path / "none"), resume=True), progress=False)
+        searched(path, "none", resume=True)
     (tmp_path / "full").mkdir()
     shutil.copy(path, tmp_path / "full")
     with pytest.raises(OutputError, match=r"holds search\.yaml; give another folder"):
-        evolve(Asked(str(path), str(tmp_path / "full")), progress=False)
+        searched(path, "full")
 
 
 @pytest.mark.parametrize(
@@ -322,15 +332,15 @@ def test_models_that_cant_be_merged_are_refused_before_the_search(tmp_path: Path
 
 def test_overwrite_keeps_what_is_there_until_the_new_search_begins(tmp_path: Path) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "9"))
-    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    searched(path, "out")
     held = {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()}
     path.write_text(path.read_text().replace("seed: 1", "seed: 2\n  optimizer: nonsense"))
     with pytest.raises(ConfigError, match="unknown optimizer"):
-        evolve(Asked(str(path), str(tmp_path / "out"), overwrite=True), progress=False)
+        searched(path, "out", overwrite=True)
     assert held == {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()}
     path.write_text(path.read_text().replace("  optimizer: nonsense", "").replace("loss", "nothing"))
     with pytest.raises(ConfigError, match="all 9 candidates failed"):
-        evolve(Asked(str(path), str(tmp_path / "out"), overwrite=True), progress=False)
+        searched(path, "out", overwrite=True)
     left = {one.name for one in (tmp_path / "out").iterdir()}
     assert not left & {"best.yaml", "report.json", "report.html", "score.png"}, "the result of the earlier search"
 
@@ -338,7 +348,7 @@ def test_overwrite_keeps_what_is_there_until_the_new_search_begins(tmp_path: Pat
 def test_killed_when_it_had_only_begun_it_leaves_no_other_result(tmp_path: Path) -> None:
     """--overwrite begins the journal, and then removes what the earlier search found; a kill may come between the two."""
     path = workshop(tmp_path, SEARCH.replace("60", "9"))
-    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    searched(path, "out")
     journal = tmp_path / "out/journal.jsonl"
     journal.write_text(journal.read_text().splitlines(keepends=True)[0])
     (tmp_path / "score.py").write_text("def score(candidate, split, seed, samples):\n    raise RuntimeError('no luck')\n")
@@ -349,13 +359,13 @@ def test_killed_when_it_had_only_begun_it_leaves_no_other_result(tmp_path: Path)
 
 def test_two_searches_dont_write_into_one_folder(tmp_path: Path) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "9"))
-    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    searched(path, "out")
     before = (tmp_path / "out/journal.jsonl").read_bytes()
     with open(tmp_path / "out/journal.jsonl", "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         for how in ({"resume": True}, {"overwrite": True}):
             with pytest.raises(OutputError, match="another search is running there; give another --output_path"):
-                evolve(Asked(str(path), str(tmp_path / "out"), **how), progress=False)
+                searched(path, "out", **how)
     assert (tmp_path / "out/journal.jsonl").read_bytes() == before
     assert (tmp_path / "out/best.yaml").exists()
 
@@ -364,13 +374,13 @@ def test_another_rule_costs_no_evaluation_but_the_new_ones_report(tmp_path: Path
     both = {"search.jsonl": '{"a": 1}\n', "report.jsonl": '{"a": 2}\n'}
     two = SEARCH.replace("{loss: minimize}", "{loss: minimize, size: minimize}").replace("60", "48")
     path = workshop(tmp_path, two + "data: {search: search.jsonl, report: report.jsonl}\n", more=both)
-    first = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    first = searched(path, "out")
     before = lines(tmp_path / "out")
-    again = evolve(Asked(str(path), str(tmp_path / "out"), resume=True, pick="minimize size"), progress=False)
+    again = searched(path, "out", resume=True, pick="minimize size")
     assert again.best.title != first.best.title
     after = lines(tmp_path / "out")
     assert [(line["split"], line["title"]) for line in after if line not in before] == [("report", again.best.title)]
-    evolve(Asked(str(path), str(tmp_path / "out"), resume=True), progress=False)
+    searched(path, "out", resume=True)
     assert lines(tmp_path / "out") == after
 
 
@@ -411,7 +421,7 @@ def test_what_an_evaluator_ignores_is_refused(tmp_path: Path, old: str, new: str
 )
 def test_numbers_without_an_effect_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, more: str, said: str) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "9") + f"{more}\n")
-    evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    searched(path, "out")
     assert [one.message for one in caplog.records if "effect" in one.message] == [said]
 
 
