@@ -218,7 +218,7 @@ def option(item: dataclasses.Field[Any], group: str | None = None) -> inspect.Pa
     text = escape(meta["help"] + (f" One of: {', '.join(meta['choices'])}." if meta.get("choices") else ""))
     if shown is not None:
         text += f" [dim]{escape(f'[default: {shown}]')}[/dim]"
-    metavar = str(item.type).removesuffix(" | None").removeprefix("list[").removesuffix("]").replace(AUTO, "|auto")
+    metavar = str(item.type).removesuffix(" | None").removesuffix(AUTO).removeprefix("list[").removesuffix("]")
     made = typer.Option(
         f"--{item.name.rstrip('_')}",
         help=text,
