@@ -30,7 +30,8 @@ from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.methods.registry import find, names
 from paddle_merge.recipe.request import Request
 from paddle_merge.recipe.yaml_nodes import documents
-from paddle_merge.search.spec import KINDS, File, evaluation_spec, has_section, read_file, search_spec
+from paddle_merge.search.sections import evaluation_spec, has_section, search_spec
+from paddle_merge.search.spec import KINDS, File, read_file
 from paddle_merge.search.sweep_spec import sweep_spec
 from tests.support.checkpoints import write
 from tests.support.command_lines import check_fields, check_tool, parsed

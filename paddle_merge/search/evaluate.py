@@ -18,7 +18,8 @@ from .evaluators import check_objectives, make
 from .job import Job, Result, Setup
 from .merger import Merger
 from .scorers import Processes
-from .spec import Data, File, evaluation_spec, read_file
+from .sections import evaluation_spec
+from .spec import Data, File, read_file
 
 
 @dataclass

@@ -25,9 +25,10 @@ from .outcome import Outcome, Scored
 from .output import check_best, write
 from .progress import Progress, check_visualdl
 from .scoring import Scoring, evaluator_of
+from .sections import search_spec
 from .space import Space
 from .spaces import FIRST, THEN, space_of
-from .spec import SearchSpec, read_file, search_spec
+from .spec import SearchSpec, read_file
 
 log = logging.getLogger("paddle_merge")
 

@@ -9,8 +9,9 @@ from .gene import Values
 from .merger import Merger
 from .path_file import has_paths, without_paths
 from .paths import PathSpace
+from .sections import has_section
 from .space import RecipeSpace, Space, without_sections
-from .spec import File, has_section
+from .spec import File
 from .sweep_spec import sweep_spec
 
 # Parts of a search that has two: first everything but paths, then paths.

@@ -25,8 +25,9 @@ from ..parsing import nearest, shown
 from ..recipe.yaml_nodes import is_null
 from .ranges import read_range, spaced
 from .rule import Rule
+from .sections import NUMBERS, Sections
 from .space import without_sections
-from .spec import NUMBERS, Data, Evaluation, File, Sections
+from .spec import Data, Evaluation, File
 
 METHODS: Mapping[str, tuple[float, float]] = {  # method -> least and greatest toward_aligned
     "linear": (0.0, 10.0),

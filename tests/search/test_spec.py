@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from paddle_merge import ConfigError
-from paddle_merge.search.spec import Race, evaluation_spec, read_file, search_spec
+from paddle_merge.search.sections import evaluation_spec, search_spec
+from paddle_merge.search.spec import Race, read_file
 
 TEXT = """merge_method: linear
 models: [{model: a}]

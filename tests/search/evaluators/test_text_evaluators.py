@@ -17,7 +17,8 @@ from paddle_merge.search.contract import Scores
 from paddle_merge.search.evaluators import make
 from paddle_merge.search.evaluators.libraries import models
 from paddle_merge.search.job import Setup
-from paddle_merge.search.spec import Data, Evaluation, evaluation_spec, read_file
+from paddle_merge.search.sections import evaluation_spec
+from paddle_merge.search.spec import Data, Evaluation, read_file
 from tests.search.evaluators.test_likelihood import Bigrams
 
 
