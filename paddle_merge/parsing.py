@@ -22,8 +22,10 @@ def coerce(value: Any, kind: str) -> Any:
     with the field's name ("must be a number, not 'x'").
     """
     kind = kind.removesuffix(" | None")
-    if kind.endswith(AUTO):
-        return "auto" if value == "auto" else _or_auto(value, kind.removesuffix(AUTO))
+    auto = kind.endswith(AUTO)
+    kind = kind.removesuffix(AUTO)
+    if auto and isinstance(value, str) and value == "auto":
+        return value
     if kind.startswith("list["):
         items = value if isinstance(value, list | tuple) else [value]
         return [coerce(item, kind[5:-1]) for item in items]
@@ -34,14 +36,7 @@ def coerce(value: Any, kind: str) -> Any:
         return converters[kind](value)
     except (TypeError, ValueError, OverflowError):
         needed = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "text"}[kind]
-        raise ValueError(f"must be {needed}, not {shown(value)}") from None
-
-
-def _or_auto(value: Any, kind: str) -> Any:
-    try:
-        return coerce(value, kind)
-    except ValueError as error:
-        raise ValueError(str(error).replace(", not", " or auto, not", 1)) from None
+        raise ValueError(f"must be {needed}{' or auto' if auto else ''}, not {shown(value)}") from None
 
 
 def _to_bool(value: Any) -> bool:

@@ -115,11 +115,11 @@ def visible_devices(kind: str) -> list[str]:
 
 def most_workers(device: str) -> int:
     """Return how many workers can compute at the same time: one on each core, or one on each device."""
-    kind, _, number = device.partition(":")
-    if kind == "cpu" or number or unknown(device) or importlib.util.find_spec("paddle") is None:
-        return cores() if kind == "cpu" else 1
-    with contextlib.suppress(Exception):  # a Paddle that can't be imported is told by `problems`
-        return max(1, len(visible_devices(kind)))
+    if device == "cpu":
+        return cores()
+    if device in DEVICES:  # without a number
+        with contextlib.suppress(Exception):  # `problems` tells of a Paddle that can't be imported
+            return max(1, len(visible_devices(device)))
     return 1
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import CheckpointError
+from ..scipy_hiding import show_scipy
 from .config_json import code_files, module_folders
 from .formats.folder import ENDINGS, read_weight_map, single_file_names
 from .json_files import read_json
@@ -196,8 +197,7 @@ def _isolated() -> Iterator[None]:
     PaddleFormers overwrites http_proxy and https_proxy with HTTP_PROXY and HTTPS_PROXY, which may not be set; within the
     context they are set to the same values.
     """
-    if sys.modules.get("scipy", sys) is None:  # a command hides it from Numba, and the libraries need it
-        del sys.modules["scipy"]
+    show_scipy()  # which a command may hide
     before = {variable: os.environ.get(variable) for variable in _PROXIES}
     for variable in ("http_proxy", "https_proxy"):
         if before[variable]:

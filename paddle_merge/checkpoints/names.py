@@ -41,11 +41,11 @@ OTHER_LINEARS = (
     "eh_proj",  # prediction of further tokens
 )
 _NUMBERED_LINEARS = ("mlp", "mtp_linear_proj")  # lists and sequences of layers whose matrices are those of Linear layers
-NAMES = 1 << 17  # names of tensors of which it is kept what they say: all models have the same, and all steps ask
+MOST_NAMES = 1 << 17  # of which it is kept what they say: all models have the same names, and all steps of a plan ask
 _LAYER = re.compile(r"((?:.*?\.)?(?:layers?|h|blocks?))\.(\d+)(?=\.)")
 
 
-@functools.lru_cache(NAMES)
+@functools.lru_cache(MOST_NAMES)
 def layer_of(name: str) -> tuple[str, int] | None:
     """Return the stack and the layer's number in it; None if the tensor is in no layer.
 
@@ -99,7 +99,7 @@ def is_linear(name: str) -> bool:
     return kind == "weight" and known
 
 
-@functools.lru_cache(NAMES)
+@functools.lru_cache(MOST_NAMES)
 def last_word(name: str) -> str:
     """Return the name of the module that holds the tensor: "q_proj" for "model.layers.0.self_attn.q_proj.weight"."""
     return (["", *name.split(".")])[-2]

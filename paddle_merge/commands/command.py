@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import MergeError
+from ..scipy_hiding import hide_scipy, show_scipy
 
 
 def set_up_logging(verbose: bool, quiet: bool) -> None:
@@ -51,18 +52,12 @@ def command() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_scipy() -> Iterator[None]:
-    """Keep Numba from importing SciPy, which takes 0.3 s, for products of matrices in its loops: none of ours has any.
-
-    For processes that run nothing of the user's. checkpoints/hub.py shows it to the libraries that it imports.
-    """
-    hide = "scipy" not in sys.modules
-    if hide:
-        sys.modules["scipy"] = None  # type: ignore[assignment]
+    """Start sooner, for a command that runs nothing of the user's."""
+    hide_scipy()
     try:
         yield
     finally:
-        if hide and sys.modules.get("scipy", sys) is None:
-            del sys.modules["scipy"]
+        show_scipy()
 
 
 def _open_standard_files() -> None:

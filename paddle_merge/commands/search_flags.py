@@ -73,10 +73,13 @@ class SearchFlags:
 
 
 @contextlib.contextmanager
-def resumable() -> Iterator[None]:
-    """Say, if it is interrupted, how to go on. Exits with status 130."""
+def resumable(folder: str) -> Iterator[None]:
+    """Say, if it is interrupted, how to go on with what is in the output folder. Exits with status 130."""
+    from ..search.journal import NAME as JOURNAL
+
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted: --resume goes on from here", file=sys.stderr)
+        begun = os.path.exists(os.path.join(folder, JOURNAL))
+        print(f"interrupted: {'--resume goes on from here' if begun else 'nothing was scored yet'}", file=sys.stderr)
         sys.exit(130)

@@ -15,7 +15,6 @@ import dataclasses
 import logging
 import os
 import select
-import sys
 import threading
 import time
 import traceback
@@ -32,6 +31,7 @@ from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import Fingerprint
 from ..errors import MergeError, WorkError
 from ..plan.plan import Piece, TensorPlan
+from ..scipy_hiding import hide_scipy
 from .job import Job, Report
 from .output.disk import ShardFiles, remedy
 from .pipeline import merge_tensor
@@ -181,7 +181,7 @@ def serve(connection: Connection) -> None:
 
 def main(pipe: int) -> None:
     """Run as the process that pool.py starts. pipe: the file descriptor of this end."""
-    sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]  # Numba would import it, which takes 0.15 s, for features that are not used
+    hide_scipy()
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     serve(Connection(pipe))
 

@@ -25,7 +25,7 @@ class Asked:
     workers, pick, evaluator: in place of the file's. Of a search in two parts, pick is of the second one: what the first one
     hands on stays what the file's rule picks, or else the journal's scores of the second one would be of other candidates.
     memory: bytes of inputs that all processes together may keep in memory. ray: the address of a Ray cluster that scores
-    candidates; None: this machine does.
+    candidates, by the file's evaluator; None: this machine does.
     """
 
     file: str

@@ -59,6 +59,7 @@ def evolve(asked: Asked, progress: bool | None = None, visualdl: str | None = No
     if len(spec.objectives) > 1 and spec.finalists != SearchSpec.finalists:
         log.warning("finalists has no effect with several objectives: the whole front is scored in full")
     orders = [attempt(_samples, its, evaluator, file.where) if evaluator is not None else None for _, its in phases]
+    del evaluator  # it may hold much memory, and whoever scores has one of its own
     if spaces[-1] is not None and not attempt.errors:
         attempt(check_best, asked.output, spaces[-1].recipe(tuple(gene.start for gene in spaces[-1].genes)))
     attempt.finish()

@@ -36,6 +36,8 @@ class Gene:
     start: Value = 0.5
     layer: int | None = None
     step: float = 0.0
+    likely: float | None = None
+    needs: int | None = None
 
     @property
     def points(self) -> Sequence[Value]:
@@ -43,9 +45,6 @@ class Gene:
         if self.step:
             return tuple(int(number) if self.integer else number for number in spaced(self.low, self.high, self.step))
         return range(int(self.low), int(self.high) + 1) if self.integer and not self.log else self.choices
-
-    likely: float | None = None
-    needs: int | None = None
 
     def value(self, unit: float) -> Value:
         """Return the value at a place between 0 and 1: of a choice, each has an equal share."""

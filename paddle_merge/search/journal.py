@@ -8,7 +8,6 @@ scores of those that are in the journal.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, OutputError
+from ..run.output.flock import taken
 from .job import Job, Result
 
 NAME = "journal.jsonl"
@@ -54,7 +54,8 @@ class Journal:
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror})") from None
         try:
-            self._lock()
+            if taken(self._file.fileno()):
+                raise OutputError(f"{self.path}: another search is running there; give another --output_path")
             if resume:
                 self._read()
             else:
@@ -109,15 +110,6 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-    def _lock(self) -> None:
-        """Keep other processes from writing the journal, for as long as this one does. Raises OutputError if one does."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"{self.path}: another search is running there; give another --output_path") from None
-        except OSError:  # a file system without locks
-            return
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """Write a line, or nothing. Raises OSError."""

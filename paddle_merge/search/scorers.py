@@ -35,9 +35,9 @@ class Scorers(Protocol):
 
 
 class Here:
-    """Scores in this process, one candidate after the other. evaluator: None: the one that the setup names."""
+    """Scores in this process, one candidate after the other. evaluator: in place of the setup's."""
 
-    def __init__(self, setup: Setup, wanted: Sequence[str], evaluator: Evaluator | None = None):
+    def __init__(self, setup: Setup, wanted: Sequence[str], evaluator: Evaluator):
         self._scorer, self._wanted = Scorer(setup, evaluator), wanted
 
     def score(self, jobs: Sequence[Job]) -> Iterator[Result]:

@@ -52,7 +52,7 @@ class Scoring:
         failure of one candidate. Raises ConfigError if no cluster can be reached."""
         self._asked, self._file, self._spec = asked, file, spec
         self._next, self._phase = 0, f"{FIRST} " if phase == FIRST else ""
-        self._known_journal: Journal | None = None
+        self._journal: Journal | None = None
         self.fresh: Callable[[Place], object] = lambda _: None
         setup, wanted = _setup(asked, file, spec, phase, fixed), tuple(spec.objectives)
         self._scorers: Scorers
@@ -65,8 +65,8 @@ class Scoring:
 
     @property
     def journal(self) -> Journal:
-        assert self._known_journal is not None, "open() comes first"
-        return self._known_journal
+        assert self._journal is not None, "open() comes first"
+        return self._journal
 
     def open(self, space: Space, optimizer: str, journal: Journal | None = None) -> None:
         """Begin the journal, or go on with it; or take that of the first part of a search.
@@ -85,7 +85,7 @@ class Scoring:
             journal = Journal(self._asked.output, header, self._asked.resume)
             if not journal.evaluations:  # so too if it was killed between these two lines
                 clear_folder(self._asked.output)
-        self._known_journal = journal
+        self._journal = journal
 
     def job(self, title: str, **what: Any) -> Job:
         """Return a job with a number of its own. what: fields of Job."""

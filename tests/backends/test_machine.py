@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_merge.backends import machine
+from paddle_merge.backends import engine, machine
 
 
 @pytest.fixture
@@ -58,3 +58,14 @@ def test_a_container_sees_its_own_cgroup_as_the_root(cgroups: Path) -> None:
 def test_this_machine() -> None:
     assert 1 <= machine.cores() <= (os.cpu_count() or 1)
     assert 0 < machine.free_memory() < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", 64), ("gpu", 3), ("low_gpu_mem", 3), ("gpu:2", 1), ("xpu", 1), ("tpu", 1)]
+)
+def test_as_many_workers_as_can_compute_at_the_same_time(
+    cgroups: Path, monkeypatch: pytest.MonkeyPatch, device: str, expected: int
+) -> None:
+    """On a machine with three GPUs and no XPU."""
+    monkeypatch.setattr(engine, "visible_devices", lambda kind: ["0", "1", "2"] if "gpu" in kind else [])
+    assert engine.most_workers(device) == expected

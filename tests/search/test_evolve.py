@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -368,6 +369,20 @@ def test_two_searches_dont_write_into_one_folder(tmp_path: Path) -> None:
                 searched(path, "out", **how)
     assert (tmp_path / "out/journal.jsonl").read_bytes() == before
     assert (tmp_path / "out/best.yaml").exists()
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    searched(workshop(tmp_path, SEARCH.replace("60", "9")), "out")
+    assert "this file system has no locks, so nothing stops a second run into the same folder" in caplog.text
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OutputError, match=r"journal\.jsonl: can't be written \(broken\)"):
+        searched(tmp_path / "search.yaml", "out", resume=True)
 
 
 def test_another_rule_costs_no_evaluation_but_the_new_ones_report(tmp_path: Path) -> None:

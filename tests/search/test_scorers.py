@@ -18,12 +18,23 @@ from tests.support.checkpoints import write
 LATE = """
 import os, threading, time
 
+def end():  # when the test says so
+    while not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+        time.sleep(0.01)
+    os._exit(1)
+
+threading.Thread(target=end, daemon=True).start()
+
 def score(candidate, split, seed, samples):
-    number = candidate.state_dict()["w"][0]
-    if seed == 1:  # a process that ends after its answer: on its own, or with a child that holds the connection open
-        os.fork() or time.sleep(2) or os._exit(0)
-    threading.Timer(0.2, os._exit, [1]).start()
-    return {"loss": float(number)}
+    return {"loss": float(candidate.state_dict()["w"][0])}
+"""
+CHILD = """
+import os, time
+
+def score(candidate, split, seed, samples):
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(3)
 """
 EARLY = """
 import os
@@ -43,15 +54,31 @@ def setup(folder: Path, code: str) -> Setup:
     return Setup(Evaluation("python", "late:score"), Data(), folder=str(folder))
 
 
+def end(made: Processes, folder: Path) -> None:
+    """Let the only process end, which has no job."""
+    (folder / "go").touch()
+    made._workers[0].process.wait(timeout=60)
+    (folder / "go").unlink()
+
+
 def test_a_process_that_ends_between_two_jobs_fails_nobody(tmp_path: Path) -> None:
     made = Processes(setup(tmp_path, LATE), ("loss",), 1)
     try:
         for number in range(3):
             (result,) = made.score([Job(number, "one", path=str(tmp_path / "model"))])
             assert (result.number, result.metrics, result.error) == (number, {"loss": 2.0}, "")
-            made._workers[0].process.wait(timeout=20)
+            end(made, tmp_path)
     finally:
         made.close()
+
+
+def test_a_death_is_noticed_while_a_child_holds_the_connection(tmp_path: Path) -> None:
+    made = Processes(setup(tmp_path, CHILD), ("loss",), 1)
+    try:
+        (result,) = made.score([Job(7, "one", path=str(tmp_path / "model"))])
+    finally:
+        made.close()
+    assert (result.number, result.error) == (7, "its process ended with exit status 3")
 
 
 def test_a_process_that_ends_before_its_first_job_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +97,7 @@ def test_processes_that_keep_ending_are_not_started_for_ever(tmp_path: Path, mon
     try:
         job = Job(0, "one", path=str(tmp_path / "model"))
         list(made.score([job]))
-        made._workers[0].process.wait(timeout=20)
+        end(made, tmp_path)
         with pytest.raises(WorkError, match="ended between two of them: its process ended with exit status 1"):
             list(made.score([job]))
     finally:

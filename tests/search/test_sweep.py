@@ -200,9 +200,7 @@ def test_a_crash_is_one_points_failure(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_objectives_that_an_evaluator_lacks_are_refused_by_line_and_column(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text('{"text": "a b"}\n')
-    file = section(tmp_path, "  data: {search: t.jsonl}\n")
-    file.write_text(file.read_text().replace('command: "score {model}"', "perplexity: true"))
+    file = section(tmp_path)
     evaluator = Evaluator()
     evaluator.metrics = ("nll",)  # type: ignore[assignment]
     with pytest.raises(ConfigError, match=rf"{file}:5:24: the evaluator gives no 'reward'; it gives nll"):

@@ -63,7 +63,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     from .show import lines
 
     asked = config.asked()
-    with resumable():
+    with resumable(asked.output):
         outcome = evolve(asked, visualdl=os.path.expanduser(config.visualdl) if config.visualdl is not None else None)
     said = report(outcome)
     print(json.dumps(said, indent=2, ensure_ascii=False) if config.json else "\n".join(lines(outcome, asked.output)))

@@ -60,6 +60,6 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     from .show import lines
 
     asked = config.asked()
-    with resumable():
+    with resumable(asked.output):
         outcome = sweep(asked)
     print(json.dumps(sweep_report(outcome), indent=2, ensure_ascii=False) if config.json else "\n".join(lines(outcome)))

@@ -28,7 +28,7 @@ class FolderLock:
         """Take the lock. Raises OutputError if another merge holds it, OSError if the folder can't be opened."""
         self.file = os.open(self._folder, os.O_RDONLY)
         limit = time.monotonic() + ENDING_SECONDS
-        while _held(self.file):
+        while taken(self.file):
             if time.monotonic() > limit:
                 self.drop()
                 raise OutputError(refusal(self._folder))
@@ -57,8 +57,11 @@ def refusal(folder: str) -> str:
     return f"--output_path {folder}: another merge is being written there"
 
 
-def _held(file: int) -> bool:
-    """Whether another process holds the lock; if not, this one does now. Raises OSError."""
+def taken(file: int) -> bool:
+    """Return whether another process holds the lock on an open file; if not, this one does, until it closes it.
+
+    Where there are no locks, it warns and returns False. Raises OSError.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -66,5 +69,5 @@ def _held(file: int) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
             raise
-        log.warning("this file system has no locks, so nothing stops a second merge into the same folder")
+        log.warning("this file system has no locks, so nothing stops a second run into the same folder")
     return False

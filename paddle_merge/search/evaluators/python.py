@@ -1,8 +1,9 @@
 """Score candidates by a Python function, `package.module:function`.
 
 The function is called as `function(candidate, split, seed, samples)`, as contract.py says, and returns Scores or a mapping
-from metrics to values. If it takes a parameter `data`, it gets the path of the split's file too. A class is made once, with
-the further keys of the section as keyword arguments, and its instance is called. If the function has an attribute `count`,
+from metrics to values. If it takes a parameter `data`, it gets the path of the split's file too. A class is made once
+in each process that scores, and once more to check the file, with the further keys of the section as keyword arguments;
+its instance is called. If the function has an attribute `count`,
 `count(split)` says how many samples a split has.
 """
 

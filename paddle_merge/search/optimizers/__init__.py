@@ -17,6 +17,14 @@ from ...errors import ConfigError
 from ..gene import Gene, Values, settled
 from .optimizer import Losses, Optimizer, Settings
 
+log = logging.getLogger("paddle_merge")
+USED_BY = {  # key of `search` -> the optimisers that it has an effect on
+    "population": ("cma", "sep_cma", "cat_cma", "nsga2", "como", "random", "optuna"),
+    "sigma": ("cma", "sep_cma", "cat_cma", "como"),
+    "noisy": ("cma",),
+}
+LARGE = 200  # genes, from which on a full covariance matrix has more entries than evaluations can determine
+
 
 def make(name: str, genes: Sequence[Gene], settings: Settings, first: Sequence[Values] = ()) -> Optimizer:
     """Return an optimiser. name: one of spec.OPTIMIZERS. first: candidates that are in the first generation.
@@ -70,12 +78,3 @@ def suited(genes: Sequence[Gene], objectives: int) -> str:
     if any(gene.choices or gene.integer for gene in genes):
         return "cat_cma"
     return "sep_cma" if len(genes) > LARGE else "cma"
-
-
-log = logging.getLogger("paddle_merge")
-USED_BY = {  # key of `search` -> the optimisers that it has an effect on
-    "population": ("cma", "sep_cma", "cat_cma", "nsga2", "como", "random", "optuna"),
-    "sigma": ("cma", "sep_cma", "cat_cma", "como"),
-    "noisy": ("cma",),
-}
-LARGE = 200  # genes, from which on a full covariance matrix has more entries than evaluations can determine

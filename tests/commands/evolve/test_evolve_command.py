@@ -67,4 +67,7 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(evolve, "evolve", stopped)
     code, _, err = run(capsys, "evolve", str(workshop(tmp_path, SEARCH)), "--output_path", "out")
     assert code == 130
-    assert err == "interrupted: --resume goes on from here\n"
+    assert err == "interrupted: nothing was scored yet\n"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/journal.jsonl").write_text("")
+    assert run(capsys, "evolve", "search.yaml", "--output_path", "out")[2] == "interrupted: --resume goes on from here\n"
