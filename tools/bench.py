@@ -265,7 +265,10 @@ def write_recipe(name: str, base: Path, models: list[Path], out: Path) -> tuple[
 
 
 def peak_memory(command: list[str]) -> int:
-    """Run a command and return its peak memory: the resident bytes of it and its children, sampled every 10 ms."""
+    """Run a command and return its peak memory: the bytes that it and its descendants hold, sampled every 10 ms.
+
+    Pages that several share count once where the system tells (on Linux), else once for each.
+    """
     process = subprocess.Popen(command)
     peak = 0
     root = psutil.Process(process.pid)
@@ -276,7 +279,8 @@ def peak_memory(command: list[str]) -> int:
             total = 0
             with contextlib.suppress(psutil.NoSuchProcess):  # a process that has just ended
                 for member in [root, *root.children(recursive=True)]:
-                    total += member.memory_info().rss
+                    info = member.memory_full_info()
+                    total += getattr(info, "pss", info.rss)
             peak = max(peak, total)
             time.sleep(0.01)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ..errors import ConfigError
+from ..run.fork_server import started_early
 from .command import command, without_scipy
 from .flags import PROGRAM, escape, new_app, option, switch, unwrapped, with_parameters
 
@@ -59,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not argv or argv in (["--help"], ["-h"]):
             _list_commands(["--help"], with_flags=bool(argv))
         name, rest = _choose(argv)
-        with without_scipy() if name in OURS else contextlib.nullcontext():
+        with contextlib.ExitStack() as around:
+            if name in OURS:
+                around.enter_context(without_scipy())
+            if name == "merge" and not {"--help", "--dry_run"}.intersection(rest):
+                around.enter_context(started_early())
             import_module(f".{COMMANDS[name][0]}", __package__).main(rest)
 
 

@@ -1,7 +1,7 @@
 """Estimate how much memory a merge takes, and keep it below a limit, by fewer workers or smaller buffers.
 
-The estimate is an upper bound of the resident memory of all processes; a page counts once for every process that has it, and
-the page cache doesn't count. What Python and its libraries take was measured; the rest follows from the plan.
+The estimate is an upper bound of the resident memory of all processes; a page that several share counts once, and the page
+cache doesn't count. What Python and its libraries take was measured; the rest follows from the plan.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ BUDGETS = (
     (MemoryBudget(1 << 16, 1 << 23, 8 << 20, 8 << 20, 1 << 25), 0.8),
     (MemoryBudget(1 << 14, 1 << 20, 1 << 20, 2 << 20, 0), 0.4),
 )
-_INTERPRETER = 184 << 20  # Python with NumPy and Numba, which may have to compile: 34 MB of it
-_ALONE = 222 << 20  # the same, if that process is the command, too
-_COMMAND = 60 << 20  # the command without Numba
+_COMMAND = 50 << 20  # the command: Python with NumPy
+_SERVER = 172 << 20  # the process that forks workers: Python with NumPy and Numba, which may have to compile: 17 MB of it
+_WORKER = 64 << 20  # what a worker doesn't share with it, if it has to compile: 40 MB of it
 _PADDLE = 330 << 20  # Paddle's libraries and what it holds
 _HEADER = 1 << 10  # the command, for each tensor of each input
 _TOKEN = 200  # of a vocabulary
@@ -41,7 +41,7 @@ _COPIED = 5 << 20  # while parts of scattered tensors, or of those stored as tex
 def memory(plan: Plan, beside: int = 0) -> int:
     """Return the bytes of all processes of one rank together. beside: the bytes of config and tokenizer."""
     worker = _Worker(plan)
-    return _command(plan, beside) + plan.n_process * worker.memory(plan.engine, alone(plan))
+    return _command(plan, beside) + plan.n_process * worker.memory(plan.engine)
 
 
 def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
@@ -55,7 +55,7 @@ def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
     for budget, speed in BUDGETS:
         for count in range(plan.n_process, 0, -1):
             other = dataclasses.replace(plan, n_process=count, engine=dataclasses.replace(plan.engine, budget=budget))
-            needed = _command(other, beside) + count * worker.memory(other.engine, alone(other))
+            needed = _command(other, beside) + count * worker.memory(other.engine)
             if needed <= limit:
                 found.append((min(count, usable) * speed, other))
                 break
@@ -75,16 +75,11 @@ def fitting(plan: Plan, beside: int = 0) -> Plan:
     return next((other for other in others if memory(other, beside) <= limit or other.n_process == 1), plan)
 
 
-def alone(plan: Plan) -> bool:
-    """Return whether the command merges in its own process, without workers."""
-    return plan.n_process == 1 and plan.ranks == 1 and plan.engine.tensor_type == "np"
-
-
 def _command(plan: Plan, beside: int) -> int:
-    """Return the bytes of the command's own process, beside what it takes as the only worker."""
+    """Return the bytes of the command's own process and of the one that forks workers."""
     headers = len(plan.tensors) * (len(plan.inputs) + 1) * _HEADER
     tokens = _TOKEN * sum(plan.tokens_known) + _TOKENIZER * max(plan.tokens_known, default=0)
-    return beside + headers + tokens + (0 if alone(plan) else _COMMAND)
+    return beside + headers + tokens + _COMMAND + _SERVER
 
 
 class _Worker:
@@ -96,11 +91,10 @@ class _Worker:
         self._readers = _most(sum(entry.memory for entry in tensor.inputs) for tensor in plan.tensors)
         self._in_parts = any(one.parts for tensor in plan.tensors for entry in tensor.inputs for one in _stored(entry))
 
-    def memory(self, engine: Engine, alone: bool) -> int:
-        """Return the bytes of one worker. alone: it is the command's own process."""
+    def memory(self, engine: Engine) -> int:
+        """Return the bytes of one worker."""
         budget = engine.budget
-        found = _ALONE if alone else _INTERPRETER
-        found += self._readers + (_COPIED if self._in_parts else 0)
+        found = _WORKER + self._readers + (_COPIED if self._in_parts else 0)
         found += sum(_each(budget.panel, self._kinds))
         found += sum(_kept(budget.resident, [one for one in self._kinds if one.resolved.measures]))
         found += _most(_measured(one, budget) for one in self._kinds) + _most(map(_staged, self._kinds))

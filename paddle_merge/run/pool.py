@@ -1,18 +1,20 @@
-"""Run worker processes: start them, send them pieces, receive their reports, and notice when one dies."""
+"""Run worker processes: have them started, send them pieces, receive their reports, and notice when one dies."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from ..errors import WorkError
 from ..plan.plan import Piece, Plan
+from .fork_server import NOT_FORKED, fork_server, is_waiting
 from .job import Job, Report
 from .output.flock import FolderLock
 from .ranks import Ranks
@@ -36,7 +38,7 @@ def work(
     disable = quiet or (not sys.stderr.isatty() if progress is None else not progress)
     total = sum(plan.traffic(piece) for piece in pieces)
     with tqdm(total=total, unit="B", unit_scale=True, desc=doing, disable=disable) as bar:
-        if plan.n_process == ranks.count == 1 and job.engine.tensor_type == "np":
+        if plan.n_process == ranks.count == 1 and job.engine.tensor_type == "np" and not is_waiting():
             yield from _work_here(plan, job, bar.update)
             return
         with WorkerPool(plan, pieces, job, lock) as pool:
@@ -56,56 +58,44 @@ class WorkerPool:
     """Worker processes, which hold the lock of the output folder, too. Leaving the context kills those that still run."""
 
     def __init__(self, plan: Plan, pieces: Sequence[Piece], job: Job, lock: FolderLock | None = None):
-        self._inherited = [lock.file] if lock is not None and lock.file is not None else []
-        count = min(plan.n_process, len(pieces))
+        inherited = [lock.file] if lock is not None and lock.file is not None else []
+        self._count = min(plan.n_process, len(pieces))
         self._plan, self._pieces, self._job = plan, pieces, job
-        self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
         self._doing: dict[Connection, Piece] = {}
+        with self._starting():
+            self._server = fork_server()
         try:
-            for _ in range(count):
-                self._start()
-        except BaseException as error:
-            self.__exit__()
-            if not isinstance(error, OSError):
-                raise
-            raise WorkError(f"can't start {count} workers ({error.strerror}); try a smaller --n_process") from None
+            with self._starting():
+                self._workers = [self._server.fork(inherited) for _ in range(self._count)]
+        except BaseException:
+            self._server.close()
+            raise
 
-    def _start(self) -> None:
-        """Start one worker, with this process's import path and in a session of its own: this process handles Ctrl-C."""
-        ours, theirs = Pipe()
-        code = (
-            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"  # a signal sent to a worker ends it
-            f" sys.path[:] = {sys.path!r}; from paddle_merge.run.worker import main; main({theirs.fileno()})"
-        )
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=[theirs.fileno(), *self._inherited],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._processes[ours] = process
+    @contextlib.contextmanager
+    def _starting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WorkError(_cant_start(self._count, error.errno)) from None
 
     def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for connection, process in self._processes.items():
-            connection.close()
-            process.kill()
-        for process in self._processes.values():
-            process.wait()
+        self._server.close()
 
     def work(self, progress: Callable[[int], Any], ranks: Ranks) -> Iterator[Report]:
         """Hand out the pieces and yield the reports. Raises WorkError as soon as a worker or another rank fails or dies."""
         waiting = iter(self._pieces)
-        for number, connection in enumerate(list(self._processes)):
-            engine = dataclasses.replace(self._job.engine, worker=number, workers=len(self._processes))
+        for number, connection in enumerate(self._workers):
+            engine = dataclasses.replace(self._job.engine, worker=number, workers=self._count)
             self._send(connection, dataclasses.replace(self._job, engine=engine))
             self._next(connection, waiting)
         while self._doing:
-            ready = wait([*self._doing, *ranks.waitables()])
+            ready = wait([*self._doing, self._server.fileno(), *ranks.waitables()])
             ranks.check()
+            if self._server.fileno() in ready:
+                raise WorkError(f"the process that started the workers {_end(self._server.status())}")
             for connection in [one for one in self._doing if one in ready]:
                 try:
                     kind, *content = connection.recv()
@@ -141,11 +131,20 @@ class WorkerPool:
         return self._plan.tensors[piece.tensor].name if piece else ""
 
     def _obituary(self, connection: Connection) -> str:
-        code = self._processes[connection].wait()
-        if code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-            how += " (the machine may be out of memory: try a smaller --n_process)" if code == -signal.SIGKILL else ""
-        else:
-            how = f"ended unexpectedly with exit status {code}"
+        code = self._server.status(connection)
+        if code >= NOT_FORKED:
+            return _cant_start(self._count, code - NOT_FORKED)
         name = self._tensor(connection)
-        return f"a worker {how}{f' while merging tensor {name!r}' if name else ' before its first tensor'}"
+        return f"a worker {_end(code)}{f' while merging tensor {name!r}' if name else ' before its first tensor'}"
+
+
+def _end(code: int) -> str:
+    """Return how a process ended. code: its exit status, as subprocess has it."""
+    if code >= 0:
+        return f"ended unexpectedly with exit status {code}"
+    memory = " (the machine may be out of memory: try a smaller --n_process)" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{memory}"
+
+
+def _cant_start(count: int, reason: int | None) -> str:
+    return f"can't start {count} workers ({os.strerror(reason or 0)}); try a smaller --n_process"

@@ -22,7 +22,6 @@ from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import BLOCK
 from ..errors import WorkError
 from ..methods.shared.whole_matrix import Whole, is_matrix
-from ..plan.memory_estimate import alone
 from ..plan.plan import Piece, Plan, TensorPlan
 from .disk_speed import WRITTEN, flush_rate, nameless_file, page_cache
 from .pipeline import Source, merge_tensor
@@ -32,7 +31,6 @@ from .worker import Backends
 SECONDS = 1.2  # for merging pieces; reading from the disk and flushing to it come on top
 PIECE = 24 << 20  # bytes of input merged at a time
 _PYTHON = 0.35  # seconds that Python takes to start, import what every command needs, and end
-_WORKER = 0.2  # seconds until a worker has started
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
     reading, computing, writing = (seconds / at_a_time for seconds in costs)
     if cached is not None and cached < 1 and disk:
         reading += plan.bytes_in * (1 - cached) / disk
-    starting = _PYTHON + planning + min(loading, 1.0) + (0 if alone(plan) else _WORKER)
+    starting = _PYTHON + max(planning, min(loading, 1.0))  # a process loads the loops while this one plans
     busy = reading + computing + writing
     flushing = max(0.0, plan.bytes_out / flush - busy) if flush else 0.0
     return Forecast(

@@ -4,8 +4,8 @@ Before: pool.py starts workers and sends them pieces. Here: a piece is read (sou
 checkpoints/files.py), merged (pipeline.py) and written (os.pwrite in output/disk.py) at TensorPlan.offset, counted from the
 beginning of the output file. After: run/merge.py gathers the reports and gives the files their final names.
 
-A worker is a process of its own, started afresh (never forked), so it inherits no state of a framework or of the caller's
-script. It uses one pipe: the job and then pieces come in; progress, reports and errors go out.
+A worker is a process of its own, forked by one that was started for this (fork_server.py), so it inherits no state of a
+framework or of the caller's script. It uses one pipe: the job and then pieces come in; progress, reports and errors go out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import Fingerprint
 from ..errors import MergeError, WorkError
 from ..plan.plan import Piece, TensorPlan
-from ..scipy_hiding import hide_scipy
 from .job import Job, Report
 from .output.disk import ShardFiles, remedy
 from .pipeline import merge_tensor
@@ -180,8 +179,7 @@ def serve(connection: Connection) -> None:
 
 
 def main(pipe: int) -> None:
-    """Run as the process that pool.py starts. pipe: the file descriptor of this end."""
-    hide_scipy()
+    """Run as a worker process. pipe: the file descriptor of this end."""
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     serve(Connection(pipe))
 

@@ -23,6 +23,7 @@ import pytest
 
 from paddle_merge import ConfigError, MergeConfig, OutputError, WorkError, merge
 from tests.support import checkpoints
+from tests.support.processes import memory_of, workers_of
 from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +102,7 @@ def written(out: Path) -> int:
 def disturbed(process: subprocess.Popen[str], out: Path) -> list[psutil.Process]:
     """Wait until the merge is well under way; its workers."""
     wait_for(lambda: written(out) > 6_000_000, process)
-    return psutil.Process(process.pid).children(recursive=True)
+    return workers_of(process.pid)
 
 
 def end(process: subprocess.Popen[str], seconds: float = 30) -> tuple[int, str]:
@@ -151,12 +152,19 @@ def test_an_interrupted_merge_leaves_nothing(tmp_path: Path, long: Path, number:
     assert list(tmp_path.iterdir()) == []
 
 
+def processes_of(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children()
+
+
+@pytest.mark.parametrize(("there", "count"), [(processes_of, 1), (workers_of, 2)], ids=["before", "with workers"])
 @pytest.mark.parametrize("seconds", few([0.05, 0.01, 0.1, 0.15]))
-def test_control_c_in_a_terminal_reaches_everyone_and_leaves_nothing(tmp_path: Path, long: Path, seconds: float) -> None:
+def test_control_c_in_a_terminal_reaches_everyone_and_leaves_nothing(
+    tmp_path: Path, long: Path, seconds: float, there: Callable[[int], list[psutil.Process]], count: int
+) -> None:
     """The whole process group gets SIGINT, while the workers are still starting: no traceback of theirs either."""
     out = tmp_path / "out"
     with started(*long_merge(long, out, 2)) as process:
-        wait_for(lambda: len(psutil.Process(process.pid).children()) == 2, process)
+        wait_for(lambda: len(there(process.pid)) == count, process)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGINT)
         code, said = end(process)
@@ -616,13 +624,11 @@ def test_an_unforeseen_error_names_the_tensor(
 
 
 def test_a_ceiling_on_memory_is_kept_by_fewer_workers(tmp_path: Path, long: Path) -> None:
-    """What all processes hold, as the system counts it, shared pages counted once for each."""
     out, limit = tmp_path / "out", 900_000_000
     with started(*long_merge(long, out, 16), "--max_memory", "900MB") as process:
-        peak, root = 0, psutil.Process(process.pid)
+        peak = 0
         while process.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                peak = max(peak, sum(one.memory_info().rss for one in [root, *root.children(recursive=True)]))
+            peak = max(peak, memory_of(process.pid))
             time.sleep(0.01)
         code, said = end(process)
     assert code == 0

@@ -5,7 +5,6 @@ What is announced must not grow with the tensor, except for what a method declar
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.request import Request
 from tests.methods.test_laws import LAWS
 from tests.support.checkpoints import to_bits
+from tests.support.processes import memory_of
 
 TILE = 1 << 20
 SMALL, LARGE = (1 << 13, 1 << 10), (1 << 15, 1 << 10)  # 8 M and 32 M elements: kept in memory to be read again, and not
@@ -92,8 +92,7 @@ def peak_of(command: list[str]) -> int:
     peak = 0
     with psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while process.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
-                peak = max(peak, sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]))
+            peak = max(peak, memory_of(process.pid))
             time.sleep(0.005)
         assert process.returncode == 0, process.stderr.read().decode()
     return peak

@@ -20,6 +20,7 @@ from paddle_merge import MergeConfig, merge
 from paddle_merge.recipe.request import Request
 from paddle_merge.run.output import writer
 from tests.support.checkpoints import write
+from tests.support.processes import workers_of
 from tests.support.sweeps import few
 
 Start = Callable[[list[list[str]]], list["subprocess.Popen[str]"]]
@@ -123,9 +124,7 @@ def suspended_workers(process: subprocess.Popen[str], rank: int) -> list[psutil.
     workers: list[psutil.Process] = []
     while len(workers) < (2 if rank else 1):
         assert process.poll() is None
-        # Some have not begun to run their own program; to stop those might stop their parent too.
-        workers = [child for child in psutil.Process(process.pid).children() if child.memory_info().rss > 30 << 20]
-        workers = [worker for worker in workers if " ".join(worker.cmdline()).endswith(")")]
+        workers = workers_of(process.pid)
     for worker in workers:
         worker.suspend()
     return workers

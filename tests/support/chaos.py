@@ -156,7 +156,7 @@ class Trial:
                     raise BrokenPromiseError("it hangs") from None
                 with contextlib.suppress(psutil.NoSuchProcess):
                     root = psutil.Process(process.pid)
-                    if any(one.status() == psutil.STATUS_STOPPED for one in [root, *root.children()]):
+                    if any(one.status() == psutil.STATUS_STOPPED for one in [root, *root.children(recursive=True)]):
                         time.sleep(self.random.uniform(0, 0.1))
                         self.kill(process)
                         self.said.append("")

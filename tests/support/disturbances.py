@@ -245,12 +245,12 @@ def locks(trial: Trial) -> None:
                 if whom == "all" and trial.files() != before:
                     raise BrokenPromiseError(f"a second merge {more} changes what the first writes")
             if trial.random.random() < 0.5:
-                family = [psutil.Process(first.pid), *psutil.Process(first.pid).children()]
+                family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
                 for one in family:
                     one.resume()
                 trial.after(trial.end(first))
                 return
-            orphans = psutil.Process(first.pid).children()
+            orphans = psutil.Process(first.pid).children(recursive=True)
             os.kill(first.pid, signal.SIGKILL)
             first.wait()
             try:

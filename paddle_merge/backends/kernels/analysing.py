@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import float64, uint32
 
-from .bits import jit
+from .compiling import jit
 
 LANES = 256
 

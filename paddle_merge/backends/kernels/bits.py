@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy import float32, float64, uint32
 
+from .compiling import jit
+
 CHUNK = 1024  # elements that stay in the first-level cache
-
-
-def _files_stamp() -> tuple[tuple[float, int], ...]:
-    """Return when each file of this package was changed last, and its size."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return tuple((found.st_mtime, found.st_size) for found in (path.stat() for path in files))
-
-
-_STAMP = _files_stamp()
-
-
-def jit(loop: Callable[..., Any]) -> Any:
-    """Compile a loop with Numba.
-
-    The machine code is kept beside the source or in the user's cache folder. Where neither can be written (a read-only
-    container), it is compiled in every process, which takes a few seconds.
-
-    Numba keeps the code until the file of the loop changes. Loops call loops of other files, so here it is kept until any
-    file of this package changes.
-    """
-    try:
-        compiled: Any = njit(cache=True, nogil=True, error_model="numpy")(loop)
-    except RuntimeError:
-        return njit(nogil=True, error_model="numpy")(loop)
-    compiled._cache._cache_file._source_stamp = _STAMP
-    return compiled
 
 
 def float8_values(fraction: int, bias: int, largest: int, infinity: int) -> np.ndarray:

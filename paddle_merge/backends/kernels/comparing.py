@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import float64, int64, uint32
 
-from .bits import jit
+from .compiling import jit
 
 LANES = 256
 BUCKETS = 65  # distances 0, 1, 2-3, 4-7 ... up to below 2**64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import uint32
 
-from .bits import jit
+from .compiling import jit
 
 CHUNK = 1024  # elements; every block starts at a multiple of it
 

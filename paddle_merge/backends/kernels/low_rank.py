@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import float64
 
-from .bits import jit
+from .compiling import jit
 from .folds import CHUNK
 
 # --- adapters -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bits import jit
+from .compiling import jit
 from .folds import CHUNK
 
 # --- adding the base back -------------------------------------------------------------------------------------------

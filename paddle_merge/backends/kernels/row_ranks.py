@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import uint8, uint32, uint64
 
-from .bits import jit
+from .compiling import jit
 from .folds import bits_of, hash_of
 
 

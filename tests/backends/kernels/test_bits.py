@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,23 +164,3 @@ def test_gram_is_exact_on_integers_and_adds_up() -> None:
     SINGLE.add_gram(x[:, :4096], gram)
     SINGLE.add_gram(x[:, 4096:], gram)
     assert (gram == x.astype(float) @ x.astype(float).T).all()
-
-
-@pytest.mark.exhaustive
-def test_a_change_of_one_file_compiles_the_loops_that_call_it(tmp_path: Path) -> None:
-    """Loops call loops of other files; Numba alone looks at a loop's own file only."""
-    package = tmp_path / "kernels"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "bits.py").write_bytes(Path(bits.__file__).read_bytes())
-    (package / "inner.py").write_text("from .bits import jit\n\n\n@jit\ndef inner(x):\n    return x + 1\n")
-    outer = "from .bits import jit\nfrom .inner import inner\n\n\n@jit\ndef outer(x):\n    return inner(x)\n"
-    (package / "outer.py").write_text(outer)
-
-    def answer() -> str:
-        command = [sys.executable, "-c", "from kernels.outer import outer; print(outer(1), len(outer.stats.cache_hits))"]
-        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-
-    assert [answer(), answer()] == ["2 0\n", "2 1\n"]
-    (package / "inner.py").write_text("from .bits import jit\n\n\n@jit\ndef inner(x):\n    return x + 10\n")
-    assert answer() == "11 0\n"

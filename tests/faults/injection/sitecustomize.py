@@ -27,19 +27,21 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-WORKER = any("paddle_merge.run.worker" in word for word in sys.orig_argv)
+WORKER = any("paddle_merge.run.fork_server" in word for word in sys.orig_argv)  # or the process that forks them
+ROOT = os.getppid() if WORKER else os.getpid()
 REAL = {name: getattr(os, name) for name in ("pwrite", "preadv", "fsync", "replace", "unlink", "open", "mkdir", "rename")}
 REAL_OPEN = builtins.open
 LOCK = threading.RLock()
 
 
 def family() -> list[int]:
-    """Return the process ids of the merge: its parent process, then its workers."""
-    root = os.getppid() if WORKER else os.getpid()
-    found = [root]
-    for thread in os.listdir(f"/proc/{root}/task"):
-        with contextlib.suppress(OSError), REAL_OPEN(f"/proc/{root}/task/{thread}/children") as file:
-            found += map(int, file.read().split())
+    """Return the process ids of the merge: its parent process, the one that forks workers, and the workers."""
+    found = [ROOT]
+    for pid in found:
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with REAL_OPEN(f"/proc/{pid}/task/{thread}/children") as file:
+                    found += map(int, file.read().split())
     return found
 
 

@@ -365,7 +365,7 @@ def test_who_is_refused_by_the_lock_leaves_the_journal_alone(tmp_path: Path, mod
         assert "is kept" not in said
         assert {path.name: path.read_bytes() for path in out.glob("merge_journal*")} == before
         os.killpg(process.pid, signal.SIGCONT)
-        for child in psutil.Process(process.pid).children():
+        for child in psutil.Process(process.pid).children(recursive=True):
             child.resume()
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
