@@ -321,32 +321,6 @@ def test_examples_of_the_help_page_are_commands(tmp_path: Path, monkeypatch: pyt
         assert (tmp_path / f"out-{method}" / "model.safetensors").exists()
 
 
-@pytest.mark.exhaustive
-def test_the_bench_runs(tmp_path: Path) -> None:
-    bench = ROOT / "tools" / "bench.py"
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(bench),
-            "--model",
-            "tiny",
-            "--folder",
-            str(tmp_path),
-            "--repeats",
-            "1",
-            "--methods",
-            "slerp,dare_ties",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith(("| slerp", "| dare_ties"))]
-    assert len(rows) == 2
-    assert all(len(row.split("|")) == 8 for row in rows)
-
-
 def test_no_heavy_imports() -> None:
     """Importing the package, and the help page, cost no Paddle and no Numba."""
     code = "import sys, paddle_merge; paddle_merge.MergeConfig; print([m for m in ('numba', 'paddle') if m in sys.modules])"

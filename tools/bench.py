@@ -1,17 +1,21 @@
 """Measure the time and peak memory of merges, and of the same merges by other tools.
 
 The time of a whole process is divided by the floor: the time to read every input byte and to write every output byte, on
-the same files, with the same number of processes, measured in turn with the merge.
+the same files, with the same number of processes, measured in turn with the merge. The floor of the model `small` is the
+time of `python -c "import numba"`: no merge can take less.
 
     python tools/bench.py                       # Qwen2-0.5B's shapes, three experts and a base: 5 GB read and written
     python tools/bench.py --model tiny          # takes a minute
+    python tools/bench.py --model small,0.5b,many --folder /tmp/bench,/dev/shm/bench --json now.json  # also files in memory
+    python tools/bench.py --json now.json --against before.json   # what has become slower?
     python tools/bench.py --methods recipe:ties,recipe:sce  # methods of recipes; recipes: all of them
     python tools/bench.py --search              # candidates per second of a search
     python tools/bench.py --tensor_type pd --device gpu     # also the share of the bus's speed
     python tools/bench.py --peers formers=PYTHON --peers nlp=PYTHON --peers mergekit=PYTHON   # of their environments
 
-The processes of the floor read blocks of 1 MiB into one buffer each, write as many bytes as the merge to new files, and
-call fsync, as the merge does.
+`--against` compares ratios, which depend less on what else the machine does than times; its status is 1 if one has grown by
+more than a fifth. The processes of the floor read blocks of 1 MiB into one buffer each, write as many bytes as the merge to
+new files, and call fsync, as the merge does.
 """
 
 from __future__ import annotations
@@ -19,36 +23,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import numpy as np
 import psutil
 import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddle_merge.methods.registry import NAMED
+from tools.bench_models import MODELS, make_adapter, make_checkpoints
 
-MODELS = {
-    # name: hidden size, intermediate size, layers, width of keys and values, vocabulary size
-    "tiny": (256, 1024, 4, 64, 30_000),
-    "66m": (512, 2048, 8, 128, 50_000),
-    "0.5b": (896, 4864, 24, 128, 151_936),
-    "1b": (896, 4864, 48, 128, 303_872),  # 0.5b twice
-    "many": (16, 8, 48, 16, 64),  # 18,914 tensors of a few hundred elements: the experts of Qwen3-30B-A3B, made tiny
-    "2gb-tensor": (1024, 1024, 1, 128, 1_048_576),  # an embedding of 2.1 GB in bfloat16
-}
-EXPERTS = {"many": 128}  # model -> experts of each layer
+SLOWER = 1.2  # how much a ratio may grow between two runs on a noisy machine
+IMPORTED = "small"  # the model whose floor is the import of Numba
 METHODS = ("linear", "slerp", "dare_linear", "dare_ties", "ties", "della_linear", "della", "fold")
-RANK = 32  # rank of the adapter that the "fold" row folds into the base
 FLOOR = """
 import os, sys, threading
 inputs, out, size, part, parts = sys.argv[1].split(','), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
@@ -93,108 +88,6 @@ MergeModel(MergeConfig(**config)).merge_model()
 """
 
 
-def shapes(model: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a Qwen2 model's tensors by name. model: a key of MODELS."""
-    hidden, intermediate, layers, kv, vocabulary = MODELS[model]
-    result: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    mlp = {
-        "gate_proj.weight": (intermediate, hidden),
-        "up_proj.weight": (intermediate, hidden),
-        "down_proj.weight": (hidden, intermediate),
-    }
-    if model in EXPERTS:
-        experts = range(EXPERTS[model])
-        mlp = {f"experts.{expert}.{name}": shape for expert in experts for name, shape in mlp.items()}
-        mlp |= {"gate.weight": (len(experts), hidden)}
-    for layer in range(layers):
-        for name, shape in {
-            "self_attn.q_proj.weight": (hidden, hidden),
-            "self_attn.q_proj.bias": (hidden,),
-            "self_attn.k_proj.weight": (kv, hidden),
-            "self_attn.k_proj.bias": (kv,),
-            "self_attn.v_proj.weight": (kv, hidden),
-            "self_attn.v_proj.bias": (kv,),
-            "self_attn.o_proj.weight": (hidden, hidden),
-            **{f"mlp.{name}": shape for name, shape in mlp.items()},
-            "input_layernorm.weight": (hidden,),
-            "post_attention_layernorm.weight": (hidden,),
-        }.items():
-            result[f"model.layers.{layer}.{name}"] = shape
-    result["model.norm.weight"] = (hidden,)
-    return result
-
-
-def make_checkpoints(folder: Path, model: str) -> list[Path]:
-    """Write the checkpoints base, a, b and c in bfloat16, unless they exist, and return their folders.
-
-    The base's weights have a standard deviation of 0.02, and the differences of the others from it one of 0.001.
-    """
-    paths = [folder / model / name for name in ("base", "a", "b", "c")]
-    if all((path / "config.json").exists() for path in paths):
-        return paths
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, shape in shapes(model).items():
-        size = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}  # type: ignore[dict-item]
-        end += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    generators = [np.random.default_rng(seed) for seed in range(4)]
-    files = []
-    for path in paths:
-        path.mkdir(parents=True, exist_ok=True)
-        files.append(open(path / "model.safetensors", "wb"))  # noqa: SIM115 - four at once, closed below
-        files[-1].write(struct.pack("<Q", len(text)) + text)
-    for start in range(0, end // 2, 1 << 22):
-        size = min(1 << 22, end // 2 - start)
-        base = generators[0].standard_normal(size, dtype=np.float32) * np.float32(0.02)
-        for number, file in enumerate(files):
-            values = base
-            if number:
-                values = base + generators[number].standard_normal(size, dtype=np.float32) * np.float32(0.001)
-            file.write(((values.view(np.uint32) + 0x8000) >> 16).astype("<u2").tobytes())
-    for path, file in zip(paths, files, strict=True):
-        file.close()
-        hidden, intermediate, layers, _, vocabulary = MODELS[model]
-        config = {
-            "architectures": ["Qwen2ForCausalLM"],
-            "model_type": "qwen2",
-            "dtype": "bfloat16",
-            "torch_dtype": "bfloat16",
-        }
-        config |= {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}  # type: ignore[dict-item]
-        config |= {"vocab_size": vocabulary, "num_attention_heads": 14, "tie_word_embeddings": True}  # type: ignore[dict-item]
-        (path / "config.json").write_text(json.dumps(config))
-    return paths
-
-
-def make_adapter(folder: Path, model: str) -> Path:
-    """Write a LoRA adapter of all Linear layers, in PaddleFormers' format and bfloat16, unless it exists."""
-    path, name = folder / model / f"lora{RANK}", "peft_model-00001-of-00001.safetensors"
-    if (path / "lora_config.json").exists():
-        return path
-    path.mkdir(exist_ok=True)
-    header: dict[str, object] = {"__metadata__": {"format": "np"}}
-    end = 0
-    for weight, shape in shapes(model).items():
-        if len(shape) == 2 and "_proj." in weight:
-            for factor, sides in (("lora_A", [shape[1], RANK]), ("lora_B", [RANK, shape[0]])):
-                size = 2 * sides[0] * sides[1]
-                key = weight.replace("weight", factor)
-                header[key] = {"dtype": "BF16", "shape": sides, "data_offsets": [end, end + size]}
-                end += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    values = np.random.default_rng(0).standard_normal(end // 2, dtype=np.float32) * np.float32(0.01)
-    content = struct.pack("<Q", len(text)) + text + (values.view(np.uint32) >> 16).astype("<u2").tobytes()
-    (path / name).write_bytes(content)
-    index = {"metadata": {"total_size": end}, "weight_map": {key: name for key in header if key != "__metadata__"}}
-    (path / "peft_model.safetensors.index.json").write_text(json.dumps(index))
-    config = {"r": RANK, "lora_alpha": 2 * RANK, "target_modules": [".*_proj"]}
-    (path / "lora_config.json").write_text(json.dumps(config))
-    return path
-
-
 def seconds(command: list[str], **kwargs: object) -> float:
     """Run a command and return its wall time in seconds. Exits with an error message if the command fails."""
     start = time.perf_counter()
@@ -203,6 +96,11 @@ def seconds(command: list[str], **kwargs: object) -> float:
     if done.returncode:
         raise SystemExit(f"{' '.join(command[:6])} ...: exit {done.returncode}\n{done.stderr[-2000:]}")
     return taken
+
+
+def import_seconds() -> float:
+    """Return the seconds that Python takes to import Numba."""
+    return seconds([sys.executable, "-c", "import numba"])
 
 
 def floor_seconds(inputs: list[Path], out: Path, n_process: int) -> float:
@@ -321,9 +219,87 @@ def peer_command(
     return [python, "-c", code, method, str(base or "-"), str(out), str(n_process), tensor_type, *map(str, models)]
 
 
+def measure(
+    method: str, model: str, root: Path, n_process: int, repeats: int, memory: bool, tensor_type: str, device: str
+) -> tuple[dict[str, Any], list[Path]]:
+    """Measure a method, and return the row of its results by the headings of the columns, and what it read.
+
+    root: the folder of the checkpoints, and of the output, which isn't left there.
+    """
+    paths, out = [*make_checkpoints(root, model), make_adapter(root, model)], root / "out"
+    command, inputs = merge_command(method, paths, out, n_process, tensor_type, device)
+    moved = sum((path / "model.safetensors").stat().st_size for path in [*inputs, inputs[0]])
+    seconds(command)  # compiles the loops on their first use, and fills the page cache
+    floors, merges = [], []
+    for _ in range(repeats):
+        shutil.rmtree(out)
+        floors.append(import_seconds() if model == IMPORTED else floor_seconds(inputs, root / "floor", n_process))
+        merges.append(seconds(command))
+    shutil.rmtree(out)
+    row: dict[str, Any] = {
+        "model": model,
+        "folder": str(root),
+        "method": method,
+        "GB moved": round(moved / 1e9, 2),
+        "floor s": round(statistics.median(floors), 3),
+        "merge s": round(statistics.median(merges), 3),
+        "ratio": round(statistics.median(merge / floor for merge, floor in zip(merges, floors, strict=True)), 2),
+    }
+    if memory:
+        row["peak MB"] = round(peak_memory(command) / 1e6)
+        shutil.rmtree(out)
+    if device != "cpu":
+        there, back = bus_seconds(device)
+        size = (inputs[0] / "model.safetensors").stat().st_size
+        row["bus to, GB/s"], row["bus from, GB/s"] = round(1e-9 / there, 1), round(1e-9 / back, 1)
+        row["of the bus"] = round((size * len(inputs) * there + size * back) / statistics.median(merges), 2)
+        row["device MB"] = round(device_memory(command))
+        shutil.rmtree(out)
+    return row, inputs
+
+
+def measure_peers(row: dict[str, Any], inputs: list[Path], peers: dict[str, str], n_process: int, tensor_type: str) -> None:
+    """Add to a row the seconds of other tools for the same merge, and how often they take those of paddle_merge."""
+    method, out = row["method"], Path(row["folder"]) / "out"
+    name = method.removeprefix("recipe:")
+    for peer, python in peers.items():
+        # PaddleFormers folds with a package that isn't on PyPI, PaddleNLP from its own layout
+        if method == "fold" or (name != method and (peer != "mergekit" or not NAMED[name].mergekit)):
+            continue
+        command = peer_command(peer, python, method, inputs, out, n_process, tensor_type)
+        row[f"{peer} s"] = round(seconds(command, cwd=out.parent), 1)
+        row[f"{peer} x"] = round(row[f"{peer} s"] / row["merge s"], 1)
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def compare(rows: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> list[str]:
+    """Add to each row the ratio that it had earlier; return a sentence on each that has grown by more than SLOWER."""
+    keys = ("model", "folder", "method")
+    before = {tuple(row[key] for key in keys): row["ratio"] for row in earlier}
+    found = []
+    for row in rows:
+        row["before"] = before.get(tuple(row[key] for key in keys))
+        if row["before"] and row["ratio"] > SLOWER * row["before"]:
+            names = f"{row['method']} of {row['model']} in {row['folder']}"
+            found.append(f"{names}: {row['ratio']} times its floor, which was {row['before']} before")
+    return found
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """Return rows as a Markdown table with a column for everything that any of them has."""
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    words = [["" if row.get(head) is None else str(row[head]) for head in heads] for row in rows]
+    rules = ["---" if head in ("model", "folder", "method") else "---:" for head in heads]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, rules, *words])
+
+
 def main(
-    model: Annotated[str, typer.Option(help=f"The model whose shapes the checkpoints have: {', '.join(MODELS)}.")] = "0.5b",
-    folder: Annotated[str, typer.Option(help="Folder for the checkpoints and outputs, on the disk to measure.")] = "",
+    model: Annotated[
+        str, typer.Option(help=f"Models that give the shapes, separated by commas: {', '.join(MODELS)}.")
+    ] = "0.5b",
+    folder: Annotated[
+        str, typer.Option(help="Folders for checkpoints and outputs, on the disks to measure, with commas.")
+    ] = "",
     methods: Annotated[str, typer.Option(help="Methods to measure, separated by commas.")] = ",".join(METHODS),
     n_process: Annotated[int, typer.Option("--n_process", help="Number of processes, of all that is measured.")] = 2,
     repeats: Annotated[int, typer.Option(help="Number of pairs of floor and merge. The table shows medians.")] = 3,
@@ -333,63 +309,42 @@ def main(
     ] = None,
     tensor_type: Annotated[str, typer.Option("--tensor_type", help="np or pd, for paddle_merge, formers and nlp.")] = "np",
     device: Annotated[str, typer.Option(help="Device of paddle_merge with pd: cpu, gpu or low_gpu_mem.")] = "cpu",
+    json_: Annotated[str, typer.Option("--json", help="Also write the results to this file.")] = "",
+    against: Annotated[str, typer.Option(help="Compare the ratios with those in a file that --json has written.")] = "",
     search: Annotated[bool, typer.Option(help="Instead, measure the inner loop of searches.")] = False,
 ) -> None:
     """Measure the time of each method, compared with the floor and with other tools, and its peak memory."""
-    root = Path(folder or Path(tempfile.gettempdir()) / "paddle_merge_bench")
+    folder = folder or str(Path(tempfile.gettempdir()) / "paddle_merge_bench")
     if search:
         from tools import bench_search
 
-        bench_search.main(models=f"small,{model}", folder=str(root))
+        bench_search.main(models=f"small,{model}", folder=folder)
         return
-    paths = [*make_checkpoints(root, model), make_adapter(root, model)]
-    out = root / "out"
+    earlier = json.loads(Path(against).read_text())["rows"] if against else []
     named = dict(peer.split("=", 1) for peer in peers or [])
-    where = "the CPU" if tensor_type == "np" else device
-    free = shutil.disk_usage(root).free / 1e9
-    print(f"{model}, bfloat16, {tensor_type} on {where}, {n_process} processes, {free:.0f} GB free, {os.cpu_count()} CPUs")
-    gpu_head = "" if device == "cpu" else " of the bus | device MB |"
-    if device != "cpu":
-        there, back = bus_seconds(device)
-        print(f"bus: {1e-9 / there:.1f} GB/s to the device, {1e-9 / back:.1f} GB/s from it, one process, pinned memory")
-    print(
-        "| method | GB moved | floor s | merge s | ratio | peak MB |"
-        + gpu_head
-        + "".join(f" {peer} s | x |" for peer in named)
-    )
-    print("| --- |" + " ---: |" * (5 + gpu_head.count("|") + 2 * len(named)), flush=True)
-    for method in methods.replace("recipes", ",".join(f"recipe:{name}" for name in NAMED)).split(","):
-        command, inputs = merge_command(method, paths, out, n_process, tensor_type, device)
-        moved = sum((path / "model.safetensors").stat().st_size for path in [*inputs, inputs[0]])
-        seconds(command)  # compiles the loops on their first use, and fills the page cache
-        floors, merges = [], []
-        for _ in range(repeats):
-            shutil.rmtree(out)
-            floors.append(floor_seconds(inputs, root / "floor", n_process))
-            merges.append(seconds(command))
-        ratio = statistics.median(merge / floor for merge, floor in zip(merges, floors, strict=True))
-        shutil.rmtree(out)
-        peak = peak_memory(command) / 1e6 if memory else float("nan")
-        shutil.rmtree(out, ignore_errors=True)
-        row = f"| {method} | {moved / 1e9:.2f} | {statistics.median(floors):.2f} | {statistics.median(merges):.2f} |"
-        row += f" {ratio:.2f} | {peak:.0f} |"
-        if device != "cpu":
-            size = (inputs[0] / "model.safetensors").stat().st_size
-            share = (size * len(inputs) * there + size * back) / statistics.median(merges)
-            row += f" {share:.0%} | {device_memory(command):.0f} |"
-            shutil.rmtree(out)
-        for peer, python in named.items():
-            name = method.removeprefix("recipe:")
-            if name != method and (peer != "mergekit" or not NAMED[name].mergekit):
-                row += " | |"
-                continue
-            if method == "fold":  # PaddleFormers needs a package that isn't on PyPI, PaddleNLP its own layout
-                row += " | |"
-                continue
-            taken = seconds(peer_command(peer, python, method, inputs, out, n_process, tensor_type), cwd=root)
-            shutil.rmtree(out, ignore_errors=True)
-            row += f" {taken:.1f} | {taken / statistics.median(merges):.1f} |"
-        print(row, flush=True)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "CPUs": os.cpu_count(),
+        "Python": platform.python_version(),
+        "computes": tensor_type if tensor_type == "np" else f"{tensor_type} on {device}",
+        "processes": n_process,
+        "repeats": repeats,
+    }
+    print(", ".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
+    rows: list[dict[str, Any]] = []
+    for root in folder.split(","):
+        for shaped in model.split(","):
+            for method in methods.replace("recipes", ",".join(f"recipe:{name}" for name in NAMED)).split(","):
+                row, inputs = measure(method, shaped, Path(root), n_process, repeats, memory, tensor_type, device)
+                measure_peers(row, inputs, named, n_process, tensor_type)
+                rows.append(row)
+                print(f"{shaped}, {method}: {row['ratio']} times the floor", file=sys.stderr, flush=True)
+                if json_:  # after each row: what was measured stays if a later one fails
+                    Path(json_).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    slower = compare(rows, earlier) if against else []
+    print(table_of(rows), flush=True)
+    if slower:
+        raise SystemExit("\n".join(slower))
 
 
 if __name__ == "__main__":

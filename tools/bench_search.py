@@ -30,9 +30,8 @@ from paddle_merge.run.pipeline import merge_tensor
 from paddle_merge.run.state_dicts import MemorySource
 from paddle_merge.search.merger import Merger
 from paddle_merge.search.spaces import space_of
-from tools.bench import MODELS, make_checkpoints
+from tools.bench_models import MODELS, make_checkpoints
 
-MODELS = MODELS | {"small": (128, 512, 4, 32, 1000)}
 METHODS = ("task_arithmetic", "dare_ties", "ties")
 FILE = """
 merge_method: {method}
@@ -118,9 +117,6 @@ def main(
     profile: Annotated[bool, typer.Option(help="Also print where the time of candidates goes.")] = False,
 ) -> None:
     """Measure candidates per second, and the time of a candidate over that of its formulas alone."""
-    import tools.bench
-
-    tools.bench.MODELS.update(MODELS)
     root = Path(folder or Path(tempfile.gettempdir()) / "paddle_merge_bench")
     print("| model | method | candidates/s | candidate, ms | recipe, ms | plan, ms | floor, ms | ratio |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)

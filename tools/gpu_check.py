@@ -4,7 +4,7 @@
     python tools/gpu_check.py > gpu.json
 
 The object has `machine`, `tests` (how many passed and were skipped, and the names of those that failed), `bench` (a row for
-each method and device, as tools/bench.py prints them), and `problems`, sentences on what could not be done; the exit status
+each method and device, as tools/bench.py writes them), and `problems`, sentences on what could not be done; the exit status
 is 1 if there are any.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -70,12 +69,6 @@ def outcomes_of(report: str) -> dict[str, Any]:
     return {"passed": len(outcomes) - len(failed) - skipped, "skipped": skipped, "failed": failed}
 
 
-def rows_of(table: str) -> list[dict[str, str]]:
-    """Return the rows of a Markdown table by the headings of their columns."""
-    lines = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in table.splitlines() if line.startswith("|")]
-    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
-
-
 def main(
     model: Annotated[str, typer.Option(help="The model whose shapes are merged, as in tools/bench.py.")] = "0.5b",
     methods: Annotated[str, typer.Option(help="Methods to measure, separated by commas.")] = "linear,dare_ties,ties",
@@ -97,12 +90,12 @@ def main(
                 check.found["tests"] = outcomes_of(report.read_text())
         check.found["bench"] = []
         for device in DEVICES:
-            flags = ["--tensor_type", "pd", "--device", device, "--n_process", "1", "--repeats", "1", "--methods", methods]
-            command = [sys.executable, "tools/bench.py", "--model", model, "--no-memory", *flags]
-            table = check.run(f"bench on {device}", command, 240) or ""
-            bus = re.search(r"bus: ([\d.]+) GB/s to the device, ([\d.]+) GB/s from it", table)
-            speeds = {"bus to, GB/s": bus[1], "bus from, GB/s": bus[2]} if bus else {}
-            check.found["bench"] += [{"device": device, **speeds, **row} for row in rows_of(table)]
+            with tempfile.NamedTemporaryFile(suffix=".json") as file:
+                flags = ["--tensor_type", "pd", "--device", device, "--n_process", "1", "--repeats", "1"]
+                command = [sys.executable, "tools/bench.py", "--model", model, "--no-memory", "--methods", methods, *flags]
+                check.run(f"bench on {device}", [*command, "--json", file.name], 240)
+                text = Path(file.name).read_text()
+            check.found["bench"] += [{"device": device, **row} for row in json.loads(text)["rows"]] if text else []
     print(json.dumps({**check.found, "problems": check.problems}, indent=2))
     sys.exit(bool(check.problems))
 

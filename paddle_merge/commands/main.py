@@ -12,7 +12,6 @@ from importlib import import_module
 from ..errors import ConfigError
 from ..run.fork_server import started_early
 from .command import command, without_scipy
-from .flags import PROGRAM, escape, new_app, option, switch, unwrapped, with_parameters
 
 # Command -> the module of this package whose `main` takes the rest of the command line, and what the command does.
 COMMANDS = {
@@ -92,6 +91,8 @@ def _meant(word: str) -> str:
 
 def _list_commands(argv: Sequence[str], with_flags: bool) -> None:
     """Print the page that lists the commands, with the most frequent flags of a merge if with_flags. Exits."""
+    from .flags import PROGRAM, escape, new_app, option, switch, unwrapped, with_parameters  # imports Typer
+
     parameters = [switch("version", "Print the version and exit.", None)]
     if with_flags:
         from .merge import FIELDS
