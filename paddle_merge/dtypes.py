@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DType:
     """Describe one storage dtype.
 
@@ -28,6 +28,9 @@ class DType:
     itemsize: int
     raw: str
     compute: str | None = None
+
+    def __repr__(self) -> str:
+        return f"DType({self.name})"
 
     @property
     def is_float(self) -> bool:

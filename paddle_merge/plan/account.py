@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..checkpoints.names import layer_of
@@ -65,8 +66,16 @@ class InputAccount:
 
 @dataclass(frozen=True)
 class Account:
-    made: tuple[TensorAccount, ...]
+    """What becomes of the inputs of a plan, and how the tensors of the output are made."""
+
+    plan: Plan
     inputs: tuple[InputAccount, ...]
+
+    @cached_property
+    def made(self) -> tuple[TensorAccount, ...]:
+        """The tensors of the output, in its order."""
+        held = [{stored(one).origin: one for one in checkpoint.tensors.values()} for checkpoint, _ in self.plan.opened]
+        return tuple(_made(tensor, self.plan, held) for tensor in self.plan.tensors)
 
 
 def account(plan: Plan) -> Account:
@@ -85,8 +94,7 @@ def account(plan: Plan) -> Account:
             inputs.append(InputAccount(path, its_role, fates))
     if problems:
         raise CheckpointError(problems)
-    held = [{stored(entry).origin: entry for entry in checkpoint.tensors.values()} for checkpoint, _ in plan.opened]
-    return Account(tuple(_made(tensor, plan, held) for tensor in plan.tensors), tuple(inputs))
+    return Account(plan, tuple(inputs))
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -195,7 +194,7 @@ def _by(rows: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
 
 
 def _template(name: str) -> tuple[str, ...]:
-    return tuple("#" if re.fullmatch(r"\d+", word) else word for word in name.split("."))
+    return tuple("#" if word.isdecimal() else word for word in name.split("."))
 
 
 def _names(names: Iterable[str]) -> list[tuple[str, int]]:

@@ -80,7 +80,7 @@ WEIGHT_OF_ONE = Parameter("weight", float, 1.0, each=True, about="how much a mod
 LAMBDA = Parameter("lambda", float, 1.0, about="factor on the merged task vector")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ResolvedMethod:
     """How one tensor's sources become one: a method whose parameters have values.
 
@@ -90,6 +90,14 @@ class ResolvedMethod:
     sparsifier: Sparsifier | None
     merger: Merger
     scale: float = 1.0
+
+    def __repr__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
+        """Of the many tensors that share a method, each is described in the digest of a plan."""
+        return f"ResolvedMethod({self.sparsifier!r}, {self.merger!r}, {self.scale!r})"
 
     @cached_property
     def measures(self) -> bool:
