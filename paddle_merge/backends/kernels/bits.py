@@ -55,7 +55,7 @@ def load_bfloat16(raw, base, out):
         source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
         for i in range(source.size):
             bits = uint32(source[i])
-            bad |= uint32((bits & uint32(0x7F80)) == uint32(0x7F80))
+            bad = uint32(bad | uint32((bits & uint32(0x7F80)) == uint32(0x7F80)))
             row[i] = float_of(bits << uint32(16))
         _subtract(row, base[begin : begin + CHUNK])
     return bad != uint32(0)
@@ -69,7 +69,7 @@ def load_float16(raw, base, out):
         for i in range(source.size):
             bits = uint32(source[i])
             special = uint32((bits & uint32(0x7C00)) == uint32(0x7C00))
-            bad |= special
+            bad = uint32(bad | special)
             # Shifted into place the exponent is 112 too small; the product puts it right, denormals included.
             small = float_of(uint32(bits & uint32(0x7FFF)) << uint32(13)) * float32(2.0**112)
             widened = uint32(bits_of(small) | uint32(uint32(bits & uint32(0x8000)) << uint32(16)))
@@ -86,7 +86,7 @@ def _load_float8(raw, base, out, values, largest):
     for begin in range(0, raw.size, CHUNK):
         source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
         for i in range(source.size):
-            bad |= uint32((source[i] & uint32(0x7F)) > uint32(largest))
+            bad = uint32(bad | uint32((source[i] & uint32(0x7F)) > uint32(largest)))
             row[i] = values[source[i]]
         _subtract(row, base[begin : begin + CHUNK])
     return bad != uint32(0)
@@ -127,7 +127,7 @@ def store_bfloat16(values, raw):
         rounded = uint32(bits + uint32(0x7FFF) + uint32(uint32(bits >> uint32(16)) & uint32(1)))
         nan = uint32(uint32(bits & uint32(0x7FFFFFFF)) > uint32(0x7F800000))
         rounded = uint32(rounded >> uint32(16)) if nan == uint32(0) else uint32(uint32(bits >> uint32(16)) | uint32(0x40))
-        bad |= uint32(uint32(rounded & uint32(0x7F80)) == uint32(0x7F80))
+        bad = uint32(bad | uint32(uint32(rounded & uint32(0x7F80)) == uint32(0x7F80)))
         raw[i] = np.uint16(rounded)
     return bad != uint32(0)
 
@@ -147,7 +147,7 @@ def store_float16(values, raw):
         value = tiny if size < uint32(113 << 23) else normal
         value = uint32(0x7C00) if size >= uint32(0x477FF000) else value  # 65520 and up round to infinity
         value = uint32(0x7E00) if size > uint32(0x7F800000) else value
-        bad |= uint32(value >= uint32(0x7C00))
+        bad = uint32(bad | uint32(value >= uint32(0x7C00)))
         raw[i] = np.uint16(sign | value)
     return bad != uint32(0)
 
@@ -171,7 +171,7 @@ def _store_float8(values, raw, fraction, bias, largest, infinity, nan):
         value = tiny if size < uint32(uint32(lift + uint32(1)) << uint32(23)) else normal
         value = uint32(infinity) if value > uint32(largest) else value
         value = uint32(nan) if size > uint32(0x7F800000) else value
-        bad |= uint32(value > uint32(largest))
+        bad = uint32(bad | uint32(value > uint32(largest)))
         raw[i] = np.uint8(sign | value)
     return bad != uint32(0)
 

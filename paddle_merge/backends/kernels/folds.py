@@ -36,12 +36,28 @@ def bin_shift(bins):
     return shift
 
 
+HALF = CHUNK // 2
+
+
 @jit
-def fold(terms):
-    """Return the sum of CHUNK float64 terms: halves are added onto each other. Overwrites them."""
-    width = CHUNK // 2
+def fold_half(terms):
+    """Return the sum of HALF float64 terms: halves are added onto each other. Overwrites them."""
+    w = HALF // 8
+    for i in range(w):  # three halvings in one loop, which reads and writes less
+        even = (terms[i] + terms[i + 4 * w]) + (terms[i + 2 * w] + terms[i + 6 * w])
+        odd = (terms[i + w] + terms[i + 5 * w]) + (terms[i + 3 * w] + terms[i + 7 * w])
+        terms[i] = even + odd
+    width = w // 2
     while width:
         for i in range(width):
             terms[i] += terms[i + width]
         width //= 2
     return terms[0]
+
+
+@jit
+def fold(terms):
+    """Return the sum of CHUNK float64 terms, as fold_half adds them. Overwrites them."""
+    for i in range(HALF):
+        terms[i] += terms[i + HALF]
+    return fold_half(terms[:HALF])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy import float64, uint32
 
 from .compiling import jit
-from .folds import CHUNK, bin_shift, bits_of, fold
+from .folds import CHUNK, HALF, bin_shift, bits_of, fold, fold_half
 from .mergers import vote
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -54,52 +54,54 @@ def count_between(x, bounds, stride, counts, sums, values):
     """Count and collect one block, as Backend.count_between says."""
     kind = bounds.dtype.type
     lo, hi = bounds[0], bounds[1]
-    magnitudes = np.empty(CHUNK, bounds.dtype)
-    terms = np.empty((3, CHUNK), np.float64)
+    sizes, compared = np.empty(CHUNK, x.dtype), np.empty(CHUNK, bounds.dtype)  # |x|, also as it is compared
+    halves = np.empty((3, HALF), np.float64)
+    flags = np.empty(CHUNK, np.uint8)
+    eights = flags.view(np.uint64)
     inside, collected = counts[2], counts[4]
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
-        m = magnitudes[: chunk.size]
-        for i in range(m.size):
-            value = kind(abs(chunk[i]))
-            m[i] = value if value == value else kind(np.inf)
+        for i in range(chunk.size):
+            sizes[i] = abs(chunk[i])
+        sizes[chunk.size :] = 0
+        for i in range(CHUNK):
+            value = kind(sizes[i])
+            compared[i] = value if value == value else kind(np.inf)
+        m = compared[: chunk.size]
 
         below, at_lo, at_hi = uint32(0), uint32(0), uint32(0)
         for i in range(m.size):
             below = uint32(below + uint32(m[i] < lo))
             at_lo = uint32(at_lo + uint32(m[i] == lo))
             at_hi = uint32(at_hi + uint32(m[i] == hi))
+            flags[i] = np.uint8((m[i] > lo) & (m[i] < hi))
         counts[0] += below
         counts[1] += at_lo
         counts[3] += at_hi if hi != lo else uint32(0)
 
         if sums.size:
-            for i in range(m.size):
-                value = float64(abs(chunk[i]))
-                terms[0, i] = value
-                terms[1, i] = value if m[i] >= hi else 0.0
-                terms[2, i] = value if m[i] == lo else 0.0
-            terms[:, m.size :] = 0.0
+            for i in range(HALF):
+                a, b = float64(sizes[i]), float64(sizes[i + HALF])
+                halves[0, i] = a + b
+                halves[1, i] = (a if compared[i] >= hi else 0.0) + (b if compared[i + HALF] >= hi else 0.0)
+                halves[2, i] = (a if compared[i] == lo else 0.0) + (b if compared[i + HALF] == lo else 0.0)
             for j in range(3):
-                sums[j] += fold(terms[j])
+                sums[j] += fold_half(halves[j])
 
         if stride == 1 and collected + m.size <= values.size:
             before = collected
-            for group in range(0, m.size, 8):  # few groups hold any
-                eight, exact = m[group : group + 8], chunk[group : group + 8]
-                hits = uint32(0)
-                for i in range(eight.size):
-                    hits = uint32(hits + (uint32(eight[i] > lo) & uint32(eight[i] < hi)))
-                if hits:
-                    for i in range(eight.size):
-                        values[collected] = abs(exact[i])
-                        collected += (eight[i] > lo) & (eight[i] < hi)
+            flags[m.size :] = 0
+            for eight in range(eights.size):  # few have any
+                if eights[eight]:
+                    for i in range(8 * eight, min(8 * eight + 8, m.size)):
+                        values[collected] = sizes[i]
+                        collected += flags[i]
             inside += collected - before
         else:
             for i in range(m.size):
                 if m[i] > lo and m[i] < hi:
                     if inside % stride == 0 and collected < values.size:
-                        values[collected] = abs(chunk[i])
+                        values[collected] = sizes[i]
                         collected += 1
                     inside += 1
     counts[2] = inside

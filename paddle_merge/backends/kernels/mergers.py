@@ -21,13 +21,15 @@ def add_scaled(base, x, scale):
 
 @jit
 def linear(x, weights):
-    merged = x[0]
-    for i in range(merged.size):
-        merged[i] *= weights[0]
-    for k in range(1, x.shape[0]):
-        row, weight = x[k], weights[k]
+    for begin in range(0, x.shape[1], CHUNK):
+        end = min(begin + CHUNK, x.shape[1])
+        merged = x[0, begin:end]
         for i in range(merged.size):
-            merged[i] += row[i] * weight
+            merged[i] *= weights[0]
+        for k in range(1, x.shape[0]):
+            row, weight = x[k, begin:end], weights[k]
+            for i in range(merged.size):
+                merged[i] += row[i] * weight
 
 
 @jit
