@@ -25,7 +25,7 @@ import numpy as np
 import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from paddle_merge.plan.plan import TensorPlan
+from paddle_merge.plan.tensor_plan import TensorPlan
 from paddle_merge.run.pipeline import merge_tensor
 from paddle_merge.run.state_dicts import MemorySource
 from paddle_merge.search.merger import Merger

@@ -1,7 +1,7 @@
 """Draw random masks without a random state: whether an element is kept is a function of (seed, tensor, model, index).
 
 So a mask does not depend on the number of workers, on the size of a block, or on what was merged before. From the seed to a
-mask: `mask_key` makes two numbers of seed, model and tensor name (TensorPlan.seed and masked_as, see plan/plan.py);
+mask: `mask_key` makes two numbers of seed, model and tensor name (TensorPlan.seed and masked_as, see plan/tensor_plan.py);
 `block_key` moves them to the first element of a block; the hash of an element's index under the key is compared with the
 limit that `keep_limit` makes of a probability. The rules that draw are in methods/dare.py and methods/della.py.
 

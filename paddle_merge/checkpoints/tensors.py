@@ -5,7 +5,7 @@ A TensorEntry is one of four classes, each beside the code that makes it:
     StoredEntry    here                             bytes of a file, as a checkpoint holds them
     AdaptedEntry   conversion/lora/entry.py         a stored tensor with the changes that LoRA adapters make to it
     AlignedEntry   conversion/vocabulary/entry.py   rows of several tensors, in the order of one tokenizer
-    StagedEntry    plan/plan.py                     the result of an earlier merge of the same recipe
+    StagedEntry    plan/tensor_plan.py              the result of an earlier merge of the same recipe
 
 run/sources.py has the reader of each.
 """

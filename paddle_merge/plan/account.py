@@ -21,7 +21,8 @@ from ..conversion.modules import module_of
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import CheckpointError, MalformedError
 from .modules import taken
-from .plan import Plan, StagedEntry, TensorPlan, leaves
+from .plan import Plan
+from .tensor_plan import StagedEntry, TensorPlan, leaves
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..parsing import tensors_named
 from ..recipe.parameters import Resolver, unused
 from ..recipe.recipe import Input, Recipe, Slice, Stage, names_of, parts
 from .modules import one_stack, problems
-from .plan import StagedEntry, TensorPlan
+from .tensor_plan import StagedEntry, TensorPlan
 
 REMEDY = "give the dtype of the output (dtype), or convert the models"
 # Words of tensors that come before the layers; of several slices the first gives them, and the last what comes behind.

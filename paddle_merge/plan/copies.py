@@ -16,7 +16,7 @@ from ..checkpoints.files import Files
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from .assemble import AssembledTensor
-from .plan import StagedEntry
+from .tensor_plan import StagedEntry
 
 PROBE = 16  # elements of a tensor that are read to see whether it may equal another
 STEP = 1 << 20  # elements that are read at a time

@@ -21,7 +21,7 @@ from ..checkpoints.tensors import Checkpoint
 from ..conversion.modules import module_names
 from ..parsing import tensors_named
 from ..recipe.recipe import Recipe
-from .plan import StagedEntry, TensorPlan
+from .tensor_plan import StagedEntry, TensorPlan
 
 # What config.json calls the number of layers.
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "num_blocks", "decoder_layers", "layers")

@@ -18,7 +18,8 @@ from ..conversion.lora.entry import read_from
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import ConfigError
 from ..parsing import size_text
-from .plan import Plan, StagedEntry, TensorPlan
+from .plan import Plan
+from .tensor_plan import StagedEntry, TensorPlan
 
 # Memory budgets from the fastest to the smallest, and the relative speed of a worker with each. Small panels cost most, but
 # only where there are scattered tensors, so fewer workers are tried first.

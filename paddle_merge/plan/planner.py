@@ -34,7 +34,8 @@ from .config_source import warnings
 from .copies import originals
 from .layer_config import restacked
 from .matched import Matched, matched
-from .plan import Plan, Shard, StagedEntry, TensorPlan, cut, suited
+from .plan import Plan, Shard, cut, suited
+from .tensor_plan import StagedEntry, TensorPlan
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,8 @@ def main(connection: int) -> NoReturn:
 
 
 def _import() -> None:
-    """Import what workers need, and leave what was made of it out of Python's search for garbage, which would copy it."""
+    """Import what workers need, and have Numba load its own parts, which it does when the first loop is called."""
+    gc.disable()  # nothing of what is made here is garbage
     threads = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is imported: no thread may be there when a worker is forked
     from ..scipy_hiding import hide_scipy
@@ -149,11 +150,12 @@ def _import() -> None:
     backend, raw = NumpyBackend("float32"), np.zeros(1024, BFLOAT16.raw)
     x, base, _ = backend.load([raw, raw], [BFLOAT16] * 2, based=True)
     backend.store(backend.add_scaled(base, x[0], 1.0), BFLOAT16)
+
     del os.environ["OPENBLAS_NUM_THREADS"]
     if threads is not None:
         os.environ["OPENBLAS_NUM_THREADS"] = threads
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # a search for garbage would write to the pages that workers share
+    gc.enable()
 
 
 def _fork(control: socket.socket, files: Sequence[int]) -> int:

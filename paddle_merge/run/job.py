@@ -10,7 +10,7 @@ from typing import Any
 from ..backends.engine import NUMPY, Engine
 from ..checkpoints.fingerprint import sum_of
 from ..errors import WorkError
-from ..plan.plan import TensorPlan
+from ..plan.tensor_plan import TensorPlan
 
 log = logging.getLogger("paddle_merge")
 

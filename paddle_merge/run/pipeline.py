@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backends.backend import Backend
 from ..dtypes import DType
-from ..plan.plan import Piece, TensorPlan
+from ..plan.tensor_plan import Piece, TensorPlan
 from .common_bits import CommonBits
 
 SAMPLE_WIDTH = 16  # neighbouring elements sampled together

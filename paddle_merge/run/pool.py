@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from ..errors import WorkError
-from ..plan.plan import Piece, Plan
+from ..plan.plan import Plan
+from ..plan.tensor_plan import Piece
 from .fork_server import NOT_FORKED, fork_server, is_waiting
 from .job import Job, Report
 from .output.flock import FolderLock

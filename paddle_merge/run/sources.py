@@ -3,7 +3,7 @@
 `reader` chooses the reader of a TensorEntry: of stored tensors, tensors with adapters, tensors with aligned rows, and
 tensors of an earlier stage of the recipe, which are merged when they are read.
 
-Before: plan/plan.py says which entries a tensor is made of. After: pipeline.py merges what FileSource gives.
+Before: plan/tensor_plan.py says which entries a tensor is made of. After: pipeline.py merges what FileSource gives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..checkpoints.tensors import ElementReader, StoredEntry, TensorEntry
 from ..conversion.lora.entry import AdaptedEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..dtypes import DType
-from ..plan.plan import Piece, StagedEntry, TensorPlan
+from ..plan.tensor_plan import Piece, StagedEntry, TensorPlan
 from .pipeline import merge_tensor
 
 

@@ -18,7 +18,7 @@ from ..dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
 from ..errors import CheckpointError, ConfigError
 from ..plan.assemble import assemble
 from ..plan.copies import originals
-from ..plan.plan import TensorPlan
+from ..plan.tensor_plan import TensorPlan
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
 from ..recipe.request import Request

@@ -22,7 +22,8 @@ from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import BLOCK
 from ..errors import WorkError
 from ..methods.shared.whole_matrix import Whole, is_matrix
-from ..plan.plan import Piece, Plan, TensorPlan
+from ..plan.plan import Plan
+from ..plan.tensor_plan import Piece, TensorPlan
 from .disk_speed import WRITTEN, flush_rate, nameless_file, page_cache
 from .pipeline import Source, merge_tensor
 from .sources import FileSource

@@ -30,7 +30,7 @@ from ..backends.scratch import Scratch
 from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import Fingerprint
 from ..errors import MergeError, WorkError
-from ..plan.plan import Piece, TensorPlan
+from ..plan.tensor_plan import Piece, TensorPlan
 from .job import Job, Report
 from .output.disk import ShardFiles, remedy
 from .pipeline import merge_tensor

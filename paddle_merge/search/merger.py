@@ -26,8 +26,8 @@ from ..dtypes import FLOAT32, FLOAT64, DType
 from ..plan.config_source import different_settings
 from ..plan.layer_config import restacked
 from ..plan.matched import Matched, matched
-from ..plan.plan import StagedEntry, TensorPlan
 from ..plan.planner import make, plan_tensors
+from ..plan.tensor_plan import StagedEntry, TensorPlan
 from ..recipe.recipe import Recipe
 from ..run.pipeline import merge_tensor
 from ..run.sources import reader

@@ -36,11 +36,11 @@ def jit(loop: Callable[..., Any]) -> Any:
     Numba keeps the code until the file of the loop changes. Loops call loops of other files, so here it is kept until any
     file of this package changes.
     """
+    compiled: Any = njit(nogil=True, error_model="numpy")(loop)
     try:
-        compiled: Any = njit(cache=True, nogil=True, error_model="numpy")(loop)
         cache = _SharedCache(loop)
     except RuntimeError:
-        return njit(nogil=True, error_model="numpy")(loop)
+        return compiled
     cache._cache_file._source_stamp = _STAMP
     compiled._cache = cache
     compile_one = compiled.compile

@@ -10,7 +10,7 @@ from ...checkpoints.compare import differing
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...methods.linear import Linear
 from ...methods.shared.method import ResolvedMethod
-from ...plan.plan import TensorPlan
+from ...plan.tensor_plan import TensorPlan
 
 SUM = ResolvedMethod(
     None, Linear((), normalize=False)

@@ -15,8 +15,9 @@ import xxhash
 from ...checkpoints.fingerprint import of_file, sum_of
 from ...errors import CheckpointError, MergeError
 from ...plan.file_names import RECORD, WEIGHTS
-from ...plan.plan import Plan, TensorPlan
+from ...plan.plan import Plan
 from ...plan.planner import make_plan
+from ...plan.tensor_plan import TensorPlan
 from ...recipe.config import MergeConfig
 from ...recipe.request import Request
 from ...run.job import Job, Report

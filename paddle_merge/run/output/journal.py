@@ -21,7 +21,8 @@ from typing import Any
 from ...checkpoints.fingerprint import of_file
 from ...errors import MergeError, OutputError, WorkError
 from ...plan.file_names import JOURNALS, journal_name
-from ...plan.plan import Piece, Plan
+from ...plan.plan import Plan
+from ...plan.tensor_plan import Piece
 from ...recipe.request import Request
 from ...version import __version__
 from ..job import Report

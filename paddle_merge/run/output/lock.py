@@ -25,7 +25,8 @@ from ...dtypes import BY_NAME
 from ...errors import CheckpointError
 from ...methods.shared.method import ResolvedMethod
 from ...plan.file_names import CARD, LOCK
-from ...plan.plan import Plan, Shard, leaves
+from ...plan.plan import Plan, Shard
+from ...plan.tensor_plan import leaves
 from ...version import __version__
 from ..job import Report
 

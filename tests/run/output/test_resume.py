@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from paddle_merge import MergeConfig, OutputError, merge
 from paddle_merge.plan import file_names
-from paddle_merge.plan.plan import Piece
 from paddle_merge.plan.planner import make_plan
+from paddle_merge.plan.tensor_plan import Piece
 from paddle_merge.recipe.request import Request
 from paddle_merge.run import worker
 from paddle_merge.run.job import Report

@@ -1,0 +1,120 @@
+"""Define how one tensor of the output is made, and the pieces in which workers make it.
+
+A random mask is drawn from TensorPlan.seed and masked_as: the sparsifier (such as methods/dare.py) makes a key of them, and
+backends/masks.py hashes it with each element's index.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..checkpoints.tensors import TensorEntry
+from ..conversion.vocabulary.entry import AlignedEntry
+from ..dtypes import DType, compute_dtype
+from ..methods.shared.method import ResolvedMethod
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """How one tensor of the output is made, and where its bytes go.
+
+    sources: one per model; base: the base model's, or None. They have the same shape, and the same dtype unless an output
+        dtype is given.
+    numbers: the places of `inputs` in Recipe.titles.
+    dtype: of the output.
+    resolved: the method, with all parameters resolved for this tensor; values: these, by name, as a recipe calls them.
+    weights: what each model counts for, effectively.
+    seed, masked_as: what random masks are drawn from: model k's from the key (seed, k, masked_as), see backends/masks.py.
+        masked_as is the tensor's own name, or the name of another that has the same bytes in every input: a tied lm_head
+        gets the masks of the embedding, and stays tied.
+    transposed: whether it is a matrix [in, out], as Paddle stores it.
+    shard, offset: the output file, by its place in Plan.shards, and where in it the tensor's first byte goes. (Of a tensor
+        that is not written to a file, they mean nothing.)
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[TensorEntry, ...]
+    base: TensorEntry | None
+    numbers: tuple[int, ...]
+    dtype: DType
+    resolved: ResolvedMethod
+    weights: tuple[float, ...]
+    seed: int
+    masked_as: str
+    transposed: bool = False
+    values: tuple[tuple[str, Any], ...] = ()
+    shard: int = 0
+    offset: int = 0
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def merged(self) -> bool:
+        """Whether it is merged: integers and booleans are not. They must be equal everywhere, and are copied."""
+        return self.sources[0].dtype.is_float
+
+    @cached_property
+    def compute(self) -> str:
+        """The dtype that it is merged in: "float32" or "float64"."""
+        return compute_dtype([*(entry.dtype for entry in self.inputs), self.dtype])
+
+    @property
+    def inputs(self) -> tuple[TensorEntry, ...]:
+        """The sources, then the base, if there is one."""
+        return self.sources if self.base is None else (*self.sources, self.base)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class StagedEntry(TensorEntry):
+    """A tensor that an earlier merge of the same recipe makes.
+
+    plan: of that merge. title: what people are told that it comes from.
+    """
+
+    plan: TensorPlan
+    title: str
+
+    @property
+    def made_of(self) -> Sequence[TensorEntry]:
+        return self.plan.inputs
+
+    @property
+    def whole(self) -> bool:
+        return self.plan.resolved.measures or any(entry.whole for entry in self.plan.inputs)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The unit of work: elements start..stop of the tensor at this place in Plan.tensors."""
+
+    tensor: int
+    start: int
+    stop: int
+
+
+def leaves(tensor: TensorPlan) -> Iterator[tuple[int, TensorEntry]]:
+    """Yield the entries that are read from checkpoints for a tensor, each with its checkpoint's place in Recipe.sources."""
+    for number, entry in zip(tensor.numbers, tensor.inputs, strict=True):
+        yield from _leaves(number, entry)
+
+
+def _leaves(number: int, entry: TensorEntry) -> Iterator[tuple[int, TensorEntry]]:
+    if isinstance(entry, StagedEntry):
+        yield from leaves(entry.plan)
+    elif isinstance(entry, AlignedEntry):
+        for pick in entry.picks:
+            yield from _leaves(pick.number, pick.entry)
+    else:
+        yield number, entry
