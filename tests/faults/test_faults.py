@@ -138,6 +138,22 @@ def test_a_worker_that_is_killed_fails_the_merge(tmp_path: Path, long: Path) -> 
     assert not (tmp_path / "not").exists()
 
 
+def test_if_what_forks_workers_is_killed_the_merge_fails(tmp_path: Path, long: Path) -> None:
+    out = tmp_path / "out"
+    with started(*long_merge(long, out, 2)) as process:
+        workers = disturbed(process, out)
+        (server,) = psutil.Process(process.pid).children()
+        server.kill()
+        code, said = end(process)
+        assert code == 1
+        (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert sentence.startswith(
+            "error: the process that started the workers was killed by SIGKILL (the machine may be out"
+        )
+        assert gone(workers, 5)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("workers", few([2, 1]))
 @pytest.mark.parametrize("number", few([signal.SIGINT, signal.SIGTERM]))
 def test_an_interrupted_merge_leaves_nothing(tmp_path: Path, long: Path, number: signal.Signals, workers: int) -> None:
