@@ -28,7 +28,7 @@ def dare(x, k0, k1, limits, scales):
 def magprune(x, k0, k1, limits, scales):
     shift = bin_shift(limits.size)
     # One simple loop per step: together, the compiler would not vectorise any of them.
-    bins, hashes = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.uint32)
+    bins, hashes = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32)
     limit, scale = np.empty(CHUNK, np.uint32), np.empty(CHUNK, x.dtype)
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
@@ -38,7 +38,6 @@ def magprune(x, k0, k1, limits, scales):
             hashes[i] = hash_of(begin + i, k0, k1)
         for i in range(chunk.size):
             limit[i] = limits[bins[i]]
-        for i in range(chunk.size):
             scale[i] = scales[bins[i]]
         for i in range(chunk.size):
             chunk[i] *= scale[i] * x.dtype.type(hashes[i] <= limit[i])
