@@ -318,7 +318,7 @@ def main(
     if search:
         from tools import bench_search
 
-        bench_search.main(models=f"small,{model}", folder=folder)
+        bench_search.main(models=",".join(dict.fromkeys(["small", *model.split(",")])), folder=folder)
         return
     earlier = json.loads(Path(against).read_text())["rows"] if against else []
     named = dict(peer.split("=", 1) for peer in peers or [])
@@ -342,6 +342,8 @@ def main(
                 if json_:  # after each row: what was measured stays if a later one fails
                     Path(json_).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
     slower = compare(rows, earlier) if against else []
+    if json_:
+        Path(json_).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
     print(table_of(rows), flush=True)
     if slower:
         raise SystemExit("\n".join(slower))

@@ -72,7 +72,12 @@ class CommandLine:
         that were given, by name.
         """
         words = self.normal_form(argv) or ["--help"] * self.needs_words
-        self._app(run)(words, prog_name=f"{PROGRAM} {self.name}")
+        try:
+            self._app(run)(words, prog_name=f"{PROGRAM} {self.name}")
+        except SystemExit as end:
+            if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+                raise KeyboardInterrupt from None  # of which Typer made an exit without a word
+            raise
 
     def _app(self, run: Callable[[Any, dict[str, Any]], None]) -> typer.Typer:
         def command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -27,6 +28,7 @@ COMMANDS = {
     "demo": ("demo.cli", "Train small networks, merge them by every method, and show the results."),
 }
 OURS = ("merge", "diff", "analyze", "verify", "extract-lora")  # commands that run nothing of the user's in their process
+QUICK = re.compile("(-h|--(help|version|dry[-_]run|print[-_]recipe))(=|$)")  # flags of merge with which it merges nothing
 # The flags of a merge that --help lists before the commands.
 FREQUENT = (
     "model_path_list",
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with contextlib.ExitStack() as around:
             if name in OURS:
                 around.enter_context(without_scipy())
-            if name == "merge" and not {"--help", "--dry_run"}.intersection(rest):
+            if name == "merge" and not any(QUICK.match(word) for word in rest):
                 around.enter_context(started_early())
             import_module(f".{COMMANDS[name][0]}", __package__).main(rest)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-import typer
 
 from ..recipe.config import ALIASES, MergeConfig
 from .flags import CommandLine, fields_of
@@ -112,8 +109,4 @@ def run(config: MergeConfig) -> None:
     from ..run.merge import merge
     from ..run.ranks import Ranks
 
-    try:
-        merge(config, ranks=Ranks.from_environment())
-    except KeyboardInterrupt:
-        print("interrupted: no checkpoint was written", file=sys.stderr)
-        raise typer.Exit(130) from None
+    merge(config, ranks=Ranks.from_environment())

@@ -6,6 +6,10 @@ fork server, imports it, and may begin before it is known what to merge; its for
 The fork server is started afresh, so workers inherit no state of the caller's script. When it forks, it has one thread and
 no file open but the standard ones and its connection; a worker also has its own connection and the lock that it is to hold.
 It imports no framework: a worker that computes with Paddle imports it itself.
+
+Over its connection it first sends how its imports went: a number of bytes, and so many bytes of text if they failed. Then it
+answers numbers: FORK, with a worker's connection and further files, by 0 or the errno of a fork that failed; the number of a
+worker, from 0, by its exit status once it has ended. When the other end closes, it kills its workers and ends.
 """
 
 from __future__ import annotations
@@ -24,11 +28,13 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import NoReturn
 
-_NUMBER = struct.Struct("i")  # a message: to the server FORK, or the number of a worker that ended; from it an exit status
+from ..errors import WorkError
+
 FORK = -1
-NOT_FORKED = 1 << 16  # added to the errno of a fork that failed, where the exit status of a worker is asked for
-MOST_FILES = 8  # that a worker inherits
-_waiting: ForkServer | None = None  # started before it is known whether it is needed
+_NUMBER = struct.Struct("i")
+_MOST_FILES = 8  # that a worker inherits
+_ENDING_SECONDS = 5.0  # for the server to kill its workers and end; one that was stopped doesn't
+_early = list["ForkServer"]()  # at most one, started before it is known whether it is needed
 
 
 class ForkServer:
@@ -41,6 +47,7 @@ class ForkServer:
         self._socket, theirs = socket.socketpair()
         code = (
             "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"  # a signal sent to a worker ends it
+            " signal.signal(signal.SIGCHLD, signal.SIG_DFL);"  # if it is ignored, nobody can ask how a worker ended
             f" sys.path[:] = {sys.path!r}; from paddle_merge.run.fork_server import main; main({theirs.fileno()})"
         )
         with theirs:
@@ -50,66 +57,117 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        self._ready = False
         self._workers = list[Connection]()
 
     def fileno(self) -> int:
         """Return what becomes readable if the server ends, for multiprocessing.connection.wait."""
         return self._socket.fileno()
 
+    def wait_until_ready(self) -> None:
+        """Wait for its imports. Raises WorkError, saying why, if they fail or the server ends."""
+        if self._ready:
+            return
+        if text := self._receive(self._number()):
+            raise WorkError(f"can't start workers: {text.decode(errors='replace')}")
+        self._ready = True
+
     def fork(self, inherited: Sequence[int]) -> Connection:
-        """Start a worker (worker.main), which also holds the files `inherited`. Raises OSError."""
+        """Start a worker (worker.main), which also holds the files `inherited`. Raises OSError; WorkError as `status`."""
+        self.wait_until_ready()
         ours, theirs = Pipe()
-        with theirs:
-            socket.send_fds(self._socket, [_NUMBER.pack(FORK)], [theirs.fileno(), *inherited])
+        try:
+            with theirs, self._talking():
+                socket.send_fds(self._socket, [_NUMBER.pack(FORK)], [theirs.fileno(), *inherited])
+                reason = self._number()
+            if reason:
+                raise OSError(reason, os.strerror(reason))
+        except BaseException:
+            ours.close()
+            raise
         self._workers.append(ours)
         return ours
 
-    def status(self, worker: Connection | None = None) -> int:
-        """Wait for a worker, or the server, to end; return its exit status as subprocess does, or NOT_FORKED + an errno."""
-        answer = b""
-        if worker is not None:
-            with contextlib.suppress(OSError):  # the server has ended
-                self._socket.sendall(_NUMBER.pack(self._workers.index(worker)))
-                answer = self._socket.recv(_NUMBER.size, socket.MSG_WAITALL)
-        return int(_NUMBER.unpack(answer)[0]) if answer else self._process.wait()
+    def status(self, worker: Connection) -> int:
+        """Wait for a worker to end; return its exit status as subprocess does. Raises WorkError if the server has ended."""
+        with self._talking():
+            self._socket.sendall(_NUMBER.pack(self._workers.index(worker)))
+        return self._number()
+
+    def ended(self) -> WorkError:
+        """Return how the server ended, as the error that it is. Waits for that."""
+        return WorkError(f"the process that starts workers {how_ended(self._process.wait())}")
 
     def close(self) -> None:
-        """Kill the server and its workers, and wait until they have ended."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Kill the workers and the server, and wait until they have ended."""
+        if not self._ends():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for worker in self._workers:
-            with contextlib.suppress(EOFError, OSError):
-                while True:  # its end of the connection closes when the worker has ended
-                    worker.recv_bytes()
             worker.close()
         self._socket.close()
+
+    def _ends(self) -> bool:
+        """Have the server end in good order, which leaves no worker to whoever looks after orphans. Returns if it does."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(_ENDING_SECONDS)
+            while self._ready and self._socket.recv(_NUMBER.size):
+                pass
+        except OSError:
+            return False
+        return self._ready
+
+    def _number(self) -> int:
+        return int(_NUMBER.unpack(self._receive(_NUMBER.size))[0])
+
+    def _receive(self, size: int) -> bytes:
+        """Return so many bytes that the server sends. Raises WorkError if it ends before."""
+        with self._talking():
+            received = self._socket.recv(size, socket.MSG_WAITALL) if size else b""
+        if len(received) < size:
+            raise self.ended()
+        return received
+
+    @contextlib.contextmanager
+    def _talking(self) -> Iterator[None]:
+        try:
+            yield
+        except (BrokenPipeError, ConnectionResetError):
+            raise self.ended() from None
+
+
+def how_ended(code: int) -> str:
+    """Return how a process ended. code: its exit status, as subprocess has it."""
+    if code >= 0:
+        return f"ended unexpectedly with exit status {code}"
+    memory = " (the machine may be out of memory: try a smaller --n_process)" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{memory}"
 
 
 @contextlib.contextmanager
 def started_early() -> Iterator[None]:
     """Start a fork server, which imports Numba while this process finds out what to merge, for `fork_server` to return."""
-    global _waiting
     with contextlib.suppress(OSError):  # then it is started when it is needed, and the error is told
-        _waiting = ForkServer()
+        _early.append(ForkServer())
     try:
         yield
     finally:
-        if _waiting is not None:
-            _waiting.close()
-            _waiting = None
+        while _early:
+            _early.pop().close()
 
 
 def is_waiting() -> bool:
     """Return whether a fork server was started early and is not in use."""
-    return _waiting is not None
+    return bool(_early)
 
 
 def fork_server() -> ForkServer:
     """Return the fork server that was started early, or a new one. The caller closes it. Raises OSError."""
-    global _waiting
-    server, _waiting = _waiting or ForkServer(), None
-    return server
+    with contextlib.suppress(IndexError):
+        return _early.pop()
+    return ForkServer()
 
 
 # --- the server's side -----------------------------------------------------------------------------------------------
@@ -117,71 +175,88 @@ def fork_server() -> ForkServer:
 
 def main(connection: int) -> NoReturn:
     """Run as the fork server until the parent's end closes. connection: the file descriptor of this end."""
-    control = socket.socket(fileno=connection)
-    _import()
-    workers = list[int]()  # process ids; below 0: minus the errno of a fork that failed
-    while message := socket.recv_fds(control, _NUMBER.size, MOST_FILES):
-        content, files, _, _ = message
-        if not content:
-            break
-        (number,) = _NUMBER.unpack(content)
-        if number == FORK:
-            workers.append(_fork(control, files))
-        else:
-            control.sendall(_NUMBER.pack(_status(workers[number])))
-    os.killpg(0, signal.SIGKILL)  # nobody would finish what the workers do
-    os._exit(1)
+    control, workers = socket.socket(fileno=connection), list[int]()  # process ids; 0 once the end of it was told
+    try:
+        failed = _import()
+        control.sendall(_NUMBER.pack(len(failed)) + failed)
+        while not failed:
+            content, files, _, _ = socket.recv_fds(control, _NUMBER.size, _MOST_FILES)
+            if not content:
+                break
+            (number,) = _NUMBER.unpack(content)
+            answer = _fork(control, files, workers) if number == FORK else _status(workers, number)
+            control.sendall(_NUMBER.pack(answer))
+    except OSError:
+        pass  # the parent has ended
+    left = [pid for pid in workers if pid]
+    for pid in left:  # nobody would finish what they do
+        os.kill(pid, signal.SIGKILL)
+    for pid in left:
+        os.waitpid(pid, 0)
+    os._exit(0)
 
 
-def _import() -> None:
-    """Import what workers need, and have Numba load its own parts, which it does when the first loop is called."""
+def _import() -> bytes:
+    """Import what workers need, and have Numba load its own parts, which it does when the first loop is called.
+
+    Returns a sentence on what went wrong, or nothing.
+    """
     gc.disable()  # nothing of what is made here is garbage
     threads = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is imported: no thread may be there when a worker is forked
-    from ..scipy_hiding import hide_scipy
+    try:
+        from ..scipy_hiding import hide_scipy
 
-    hide_scipy()
-    import numpy as np
+        hide_scipy()
+        import numpy as np
 
-    from ..backends.np_backend import NumpyBackend
-    from ..dtypes import BFLOAT16
-    from . import worker  # noqa: F401
+        from ..backends.np_backend import NumpyBackend
+        from ..dtypes import BFLOAT16
+        from . import worker  # noqa: F401
 
-    backend, raw = NumpyBackend("float32"), np.zeros(1024, BFLOAT16.raw)
-    x, base, _ = backend.load([raw, raw], [BFLOAT16] * 2, based=True)
-    backend.store(backend.add_scaled(base, x[0], 1.0), BFLOAT16)
-
+        backend, raw = NumpyBackend("float32"), np.zeros(1024, BFLOAT16.raw)
+        x, base, _ = backend.load([raw, raw], [BFLOAT16] * 2, based=True)
+        backend.store(backend.add_scaled(base, x[0], 1.0), BFLOAT16)
+    except BaseException as error:  # whatever it is, the merge says it in one sentence
+        return f"{type(error).__name__}: {' '.join(str(error).split())}".encode()
     del os.environ["OPENBLAS_NUM_THREADS"]
     if threads is not None:
         os.environ["OPENBLAS_NUM_THREADS"] = threads
     gc.freeze()  # a search for garbage would write to the pages that workers share
     gc.enable()
+    return b""
 
 
-def _fork(control: socket.socket, files: Sequence[int]) -> int:
-    """Fork a worker, which talks over the first of the files and holds the others; return its process id, or -errno."""
-    try:
-        pid = os.fork()
-    except OSError as error:
-        pid = -(error.errno or errno.EAGAIN)
-    if pid == 0:
-        control.close()
-        _work(files[0])
+def _fork(control: socket.socket, files: Sequence[int], workers: list[int]) -> int:
+    """Fork a worker, which talks over the first of the files and holds the others. Returns 0, or an errno."""
+    reason = 0 if files else errno.EMFILE  # no more could be opened here
+    if not reason:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            reason = error.errno or errno.EAGAIN
+        else:
+            if pid == 0:
+                control.close()
+                _work(files[0])
+            workers.append(pid)
     for file in files:
         os.close(file)
-    return pid
+    return reason
 
 
-def _work(connection: int) -> NoReturn:
+def _work(file: int) -> NoReturn:
     """Be a worker, and end without what Python does at the end, which is the server's to do."""
-    status = 1
+    status, connection = 1, Connection(file)
     try:
         from .worker import main
 
         main(connection)
         status = 0
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            sentence = f"a worker can't start ({type(error).__name__}: {' '.join(str(error).split())})"
+            connection.send(("error", sentence, traceback.format_exc()))
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -189,6 +264,7 @@ def _work(connection: int) -> NoReturn:
         os._exit(status)
 
 
-def _status(pid: int) -> int:
-    """Wait for a worker to end and return its exit status, as subprocess does; NOT_FORKED + errno if it never was."""
-    return NOT_FORKED - pid if pid < 0 else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def _status(workers: list[int], number: int) -> int:
+    """Wait for a worker to end and return its exit status, as subprocess does."""
+    pid, workers[number] = workers[number], 0
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -15,7 +12,7 @@ from typing import Any
 from ..errors import WorkError
 from ..plan.plan import Plan
 from ..plan.tensor_plan import Piece
-from .fork_server import NOT_FORKED, fork_server, is_waiting
+from .fork_server import fork_server, how_ended, is_waiting
 from .job import Job, Report
 from .output.flock import FolderLock
 from .ranks import Ranks
@@ -63,21 +60,15 @@ class WorkerPool:
         self._count = min(plan.n_process, len(pieces))
         self._plan, self._pieces, self._job = plan, pieces, job
         self._doing: dict[Connection, Piece] = {}
-        with self._starting():
+        try:
             self._server = fork_server()
-        try:
-            with self._starting():
+            try:
                 self._workers = [self._server.fork(inherited) for _ in range(self._count)]
-        except BaseException:
-            self._server.close()
-            raise
-
-    @contextlib.contextmanager
-    def _starting(self) -> Iterator[None]:
-        try:
-            yield
+            except BaseException:
+                self._server.close()
+                raise
         except OSError as error:
-            raise WorkError(_cant_start(self._count, error.errno)) from None
+            raise WorkError(f"can't start a worker ({error.strerror}); try a smaller --n_process") from None
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -96,7 +87,7 @@ class WorkerPool:
             ready = wait([*self._doing, self._server.fileno(), *ranks.waitables()])
             ranks.check()
             if self._server.fileno() in ready:
-                raise WorkError(f"the process that started the workers {_end(self._server.status())}")
+                raise self._server.ended()
             for connection in [one for one in self._doing if one in ready]:
                 try:
                     kind, *content = connection.recv()
@@ -132,20 +123,5 @@ class WorkerPool:
         return self._plan.tensors[piece.tensor].name if piece else ""
 
     def _obituary(self, connection: Connection) -> str:
-        code = self._server.status(connection)
-        if code >= NOT_FORKED:
-            return _cant_start(self._count, code - NOT_FORKED)
-        name = self._tensor(connection)
-        return f"a worker {_end(code)}{f' while merging tensor {name!r}' if name else ' before its first tensor'}"
-
-
-def _end(code: int) -> str:
-    """Return how a process ended. code: its exit status, as subprocess has it."""
-    if code >= 0:
-        return f"ended unexpectedly with exit status {code}"
-    memory = " (the machine may be out of memory: try a smaller --n_process)" if code == -signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{memory}"
-
-
-def _cant_start(count: int, reason: int | None) -> str:
-    return f"can't start {count} workers ({os.strerror(reason or 0)}); try a smaller --n_process"
+        how, name = how_ended(self._server.status(connection)), self._tensor(connection)
+        return f"a worker {how}{f' while merging tensor {name!r}' if name else ' before its first tensor'}"

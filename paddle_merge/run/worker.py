@@ -178,10 +178,10 @@ def serve(connection: Connection) -> None:
             connection.send(("error", str(error), traceback.format_exc()))
 
 
-def main(pipe: int) -> None:
-    """Run as a worker process. pipe: the file descriptor of this end."""
-    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
-    serve(Connection(pipe))
+def main(connection: Connection) -> None:
+    """Run as a worker process, forked by fork_server.py. connection: this end."""
+    threading.Thread(target=_end_with_parent, args=(connection.fileno(),), daemon=True).start()
+    serve(connection)
 
 
 def _end_with_parent(pipe: int) -> None:

@@ -147,9 +147,7 @@ def test_if_what_forks_workers_is_killed_the_merge_fails(tmp_path: Path, long: P
         code, said = end(process)
         assert code == 1
         (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
-        assert sentence.startswith(
-            "error: the process that started the workers was killed by SIGKILL (the machine may be out"
-        )
+        assert sentence.startswith("error: the process that starts workers was killed by SIGKILL (the machine may be out")
         assert gone(workers, 5)
     assert not out.exists()
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from paddle_merge import MergeConfig, WorkError, merge
 from paddle_merge.run import fork_server
-from paddle_merge.run.fork_server import NOT_FORKED, ForkServer, started_early
+from paddle_merge.run.fork_server import ForkServer, started_early
+from tests.support.checkpoints import write
+from tests.support.sweeps import few
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -74,23 +82,70 @@ def test_it_tells_how_a_worker_ended(server: ForkServer) -> None:
 def test_of_a_killed_server_it_tells_its_own_end(server: ForkServer) -> None:
     worker = server.fork([])
     process_of(server).kill()
-    assert server.status() == -signal.SIGKILL
-    assert server.status(worker) == -signal.SIGKILL
+    for ask in (lambda: server.status(worker), lambda: server.fork([])):
+        with pytest.raises(WorkError, match="the process that starts workers was killed by SIGKILL"):
+            ask()
 
 
-def test_a_fork_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\ndef fork():\n    raise OSError(12, 'no memory')\nos.fork = fork\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def test_killed_while_it_imports_it_says_so() -> None:
     server = ForkServer()
-    try:
-        assert server.status(server.fork([])) == NOT_FORKED + 12
-    finally:
-        server.close()
+    process_of(server).kill()
+    with pytest.raises(WorkError, match="the process that starts workers was killed by SIGKILL"):
+        server.fork([])
+    server.close()
 
 
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        (
+            "import os\ndef fork():\n    raise OSError(12, '')\nos.fork = fork\n",
+            r"can't start a worker \(Cannot allocate memory\)",
+        ),
+        ("import sys\nsys.modules['numba'] = None\n", "can't start workers: ModuleNotFoundError: import of numba halted"),
+        (
+            "import threading\ndef start(_):\n    raise RuntimeError('no thread')\nthreading.Thread.start = start\n",
+            r"a worker can't start \(RuntimeError: no thread\)",
+        ),
+    ],
+    ids=["fork", "imports", "worker"],
+)
+def test_what_fails_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], patch: str, said: str
+) -> None:
+    model = str(write(tmp_path / "a", {f"t{k}": np.ones(9) for k in range(2)}))
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(WorkError, match=said) as error:
+        merge(MergeConfig(model_path_list=[model, model], output_path=str(tmp_path / "out"), n_process=2))
+    assert len(error.value.problems) == 1
+    assert "Traceback" not in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+SUBREAPER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become its children, as those of process 1 are
+signal.signal(signal.SIGCHLD, signal.{})
+from paddle_merge import MergeConfig, merge
+merge(MergeConfig(model_path_list=sys.argv[1:3], output_path=sys.argv[3], n_process=2))
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("no child is left")
+"""
+
+
+@pytest.mark.parametrize("how", ["SIG_DFL", "SIG_IGN"])
+def test_a_merge_leaves_no_orphans(tmp_path: Path, how: str) -> None:
+    """Where nobody looks after them, as in a container whose first process is the user's, they would stay for ever."""
+    models = [str(write(tmp_path / name, {f"t{k}": np.ones(9) for k in range(2)})) for name in ("a", "b")]
+    command = [sys.executable, "-c", SUBREAPER.format(how), *models, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.stdout, done.stderr) == ("no child is left\n", "")
+
+
+@pytest.mark.parametrize("stopped", few([False, True]))
 def test_closing_it_ends_its_workers(stopped: bool) -> None:
     """Also those that don't react: who closes it may then remove what they wrote to."""
     server = ForkServer()

@@ -14,8 +14,10 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 def memory_of(pid: int) -> int:
     """Return the bytes that a process and its descendants hold together; pages that several share count once."""
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
-        root = psutil.Process(pid)
-        total = sum(one.memory_full_info().pss for one in [root, *root.children(recursive=True)])
+    total, family = 0, list[psutil.Process]()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for one in family:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            total += one.memory_full_info().pss
     return total

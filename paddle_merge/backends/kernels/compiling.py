@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import glob
 import os
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 
 PATIENCE = 30.0  # seconds to wait for another process, which may have been stopped; then the loop is compiled here, too
@@ -38,11 +40,9 @@ def jit(loop: Callable[..., Any]) -> Any:
     """
     compiled: Any = njit(nogil=True, error_model="numpy")(loop)
     try:
-        cache = _SharedCache(loop)
+        compiled._cache = _SharedCache(loop)
     except RuntimeError:
         return compiled
-    cache._cache_file._source_stamp = _STAMP
-    compiled._cache = cache
     compile_one = compiled.compile
 
     @functools.wraps(compile_one)
@@ -81,19 +81,42 @@ class _Lock:
         with contextlib.suppress(OSError):
             self._file = os.open(os.path.join(folder, "compiling.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             limit = time.monotonic() + self._patience
-            while time.monotonic() < limit:
+            while True:
                 try:
                     return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
+                    if time.monotonic() > limit:
+                        self._patience = 0.0
+                        return
                     time.sleep(0.01)
-            self._patience = 0.0
 
 
 _LOCK = _Lock()
 
 
+class _CacheFile(IndexDataCacheFile):
+    """The files of a loop's machine code, one for each signature, and their index, of which processes may die at any time.
+
+    Numba writes the index first, and gives names of older files to new ones. So an index could name a file that has the code
+    of an older version of the loop, or of another signature.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        overloads = self._load_index()
+        overloads[key] = self._data_name(uuid.uuid4().int)
+        self._save_data(overloads[key], data)
+        self._save_index(overloads)
+        for path in Path(self._cache_path).glob(glob.escape(self._index_name.removesuffix("nbi")) + "*.nbc"):
+            if path.name not in overloads.values():  # of an older version
+                path.unlink(missing_ok=True)
+
+
 class _SharedCache(FunctionCache):
-    """Numba's cache of a compiled loop. Two processes that write to it at once may mix up the code of two signatures."""
+    """Numba's cache of a compiled loop, for processes that may compile it at the same time."""
+
+    def __init__(self, loop: Callable[..., Any]):
+        super().__init__(loop)
+        self._cache_file = _CacheFile(self._cache_path, self._impl.filename_base, _STAMP)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Return the loop compiled for a signature; None: it is to be compiled, which no other process does now."""

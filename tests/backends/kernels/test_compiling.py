@@ -83,3 +83,18 @@ def test_a_change_of_one_file_compiles_the_loops_that_call_it(package: Path) -> 
     assert [answer(package), answer(package)] == ["2 0\n", "2 1\n"]
     (package / "inner.py").write_text(ADDS.format(10))
     assert answer(package) == "11 0\n"
+
+
+@pytest.mark.exhaustive
+def test_a_process_that_is_killed_while_it_saves_leaves_no_older_code(package: Path) -> None:
+    """Neither that of an older version of the loop nor that of another signature."""
+    assert answer(package) == "2 0\n"
+    (package / "inner.py").write_text(ADDS.format(10))
+    kill = "import os, signal; from kernels import compiling as c; died = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "
+    for name in ("_save_data", "_save_index"):
+        with asking(package, before=f"{kill}c._CacheFile.{name} = died; ") as process:
+            assert process.communicate()[0] == ""
+        assert answer(package) == "11 0\n"
+        (package / "inner.py").write_text(ADDS.format(10))  # so that all is compiled again
+    assert answer(package) == "11 0\n"
+    assert len(list((package / "__pycache__").glob("*.nbc"))) == 2  # of each loop one

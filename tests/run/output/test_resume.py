@@ -134,7 +134,7 @@ def only_leftovers(out: Path) -> bool:
     return all(path.name.endswith(".partial") for path in out.iterdir())
 
 
-@pytest.mark.parametrize("seed", few(range(12), 0))
+@pytest.mark.parametrize("seed", few(range(6), 0))
 def test_killed_anywhere_it_goes_on(
     tmp_path: Path, models: list[str], whole: dict[str, dict[str, bytes]], seed: int
 ) -> None:
