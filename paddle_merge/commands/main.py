@@ -12,6 +12,7 @@ from importlib import import_module
 
 from ..errors import ConfigError
 from ..run.fork_server import started_early
+from ..run.output.signals import uninterrupted
 from .command import command, without_scipy
 
 # Command -> the module of this package whose `main` takes the rest of the command line, and what the command does.
@@ -66,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 around.enter_context(without_scipy())
             if name == "merge" and not any(QUICK.match(word) for word in rest):
                 around.enter_context(started_early())
-            import_module(f".{COMMANDS[name][0]}", __package__).main(rest)
+            with uninterrupted():  # NumPy's import makes an error of an interrupt, and Python's may lose it
+                module = import_module(f".{COMMANDS[name][0]}", __package__)
+            module.main(rest)
 
 
 def _choose(argv: Sequence[str]) -> tuple[str, list[str]]:

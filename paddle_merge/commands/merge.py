@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..recipe.config import ALIASES, MergeConfig
+from ..run.output.signals import uninterrupted
 from .flags import CommandLine, fields_of
 
 FIELDS = fields_of(MergeConfig)
@@ -106,7 +107,8 @@ def _run(config: str | None, flags: dict[str, Any]) -> None:
 
 def run(config: MergeConfig) -> None:
     """Merge, together with the other processes of a distributed launch. Raises MergeError."""
-    from ..run.merge import merge
-    from ..run.ranks import Ranks
+    with uninterrupted():
+        from ..run.merge import merge
+        from ..run.ranks import Ranks
 
     merge(config, ranks=Ranks.from_environment())

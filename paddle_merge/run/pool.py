@@ -19,6 +19,8 @@ from .ranks import Ranks
 from .worker import Worker
 
 log = logging.getLogger("paddle_merge")
+BATCH_BYTES = 1 << 20  # read and written: small pieces are handed out together, for a message takes as long as to merge one
+MOST_PIECES = 64  # of a batch
 
 
 def work(
@@ -59,7 +61,7 @@ class WorkerPool:
         inherited = [lock.file] if lock is not None and lock.file is not None else []
         self._count = min(plan.n_process, len(pieces))
         self._plan, self._pieces, self._job = plan, pieces, job
-        self._doing: dict[Connection, Piece] = {}
+        self._doing: dict[Connection, list[Piece]] = {}
         try:
             self._server = fork_server()
             try:
@@ -97,20 +99,23 @@ class WorkerPool:
                     progress(content[0])
                 elif kind == "done":
                     self._next(connection, waiting)
-                    yield content[0]
+                    yield from content[0]
                 else:
                     sentence, trace = content
                     log.debug("%s", trace)
                     raise WorkError(sentence)
 
     def _next(self, connection: Connection, waiting: Iterator[Piece]) -> None:
-        piece = next(waiting, None)
-        if piece is None:
+        batch, traffic = list[Piece](), 0
+        while traffic < BATCH_BYTES and len(batch) < MOST_PIECES and (piece := next(waiting, None)) is not None:
+            batch.append(piece)
+            traffic += self._plan.traffic(piece)
+        if batch:
+            self._doing[connection] = batch
+            self._send(connection, [(self._plan.tensors[piece.tensor], piece) for piece in batch])
+        else:
             self._doing.pop(connection, None)
             self._send(connection, None)
-        else:
-            self._doing[connection] = piece
-            self._send(connection, (self._plan.tensors[piece.tensor], piece))
 
     def _send(self, connection: Connection, message: Any) -> None:
         try:
@@ -118,10 +123,9 @@ class WorkerPool:
         except OSError:
             raise WorkError(self._obituary(connection)) from None
 
-    def _tensor(self, connection: Connection) -> str:
-        piece = self._doing.get(connection)
-        return self._plan.tensors[piece.tensor].name if piece else ""
-
     def _obituary(self, connection: Connection) -> str:
-        how, name = how_ended(self._server.status(connection)), self._tensor(connection)
-        return f"a worker {how}{f' while merging tensor {name!r}' if name else ' before its first tensor'}"
+        how, batch = how_ended(self._server.status(connection)), self._doing.get(connection)
+        if not batch:
+            return f"a worker {how} before its first tensor"
+        more = f" or one of the {len(batch) - 1} after it" if len(batch) > 1 else ""
+        return f"a worker {how} while merging tensor {self._plan.tensors[batch[0].tensor].name!r}{more}"

@@ -156,17 +156,17 @@ def _settle(engine: Engine) -> None:
 
 
 def serve(connection: Connection) -> None:
-    """Receive a Job, then (tensor, piece) until None; send ("progress", bytes), ("done", Report) and ("error", sentence,
-    traceback)."""
+    """Receive a Job, then lists of (tensor, piece) until None; send ("progress", bytes), ("done", Report of each piece) and
+    ("error", sentence, traceback)."""
     throttle = _Throttle(lambda count: connection.send(("progress", count)))
     try:
         job = connection.recv()
         _settle(job.engine)
         worker = Worker(job, throttle)
-        while (work := connection.recv()) is not None:
-            report = worker.merge(*work)
+        while (batch := connection.recv()) is not None:
+            reports = [worker.merge(tensor, piece) for tensor, piece in batch]
             throttle.flush()
-            connection.send(("done", report))
+            connection.send(("done", reports))
         worker.close()
     except (EOFError, OSError):
         return  # the parent has ended, so the output will never be finished

@@ -15,9 +15,13 @@ import psutil
 import pytest
 
 from paddle_merge import MergeConfig, WorkError, merge
+from paddle_merge.plan.planner import make_plan
+from paddle_merge.recipe.request import Request
 from paddle_merge.run import fork_server
 from paddle_merge.run.fork_server import ForkServer, started_early
-from tests.support.checkpoints import write
+from paddle_merge.run.job import Job
+from paddle_merge.run.pool import MOST_PIECES, WorkerPool
+from tests.support.checkpoints import read, write
 from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[2]
@@ -164,3 +168,22 @@ def test_one_that_was_started_for_nothing_ends() -> None:
         assert fork_server.is_waiting()
     assert not process.is_running()
     assert not fork_server.is_waiting()
+
+
+def test_small_pieces_are_handed_out_together(tmp_path: Path) -> None:
+    """A worker that dies then may have been at any of them."""
+    tensors = {f"t{k}": np.full(9, k, np.float32) for k in range(200)}
+    models = [str(write(tmp_path / name, tensors)) for name in ("a", "b")]
+    plan = make_plan(Request.of(MergeConfig(model_path_list=models, output_path="out")).checked_recipe(), 1)
+    pool = WorkerPool(plan, plan.pieces, Job(None))
+    with pool:
+        pool._next(pool._workers[0], iter(plan.pieces))
+        assert len(pool._doing[pool._workers[0]]) == MOST_PIECES
+        (worker,) = workers_of(pool._server, 1)
+        worker.kill()
+        first = plan.tensors[plan.pieces[0].tensor].name
+        assert pool._obituary(pool._workers[0]).endswith(f"while merging tensor '{first}' or one of the 63 after it")
+    out = tmp_path / "out"
+    merge(MergeConfig(model_path_list=models, output_path=str(out), n_process=3))
+    merged = read(out)
+    assert all(np.array_equal(merged[name], tensors[name]) for name in tensors)

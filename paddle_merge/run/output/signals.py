@@ -1,4 +1,4 @@
-"""Delay signals while files are renamed."""
+"""Delay signals while files are renamed, or modules imported."""
 
 from __future__ import annotations
 
