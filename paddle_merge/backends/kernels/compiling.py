@@ -108,7 +108,8 @@ class _CacheFile(IndexDataCacheFile):
         self._save_index(overloads)
         for path in Path(self._cache_path).glob(glob.escape(self._index_name.removesuffix("nbi")) + "*.nbc"):
             if path.name not in overloads.values():  # of an older version
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another user's
+                    path.unlink()
 
 
 class _SharedCache(FunctionCache):
@@ -127,3 +128,8 @@ class _SharedCache(FunctionCache):
             _LOCK.take(self.cache_path)
             found = super().load_overload(signature, target)
         return found
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        """Keep the code of a loop, if the disk has room for it."""
+        with contextlib.suppress(OSError):
+            super().save_overload(signature, data)

@@ -98,3 +98,12 @@ def test_a_process_that_is_killed_while_it_saves_leaves_no_older_code(package: P
         (package / "inner.py").write_text(ADDS.format(10))  # so that all is compiled again
     assert answer(package) == "11 0\n"
     assert len(list((package / "__pycache__").glob("*.nbc"))) == 2  # of each loop one
+
+
+@pytest.mark.exhaustive
+def test_a_loop_that_cant_be_saved_is_run_all_the_same(package: Path) -> None:
+    full = "import errno; from kernels import compiling as c\n"
+    full += "def save(*_): raise OSError(errno.ENOSPC, 'no space')\nc._CacheFile._save_data = save\n"
+    with asking(package, before=full) as process:
+        assert process.communicate()[0] == "2 0\n"
+    assert answer(package) == "2 0\n"
