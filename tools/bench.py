@@ -332,6 +332,11 @@ def main(
     }
     print(", ".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
     rows: list[dict[str, Any]] = []
+
+    def keep() -> None:
+        if json_:
+            Path(json_).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+
     for root in folder.split(","):
         for shaped in model.split(","):
             for method in methods.replace("recipes", ",".join(f"recipe:{name}" for name in NAMED)).split(","):
@@ -339,11 +344,9 @@ def main(
                 measure_peers(row, inputs, named, n_process, tensor_type)
                 rows.append(row)
                 print(f"{shaped}, {method}: {row['ratio']} times the floor", file=sys.stderr, flush=True)
-                if json_:  # after each row: what was measured stays if a later one fails
-                    Path(json_).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+                keep()  # after each row: what was measured stays if a later one fails
     slower = compare(rows, earlier) if against else []
-    if json_:
-        Path(json_).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    keep()
     print(table_of(rows), flush=True)
     if slower:
         raise SystemExit("\n".join(slower))

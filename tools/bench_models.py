@@ -61,10 +61,11 @@ def make_checkpoints(folder: Path, model: str) -> list[Path]:
     paths = [folder / model / name for name in ("base", "a", "b", "c")]
     if all((path / "config.json").exists() for path in paths):
         return paths
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, shape in shapes(model).items():
         size = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}  # type: ignore[dict-item]
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -85,14 +86,14 @@ def make_checkpoints(folder: Path, model: str) -> list[Path]:
     for path, file in zip(paths, files, strict=True):
         file.close()
         hidden, intermediate, layers, _, vocabulary = MODELS[model]
-        config = {
+        config: dict[str, object] = {
             "architectures": ["Qwen2ForCausalLM"],
             "model_type": "qwen2",
             "dtype": "bfloat16",
             "torch_dtype": "bfloat16",
         }
-        config |= {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}  # type: ignore[dict-item]
-        config |= {"vocab_size": vocabulary, "num_attention_heads": 14, "tie_word_embeddings": True}  # type: ignore[dict-item]
+        config |= {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}
+        config |= {"vocab_size": vocabulary, "num_attention_heads": 14, "tie_word_embeddings": True}
         (path / "config.json").write_text(json.dumps(config))
     return paths
 

@@ -66,7 +66,8 @@ class CommandLine:
         return normal_form(argv, self.fields, self.aliases, self.hint, abbreviated, self.many)
 
     def main(self, argv: Sequence[str], run: Callable[[Any, dict[str, Any]], None]) -> None:
-        """Parse argv and call `run`, then exit; SystemExit is always raised, unless it is ConfigError or an error of `run`.
+        """Parse argv and call `run`, then exit; SystemExit is always raised, unless it is ConfigError, an error of
+        `run` or KeyboardInterrupt.
 
         run: is called with the words given without a flag (a list if `many`, else the first one or None) and with the flags
         that were given, by name.

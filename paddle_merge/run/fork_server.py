@@ -212,7 +212,7 @@ def _import() -> bytes:
 
         from ..backends.np_backend import NumpyBackend
         from ..dtypes import BFLOAT16
-        from . import worker  # noqa: F401
+        from . import worker  # noqa: F401 - for its forks to find it imported
 
         backend, raw = NumpyBackend("float32"), np.zeros(1024, BFLOAT16.raw)
         x, base, _ = backend.load([raw, raw], [BFLOAT16] * 2, based=True)
@@ -255,7 +255,7 @@ def _work(file: int) -> NoReturn:
         status = 0
     except BaseException as error:
         with contextlib.suppress(OSError):
-            sentence = f"a worker can't start ({type(error).__name__}: {' '.join(str(error).split())})"
+            sentence = f"a worker failed ({type(error).__name__}: {' '.join(str(error).split())})"
             connection.send(("error", sentence, traceback.format_exc()))
     finally:
         with contextlib.suppress(OSError, ValueError):

@@ -21,6 +21,7 @@ from .worker import Worker
 log = logging.getLogger("paddle_merge")
 BATCH_BYTES = 1 << 20  # read and written: small pieces are handed out together, for a message takes as long as to merge one
 MOST_PIECES = 64  # of a batch
+BATCHES = 4  # that each worker gets at least, if there are so many pieces, so that all work, to the end
 
 
 def work(
@@ -61,6 +62,7 @@ class WorkerPool:
         inherited = [lock.file] if lock is not None and lock.file is not None else []
         self._count = min(plan.n_process, len(pieces))
         self._plan, self._pieces, self._job = plan, pieces, job
+        self._together = min(MOST_PIECES, -(-len(pieces) // (BATCHES * max(1, self._count))))  # pieces of a batch, at most
         self._doing: dict[Connection, list[Piece]] = {}
         try:
             self._server = fork_server()
@@ -107,7 +109,7 @@ class WorkerPool:
 
     def _next(self, connection: Connection, waiting: Iterator[Piece]) -> None:
         batch, traffic = list[Piece](), 0
-        while traffic < BATCH_BYTES and len(batch) < MOST_PIECES and (piece := next(waiting, None)) is not None:
+        while traffic < BATCH_BYTES and len(batch) < self._together and (piece := next(waiting, None)) is not None:
             batch.append(piece)
             traffic += self._plan.traffic(piece)
         if batch:

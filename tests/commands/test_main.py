@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import typer.rich_utils
 import yaml
 from rich.text import Text
 
+from paddle_merge.commands import main
+from paddle_merge.commands.command import command
 from paddle_merge.commands.flags import CommandLine, escape
 from paddle_merge.commands.main import COMMANDS, FREQUENT
 from tests.support import checkpoints
@@ -226,3 +230,46 @@ def test_the_demo_takes_flags_only(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_missing_file_is_called_a_missing_file(here: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(word) == 1
     assert "No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["merge", "diff", "analyze"])
+def test_an_interrupt_is_not_swallowed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Typer would exit with status 130 without a word."""
+
+    def run(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LINES[name].main(["a", "b"] if name != "merge" else ["--model_path_list", "a"], run)
+    with pytest.raises(SystemExit) as exit, command():
+        LINES[name].main(["a", "b"] if name != "merge" else ["--model_path_list", "a"], run)
+    assert exit.value.code == 130
+    assert capsys.readouterr().err == "interrupted: no checkpoint was written\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        ("--model_path_list a b --output_path out", 1),
+        ("recipe.yaml --output_path out", 1),
+        ("merge -h", 0),
+        ("merge --help", 0),
+        ("merge --version", 0),
+        ("recipe.yaml --output_path out --dry-run=True", 0),
+        ("recipe.yaml --print_recipe", 0),
+        ("inspect a", 0),
+    ],
+)
+def test_what_starts_workers_early(here: Path, monkeypatch: pytest.MonkeyPatch, words: str, count: int) -> None:
+    started = []
+
+    @contextlib.contextmanager
+    def early() -> Iterator[None]:
+        started.append(1)
+        yield
+
+    monkeypatch.setattr(main, "started_early", early)
+    with pytest.raises(SystemExit) as exit:
+        main.main(words.split())
+    assert not exit.value.code
+    assert len(started) == count

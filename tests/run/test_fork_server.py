@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -109,7 +110,7 @@ def test_killed_while_it_imports_it_says_so() -> None:
         ("import sys\nsys.modules['numba'] = None\n", "can't start workers: ModuleNotFoundError: import of numba halted"),
         (
             "import threading\ndef start(_):\n    raise RuntimeError('no thread')\nthreading.Thread.start = start\n",
-            r"a worker can't start \(RuntimeError: no thread\)",
+            r"a worker failed \(RuntimeError: no thread\)",
         ),
     ],
     ids=["fork", "imports", "worker"],
@@ -172,7 +173,7 @@ def test_one_that_was_started_for_nothing_ends() -> None:
 
 def test_small_pieces_are_handed_out_together(tmp_path: Path) -> None:
     """A worker that dies then may have been at any of them."""
-    tensors = {f"t{k}": np.full(9, k, np.float32) for k in range(200)}
+    tensors = {f"t{k}": np.full(9, k, np.float32) for k in range(400)}
     models = [str(write(tmp_path / name, tensors)) for name in ("a", "b")]
     plan = make_plan(Request.of(MergeConfig(model_path_list=models, output_path="out")).checked_recipe(), 1)
     pool = WorkerPool(plan, plan.pieces, Job(None))
@@ -183,6 +184,11 @@ def test_small_pieces_are_handed_out_together(tmp_path: Path) -> None:
         worker.kill()
         first = plan.tensors[plan.pieces[0].tensor].name
         assert pool._obituary(pool._workers[0]).endswith(f"while merging tensor '{first}' or one of the 63 after it")
+    with WorkerPool(dataclasses.replace(plan, n_process=3), plan.pieces[:5], Job(None)) as pool:
+        waiting = iter(plan.pieces[:5])
+        for connection in pool._workers:
+            pool._next(connection, waiting)
+        assert [len(batch) for batch in pool._doing.values()] == [1, 1, 1]  # few are shared out
     out = tmp_path / "out"
     merge(MergeConfig(model_path_list=models, output_path=str(out), n_process=3))
     merged = read(out)

@@ -8,6 +8,7 @@ from numpy import uint32
 from .compiling import jit
 
 CHUNK = 1024  # elements; every block starts at a multiple of it
+HALF = CHUNK // 2
 
 
 @jit
@@ -36,18 +37,15 @@ def bin_shift(bins):
     return shift
 
 
-HALF = CHUNK // 2
-
-
 @jit
 def fold_half(terms):
     """Return the sum of HALF float64 terms: halves are added onto each other. Overwrites them."""
-    w = HALF // 8
-    for i in range(w):  # three halvings in one loop, which reads and writes less
-        even = (terms[i] + terms[i + 4 * w]) + (terms[i + 2 * w] + terms[i + 6 * w])
-        odd = (terms[i + w] + terms[i + 5 * w]) + (terms[i + 3 * w] + terms[i + 7 * w])
+    eighth = HALF // 8
+    for i in range(eighth):  # three halvings in one loop, which reads and writes less
+        even = (terms[i] + terms[i + 4 * eighth]) + (terms[i + 2 * eighth] + terms[i + 6 * eighth])
+        odd = (terms[i + eighth] + terms[i + 5 * eighth]) + (terms[i + 3 * eighth] + terms[i + 7 * eighth])
         terms[i] = even + odd
-    width = w // 2
+    width = eighth // 2
     while width:
         for i in range(width):
             terms[i] += terms[i + width]
