@@ -7,13 +7,13 @@ Integers and booleans are never averaged (`compute` is None).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class DType:
-    """Describe one storage dtype.
+    """Describe one storage dtype. There is one object for each, also after pickling, so dtypes are compared by identity.
 
     name: as NumPy, Paddle and config.json write it, such as "bfloat16".
     tag: as a safetensors header writes it, such as "BF16".
@@ -31,6 +31,9 @@ class DType:
 
     def __repr__(self) -> str:
         return f"DType({self.name})"
+
+    def __reduce__(self) -> tuple[Callable[[str], DType], tuple[str]]:
+        return _named, (self.name,)
 
     @property
     def is_float(self) -> bool:
@@ -67,6 +70,12 @@ DTYPES = (
 )
 BY_TAG = {dtype.tag: dtype for dtype in DTYPES}
 BY_NAME = {dtype.name: dtype for dtype in DTYPES}
+
+
+def _named(name: str) -> DType:
+    return BY_NAME[name]
+
+
 FLOATS = {dtype.name: dtype for dtype in DTYPES if dtype.is_float}
 
 

@@ -103,12 +103,13 @@ class NumpyBackend(Backend):
     def load(self, raws: Sequence[Any], dtypes: Sequence[DType], based: bool) -> tuple[Any, Any, list[Any]]:
         size = len(raws[0])
         rows = self._scratch.array("rows", len(raws) * size, self.dtype).reshape(len(raws), size)
-        base, bad = self._nothing, [False] * len(raws)
-        for source in [-1, *range(len(raws) - 1)] if based else range(len(raws)):
+        each, base, bad = list(rows), self._nothing, [False] * len(raws)
+        if based:
+            base = each[-1]
+            bad[-1] = bool(_LOAD.get(dtypes[-1], bits.load_float)(raws[-1], self._nothing, base))
+        for source in range(len(raws) - based):
             loop = _LOAD.get(dtypes[source], bits.load_float)
-            bad[source] = bool(loop(raws[source], base, rows[source]))
-            if based:
-                base = rows[-1]
+            bad[source] = bool(loop(raws[source], base, each[source]))
         return (rows[:-1], base, bad) if based else (rows, None, bad)
 
     def store(self, values: np.ndarray, dtype: DType) -> tuple[Any, Any]:

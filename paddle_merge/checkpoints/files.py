@@ -86,6 +86,8 @@ class Files(OpenFiles):
         file = self._file(path)
         while view:
             count = os.preadv(file, [view], offset)
+            if count == len(view):
+                return
             if count == 0:
                 raise EOFError(path)
             view, offset = view[count:], offset + count

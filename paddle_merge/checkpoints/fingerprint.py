@@ -38,13 +38,13 @@ class Fingerprint:
         """
         if start != self.stop:
             return
-        while len(raw):
+        done, size = 0, len(raw)
+        while done < size:
             if self._block is None:
                 self._block = xxhash.xxh3_128(seed=self.stop // BLOCK)
-            part = raw[: BLOCK - self.stop % BLOCK]
-            self._block.update(part.view(np.uint8).data)
-            self.stop += len(part)
-            raw = raw[len(part) :]
+            count = min(BLOCK - self.stop % BLOCK, size - done)
+            self._block.update(raw if count == size else raw[done : done + count])
+            done, self.stop = done + count, self.stop + count
             if self.stop % BLOCK == 0:
                 self._sum, self._block = self._sum + self._block.intdigest(), None
 

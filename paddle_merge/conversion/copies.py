@@ -8,7 +8,7 @@ that ties it (tied_heads.py); and for others another input, which stores the sam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -36,11 +36,12 @@ def with_copies(inputs: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...], l
     WorkError if values can't be compared.
     """
     found, notes = [], list[str]()
+    per_token = dict.fromkeys(name for one in inputs for name in _per_token(one.tensors))
     for one in inputs:
         made: dict[str, list[str]] = {}  # original -> its copies
         completed, untied = one, read_config(one.folder).get("tie_word_embeddings") is False
-        for name in _missing(one, inputs):
-            if (original := _original(name, one, inputs, untied)) is not None:
+        for name in per_token:
+            if name not in one.tensors and (original := _original(name, one, inputs, untied)) is not None:
                 completed = with_copy(completed, name, one.tensors[original])
                 made.setdefault(original, []).append(name)
         found.append(completed)
@@ -50,12 +51,6 @@ def with_copies(inputs: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...], l
             for original, names in made.items()
         ]
     return tuple(found), notes
-
-
-def _missing(one: Checkpoint, inputs: Sequence[Checkpoint]) -> Iterator[str]:
-    """Yield the names of the tensors with a row per token that other inputs have and this one doesn't."""
-    names = dict.fromkeys(name for other in inputs for name in _per_token(other.tensors))
-    yield from (name for name in names if name not in one.tensors)
 
 
 def _per_token(tensors: Mapping[str, TensorEntry]) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.config_json import is_tied, read_config, widths
-from ..checkpoints.names import LINEARS, is_linear, last_word
+from ..checkpoints.names import LINEARS, MOST_NAMES, is_linear, last_word
 from ..checkpoints.tensors import Checkpoint
 from ..errors import CheckpointError
 from .fused import ALWAYS_FUSED, PIECES
@@ -98,10 +98,11 @@ def infer_from_others(inputs: Sequence[Checkpoint], found: Sequence[Detected]) -
     result = [dataclasses.replace(one, layout=one.layout or one.likely) if some else one for one in found]
     for number, checkpoint in enumerate(inputs):
         for other, known in zip(inputs, found, strict=True):
+            if result[number].layout is not None or not known.layout:
+                continue
             shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
             oblong = any(len(set(shape)) == 2 == len(shape) and is_linear(name) for name, shape in shapes.items())
-            same = shapes == {name: entry.shape for name, entry in other.tensors.items()}
-            if result[number].layout is None and known.layout and oblong and same:
+            if oblong and shapes == {name: entry.shape for name, entry in other.tensors.items()}:
                 result[number] = dataclasses.replace(known, evidence=f"its shapes are those of {other.path}")
     return result
 
@@ -130,11 +131,12 @@ def _votes(checkpoint: Checkpoint, sizes: Mapping[str, int], family: Any) -> tup
     fused = {word for word in PIECES if word != "gate_up_fused_proj"} if checkpoint.kind == "safetensors" else set()
     fused -= {word for word, families in ALWAYS_FUSED.items() if family in families}
     for name, entry in checkpoint.tensors.items():
-        found = _LAYER.match(name) if name.endswith(".weight") and last_word(name) not in fused else None
-        wanted = _widths_of(name, family) if found and _is_language(found[1]) else None
-        if wanted is None or not set(wanted) <= sizes.keys() or sizes[wanted[0]] == sizes[wanted[1]]:
+        wanted = _widths_of(name, str(family))
+        if wanted is None or last_word(name) in fused:
             continue
-        shape = sizes[wanted[0]], sizes[wanted[1]]
+        shape = sizes.get(wanted[0]), sizes.get(wanted[1])
+        if None in shape or shape[0] == shape[1]:
+            continue
         if entry.shape == shape:
             hf.append(name)
         elif entry.shape == shape[::-1]:
@@ -148,9 +150,13 @@ def _is_language(stack: str) -> bool:
     return is_language(f"{stack}.layers.0.")
 
 
-def _widths_of(name: str, family: Any) -> tuple[str, str] | None:
+@functools.lru_cache(MOST_NAMES)
+def _widths_of(name: str, family: str) -> tuple[str, str] | None:
     """Return which widths of config.json the rows and columns of a Linear weight are in Hugging Face's layout; None if that
-    isn't known, or if the weight is the same in all layouts."""
+    isn't known, if the weight is the same in all layouts, or if it isn't in a layer of the language model."""
+    found = _LAYER.match(name) if name.endswith(".weight") else None
+    if not found or not _is_language(found[1]):
+        return None
     if last_word(name) == "gate":  # a router
         return ("experts", "hidden") if is_transposed(name, (1, 1), family) else None
     wanted = LINEARS.get(last_word(name))

@@ -68,6 +68,9 @@ def _marked(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEn
     found: dict[str, TensorEntry] = {}
     for name, entry in tensors.items():
         entry = stored(entry)
+        if entry.origin == (path, name) and not entry.parts:
+            found[name] = entry
+            continue
         parts = tuple(dataclasses.replace(part, origin=(path, name)) for part in entry.parts)
         found[name] = StoredEntry(entry.name, entry.dtype, entry.shape, entry.file, entry.offset, parts, (path, name))
     return found
@@ -92,6 +95,8 @@ def differences(
     # What is said of tensors -> their names; in the order of the answer.
     missing, shapes, dtypes = (dict[Any, list[str]]() for _ in range(3))
     for name in everywhere:
+        if len({(one.shape, one.dtype) if (one := checkpoint.tensors.get(name)) else None for checkpoint in inputs}) == 1:
+            continue  # as nearly all do
         holders = [checkpoint for checkpoint in inputs if name in checkpoint.tensors]
         lacking = [checkpoint.path for checkpoint in inputs if name not in checkpoint.tensors]
         if lacking:

@@ -36,7 +36,9 @@ T = TypeVar("T")
 
 def within(tensors: Mapping[str, T], module: str | None, modules: tuple[str, ...]) -> dict[str, T]:
     """Return the tensors of one module of a recipe that has `modules`; all of them if `module` is None."""
-    return {name: one for name, one in tensors.items() if module is None or module_of(name, modules) == module}
+    if module is None:
+        return dict(tensors)
+    return {name: one for name, one in tensors.items() if module_of(name, modules) == module}
 
 
 def module_of(name: str, modules: tuple[str, ...]) -> str | None:

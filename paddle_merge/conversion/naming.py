@@ -11,9 +11,11 @@ transformers 5 in memory      mlp, in files block_sparse_moe; a router's parts; 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
+from ..checkpoints.names import MOST_NAMES
 from ..checkpoints.tensors import Checkpoint
 from .experts import with_experts_apart
 from .optional import is_buffer
@@ -99,12 +101,17 @@ def _says_how_to_name(one: Checkpoint, stored: Checkpoint) -> tuple[bool, bool, 
 
     stored: the input before its experts were taken apart.
     """
-    wrapped = any(name.startswith("module.") or not _WRAPPERS.isdisjoint(name.split(".")) for name in one.tensors)
     return (
-        not wrapped,
+        not any(map(_is_wrapped, one.tensors)),
         any(map(_IN_FILES.search, stored.tensors)),
         sum(not is_buffer(name, entry) for name, entry in one.tensors.items()),
     )
+
+
+@functools.lru_cache(MOST_NAMES)
+def _is_wrapped(name: str) -> bool:
+    """Return whether a name contains a wrapper of training."""
+    return name.startswith("module.") or not _WRAPPERS.isdisjoint(name.split("."))
 
 
 def in_memory(module: str, family: str) -> str:

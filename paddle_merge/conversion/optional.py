@@ -7,13 +7,14 @@ don't, and ignore it where it is stored. Layers for multi-token prediction (Deep
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..checkpoints.config_json import read_config
-from ..checkpoints.names import HEAD, layer_of
+from ..checkpoints.names import HEAD, MOST_NAMES, layer_of
 from ..checkpoints.tensors import Checkpoint, Origin, TensorEntry, origins
 from ..parsing import tensors_named
 from .modules import suggested
@@ -72,7 +73,12 @@ def without_optional(inputs: Sequence[Checkpoint]) -> WithoutOptional:
 
 def is_buffer(name: str, entry: TensorEntry) -> bool:
     """Return whether a tensor is one that loaders compute from the configuration."""
-    return bool(_BUFFER.fullmatch(name)) or (bool(_CAUSAL_MASK.fullmatch(name)) and len(entry.shape) == 4)
+    return _is_buffer(name) or (len(entry.shape) == 4 and bool(_CAUSAL_MASK.fullmatch(name)))
+
+
+@functools.lru_cache(MOST_NAMES)
+def _is_buffer(name: str) -> bool:
+    return bool(_BUFFER.fullmatch(name))
 
 
 def _further(config: Mapping[str, Any]) -> range:

@@ -26,7 +26,7 @@ from .shared.sparsify import Keep, Mask
 
 BIN_SHIFT = 13  # of the float32 bits of |x|: 10 of 23 fraction bits are kept
 BINS = 1 << (31 - BIN_SHIFT)
-_ROW = 512  # bins, a power of two, that are looked at together for whether they are used
+SMALL = 1 << 14  # up to this size, the bins of the elements are sorted instead of counted
 
 # --- ranks over the whole tensor
 
@@ -45,7 +45,8 @@ def magprune(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
 
 
 def keep_probabilities(counts: Any, density: float, epsilon: float) -> Any:
-    """Return the keep probability in each bin, (bins,) float64. counts: (bins,) of elements, by ascending magnitude.
+    """Return the keep probability in each bin, (bins,) float64. counts: (bins,) of elements, by ascending magnitude; empty
+    bins may be left out.
 
     The element of rank r by magnitude (0 is the largest, of n) is dropped with probability (1 - density) - epsilon/2 +
     epsilon r/n; elements of one bin share their mean rank. At least FINEST: epsilon at its largest reaches 0, within
@@ -98,26 +99,39 @@ class ByTensorRank(Keep):
         return BINS * (models * (counters + 4 + itemsize) + 5 * 8)  # and what the tables of one model are computed from
 
     def masks(self, tensor: Tensor, backend: Backend, divide: bool) -> Sequence[Mask | None]:
-        counter = np.uint32 if tensor.size < 2**32 else np.uint64
-        counts = [np.zeros(BINS, counter) for _ in range(tensor.models)]
-        for _, x in tensor.deltas():
-            for row, count in zip(x, counts, strict=True):
-                backend.add_bins(magnitude_bins, row, count)
         keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
         return [
-            _Binned(key, *self._tables(count, self.density_of(model), backend, divide))
-            for model, (key, count) in enumerate(zip(keys, counts, strict=True))
+            _Binned(key, *self._tables(bins, counts, self.density_of(model), backend, divide))
+            for model, (key, (bins, counts)) in enumerate(zip(keys, _histograms(tensor, backend), strict=True))
         ]
 
-    def _tables(self, counts: Any, density: float, backend: Backend, divide: bool) -> tuple[Any, Any]:
-        """Return (BINS,) limits and scales, filled in where there are counts."""
-        counts = counts.reshape(-1, _ROW)
-        rows = np.flatnonzero(counts.max(1))  # usually the bins of a few octaves
-        keep = keep_probabilities(counts[rows].reshape(-1), density, self.epsilon).reshape(-1, _ROW)
-        limits, scales = np.zeros((BINS // _ROW, _ROW), np.uint32), np.zeros((BINS // _ROW, _ROW), backend.dtype)
-        limits[rows] = keep_limit(keep)
-        scales[rows] = 1.0 / keep if divide else 1.0
-        return backend.mask_constant(limits.reshape(-1)), backend.mask_constant(scales.reshape(-1))
+    def _tables(self, bins: Any, counts: Any, density: float, backend: Backend, divide: bool) -> tuple[Any, Any]:
+        """Return (BINS,) limits and scales, filled in where there are elements. bins, counts: as of _histograms."""
+        keep = keep_probabilities(counts, density, self.epsilon)
+        limits, scales = np.zeros(BINS, np.uint32), np.zeros(BINS, backend.dtype)
+        limits[bins] = keep_limit(keep)
+        scales[bins] = 1.0 / keep if divide else 1.0
+        return backend.mask_constant(limits), backend.mask_constant(scales)
+
+
+def _histograms(tensor: Tensor, backend: Backend) -> list[tuple[Any, Any]]:
+    """Return, for each model, the bins in which it has elements, ascending, and how many elements each has."""
+    if 0 < tensor.size <= SMALL:
+        rows = [np.concatenate(parts) for parts in zip(*(_bins(x, backend) for _, x in tensor.deltas()), strict=True)]
+        return [np.unique(row, return_counts=True) for row in rows]
+    counter = np.uint32 if tensor.size < 2**32 else np.uint64
+    counts = [np.zeros(BINS, counter) for _ in range(tensor.models)]
+    for _, x in tensor.deltas():
+        for row, count in zip(x, counts, strict=True):
+            backend.add_bins(magnitude_bins, row, count)
+    used = [np.flatnonzero(count) for count in counts]
+    return [(bins, count[bins]) for bins, count in zip(used, counts, strict=True)]
+
+
+def _bins(x: Any, backend: Backend) -> list[np.ndarray]:
+    """Return the bins of a block's elements, on the host. x: a row (n,) per model."""
+    with np.errstate(over="ignore"):  # of numbers beyond float32, whose bin is that of Inf
+        return [magnitude_bins(np, backend.fetch(row)()) for row in x]
 
 
 # --- ranks within each row

@@ -10,7 +10,6 @@ Steps 2 and 3 of TIES are in ties.py; paddlenlp.py and mergekit.py say which rul
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ class _Above:
         return backend.apply(trim, x, self.threshold, self.factor)
 
     def scaled(self, factor: float, backend: Backend) -> _Above:
-        return dataclasses.replace(self, factor=backend.scalar(factor))
+        return _Above(self.quantile, self.threshold, backend.scalar(factor))
 
 
 class _Smaller:

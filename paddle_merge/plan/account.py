@@ -70,7 +70,29 @@ class Account:
     """What becomes of the inputs of a plan, and how the tensors of the output are made."""
 
     plan: Plan
-    inputs: tuple[InputAccount, ...]
+
+    @cached_property
+    def _ledger(self) -> _Ledger:
+        return _Ledger(self.plan)
+
+    def losses(self) -> list[str]:
+        """Return a sentence on each tensor of the inputs of which elements would be lost."""
+        # A tensor that is read as it is stored is read whole. Most are, and need no further account.
+        whole = {id(entry) for tensor in self.plan.tensors for _, entry in leaves(tensor)}
+        return [
+            sentence
+            for number, path, _, tensors in _opened(self.plan)
+            for name, entry in tensors.items()
+            if id(entry) not in whole and (sentence := self._ledger.loss(number, (path, name), entry))
+        ]
+
+    @cached_property
+    def inputs(self) -> tuple[InputAccount, ...]:
+        """The checkpoints, each followed by its adapters."""
+        return tuple(
+            InputAccount(path, role, tuple(self._ledger.fate(number, (path, name), one) for name, one in tensors.items()))
+            for number, path, role, tensors in _opened(self.plan)
+        )
 
     @cached_property
     def made(self) -> tuple[TensorAccount, ...]:
@@ -81,21 +103,19 @@ class Account:
 
 def account(plan: Plan) -> Account:
     """Return the account of a plan. Raises CheckpointError naming every tensor of which elements would be lost."""
-    based = plan.recipe.base is not None
-    inputs: list[InputAccount] = []
-    problems: list[str] = []
-    ledger = _Ledger(plan)
-    for number, (checkpoint, adapters) in enumerate(plan.opened):
-        role = "base" if based and number == len(plan.recipe.models) else f"model {number + 1}"
-        for path, its_role, tensors in [
-            (checkpoint.path, role, checkpoint.tensors),
-            *((adapter.path, f"adapter of {role}", adapter.tensors) for adapter in adapters),
-        ]:
-            fates = tuple(ledger.fate(number, (path, name), entry, problems) for name, entry in tensors.items())
-            inputs.append(InputAccount(path, its_role, fates))
-    if problems:
+    found = Account(plan)
+    if problems := found.losses():
         raise CheckpointError(problems)
-    return Account(plan, tuple(inputs))
+    return found
+
+
+def _opened(plan: Plan) -> Iterator[tuple[int, str, str, Mapping[str, TensorEntry]]]:
+    """Yield (number of the input, path, role, tensors as stored) of each checkpoint and of its adapters."""
+    for number, (checkpoint, adapters) in enumerate(plan.opened):
+        base = plan.recipe.base is not None and number == len(plan.recipe.models)
+        role = "base" if base else f"model {number + 1}"
+        yield number, checkpoint.path, role, checkpoint.tensors
+        yield from ((number, adapter.path, f"adapter of {role}", adapter.tensors) for adapter in adapters)
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------------
@@ -116,32 +136,39 @@ class _Ledger:
 
     def _read(self, name: str, entry: TensorEntry) -> None:
         for origin, box, elements in _pieces(entry):
-            if self._readers[origin][-1:] != [name]:
-                self._readers[origin].append(name)
+            readers = self._readers[origin]
+            if not readers or readers[-1] != name:
+                readers.append(name)
             self._boxes[origin][box] = elements
         while isinstance(entry, AdaptedEntry) and entry.replaced is not None:
             entry = entry.replaced
             for origin, _, _ in _pieces(entry):
                 self._why[origin] = f"an adapter replaces {name!r}"
 
-    def fate(self, number: int, origin: Origin, entry: TensorEntry, problems: list[str]) -> InputTensorAccount:
-        """Return what happens to a tensor that input `number` stores. If it is lost, a sentence is added to problems."""
-        path, name = origin
-        size = math.prod(entry.shape)
-        read = sum(self._boxes[origin].values())
-        into = tuple(self._readers[origin])
-        why = "" if into else self._why.get(origin, "")
-        if not into and not why:
-            why = self._not_asked_for(number, name)
-        if not into and not why and "lm_head" in name:
+    def loss(self, number: int, origin: Origin, entry: TensorEntry) -> str:
+        """Return a sentence on a tensor of input `number` of which elements are lost; "" if none are."""
+        size, read = math.prod(entry.shape), sum(self._boxes[origin].values())
+        if (read == size and self._readers[origin]) or self._why_not(number, origin):
+            return ""
+        return (
+            f"{origin[0]}: of tensor {origin[1]!r}, {read} of {size} elements are read; the rest would be lost. This is a"
+            " fault of paddle_merge: please report it"
+        )
+
+    def fate(self, number: int, origin: Origin, entry: TensorEntry) -> InputTensorAccount:
+        """Return what happens to a tensor that input `number` stores."""
+        into, why = tuple(self._readers[origin]), self._why_not(number, origin)
+        return InputTensorAccount(origin[1], entry.shape, entry.dtype.name, into, why)
+
+    def _why_not(self, number: int, origin: Origin) -> str:
+        """Return why no tensor of the output reads a tensor; "" if one does, or if the reason isn't known."""
+        if self._readers[origin]:
+            return ""
+        why = self._why.get(origin, "") or self._not_asked_for(number, origin[1])
+        if not why and "lm_head" in origin[1]:
             same = "the same as the embedding's, to which lm_head is tied"
             why = "the output ties lm_head to the embedding" if self._tied else same
-        if not why and (not into or read != size):
-            problems.append(
-                f"{path}: of tensor {name!r}, {read} of {size} elements are read; the rest would be lost. This is a fault of"
-                " paddle_merge: please report it"
-            )
-        return InputTensorAccount(name, entry.shape, entry.dtype.name, into, why)
+        return why
 
     def _not_asked_for(self, number: int, name: str) -> str:
         """Return why the recipe doesn't use a tensor; "" if it does."""
@@ -157,17 +184,17 @@ class _Ledger:
         return why
 
 
-def _pieces(entry: TensorEntry) -> Iterator[tuple[Origin, object, int]]:
-    """Yield (origin, box, number of elements) of what is read for a tensor. Boxes with the same elements are equal."""
+def _pieces(entry: TensorEntry) -> list[tuple[Origin, object, int]]:
+    """Return (origin, box, number of elements) of what is read for a tensor. Boxes with the same elements are equal."""
     if not isinstance(entry, StoredEntry):
-        for one in entry.made_of:
-            yield from _pieces(one)
-        return
+        return [piece for one in entry.made_of for piece in _pieces(one)]
     if not entry.parts:
         size = math.prod(entry.shape)
-        yield entry.origin, (entry.file, entry.offset, ((size, 1),) if size != 1 else ()), size
-    for part in entry.parts:
-        yield part.origin, (part.file, part.offset, _dims(part.shape, part.strides)), math.prod(part.shape)
+        return [(entry.origin, (entry.file, entry.offset, ((size, 1),) if size != 1 else ()), size)]
+    return [
+        (part.origin, (part.file, part.offset, _dims(part.shape, part.strides)), math.prod(part.shape))
+        for part in entry.parts
+    ]
 
 
 def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

@@ -45,7 +45,7 @@ class AssembledTensor:
     @property
     def made_of(self) -> tuple[Hashable, ...]:
         """What is read for the tensor, whatever it is called: equal for tensors that are the same in every input."""
-        return tuple(entry.nameless for entry in self.entries)
+        return tuple([entry.nameless for entry in self.entries])
 
     def dtype(self, recipe: Recipe | Stage) -> DType:
         """Return the dtype of the output: the recipe's for floats, if it says one; else that of the base, or the models."""
@@ -110,15 +110,18 @@ def assemble(
         if aligner is not None and len(found) == len(entries):
             found = aligner.align(found, [model.number for model in models])
             entries = [*found]
-        for model, name, entry in zip(models, names, entries, strict=True):
-            if entry is None:
-                absent.setdefault(inputs[model.number].path, []).append(name)
-            elif entry.shape != found[0].shape:
-                said = (
-                    f"is {list(entry.shape)}, and {inputs[models[0].number].path}'s {names[0]!r} is {list(found[0].shape)}"
-                )
-                unlike.setdefault((inputs[model.number].path, models[0].number), []).append(f"tensor {name!r} {said}")
-        if len(found) < len(entries) or absent or unlike:
+        shape = found[0].shape if found else None
+        if len(found) < len(entries) or [entry for entry in found if entry.shape != shape]:
+            for model, name, entry in zip(models, names, entries, strict=True):
+                if entry is None:
+                    absent.setdefault(inputs[model.number].path, []).append(name)
+                elif entry.shape != shape:
+                    said = (
+                        f"is {list(entry.shape)}, and {inputs[models[0].number].path}'s {names[0]!r} is"
+                        f" {list(found[0].shape)}"
+                    )
+                    unlike.setdefault((inputs[model.number].path, models[0].number), []).append(f"tensor {name!r} {said}")
+        if absent or unlike:
             continue
         if (differ := _differ(found, recipe)) is not None:
             differing.setdefault(differ, []).append(place.name)
@@ -165,9 +168,11 @@ def assemble(
 
 def _differ(entries: Sequence[TensorEntry], recipe: Recipe | Stage) -> str | None:
     """Return the names of the entries' dtypes, if they can't be merged together."""
+    if len({entry.dtype for entry in entries}) == 1:
+        return None
     floats = all(entry.dtype.is_float for entry in entries)
     names = list(dict.fromkeys(entry.dtype.name for entry in entries))
-    return None if len(names) == 1 or (floats and recipe.out_dtype) else ", ".join(names)
+    return None if floats and recipe.out_dtype else ", ".join(names)
 
 
 def _all_of(entries: Sequence[TensorEntry], numbers: Sequence[int]) -> tuple[list[TensorEntry], list[int]]:

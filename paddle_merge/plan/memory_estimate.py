@@ -89,8 +89,9 @@ class _Worker:
 
     def __init__(self, plan: Plan):
         self._kinds = list({_kind(tensor): tensor for tensor in plan.tensors if tensor.merged}.values())
-        self._readers = _most(sum(entry.memory for entry in tensor.inputs) for tensor in plan.tensors)
-        self._in_parts = any(one.parts for tensor in plan.tensors for entry in tensor.inputs for one in _stored(entry))
+        others = [one for one in plan.tensors if any(type(entry) is not StoredEntry or entry.parts for entry in one.inputs)]
+        self._readers = _most(sum(entry.memory for entry in tensor.inputs) for tensor in others)
+        self._in_parts = any(one.parts for tensor in others for entry in tensor.inputs for one in _stored(entry))
 
     def memory(self, engine: Engine) -> int:
         """Return the bytes of one worker."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..checkpoints.tensors import TensorEntry
+from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..dtypes import DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
@@ -64,7 +64,7 @@ class TensorPlan:
     @cached_property
     def compute(self) -> str:
         """The dtype that it is merged in: "float32" or "float64"."""
-        return compute_dtype([*(entry.dtype for entry in self.inputs), self.dtype])
+        return compute_dtype({self.dtype, *[entry.dtype for entry in self.inputs]})
 
     @property
     def inputs(self) -> tuple[TensorEntry, ...]:
@@ -107,7 +107,10 @@ class Piece:
 def leaves(tensor: TensorPlan) -> Iterator[tuple[int, TensorEntry]]:
     """Yield the entries that are read from checkpoints for a tensor, each with its checkpoint's place in Recipe.sources."""
     for number, entry in zip(tensor.numbers, tensor.inputs, strict=True):
-        yield from _leaves(number, entry)
+        if isinstance(entry, StoredEntry):  # most are
+            yield number, entry
+        else:
+            yield from _leaves(number, entry)
 
 
 def _leaves(number: int, entry: TensorEntry) -> Iterator[tuple[int, TensorEntry]]:

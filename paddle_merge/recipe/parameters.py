@@ -33,6 +33,7 @@ class Resolver:
         self._recipe = recipe
         self._made: dict[Any, ResolvedMethod] = {}
         self._gradients: dict[tuple[int, str], list[Any]] = {}  # (id of a condition, parameter) -> its values, converted
+        self._constant: dict[int, dict[str, Any] | None] = {}  # id of a slice -> the values of all its tensors
         self.used: set[int] = set()
 
     def resolved(self, values: Mapping[str, Any]) -> ResolvedMethod:
@@ -55,6 +56,14 @@ class Resolver:
         names: the tensor's name in each model; empty if it is `name` in all of them.
         Raises ValueError with a sentence that names the parameter.
         """
+        if id(part) not in self._constant:
+            self._constant[id(part)] = None
+            if not self._recipe.method.by_layer and all(map(_is_constant, _settings_of(self._recipe, part))):
+                self._constant[id(part)] = self._values(part, name, t, names)
+        constant = self._constant[id(part)]
+        return self._values(part, name, t, names) if constant is None else constant
+
+    def _values(self, part: Slice, name: str, t: float, names: Sequence[str]) -> dict[str, Any]:
         own = names or [name] * len(part.inputs)
         shared = part.settings, self._recipe.settings
         values: dict[str, Any] = {}
@@ -106,11 +115,19 @@ def is_uniform(recipe: Recipe) -> bool:
     return not (
         recipe.method.by_layer
         or len(recipe.slices) > 1
-        or any(
-            len(setting) > 1 or setting[0].filter is not None or isinstance(setting[0].value, tuple)
-            for _, setting in settings_of(recipe)
-        )
+        or not all(_is_constant(setting) for _, setting in settings_of(recipe))
     )
+
+
+def _is_constant(setting: Setting) -> bool:
+    """Return whether a setting is one value for all tensors."""
+    return len(setting) == 1 and setting[0].filter is None and not isinstance(setting[0].value, tuple)
+
+
+def _settings_of(recipe: Recipe | Stage, part: Slice) -> list[Setting]:
+    """Return all settings that may apply to a tensor of a slice."""
+    places = [recipe.settings, part.settings, *(model.settings for model in part.inputs)]
+    return [setting for settings in places for setting in settings.values()]
 
 
 def matches(filter: str | None, name: str) -> bool:

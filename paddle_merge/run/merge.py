@@ -99,9 +99,9 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
         journal.close(stopped=False)
         if not leads:
             output.sync()
-        everything = ranks.gather([vars(report) for report in reports])
+        others = ranks.gather([] if leads else [vars(report) for report in reports])
         if leads:
-            reports = [Report.of(report) for part in everything for report in part]
+            reports += [Report.of(report) for part in others for report in part]
             notice(reports, plan.tensors, plan.recipe.titles, request.strict)
             look(_held(plan, output.partial_paths), plan.save_format, paddle=plan.engine.tensor_type == "pd")
             lock = make_lock(plan, reports, {**sidecars, RECORD: merge_record})

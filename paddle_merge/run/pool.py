@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -62,8 +63,9 @@ class WorkerPool:
         inherited = [lock.file] if lock is not None and lock.file is not None else []
         self._count = min(plan.n_process, len(pieces))
         self._plan, self._pieces, self._job = plan, pieces, job
+        self._told = set[Connection]()  # the workers that know that there are no further pieces
         self._together = min(MOST_PIECES, -(-len(pieces) // (BATCHES * max(1, self._count))))  # pieces of a batch, at most
-        self._doing: dict[Connection, list[Piece]] = {}
+        self._doing: dict[Connection, deque[list[Piece]]] = {}  # the batches that each worker has, in order
         try:
             self._server = fork_server()
             try:
@@ -85,49 +87,64 @@ class WorkerPool:
         waiting = iter(self._pieces)
         for number, connection in enumerate(self._workers):
             engine = dataclasses.replace(self._job.engine, worker=number, workers=self._count)
+            self._doing[connection] = deque()
             self._send(connection, dataclasses.replace(self._job, engine=engine))
-            self._next(connection, waiting)
+            self._hand_out(connection, waiting)
         while self._doing:
             ready = wait([*self._doing, self._server.fileno(), *ranks.waitables()])
             ranks.check()
             if self._server.fileno() in ready:
                 raise self._server.ended()
             for connection in [one for one in self._doing if one in ready]:
-                try:
-                    kind, *content = connection.recv()
-                except (EOFError, OSError):
-                    raise WorkError(self._obituary(connection)) from None
+                kind, *content = self._receive(connection)
                 if kind == "progress":
                     progress(content[0])
-                elif kind == "done":
-                    self._next(connection, waiting)
-                    yield from content[0]
+                elif kind == "ready":
+                    self._hand_out(connection, waiting)
                 else:
-                    sentence, trace = content
-                    log.debug("%s", trace)
-                    raise WorkError(sentence)
+                    self._doing[connection].popleft()
+                    if not self._doing[connection] and connection in self._told:
+                        del self._doing[connection]
+                    yield from content[0]
 
-    def _next(self, connection: Connection, waiting: Iterator[Piece]) -> None:
+    def _hand_out(self, connection: Connection, waiting: Iterator[Piece]) -> None:
+        """Send a worker its next batch; without further pieces, tell it that there are none."""
         batch, traffic = list[Piece](), 0
         while traffic < BATCH_BYTES and len(batch) < self._together and (piece := next(waiting, None)) is not None:
             batch.append(piece)
             traffic += self._plan.traffic(piece)
         if batch:
-            self._doing[connection] = batch
+            self._doing[connection].append(batch)
             self._send(connection, [(self._plan.tensors[piece.tensor], piece) for piece in batch])
         else:
-            self._doing.pop(connection, None)
+            self._told.add(connection)
+            if not self._doing[connection]:
+                del self._doing[connection]
             self._send(connection, None)
 
     def _send(self, connection: Connection, message: Any) -> None:
         try:
             connection.send(message)
         except OSError:
+            while True:  # until what the worker said last, if it said why it ends
+                self._receive(connection)
+
+    def _receive(self, connection: Connection) -> Any:
+        """Return the worker's next message. Raises WorkError if the worker failed or died."""
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
             raise WorkError(self._obituary(connection)) from None
+        if message[0] == "error":
+            _, sentence, trace = message
+            log.debug("%s", trace)
+            raise WorkError(sentence)
+        return message
 
     def _obituary(self, connection: Connection) -> str:
-        how, batch = how_ended(self._server.status(connection)), self._doing.get(connection)
-        if not batch:
-            return f"a worker {how} before its first tensor"
+        how, batches = how_ended(self._server.status(connection)), self._doing.get(connection)
+        if not batches:
+            return f"a worker {how} while it had no tensor to merge"
+        batch = batches[0]
         more = f" or one of the {len(batch) - 1} after it" if len(batch) > 1 else ""
         return f"a worker {how} while merging tensor {self._plan.tensors[batch[0].tensor].name!r}{more}"

@@ -11,7 +11,6 @@ framework or of the caller's script. It uses one pipe: the job and then pieces c
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import select
@@ -79,7 +78,7 @@ class Worker:
                 raise WorkError(f"tensor {tensor.name!r}: {problem}") from error
 
         try:
-            report = self._merge(tensor, piece, write) if tensor.merged else self._copy(tensor, piece, write)
+            found = self._merge(tensor, piece, write) if tensor.merged else self._copy(tensor, piece, write)
             nbytes = (piece.stop - piece.start) * itemsize
             if path is not None and nbytes >= WRITEBACK:  # pages of smaller ones would be written several times
                 self._shards.start_writeback(path, tensor.offset + piece.start * itemsize, nbytes)
@@ -89,13 +88,14 @@ class Worker:
             raise WorkError(f"tensor {tensor.name!r}: {OUT_OF_MEMORY}") from None
         except Exception as error:  # any error fails the merge, with the name of the tensor
             raise WorkError(f"tensor {tensor.name!r}: {type(error).__name__}: {error}") from error
-        return dataclasses.replace(report, start=piece.start, stop=piece.stop, written=written.hexdigest())
+        return Report(tensor.name, start=piece.start, stop=piece.stop, written=written.hexdigest(), **found)
 
     def close(self) -> None:
         self._files.close()
         self._shards.close()
 
-    def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
+    def _merge(self, tensor: TensorPlan, piece: Piece, write: Write) -> dict[str, Any]:
+        """Merge a piece; return fields of its Report."""
         backend = self._backends.of(tensor)
         keep = self._resident if tensor.resolved.measures else 0
         source = FileSource(tensor, backend, self._files, piece=piece, keep=keep, scratch=self._scratch)
@@ -110,9 +110,15 @@ class Worker:
             for arrived, first in coming:
                 write(arrived(), first)
             peak = backend.peak()
-        return Report(tensor.name, merging.not_finite, merging.overflowed, peak, read=source.fingerprints())
+        return {
+            "not_finite": merging.not_finite,
+            "overflowed": merging.overflowed,
+            "device_memory": peak,
+            "read": source.fingerprints(),
+        }
 
-    def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> Report:
+    def _copy(self, tensor: TensorPlan, piece: Piece, write: Write) -> dict[str, Any]:
+        """Copy a piece; return fields of its Report."""
         step = (1 << 20) // tensor.dtype.itemsize
         read = [Fingerprint(piece.start) for _ in tensor.inputs]
         for start in range(piece.start, piece.stop, step):
@@ -122,7 +128,7 @@ class Worker:
                 fingerprint.add(raw, start)
             write(raw, start)
             self._progress(raw.nbytes * (len(tensor.inputs) + 1))
-        return Report(tensor.name, read=tuple(fingerprint.hexdigest() for fingerprint in read))
+        return {"read": tuple(fingerprint.hexdigest() for fingerprint in read)}
 
 
 class _Throttle:
@@ -156,17 +162,29 @@ def _settle(engine: Engine) -> None:
 
 
 def serve(connection: Connection) -> None:
-    """Receive a Job, then lists of (tensor, piece) until None; send ("progress", bytes), ("done", Report of each piece) and
-    ("error", sentence, traceback)."""
+    """Receive a Job, then batches, lists of (tensor, piece), until None; send ("progress", bytes), ("ready",) for the next
+    batch, ("done", Report of each piece) and ("error", sentence, traceback).
+
+    The batch that follows small pieces is asked for before they are merged, and received before their reports are sent:
+    so neither the worker nor the command waits for the other, however long messages are.
+    """
     throttle = _Throttle(lambda count: connection.send(("progress", count)))
     try:
         job = connection.recv()
         _settle(job.engine)
         worker = Worker(job, throttle)
-        while (batch := connection.recv()) is not None:
+        batch = connection.recv()
+        while batch is not None:
+            early = len(batch) > 1  # only small pieces are sent together
+            if early:
+                connection.send(("ready",))
             reports = [worker.merge(tensor, piece) for tensor, piece in batch]
             throttle.flush()
+            batch = connection.recv() if early else None
             connection.send(("done", reports))
+            if not early:
+                connection.send(("ready",))
+                batch = connection.recv()
         worker.close()
     except (EOFError, OSError):
         return  # the parent has ended, so the output will never be finished

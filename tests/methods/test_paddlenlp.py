@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
+from paddle_merge.backends.np_backend import NumpyBackend
+from paddle_merge.methods import della
 from paddle_merge.methods.dare import dare
 from paddle_merge.methods.della import keep_probabilities
 from paddle_merge.methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
@@ -87,6 +90,30 @@ def test_pinned_drop_probabilities() -> None:
     """MATH.md, section 1.3: epsilon 0.4, density 0.5; drop [.4, .5, .6, .3] for delta 1, whose ranks are 1, 2, 3, 0."""
     ascending = keep_probabilities(np.array([1, 1, 1, 1], np.uint32), 0.5, 0.4)
     np.testing.assert_allclose(ascending, [0.4, 0.5, 0.6, 0.7], rtol=4e-16)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bins_of_small_tensors_are_sorted_and_of_large_ones_counted(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find the same elements in the same bins, in blocks of any size."""
+    numbers = np.random.default_rng(0).standard_normal((3, 500)) * 10.0 ** np.arange(-250, 250)
+    rows = np.clip(numbers, -3e38, 3e38).astype(dtype)
+    rows[1, :7] = 0.0, -0.0, 1.0, -1.0, 1e-45, -np.inf, np.nan
+
+    class InBlocks:
+        size = 500
+        models = 3
+
+        def deltas(self) -> Iterator[tuple[int, np.ndarray]]:
+            yield from ((start, rows[:, start : start + 200].copy()) for start in range(0, 500, 200))
+
+    backend = NumpyBackend(np.dtype(dtype).name)
+    found = []
+    for small in (0, 500):
+        monkeypatch.setattr(della, "SMALL", small)
+        found.append(della._histograms(InBlocks(), backend))  # type: ignore[arg-type]
+    for counted, by_sorting in zip(*found, strict=True):
+        assert [one.tolist() for one in counted] == [one.tolist() for one in by_sorting]
+        assert counted[1].sum() == 500
 
 
 def test_official_ties_example(tmp_path: Path) -> None:

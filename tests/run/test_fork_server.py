@@ -7,9 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,6 +27,8 @@ from paddle_merge.run import fork_server
 from paddle_merge.run.fork_server import ForkServer, started_early
 from paddle_merge.run.job import Job
 from paddle_merge.run.pool import MOST_PIECES, WorkerPool
+from paddle_merge.run.ranks import Ranks
+from paddle_merge.run.worker import serve
 from tests.support.checkpoints import read, write
 from tests.support.sweeps import few
 
@@ -178,8 +185,10 @@ def test_small_pieces_are_handed_out_together(tmp_path: Path) -> None:
     plan = make_plan(Request.of(MergeConfig(model_path_list=models, output_path="out")).checked_recipe(), 1)
     pool = WorkerPool(plan, plan.pieces, Job(None))
     with pool:
-        pool._next(pool._workers[0], iter(plan.pieces))
-        assert len(pool._doing[pool._workers[0]]) == MOST_PIECES
+        (connection,) = pool._workers
+        pool._doing[connection] = deque()
+        pool._hand_out(connection, iter(plan.pieces))
+        assert [len(batch) for batch in pool._doing[connection]] == [MOST_PIECES]
         (worker,) = workers_of(pool._server, 1)
         worker.kill()
         first = plan.tensors[plan.pieces[0].tensor].name
@@ -187,9 +196,55 @@ def test_small_pieces_are_handed_out_together(tmp_path: Path) -> None:
     with WorkerPool(dataclasses.replace(plan, n_process=3), plan.pieces[:5], Job(None)) as pool:
         waiting = iter(plan.pieces[:5])
         for connection in pool._workers:
-            pool._next(connection, waiting)
-        assert [len(batch) for batch in pool._doing.values()] == [1, 1, 1]  # few are shared out
+            pool._doing[connection] = deque()
+            pool._hand_out(connection, waiting)
+        assert [len(batch) for (batch,) in pool._doing.values()] == [1, 1, 1]  # few are shared out
     out = tmp_path / "out"
     merge(MergeConfig(model_path_list=models, output_path=str(out), n_process=3))
     merged = read(out)
     assert all(np.array_equal(merged[name], tensors[name]) for name in tensors)
+
+
+def test_a_worker_gets_its_next_small_pieces_while_it_merges(tmp_path: Path) -> None:
+    tensors = {f"t{k}": np.full(9, k, np.float32) for k in range(300)}
+    models = [str(write(tmp_path / name, tensors)) for name in ("a", "b")]
+    plan = make_plan(Request.of(MergeConfig(model_path_list=models, output_path="out")).checked_recipe(), 1)
+    ours, its = Pipe()
+    serving = threading.Thread(target=serve, args=(its,))
+    serving.start()
+    batches = [[(plan.tensors[piece.tensor], piece) for piece in some] for some in (plan.pieces[:3], plan.pieces[3:4])]
+    ours.send(Job(None))
+    ours.send(batches[0])
+    assert ours.recv() == ("ready",)
+    while ours.poll(1):  # their reports come when the next batch is there
+        assert ours.recv()[0] == "progress"
+    ours.send(batches[1])
+    kind, reports = received(ours)
+    assert (kind, [report.tensor for report in reports]) == ("done", [tensor.name for tensor, _ in batches[0]])
+    assert [received(ours)[0] for _ in range(2)] == ["done", "ready"]  # a batch of one may be a large piece
+    ours.send(None)
+    serving.join()
+
+
+def received(connection: Connection) -> Any:
+    """Return the next message that isn't about progress."""
+    while (message := connection.recv())[0] == "progress":
+        pass
+    return message
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_messages_of_any_length_hold_nobody_up(tmp_path: Path, damaged: bool) -> None:
+    """A pipe holds some 200 kB: if both sides wrote a message of more, and none read, they would wait for ever."""
+    tensors = {f"t{k}." + "n" * 8000: np.full(9, k, np.float32) for k in range(300)}
+    models = [write(tmp_path / name, tensors) for name in ("a", "b")]
+    request = Request.of(MergeConfig(model_path_list=[str(one) for one in models], output_path="out"))
+    plan = make_plan(request.checked_recipe(), 1)
+    with WorkerPool(plan, plan.pieces, Job(None)) as pool:
+        if damaged:  # a worker fails while the command sends it its next batch
+            (file,) = models[0].glob("*.safetensors")
+            os.truncate(file, file.stat().st_size - 9 * 4 * 150)
+            with pytest.raises(WorkError, match="was it changed while merging"):
+                list(pool.work(lambda _: None, Ranks(0, ["alone"])))
+        else:
+            assert len(list(pool.work(lambda _: None, Ranks(0, ["alone"])))) == len(tensors)

@@ -8,14 +8,15 @@ tensor, which the library doesn't report.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import struct
-from collections.abc import Sequence
-from typing import Any, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
 
-from ...dtypes import BFLOAT16, BY_TAG, UINT16
+from ...dtypes import BFLOAT16, BY_TAG, UINT16, DType
 from ...errors import CheckpointError
 from ...parsing import shown
 from ..json_files import MAX_JSON, open_regular, parse_json, read_json
@@ -24,6 +25,7 @@ from .folder import misplaced
 from .header import Header, Held
 
 METADATA = "__metadata__"  # the header's key that is not a tensor
+SAME = 64  # headers that are kept, parsed, for files that have the same one
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -41,7 +43,7 @@ def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, s
     problems: list[str] = []
     for file in files:
         try:
-            entries, metadata = _read_header(file, folder)
+            entries, metadata = _read_header(path, file, folder)
         except CheckpointError as error:
             problems += error.problems
             continue
@@ -60,7 +62,7 @@ def open_files(path: str, folder: str, files: list[str], weight_map: dict[str, s
     return Checkpoint(path, folder, next(iter(formats)), tensors, metadata=everything)
 
 
-def _read_header(file: str, folder: str) -> tuple[list[StoredEntry], dict[str, str]]:
+def _read_header(path: str, file: str, folder: str) -> tuple[list[StoredEntry], Mapping[str, str]]:
     """Return one file's tensors, in order of offset, and its metadata. Raises CheckpointError listing everything wrong."""
     try:
         with open_regular(file) as stream:
@@ -73,68 +75,93 @@ def _read_header(file: str, folder: str) -> tuple[list[StoredEntry], dict[str, s
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
     try:
-        header = parse_json(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: its header is not valid JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{file}: its header is not a JSON object")
-    metadata = header.pop(METADATA, None)
-    metadata = {} if metadata is None else metadata
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{file}: its __metadata__ is not a map from strings to strings")
-
-    problems: list[str] = []
-    entries: list[StoredEntry] = []
-    for name, info in header.items():
-        try:
-            entries.append(_read_entry(name, info, file, 8 + length))
-        except CheckpointError as error:
-            problems += error.problems
-    if problems:
-        raise CheckpointError(problems)
-
-    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
-    end = 8 + length
-    for entry in entries:
-        if entry.offset != end:
-            raise CheckpointError(f"{file}: tensor {entry.name!r} overlaps another, or leaves a gap before it")
-        end += entry.nbytes
+        rows, metadata = _parsed(text)
+    except CheckpointError as error:
+        raise CheckpointError([f"{file}: {problem}" for problem in error.problems]) from None
+    end = 8 + length + (rows[-1].stop if rows else 0)
     if end != size:
         fault = "is truncated" if end > size else "is longer than its header says"
         raise CheckpointError(f"{file}: {fault} ({size} bytes, but the header describes {end})")
+    entries = [
+        StoredEntry(row.name, row.dtype, row.shape, file, 8 + length + row.start, origin=(path, row.name)) for row in rows
+    ]
     if any(entry.dtype is UINT16 for entry in entries):
         entries = [_uint16_is_bfloat16(entry, folder) for entry in entries]
     return entries, metadata
 
 
-def _read_entry(name: str, info: Any, file: str, data_start: int) -> StoredEntry:
-    """Return the tensor that one entry of the header describes. data_start: byte offset of the first tensor."""
+class _Row(NamedTuple):
+    """A tensor as a header has it. start, stop: its bytes, counted from the first tensor's."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@functools.lru_cache(SAME)  # of models that are merged, most have the same headers
+def _parsed(text: bytes) -> tuple[Sequence[_Row], Mapping[str, str]]:
+    """Return the tensors that a header describes, in order of offset, and its metadata.
+
+    Raises CheckpointError listing everything wrong, in sentences without a subject or about a tensor.
+    """
+    try:
+        header = parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"its header is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError("its header is not a JSON object")
+    metadata = header.pop(METADATA, None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError("its __metadata__ is not a map from strings to strings")
+
+    problems: list[str] = []
+    rows: list[_Row] = []
+    for name, info in header.items():
+        try:
+            rows.append(_row(name, info))
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(problems)
+
+    rows.sort(key=lambda row: row[3:])
+    end = 0
+    for row in rows:
+        if row.start != end:
+            raise CheckpointError(f"tensor {row.name!r} overlaps another, or leaves a gap before it")
+        end = row.stop
+    return rows, metadata
+
+
+def _row(name: str, info: Any) -> _Row:
+    """Return the tensor that one entry of the header describes. Raises CheckpointError."""
     if not isinstance(info, dict) or len(info) > 3:  # a further field might change what the three known ones mean
-        raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry")
+        raise CheckpointError(f"tensor {name!r} has a malformed header entry")
     tag, shape, offsets = info.get("dtype"), info.get("shape"), info.get("data_offsets")
     dtype = BY_TAG.get(tag) if isinstance(tag, str) else None
     if dtype is None:
         said = tag if isinstance(tag, str) else shown(tag)
-        raise CheckpointError(
-            f"{file}: tensor {name!r} has dtype {said}, which isn't supported; convert it to bfloat16 first"
-        )
+        raise CheckpointError(f"tensor {name!r} has dtype {said}, which isn't supported; convert it to bfloat16 first")
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
-        raise CheckpointError(f"{file}: tensor {name!r} has a malformed shape or data_offsets")
-    if math.prod(filter(None, shape)) >= MAX_SIZE:
-        raise CheckpointError(f"{file}: tensor {name!r} has the shape {shape}, which is too large to address")
-    nbytes = math.prod(shape) * dtype.itemsize
-    if offsets[1] - offsets[0] != nbytes:
+        raise CheckpointError(f"tensor {name!r} has a malformed shape or data_offsets")
+    size = math.prod(shape)
+    if (size or math.prod(filter(None, shape))) >= MAX_SIZE:
+        raise CheckpointError(f"tensor {name!r} has the shape {shape}, which is too large to address")
+    (start, stop), nbytes = offsets, size * dtype.itemsize
+    if stop - start != nbytes:
         raise CheckpointError(
-            f"{file}: tensor {name!r} is {dtype.name} {shape}, {nbytes} bytes, but its data_offsets span"
-            f" {offsets[1] - offsets[0]}"
+            f"tensor {name!r} is {dtype.name} {shape}, {nbytes} bytes, but its data_offsets span {stop - start}"
         )
-    return StoredEntry(name, dtype, tuple(shape), file, data_start + offsets[0])
+    return _Row(name, dtype, tuple(shape), start, stop)
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
     """Return whether value is a list of non-negative int64s, no longer than a shape can be."""
     small = isinstance(value, list) and len(value) <= MAX_DIMS
-    return small and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    return small and not [item for item in value if type(item) is not int or not 0 <= item < 2**63]
 
 
 def _uint16_is_bfloat16(entry: StoredEntry, folder: str) -> StoredEntry:

@@ -6,7 +6,6 @@ and seed 0, so the numbers are those of a merge. Sums of blocks are added in ord
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -52,17 +51,18 @@ class Measured:
     not_finite: tuple[int | None, ...] = ()
 
 
-def measure(tensor: Compared, sparsifiers: Mapping[str | None, Any], progress: Callable[[int], None]) -> Measured:
+def measure(
+    tensor: Compared, sparsifiers: Mapping[str | None, Any], files: Files, progress: Callable[[int], None]
+) -> Measured:
     """Measure one tensor in all models. Raises WorkError.
 
-    sparsifiers: by the names in ROUNDS. progress: is called with the number of bytes read. Models in which the tensor has
-    NaN or Inf are left out, since no merge accepts them.
+    sparsifiers: by the names in ROUNDS. files: from which is read. progress: is called with the number of bytes read. Models
+    in which the tensor has NaN or Inf are left out, since no merge accepts them.
     """
     not_finite: tuple[int | None, ...] = ()
     while tensor.size and tensor.sources and None not in not_finite:
-        with contextlib.closing(Files()) as files:
-            work = _Work(tensor, sparsifiers, files, progress)
-            measured = work.run()
+        work = _Work(tensor, sparsifiers, files, progress)
+        measured = work.run()
         if not work.not_finite:
             return Measured(measured.models, measured.pairs, measured.kept, measured.summed, not_finite)
         not_finite += work.not_finite

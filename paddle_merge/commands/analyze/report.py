@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any
 
+from ...checkpoints.files import Files
 from ...checkpoints.names import layer_of, letters, word_of
 from ...conversion.inputs import Opened
 from ...methods.paddlenlp import METHODS, sparsifier
@@ -50,8 +51,8 @@ def analyse(opened: Opened, asked: Asked, n_process: int, progress: bool | None 
     found = survey(models, base)
     sparsifiers = asked.sparsifiers
 
-    def work(number: int, advance: Callable[[int], None]) -> Measured:
-        return measure(found.compared[number], sparsifiers, advance)
+    def work(number: int, files: Files, advance: Callable[[int], None]) -> Measured:
+        return measure(found.compared[number], sparsifiers, files, advance)
 
     sizes = [tensor.nbytes for tensor in found.compared]
     measured = in_threads(
@@ -107,16 +108,19 @@ class _Report:
     # --- tensors, and groups of them
 
     def _rows(self, parts: Sequence[Measured]) -> dict[str, Any]:
-        models: dict[int, ModelSums] = {}
-        pairs: dict[tuple[int, int], PairSums] = {}
+        models: dict[int, list[ModelSums]] = {}
+        pairs: dict[tuple[int, int], list[PairSums]] = {}
         for part in parts:
             for model, sums in part.models.items():
-                models[model] = models.get(model, ModelSums()) + sums
+                models.setdefault(model, []).append(sums)
             for pair, both in part.pairs.items():
-                pairs[pair] = pairs.get(pair, PairSums()) + both
+                pairs.setdefault(pair, []).append(both)
         return {
-            "models": {self.labels[model]: json_of(models[model], *_MODEL) for model in sorted(models)},
-            "pairs": {f"{self.labels[j]}-{self.labels[k]}": json_of(pairs[j, k], *_PAIR) for j, k in sorted(pairs)},
+            "models": {self.labels[k]: json_of(ModelSums.total(its), *_MODEL) for k, its in sorted(models.items())},
+            "pairs": {
+                f"{self.labels[j]}-{self.labels[k]}": json_of(PairSums.total(its), *_PAIR)
+                for (j, k), its in sorted(pairs.items())
+            },
         }
 
     def _groups(self, key: Callable[[str], Any]) -> dict[Any, dict[str, Any]]:

@@ -10,6 +10,8 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add, attrgetter
 from typing import Any, TypeVar
 
 S = TypeVar("S", bound="_Sums")
@@ -17,16 +19,13 @@ S = TypeVar("S", bound="_Sums")
 
 @dataclass(frozen=True)
 class _Sums:
-    def __add__(self: S, other: S) -> S:
-        values = {}
-        for item in dataclasses.fields(self):
-            one, two = getattr(self, item.name), getattr(other, item.name)
-            values[item.name] = max(one, two) if item.name == "largest" else one + two
-        return type(self)(**values)
-
     @classmethod
     def total(cls: type[S], parts: Iterable[S]) -> S:
-        return sum(parts, cls())
+        """Return the sums of all parts together, added in order. (sum() of floats would depend on Python's version.)"""
+        none = cls()
+        names = [item.name for item in dataclasses.fields(cls)]
+        columns = zip(*map(attrgetter(*names), (none, *parts)), strict=True)
+        return cls(*(reduce(max if name == "largest" else add, column) for name, column in zip(names, columns, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...checkpoints.files import Files
 from ...checkpoints.names import layer_of, word_of
 from ...checkpoints.tensors import Checkpoint
 from ...conversion.inputs import open_together
@@ -98,9 +99,9 @@ def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> li
     pieces = [(number, start, stop) for number, pair in enumerate(pairs) for start, stop in pair.pieces()]
     nbytes = sum(pair.size * (pair.a.dtype.itemsize + pair.b.dtype.itemsize) for pair in pairs)
 
-    def work(which: int, advance: Callable[[int], None]) -> Sums:
+    def work(which: int, files: Files, advance: Callable[[int], None]) -> Sums:
         number, start, stop = pieces[which]
-        return measure(pairs[number], start, stop, advance)
+        return measure(pairs[number], start, stop, files, advance)
 
     sizes = [stop - start for _, start, stop in pieces]
     result = [Sums() for _ in pairs]

@@ -6,7 +6,6 @@ of workers.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -152,24 +151,22 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def measure(pair: Pair, start: int, stop: int, progress: Callable[[int], object]) -> Sums:
+def measure(pair: Pair, start: int, stop: int, files: Files, progress: Callable[[int], object]) -> Sums:
     """Return the counts and sums of the elements start..stop. Raises WorkError.
 
-    progress: is called with the number of bytes read after each block. The files are closed at the end, so that many workers
-    don't exceed the system's limit of open files.
+    files: from which is read. progress: is called with the number of bytes read after each block.
     """
     sums, counts, buckets = np.zeros(6), np.zeros(4, np.int64), np.zeros(comparing.BUCKETS, np.int64)
     finite = np.empty(min(BLOCK, stop - start), np.uint8)
     units = pair.units
     wide: type[np.unsignedinteger[Any]] = np.uint32 if units and units.is_float and units.itemsize < 8 else np.uint64
     sign = wide(1 << (8 * units.itemsize - 1) if units and units.is_float else 0)
-    with contextlib.closing(Files()) as files_a, contextlib.closing(Files()) as files_b:
-        a, b = TensorReader(pair.a, files_a), TensorReader(pair.b, files_b)
-        for _, count in side_by_side(a, b, start, stop):
-            comparing.add_block(a.numbers, b.numbers, sums, counts, finite)
-            if units is not None:
-                comparing.add_distances(a.bits(units, wide), b.bits(units, wide), sign, finite, buckets)
-            progress(count * (pair.a.dtype.itemsize + pair.b.dtype.itemsize))
+    a, b = TensorReader(pair.a, files), TensorReader(pair.b, files)
+    for _, count in side_by_side(a, b, start, stop):
+        comparing.add_block(a.numbers, b.numbers, sums, counts, finite)
+        if units is not None:
+            comparing.add_distances(a.bits(units, wide), b.bits(units, wide), sign, finite, buckets)
+        progress(count * (pair.a.dtype.itemsize + pair.b.dtype.itemsize))
     changed, not_finite_a, not_finite_b, compared = map(int, counts)
     if units is not None and not units.is_float:  # as float64, different 64-bit integers can be equal
         changed = int(buckets[1:].sum())

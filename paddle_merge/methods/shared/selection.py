@@ -82,7 +82,7 @@ class Bracket:
 
     def value(self, rank: int) -> Any | None:
         """Return the rank-th smallest magnitude (from 0); None if this pass hasn't determined it."""
-        below, at_lo, inside, at_hi, collected = self.counts
+        below, at_lo, inside, at_hi, collected = self.counts.tolist()
         rank -= below
         if 0 <= rank < at_lo:
             return self.bounds[0]
@@ -105,11 +105,11 @@ class Bracket:
 
     def sum_from(self, threshold: Any) -> float:
         """Return the sum of |x| over |x| >= threshold. Needs lo <= threshold <= hi, and all values between collected."""
-        kept = self.between[np.searchsorted(self.between.astype(self.dtype, copy=False), threshold) :]
+        between = self.between
+        kept = between[between.astype(self.dtype, copy=False).searchsorted(threshold) :]
         result = float(self.sums[1])
         if len(kept):
-            with np.errstate(over="ignore"):
-                result += _sum_in_order(kept)
+            result += _sum_in_order(kept)
         if threshold <= self.bounds[0] < self.bounds[1]:
             result += float(self.sums[2])
         return result
@@ -154,7 +154,8 @@ def select_quantile(tensor: Tensor, backend: Backend, q: float, capacity: int = 
         threshold = _interpolate(lower, upper, position - low)
         return Quantile(threshold, float(search.sums[0]), search.sum_from(threshold))
 
-    return _search(tensor, backend, [(model, ranks, read) for model in range(tensor.models)], capacity, True)
+    with np.errstate(over="ignore"):  # of sums
+        return _search(tensor, backend, [(model, ranks, read) for model in range(tensor.models)], capacity, True)
 
 
 def select_ranks(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, int]], capacity: int = CAPACITY) -> list[Cut]:
@@ -254,10 +255,10 @@ def memory(models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
 def _sum_in_order(values: np.ndarray) -> float:
     """Return the sum of at least one value, added in order in float64, so that it is the same on any machine (unlike
     np.sum)."""
-    result = np.zeros(1)
-    for start in range(0, len(values), SMALL):
-        result = np.cumsum(np.concatenate([result[-1:], values[start : start + SMALL]]), dtype=np.float64)
-    return float(result[-1])
+    sums = values[:SMALL].cumsum(dtype=np.float64)
+    for start in range(SMALL, len(values), SMALL):
+        sums = np.concatenate([sums[-1:], values[start : start + SMALL]]).cumsum(dtype=np.float64)
+    return float(sums[-1])
 
 
 def _interpolate(lower: Any, upper: Any, fraction: float) -> Any:

@@ -26,6 +26,8 @@ class ShardFiles(OpenFiles):
         file, view = self._file(path), raw.view(np.uint8).data
         while view:
             count = os.pwrite(file, view, offset)
+            if count == len(view):
+                return
             view, offset = view[count:], offset + count
 
     def start_writeback(self, path: str, offset: int, length: int) -> None:

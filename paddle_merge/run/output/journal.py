@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.fingerprint import of_file
+from ...checkpoints.tensors import StoredEntry
 from ...errors import MergeError, OutputError, WorkError
 from ...plan.file_names import JOURNALS, journal_name
 from ...plan.plan import Plan
@@ -70,9 +71,13 @@ def describe(request: Request, plan: Plan) -> dict[str, Any]:
     """Return what determines the output's bytes and their places: fields, input files, and a digest of the plan."""
     record = {name: value for name, value in request.record.items() if name not in IRRELEVANT}
     files = sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
-    digest = hashlib.sha256()
-    for part in (*plan.shards, *plan.tensors):
-        digest.update(repr(part).encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(repr(plan.shards).encode("utf-8", "surrogatepass"))
+    for tensor in plan.tensors:
+        # A tensor as stored is described by its values, because the text of a dataclass takes several times as long.
+        read = [entry.nameless if isinstance(entry, StoredEntry) else entry for entry in tensor.inputs]
+        how = tensor.numbers, tensor.base is None, tensor.resolved, tensor.seed, tensor.masked_as, tensor.transposed
+        written = tensor.name, tensor.dtype, tensor.shard, tensor.offset
+        digest.update(repr((read, how, written)).encode("utf-8", "surrogatepass"))
     inputs = {os.path.abspath(file): _state(file) for file in files}
     said = {"version": __version__, "fields": record, "inputs": inputs, "plan": digest.hexdigest()}
     return dict(json.loads(json.dumps(said)))  # as it is read back

@@ -426,7 +426,7 @@ def test_what_float64_cannot_square_is_none_not_nonsense(tmp_path: Path) -> None
 
 def test_sums_add_up() -> None:
     one = ModelSums(4, 2, 1.0, 1.0, 0.5, 4.0, 0.75)
-    assert one + ModelSums(4, 1, 1.0, 1.0, 0.0, 0.0, 0.5) == ModelSums(8, 3, 2.0, 2.0, 0.5, 4.0, 0.75)
+    assert ModelSums.total([one, ModelSums(4, 1, 1.0, 1.0, 0.0, 0.0, 0.5)]) == ModelSums(8, 3, 2.0, 2.0, 0.5, 4.0, 0.75)
     assert PairSums.total([]) == PairSums()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, ConfigError, DiffConfig, MergeConfig, WorkError, diff, merge
+from paddle_merge.checkpoints.files import Files
 from paddle_merge.checkpoints.names import LAYOUTS, layer_of, pattern_of, word_of
 from paddle_merge.checkpoints.tensors import StoredEntry, TensorEntry
 from paddle_merge.commands.diff.diff import compare, open_models
@@ -179,7 +181,8 @@ def entry(path: Path, raw: np.ndarray, dtype: str) -> TensorEntry:
 
 def measured(folder: Path, a: np.ndarray, b: np.ndarray, a_dtype: str, b_dtype: str) -> Sums:
     pair = Pair(entry(folder / "a.bin", a, a_dtype), entry(folder / "b.bin", b, b_dtype))
-    return sum((measure(pair, *piece, lambda _: None) for piece in pair.pieces()), Sums())
+    with contextlib.closing(Files()) as files:
+        return sum((measure(pair, *piece, files, lambda _: None) for piece in pair.pieces()), Sums())
 
 
 @settings(deadline=None, max_examples=60)
