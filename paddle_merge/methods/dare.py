@@ -67,7 +67,7 @@ class Bernoulli(Keep):
                 scale = 1.0 / density if divide else 1.0
                 limits = backend.mask_constant(np.array([keep_limit(density)]))
                 scales = backend.mask_constant(np.array([scale], backend.dtype))
-                found.append(_Hashed(mask_key(tensor.seed, model, tensor.name), limits, scales))
+                found.append(_Hashed(mask_key(tensor.seed, tensor.first + model, tensor.name), limits, scales))
             else:
                 found.append(None if density >= 1.0 else keep_nothing(tensor, backend))
         return found

@@ -99,7 +99,7 @@ class ByTensorRank(Keep):
         return BINS * (models * (counters + 4 + itemsize) + 5 * 8)  # and what the tables of one model are computed from
 
     def masks(self, tensor: Tensor, backend: Backend, divide: bool) -> Sequence[Mask | None]:
-        keys = [mask_key(tensor.seed, model, tensor.name) for model in range(tensor.models)]
+        keys = [mask_key(tensor.seed, tensor.first + model, tensor.name) for model in range(tensor.models)]
         return [
             _Binned(key, *self._tables(bins, counts, self.density_of(model), backend, divide))
             for model, (key, (bins, counts)) in enumerate(zip(keys, _histograms(tensor, backend), strict=True))
@@ -184,6 +184,9 @@ class ByRowRank(Keep):
 
     random = True
 
+    def of_model(self, model: int) -> ByRowRank:
+        return ByRowRank(self.density_of(model), (self.epsilon[model],))
+
     @property
     def measures(self) -> bool:
         return self.thins
@@ -205,7 +208,7 @@ class ByRowRank(Keep):
         draws = {}
         for model in self.thinned(tensor.models):
             limits = keep_limit(row_probabilities(axes[1], self.density_of(model), self.epsilon[model]))
-            draws[model] = mask_key(tensor.seed, model, tensor.name), limits
+            draws[model] = mask_key(tensor.seed, tensor.first + model, tensor.name), limits
         bits, one = keep_by_rank(tensor, backend, axes, draws), backend.scalar(1.0)
         return [
             _Bits(bits[model], one)

@@ -57,7 +57,8 @@ class _Smaller:
 
     def __init__(self, tensor: Tensor):
         self.name, self.shape, self.size, self.models = tensor.name, tensor.shape, tensor.size, tensor.models
-        self.seed, self.transposed, self.narrow, self._tensor = tensor.seed, tensor.transposed, tensor.narrow, tensor
+        self.first, self.seed, self.transposed = tensor.first, tensor.seed, tensor.transposed
+        self.narrow, self._tensor = tensor.narrow, tensor
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
         for start, x in self._tensor.deltas():

@@ -42,7 +42,7 @@ _COPIED = 5 << 20  # while parts of scattered tensors, or of those stored as tex
 def memory(plan: Plan, beside: int = 0) -> int:
     """Return the bytes of all processes of one rank together. beside: the bytes of config and tokenizer."""
     worker = _Worker(plan)
-    return _command(plan, beside) + plan.n_process * worker.memory(plan.engine)
+    return _command(plan, beside) + worker.memory(plan.engine, plan.n_process)
 
 
 def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
@@ -56,7 +56,7 @@ def within(plan: Plan, limit: int, beside: int = 0) -> Plan:
     for budget, speed in BUDGETS:
         for count in range(plan.n_process, 0, -1):
             other = dataclasses.replace(plan, n_process=count, engine=dataclasses.replace(plan.engine, budget=budget))
-            needed = _command(other, beside) + count * worker.memory(other.engine)
+            needed = _command(other, beside) + worker.memory(other.engine, count)
             if needed <= limit:
                 found.append((min(count, usable) * speed, other))
                 break
@@ -84,7 +84,7 @@ def _command(plan: Plan, beside: int) -> int:
 
 
 class _Worker:
-    """What one worker of a plan holds: of each kind of buffer the largest that any tensor needs, since buffers are used
+    """What the workers of a plan hold: of each kind of buffer the largest that any tensor needs, since buffers are used
     again."""
 
     def __init__(self, plan: Plan):
@@ -92,9 +92,22 @@ class _Worker:
         others = [one for one in plan.tensors if any(type(entry) is not StoredEntry or entry.parts for entry in one.inputs)]
         self._readers = _most(sum(entry.memory for entry in tensor.inputs) for tensor in others)
         self._in_parts = any(one.parts for tensor in others for entry in tensor.inputs for one in _stored(entry))
+        self._in_threads = [(plan.tensors[piece.tensor], piece.threads) for piece in plan.pieces if piece.threads > 1]
 
-    def memory(self, engine: Engine) -> int:
-        """Return the bytes of one worker."""
+    def memory(self, engine: Engine, count: int) -> int:
+        """Return the bytes of `count` workers together."""
+        return count * self._one(engine) + (self._further(engine.budget, count) if engine.tensor_type == "np" else 0)
+
+    def _further(self, budget: MemoryBudget, count: int) -> int:
+        """Return the bytes that all threads but the first take, for tensors that several threads merge."""
+        found = 0
+        for tensor, threads in self._in_threads:
+            one = dataclasses.replace(tensor, sources=tensor.sources[:1])  # a thread measures one model at a time
+            each = _measured(one, budget) + _block(tensor, budget.block) + sum(_each(budget.panel, [tensor]))
+            found += (min(threads, count) - 1) * each
+        return found
+
+    def _one(self, engine: Engine) -> int:
         budget = engine.budget
         found = _WORKER + self._readers + (_COPIED if self._in_parts else 0)
         found += sum(_each(budget.panel, self._kinds))

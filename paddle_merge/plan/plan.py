@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..backends.engine import Engine
 from ..checkpoints.adapters import Adapter
 from ..checkpoints.fingerprint import BLOCK
-from ..checkpoints.tensors import Checkpoint, Origin
+from ..checkpoints.tensors import Checkpoint, Origin, StoredEntry
 from ..conversion.vocabulary.vocabularies import Tokens
 from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import is_uniform
@@ -24,6 +24,7 @@ from .config_source import ConfigSource
 from .tensor_plan import Piece, TensorPlan
 
 WORKER_BYTES = 1 << 27  # that a worker must have to read and write for its start to pay
+MOST_THREADS = 8  # that merge one tensor; more would wait for Python's interpreter
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
 
 
@@ -113,8 +114,7 @@ class Plan:
     def traffic(self, piece: Piece) -> int:
         """Return the bytes that a piece reads (once) and writes."""
         tensor = self.tensors[piece.tensor]
-        itemsizes = [entry.dtype.itemsize for entry in tensor.inputs] + [tensor.dtype.itemsize]
-        return (piece.stop - piece.start) * sum(itemsizes)
+        return (piece.stop - piece.start) * tensor.itemsizes
 
     def index(self) -> bytes | None:
         """Return the content of the index file; None if the output is one file."""
@@ -128,20 +128,30 @@ class Plan:
 
 def suited(tensors: Sequence[TensorPlan], most: int, ranks: int = 1) -> int:
     """Return how many workers a merge should have. most: that can work at the same time, of all ranks together."""
-    nbytes = sum(tensor.nbytes + sum(entry.nbytes for entry in tensor.inputs) for tensor in tensors)
+    nbytes = sum(tensor.traffic for tensor in tensors)
     return max(1, min(most, nbytes // WORKER_BYTES) // ranks)
 
 
 def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
     """Cut tensors into pieces of at most PIECE_BYTES, largest first, so that workers finish together.
 
-    A tensor that must be measured before it is merged stays in one piece.
+    A tensor that must be measured before it is merged stays in one piece. If it is more than a worker's share of everything,
+    several threads merge it.
     """
-    pieces = []
+    pieces, share = [], 0
+    if workers > 1:
+        share = sum(tensor.traffic for tensor in tensors) // workers
     for number, tensor in enumerate(tensors):
-        step = max(1, PIECE_BYTES // tensor.dtype.itemsize // BLOCK) * BLOCK
+        step, threads = max(1, PIECE_BYTES // tensor.dtype.itemsize // BLOCK) * BLOCK, 1
         if workers == 1 or (tensor.merged and tensor.resolved.measures) or any(entry.whole for entry in tensor.inputs):
             step = max(1, tensor.size)
+            if workers > 1 and step * tensor.dtype.itemsize > PIECE_BYTES and _in_threads(tensor):
+                threads = min(workers, MOST_THREADS, -(-tensor.traffic // share))
         for start in range(0, tensor.size, step):
-            pieces.append(Piece(number, start, min(start + step, tensor.size)))
+            pieces.append(Piece(number, start, min(start + step, tensor.size), threads))
     return tuple(sorted(pieces, key=lambda piece: piece.start - piece.stop))
+
+
+def _in_threads(tensor: TensorPlan) -> bool:
+    """Return whether several threads can merge a tensor: each opens its inputs, so these must be stored as they are."""
+    return tensor.merged and all(isinstance(entry, StoredEntry) for entry in tensor.inputs)

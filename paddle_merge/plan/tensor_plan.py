@@ -75,6 +75,16 @@ class TensorPlan:
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
+    @property
+    def itemsizes(self) -> int:
+        """The bytes of one element in all inputs and in the output."""
+        return sum([entry.dtype.itemsize for entry in self.inputs]) + self.dtype.itemsize
+
+    @property
+    def traffic(self) -> int:
+        """The bytes that are read (once) and written for it."""
+        return self.size * self.itemsizes
+
 
 @dataclass(frozen=True)
 class StagedEntry(TensorEntry):
@@ -97,11 +107,16 @@ class StagedEntry(TensorEntry):
 
 @dataclass(frozen=True)
 class Piece:
-    """The unit of work: elements start..stop of the tensor at this place in Plan.tensors."""
+    """The unit of work: elements start..stop of the tensor at this place in Plan.tensors.
+
+    threads: of the worker, that merge it together: more than one for a piece with which one thread would still be busy when
+        the other workers have nothing left to do.
+    """
 
     tensor: int
     start: int
     stop: int
+    threads: int = 1
 
 
 def leaves(tensor: TensorPlan) -> Iterator[tuple[int, TensorEntry]]:

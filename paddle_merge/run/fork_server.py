@@ -212,7 +212,7 @@ def _import() -> bytes:
 
         from ..backends.np_backend import NumpyBackend
         from ..dtypes import BFLOAT16
-        from . import worker  # noqa: F401 - for its forks to find it imported
+        from . import worker_process  # noqa: F401 - for its forks to find it imported
 
         backend, raw = NumpyBackend("float32"), np.zeros(1024, BFLOAT16.raw)
         x, base, _ = backend.load([raw, raw], [BFLOAT16] * 2, based=True)
@@ -249,7 +249,7 @@ def _work(file: int) -> NoReturn:
     """Be a worker, and end without what Python does at the end, which is the server's to do."""
     status, connection = 1, Connection(file)
     try:
-        from .worker import main
+        from .worker_process import main
 
         main(connection)
         status = 0

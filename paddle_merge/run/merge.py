@@ -2,7 +2,8 @@
 
 Before: recipe/request.py makes a Request of flags and recipe. Here: the plan is made (plan/planner.py) and printed
 (announce.py), the output's files are created (output/writer.py), workers merge the plan's pieces (pool.py), and the
-files get their final names. After: worker.py merges one piece; pipeline.py merges it block by block.
+files get their final names. After: worker_process.py receives pieces, and worker.py merges one; pipeline.py merges it
+block by block.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ formulas are in methods/, and backends/ compute them. After: worker.py writes th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,16 +47,26 @@ def merge_tensor(
     *,
     piece: Piece | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    measured: Measured | None = None,
 ) -> Pipeline:
     """Begin to merge one tensor: measure what its method needs. Pipeline.merged() then gives the merged blocks.
 
     tensor: what to merge, and how. source: gives its inputs' elements. backend: computes, between `with backend.at_work()`.
-    piece: the elements to merge; None: all. A tensor whose method measures must be merged whole.
+    piece: the elements to merge; None: all. A tensor whose method measures must be merged whole, unless `measured` is given.
     progress: hears of the bytes that are read for the first time, and of those merged.
+    measured: what another pipeline of this tensor measured, on all of it; None: measure.
     """
     pipeline = Pipeline(tensor, source, backend, piece or Piece(0, 0, tensor.size), progress)
-    pipeline.prepare()
+    pipeline.measured = measured or pipeline.measure()
     return pipeline
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a tensor. states: of each model, for the sparsifier; state: for the merger."""
+
+    states: Sequence[Any]
+    state: Any
 
 
 class Pipeline:
@@ -65,6 +76,8 @@ class Pipeline:
     overflowed: whether finite input led to a number that the output's dtype can't hold. Both are known when all blocks are
     merged.
     """
+
+    first = 0  # tensor.sources[0] is model 0
 
     def __init__(self, tensor: TensorPlan, source: Source, backend: Backend, piece: Piece, progress: Callable[[int], None]):
         self.name, self.shape, self.size = tensor.masked_as, tensor.shape, tensor.size
@@ -78,8 +91,7 @@ class Pipeline:
             [] for _ in self._dtypes
         ]  # of each source: a bool per block, maybe still on the device
         self._bad_out: list[Any] = []
-        self._states: Sequence[Any] = ()
-        self._state: Any = None
+        self.measured = Measured((), None)
         self._counted = False  # whether the bytes that are read have been reported as progress
         self._whole: tuple[int, Any, Any] | None = None  # the only block, where the backend doesn't overwrite it
         self._common: CommonBits | None = None  # of the last block, if every input holds a NaN or Inf there
@@ -112,18 +124,23 @@ class Pipeline:
 
     # --- the merge
 
-    def prepare(self) -> None:
-        """Measure what the method needs."""
-        if self._resolved.sparsifier is not None:
-            self._states = self._resolved.sparsifier.prepare(self, self._backend)
-        self._state = self._resolved.merger.prepare(self, self._backend)
+    def measure(self, states: Sequence[Any] | None = None) -> Measured:
+        """Return what the method needs to know of the tensor.
+
+        states: of each model, for the sparsifier, if they are known; None: measure them, too.
+        """
+        if states is None:
+            sparsifier = self._resolved.sparsifier
+            states = sparsifier.prepare(self, self._backend) if sparsifier is not None else ()
+        self.measured = Measured(states, None)  # with which `sparsified` works, if the merger measures
+        return Measured(states, self._resolved.merger.prepare(self, self._backend))
 
     def merged(self, first: int | None = None, stop: int | None = None) -> Iterator[tuple[Any, int]]:
         """Yield (elements as they are stored, where the backend holds them; index of the first) block by block, of the piece
         or of its elements first..stop."""
         resolved, backend = self._resolved, self._backend
         for start, x, base in self.blocks(first, stop):
-            merged = resolved.merger.apply(self._sparsify(start, x), start, self._state, backend)
+            merged = resolved.merger.apply(self._sparsify(start, x), start, self.measured.state, backend)
             if base is not None:
                 merged = backend.add_scaled(base, merged, resolved.scale)
             stored, bad = backend.store(merged, self._tensor.dtype)
@@ -170,5 +187,5 @@ class Pipeline:
         if sparsifier is None:
             return x
         return backend.replace(
-            x, [sparsifier.apply(row, start, state, backend) for row, state in zip(x, self._states, strict=True)]
+            x, [sparsifier.apply(row, start, state, backend) for row, state in zip(x, self.measured.states, strict=True)]
         )

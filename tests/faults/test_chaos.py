@@ -295,7 +295,7 @@ def test_a_lock_lives_as_long_as_its_last_process(tmp_path: Path, monkeypatch: p
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     """Even those that have nothing to say, or never will."""
-    code = "from paddle_merge.run.worker import main; import sys; main(Connection(int(sys.argv[1])))"
+    code = "from paddle_merge.run.worker_process import main; import sys; main(Connection(int(sys.argv[1])))"
     code = f"from multiprocessing.connection import Connection; {code}"
     ours, theirs = Pipe()
     command = [sys.executable, "-c", code, str(theirs.fileno())]

@@ -28,9 +28,7 @@ from tests.support.checkpoints import write
     ],
 )
 def test_as_many_as_are_worth_while(nbytes: int, most: int, ranks: int, expected: int) -> None:
-    """Read and written count: half is read here."""
-    entry = SimpleNamespace(nbytes=nbytes // 2)
-    tensor: Any = SimpleNamespace(nbytes=nbytes - nbytes // 2, inputs=[entry])
+    tensor: Any = SimpleNamespace(traffic=nbytes)
     assert suited([tensor], most, ranks) == expected
 
 

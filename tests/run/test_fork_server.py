@@ -28,7 +28,7 @@ from paddle_merge.run.fork_server import ForkServer, started_early
 from paddle_merge.run.job import Job
 from paddle_merge.run.pool import MOST_PIECES, WorkerPool
 from paddle_merge.run.ranks import Ranks
-from paddle_merge.run.worker import serve
+from paddle_merge.run.worker_process import serve
 from tests.support.checkpoints import read, write
 from tests.support.sweeps import few
 

@@ -24,7 +24,8 @@ class Tensor(Protocol):
 
     x[k] is model k's task vector (its weights, if there is no base model), flattened, in compute dtype.
 
-    size: how many elements it has. models: how many models are merged. seed: of random masks.
+    size: how many elements it has. models: how many models are merged. first: the number of model 0, from which its masks
+        are drawn: 0, unless this is a view of some of the models. seed: of random masks.
     transposed: whether it is a matrix stored [in, out], as Paddle stores a Linear layer's weight; every other tensor, and
         torch's weights, are [out, in].
     narrow: whether all sources are stored in less than 64 bits; magnitudes are then compared as float32, else as float64.
@@ -34,6 +35,7 @@ class Tensor(Protocol):
     shape: tuple[int, ...]
     size: int
     models: int
+    first: int
     seed: int
     transposed: bool
     narrow: bool
@@ -62,7 +64,8 @@ class Part:
 
     @property
     def measures(self) -> bool:
-        """Whether `prepare` reads the tensor. Such a tensor can't be cut into pieces for several workers."""
+        """Whether `prepare` reads the tensor. Such a tensor can't be cut into pieces for several workers, but several threads
+        of one can merge it (run/large_tensor.py)."""
         return False
 
     def parameters(self) -> dict[str, Any]:
@@ -92,6 +95,10 @@ class Sparsifier(Part, ABC):
     @abstractmethod
     def prepare(self, tensor: Tensor, backend: Backend) -> Sequence[Any]:
         """Measure the tensor. Returns, for each model, what `apply` needs to know of it."""
+
+    @abstractmethod
+    def of_model(self, model: int) -> Sparsifier:
+        """Return what sparsifies one of the models alone: with its own values of parameters that each model has."""
 
     @abstractmethod
     def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:

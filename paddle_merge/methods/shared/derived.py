@@ -16,6 +16,7 @@ class Derived:
     """
 
     models = 1
+    first = 0
 
     def __init__(self, tensor: Tensor, block: Callable[[int, Any], Any], sampled: Callable[[Any], Any]):
         self.name, self.shape, self.size = tensor.name, tensor.shape, tensor.size

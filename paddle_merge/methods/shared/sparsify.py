@@ -84,6 +84,10 @@ class Keep(ABC):
         """Return the models of which some but not all elements are kept."""
         return [model for model in range(models) if 0.0 < self.density_of(model) < 1.0]
 
+    def of_model(self, model: int) -> Keep:
+        """Return the same rule for one of the models."""
+        return dataclasses.replace(self, density=self.density_of(model))
+
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         """Return the bytes that `masks` takes, as base.Part.memory."""
         return 0
@@ -147,6 +151,9 @@ class KeepAndRescale(Sparsifier):
                 mask = masks[model]
                 masks[model] = None if mask is None else mask.scaled(factor, backend)
         return masks
+
+    def of_model(self, model: int) -> KeepAndRescale:
+        return dataclasses.replace(self, keep=self.keep.of_model(model))
 
     def apply(self, x: Any, start: int, state: Mask | None, backend: Backend) -> Any:
         return x if state is None else state.apply(x, start, backend)

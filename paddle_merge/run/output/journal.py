@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import json
@@ -135,10 +136,10 @@ def remaining(plan: Plan, done: Sequence[Report]) -> tuple[Piece, ...]:
         start = piece.start
         for first, stop in sorted(ranges.get(plan.tensors[piece.tensor].name, [])):
             if first > start and start < piece.stop:
-                pieces.append(Piece(piece.tensor, start, min(first, piece.stop)))
+                pieces.append(dataclasses.replace(piece, start=start, stop=min(first, piece.stop)))
             start = max(start, stop)
         if start < piece.stop:
-            pieces.append(Piece(piece.tensor, start, piece.stop))
+            pieces.append(dataclasses.replace(piece, start=start))
     return tuple(pieces)
 
 

@@ -1,0 +1,110 @@
+"""Run a worker process: receive pieces from the command over a pipe, have them merged, and send reports back.
+
+Before: pool.py has a process forked and sends it pieces. Here: one pipe, over which the job and then pieces come in, and
+progress, reports and errors go out. After: worker.py merges a piece; large_tensor.py one that is merged in several threads.
+
+The process is forked by one that was started for this (fork_server.py), so it inherits no state of a framework or of the
+caller's script.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from ..backends.engine import Engine
+from ..errors import MergeError, WorkError
+from .large_tensor import merge_in_threads, threads_of
+from .worker import OUT_OF_MEMORY, Worker
+
+PROGRESS_SECONDS = 0.1
+
+
+class _Throttle:
+    """Adds up progress, and sends it a few times a second."""
+
+    def __init__(self, send: Callable[[int], None]):
+        self._send, self._bytes, self._last = send, 0, time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        self._bytes += count
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_SECONDS:
+            self.flush()
+            self._last = now
+
+    def flush(self) -> None:
+        if self._bytes:
+            self._send(self._bytes)
+            self._bytes = 0
+
+
+def _settle(engine: Engine) -> None:
+    """Start the framework that computes. Raises WorkError, whatever goes wrong there."""
+    try:
+        engine.settle()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise WorkError(
+            f"--tensor_type {engine.tensor_type} --device {engine.device}: can't be used here ({reason})"
+        ) from error
+
+
+def serve(connection: Connection) -> None:
+    """Receive a Job, then batches, lists of (tensor, piece), until None; send ("progress", bytes), ("ready",) for the next
+    batch, ("done", Report of each piece) and ("error", sentence, traceback).
+
+    The batch that follows small pieces is asked for before they are merged, and received before their reports are sent:
+    so neither the worker nor the command waits for the other, however long messages are.
+    """
+    throttle = _Throttle(lambda count: connection.send(("progress", count)))
+    try:
+        job = connection.recv()
+        _settle(job.engine)
+        worker = Worker(job, throttle)
+        batch = connection.recv()
+        while batch is not None:
+            early = len(batch) > 1  # only small pieces are sent together
+            if early:
+                connection.send(("ready",))
+            reports = [
+                worker.merge(tensor, piece)
+                if (threads := threads_of(piece, job.engine)) == 1
+                else merge_in_threads(threads, job, tensor, piece, throttle)
+                for tensor, piece in batch
+            ]
+            throttle.flush()
+            batch = connection.recv() if early else None
+            connection.send(("done", reports))
+            if not early:
+                connection.send(("ready",))
+                batch = connection.recv()
+        worker.close()
+    except (EOFError, OSError):
+        return  # the parent has ended, so the output will never be finished
+    except MemoryError:
+        with contextlib.suppress(OSError):
+            connection.send(("error", OUT_OF_MEMORY, traceback.format_exc()))
+    except MergeError as error:
+        with contextlib.suppress(OSError):
+            connection.send(("error", str(error), traceback.format_exc()))
+
+
+def main(connection: Connection) -> None:
+    """Run as a worker process, forked by fork_server.py. connection: this end."""
+    threading.Thread(target=_end_with_parent, args=(connection.fileno(),), daemon=True).start()
+    serve(connection)
+
+
+def _end_with_parent(pipe: int) -> None:
+    """End this process when its parent dies, however that happens: another merge may begin to write into the same folder."""
+    ends = select.poll()
+    ends.register(pipe, 0)  # a hang-up is reported unasked
+    ends.poll()
+    os._exit(1)
