@@ -293,7 +293,7 @@ def test_the_factor(values: list[float], factor: float) -> None:
 class Shaped(InMemory):
     """Also what a method knows of where its elements lie."""
 
-    name, seed = "t", 5
+    name, first, seed = "t", 0, 5
     shape: tuple[int, ...] = ()
     transposed = False
 

@@ -64,8 +64,11 @@ class Part:
 
     @property
     def measures(self) -> bool:
-        """Whether `prepare` reads the tensor. Such a tensor can't be cut into pieces for several workers, but several threads
-        of one can merge it (run/large_tensor.py)."""
+        """Whether `prepare` reads the tensor.
+
+        Such a tensor can't be cut into pieces for several workers, but several threads of one can merge it
+        (run/large_tensor.py).
+        """
         return False
 
     def parameters(self) -> dict[str, Any]:
