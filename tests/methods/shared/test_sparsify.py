@@ -30,7 +30,7 @@ RULES: dict[str, Keep] = {
 class InMemory:
     """A tensor (40, 50) of two models."""
 
-    name, shape, size, models, seed, transposed, narrow = "w", (40, 50), 2000, 2, 3, False, True
+    name, shape, size, models, first, seed, transposed, narrow = "w", (40, 50), 2000, 2, 0, 3, False, True
 
     def __init__(self) -> None:
         self.x = np.random.default_rng(0).standard_normal((2, 2000)).astype(np.float32)
