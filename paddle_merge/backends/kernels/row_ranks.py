@@ -27,19 +27,46 @@ def gather(x, start, inner, first, panel, row):
 
 
 @jit
-def rank_keys(rows, keys):
-    """Write keys (rows, n) that are ordered as float32 magnitudes (rows, n), equals by their indices, the low 32 bits."""
+def order_rows(rows, digit, order):
+    """Write into order (rows, n) uint32 the indices of each row's float32 magnitudes (rows, n) in ascending order, equals by
+    index.
+
+    A radix sort, from the lowest digits of `digit` bits to the highest, without those in which all elements agree, as
+    differences of 16-bit floats do in the lowest. For rows of hundreds of elements and more it takes half of the time that
+    sorting by comparisons takes, or less.
+    """
+    n, passes, size = rows.shape[1], -(-31 // digit), 1 << digit
+    mask = uint32(size - 1)
+    counts = np.empty((passes, size), np.uint32)
+    keys, next_keys = np.empty(n, np.uint32), np.empty(n, np.uint32)
+    indices, next_indices = np.empty(n, np.uint32), np.empty(n, np.uint32)
     for k in range(rows.shape[0]):
-        line, key = rows[k], keys[k]
-        for j in range(line.size):
-            key[j] = (uint64(bits_of(line[j])) << uint64(32)) | uint64(j)
+        counts[:] = 0
+        for j in range(n):
+            keys[j], indices[j] = bits_of(rows[k, j]), j
+            for p in range(passes):
+                counts[p, (keys[j] >> uint32(p * digit)) & mask] += uint32(1)
+        for p in range(passes):
+            shift, place = uint32(p * digit), counts[p]
+            if place[(keys[0] >> shift) & mask] == n:
+                continue
+            end = uint32(0)
+            for d in range(size):
+                place[d], end = end, end + place[d]
+            for j in range(n):
+                d = (keys[j] >> shift) & mask
+                next_keys[place[d]], next_indices[place[d]] = keys[j], indices[j]
+                place[d] += uint32(1)
+            keys, next_keys = next_keys, keys
+            indices, next_indices = next_indices, indices
+        order[k] = indices
 
 
 @jit
 def keep_ranked(order, elements, step, k0, k1, limits, kept):
     """Set the bit in `kept` of every element whose hash is at most the limit of its rank.
 
-    order: (rows, n), the low 32 bits are the indices within a row by ascending rank. elements: (rows,), each row's first
+    order: (rows, n) uint32, the indices within a row by ascending rank. elements: (rows,), each row's first
     element. step: from one element of a row to the next.
     """
     n = order.shape[1]
@@ -47,7 +74,7 @@ def keep_ranked(order, elements, step, k0, k1, limits, kept):
     for k in range(order.shape[0]):
         ranked, first = order[k], elements[k]
         for rank in range(n):
-            highest[ranked[rank] & uint64(0xFFFFFFFF)] = limits[rank]
+            highest[ranked[rank]] = limits[rank]
         for j in range(n):  # in order, without a branch: by rank this takes three times as long
             element = uint64(first + np.int64(j) * step)
             low, high = uint32(element & uint64(0xFFFFFFFF)), uint32(element >> uint64(32))

@@ -70,18 +70,18 @@ def _panels(tensor: Tensor, backend: Backend, axes: Axes, models: Sequence[int])
 
 
 def _ordered(panel: Any, narrow: bool) -> Iterator[tuple[slice, Any]]:
-    """Yield some of the panel's rows at a time: which, and (rows, length) uint64, whose low 32 bits are the indices of their
-    elements by ascending magnitude, equals by index. panel: (outer, length, width) magnitudes."""
+    """Yield some of the panel's rows at a time: which, and (rows, length) uint32, the indices of their elements by ascending
+    magnitude, equals by index. panel: (outer, length, width) magnitudes."""
     outer, length, width = panel.shape
+    digit = max(4, min(11, length.bit_length()))  # as many values as a row has elements, or counting them takes longest
     count = max(1, SORTED // length)
     for k in range(0, outer * width, count):
         numbers = np.arange(k, min(k + count, outer * width))
         as_they_lie = panel.reshape(outer, length)[k : k + count] if width == 1 else None
         magnitudes = panel[numbers // width, :, numbers % width] if as_they_lie is None else as_they_lie
         if narrow:
-            order = np.empty(magnitudes.shape, np.uint64)
-            row_ranks.rank_keys(magnitudes, order)
-            order.sort(axis=1)
+            order = np.empty(magnitudes.shape, np.uint32)
+            row_ranks.order_rows(magnitudes, digit, order)
         else:
-            order = np.argsort(magnitudes, axis=1, kind="stable").astype(np.uint64)
+            order = np.argsort(magnitudes, axis=1, kind="stable").astype(np.uint32)
         yield slice(k, k + count), order
