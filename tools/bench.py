@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddle_merge.methods.registry import NAMED
 from tools.bench_models import MODELS, make_adapter, make_checkpoints
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # where it is set, every process compiles all that it imports
 SLOWER = 1.2  # how much a ratio may grow between two runs on a noisy machine
 IMPORTED = "small"  # the model whose floor is the import of Numba
 METHODS = ("linear", "slerp", "dare_linear", "dare_ties", "ties", "della_linear", "della", "fold")

@@ -54,15 +54,30 @@ class InputTensorAccount:
 
 @dataclass(frozen=True)
 class InputAccount:
-    """A checkpoint, or an adapter to fold into one. role: such as "model 1", "base" or "adapter of model 1"."""
+    """A checkpoint, or an adapter to fold into one. role: such as "model 1", "base" or "adapter of model 1".
+
+    number: of the input. tensors: as they are stored.
+    """
 
     path: str
     role: str
-    fates: tuple[InputTensorAccount, ...]
+    number: int
+    tensors: Mapping[str, TensorEntry]
+    _account: Account
 
-    @property
+    @cached_property
+    def fates(self) -> tuple[InputTensorAccount, ...]:
+        """What happens to each tensor."""
+        return tuple(self._fate(name) for name in self.tensors)
+
+    @cached_property
     def left_out(self) -> list[InputTensorAccount]:
-        return [fate for fate in self.fates if not fate.into]
+        """The tensors of which nothing is read."""
+        others = (name for name, entry in self.tensors.items() if not self._account.reads_whole(entry))
+        return [fate for fate in map(self._fate, others) if not fate.into]
+
+    def _fate(self, name: str) -> InputTensorAccount:
+        return self._account.ledger.fate(self.number, (self.path, name), self.tensors[name])
 
 
 @dataclass(frozen=True)
@@ -72,27 +87,36 @@ class Account:
     plan: Plan
 
     @cached_property
-    def _ledger(self) -> _Ledger:
+    def ledger(self) -> _Ledger:
         return _Ledger(self.plan)
+
+    @cached_property
+    def _whole(self) -> set[int]:
+        return {id(entry) for tensor in self.plan.tensors for _, entry in leaves(tensor)}
+
+    def reads_whole(self, entry: TensorEntry) -> bool:
+        """Return whether a tensor of an input is read as it is stored, so all of it. Most are, which saves much time."""
+        return id(entry) in self._whole
 
     def losses(self) -> list[str]:
         """Return a sentence on each tensor of the inputs of which elements would be lost."""
-        # A tensor that is read as it is stored is read whole. Most are, and need no further account.
-        whole = {id(entry) for tensor in self.plan.tensors for _, entry in leaves(tensor)}
         return [
             sentence
-            for number, path, _, tensors in _opened(self.plan)
-            for name, entry in tensors.items()
-            if id(entry) not in whole and (sentence := self._ledger.loss(number, (path, name), entry))
+            for one in self.inputs
+            for name, entry in one.tensors.items()
+            if not self.reads_whole(entry) and (sentence := self.ledger.loss(one.number, (one.path, name), entry))
         ]
 
     @cached_property
     def inputs(self) -> tuple[InputAccount, ...]:
         """The checkpoints, each followed by its adapters."""
-        return tuple(
-            InputAccount(path, role, tuple(self._ledger.fate(number, (path, name), one) for name, one in tensors.items()))
-            for number, path, role, tensors in _opened(self.plan)
-        )
+        found = list[InputAccount]()
+        for number, (checkpoint, adapters) in enumerate(self.plan.opened):
+            base = self.plan.recipe.base is not None and number == len(self.plan.recipe.models)
+            role = "base" if base else f"model {number + 1}"
+            found.append(InputAccount(checkpoint.path, role, number, checkpoint.tensors, self))
+            found += [InputAccount(one.path, f"adapter of {role}", number, one.tensors, self) for one in adapters]
+        return tuple(found)
 
     @cached_property
     def made(self) -> tuple[TensorAccount, ...]:
@@ -107,15 +131,6 @@ def account(plan: Plan) -> Account:
     if problems := found.losses():
         raise CheckpointError(problems)
     return found
-
-
-def _opened(plan: Plan) -> Iterator[tuple[int, str, str, Mapping[str, TensorEntry]]]:
-    """Yield (number of the input, path, role, tensors as stored) of each checkpoint and of its adapters."""
-    for number, (checkpoint, adapters) in enumerate(plan.opened):
-        base = plan.recipe.base is not None and number == len(plan.recipe.models)
-        role = "base" if base else f"model {number + 1}"
-        yield number, checkpoint.path, role, checkpoint.tensors
-        yield from ((number, adapter.path, f"adapter of {role}", adapter.tensors) for adapter in adapters)
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------------
@@ -216,6 +231,8 @@ def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, 
 def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]]) -> TensorAccount:
     remarks: dict[str, list[str]] = {}
     for entry, number in zip(tensor.inputs, tensor.numbers, strict=True):
+        if isinstance(entry, StoredEntry) and _is_whole(entry, held[number].get(entry.origin)):
+            continue
         for remark in dict.fromkeys(_remarks(entry, number, held)):
             remarks.setdefault(remark, []).append(plan.recipe.titles[number])
     everywhere = len(tensor.inputs)
@@ -237,9 +254,16 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
         dtype=tensor.dtype.name,
         how=how,
         notes=tuple(notes),
-        sources=tuple(tuple(dict.fromkeys(name for (_, name), _, _ in _pieces(entry))) for entry in tensor.inputs),
+        sources=tuple(_names_in(entry) for entry in tensor.inputs),
         values=tensor.values if tensor.merged else (),
     )
+
+
+def _names_in(entry: TensorEntry) -> tuple[str, ...]:
+    """Return the names, in its checkpoint, of what is read for a tensor."""
+    if isinstance(entry, StoredEntry) and not entry.parts:
+        return (entry.origin[1],)
+    return tuple(dict.fromkeys(name for (_, name), _, _ in _pieces(entry)))
 
 
 def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, TensorEntry]]) -> Iterator[str]:
@@ -253,8 +277,6 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
             yield from _remarks(pick.entry, number, held) if pick.number == number else ()
         return
     there, base = held[number], read_from(entry)
-    if base is entry and isinstance(entry, StoredEntry) and _is_whole(entry, there.get(entry.origin)):
-        return
     origins = list(dict.fromkeys(origin for origin, _, _ in _pieces(base)))
     words = [_word(name) for _, name in origins]
     if len(origins) > 1:

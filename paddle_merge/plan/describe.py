@@ -130,8 +130,8 @@ def input_lines(accounted: Account) -> Iterator[str]:
     """Yield how many tensors of every input are used, and which are not."""
     for one in accounted.inputs:
         left_out = one.left_out
-        used = f"{len(one.fates) - len(left_out)} used" if left_out else "all used"
-        yield f"from     {one.path} ({one.role}): {len(one.fates)} tensors, {used}"
+        used = f"{len(one.tensors) - len(left_out)} used" if left_out else "all used"
+        yield f"from     {one.path} ({one.role}): {len(one.tensors)} tensors, {used}"
         for why, fates in _by(left_out, lambda fate: fate.why).items():
             for name, count in _names(fate.name for fate in fates):
                 yield f"         not used: {_times(count)}{name}: {why}"
