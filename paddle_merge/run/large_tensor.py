@@ -61,9 +61,9 @@ def _measure(all_threads: _Threads, tensor: TensorPlan) -> Measured:
     states: Sequence[Any] | None = None
     if sparsifier is not None and sparsifier.measures and len(dtypes) == 1 and tensor.inputs[0].dtype.itemsize < 8:
         models = range(len(tensor.sources))
-        states = all_threads.each([partial(Worker.measure_model, tensor=tensor, model=model) for model in models])
-        if None in states:  # what is done about NaN and Inf depends on whether all inputs hold them
-            states = None
+        found = all_threads.each([partial(Worker.measure_model, tensor=tensor, model=model) for model in models])
+        if None not in found:  # what is done about NaN and Inf depends on whether all inputs hold them
+            states = [state for one in found if one is not None for state in one.states]
     (measured,) = all_threads.each([partial(Worker.measure, tensor=tensor, states=states)])
     return measured
 

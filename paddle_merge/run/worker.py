@@ -88,8 +88,8 @@ class Worker:
             with backend.at_work():
                 return Pipeline(tensor, source, backend, Piece(0, 0, tensor.size), self._progress).measure(states)
 
-    def measure_model(self, tensor: TensorPlan, model: int) -> Any:
-        """Measure one model of a tensor for the sparsifier; return its state, or None if it or the base holds NaN or Inf.
+    def measure_model(self, tensor: TensorPlan, model: int) -> Measured | None:
+        """Measure one model of a tensor for the sparsifier: its state alone; None if it or the base holds NaN or Inf.
 
         For tensors of which all inputs are stored in one dtype. Raises WorkError as `merge` does.
         """
@@ -105,8 +105,8 @@ class Worker:
             pipeline = Pipeline(one, source, backend, Piece(0, 0, one.size), self._progress)
             pipeline.first = model
             with backend.at_work():
-                (state,) = sparsifier.of_model(model).prepare(pipeline, backend)
-            return None if pipeline.not_finite else state
+                states = sparsifier.of_model(model).prepare(pipeline, backend)
+            return None if pipeline.not_finite else Measured(states, None)
 
     def close(self) -> None:
         self._files.close()

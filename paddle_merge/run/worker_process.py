@@ -27,7 +27,10 @@ PROGRESS_SECONDS = 0.1
 
 
 class _Throttle:
-    """Adds up progress, and sends it a few times a second."""
+    """Adds up progress, and sends it a few times a second. held: whether to send none for now, because the
+    command may be sending the next batch."""
+
+    held = False
 
     def __init__(self, send: Callable[[int], None]):
         self._send, self._bytes, self._last = send, 0, time.monotonic()
@@ -35,7 +38,7 @@ class _Throttle:
     def __call__(self, count: int) -> None:
         self._bytes += count
         now = time.monotonic()
-        if now - self._last >= PROGRESS_SECONDS:
+        if not self.held and now - self._last >= PROGRESS_SECONDS:
             self.flush()
             self._last = now
 
@@ -60,40 +63,53 @@ def serve(connection: Connection) -> None:
     """Receive a Job, then batches, lists of (tensor, piece), until None; send ("progress", bytes), ("ready",) for the next
     batch, ("done", Report of each piece) and ("error", sentence, traceback).
 
-    The batch that follows small pieces is asked for before they are merged, and received before their reports are sent:
-    so neither the worker nor the command waits for the other, however long messages are.
+    The batch that follows small pieces is asked for before they are merged. From then on nothing is sent until it has been
+    received: so the worker doesn't wait for the command, and never do both wait for the other to read, however long
+    messages are.
     """
     throttle = _Throttle(lambda count: connection.send(("progress", count)))
     try:
-        job = connection.recv()
-        _settle(job.engine)
-        worker = Worker(job, throttle)
-        batch = connection.recv()
-        while batch is not None:
-            early = len(batch) > 1  # only small pieces are sent together
-            if early:
-                connection.send(("ready",))
-            reports = [
-                worker.merge(tensor, piece)
-                if (threads := threads_of(piece, job.engine)) == 1
-                else merge_in_threads(threads, job, tensor, piece, throttle)
-                for tensor, piece in batch
-            ]
-            throttle.flush()
-            batch = connection.recv() if early else None
-            connection.send(("done", reports))
-            if not early:
-                connection.send(("ready",))
-                batch = connection.recv()
-        worker.close()
+        _serve(connection, throttle)
     except (EOFError, OSError):
         return  # the parent has ended, so the output will never be finished
     except MemoryError:
-        with contextlib.suppress(OSError):
-            connection.send(("error", OUT_OF_MEMORY, traceback.format_exc()))
+        _fail(connection, throttle, OUT_OF_MEMORY)
     except MergeError as error:
-        with contextlib.suppress(OSError):
-            connection.send(("error", str(error), traceback.format_exc()))
+        _fail(connection, throttle, str(error))
+
+
+def _serve(connection: Connection, throttle: _Throttle) -> None:
+    job = connection.recv()
+    _settle(job.engine)
+    worker = Worker(job, throttle)
+    batch = connection.recv()
+    while batch is not None:
+        early = throttle.held = len(batch) > 1  # only small pieces are sent together
+        if early:
+            connection.send(("ready",))
+        reports = [
+            worker.merge(tensor, piece)
+            if (threads := threads_of(piece, job.engine)) == 1
+            else merge_in_threads(threads, job, tensor, piece, throttle)
+            for tensor, piece in batch
+        ]
+        if early:
+            batch = connection.recv()
+            throttle.held = False
+        throttle.flush()
+        connection.send(("done", reports))
+        if not early:
+            connection.send(("ready",))
+            batch = connection.recv()
+    worker.close()
+
+
+def _fail(connection: Connection, throttle: _Throttle, sentence: str) -> None:
+    """Send an error, in its handler; before it the batch that was asked for is received."""
+    with contextlib.suppress(EOFError, OSError):
+        if throttle.held:
+            connection.recv()
+        connection.send(("error", sentence, traceback.format_exc()))
 
 
 def main(connection: Connection) -> None:

@@ -23,7 +23,7 @@ import pytest
 from paddle_merge import MergeConfig, WorkError, merge
 from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.request import Request
-from paddle_merge.run import fork_server
+from paddle_merge.run import fork_server, worker_process
 from paddle_merge.run.fork_server import ForkServer, started_early
 from paddle_merge.run.job import Job
 from paddle_merge.run.pool import MOST_PIECES, WorkerPool
@@ -205,10 +205,11 @@ def test_small_pieces_are_handed_out_together(tmp_path: Path) -> None:
     assert all(np.array_equal(merged[name], tensors[name]) for name in tensors)
 
 
-def test_a_worker_gets_its_next_small_pieces_while_it_merges(tmp_path: Path) -> None:
+def test_a_worker_gets_its_next_small_pieces_while_it_merges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = {f"t{k}": np.full(9, k, np.float32) for k in range(300)}
     models = [str(write(tmp_path / name, tensors)) for name in ("a", "b")]
     plan = make_plan(Request.of(MergeConfig(model_path_list=models, output_path="out")).checked_recipe(), 1)
+    monkeypatch.setattr(worker_process, "PROGRESS_SECONDS", 0.0)  # what it reads is told at once, if it may be
     ours, its = Pipe()
     serving = threading.Thread(target=serve, args=(its,))
     serving.start()
@@ -216,13 +217,35 @@ def test_a_worker_gets_its_next_small_pieces_while_it_merges(tmp_path: Path) -> 
     ours.send(Job(None))
     ours.send(batches[0])
     assert ours.recv() == ("ready",)
-    while ours.poll(1):  # their reports come when the next batch is there
-        assert ours.recv()[0] == "progress"
+    assert not ours.poll(1)  # their reports come when the next batch is there
     ours.send(batches[1])
     kind, reports = received(ours)
     assert (kind, [report.tensor for report in reports]) == ("done", [tensor.name for tensor, _ in batches[0]])
     assert [received(ours)[0] for _ in range(2)] == ["done", "ready"]  # a batch of one may be a large piece
     ours.send(None)
+    serving.join()
+
+
+def test_a_worker_that_fails_takes_the_batch_that_it_asked_for(tmp_path: Path) -> None:
+    """The command may be sending it, and reads nothing until it is sent."""
+    tensors = {f"t{k}": np.full(9, k, np.float32) for k in range(300)}
+    models = [write(tmp_path / name, tensors) for name in ("a", "b")]
+    request = Request.of(MergeConfig(model_path_list=[str(one) for one in models], output_path="out"))
+    plan = make_plan(request.checked_recipe(), 1)
+    (file,) = models[0].glob("*.safetensors")
+    file.write_bytes(b"")
+    ours, its = Pipe()
+    serving = threading.Thread(target=serve, args=(its,))
+    serving.start()
+    ours.send(Job(None))
+    ours.send([(plan.tensors[piece.tensor], piece) for piece in plan.pieces[:3]])
+    assert ours.recv() == ("ready",)
+    assert not ours.poll(1)
+    ours.send(None)
+    kind, sentence, trace = ours.recv()
+    assert kind == "error"
+    assert "was it changed while merging" in sentence
+    assert "in serve" in trace
     serving.join()
 
 
@@ -235,7 +258,7 @@ def received(connection: Connection) -> Any:
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_messages_of_any_length_hold_nobody_up(tmp_path: Path, damaged: bool) -> None:
-    """A pipe holds some 200 kB: if both sides wrote a message of more, and none read, they would wait for ever."""
+    """A pipe holds some 200 kB, or 270 short messages: if both sides wrote more, and none read, they would wait for ever."""
     tensors = {f"t{k}." + "n" * 8000: np.full(9, k, np.float32) for k in range(300)}
     models = [write(tmp_path / name, tensors) for name in ("a", "b")]
     request = Request.of(MergeConfig(model_path_list=[str(one) for one in models], output_path="out"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +19,13 @@ from paddle_merge.plan import memory_estimate
 from paddle_merge.plan import plan as plans
 from paddle_merge.plan.plan import MOST_THREADS, Plan
 from paddle_merge.plan.planner import make_plan
-from paddle_merge.plan.tensor_plan import Piece
+from paddle_merge.plan.tensor_plan import Piece, TensorPlan
 from paddle_merge.recipe.request import Request
 from paddle_merge.run import large_tensor
 from paddle_merge.run.job import Job, Report
 from paddle_merge.run.large_tensor import merge_in_threads, threads_of
 from paddle_merge.run.output.journal import remaining
+from paddle_merge.run.pipeline import Measured
 from paddle_merge.run.worker import Worker
 from tests.methods.test_laws import LAWS, Sources, count, few_methods
 from tests.support.checkpoints import read, write
@@ -76,6 +79,45 @@ def test_threads_write_what_one_thread_writes(sources: dict[str, Sources], metho
     config = sources[held].config(method, LAWS[method].given, list(range(count(method))), "out")
     alone, together = compared(plan_of(config), 3)
     assert alone == together
+
+
+def test_parts_are_written_to_their_places(sources: dict[str, Sources], tmp_path: Path) -> None:
+    config = sources["finite"].config("paddlenlp:ties", "{weight: 1.0}", [0, 1, 2], "out")
+    plan = plan_of(config)
+    (tensor,), (shard,), written = plan.tensors, plan.shards, []
+    for threads in (1, 3):
+        path = tmp_path / str(threads)
+        path.write_bytes(bytes(shard.nbytes))
+        job = Job((str(path),), dataclasses.replace(NUMPY, workers=3))
+        merge_in_threads(threads, job, tensor, Piece(0, 0, tensor.size), lambda _: None)
+        written.append(path.read_bytes())
+    merge(config)
+    (file,) = Path(config.output_path).glob("*.safetensors")
+    assert written[0] == written[1]
+    assert written[0][tensor.offset :] == file.read_bytes()[tensor.offset :]
+
+
+@pytest.mark.parametrize("densities", ["[0.5, 0.5, 1.0]", "[0.5, 0.0, 1.0]", "[1.0, 1.0, 1.0]"])
+def test_models_of_which_all_is_kept_are_measured_once(
+    sources: dict[str, Sources], densities: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, *models = (f"{sources['finite'].folder}/{name}" for name in ("base", "m0", "m1", "m2"))
+    listed = "".join(
+        f"  - model: {model}\n    parameters: {{density: {density}, weight: 1.0}}\n"
+        for model, density in zip(models, json.loads(densities), strict=True)
+    )
+    recipe = f"merge_method: ties\nbase_model: {base}\nmodels:\n{listed}"
+    known = list[bool]()
+    usual = Worker.measure
+
+    def measure(self: Worker, tensor: TensorPlan, states: Sequence[Any] | None = None) -> Measured:
+        known.append(states is not None)
+        return usual(self, tensor, states)
+
+    monkeypatch.setattr(Worker, "measure", measure)
+    alone, together = compared(plan_of(MergeConfig(recipe_yaml=recipe, output_path="out")), 3)
+    assert alone == together
+    assert known == [densities != "[1.0, 1.0, 1.0]"]  # where nothing is measured, it is one pass in any case
 
 
 def test_overflow_is_told_as_one_thread_tells_it(tmp_path: Path) -> None:
