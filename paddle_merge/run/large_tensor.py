@@ -34,14 +34,14 @@ def threads_of(piece: Piece, engine: Engine) -> int:
 
 
 def merge_in_threads(threads: int, job: Job, tensor: TensorPlan, piece: Piece, progress: Callable[[int], None]) -> Report:
-    """Merge and write a piece that is a whole tensor. progress: as Worker's; bytes count when they are merged.
+    """Merge and write a piece that is a whole tensor. progress: as Worker's.
 
     Raises WorkError naming the tensor, whatever goes wrong in any thread.
     """
     with contextlib.closing(_Threads(threads, job, progress)) as all_threads:
         measured = _measure(all_threads, tensor)
         parts = [Piece(piece.tensor, at, min(at + STEP, piece.stop)) for at in range(piece.start, piece.stop, STEP)]
-        all_threads.counting = True
+        all_threads.counted = tensor.dtype.itemsize / tensor.itemsizes  # that it is read has been counted
         reports = all_threads.each([partial(Worker.merge, tensor=tensor, piece=part, measured=measured) for part in parts])
     not_finite = {number for report in reports for number in report.not_finite}
     return Report(
@@ -59,11 +59,14 @@ def _measure(all_threads: _Threads, tensor: TensorPlan) -> Measured:
     """Return what the method needs to know of the tensor: model by model at the same time, where that gives the same."""
     sparsifier, dtypes = tensor.resolved.sparsifier, {entry.dtype for entry in tensor.inputs}
     states: Sequence[Any] | None = None
+    all_threads.counted = 1.0
     if sparsifier is not None and sparsifier.measures and len(dtypes) == 1 and tensor.inputs[0].dtype.itemsize < 8:
-        models = range(len(tensor.sources))
+        models, base = range(len(tensor.sources)), int(tensor.base is not None)
+        all_threads.counted = len(tensor.inputs) / (len(models) * (1 + base))  # the base is read with each model
         found = all_threads.each([partial(Worker.measure_model, tensor=tensor, model=model) for model in models])
         if None not in found:  # what is done about NaN and Inf depends on whether all inputs hold them
             states = [state for one in found if one is not None for state in one.states]
+        all_threads.counted = 0.0
     (measured,) = all_threads.each([partial(Worker.measure, tensor=tensor, states=states)])
     return measured
 
@@ -73,12 +76,13 @@ class _StoppedError(WorkError):
 
 
 class _Threads:
-    """Threads with a Worker each. counting: whether `progress` hears of the bytes that they read and write."""
+    """Threads with a Worker each. counted: how much each byte that they read or write counts for `progress`."""
 
-    counting = False
+    counted = 1.0
 
     def __init__(self, count: int, job: Job, progress: Callable[[int], None]):
         self._progress, self._lock, self._failed = progress, threading.Lock(), threading.Event()
+        self._due = 0.0  # bytes that `progress` hasn't heard of
         self._workers = [Worker(job, self._advance) for _ in range(count)]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
@@ -118,5 +122,7 @@ class _Threads:
         if self._failed.is_set():
             raise _StoppedError("stopped")
         with self._lock:
-            if self.counting:
-                self._progress(count)
+            self._due += count * self.counted
+            whole = int(self._due)
+            self._due -= whole
+            self._progress(whole)
