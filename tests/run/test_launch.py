@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -153,7 +154,11 @@ def test_one_rank_with_a_problem_of_its_own(tmp_path: Path, flags: list[str], st
 
 @pytest.mark.exhaustive
 def test_a_file_that_is_cut_off_on_the_way_fails_all(tmp_path: Path, flags: list[str], start: Start) -> None:
-    """After the plan is made, and before rank 1's workers have read it: rank 0 removes the output."""
+    """After the plan is made, and before rank 1's workers have read it: rank 0 removes the output.
+
+    A rank whose workers have read it already finds at the end that it has changed.
+    """
+    said = re.compile("a/model.safetensors(: ends before tensor| has changed while it was merged)")
     processes = start([[*flags, "--output_path", "out", "--n_process", "2"]] * 2)
     workers = suspended_workers(processes[1], 1)
     os.truncate(tmp_path / "a" / "model.safetensors", 100)
@@ -162,7 +167,7 @@ def test_a_file_that_is_cut_off_on_the_way_fails_all(tmp_path: Path, flags: list
     for status, errors in ended(processes):
         assert status == 1
         assert errors
-        assert all("a/model.safetensors: ends before tensor" in error for error in errors)
+        assert all(map(said.search, errors))
     assert not (tmp_path / "out").exists()
 
 
