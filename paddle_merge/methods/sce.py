@@ -101,13 +101,26 @@ class Sce(Merger):
 
     def _threshold(self, tensor: Tensor, backend: Backend) -> Any:
         """Return the smallest variance that is selected, (1,); Inf if none is."""
-        variances = Derived(tensor, lambda _, x: backend.apply(variance, x), lambda x: variance(np, x))
-        differ = sum(int(np.count_nonzero(backend.fetch(row)())) for _, (row,) in variances.deltas())
-        count = int(differ * self.select_topk)
-        if count == 0:
-            return backend.constant(np.array([np.inf], np.float32 if tensor.narrow else np.float64))
-        (cut,) = selection.select_ranks(variances, backend, [(0, tensor.size - count)])
-        return backend.constant(np.array([cut.value]))
+        read = differ = 0  # elements that were read, and those of them in which models differ
+
+        def block(start: int, x: Any) -> Any:
+            nonlocal read, differ
+            row = backend.apply(variance, x)
+            if start == read:  # in the first pass
+                read += len(row)
+                differ += int(np.count_nonzero(backend.fetch(row)()))
+            return row
+
+        def count() -> int:
+            return int(differ * self.select_topk)
+
+        value, most = np.inf, int(tensor.size * self.select_topk)
+        if most > 0:
+            # The guess is that models differ everywhere. Usually they differ nearly everywhere.
+            variances = Derived(tensor, block, lambda x: variance(np, x))
+            value = selection.select_late(variances, backend, tensor.size - most, lambda: tensor.size - max(1, count()))
+        threshold = value if count() > 0 else np.inf
+        return backend.constant(np.array([threshold], np.float32 if tensor.narrow else np.float64))
 
     @staticmethod
     def _squares(tensor: Tensor, backend: Backend, threshold: Any, scale: float, bounded: bool = False) -> Any:

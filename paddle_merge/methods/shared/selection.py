@@ -171,6 +171,19 @@ def select_ranks(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, i
     return _search(tensor, backend, [(model, (rank, rank), reader(rank)) for model, rank in wanted], capacity, False)
 
 
+def select_late(tensor: Tensor, backend: Backend, guess: int, rank: Callable[[], int]) -> Any:
+    """Return an order statistic of |x| of model 0 whose rank is known only when the tensor has been read: as Cut.value.
+
+    guess: where to look during the first pass. rank: is called after each pass. If the two are near, one pass is enough.
+    """
+
+    def read(search: Bracket) -> Any:
+        value = search.value(rank())
+        return search.next((rank(), rank())) if value is None else value
+
+    return _search(tensor, backend, [(0, (guess, guess), read)], CAPACITY, False)[0]
+
+
 def find_equals(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, Any, int]]) -> list[int]:
     """Return, for each (model, value, number), the index of the number-th element (from 0) whose |x| equals the value.
 

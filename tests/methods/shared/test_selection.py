@@ -130,3 +130,22 @@ def test_an_infinity_does_not_spread(tmp_path: Path) -> None:
     result = read(tmp_path / "out")["w"]
     assert result[:7].tolist() == [0, 0, 0, 0, 5, 6, 7]
     assert result[7] == np.inf
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40_000), st.floats(0, 1), st.floats(0, 1), st.sampled_from([0.0, 0.5, 0.999]), st.integers(0, 2**32))
+def test_a_rank_that_is_known_late(size: int, guess: float, share: float, zeros: float, seed: int) -> None:
+    """The rank follows from what the first pass counts; wherever the guess was, it is the same element."""
+    rng = np.random.default_rng(seed)
+    values = np.where(rng.random(size) < zeros, 0.0, rng.standard_normal(size)).astype(np.float32)
+    tensor, backend = InMemory(values[None]), NumpyBackend("float32")
+    rank = int(share * (size - 1))
+
+    def late() -> int:
+        assert tensor.passes > 0  # it is asked for only when the tensor was read
+        return rank
+
+    got = selection.select_late(tensor, backend, int(guess * (size - 1)), late)  # type: ignore[arg-type]
+    assert got == np.sort(np.abs(values))[rank]
+    if size <= selection.SMALL:
+        assert tensor.passes == 1
