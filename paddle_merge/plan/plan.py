@@ -138,9 +138,7 @@ def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
     A tensor that must be measured before it is merged stays in one piece. If it is more than a worker's share of everything,
     several threads merge it.
     """
-    pieces, share = [], 0
-    if workers > 1:
-        share = sum(tensor.traffic for tensor in tensors) // workers
+    pieces, share = [], sum(tensor.traffic for tensor in tensors) // workers
     for number, tensor in enumerate(tensors):
         step, threads = max(1, PIECE_BYTES // tensor.dtype.itemsize // BLOCK) * BLOCK, 1
         if workers == 1 or (tensor.merged and tensor.resolved.measures) or any(entry.whole for entry in tensor.inputs):

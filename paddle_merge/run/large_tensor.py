@@ -64,7 +64,7 @@ def _measure(all_threads: _Threads, tensor: TensorPlan) -> Measured:
         models, base = range(len(tensor.sources)), int(tensor.base is not None)
         all_threads.counted = len(tensor.inputs) / (len(models) * (1 + base))  # the base is read with each model
         found = all_threads.each([partial(Worker.measure_model, tensor=tensor, model=model) for model in models])
-        if None not in found:  # what is done about NaN and Inf depends on whether all inputs hold them
+        if None not in found:
             states = [state for one in found if one is not None for state in one.states]
         all_threads.counted = 0.0
     (measured,) = all_threads.each([partial(Worker.measure, tensor=tensor, states=states)])

@@ -73,6 +73,7 @@ class Pipeline:
     """A piece of one tensor in all models, as methods see it (methods.shared.base.Tensor), and as it is merged.
 
     not_finite: the inputs, by their places in Recipe.titles, in which a NaN or Inf was met that not all of them have.
+    all_finite: whether no NaN or Inf was met at all, not even one that all of them have.
     overflowed: whether finite input led to a number that the output's dtype can't hold. Both are known when all blocks are
     merged.
     """
@@ -94,11 +95,16 @@ class Pipeline:
         self.measured = Measured((), None)
         self._counted = False  # whether the bytes that are read have been reported as progress
         self._whole: tuple[int, Any, Any] | None = None  # the only block, where the backend doesn't overwrite it
+        self._met_common = False  # whether there was a block in which every input holds a NaN or Inf
         self._common: CommonBits | None = None  # of the last block, if every input holds a NaN or Inf there
 
     @property
     def not_finite(self) -> tuple[int, ...]:
         return tuple(number for number, bad in zip(self._tensor.numbers, self._bad, strict=True) if any(map(bool, bad)))
+
+    @property
+    def all_finite(self) -> bool:
+        return not self._met_common and not self.not_finite
 
     @property
     def overflowed(self) -> bool:
@@ -172,6 +178,7 @@ class Pipeline:
             x, base, bad = self._backend.load(raws, self._dtypes, self._based)
             self._common = None
             if all(map(bool, bad)):
+                self._met_common = True
                 self._common = CommonBits(raws, self._dtypes, self._tensor.compute)
                 x, base, bad = self._backend.load(self._common.without, self._dtypes, self._based)
             if not self._counted:

@@ -89,16 +89,15 @@ class Worker:
                 return Pipeline(tensor, source, backend, Piece(0, 0, tensor.size), self._progress).measure(states)
 
     def measure_model(self, tensor: TensorPlan, model: int) -> Measured | None:
-        """Measure one model of a tensor for the sparsifier: its state alone; None if it or the base holds NaN or Inf.
+        """Measure one model of a tensor for the sparsifier; return its state alone, or None if it or the base holds a NaN or
+        Inf: what those count for depends on the other models.
 
         For tensors of which all inputs are stored in one dtype. Raises WorkError as `merge` does.
         """
-        numbers = tensor.numbers[model], *tensor.numbers[len(tensor.sources) :]
-        one, sparsifier = (
-            dataclasses.replace(tensor, sources=(tensor.sources[model],), numbers=numbers),
-            tensor.resolved.sparsifier,
-        )
+        sparsifier = tensor.resolved.sparsifier
         assert sparsifier is not None
+        numbers = tensor.numbers[model], *tensor.numbers[len(tensor.sources) :]
+        one = dataclasses.replace(tensor, sources=(tensor.sources[model],), numbers=numbers)
         with _naming(tensor):
             backend = self._backends.of(one)
             source = FileSource(one, backend, self._files, scratch=self._scratch)
@@ -106,7 +105,7 @@ class Worker:
             pipeline.first = model
             with backend.at_work():
                 states = sparsifier.of_model(model).prepare(pipeline, backend)
-            return None if pipeline.not_finite else Measured(states, None)
+            return Measured(states, None) if pipeline.all_finite else None
 
     def close(self) -> None:
         self._files.close()

@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 
 from ..backends.engine import Engine
 from ..errors import MergeError, WorkError
+from ..plan.tensor_plan import Piece, TensorPlan
+from .job import Report
 from .large_tensor import merge_in_threads, threads_of
 from .worker import OUT_OF_MEMORY, Worker
 
@@ -82,17 +84,19 @@ def _serve(connection: Connection, throttle: _Throttle) -> None:
     job = connection.recv()
     _settle(job.engine)
     worker = Worker(job, throttle)
+
+    def merged(tensor: TensorPlan, piece: Piece) -> Report:
+        threads = threads_of(piece, job.engine)
+        if threads > 1:
+            return merge_in_threads(threads, job, tensor, piece, throttle)
+        return worker.merge(tensor, piece)
+
     batch = connection.recv()
     while batch is not None:
         early = throttle.held = len(batch) > 1  # only small pieces are sent together
         if early:
             connection.send(("ready",))
-        reports = [
-            worker.merge(tensor, piece)
-            if (threads := threads_of(piece, job.engine)) == 1
-            else merge_in_threads(threads, job, tensor, piece, throttle)
-            for tensor, piece in batch
-        ]
+        reports = [merged(tensor, piece) for tensor, piece in batch]
         if early:
             batch = connection.recv()
             throttle.held = False

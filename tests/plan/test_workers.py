@@ -32,6 +32,17 @@ def test_as_many_as_are_worth_while(nbytes: int, most: int, ranks: int, expected
     assert suited([tensor], most, ranks) == expected
 
 
+def test_traffic_is_what_is_read_and_written(tmp_path: Path) -> None:
+    """By hand: 6 elements, of 4 bytes in two models and the base, and of 2 in the output."""
+    for name in "abc":
+        write(tmp_path / name, {"w": np.ones((2, 3))}, format="pt")
+    models = "".join(f"- model: {tmp_path}/{name}\n" for name in "ab")
+    recipe = f"merge_method: ties\nbase_model: {tmp_path}/c\nmodels:\n{models}parameters: {{weight: 1.0}}\ndtype: bfloat16\n"
+    plan = make_plan(parse(recipe, "r.yaml").recipe)
+    assert plan.tensors[0].traffic == 6 * (3 * 4 + 2)
+    assert plan.traffic(plan.pieces[0]) == 6 * (3 * 4 + 2)
+
+
 def test_as_many_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of what is free; one worker is there in any case."""
     for name in "ab":

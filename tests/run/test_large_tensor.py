@@ -32,7 +32,7 @@ from tests.support.checkpoints import read, write
 from tests.support.sweeps import few
 
 SHAPE = (520, 401)  # 3.2 blocks
-HELD = ("finite", "nan in one", "nan in all", "nan in the base")
+HELD = ("finite", "nan in one", "nan in all", "nan in the base", "nan in the base and one")
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,9 @@ def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         base = rng.standard_normal(SHAPE)
         tensors = [base, *(base + 0.1 * rng.standard_normal(SHAPE) for _ in range(3))]
         for place, values in enumerate(tensors):
-            if held == "nan in all" or (held, place) in (("nan in one", 2), ("nan in the base", 0)):
+            if place in {"finite": (), "nan in one": (2,), "nan in all": (0, 1, 2, 3), "nan in the base": (0,)}.get(
+                held, (0, 2)
+            ):
                 values[300, 7] = np.nan
         folder = tmp_path_factory.mktemp(held.replace(" ", "_"))
         found[held] = Sources(folder, request.param).put(*({"w": values} for values in tensors))
@@ -78,6 +80,15 @@ def compared(plan: Plan, threads: int) -> tuple[Report, Report]:
 def test_threads_write_what_one_thread_writes(sources: dict[str, Sources], method: str, held: str) -> None:
     config = sources[held].config(method, LAWS[method].given, list(range(count(method))), "out")
     alone, together = compared(plan_of(config), 3)
+    assert alone == together
+
+
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("method", ["ties", "della", "dare_linear"])
+def test_weights_without_a_base_too(sources: dict[str, Sources], method: str, held: str) -> None:
+    """A model is then measured alone, and all that isn't finite in it would count as common to all inputs."""
+    models = [f"{sources[held].folder}/m{number}" for number in range(3)]
+    alone, together = compared(plan_of(MergeConfig(model_path_list=models, merge_method=method, output_path="out")), 3)
     assert alone == together
 
 
@@ -166,7 +177,7 @@ def test_a_thread_that_fails_ends_all(sources: dict[str, Sources], tmp_path: Pat
 
 
 def sparse(folder: Path, sizes: dict[str, int]) -> list[str]:
-    """Write a base and two models of holes."""
+    """Write a base and two models of zeros."""
     paths = []
     for name in ("base", "m0", "m1"):
         write(folder / name, {tensor: np.zeros(size, np.float32) for tensor, size in sizes.items()})
