@@ -10,6 +10,7 @@ so an average replaces the decay. Here w_j = f((j - 1) / k) for a curve f that f
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -47,6 +48,6 @@ def average_weights(decay: str | Sequence[float], count: int) -> tuple[float, ..
                 f"decay has {len(decay)} numbers; {count} checkpoints need {count}, of which the first is 1, or the"
                 f" {count - 1} after it"
             )
-        if any(not 0.0 <= after <= before for before, after in zip(factors, factors[1:], strict=False)):
+        if any(not 0.0 <= after <= before for before, after in itertools.pairwise(factors)):
             raise ConfigError("decay must be numbers that fall from 1 to 0: factors on the learning rate")
     return tuple(before - after for before, after in zip(factors, [*factors[1:], 0.0], strict=True))
