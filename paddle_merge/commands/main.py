@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("evaluate.cli", "Score models side by side, with standard errors and costs."),
     "evolve": ("evolve.cli", "Search for the best recipe by scoring merges."),
     "sweep": ("sweep.cli", "Score all merges of a grid, or between two models."),
+    "soup": ("soup.cli", "Average the checkpoints of a training run."),
     "demo": ("demo.cli", "Train small networks, merge them by every method, and show the results."),
 }
 OURS = ("merge", "diff", "analyze", "verify", "extract-lora")  # commands that run nothing of the user's in their process

@@ -11,7 +11,7 @@ from .contract import Evaluator
 from .data import check_file, check_splits
 from .output import check_folder
 from .rule import Rule, parse_rule
-from .spec import File, SearchSpec
+from .spec import File, SearchSpec, SoupSpec
 from .sweep_spec import SweepSpec
 
 Spec = TypeVar("Spec", SearchSpec, SweepSpec)
@@ -47,7 +47,7 @@ class Asked:
             return dataclasses.replace(spec, pick=rule)
         return dataclasses.replace(spec, then=dataclasses.replace(spec.then, workers=spec.workers, pick=rule))
 
-    def check(self, spec: SearchSpec | SweepSpec, file: File, attempt: Attempts) -> None:
+    def check(self, spec: SearchSpec | SweepSpec | SoupSpec, file: File, attempt: Attempts) -> None:
         """Check the samples and the output folder. Problems are attempt's."""
         attempt(check_splits, spec.data, file.folder)
         for split in ("search", "report") if self.evaluator is None else ():

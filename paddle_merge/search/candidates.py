@@ -58,7 +58,8 @@ class MergedCandidate:
             from ..run.merge import merge  # what a merge of the recipe from the command line does
 
             out = os.path.join(self._near, "model")
-            merge(MergeConfig(recipe_yaml=to_yaml(self._recipe), output_path=out), progress=False)
+            config_from = self._recipe.config_from
+            merge(MergeConfig(recipe_yaml=to_yaml(self._recipe), output_path=out, config_from=config_from), progress=False)
             self._folder = out
         return self._folder
 

@@ -18,7 +18,8 @@ class Setup:
 
     where, text: the search file, from which candidates are made; text "": there are only checkpoints and recipes. folder:
     in which relative paths of commands and modules are looked up. memory: bytes of inputs that one process may keep. phase,
-    fixed: which part of the file is searched, as of spaces.space_of.
+    fixed: which part of the file is searched, as of spaces.space_of. config_from: the folder with config.json where a
+    recipe's inputs have none; "" if they have it.
     """
 
     evaluation: Evaluation
@@ -31,6 +32,7 @@ class Setup:
     memory: int = 0
     phase: str = ""
     fixed: Values = ()
+    config_from: str = ""
 
 
 @dataclass(frozen=True)

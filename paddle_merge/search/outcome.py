@@ -16,7 +16,8 @@ from .spec import SearchSpec
 class Scored:
     """A model with what it scored on the search split.
 
-    result: None until it is scored. values: of a candidate; path: of a checkpoint. round: of a race, the last one it was in.
+    result: None until it is scored. values: of a candidate; path: of a checkpoint; recipe: of a merge that no space makes,
+    in YAML. round: of a race, the last one it was in.
     """
 
     title: str
@@ -25,6 +26,12 @@ class Scored:
     values: Values = ()
     path: str = ""
     round: int = 0
+    recipe: str = ""
+
+    @property
+    def identity(self) -> tuple[str, str, Values]:
+        """What is equal for the same model under other titles."""
+        return self.path, self.recipe, self.values
 
     @property
     def known(self) -> Result:

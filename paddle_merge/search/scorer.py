@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -64,7 +65,9 @@ class Scorer:
         if job.values is not None:
             assert self.space is not None
             return MergedCandidate(job.title, self.space.recipe(job.values), self._merger, near)
-        return MergedCandidate(job.title, parse(job.recipe, job.title).recipe, self._merger, near)
+        recipe = parse(job.recipe, job.title).recipe
+        recipe = dataclasses.replace(recipe, config_from=self._setup.config_from or None)
+        return MergedCandidate(job.title, recipe, self._merger, near)
 
 
 def serve(connection: Connection) -> None:

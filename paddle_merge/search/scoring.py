@@ -23,15 +23,14 @@ from .outcome import Scored
 from .output import clear_folder, make_folder
 from .ray_scorers import RayScorers
 from .scorers import Here, Processes, Scorers
-from .space import Space
 from .spaces import FIRST
-from .spec import File, SearchSpec
+from .spec import File, SearchSpec, SoupSpec
 from .sweep_spec import SweepSpec
 
 log = logging.getLogger("paddle_merge")
 
 
-def evaluator_of(asked: Asked, file: File, spec: SearchSpec | SweepSpec) -> Evaluator:
+def evaluator_of(asked: Asked, file: File, spec: SearchSpec | SweepSpec | SoupSpec) -> Evaluator:
     """Return what scores candidates. Raises ConfigError if it can't be had, or gives no such objectives."""
     evaluator = asked.evaluator if asked.evaluator is not None else make(_setup(asked, file, spec))
     check_objectives(evaluator, spec.objectives, file)
@@ -41,13 +40,15 @@ def evaluator_of(asked: Asked, file: File, spec: SearchSpec | SweepSpec) -> Eval
 
 
 class Scoring:
-    """Scores the candidates of a search, or the points of a sweep.
+    """Scores the candidates of a search, the points of a sweep, or the members of a soup.
 
     phase, fixed: which part of the file is searched, as of spaces.space_of. fresh: is called with the place of every result
     that was not in the journal.
     """
 
-    def __init__(self, asked: Asked, file: File, spec: SearchSpec | SweepSpec, phase: str = "", fixed: Values = ()):
+    def __init__(
+        self, asked: Asked, file: File, spec: SearchSpec | SweepSpec | SoupSpec, phase: str = "", fixed: Values = ()
+    ):
         """Choose who scores: asked.evaluator in this process, a Ray cluster, or processes of their own, whose crash is the
         failure of one candidate. Raises ConfigError if no cluster can be reached."""
         self._asked, self._file, self._spec = asked, file, spec
@@ -68,16 +69,16 @@ class Scoring:
         assert self._journal is not None, "open() comes first"
         return self._journal
 
-    def open(self, space: Space, optimizer: str, journal: Journal | None = None) -> None:
+    def open(self, names: Sequence[str], optimizer: str, journal: Journal | None = None) -> None:
         """Begin the journal, or go on with it; or take that of the first part of a search.
 
-        optimizer: what makes the points. The caller closes the journal. Raises ConfigError if the journal in the folder is
-        that of another search, and OutputError.
+        names: of the values that differ between candidates. optimizer: what makes the points. The caller closes the
+        journal. Raises ConfigError if the journal in the folder is that of another search, and OutputError.
         """
         if journal is None:
             header = {  # what makes another search than this one; workers and the rule by flag make no difference
                 "file": hashlib.sha256(self._file.text.encode("utf-8", "surrogatepass")).hexdigest(),
-                "genes": [gene.name for gene in space.genes],
+                "genes": list(names),
                 "optimizer": optimizer,
                 "seed": self._spec.seed,
             }
@@ -123,13 +124,14 @@ class Scoring:
         split: str = "search",
         each: Callable[[Result], object] = lambda _: None,
     ) -> list[Scored]:
-        """Return models with what they score in full, each by its values or its path.
+        """Return models with what they score in full, each by its values, its recipe or its path.
 
         phase: of the journal. places: by which the journal knows them; None: 0, 1 ... each: as of score.
         """
         jobs = []
         for place, one in zip(places if places is not None else range(len(models)), models, strict=True):
             what: dict[str, Any] = {"path": one.path} if one.path else {"values": one.values}
+            what = {"recipe": one.recipe} if one.recipe else what
             jobs.append((Place(phase, one.generation, place), self.job(one.path or one.title, split=split, **what)))
         results = self.score(jobs, each)
         return [dataclasses.replace(one, result=result) for one, result in zip(models, results, strict=True)]
@@ -142,10 +144,10 @@ class Scoring:
         """
         if self._spec.data.report is None:
             return {}
-        numbers: dict[tuple[str, Values], int] = {}
+        numbers: dict[tuple[str, str, Values], int] = {}
         for number, one in enumerate(among):
-            numbers.setdefault((one.path, one.values), number)
-        keys = [(one.path, one.values) for one in models]
+            numbers.setdefault(one.identity, number)
+        keys = [one.identity for one in models]
         unique = list({key: dataclasses.replace(one, generation=-1) for key, one in zip(keys, models, strict=True)}.items())
         scored = self.score_models("report", [one for _, one in unique], [numbers[key] for key, _ in unique], "report")
         results = {key: one.known for (key, _), one in zip(unique, scored, strict=True)}
@@ -166,12 +168,13 @@ def check_some(scored: Sequence[Scored], what: str) -> None:
         raise ConfigError(f"all {len(scored)} {what} failed: {reasons(scored)}")
 
 
-def _setup(asked: Asked, file: File, spec: SearchSpec | SweepSpec, phase: str = "", fixed: Values = ()) -> Setup:
+def _setup(asked: Asked, file: File, spec: SearchSpec | SweepSpec | SoupSpec, phase: str = "", fixed: Values = ()) -> Setup:
     return Setup(
         evaluation=spec.evaluate,
         data=spec.data,
         where=file.where,
-        text=file.text,
+        text=file.text if not isinstance(spec, SoupSpec) else "",
+        config_from=spec.config_from if isinstance(spec, SoupSpec) else "",
         folder=file.folder,
         tensor_type=spec.tensor_type,
         device=spec.device,

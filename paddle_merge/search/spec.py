@@ -94,6 +94,23 @@ class SearchSpec:
 
 
 @dataclass(frozen=True)
+class SoupSpec:
+    """What a greedy soup (soup.py) asks for: as of SearchSpec. The candidates are recipes, which the file doesn't have.
+
+    config_from: the folder with config.json, if the checkpoints have none; "" if they have it.
+    """
+
+    evaluate: Evaluation
+    objectives: Mapping[str, str]
+    data: Data = field(default_factory=Data)
+    seed: int = 0
+    workers: int = 1
+    config_from: str = ""
+    tensor_type: str = "np"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
 class File:
     """A search file, read once: its text, its documents, and where it lies."""
 

@@ -34,6 +34,9 @@ _FOLDERS = {
     "master_weights": "master_weight",
     "adapter": "model_state",
 }
+# Folders that hold what an optimizer knows of parameters: their master weights, or moving averages of these (PaddleFormers).
+_OPTIMIZERS = ("master_weight", "ema_state")
+_MASTER = ".w_0"  # what Paddle's optimizers append to the name of a parameter
 
 
 def metadata_folder(path: str, prefix: str) -> str | None:
@@ -145,8 +148,19 @@ def open_folder(path: str, folder: str) -> Checkpoint:
             f"{file}: tensor {split[0]!r} is fused in each tensor-parallel rank separately, and can't be joined; save the"
             " model without tensor parallelism"
         )
+    if os.path.basename(os.path.abspath(folder)) in _OPTIMIZERS:
+        tensors = {key: stored(entry.renamed(_parameter(key, tensors))) for key, entry in tensors.items()}
     ordered = sorted(tensors.values(), key=lambda entry: (entry.file, entry.offset))
     return Checkpoint(path, path, "np", {entry.name: entry for entry in ordered}, "flex")
+
+
+def _parameter(key: str, tensors: Collection[str]) -> str:
+    """Return the name of the parameter that an optimizer's tensor, such as "norm.weight.w_0", is the master weight of.
+
+    If the parameter itself is among the tensors, names stay as they are.
+    """
+    name = key.removesuffix(_MASTER)
+    return name if name not in tensors else key
 
 
 Places = dict[str, list[tuple[Shard, str]]]  # tensor name -> (shard, name of its file)

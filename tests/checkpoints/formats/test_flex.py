@@ -165,6 +165,20 @@ def test_the_highest_id_and_the_master_weights(tmp_path: Path) -> None:
     assert checkpoints.read(out, "master_weights")["w"].tolist() == [7.0] * 4
 
 
+def test_names_that_an_optimizer_gives(tmp_path: Path) -> None:
+    """Paddle's optimizers call the master weight of w "w.w_0" (adamw.py, sharded_state_dict)."""
+    weights = {"w.w_0": np.ones(4, np.float32), "b": np.ones(2, np.float32)}
+    boxes = {name: cut(x.shape, ()) for name, x in weights.items()}
+    save(tmp_path / "a" / "master_weight", weights, boxes)
+    save(tmp_path / "a" / "model_state", weights, boxes)
+    assert set(open_checkpoint(str(tmp_path / "a"), "master_weights").tensors) == {"w", "b"}
+    assert set(open_checkpoint(str(tmp_path / "a" / "master_weight")).tensors) == {"w", "b"}
+    assert set(open_checkpoint(str(tmp_path / "a")).tensors) == {"w.w_0", "b"}
+    both = {"w.w_0": np.ones(4, np.float32), "w": np.ones(4, np.float32)}
+    save(tmp_path / "ema_state", both, {name: cut((4,), ()) for name in both})
+    assert set(open_checkpoint(str(tmp_path / "ema_state")).tensors) == set(both)
+
+
 def test_replicas_and_older_metadata(tmp_path: Path) -> None:
     x = np.arange(8, dtype=np.float32)
     metadata = save(tmp_path, {"w": x}, {"w": cut((8,), (3,))})

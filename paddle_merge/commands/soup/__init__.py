@@ -1,0 +1,1 @@
+"""The command soup: averages of the checkpoints of a training run."""
