@@ -263,6 +263,7 @@ def test_a_checkpoint_that_can_not_be_scored_is_no_member(
         ("--kind ema_state", "--kind ema_state: .* has none; it has 4 checkpoint"),
         ("--kind step", "--kind 'step' must be one of checkpoint"),
         ("--steps 11 19", "0 checkpoints between steps 11 and 19 can be averaged"),
+        ("--base_model_path base", "--base_model_path is for runs that saved LoRA adapters"),
         ("--ema_updates -1", "--ema_updates are numbers of updates"),
     ],
 )
