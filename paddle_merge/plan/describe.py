@@ -33,10 +33,11 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes], memory
     shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
     alone = recipe.title == "fold"
     lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_shown(plan)}"]
-    lines += [f"model    {weight}{path}" for path, weight in _weights(plan)]
+    lines += [f"model    {weight}{path}{role}" for path, weight, role in _models(plan)]
     lines += [f"module   {line}" for line in modules.described(recipe, (tensor.name for tensor in plan.tensors))]
     if not alone:
-        lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}")
+        role = _as(recipe.method.base_role) if recipe.base else ""
+        lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}{role}")
     lines += [f"adapter  {sentence}" for sentence in plan.folded]
     lines += [f"config   {plan.config_source.note}"] if plan.config_source.note else []
     lines += [f"chat     {plan.chat_template.origin}"] if plan.chat_template is not None else []
@@ -88,10 +89,19 @@ def _few(tokens: Sequence[str], what: str) -> str:
     return f"{len(tokens)} {what}{shown}"
 
 
-def _weights(plan: Plan) -> list[tuple[str, str]]:
-    """Return the titles of the models and their weights, "" for a weight that varies."""
-    titles = plan.recipe.titles
-    return [(titles[number], "" if weight is None else f"{weight:<8.4g} x ") for number, weight in plan.weights]
+def _models(plan: Plan) -> list[tuple[str, str, str]]:
+    """Return the titles of the models, their weights ("" for a weight that varies), and their roles, if they differ."""
+    titles, roles = plan.recipe.titles, plan.recipe.method.roles
+    if len(roles) != len(plan.weights):  # slices may give a model different ones
+        roles = ("",) * len(plan.weights)
+    return [
+        (titles[number], "" if weight is None else f"{weight:<8.4g} x ", _as(role))
+        for (number, weight), role in zip(plan.weights, roles, strict=True)
+    ]
+
+
+def _as(role: str) -> str:
+    return f" ({role})" if role else ""
 
 
 def _shown(plan: Plan) -> str:

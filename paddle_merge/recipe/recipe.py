@@ -249,7 +249,9 @@ def count_problem(method: Method, models: int) -> str | None:
         return None
     most = f" to {method.most}" if method.most and method.most > method.least else ""
     more = " or more" if method.most is None else ""
-    return f"{method.name} takes {method.least}{most}{more} models, not {models}"
+    taken = "1 model" if method.most == 1 else f"{method.least}{most}{more} models"
+    roles = f": {', then '.join(method.roles)}; the base model is {method.base_role}" if method.roles else ""
+    return f"{method.name} takes {taken}, not {models}{roles}"
 
 
 def _taken(slices: Sequence[Slice]) -> list[int]:

@@ -123,9 +123,12 @@ def _recipe_of_named(config: MergeConfig, named: Method) -> tuple[ParsedRecipe |
     if not models:
         problems.append("give the models to merge: --model_path_list a b")
     if base is None and named.base in ("required", "first"):
-        problems.append(f"--merge_method {named.name} needs --base_model_path")
+        role = f", {named.base_role}" if named.base_role else ""
+        problems.append(f"--merge_method {named.name} needs --base_model_path{role}")
     order = [*dict.fromkeys(path for path in models if path != base), *([base] if base is not None else [])]
-    own = any(one.name == "weight" for one in named.parameters) and "weight" not in settings
+    weighted = next((one for one in named.parameters if one.name == "weight"), None)
+    own = weighted is not None and "weight" not in settings
+    own = own and (config.weight_list is not None or weighted.default is not None)  # None: the method finds them itself
     listed = [
         Input(order.index(path), settings={"weight": constant(weight)} if own else {})
         for path, weight in zip(models, weights, strict=False)

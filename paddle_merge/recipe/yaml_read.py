@@ -163,7 +163,8 @@ class _Reader(Drafts):
         """Return a slice with its models and its base in their roles; None if it lacks a base that the method needs."""
         node, sources, method, base = part["node"], list(part["sources"]), draft.method, part["base"] or draft.base
         if base is None and method.base in ("required", "first"):
-            self.wrong(draft.node, f"{method.name} needs base_model, which is missing")
+            role = f" ({method.base_role})" if method.base_role else ""
+            self.wrong(draft.node, f"{method.name} needs base_model{role}, which is missing")
             return None
         scales = [one.value for its in (draft.settings, part["settings"]) for one in its.get("scale", ())]
         if base is None and method.base == "optional" and set(scales) - {1.0}:

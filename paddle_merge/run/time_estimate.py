@@ -21,7 +21,7 @@ from ..backends.scratch import Scratch
 from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import BLOCK
 from ..errors import WorkError
-from ..methods.shared.whole_matrix import Whole, is_matrix
+from ..methods.shared.whole_matrix import is_matrix
 from ..plan.plan import Plan
 from ..plan.tensor_plan import Piece, TensorPlan
 from .disk_speed import WRITTEN, flush_rate, nameless_file, page_cache
@@ -69,8 +69,8 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
         loading = bench.load()
         if loading > 3:
             notes.append(f"the loops were compiled for this forecast, which took {loading:.0f} s: once on this machine")
-        if any(isinstance(tensor.resolved.merger, Whole) and is_matrix(tensor.shape) for tensor in plan.tensors):
-            notes.append("decompositions of matrices aren't counted, and may take much longer than everything else")
+        if any(tensor.resolved.merger.whole_matrices and is_matrix(tensor.shape) for tensor in plan.tensors):
+            notes.append("what is computed of whole matrices isn't counted, and may take much longer than everything else")
         costs = bench.costs(random_places)
         cached, disk = page_cache(plan, random_places)
         flush = flush_rate(written)

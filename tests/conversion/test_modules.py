@@ -305,7 +305,7 @@ def test_one_module_has_all_tensors(here: Path) -> None:
         ),
         (
             "modules:\n  x: {models: [{model: a}]}\n  y: {models: [{model: a}, {model: b}]}\nmerge_method: passthrough",
-            ["r.yaml:3:15: passthrough takes 1 models, not 2"],
+            ["r.yaml:3:15: passthrough takes 1 model, not 2"],
         ),
     ],
 )

@@ -90,6 +90,41 @@ def slerp(xs: list[Vector], t: float) -> Vector:
     return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
 
 
+def one_after_the_other(xs: list[Vector]) -> Vector:
+    """Interpolate spherically between many vectors: the m-th with what came of those before it, at 1 / m (WARP)."""
+    merged = xs[0]
+    for m, x in enumerate(xs[1:], 2):
+        lengths = np.linalg.norm(merged), np.linalg.norm(x)
+        cosine = 1.0 if min(lengths) == 0 else float(np.clip((merged / lengths[0]) @ (x / lengths[1]), -1, 1))
+        angle = math.acos(cosine)
+        if math.sin(angle) < 1e-7:
+            merged = (1 - 1 / m) * merged + x / m
+        else:
+            merged = (math.sin((1 - 1 / m) * angle) * merged + math.sin(angle / m) * x) / math.sin(angle)
+    return merged
+
+
+def alignment_cosine(aligned: np.ndarray, unaligned: np.ndarray, tuned: np.ndarray) -> float:
+    """Return the cosine between a matrix's change and its projection onto what alignment changed (SafeMERGE).
+
+    Matrices are [out, in].
+    """
+    v, d = aligned - unaligned, tuned - aligned
+    if not v.any() or not d.any():
+        return 0.0
+    c = v @ v.T / np.linalg.norm(v)
+    projected = c @ d
+    return float((projected * d).sum() / (np.linalg.norm(projected) * np.linalg.norm(d)))
+
+
+def safe_merge(
+    aligned: np.ndarray, tuned: np.ndarray, safe: np.ndarray, unaligned: np.ndarray, tau: float, alpha: float
+) -> np.ndarray:
+    """Mix a safe model's matrix into a fine-tuned one that left the directions of alignment."""
+    kept = alignment_cosine(aligned, unaligned, tuned) >= tau
+    return tuned if kept else alpha * tuned + (1 - alpha) * safe
+
+
 def sign_of(value: float) -> int:
     """Return -1, 0 or 1; 0 for NaN."""
     return 1 if value > 0 else -1 if value < 0 else 0

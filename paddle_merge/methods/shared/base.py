@@ -7,7 +7,7 @@ import functools
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ...backends.backend import Backend
 from ...backends.budget import MemoryBudget
@@ -112,7 +112,12 @@ class Sparsifier(Part, ABC):
 
 
 class Merger(Part, ABC):
-    """Makes one task vector of several."""
+    """Makes one task vector of several.
+
+    whole_matrices: whether `prepare` computes with whole matrices, which may take much longer than reading them.
+    """
+
+    whole_matrices: ClassVar[bool] = False
 
     def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         """Measure the tensor. Returns what `apply` needs to know of it."""

@@ -49,6 +49,7 @@ class Method:
     base: "required" or "optional": the method works on task vectors against a base model; "model": the base, if given, is
         one of the models; "first": it is the first of them, and required.
     least, most: how many models it takes, without the base unless that is one of them. most None: any number.
+    base_role, roles: what the base must be, and each model, in order, where they differ; "" and () where they don't.
     by_layer: whether `make` and `problems` also get `layer`, the place of the tensor's layer in its stack: 0 the first
         layer, or no layer; 1 the last.
     mergekit: whether mergekit has a method of this name.
@@ -67,6 +68,8 @@ class Method:
     base: str = "optional"
     least: int = 1
     most: int | None = None
+    base_role: str = ""
+    roles: tuple[str, ...] = ()
     by_layer: bool = False
     mergekit: bool = False
     place: int = 100

@@ -54,6 +54,8 @@ class Whole(Merger):
 
     weights: tuple[float, ...]
 
+    whole_matrices = True
+
     @property
     def measures(self) -> bool:
         return True

@@ -484,7 +484,7 @@ def test_what_is_said_of_parameters(method: str, parameters: dict[str, Any], wor
         ("nuslerp", 3, False, "nuslerp takes 2 models, not 3"),
         ("model_stock", 1, True, "model_stock takes 2 or more models, not 1"),
         ("model_stock", 2, False, "model_stock needs base_model, which is missing"),
-        ("nearswap", 2, True, "nearswap takes 1 models, not 2"),
+        ("nearswap", 2, True, "nearswap takes 1 model, not 2"),
         ("ram", 2, False, "ram needs base_model, which is missing"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Test methods that need whole tensors or layers: sce, arcee_fusion, tsv, iso_c, consensus_ta, lines."""
+"""Test methods that need whole tensors or layers: sce, arcee_fusion, tsv, iso_c, consensus_ta, lines, safe_merge."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from paddle_merge.backends.budget import DEFAULT_BUDGET, MemoryBudget
 from paddle_merge.backends.engine import Engine
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods.iso_c import IsoC
+from paddle_merge.methods.safe_merge import SafeMerge
 from paddle_merge.methods.shared.whole_matrix import spectrum
 from paddle_merge.methods.tsv import Tsv
 from paddle_merge.recipe.request import Request
 from tests.conversion.test_layout import CONFIG, laid_out, llama
+from tests.support import oracle
 from tests.support.checkpoints import from_bits, read, to_bits, write
 
 METHODS = {
@@ -37,6 +39,7 @@ METHODS = {
     "iso_c": "{lambda: 0.8}",
     "consensus_ta": "{lambda: 0.7}",
     "lines": "{alpha: 0.3, beta: 0.5}",
+    "safe_merge": "{tau: 0.8}",
 }
 SHAPES = {
     "w": (33, 65), "tall": (90, 17), "bias": (13,), "one": (1,), "scalar": (), "none": (0,), "row": (1, 40),
@@ -227,6 +230,9 @@ def plain(method: str, name: str, base: np.ndarray, deltas: np.ndarray) -> np.nd
     """base + what METHODS' parameters make of the deltas."""
     if not base.size:
         return base
+    if method == "safe_merge":
+        kept = base.ndim != 2 or oracle.alignment_cosine(base, base + deltas[2], base + deltas[0]) >= 0.8
+        return np.asarray(base + (deltas[0] if kept else 0.8 * deltas[0] + 0.2 * deltas[1]))
     if method == "lines":
         layer = int(name.split(".")[2]) / 2 if "layers" in name else 0.0
         return np.asarray(base + (0.3 + 0.5 * layer) * deltas.sum(0))
@@ -350,7 +356,7 @@ def test_weights_multiply_task_vectors(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     deltas = generator.standard_normal((2, 10, 8))
     base = {"w": np.zeros((10, 8)), "v": np.zeros(4)}
-    for method, oracle in {"tsv": plain_tsv, "iso_c": plain_iso}.items():
+    for method, formula in {"tsv": plain_tsv, "iso_c": plain_iso}.items():
         listed = ""
         for number, (delta, weight) in enumerate(zip(deltas, (2.0, -0.5), strict=True)):
             model = write(tmp_path / f"m{number}", {"w": delta, "v": delta[0, :4]}, "float64")
@@ -358,7 +364,7 @@ def test_weights_multiply_task_vectors(tmp_path: Path) -> None:
         recipe = f"merge_method: {method}\nbase_model: {write(tmp_path / 'base', base, 'float64')}\nmodels:\n{listed}"
         merge(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / method)))
         got, weighted = read(tmp_path / method), np.array([2.0 * deltas[0], -0.5 * deltas[1]])
-        np.testing.assert_allclose(got["w"], oracle(weighted), atol=1e-9)
+        np.testing.assert_allclose(got["w"], formula(weighted), atol=1e-9)
         np.testing.assert_allclose(got["v"], weighted[:, 0, :4].mean(0), atol=1e-12)
 
 
@@ -402,11 +408,17 @@ def test_numbers_whose_squares_leave_float64(tmp_path: Path, method: str) -> Non
 
 
 @pytest.mark.parametrize("shape", [(700, 300), (300, 700), (400, 400)])
-@pytest.mark.parametrize("merger", [Tsv((1.0,) * 3, 1 / 3), Tsv((1.0,) * 3, 0.8), Tsv((1.0,) * 3, 0.05), IsoC((1.0,) * 3)])
-def test_memory_is_what_they_say(merger: Tsv | IsoC, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "merger",
+    [Tsv((1.0,) * 3, 1 / 3), Tsv((1.0,) * 3, 0.8), Tsv((1.0,) * 3, 0.05), IsoC((1.0,) * 3), SafeMerge(0.35, 0.8)],
+)
+def test_memory_is_what_they_say(
+    merger: Tsv | IsoC | SafeMerge, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Arrays as NumPy counts them; LAPACK's own, which it doesn't, are at most three of the Gram matrix."""
     rows = np.random.default_rng(0).standard_normal((3, shape[0] * shape[1]), np.float32)
     source, backend = InMemory(rows, shape, narrow=True), NumpyBackend("float32")
+    monkeypatch.setattr("paddle_merge.methods.safe_merge._STEP", 1 << 14)
     tracemalloc.start()
     try:
         merger.prepare(source, backend)  # type: ignore[arg-type]
@@ -414,7 +426,7 @@ def test_memory_is_what_they_say(merger: Tsv | IsoC, shape: tuple[int, int]) -> 
     finally:
         tracemalloc.stop()
     said = merger.row_memory(3, shape, False, 4)
-    kept = min(shape) if isinstance(merger, IsoC) else max(min(shape), 3 * merger.kept(min(shape)))
+    kept = max(min(shape), 3 * merger.kept(min(shape))) if isinstance(merger, Tsv) else min(shape)
     hidden, blocks = 3 * 8 * kept**2, 3 * 4 * (1 << 16) * 2
     assert taken <= said + blocks
     assert said < 1.7 * taken + hidden
@@ -518,12 +530,12 @@ def test_mistakes_are_named(tmp_path: Path, method: str, parameters: str, models
 
 @pytest.mark.parametrize("method", METHODS)
 def test_dry_runs(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Pieces of tensors are tried; a note says that decompositions aren't."""
+    """Pieces of tensors are tried; a note says that what is computed of whole matrices isn't."""
     base = tensors(0, "bfloat16")
     models = [tensors(number + 1, "bfloat16", base) for number in range(count(method))]
     out = run(tmp_path, method, models, base, "bfloat16", dry_run=True)
     said = capsys.readouterr()
-    assert ("decompositions of matrices aren't counted" in said.out + said.err) == (method in ("tsv", "iso_c"))
+    assert ("what is computed of whole matrices isn't counted" in said.out + said.err) == (method in ("tsv", "iso_c", "safe_merge"))
     assert not out.exists()
 
 
