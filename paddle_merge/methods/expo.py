@@ -1,8 +1,8 @@
 """ExPO: extrapolate from an SFT model through the model that alignment made of it (Zheng et al. 2024, Model Extrapolation
 Expedites Alignment): aligned + alpha (aligned - sft).
 
-The base model is the SFT model, so this is base + (1 + alpha) delta. The authors find 0.3 or 0.5 usually good, and more after a
-training that was stopped early (25 after 5 % of it). `python -m paddle_merge sweep` tries values.
+The base model is the SFT model, so this is base + (1 + alpha) delta. The authors find 0.3 or 0.5 usually good, and more
+after a training that was stopped early (25 after 5 % of it). `python -m paddle_merge sweep` tries values.
 """
 
 from __future__ import annotations

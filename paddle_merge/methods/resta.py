@@ -4,8 +4,8 @@ Simpson!): fine-tuned + gamma (aligned - unaligned).
 The base model is the aligned one, which was fine-tuned, and which a short training on harmful answers made the unaligned one
 of; so this is base + delta_fine-tuned - gamma delta_unaligned. gamma is 1 in the paper.
 
-With DARE (the paper's variant): drop_rate is the probability with which an element of a model's change is dropped; others are
-divided by 1 - drop_rate. The rates of the two models are independent: the second one's thins the safety vector.
+With DARE (the paper's variant): drop_rate is the probability with which an element of a model's change is dropped; others
+are divided by 1 - drop_rate. Each model has its own: the second one's thins the safety vector.
 """
 
 from __future__ import annotations

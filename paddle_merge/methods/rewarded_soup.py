@@ -2,8 +2,8 @@
 Rewarded soups): sum_k lambda_k theta_k, with lambda_k >= 0 and sum_k lambda_k = 1.
 
 The weights say which reward matters how much, and each choice is a point of the front between the rewards: a sweep with
-`{simplex: N}` in place of each weight scores a lattice of them. This is `linear`, but for weights that aren't on the simplex,
-which are refused here.
+`{simplex: N}` in place of each weight scores a lattice of them. This is `linear`, but for weights that aren't on the
+simplex, which are refused here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ METHODS = (
     Method(
         "rewarded_soup",
         _rewarded_soup,
-        (Parameter("weight", float, None, each=True, about="how much a model's reward matters; all are equal unless given"),),
+        (
+            Parameter(
+                "weight", float, None, each=True, about="how much a model's reward matters; all are equal unless given"
+            ),
+        ),
         about="models trained on different rewards, by how much each reward matters",
         about_cn="由不同奖励训练的模型，按各奖励的重要程度合并",
         source="Ramé et al. 2023, rewarded soups",

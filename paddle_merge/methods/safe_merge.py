@@ -1,15 +1,15 @@
-"""SafeMERGE: mix a safe model into those weight matrices in which fine-tuning left the directions of alignment (Djuhera et al.
-2025, SafeMERGE).
+"""SafeMERGE: mix a safe model into those weight matrices in which fine-tuning left the directions of alignment (Djuhera et
+al. 2025, SafeMERGE).
 
     V = aligned - unaligned,  C = V V' / ||V||,  d = fine-tuned - aligned,  d_safe = safe - aligned
     cos(C d, d) < tau:  aligned + alpha d + (1 - alpha) d_safe;  else the fine-tuned matrix as it is
 
-Matrices are [out, in], and ||V|| is the Frobenius norm, which the cosine doesn't depend on. The base model is the aligned one;
-tau is 0.35 and alpha 0.8 in the authors' code. Fine-tuned and safe model are adapters on the aligned one there, and whole
-models here; the unit is a weight matrix in both. A cosine that isn't defined, because alignment or fine-tuning didn't change
-the matrix, counts as 0, as there. Tensors that aren't matrices (norms, biases) stay fine-tuned, as there.
+Matrices are [out, in], and ||V|| is the Frobenius norm, on which the cosine doesn't depend. The base model is the aligned
+one; tau is 0.35 and alpha 0.8 in the authors' code. Fine-tuned and safe model are adapters on the aligned one there, and
+whole models here; the unit is a weight matrix in both. A cosine that isn't defined, because alignment or fine-tuning didn't
+change the matrix, counts as 0, as there. Tensors that aren't matrices (norms, biases) stay fine-tuned, as there.
 
-C is never formed where it is larger than V' d: cos(C d, d) = ||V' d||^2 / (||V (V' d)|| ||d||).
+Where V' d is smaller than C, C isn't formed: cos(C d, d) = ||V' d||^2 / (||V (V' d)|| ||d||).
 """
 
 from __future__ import annotations

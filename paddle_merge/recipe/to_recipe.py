@@ -126,9 +126,11 @@ def _recipe_of_named(config: MergeConfig, named: Method) -> tuple[ParsedRecipe |
         role = f", {named.base_role}" if named.base_role else ""
         problems.append(f"--merge_method {named.name} needs --base_model_path{role}")
     order = [*dict.fromkeys(path for path in models if path != base), *([base] if base is not None else [])]
-    weighted = next((one for one in named.parameters if one.name == "weight"), None)
-    own = weighted is not None and "weight" not in settings
-    own = own and (config.weight_list is not None or weighted.default is not None)  # None: the method finds them itself
+    own = any(
+        one.name == "weight" and (config.weight_list is not None or one.default is not None)  # else the method finds them
+        for one in named.parameters
+        if "weight" not in settings
+    )
     listed = [
         Input(order.index(path), settings={"weight": constant(weight)} if own else {})
         for path, weight in zip(models, weights, strict=False)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from ..errors import Attempts, ConfigError
-from . import optimizers, race
+from . import optimizers, race, simplex
 from .asked import Asked
 from .contract import Evaluator
 from .finals import baselines, finalists, inputs_of, winners
@@ -96,6 +96,7 @@ def evolve(asked: Asked, progress: bool | None = None, visualdl: str | None = No
 
 def _optimizer(spec: SearchSpec, space: Space, where: str) -> tuple[str, Optimizer]:
     """Return the name of the optimiser, and the optimiser. Raises ConfigError."""
+    simplex.refuse(space.genes)
     name = spec.optimizer or optimizers.suited(space.genes, len(spec.objectives))
     settings = Settings(
         seed=spec.seed,

@@ -12,7 +12,7 @@ import yaml
 from ..parsing import shown
 from ..recipe.yaml_nodes import Nodes
 from .gene import Gene
-from .ranges import is_number, read_range, spaced
+from .ranges import MOST_POINTS, is_number, read_range, spaced
 
 MAX_LAYERS = 100_000
 
@@ -52,6 +52,7 @@ class FreeValues(Nodes):
         self.found: list[Free] = []
         self._seen: set[int] = set()
         self._depth: int | None = None
+        self._list: yaml.Node | None = None  # the list of models that is being visited
 
     def note(self, node: yaml.Node, sentence: str) -> None:
         """Add a problem: a key without an effect is a mistake in a free value."""
@@ -60,14 +61,16 @@ class FreeValues(Nodes):
     def visit(self, node: yaml.Node, path: tuple[str, ...]) -> None:
         """path: what stands above: keys, and models and filters in place of their places in lists."""
         if isinstance(node, yaml.SequenceNode):
+            above, self._list = self._list, node if path and path[-1] in ("models", "sources") else self._list
             for number, item in enumerate(node.value):
                 self.visit(item, (*path, _title(item) or f"#{number + 1}"))
+            self._list = above
         elif isinstance(node, yaml.MappingNode):
             keys = {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
-            if path and {"search", "choose"} & keys.keys():
+            if path and {"search", "choose", "simplex"} & keys.keys():
                 if id(node) not in self._seen:  # an alias repeats it: one gene, several places
                     self._seen.add(id(node))
-                    self._free(node, path)
+                    (self._simplex if "simplex" in keys else self._free)(node, path)
                 return
             outside, self._depth = self._depth, self._depth or _layers(keys.get("sources"))
             for key, value in node.value:
@@ -77,6 +80,34 @@ class FreeValues(Nodes):
             self._seen.add(id(node))
             gene = self._number({"search": node}, _named(path))
             self.found += [Free(node, self._at(node), gene, None, self._depth)] if gene is not None else []
+
+    def _simplex(self, node: yaml.Node, path: tuple[str, ...]) -> None:
+        """Add a weight that adds up to 1 with those of the other models of its list, under the same key and filter."""
+        given = self.known(node, ("simplex",), "a weight on a simplex")
+        parts = self.scalar(given["simplex"]) if "simplex" in given else 0
+        if type(parts) is not int or not 1 <= parts < MOST_POINTS:
+            self.wrong(node, f"simplex must be into how many parts 1 is divided, a whole number, not {shown(parts)}")
+        elif self._list is None or "parameters" not in path:
+            self.wrong(node, "simplex is for the weight of each model of a list")
+        else:
+            key = path[path.index("parameters") + 1 :]
+            at = f"{self._at(self._list)} ({' '.join(word for word in key if word != 'value')})"
+            gene = Gene(_named(path), _named(path), step=1.0 / parts, start=0.0, simplex=at)
+            self.found.append(Free(node, self._at(node), gene, None, self._depth))
+
+    def check_simplexes(self) -> None:
+        """Add a problem for each simplex of one weight, or of different parts; begin the others at their first model."""
+        for place, one in enumerate(self.found):
+            its = [other for other in self.found if other.gene.simplex == one.gene.simplex]
+            if not one.gene.simplex or one is not its[0]:
+                continue
+            if len(its) < 2:
+                self.wrong(
+                    one.node, "one weight alone is no simplex; write {simplex: ...} for each model's, with the same parts"
+                )
+            elif len({other.gene.step for other in its}) > 1:
+                self.wrong(one.node, f"the simplex has different parts at {its[1].at}; give all of its weights the same")
+            self.found[place] = dataclasses.replace(one, gene=dataclasses.replace(one.gene, start=1.0))
 
     def _free(self, node: yaml.Node, path: tuple[str, ...]) -> None:
         before = len(self.problems)

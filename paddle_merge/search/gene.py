@@ -23,7 +23,7 @@ class Gene:
     layer, or group of layers, from 0; None if there is one value for all. step: the distance of the only values that a
     number may have; 0: it may have any. likely: the probability with which a choice is its start when a search begins; None:
     all choices are equally likely. needs: the place of a choice among the genes; where that is False, this gene has no
-    effect.
+    effect. simplex: of a weight that adds up to 1 with others, where all of them stand in the file; "" of any other gene.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Gene:
     step: float = 0.0
     likely: float | None = None
     needs: int | None = None
+    simplex: str = ""
 
     @property
     def points(self) -> Sequence[Value]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 from ..errors import ConfigError
-from .gene import Values
+from . import simplex
+from .gene import Gene, Values
 from .ranges import MOST_POINTS
 from .space import RecipeSpace
 
 
 def grid(space: RecipeSpace) -> list[Values]:
-    """Return every combination of the values of the genes, the last gene varying fastest.
+    """Return every combination of the values of the genes, the last gene varying fastest; weights of a simplex together.
 
     Raises ConfigError, by line and column, for numbers of which it isn't said which values they have; and if there are more
     points than MOST_POINTS.
@@ -26,11 +28,30 @@ def grid(space: RecipeSpace) -> list[Values]:
                 for at, gene in endless.items()
             ]
         )
-    count = math.prod(len(gene.points) for gene in space.genes)
+    together = simplex.axes(space.genes)
+    counts = [
+        simplex.size(simplex.parts_of(gene), len(places)) if gene.simplex else len(gene.points)
+        for places in together
+        for gene in [space.genes[places[0]]]
+    ]
+    count = math.prod(counts)
     if count > MOST_POINTS:
-        sizes = " x ".join(str(len(gene.points)) for gene in space.genes[:6]) + (" x ..." if space.genes[6:] else "")
+        sizes = " x ".join(map(str, counts[:6])) + (" x ..." if counts[6:] else "")
         raise ConfigError(
             f"{space.places[0]}: the grid has {sizes} = {count:.3g} points, and more than {MOST_POINTS:,} are a search;"
             " python -m paddle_merge evolve takes it, with a section search"
         )
-    return list(itertools.product(*(gene.points for gene in space.genes)))
+    order = sorted(range(len(space.genes)), key=[place for places in together for place in places].__getitem__)
+    found = []
+    for parts in itertools.product(*(_values(space.genes, places) for places in together)):
+        values = [value for part in parts for value in part]
+        found.append(tuple(values[place] for place in order))
+    return found
+
+
+def _values(genes: Sequence[Gene], places: Sequence[int]) -> list[Values]:
+    """Return the values of genes that vary together."""
+    first = genes[places[0]]
+    if first.simplex:
+        return list(simplex.lattice(simplex.parts_of(first), len(places)))
+    return [(value,) for value in first.points]

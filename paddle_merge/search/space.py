@@ -1,8 +1,9 @@
 """Find the free values of a recipe, and make the recipe of any choice of them.
 
 Anywhere in a recipe a value may be `{search: [low, high]}` or `{choose: [...]}`, or `low:high:step`, which is short for a
-search with a step. Each becomes one gene, or a gene for each layer or group of layers (`by: layer`, `by: 4`). The recipe of
-a candidate is the recipe with values in these places, so it is an ordinary recipe.
+search with a step. Each becomes one gene, or a gene for each layer or group of layers (`by: layer`, `by: 4`). Weights of a
+list of models may be `{simplex: N}`: a gene each, which vary together (simplex.py). The recipe of a candidate is the recipe
+with values in these places, so it is an ordinary recipe.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class RecipeSpace:
         reader = FreeValues(where)
         for node in self._nodes:
             reader.visit(node, ())
+        reader.check_simplexes()
         if not reader.found and not reader.problems:
             reader.problems.append(
                 f"{where}: no value is free; write {{search: [low, high]}} or {{choose: [...]}} in place of a value"

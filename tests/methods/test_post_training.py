@@ -56,9 +56,7 @@ def merged(folder: Path, method: str, parameters: str, base: np.ndarray, *deltas
         ("rewarded_soup", "{weight: 0.5}", [FIRST, SECOND], [1.125, -2.5, 0.75, 3.75]),
     ],
 )
-def test_sums_by_hand(
-    tmp_path: Path, method: str, parameters: str, deltas: list[np.ndarray], expected: list[float]
-) -> None:
+def test_sums_by_hand(tmp_path: Path, method: str, parameters: str, deltas: list[np.ndarray], expected: list[float]) -> None:
     assert merged(tmp_path, method, parameters, BASE, *deltas).tolist() == expected
 
 
@@ -84,7 +82,7 @@ def test_safe_merge_by_hand(tmp_path: Path, tau: float) -> None:
     base, d, d_safe = np.ones((2, 2)), np.array([[3.0, 0.0], [0.0, 4.0]]), np.array([[1.0, 1.0], [0.0, 0.0]])
     unaligned = -np.array([[0.0, 5.0], [0.0, 0.0]])
     got = merged(tmp_path, "safe_merge", f"{{tau: {tau}}}", base, d, d_safe, unaligned)
-    expected = base + d if tau < 0.6 else base + [[2.6, 0.2], [0.0, 3.2]]  # 0.8 d + 0.2 d_safe
+    expected = base + d if tau < 0.6 else base + np.array([[2.6, 0.2], [0.0, 3.2]])  # 0.8 d + 0.2 d_safe
     np.testing.assert_allclose(got, expected, rtol=1e-15)
 
 
@@ -140,7 +138,9 @@ def test_arcs_keep_the_length_of_vectors_of_one_length(models: int, seed: int) -
     np.testing.assert_allclose(np.linalg.norm(factors @ vectors), 1, rtol=1e-9)
 
 
-MATRICES = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from([1e-200, 1.0, 1e200]))
+MATRICES = st.tuples(
+    st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from([1e-200, 1.0, 1e200])
+)
 
 
 @given(MATRICES)
@@ -240,10 +240,22 @@ def test_thirds_are_on_the_simplex(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "models", "lines"),
     [
-        ("expo", "a", ["model    1.3      x a (the aligned model)", "base     base (the SFT model that alignment began with)"]),
-        ("resta", "ab", ["model    1        x a (the model fine-tuned from it)", "model    -1       x b (the unaligned model)"]),
+        (
+            "expo",
+            "a",
+            ["model    1.3      x a (the aligned model)", "base     base (the SFT model that alignment began with)"],
+        ),
+        (
+            "resta",
+            "ab",
+            ["model    1        x a (the model fine-tuned from it)", "model    -1       x b (the unaligned model)"],
+        ),
         ("chat_vector", "ab", ["x a (the model that is to learn to chat)", "x b (the chat model)"]),
-        ("safe_merge", "abc", ["x b (the safe model trained from it)", "x c (the unaligned model)", "base (the aligned model)"]),
+        (
+            "safe_merge",
+            "abc",
+            ["x b (the safe model trained from it)", "x c (the unaligned model)", "base (the aligned model)"],
+        ),
     ],
 )
 def test_the_plan_says_which_model_is_which(
@@ -259,7 +271,12 @@ def test_the_plan_says_which_model_is_which(
 @pytest.mark.parametrize(
     ("method", "models", "fields", "said"),
     [
-        ("expo", "ab", {}, "expo takes 1 model, not 2: the aligned model; the base model is the SFT model that alignment began"),
+        (
+            "expo",
+            "ab",
+            {},
+            "expo takes 1 model, not 2: the aligned model; the base model is the SFT model that alignment began",
+        ),
         ("expo", "a", {"base_model_path": None}, "expo needs --base_model_path, the SFT model that alignment began with"),
         ("expo", "a", {"method_parameters": ["alpha=-0.1"]}, "--method_parameters alpha -0.1 is how far to go beyond the"),
         ("chat_vector", "a", {}, "takes 2 models, not 1: the model that is to learn to chat, then the chat model; the base"),
@@ -271,9 +288,19 @@ def test_the_plan_says_which_model_is_which(
         ("rewarded_soup", "ab", {"weight_list": [0.5, 0.4]}, "--weight_list 0.5 0.4 (sum 0.9) must add up to 1"),
         ("rewarded_soup", "ab", {"weight_list": [1.5, -0.5]}, "--weight_list 1.5 -0.5 must not be negative"),
         ("rewarded_soup", "ab", {"weight_list": [0.0, 0.0]}, "--weight_list 0 0 (sum 0) must add up to 1"),
-        ("safe_merge", "ab", {}, "safe_merge takes 3 models, not 2: the model fine-tuned from it, then the safe model trained"),
+        (
+            "safe_merge",
+            "ab",
+            {},
+            "safe_merge takes 3 models, not 2: the model fine-tuned from it, then the safe model trained",
+        ),
         ("safe_merge", "abc", {"method_parameters": ["tau=1.1"]}, "tau 1.1 is the cosine below which a matrix is mixed"),
-        ("safe_merge", "abc", {"method_parameters": ["alpha=2"]}, "alpha 2 is the fine-tuned model's share of a mixed matrix"),
+        (
+            "safe_merge",
+            "abc",
+            {"method_parameters": ["alpha=2"]},
+            "alpha 2 is the fine-tuned model's share of a mixed matrix",
+        ),
     ],
 )
 def test_mistakes_are_named(here: Path, method: str, models: str, fields: dict[str, Any], said: str) -> None:

@@ -27,9 +27,9 @@ from tests.support.processes import memory_of
 
 TILE = 1 << 20
 SMALL, LARGE = (1 << 13, 1 << 10), (1 << 15, 1 << 10)  # 8 M and 32 M elements: kept in memory to be read again, and not
-# Bytes for each element of each model that aren't the blocks': bits of what is kept. Singular vectors: the whole matrix.
+# Bytes for each element of each model that aren't the blocks': bits of what is kept. Some methods hold a whole matrix.
 BITS = {"della": 1 / 8, "della_linear": 1 / 8}
-WHOLE = ("tsv", "iso_c")
+WHOLE = ("tsv", "iso_c", "safe_merge")
 LINES = 1 << 8  # bytes, at most, of each line and model
 SLACK = 1 << 20
 FEW = ("della",)  # what the default run merges, in seconds each
@@ -116,7 +116,7 @@ def test_what_is_announced_does_not_grow_with_the_tensor(headers: Path, method: 
     ],
 )
 def test_no_more_than_is_announced(large: Path, tmp_path: Path, method: str) -> None:
-    """Singular vectors, which would take minutes here, are held to what they announce by test_whole_matrix.py."""
+    """Whole matrices, which would take minutes here, are held to what they announce by test_whole_matrix.py."""
     text, _ = recipe(method, large, "large")
     (tmp_path / "recipe.yaml").write_text(text)
     command = [sys.executable, "-m", "paddle_merge", str(tmp_path / "recipe.yaml"), "--quiet", "--n_process", "1"]

@@ -604,8 +604,10 @@ def test_flags_of_such_methods_that_are_wrong(here: Path, fields: dict[str, Any]
 def test_flags_mean_the_recipe_that_they_print(name: str, weight: str) -> None:
     """Numbers reach the recipe as they are, and its text, parsed, is the same recipe."""
     parameters = {"nearswap": ["t=0.1"], "lines": ["alpha=0.2"]}.get(name)
-    models = ["a"] if name in ("nearswap", "arcee_fusion", "passthrough") else ["a", "b"]
+    models = ["a", "b", "c"][: min(NAMED[name].most or 2, max(NAMED[name].least, 2)) - (NAMED[name].base == "first")]
     weights = [float(weight)] * len(models)
+    if name == "rewarded_soup":  # whose weights add up to 1
+        weights = [1e-7, 1 - 1e-7]
     flags = MergeConfig(
         merge_method=name,
         model_path_list=models,

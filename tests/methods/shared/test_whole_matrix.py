@@ -535,7 +535,9 @@ def test_dry_runs(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str
     models = [tensors(number + 1, "bfloat16", base) for number in range(count(method))]
     out = run(tmp_path, method, models, base, "bfloat16", dry_run=True)
     said = capsys.readouterr()
-    assert ("what is computed of whole matrices isn't counted" in said.out + said.err) == (method in ("tsv", "iso_c", "safe_merge"))
+    assert ("what is computed of whole matrices isn't counted" in said.out + said.err) == (
+        method in ("tsv", "iso_c", "safe_merge")
+    )
     assert not out.exists()
 
 
