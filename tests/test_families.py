@@ -142,9 +142,9 @@ def test_the_comparison_knows_every_method_and_runs() -> None:
     """On two of them, with one training."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Paddle's import warns of a missing ccache
-        from tools.compare_methods import GRIDS, PAIRS
+        from tools.compare_methods import GRIDS, PAIRS, ROLES
 
-    assert GRIDS.keys() | PAIRS.keys() == set(names())
+    assert GRIDS.keys() | PAIRS.keys() | ROLES == set(names())
     command = [sys.executable, str(ROOT / "tools" / "compare_methods.py"), "--only", "places", "--seeds", "1"]
     done = subprocess.run([*command, "--methods", "linear,nearswap,passthrough"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

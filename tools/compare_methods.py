@@ -39,7 +39,7 @@ from paddle import nn
 
 from paddle_merge import MergeConfig, merge
 from paddle_merge.commands.demo import data, network
-from paddle_merge.methods.registry import find, names
+from paddle_merge.methods.registry import NAMED, find, names
 from paddle_merge.methods.shared.method import REQUIRED
 
 WIDTH, DEPTH = 256, 4
@@ -122,6 +122,7 @@ GRIDS: dict[str, Mapping[str, list[Any]]] = {
     "ramplus_tl": {"epsilon": [1e-5, 1e-3, 3e-3], "r": [0.1, 0.5]},
     "tsv": {"lambda": [0.7, 1.0, 1.3]},
     "iso_c": {"lambda": [1.0, 2.0, 3.0, 4.0]},
+    "warp": {"eta": [0.3, 0.5, 0.7, 1.0]},
     "paddlenlp:linear": {"scale": [1.0, 1.5, 2.0]},
     "paddlenlp:ties": {"reserve_p": _SOME, "rescale": [True, False]},
     "paddlenlp:dare_linear": _FLAGS,
@@ -142,7 +143,8 @@ PAIRS: Mapping[str, Mapping[str, list[Any]]] = {
     "paddlenlp:slerp": {"base": [False, True]},
     "passthrough": {"overlap": [0, 1]},  # how many layers in the middle both models contribute
 }
-GRIDS |= {name: {} for name in names() if name not in GRIDS.keys() | PAIRS.keys()}  # defaults only
+ROLES = {name for name, method in NAMED.items() if method.roles}  # their models differ in ways in which experts don't
+GRIDS |= {name: {} for name in names() if name not in GRIDS.keys() | PAIRS.keys() | ROLES}  # defaults only
 # What is tried first for parameters whose default would make the method do nothing.
 START: Mapping[str, Any] = {"weight": 1.0, "density": 0.5, "alpha": 0.5}
 DRAWN = ("dare", "della")  # prefixes of the methods with random masks
@@ -217,7 +219,7 @@ def points(method: str, grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any
     """Yield the sets of parameters to try, the defaults first."""
     known = find(method)
     assert known is not None
-    own = {parameter.name for parameter in known.parameters}
+    own = {parameter.name for parameter in known.parameters if parameter.default is not None}
     needed = {parameter.name for parameter in known.parameters if parameter.default is REQUIRED}
     start = {name: value for name, value in known.example.items() if name in needed}
     start |= {name: value for name, value in START.items() if name in own}

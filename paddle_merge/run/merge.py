@@ -29,6 +29,7 @@ from ..plan.plan import Plan
 from ..plan.planner import make_plan
 from ..recipe.config import MergeConfig
 from ..recipe.request import Request
+from . import sparse_changes
 from .announce import announce
 from .job import Job, Report, notice
 from .output import journal as journals
@@ -81,7 +82,7 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
     leads = ranks.number == 0
     _agree(plan, ranks)
     if leads:
-        for warning in [*request.warnings, *plan.warnings]:
+        for warning in [*request.warnings, *plan.warnings, *sparse_changes.warnings(plan)]:
             log.warning("%s", warning)
         announce(plan, request, sidecars, time.perf_counter() - started)
     if request.dry_run:

@@ -373,6 +373,13 @@ def test_what_speaks_for_averaging(tmp_path: Path) -> None:
     odd = {name: np.where(np.arange(x.shape[1]) % 2, x, base[name]) for name, x in b.items()}
     said = {one["code"]: one["text"] for one in analysed(tmp_path / "apart", base, even, odd, reserve_p=0.7)["advice"]}
     assert {"sparse", "nothing_trimmed", "unrelated"} <= said.keys()
+    assert "few_changed" not in said
+    few = [
+        {name: np.where(np.arange(x.shape[1]) % 4 == place, x, base[name]) for name, x in model.items()}
+        for place, model in enumerate((a, b))
+    ]
+    said = {one["code"]: one["text"] for one in analysed(tmp_path / "few", base, *few)["advice"]}
+    assert "as reinforcement learning with verifiable rewards does" in said["few_changed"]
     back = {name: 2 * base[name] - x for name, x in a.items()}
     assert codes(analysed(tmp_path / "back", base, a, back)) == {"against": ["A", "B"]}
 
