@@ -46,6 +46,9 @@ setup(
         "cpu": ["paddlepaddle>=2.6.2"],  # for --tensor_type pd on the CPU; for GPUs install paddlepaddle-gpu instead
         # Versions with which PaddleNLP 3.0 can be installed and imported; it needs NumPy 1.26.
         "paddlenlp": ["paddlenlp==3.0.0b4", "paddlepaddle>=3.0", "aistudio-sdk<0.3", "pyarrow<20", "datasets<4"],
+        "hub": ["huggingface_hub>=0.26"],  # push to, and names at, Hugging Face; tokenizers brings some version along
+        "aistudio": ["aistudio-sdk>=0.3"],  # push to AI Studio; PaddleNLP 3.0 needs an older version
+        "modelscope": ["modelscope-hub>=0.5"],  # push to ModelScope; the part of modelscope that talks to the hub
         "demo": demo,
         "search": search,
         "ray": [*search, "ray>=2.9"],  # to score the candidates of a search on several machines

@@ -4,7 +4,8 @@ MergeError                 base class of all errors that this package raises del
 ├── ConfigError            a flag, a config file or a recipe is invalid
 ├── CheckpointError        an input is damaged, missing, or incompatible with the other inputs
 ├── OutputError            the output folder can't be written
-└── WorkError              the merge itself failed: a worker died, a disk filled up, an input is not finite
+├── WorkError              the merge itself failed: a worker died, a disk filled up, an input is not finite
+└── HubError               a hub can't be reached, or doesn't do what it is asked to
 
 ConfigError and CheckpointError are also ValueErrors, because PaddleNLP's mergekit raises ValueError and scripts catch it.
 MalformedError is internal: the code that knows the file's name turns it into a CheckpointError.
@@ -51,6 +52,10 @@ class OutputError(MergeError):
 
 class WorkError(MergeError):
     """Report that a merge started and could not be finished."""
+
+
+class HubError(MergeError):
+    """Report that a checkpoint can't be uploaded to a hub. The message holds no token."""
 
 
 class Attempts:

@@ -23,13 +23,21 @@ COMMANDS = {
     "analyze": ("analyze.cli", "Measure what fine-tuning changed in each model, before a merge."),
     "verify": ("verify.cli", "Check that a merged checkpoint is what the merge wrote."),
     "extract-lora": ("extract_lora.cli", "Make a LoRA adapter from a fine-tuned model and its base."),
+    "push": ("push.cli", "Upload a checkpoint or adapter to Hugging Face, AI Studio or ModelScope."),
     "evaluate": ("evaluate.cli", "Score models side by side, with standard errors and costs."),
     "evolve": ("evolve.cli", "Search for the best recipe by scoring merges."),
     "sweep": ("sweep.cli", "Score all merges of a grid, or between two models."),
     "soup": ("soup.cli", "Average the checkpoints of a training run."),
     "demo": ("demo.cli", "Train small networks, merge them by every method, and show the results."),
 }
-OURS = ("merge", "diff", "analyze", "verify", "extract-lora")  # commands that run nothing of the user's in their process
+OURS = (
+    "merge",
+    "diff",
+    "analyze",
+    "verify",
+    "extract-lora",
+    "push",
+)  # commands that run nothing of the user's in their process
 QUICK = re.compile("(-h|--(help|version|dry[-_]run|print[-_]recipe))(=|$)")  # flags of merge with which it merges nothing
 # The flags of a merge that --help lists before the commands.
 FREQUENT = (

@@ -54,7 +54,7 @@ def verify(folder: str, sample: int | None, n_process: int, tolerant: bool, prog
     """
     lock = read_lock(folder)
     found = Findings(folder, len(lock.files) + len(lock.shards), len(lock.tensors), sum(n for n, _ in lock.shards.values()))
-    _files(folder, lock, found)
+    found.off += differing_files(folder, lock).values()
     _tensors(folder, lock, found, n_process)
     if sample == 0 or any(sentence.startswith(os.path.join(folder, RECORD)) for sentence in found.off):
         found.notes.append(
@@ -73,30 +73,32 @@ def verify(folder: str, sample: int | None, n_process: int, tolerant: bool, prog
 # --- the output against the record
 
 
-def _files(folder: str, lock: MergeRecord, found: Findings) -> None:
-    """Find differences in the files that aren't weights, in the headers of the weights, and files with other weights."""
+def differing_files(folder: str, lock: MergeRecord) -> dict[str, str]:
+    """Return a sentence for each file that isn't as the record says: files that aren't weights, the headers of the weights,
+    and files with other weights. By the file's name; elements of tensors are not read."""
+    off = {}
     for name, checksum in lock.files.items():
         path = os.path.join(folder, name)
         try:
             with open(path, "rb") as file:
                 if xxhash.xxh3_128_hexdigest(file.read()) != checksum:
-                    found.off.append(f"{path}: has changed since the merge")
+                    off[name] = f"{path}: has changed since the merge"
         except OSError as error:
-            found.off.append(f"{path}: can't be read ({error.strerror})")
+            off[name] = f"{path}: can't be read ({error.strerror})"
     for name, (nbytes, header) in lock.shards.items():
         path = os.path.join(folder, name)
         try:
             if (size := os.path.getsize(path)) != nbytes:
-                found.off.append(f"{path}: has {size:,} bytes, and the merge wrote {nbytes:,}")
+                off[name] = f"{path}: has {size:,} bytes, and the merge wrote {nbytes:,}"
             elif _frame(path, nbytes, [tensor for tensor in lock.tensors.values() if tensor.shard == name]) != header:
-                found.off.append(f"{path}: the header, that is all bytes outside of tensors, isn't what the merge wrote")
+                off[name] = f"{path}: the header, that is all bytes outside of tensors, isn't what the merge wrote"
         except OSError as error:
-            found.off.append(f"{path}: can't be read ({error.strerror})")
+            off[name] = f"{path}: can't be read ({error.strerror})"
     for name in sorted(os.listdir(folder)):
         if name.endswith(WEIGHTS) and name not in {*lock.shards, *lock.files}:
-            found.off.append(
-                f"{os.path.join(folder, name)}: doesn't belong to this merge, but loaders may read it as weights"
-            )
+            path = os.path.join(folder, name)
+            off[name] = f"{path}: doesn't belong to this merge, but loaders may read it as weights"
+    return off
 
 
 def _frame(path: str, nbytes: int, tensors: Sequence[WrittenTensor]) -> str:

@@ -1,0 +1,119 @@
+"""Check, before anything is uploaded, that a folder holds a finished checkpoint or adapter."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from ...checkpoints.adapters import kind_of, open_adapter
+from ...checkpoints.formats.folder import DIFFUSERS, PREFIXES, written_by_diffusers
+from ...checkpoints.json_files import read_json
+from ...checkpoints.open import open_folder
+from ...errors import Attempts, CheckpointError, MergeError
+from ...plan.file_names import LOCK, PARTIAL, RECORD, REPLACED, is_journal
+from ...run.output.flock import is_held
+from ...run.output.leftovers import left_behind
+from ...run.output.lock import read_lock
+from ..verify.verify import differing_files
+from .tree import Tree
+
+log = logging.getLogger("paddle_merge")
+
+
+def check(tree: Tree) -> None:
+    """Check that the folder's weights are whole, and pushed; log a warning about what may be a mistake.
+
+    Reads headers and small files, and no weights. Raises CheckpointError listing everything that is wrong.
+    """
+    attempt = Attempts()
+    attempt(_unfinished, tree.folder)
+    attempt(_opens, tree)
+    attempt(_as_recorded, tree)
+    attempt.finish()
+    for warning in _warnings(tree):
+        log.warning("%s", warning)
+
+
+def _unfinished(folder: str) -> None:
+    """Raise CheckpointError if a merge into the folder is running, or was killed."""
+    if is_held(folder):
+        raise CheckpointError(f"{folder}: a merge is being written there; push it when that has ended")
+    left = [
+        name
+        for name in sorted(os.listdir(folder))
+        if is_journal(name) or any(left_behind(name, prefix, end) for prefix in PREFIXES for end in (PARTIAL, REPLACED))
+    ]
+    if left:
+        raise CheckpointError(
+            f"{folder}: a merge into it was stopped, and left {left[0]}; finish it by the same merge with --resume, or begin"
+            " again with --overwrite"
+        )
+
+
+def _opens(tree: Tree) -> None:
+    """Open the weights, and check that all of their files are pushed. Raises CheckpointError."""
+    folder = tree.folder
+    if kind_of(folder):
+        tensors = open_adapter(folder).tensors
+    else:
+        tensors = open_folder(folder, DIFFUSERS if written_by_diffusers(folder) else "model").tensors
+    files = {os.path.relpath(file, folder).replace(os.sep, "/") for entry in tensors.values() for file in entry.files}
+    if absent := sorted(files - tree.files.keys()):
+        reasons = ", ".join(f"{name} ({tree.left_out.get(name, 'in a folder that is left out')})" for name in absent)
+        raise CheckpointError(f"{folder}: without {reasons} its weights would not be whole at the hub")
+
+
+def _as_recorded(tree: Tree) -> None:
+    """Compare the folder with merge_lock.json, if it has one: sizes and headers of weights, and the other files.
+
+    Raises CheckpointError if the weights differ; other files may have been edited, so about them it logs a warning.
+    """
+    if LOCK not in os.listdir(tree.folder):
+        return
+    lock = read_lock(tree.folder)
+    problems = []
+    for name, sentence in differing_files(tree.folder, lock).items():
+        if name in lock.files:
+            if name in tree.files:
+                log.warning("%s, and %s describes the file as it was", sentence, LOCK)
+        elif name in lock.shards or name in tree.files:
+            problems.append(f"{sentence}; merge again, or, if that is meant, remove {LOCK}")
+    if problems:
+        raise CheckpointError(problems)
+
+
+def _warnings(tree: Tree) -> list[str]:
+    found = []
+    if not kind_of(tree.folder) and "config.json" not in tree.files:
+        found.append(f"{tree.folder}: has no config.json, without which few libraries load a model")
+    if "README.md" not in tree.files:
+        found.append(f"{tree.folder}: has no README.md, the model card that hubs show")
+    if local := _local_path(tree):
+        found.append(
+            f"{local[0]} names folders of this machine, such as {local[1]}: whoever may read the repository sees them; leave"
+            f" it out with --exclude {' '.join(name for name in (RECORD, LOCK) if name in tree.files)}, or edit it"
+        )
+    return found
+
+
+def _local_path(tree: Tree) -> tuple[str, str] | None:
+    """Return the first record of the merge that holds an absolute path, and the path; None if none does."""
+
+    def texts(value: object) -> list[str]:
+        if isinstance(value, str):
+            return [value]
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return [text for one in inner for text in texts(one)]
+
+    for name in (RECORD, LOCK):
+        if name not in tree.files:
+            continue
+        try:
+            content = read_json(os.path.join(tree.folder, name))
+        except MergeError:
+            continue  # whatever it is, it is no record of ours
+        content = content.get("inputs") if name == LOCK and isinstance(content, dict) else content
+        found = next((text for text in texts(content) if os.path.isabs(text)), None)
+        if found:
+            return name, found
+    return None

@@ -1,0 +1,145 @@
+"""A server that speaks Hugging Face's protocol (without Xet) with the real huggingface_hub."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+from .hub_server import Answer, HubServer, Repository, Request
+
+REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+LARGE = 1000  # bytes from which on a file is stored as a large one
+
+
+class HuggingFaceServer(HubServer):
+    """HF_ENDPOINT is its address. requests shows which files were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route("POST", "/api/repos/create", self._create)
+        self.route("POST", "/api/validate-yaml", lambda request: Answer(200, {"errors": [], "warnings": []}))
+        self.route("GET", f"/api/models/{REPO}(/revision/(?P<revision>[^/]+))?", self._info)
+        self.route("POST", f"/api/models/{REPO}/branch/(?P<branch>[^/]+)", self._branch)
+        self.route("POST", f"/api/models/{REPO}/preupload/(?P<branch>[^/]+)", self._preupload)
+        self.route("POST", rf"/{REPO}\.git/info/lfs/objects/batch", self._batch)
+        self.route("POST", f"/api/models/{REPO}/commit/(?P<branch>[^/]+)", self._commit)
+        for method in ("HEAD", "GET"):
+            self.route(method, f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", self._resolve)
+
+    def add(self, repo: str, files: dict[str, bytes], private: bool = False, branch: str = "main") -> None:
+        """Put files into a repository, which is created if need be."""
+        found = self.repositories.setdefault(repo, Repository(private, {"main": {".gitattributes": b""}}))
+        found.branches.setdefault(branch, {}).update(files)
+
+    def sha(self, files: dict[str, bytes]) -> str:
+        """Return the name of a commit with these files."""
+        return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+
+    def files_asked(self) -> list[str]:
+        """Return the files that were downloaded, or looked for."""
+        return sorted({request.path.split("/resolve/")[1].partition("/")[2] for request in self.asked("HEAD", "/resolve/")})
+
+    def _refused(self, request: Request, repo: str, writes: bool) -> Answer | None:
+        found = self.repositories.get(repo)
+        if "authorization" in request.headers and not self.knows(request):
+            return Answer(401, {"error": "Invalid credentials"}, {"X-Error-Message": "Invalid credentials in Authorization"})
+        if found is None or (found.private and not self.knows(request)):
+            unknown = 404 if self.knows(request) else 401
+            return Answer(unknown, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+        if writes and not self.may_write:
+            return Answer(403, {"error": "You don't have the rights"}, {"X-Error-Message": "You don't have the rights"})
+        return None
+
+    def _create(self, request: Request) -> Answer:
+        asked = request.json
+        name = f"{asked['organization']}/{asked['name']}"
+        if not self.knows(request):
+            return Answer(401, {"error": "Invalid username or password."})
+        if not self.may_write:
+            return Answer(403, {"error": "You don't have the rights to create a model under this namespace"})
+        private = asked["visibility"] == "private" if "visibility" in asked else asked.get("private", False)
+        self.add(name, {}, private)
+        return Answer(200, {"url": f"{self.address}/{name}", "name": name, "id": "1"})
+
+    def _at(self, repo: str, revision: str) -> dict[str, bytes] | None:
+        """Return the files of a branch or commit."""
+        branches = self.repositories[repo].branches
+        return branches.get(revision) or next((one for one in branches.values() if self.sha(one) == revision), None)
+
+    def _info(self, request: Request, repo: str, revision: str = "main") -> Answer:
+        if refused := self._refused(request, repo, False):
+            return refused
+        files = self._at(repo, revision)
+        if files is None:
+            return Answer(404, {"error": "Invalid rev"}, {"X-Error-Code": "RevisionNotFound"})
+        siblings: list[dict[str, Any]] = [{"rfilename": name} for name in files]
+        if request.query.get("blobs"):
+            siblings = [{"rfilename": name, "size": len(content), "blobId": "0"} for name, content in files.items()]
+        private = self.repositories[repo].private
+        return Answer(200, {"_id": "1", "id": repo, "private": private, "sha": self.sha(files), "siblings": siblings})
+
+    def _branch(self, request: Request, repo: str, branch: str) -> Answer:
+        if refused := self._refused(request, repo, True):
+            return refused
+        branches = self.repositories[repo].branches
+        if branch in branches:
+            return Answer(409, {"error": "Reference already exists"})
+        branches[branch] = dict(branches["main"])
+        return Answer(200, {})
+
+    def _preupload(self, request: Request, repo: str, branch: str) -> Answer:
+        if refused := self._refused(request, repo, True):
+            return refused
+        there = self._at(repo, branch) or {}
+        ignored = there.get(".gitignore", b"").decode().split()
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["size"] >= LARGE else "regular",
+                "shouldIgnore": file["path"] in ignored,
+                "oid": self._oid(there[file["path"]]) if file["path"] in there else None,
+            }
+            for file in request.json["files"]
+        ]
+        return Answer(200, {"files": files})
+
+    def _oid(self, content: bytes) -> str:
+        """Return the name of a file's content: that of Git LFS, or of git."""
+        if len(content) >= LARGE:
+            return hashlib.sha256(content).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+    def _batch(self, request: Request, repo: str) -> Answer:
+        return self._refused(request, repo, True) or Answer(
+            200, {"transfer": "basic", "objects": self.batch(request.json["objects"])}
+        )
+
+    def _commit(self, request: Request, repo: str, branch: str) -> Answer:
+        if refused := self._refused(request, repo, True):
+            return refused
+        files = self.repositories[repo].branches[branch]
+        for line in map(json.loads, request.body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                self.repositories[repo].messages.append(value["summary"])
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.stored[value["oid"]]
+        sha = self.sha(files)
+        return Answer(
+            200, {"success": True, "commitOid": sha, "commitUrl": f"{self.address}/{repo}/commit/{sha}", "hookOutput": ""}
+        )
+
+    def _resolve(self, request: Request, repo: str, revision: str, file: str) -> Answer:
+        if refused := self._refused(request, repo, False):
+            return refused
+        files = self._at(repo, revision)
+        if files is None:
+            return Answer(404, {"error": "Invalid rev"}, {"X-Error-Code": "RevisionNotFound"})
+        commit = {"X-Repo-Commit": self.sha(files)}
+        if file not in files:
+            return Answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", **commit})
+        return Answer(200, files[file], {"ETag": f'"{hashlib.sha1(files[file]).hexdigest()}"', **commit})
