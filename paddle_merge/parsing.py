@@ -6,6 +6,7 @@ import difflib
 import math
 import operator
 import os
+import re
 import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -134,6 +135,14 @@ class _Short(reprlib.Repr):
 def one_line(text: str) -> str:
     """Return a text as one line without control characters: these are written as escapes."""
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def without_secrets(text: str, token: str | None = None) -> str:
+    """Return a text without the token, and with addresses that have neither a user and password nor a query, both of which
+    may be credentials."""
+    if token:
+        text = text.replace(token, "<token>")
+    return re.sub(r"(https?://)(?:[^/\s@'\"]*@)?([^\s?'\"<>)]*)(\?[^\s'\"<>)]*)?", r"\1\2", text)
 
 
 def shown(value: Any) -> str:

@@ -23,13 +23,14 @@ ROOM = 4_000_000_000  # bytes, more than the tests' files take at any one time
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set what is faster when tests run in parallel, where the user has not set it.
+    """Set what is faster when tests run in parallel, where the user has not set it, and forbid huggingface_hub the network.
 
     Files are written to memory, if there is room: every merge waits for the disk several times. Libraries use one thread
     each, for all cores have a test to run.
     """
     if os.path.isdir(MEMORY) and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub on the internet
     if config.getoption("numprocesses", default=None):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if not hasattr(config, "workerinput") and not config.option.collectonly and compiled.is_needed():

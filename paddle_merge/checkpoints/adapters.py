@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import CheckpointError
+from .formats.folder import ADAPTER, ADAPTER_CONFIGS
 from .json_files import read_json
 from .tensors import Checkpoint, TensorEntry
 
-CONFIGS = {"peft": "adapter_config.json", "paddle": "lora_config.json"}  # kind of adapter -> name of its config
 _OTHERS = ("vera_config.json", "lokr_config.json", "dislora_config.json", "prefix_config.json")  # PaddleNLP's other kinds
 
 
@@ -24,14 +24,15 @@ _OTHERS = ("vera_config.json", "lokr_config.json", "dislora_config.json", "prefi
 class Adapter:
     """Hold what the headers of an adapter say.
 
-    path: its folder. kind: "peft" or "paddle", which determines the names and shapes of its tensors. config: the content of
-    its config file. tensors: by name.
+    path: its folder, or its name on a hub. kind: "peft" or "paddle", which determines the names and shapes of its tensors.
+    config: the content of its config file. tensors: by name. folder: where its files are.
     """
 
     path: str
     kind: str
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
+    folder: str
 
 
 # The role of an adapter's tensor, by the end of its name, which follows the name of a module. Other tensors replace those of
@@ -78,7 +79,7 @@ class Module:
 
 def kind_of(path: str) -> str | None:
     """Return the kind of the adapter in a folder, "peft" or "paddle"; None if it holds none."""
-    return next((kind for kind, name in CONFIGS.items() if os.path.isfile(os.path.join(path, name))), None)
+    return next((kind for kind, name in ADAPTER_CONFIGS.items() if os.path.isfile(os.path.join(path, name))), None)
 
 
 def split_spec(spec: str) -> list[str]:
@@ -100,10 +101,15 @@ def absolute_spec(spec: str) -> str:
 
 
 def open_adapter(path: str) -> Adapter:
-    """Read the headers of the adapter in the folder `path`. Raises CheckpointError listing everything wrong with it."""
-    from .formats.folder import ADAPTER
+    """Read the headers of the adapter in the folder `path`, or of this name on a hub.
+
+    Raises CheckpointError listing everything wrong with it.
+    """
+    from . import hub
     from .open import open_folder
 
+    if hub.is_name(path):
+        return replace(open_adapter(hub.fetch(path, ADAPTER)), path=path)
     if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such folder (of a LoRA adapter)")
     kind = kind_of(path)
@@ -116,13 +122,13 @@ def open_adapter(path: str) -> Adapter:
         raise CheckpointError(f"{path}: is not a LoRA adapter, but holds one: give {os.path.join(path, within[0])}{more}")
     if kind is None:
         raise CheckpointError(
-            f"{path}: is not a LoRA adapter: it has neither {' nor '.join(CONFIGS.values())}, which give its r and alpha; if"
-            " training wrote the file elsewhere, copy it into this folder"
+            f"{path}: is not a LoRA adapter: it has neither {' nor '.join(ADAPTER_CONFIGS.values())}, which give its r and"
+            " alpha; if training wrote the file elsewhere, copy it into this folder"
         )
-    config = read_json(os.path.join(path, CONFIGS[kind]))
+    config = read_json(os.path.join(path, ADAPTER_CONFIGS[kind]))
     if not isinstance(config, dict):
-        raise CheckpointError(f"{os.path.join(path, CONFIGS[kind])}: is not a JSON object")
-    return Adapter(path, kind, config, open_folder(path, ADAPTER).tensors)
+        raise CheckpointError(f"{os.path.join(path, ADAPTER_CONFIGS[kind])}: is not a JSON object")
+    return Adapter(path, kind, config, open_folder(path, ADAPTER).tensors, path)
 
 
 def open_model(spec: str, prefix: str) -> tuple[Checkpoint, Sequence[Adapter]]:

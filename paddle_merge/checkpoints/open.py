@@ -28,7 +28,7 @@ def open_checkpoint(path: str, prefix: str = "model") -> Checkpoint:
     from . import hub
 
     if hub.is_name(path):
-        return replace(open_folder(hub.fetch(path), prefix), path=path)
+        return replace(open_folder(hub.fetch(path, prefix), prefix), path=path)
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder")
     return open_file(path) if os.path.isfile(path) else open_folder(path, prefix)

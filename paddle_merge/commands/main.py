@@ -23,11 +23,11 @@ COMMANDS = {
     "analyze": ("analyze.cli", "Measure what fine-tuning changed in each model, before a merge."),
     "verify": ("verify.cli", "Check that a merged checkpoint is what the merge wrote."),
     "extract-lora": ("extract_lora.cli", "Make a LoRA adapter from a fine-tuned model and its base."),
-    "push": ("push.cli", "Upload a checkpoint or adapter to Hugging Face, AI Studio or ModelScope."),
     "evaluate": ("evaluate.cli", "Score models side by side, with standard errors and costs."),
     "evolve": ("evolve.cli", "Search for the best recipe by scoring merges."),
     "sweep": ("sweep.cli", "Score all merges of a grid, or between two models."),
     "soup": ("soup.cli", "Average the checkpoints of a training run."),
+    "push": ("push.cli", "Upload a checkpoint or adapter to Hugging Face, AI Studio or ModelScope."),
     "demo": ("demo.cli", "Train small networks, merge them by every method, and show the results."),
 }
 OURS = (

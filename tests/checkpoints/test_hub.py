@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
-from paddle_merge.checkpoints import hub
+from paddle_merge.checkpoints import hub, hub_libraries
 from paddle_merge.checkpoints.open import open_checkpoint
 from paddle_merge.commands.main import main
 from tests.support.checkpoints import read, write
@@ -139,6 +139,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "huggingface_hub", raising=False)
 
 
 def model(folder: Path, factor: float = 1.0, **fields: Any) -> Path:
@@ -225,12 +226,12 @@ def test_no_such_model_and_no_such_shard(tmp_path: Path, monkeypatch: pytest.Mon
         open_checkpoint("org/one")
 
 
-def test_neither_is_installed() -> None:
+def test_none_is_installed() -> None:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint("org/one")
     assert caught.value.problems == [
-        "org/one: no such file or folder; if it is the name of a model on a hub, install paddlenlp or paddleformers, which"
-        " download it, or give the path of a local copy"
+        "org/one: no such file or folder; if it is the name of a model on a hub, install one of"
+        " paddlenlp, paddleformers, huggingface_hub, which download it, or give the path of a local copy"
     ]
 
 
@@ -259,7 +260,7 @@ def test_proxies_stay_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, str], seen: str
 ) -> None:
     """PaddleFormers overwrites them, even with nothing; meanwhile it gets to see the user's."""
-    for variable in hub._PROXIES:
+    for variable in hub_libraries.PROXIES:
         monkeypatch.delenv(variable, raising=False)
     for variable, value in before.items():
         monkeypatch.setenv(variable, value)
@@ -275,7 +276,7 @@ def test_proxies_stay_as_they_are(
     with pytest.raises(CheckpointError):
         open_checkpoint("one")
     assert set(met) == {seen}
-    assert {name: os.environ[name] for name in hub._PROXIES if name in os.environ} == before
+    assert {name: os.environ[name] for name in hub_libraries.PROXIES if name in os.environ} == before
 
 
 def test_what_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from .hub_server import Answer, HubServer, Repository, Request
 
@@ -143,3 +146,30 @@ class HuggingFaceServer(HubServer):
         if file not in files:
             return Answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", **commit})
         return Answer(200, files[file], {"ETag": f'"{hashlib.sha1(files[file]).hexdigest()}"', **commit})
+
+
+def use(monkeypatch: pytest.MonkeyPatch, address: str, home: Path, token: str | None = None, offline: bool = False) -> None:
+    """Make huggingface_hub, in this process, use the server, a cache and a login of its own. It has read the environment
+    when it was imported, so that environment() would come too late."""
+    from huggingface_hub import constants
+
+    for name, value in {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": offline,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+
+
+def environment(address: str, home: Path, token: str | None = None) -> dict[str, str]:
+    """Return the variables with which another process uses the server."""
+    given = {"HF_TOKEN": token} if token is not None else {}
+    return {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", **given}

@@ -19,6 +19,7 @@ _HEAD = 32  # bytes at the beginning of a file that tell its format
 DIFFUSERS = "diffusion_pytorch_model"  # the prefix of the weights of a diffusion pipeline's components
 PREFIXES = ("model", "master_weights", DIFFUSERS)  # of the weights of models
 ADAPTER = "adapter"  # the prefix of a LoRA adapter's weights, whatever their files are called
+ADAPTER_CONFIGS = {"peft": "adapter_config.json", "paddle": "lora_config.json"}  # kind of adapter -> name of its config
 SHOWN = 20  # the most names that an error message lists
 ENDINGS = (".safetensors", ".pdparams", ".bin", ".distcp")
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
+from ...checkpoints import hub
 from ...checkpoints.adapters import kind_of, open_adapter, split_spec
 from ...checkpoints.compare import equal
 from ...checkpoints.config_json import read_config
@@ -36,11 +37,14 @@ class Looked:
 def look(spec: str, prefix: str) -> Looked:
     """Describe a checkpoint, an adapter, or a checkpoint with adapters (`base+adapter`). Raises CheckpointError."""
     path, *adapters = split_spec(spec)
-    if not adapters and kind_of(path):
+    if not adapters and (kind_of(path) or hub.is_name(path)):
         try:
             checkpoint = open_checkpoint(path, prefix)
-        except CheckpointError:
-            return Looked(None, _adapter(path))
+        except CheckpointError as error:
+            try:
+                return Looked(None, _adapter(path))
+            except CheckpointError as other:
+                raise other if kind_of(path) else error from None
         return Looked(checkpoint, _describe(checkpoint, prefix))
     problems: list[str] = []
     opened, said = None, []

@@ -20,10 +20,11 @@ from .tree import Tree
 log = logging.getLogger("paddle_merge")
 
 
-def check(tree: Tree) -> None:
+def check(tree: Tree, public: bool) -> None:
     """Check that the folder's weights are whole, and pushed; log a warning about what may be a mistake.
 
-    Reads headers and small files, and no weights. Raises CheckpointError listing everything that is wrong.
+    Reads headers and small files, and no weights. public: whether everybody is going to see the files. Raises
+    CheckpointError listing everything that is wrong.
     """
     attempt = Attempts()
     attempt(_unfinished, tree.folder)
@@ -32,6 +33,14 @@ def check(tree: Tree) -> None:
     attempt.finish()
     for warning in _warnings(tree):
         log.warning("%s", warning)
+    if local := _local_path(tree):
+        log.log(
+            logging.WARNING if public else logging.INFO,
+            "%s names folders of this machine, such as %s: whoever may read the repository sees them; --exclude %s"
+            " leaves such files out",
+            *local,
+            " ".join(name for name in (RECORD, LOCK) if name in tree.files),
+        )
 
 
 def _unfinished(folder: str) -> None:
@@ -88,11 +97,6 @@ def _warnings(tree: Tree) -> list[str]:
         found.append(f"{tree.folder}: has no config.json, without which few libraries load a model")
     if "README.md" not in tree.files:
         found.append(f"{tree.folder}: has no README.md, the model card that hubs show")
-    if local := _local_path(tree):
-        found.append(
-            f"{local[0]} names folders of this machine, such as {local[1]}: whoever may read the repository sees them; leave"
-            f" it out with --exclude {' '.join(name for name in (RECORD, LOCK) if name in tree.files)}, or edit it"
-        )
     return found
 
 

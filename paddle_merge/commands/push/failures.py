@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ...parsing import without_secrets
 from .hubs.hub import Hub
 
 _LONGEST = 300  # characters of what a library says
@@ -32,14 +33,6 @@ def explain(error: BaseException, hub: Hub, repo: str, token: str | None) -> str
     if unreached:
         return f"{hub.title} can't be reached ({reason}); check the network, {again}"
     return f"{hub.title} doesn't take {repo} ({reason}); see to that, {again}"
-
-
-def without_secrets(text: str, token: str | None) -> str:
-    """Return a text without the token, and with addresses that have neither a user and password nor a query, both of which
-    may be credentials."""
-    if token:
-        text = text.replace(token, "<token>")
-    return re.sub(r"(https?://)(?:[^/\s@'\"]*@)?([^\s?'\"<>)]*)(\?[^\s'\"<>)]*)?", r"\1\2", text)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -14,13 +14,13 @@ from typing import Any
 
 from ...checkpoints.formats.folder import ENDINGS
 from ...errors import HubError
-from ...parsing import one_line, size_text
+from ...parsing import one_line, size_text, without_secrets
 from ...scipy_hiding import show_scipy
 from ...version import __version__
 from ..tables import count, facts, table
 from .checks import check
 from .config import PushConfig
-from .failures import explain, without_secrets
+from .failures import explain
 from .hubs import HUBS
 from .hubs.hub import Hub, State, Upload
 from .tree import Tree, list_tree
@@ -33,7 +33,7 @@ def push(config: PushConfig) -> None:
     assert config.to is not None
     assert config.repo is not None
     tree = list_tree(config.folder, config.exclude or ())
-    check(tree)
+    check(tree, config.public)
     print("\n".join(_shown(tree)))
     try:
         hub, token = _open(config.to)

@@ -89,10 +89,10 @@ def _with_tokens(
     old, new = embedding_of(checkpoint.tensors), embedding_of(tensors)
     rows, resized = (new.shape[0], new.shape != old.shape) if old is not None and new is not None else (0, False)
     checkpoint = dataclasses.replace(checkpoint, resized=checkpoint.resized or resized)
-    with_its = dataclasses.replace(checkpoint, tokenizer=adapter.path)
+    with_its = dataclasses.replace(checkpoint, tokenizer=adapter.folder)
     try:
-        same = same_files(adapter.path, checkpoint.tokens_folder)
-        own = read_vocabulary(adapter.path) if resized or not same else None
+        same = same_files(adapter.folder, checkpoint.tokens_folder)
+        own = read_vocabulary(adapter.folder) if resized or not same else None
         if own is None:
             missing = (
                 f"{adapter.path}: changes the number of tokens to {rows}, but has no tokenizer; put it beside the adapter"

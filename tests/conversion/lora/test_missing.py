@@ -98,6 +98,6 @@ def test_many_experts(tmp_path: Path, parameters: list[str]) -> None:
     }
     tensors = Names(open_checkpoint(base(tmp_path / "base", state)).tensors)
     config = {"target_modules": ["q_proj"], "target_parameters": parameters}
-    sentences = missing(Adapter("ad", "peft", config, {}), tensors, (), {})
+    sentences = missing(Adapter("ad", "peft", config, {}, "ad"), tensors, (), {})
     assert [sentence.count("and 97 more") for sentence in sentences] == ([1] if parameters else [])
     assert tensors.asked <= 2
