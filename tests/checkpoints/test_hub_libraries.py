@@ -105,9 +105,7 @@ def test_an_adapter(tmp_path: Path, server: HuggingFaceServer) -> None:
     assert sorted(set(asked)) == ["adapter_config.json", "adapter_model.safetensors"]
     found = open_adapter("me/lora")
     assert (found.path, found.kind) == ("me/lora", "peft")
-    with pytest.raises(
-        CheckpointError, match=r"it is a LoRA adapter: write the model it was trained on and a \+"
-    ):
+    with pytest.raises(CheckpointError, match=r"it is a LoRA adapter: write the model it was trained on and a \+"):
         open_checkpoint("me/lora")
 
 
