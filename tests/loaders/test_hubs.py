@@ -38,12 +38,8 @@ SERVERS: dict[str, type[HubServer]] = {
 }
 MAIN = {"huggingface": "main", "aistudio": "master", "modelscope": "master"}
 X = {name: np.arange(400.0) + place for place, name in enumerate("abcd")}
-FILES = {
-    "README.md",
-    "config.json",
-    *(f"model-0000{n}-of-00004.safetensors" for n in range(1, 5)),
-    "model.safetensors.index.json",
-}
+WEIGHTS = [f"model-0000{n}-of-00004.safetensors" for n in range(1, 5)]
+FILES = {"1_Pooling/config.json", "README.md", "a[1].txt", "config.json", *WEIGHTS, "model.safetensors.index.json"}
 Pushed = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -62,7 +58,15 @@ def server(hub: str) -> Iterator[HubServer]:
 def folder(tmp_path: Path) -> Path:
     made = write(tmp_path / "model", X, shards=4, config={"model_type": "llama"})
     (made / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    (made / "1_Pooling").mkdir()
+    for name in ("1_Pooling/config.json", "a[1].txt"):
+        (made / name).write_text("{}")
     return made
+
+
+def held_by(folder: Path) -> set[str]:
+    """Return the names of all files in a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def test_a_push_and_another(hub: str, server: HubServer, push: Pushed, folder: P
     held = contents(server, MAIN[hub])
     assert {name: held[name] for name in FILES} == {name: (folder / name).read_bytes() for name in FILES}
     assert len(server.asked("PUT", "/store")) == 4
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert held_by(folder) == FILES
     assert not any(TOKEN.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
@@ -183,4 +187,4 @@ def test_a_stopped_push_goes_on(hub: str, server: HubServer, push: Pushed, folde
     assert push().returncode == 0
     assert len(server.asked("PUT", "/store")) == 2
     assert contents(server, MAIN[hub]).keys() >= FILES
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert held_by(folder) == FILES

@@ -30,7 +30,7 @@ LINE = CommandLine(
         ("Show what would be uploaded:", "./merged --to huggingface --repo me/merged --dry_run"),
         ("Upload into a private repository:", "./merged --to huggingface --repo me/merged"),
         (
-            "Upload to a branch, without one file:",
+            "Upload to a branch, without pictures:",
             "./merged --to modelscope --repo me/merged --revision v2 --exclude '*.png'",
         ),
     ],

@@ -31,9 +31,9 @@ class PushConfig:
         shown="the main branch",
     )
     private: bool = flag(
-        _WHERE, "Create a private repository, and push to no public one: what happens without --public.", False
+        _WHERE, "Create a private repository, and push to no public one: the same as without --public.", False, shown=None
     )
-    public: bool = flag(_WHERE, "Create a public repository, or push to one.", False)
+    public: bool = flag(_WHERE, "Create a public repository, or push to one.", False, shown="private")
     exclude: list[str] | None = flag(
         _WHAT, "Leave out files and folders whose name or path matches one of these patterns: `--exclude '*.png' notes`."
     )

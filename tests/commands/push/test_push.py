@@ -37,16 +37,19 @@ def folder(tmp_path: Path, server: HuggingFaceServer, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     made = write(tmp_path / "model", X, shards=4, config={"model_type": "llama"})
     (made / "README.md").write_bytes(CARD)
-    (made / "optimizer.pdopt").write_bytes(b"large")
+    (made / "1_Pooling").mkdir()
+    for name in ("1_Pooling/config.json", "a[1].txt", "optimizer.pdopt"):
+        (made / name).write_bytes(b"{}")
     return made
 
 
-FILES = [
-    "README.md",
-    "config.json",
-    *(f"model-0000{n}-of-00004.safetensors" for n in range(1, 5)),
-    "model.safetensors.index.json",
-]
+def held(folder: Path) -> list[str]:
+    """Return the names of all files in a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+WEIGHTS = [f"model-0000{n}-of-00004.safetensors" for n in range(1, 5)]
+FILES = ["1_Pooling/config.json", "README.md", "a[1].txt", "config.json", *WEIGHTS, "model.safetensors.index.json"]
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_a_new_repository_is_private(server: HuggingFaceServer, push: Pushed, fo
     code, out, err = push()
     assert (code, err) == (0, "created the private repository me/x\n")
     size = sum((folder / name).stat().st_size for name in FILES) / 1000
-    assert out.endswith(f"pushed 7 files, {size:.3g} KB, to {server.address}/me/x (private)\n")
+    assert out.endswith(f"pushed 9 files, {size:.3g} KB, to {server.address}/me/x (private)\n")
     (create,) = server.asked("POST", "/api/repos/create")
     assert create.json.get("visibility", "private" if create.json.get("private") else None) == "private"
     made = server.repositories["me/x"]
@@ -102,7 +105,7 @@ def test_a_dry_run_asks_nobody(server: HuggingFaceServer, push: Pushed) -> None:
     size = sum((Path("model") / name).stat().st_size for name in FILES)
     lines = [line.split() for line in out.splitlines()]
     assert [line[0] for line in lines[1 : 1 + len(FILES)]] == FILES
-    assert lines[1 + len(FILES)][:2] == ["7", "files"]
+    assert lines[1 + len(FILES)][:2] == ["9", "files"]
     assert f"{size / 1000:.3g}" == lines[1 + len(FILES)][2]
     assert ["optimizer.pdopt", "state", "of", "training"] in lines
     assert out.endswith("to     Hugging Face: me/x, branch main; private if it is created\nlogin  a token was found\n")
@@ -196,13 +199,13 @@ def test_what_a_server_refuses(
 ) -> None:
     """One sentence; the server sends the token back, which isn't printed, also with --verbose."""
     happens(server)
-    held = sorted(path.name for path in folder.iterdir())
+    before = held(folder)
     code, _, err = push("--verbose")
     assert code == 1
     assert err.startswith(f"error: {begin}")
     assert err.endswith(f"{end}\n")
     assert err.count("\n") == 1
-    assert sorted(path.name for path in folder.iterdir()) == held
+    assert held(folder) == before
 
 
 def test_a_wrong_token(server: HuggingFaceServer, push: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +234,7 @@ def test_a_library_that_is_not_installed(push: Pushed, monkeypatch: pytest.Monke
     assert (code, err) == (1, f"error: {sentence}")
     code, out, err = push("--dry_run")
     assert (code, err) == (0, f"warning: nothing could be uploaded: {sentence}")
-    assert "7 files" in out
+    assert "9 files" in out
 
 
 def test_wrong_flags(capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,4 +288,4 @@ def test_a_stopped_push_goes_on(server: HuggingFaceServer, folder: Path, tmp_pat
     assert TOKEN not in out + err + again.stdout + again.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in path.read_bytes() for path in written)
-    assert sorted(path.name for path in folder.iterdir()) == [*FILES, "optimizer.pdopt"]
+    assert held(folder) == [*FILES, "optimizer.pdopt"]
