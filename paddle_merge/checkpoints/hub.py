@@ -6,12 +6,14 @@ name from them, and they find the weights that were converted to their layout.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 from ..errors import CheckpointError
 from .config_json import code_files, module_folders
@@ -22,6 +24,8 @@ from .json_files import read_json
 log = logging.getLogger("paddle_merge")
 LIBRARIES = tuple(ASKERS)
 _NAME = re.compile(r"(\w[\w.-]*(/\w[\w.-]*)?)(@\w[\w./-]*)?", re.ASCII)
+# Within each_once: (name, prefix) -> the folder.
+_fetched: ContextVar[dict[tuple[str, str], str] | None] = ContextVar("fetched", default=None)
 # The other files that are fetched: those that run/output/sidecars.py may copy, by the names that hubs use.
 _BESIDE = (
     "config.json",
@@ -65,6 +69,26 @@ def fetch(name: str, prefix: str = "model") -> str:
     prefix: of the weights; see folder.single_file_names. Raises CheckpointError if no library is installed, or none of them
     can fetch the model.
     """
+    known = _fetched.get()
+    folder = (known or {}).get((name, prefix)) or _from_any(name, prefix)
+    if known is not None:
+        known[name, prefix] = folder
+    return folder
+
+
+@contextlib.contextmanager
+def each_once() -> Iterator[None]:
+    """Fetch each name only once meanwhile: a model and the base of an adapter, say, are then surely the same revision."""
+    before = _fetched.get()
+    token = _fetched.set({} if before is None else before)
+    try:
+        yield
+    finally:
+        _fetched.reset(token)
+
+
+def _from_any(name: str, prefix: str) -> str:
+    """Return the folder in which the first library that can fetch the model keeps it. Raises CheckpointError."""
     libraries = installed()
     if not libraries:
         raise CheckpointError(

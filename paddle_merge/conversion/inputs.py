@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoints import hub
 from ..checkpoints.adapters import Adapter, open_model
 from ..checkpoints.config_json import read_config, widths
 from ..checkpoints.names import EMBEDDINGS, HEAD, last_word
@@ -42,6 +43,7 @@ SETTINGS = (
 )
 
 
+@hub.each_once()
 def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Sequence[Adapter]]]:
     """Read the headers of checkpoints, and of the adapters to fold into each.
 
@@ -208,6 +210,7 @@ class Opened:
     notes: list[str]
 
 
+@hub.each_once()
 def open_together(specs: Sequence[str], layouts: Sequence[str | None], prefix: str) -> Opened:
     """Open checkpoints of any format and layout in the first one's layout, with their adapters folded in.
 

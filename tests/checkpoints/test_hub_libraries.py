@@ -103,6 +103,8 @@ def test_an_adapter(tmp_path: Path, server: HuggingFaceServer) -> None:
     assert read(Path("out"))[NAME].tolist() == (X[NAME] + 2 * B @ A).tolist()
     asked = [one.path.split("/resolve/main/")[1] for one in server.asked("HEAD", "^/me/lora/")]
     assert sorted(set(asked)) == ["adapter_config.json", "adapter_model.safetensors"]
+    asked = [one.path for one in server.asked("GET", "^/api/models/")]
+    assert asked == ["/api/models/me/x", "/api/models/me/lora"]  # once each: both models are of the same revision
     found = open_adapter("me/lora")
     assert (found.path, found.kind) == ("me/lora", "peft")
     with pytest.raises(CheckpointError, match=r"it is a LoRA adapter: write the model it was trained on and a \+"):

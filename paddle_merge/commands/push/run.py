@@ -37,10 +37,10 @@ def push(config: PushConfig) -> None:
     print("\n".join(_shown(tree)))
     try:
         hub, token = _open(config.to)
-    except HubError:
+    except HubError as error:
         if not config.dry_run:
             raise
-        log.warning("nothing could be uploaded: %s", _missing(config.to))
+        log.warning("nothing could be uploaded: %s", error)
         return
     print("\n".join(facts(_where(config, hub, token), 0)), flush=True)
     if config.dry_run:
@@ -61,21 +61,16 @@ def push(config: PushConfig) -> None:
 def _open(name: str) -> tuple[Hub, str | None]:
     """Return a hub, with its library imported, and its token. Raises HubError if the library can't be imported."""
     show_scipy()  # which a command may hide
+    kind = getattr(import_module(f".hubs.{name}", __package__), HUBS[name])
     try:
         with _muted():
-            hub: Hub = getattr(import_module(f".hubs.{name}", __package__), HUBS[name])()
+            hub: Hub = kind()
             return hub, hub.token()
-    except ImportError:
-        raise HubError(f"{_missing(name)}") from None
-
-
-def _missing(name: str) -> str:
-    """Return the sentence about a library that isn't installed, or is too old."""
-    hub = getattr(import_module(f".hubs.{name}", __package__), HUBS[name])
-    return (
-        f"{hub.title} needs a recent {hub.library}, which can't be imported: python -m pip install"
-        f' "paddle_merge[{hub.extra}]"'
-    )
+    except Exception as error:  # a broken installation raises anything
+        raise HubError(
+            f"{kind.title} needs {kind.library}, which can't be used ({one_line(str(error))}): python -m pip install -U"
+            f' "paddle_merge[{kind.extra}]"'
+        ) from None
 
 
 def _prepare(hub: Hub, upload: Upload, public: bool) -> State:

@@ -228,7 +228,8 @@ def test_no_network(push: Pushed, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_library_that_is_not_installed(push: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     sentence = (
-        'Hugging Face needs a recent huggingface_hub, which can\'t be imported: python -m pip install "paddle_merge[hub]"\n'
+        "Hugging Face needs huggingface_hub, which can't be used (import of huggingface_hub halted; None in sys.modules):"
+        ' python -m pip install -U "paddle_merge[hub]"\n'
     )
     code, _, err = push()
     assert (code, err) == (1, f"error: {sentence}")

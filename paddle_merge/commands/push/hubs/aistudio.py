@@ -30,8 +30,10 @@ class AIStudio:
 
     def __init__(self) -> None:
         from aistudio_sdk import config, hub
-        from aistudio_sdk.requests.hub import request_aistudio_git_file_info  # not in versions before 0.3
+        from aistudio_sdk.requests.hub import request_aistudio_git_file_info
 
+        if not hasattr(hub, "upload_folder"):
+            raise ImportError("aistudio-sdk is older than 0.3, and uploads single files only")
         self._hub: Any = hub.Hub()  # puts the token of the last login into the environment
         self._look_up: Any = request_aistudio_git_file_info
         self._pages = os.environ.get("STUDIO_MODEL_API_URL_PREFIX", config.STUDIO_MODEL_API_URL_PREFIX_DEFAULT)
