@@ -20,6 +20,7 @@ import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
 from paddle_merge.checkpoints import hub, hub_libraries
+from paddle_merge.checkpoints.adapters import open_adapter
 from paddle_merge.checkpoints.open import open_checkpoint
 from paddle_merge.commands.main import main
 from tests.support.checkpoints import read, write
@@ -365,3 +366,16 @@ def test_code_and_processors_come_too(tmp_path: Path, monkeypatch: pytest.Monkey
     merge(MergeConfig(model_path_list=["org/x", "org/x"], output_path="out"))
     assert {path.name for path in Path("out").iterdir()} >= {"modeling_x.py", "video_preprocessor_config.json", "1_Pooling"}
     assert not (tmp_path / "cache" / "org" / "x" / "train.py").exists()
+
+
+@each
+def test_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    """Its weights are found by their own names, and its config comes with them."""
+    online = write(tmp_path / "online" / "org" / "lora", {"base_model.model.w.lora_A.weight": np.ones((1, 4))})
+    (online / "model.safetensors").rename(online / "adapter_model.safetensors")
+    (online / "adapter_config.json").write_text('{"r": 1}')
+    made = Hub(tmp_path / "online", tmp_path / "cache")
+    STANDINS[library](monkeypatch, made)
+    found = open_adapter("org/lora")
+    assert (found.path, found.folder, found.config) == ("org/lora", str(tmp_path / "cache" / "org" / "lora"), {"r": 1})
+    assert "model.safetensors" not in made.asked

@@ -6,7 +6,7 @@ import logging
 import os
 
 from ...checkpoints.adapters import kind_of, open_adapter
-from ...checkpoints.formats.folder import DIFFUSERS, PREFIXES, written_by_diffusers
+from ...checkpoints.formats.folder import ADAPTER, DIFFUSERS, PREFIXES, single_file_names, written_by_diffusers
 from ...checkpoints.json_files import read_json
 from ...checkpoints.open import open_folder
 from ...errors import Attempts, CheckpointError, MergeError
@@ -61,12 +61,16 @@ def _unfinished(folder: str) -> None:
 
 def _opens(tree: Tree) -> None:
     """Open the weights, and check that all of their files are pushed. Raises CheckpointError."""
-    folder = tree.folder
-    if kind_of(folder):
-        tensors = open_adapter(folder).tensors
-    else:
-        tensors = open_folder(folder, DIFFUSERS if written_by_diffusers(folder) else "model").tensors
+    folder, prefix = tree.folder, DIFFUSERS if written_by_diffusers(tree.folder) else "model"
+    try:
+        tensors = open_folder(folder, prefix).tensors
+    except CheckpointError:
+        if not kind_of(folder):
+            raise
+        tensors, prefix = open_adapter(folder).tensors, ADAPTER
     files = {os.path.relpath(file, folder).replace(os.sep, "/") for entry in tensors.values() for file in entry.files}
+    names = [name for single in single_file_names(prefix) for name in (f"{single}.index.json", single)]
+    files |= set([name for name in names if os.path.isfile(os.path.join(folder, name))][:1])  # the index, if there is one
     if absent := sorted(files - tree.files.keys()):
         reasons = ", ".join(f"{name} ({tree.left_out.get(name, 'in a folder that is left out')})" for name in absent)
         raise CheckpointError(f"{folder}: without {reasons} its weights would not be whole at the hub")

@@ -141,6 +141,9 @@ def test_weights_that_are_left_out(folder: Path) -> None:
     assert problems(folder, "*-00001-*") == [
         "FOLDER: without model-00001-of-00002.safetensors (--exclude) its weights would not be whole at the hub"
     ]
+    assert problems(folder, "*.json") == [
+        "FOLDER: without model.safetensors.index.json (--exclude) its weights would not be whole at the hub"
+    ]
     (folder / "pytorch_model.bin").write_bytes(b"of another model")
     assert problems(folder, "pytorch_model.bin") == []
 
@@ -155,6 +158,9 @@ def test_adapters_and_components(tmp_path: Path) -> None:
     ]
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1}')
     assert problems(adapter) == []
+    both = write(tmp_path / "both", X)
+    (both / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1}')
+    assert problems(both) == []
     unet = write(tmp_path / "unet", X, prefix="diffusion_pytorch_model")
     assert problems(unet) == []
     (tmp_path / "empty").mkdir()
