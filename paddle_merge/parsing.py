@@ -163,3 +163,20 @@ def nearest(word: Any, candidates: Any) -> str:
     """Return "; did you mean ...?" with the candidate that is spelt most like `word`, or "" if none is similar."""
     close = difflib.get_close_matches(str(word), list(candidates), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def short_paths(paths: Sequence[str]) -> list[str]:
+    """Return the last parts of each path: only its name, or as many parts as tell different paths apart.
+
+    What is published goes by these, since the other parts say where somebody keeps their files.
+    """
+    split = [os.path.abspath(path).strip(os.sep).split(os.sep) for path in paths]
+    distinct = {tuple(parts) for parts in split}
+    found = []
+    for parts in split:
+        others = distinct - {tuple(parts)}
+        count = 1
+        while count < len(parts) and any(other[-count:] == tuple(parts[-count:]) for other in others):
+            count += 1
+        found.append("/".join(parts[-count:]))
+    return found

@@ -1,1 +1,2 @@
-"""Draw charts and write pages for people: inline SVG, and HTML that needs no network, no scripts and no other files."""
+"""Draw charts and write pages for people: inline SVG, HTML that needs no network, no scripts and no other files, and
+Markdown."""

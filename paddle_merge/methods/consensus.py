@@ -79,6 +79,7 @@ METHODS = (
         about="only changes that several models need",
         about_cn="只保留多个模型都需要的改动",
         source="Wang et al. 2024, TALL masks",
+        paper="https://arxiv.org/abs/2405.07813",
         example={"weight": 1.0},
         problems=_problems,
         base="required",

@@ -57,6 +57,7 @@ METHODS = (
         about="many tasks, none of which is to dominate; it holds one whole tensor at a time in memory",
         about_cn="多个任务且不希望某一任务占主导时；一次在内存中保留一个完整张量",
         source="Marczak et al. 2025, Iso-C",
+        paper="https://arxiv.org/abs/2502.04959",
         base="required",
         place=22,
     ),

@@ -95,6 +95,7 @@ METHODS = (
         about="several models, by the exact mean of their directions",
         about_cn="多个模型，取其方向的精确平均",
         source="arXiv 2603.04972",
+        paper="https://arxiv.org/abs/2603.04972",
         problems=_problems,
         base="model",
         mergekit=True,

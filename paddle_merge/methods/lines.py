@@ -31,6 +31,7 @@ METHODS = (
         about="early layers stay closer to the base",
         about_cn="浅层更接近基础模型",
         source="Wang et al. 2024, LiNeS",
+        paper="https://arxiv.org/abs/2410.17146",
         example={"weight": 1.0, "alpha": 0.3, "beta": 0.5},
         base="required",
         by_layer=True,

@@ -79,6 +79,7 @@ def _sparsified(
         make,
         parameters,
         source=source,
+        paper=_PAPERS[source],
         example={"weight": 1.0, "density": 0.7},
         problems=_problems,
         base="required",
@@ -113,6 +114,12 @@ def _passthrough(scale: Each) -> ResolvedMethod:
 
 
 _YADAV, _YU, _DEEP, _DAVARI = "Yadav et al. 2023", "Yu et al. 2024", "Deep et al. 2024", "Davari & Belilovsky 2023"
+_PAPERS = {
+    _YADAV: "https://arxiv.org/abs/2306.01708",
+    _YU: "https://arxiv.org/abs/2311.03099",
+    _DEEP: "https://arxiv.org/abs/2406.11617",
+    _DAVARI: "https://arxiv.org/abs/2312.06795",
+}
 METHODS = (
     Method(
         "linear",
@@ -121,6 +128,7 @@ METHODS = (
         about="models were fine-tuned alike, or are checkpoints of one run; try it first",
         about_cn="各模型的微调方式相近，或是同一次训练的检查点；建议首先尝试",
         source="Wortsman et al. 2022, model soups",
+        paper="https://arxiv.org/abs/2203.05482",
         example={"weight": 1.0},
         problems=_linear_problems,
         base="model",
@@ -134,6 +142,7 @@ METHODS = (
         about="skills are added up, or removed by negative weights",
         about_cn="叠加多种能力，或用负权重去除某种能力",
         source="Ilharco et al. 2023",
+        paper="https://arxiv.org/abs/2212.04089",
         example={"weight": 1.0},
         base="required",
         mergekit=True,
@@ -146,6 +155,7 @@ METHODS = (
         about="two models, interpolated along the arc, which keeps their norm",
         about_cn="两个模型，沿圆弧插值，保持范数",
         source="Shoemake 1985",
+        paper="https://doi.org/10.1145/325165.325242",
         example={"t": 0.5},
         base="first",
         least=2,

@@ -63,6 +63,7 @@ METHODS = (
         about="a few models of one base, for a result between them and it",
         about_cn="同一基础模型的少数几个模型，结果介于它们与基础模型之间",
         source="Jang et al. 2024",
+        paper="https://arxiv.org/abs/2403.19522",
         base="required",
         least=2,
         mergekit=True,

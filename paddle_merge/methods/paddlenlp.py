@@ -63,6 +63,15 @@ _MERGERS: dict[str, tuple[Callable[..., Merger], tuple[Parameter, ...]]] = {
         ),
     ),
 }
+# The paper of a sparsifier, or, where there is none, of a merge type.
+_PAPERS = {
+    "trim": "https://arxiv.org/abs/2306.01708",
+    "dare": "https://arxiv.org/abs/2311.03099",
+    "magprune": "https://arxiv.org/abs/2406.11617",
+    "linear": "https://arxiv.org/abs/2203.05482",
+    "ties": "https://arxiv.org/abs/2306.01708",
+    "slerp": "https://doi.org/10.1145/325165.325242",
+}
 _WORDS = {"ties_elect_type": ("sum", "count"), "ties_zero_sign": ("positive", "majority", "drop")}
 
 SPARSIFIERS = tuple(_SPARSIFIERS)
@@ -113,6 +122,7 @@ def method(sparsify_type: str | None, merge_type: str, name: str) -> Method:
         about="what PaddleNLP's flags of this name mean",
         about_cn="与 PaddleNLP 同名参数的含义相同",
         source="PaddleNLP's mergekit",
+        paper=_PAPERS[sparsify_type or merge_type],
         problems=problems,
         least=2 if merge_type == "slerp" else 1,
         most=2 if merge_type == "slerp" else None,

@@ -165,6 +165,7 @@ METHODS = (
         about="only where models differ most, each by the size of its changes there",
         about_cn="只在模型差异最大之处，按各自改动的大小加权",
         source="Wan et al. 2024, FuseChat",
+        paper="https://arxiv.org/abs/2408.07990",
         example={"select_topk": 0.5},
         problems=_problems,
         base="required",

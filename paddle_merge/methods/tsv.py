@@ -88,6 +88,7 @@ METHODS = (
         about="many tasks whose matrices interfere; it holds one whole tensor at a time in memory",
         about_cn="多个任务的矩阵互相干扰时；一次在内存中保留一个完整张量",
         source="Gargiulo et al. 2025, TSV-Merge",
+        paper="https://arxiv.org/abs/2412.00081",
         problems=_problems,
         base="required",
         place=21,

@@ -21,6 +21,7 @@ from ..recipe.recipe import Recipe
 from .added_tokens import AddedTokens
 from .chat import ChatTemplate
 from .config_source import ConfigSource
+from .provenance import Provenance
 from .tensor_plan import Piece, TensorPlan
 
 WORKER_BYTES = 1 << 27  # that a worker must have to read and write for its start to pay
@@ -64,6 +65,7 @@ class Plan:
     opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]  # the inputs as they are stored
     chat_template: ChatTemplate | None  # None: the tokenizer's own
     tokens_known: tuple[int, ...]  # how many tokens each vocabulary has that was read, or made
+    provenance: Provenance  # of the inputs, for the model card
 
     @property
     def resolved(self) -> ResolvedMethod | None:

@@ -35,6 +35,7 @@ from .copies import originals
 from .layer_config import restacked
 from .matched import Matched, matched
 from .plan import Plan, Shard, cut, suited
+from .provenance import provenance
 from .tensor_plan import StagedEntry, TensorPlan
 
 
@@ -106,6 +107,7 @@ def make_plan(
     ours = tokens.source.folder if tokens else (added and added.folder) or config_source.folder
     template, doubts = chat.choose(recipe.chat_template, folders, ours)
     doubts = [*doubts, *_nothing_kept(made), *restacked(config_source.config, recipe, tensors, inputs)[1]]
+    origins = provenance(its.opened)
     return Plan(
         recipe=recipe,
         inputs=inputs,
@@ -121,12 +123,13 @@ def make_plan(
         left_out=its.left_out,
         tied=its.tied,
         folded=its.folded,
-        warnings=(*idle, *its.warnings, *doubts, *warnings(inputs, config_source)),
+        warnings=(*idle, *its.warnings, *doubts, *warnings(inputs, config_source), *origins.warnings(tensors)),
         tokens=tokens,
         added=added,
         opened=its.opened,
         chat_template=template,
         tokens_known=vocabularies.counts(tokens),
+        provenance=origins,
     )
 
 

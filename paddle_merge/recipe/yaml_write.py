@@ -7,8 +7,11 @@ from typing import Any
 
 import yaml
 
+from ..methods.paddlenlp import PREFIX
 from ..methods.shared.method import Method
 from .recipe import Recipe, Setting, Slice, Stage, Tokenizer, TokenRow, parts
+
+_FOLD = {f"{PREFIX}fold": f"{PREFIX}linear"}  # what to_recipe.py calls the merge of one model alone -> a method's name
 
 
 def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
@@ -24,7 +27,8 @@ def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
 
 
 def _document(recipe: Recipe | Stage, paths: Sequence[str], absolute: Callable[[str], str]) -> dict[str, Any]:
-    content: dict[str, Any] = {"merge_method": recipe.method.name}
+    name = recipe.method.name
+    content: dict[str, Any] = {"merge_method": _FOLD.get(name, name)}
     base = _common_base(recipe)
     content |= {"base_model": paths[base]} if base is not None else {}
     modules = {module: _slices(slices, recipe.method, base, paths) for module, slices in parts(recipe)}

@@ -43,6 +43,7 @@ class Method:
     parameters: in the order in which they are shown.
     about: when to use it, in a few words, for the table of methods; about_cn: the same in Chinese.
     source: the paper, or the program that has it.
+    paper: the paper's address, for model cards; "" if there is none.
     example: typical values of parameters, by name, with which the benchmark and the laws run it; others are at their
     default.
     problems: takes every parameter by name and returns what is wrong with them.
@@ -63,6 +64,7 @@ class Method:
     about: str = ""
     about_cn: str = ""
     source: str = ""
+    paper: str = ""
     example: Mapping[str, Any] = field(default_factory=dict)
     problems: Callable[..., list[Problem]] = no_problems
     base: str = "optional"

@@ -1,10 +1,8 @@
 """Make the files beside the weights: config and tokenizer (of the folder that plan/config_source.py chooses), the merge's
-record, and a model card."""
+record, and the model card (card.py)."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,9 +17,9 @@ from ...plan.file_names import CARD, LOCK, RECORD, WEIGHTS
 from ...plan.layer_config import restacked
 from ...plan.loader_files import loader_files
 from ...plan.plan import Plan
-from ...recipe.config import MergeConfig
 from ...recipe.request import Request
 from ...version import __version__
+from .card import model_card
 from .disk import json_bytes
 
 MAX_SIDECAR = 1 << 30  # bytes; they are held in memory
@@ -53,8 +51,7 @@ def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
     if problems:
         raise CheckpointError(problems)
 
-    contents: dict[str, bytes] = {CARD: model_card(plan, request).encode("utf-8", "surrogateescape")}
-    contents |= _read(folder, [*loader_files(folder)[0], *extra])
+    contents = _read(folder, [*loader_files(folder)[0], *extra])
     if tokens is not None:
         theirs = [name for name in loader_files(tokens.source.folder)[0] if is_tokenizer_file(name)]
         contents = {name: content for name, content in contents.items() if name in extra or not is_tokenizer_file(name)}
@@ -68,7 +65,10 @@ def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
     path = os.path.join(folder, "config.json")
     if "config.json" in contents and isinstance(model := parsed(path, contents["config.json"]), dict):
         contents["config.json"] = _model_config(contents["config.json"], model, plan)
-    return chat.placed(plan.chat_template, contents) if plan.chat_template is not None else contents
+    if plan.chat_template is not None:
+        contents = chat.placed(plan.chat_template, contents)
+    card = model_card(plan, request, contents).encode("utf-8", "surrogateescape")
+    return {CARD: card} | contents
 
 
 def _read(folder: str, names: Sequence[str]) -> dict[str, bytes]:
@@ -137,57 +137,3 @@ def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
 def record(request: Request) -> bytes:
     """Return the content of merge_config.json, which given to the command repeats the merge."""
     return json_bytes({"paddle_merge_version": __version__, **request.record})
-
-
-def model_card(plan: Plan, request: Request) -> str:
-    """Return a short README.md: what was merged, how, and with which weights."""
-    recipe = plan.recipe
-    folders = {os.path.abspath(path): os.path.basename(os.path.abspath(path)) for path in recipe.sources}
-    if len(set(folders.values())) < len(folders):  # d1/model and d2/model
-        folders = {path: path for path in folders}
-    names = [folders[os.path.abspath(path)] for path in recipe.sources] + [stage.name for stage in recipe.stages]
-    rows = [f"| {names[number]} | {'by tensor' if weight is None else f'{weight:.6g}'} |" for number, weight in plan.weights]
-    base = recipe.slices[0].base
-    against = f" on task vectors against the base model `{names[base.number]}`" if base else ""
-    defaults = dataclasses.asdict(MergeConfig())
-    shown_above = (
-        "model_path_list",
-        "base_model_path",
-        "output_path",
-        "n_process",
-        "merge_method",
-        "merge_type",
-        "sparsify_type",
-    )
-    given = dict(request.record)
-    recipe_yaml = given.pop("recipe_yaml")
-    shown = {name: value for name, value in given.items() if name not in shown_above and value != defaults[name]}
-    as_recipe = ["The recipe:", "", "```yaml", recipe_yaml.rstrip(), "```", ""] if recipe_yaml else []
-    return "\n".join(
-        [
-            "---",
-            "tags:",
-            "- merge",
-            "- paddle_merge",
-            "---",
-            "",
-            f"# {os.path.basename(os.path.abspath(request.output))}",
-            "",
-            f"Merged with paddle_merge {__version__} by `{recipe.title}`{against}.",
-            "",
-            "| model | weight |",
-            "| --- | --- |",
-            *rows,
-            "",
-            *as_recipe,
-            "Parameters that differ from the defaults:",
-            "",
-            "```json",
-            json.dumps(shown, indent=2),
-            "```",
-            "",
-            "The whole record is in `merge_config.json`; `python -m paddle_merge merge_config.json --output_path again`",
-            "repeats the merge, byte for byte.",
-            "",
-        ]
-    )

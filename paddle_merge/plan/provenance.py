@@ -1,0 +1,151 @@
+"""Put together what the model card says of a merge's inputs: names, licences, languages; and warn of what speaks against it.
+
+The facts are those of checkpoints/origins.py; run/output/card.py writes the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..checkpoints import hub
+from ..checkpoints.adapters import Adapter, split_spec
+from ..checkpoints.origins import License, Origin, read_origin
+from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..methods.ties import Ties
+from ..parsing import one_line, short_paths
+from .tensor_plan import StagedEntry, TensorPlan
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a merge's inputs come from. inputs: of each of Recipe.sources, the model and then its adapters."""
+
+    inputs: tuple[tuple[Origin, ...], ...]
+
+    @property
+    def origins(self) -> list[Origin]:
+        """All models and adapters, each once, in order."""
+        return list(dict.fromkeys(one for its in self.inputs for one in its))
+
+    @cached_property
+    def labels(self) -> Mapping[str, str]:
+        """What publications call each path: its name on a hub, or else the last parts of the path."""
+        named = {one.path: f"{one.name}@{one.revision}" if one.revision else one.name for one in self.origins if one.name}
+        local = list(dict.fromkeys(one.path for one in self.origins if one.path not in named))
+        return named | dict(zip(local, short_paths(local), strict=True))
+
+    @property
+    def titles(self) -> list[str]:
+        """What publications call each of Recipe.sources: "math", "org/base+adapter"."""
+        return ["+".join(self.labels[one.path] for one in its) for its in self.inputs]
+
+    def public(self, spec: str) -> str:
+        """Return a spec, or the path of a folder, as a published recipe has it: names on a hub, and of other paths the
+        last parts, in the current folder."""
+        named = {one.path for one in self.origins if one.name}
+
+        def shown(path: str) -> str:
+            if path in named or hub.is_name(path):
+                return self.labels.get(path, path)
+            return f"./{self.labels.get(path) or short_paths([path])[0]}"
+
+        return "+".join(map(shown, split_spec(spec)))
+
+    @property
+    def base_models(self) -> list[str]:
+        """The names of the nearest published models."""
+        return _union(one.published for one in self.origins)
+
+    @property
+    def languages(self) -> list[str]:
+        return _union(one.languages for one in self.origins)
+
+    @property
+    def task(self) -> str:
+        """The pipeline_tag on which all inputs that state one agree; "" if there is none."""
+        tasks = {one.task for one in self.origins if one.task}
+        return tasks.pop() if len(tasks) == 1 else ""
+
+    @property
+    def license(self) -> License | None:
+        """The licence that all inputs state; None if they don't agree, or if some state none."""
+        stated = {one.license for one in self.origins}
+        return stated.pop() if len(stated) == 1 else None
+
+    def license_groups(self, name: Callable[[Origin], str]) -> str:
+        """Return which inputs have which licence: "mit (a, b); none stated (c)"; "" if none states any.
+
+        name: what to call an input.
+        """
+        groups: dict[License | None, list[str]] = {}
+        for one in self.origins:
+            groups.setdefault(one.license, []).append(name(one))
+        unstated = groups.pop(None, None)
+        if not groups:
+            return ""
+        found = [f"{one_line(str(stated))} ({', '.join(names)})" for stated, names in groups.items()]
+        return "; ".join([*found, *([f"none stated ({', '.join(unstated)})"] if unstated else [])])
+
+    @property
+    def note(self) -> str:
+        """What the plan says of the card's licence; "" if no input states one, or a warning says more."""
+        groups, stated = self.license_groups(lambda one: one.path), {one.license for one in self.origins} - {None}
+        if len(stated) != 1:
+            return ""
+        return f"license {self.license}" if self.license else f"no license, because not all inputs state one: {groups}"
+
+    def warnings(self, tensors: Sequence[TensorPlan]) -> list[str]:
+        """Return sentences on cards that can't be read, on licences that differ, and on models trained by verifiable rewards
+        whose signs are elected."""
+        found = [f"{one.trouble}; the merge's card is made without it" for one in self.origins if one.trouble]
+        if len({one.license for one in self.origins} - {None}) > 1:
+            found.append(
+                f"the licenses of the inputs differ: {self.license_groups(lambda one: one.path)}; the model card names none"
+                " in its metadata: check under which one the merge may be published"
+            )
+        elected = elected_by_sign(tensors)
+        rewarded = [(one.path, one.rewards) for number in sorted(elected) for one in self._at(number) if one.rewards]
+        if rewarded:
+            named = ", ".join(f"{path} ({why})" for path, why in rewarded)
+            found.append(
+                f"trained by reinforcement learning with verifiable rewards: {named}; such changes are sparse and nearly"
+                " orthogonal, and models merged by electing signs lose much of them (arXiv 2606.18521): consider"
+                " --merge_method ram"
+            )
+        return found
+
+    def _at(self, number: int) -> tuple[Origin, ...]:
+        return self.inputs[number] if number < len(self.inputs) else ()  # else it is an earlier stage's output
+
+
+def provenance(opened: Sequence[tuple[Checkpoint, Sequence[Adapter]]]) -> Provenance:
+    """Return where inputs come from. opened: each input as it is stored, with its adapters."""
+    return Provenance(
+        tuple(
+            (read_origin(checkpoint.path, checkpoint.folder), *(read_origin(one.path, one.path) for one in adapters))
+            for checkpoint, adapters in opened
+        )
+    )
+
+
+def elected_by_sign(tensors: Iterable[TensorPlan]) -> set[int]:
+    """Return the numbers of the inputs whose task vectors are merged with others by electing signs, as in TIES."""
+    found = set[int]()
+    for tensor in tensors:
+        if isinstance(tensor.resolved.merger, Ties) and len(tensor.sources) > 1:
+            found.update(tensor.numbers[: len(tensor.sources)])
+        found |= elected_by_sign(staged for entry in tensor.inputs for staged in _staged(entry))
+    return found
+
+
+def _staged(entry: TensorEntry) -> list[TensorPlan]:
+    """Return the plans of the earlier stages of the recipe that make a tensor."""
+    if isinstance(entry, StagedEntry):
+        return [entry.plan]
+    return [plan for one in entry.made_of for plan in _staged(one)]
+
+
+def _union(groups: Iterable[Iterable[str]]) -> list[str]:
+    return list(dict.fromkeys(one for group in groups for one in group))
