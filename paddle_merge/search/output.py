@@ -13,11 +13,12 @@ from ..errors import OutputError
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_write import to_yaml
+from .card import write_card
 from .gene import Values
 from .job import Result
 from .journal import NAME as JOURNAL
 from .outcome import Outcome, Scored, standard_error
-from .report.summary import BEST
+from .report.summary import BEST, shown
 from .space import Space
 
 log = logging.getLogger("paddle_merge")
@@ -71,11 +72,15 @@ def clear_folder(folder: str) -> None:
 
 
 def write(folder: str, outcome: Outcome) -> Outcome:
-    """Write best.yaml, the merged checkpoint, report.json, report.html and pictures. Raises MergeError."""
+    """Write best.yaml, the merged checkpoint with its scores in its card, report.json, report.html and pictures.
+
+    Raises MergeError.
+    """
     from .report.page import page
 
     recipe = outcome.space.recipe(outcome.best.values)
     write_best(folder, recipe)
+    write_card(folder, outcome.spec, shown(outcome), outcome.reported)
     write_report(folder, report(outcome))
     _write(os.path.join(folder, PAGE), page(outcome, to_yaml(recipe), folder))
     _draw(folder, outcome)

@@ -18,6 +18,7 @@ from ..errors import Attempts, ConfigError, MergeError
 from ..recipe.recipe import Value
 from .alignment import AlignmentSpace
 from .asked import Asked
+from .card import write_card
 from .gene import Values
 from .grid import grid
 from .merger import Merger
@@ -79,6 +80,8 @@ def sweep(asked: Asked, progress: bool | None = None) -> SweepOutcome:
         scoring.close()
     if outcome.picked is not None:
         write_best(asked.output, space.recipe(outcome.picked.values))
+        result = (f"the result ({outcome.picked.title})", outcome.picked)
+        write_card(asked.output, spec, [*((one.title, one) for one in outcome.inputs), result], outcome.reported)
     if outcome.picked is not None or not os.path.exists(os.path.join(asked.output, BEST)):  # else that of another rule stays
         write_report(asked.output, sweep_report(outcome))
         draw(asked.output, outcome)

@@ -772,7 +772,7 @@ def test_the_model_card_says_what_was_merged(tmp_path: Path, pair: tuple[Path, P
     card = (out / "README.md").read_text()
     assert card.startswith("---\n")
     assert "# o\n" in card
-    for words in ("`ties`", "| a |", "| b |", "`b`", '"reserve_p": 0.4', "3.0", "merge_config.json"):
+    for words in ("`ties`", "| a | 3 |", "| b | 1 |", "changes to b", "reserve_p 0.4", "weight: 3.0", "merge_config.json"):
         assert words in card
 
 

@@ -43,8 +43,8 @@ class EvaluateConfig:
     )
     card: bool = flag(
         common_flags.OUTPUT,
-        "Write the table into the model card, README.md, of each model that a merge wrote. A table of the same evaluator and"
-        " split that it has already is replaced.",
+        "Write the table into the model card, README.md, of each model that a merge wrote, and its scores into the card's"
+        " metadata, where hubs read them. Those of the same evaluator and split that it has already are replaced.",
         False,
     )
     workers: int = flag(common_flags.RUNNING, "How many models are scored at the same time.", 1, least=1)
@@ -94,7 +94,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     assert config.with_ is not None
     from ...search.evaluate import Asked, prepare
     from .card import cards
-    from .show import as_json, lines, markdown
+    from .show import as_json, card_result, lines, markdown
 
     asked = Asked(
         models=config.paths,
@@ -122,7 +122,8 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
                 file.write(f"{text}\n")
         except OSError as error:
             raise OutputError(f"--markdown {config.markdown}: can't be written ({error.strerror})") from None
+    rows = {os.path.expanduser(row.model): row for row in found.rows}
     for card in to_write:
-        card.write(f"{found.kind} {found.split}", text)
+        card.write(card_result(found, rows[card.folder]))
     if found.failed:
         sys.exit(1)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ...parsing import one_line
+from ...drawing.markdown import escaped as markdown_text
+from ...drawing.markdown import table as markdown_table
+from ...parsing import one_line, short_paths
+from ...run.output.card_results import CardResult
 from ...search.evaluate import Evaluated, Evaluation
 from ...version import __version__
 from ..tables import count, number, table
@@ -21,16 +24,24 @@ def lines(found: Evaluation) -> list[str]:
 
 
 def markdown(found: Evaluation) -> str:
-    """Return the same as Markdown. Models are called by the last parts of their paths, if these differ."""
-    names = [os.path.basename(os.path.abspath(row.model)) for row in found.rows]
-    names = [row.model for row in found.rows] if len(set(names)) < len(names) else names
-    rows = [_headings(found)]
-    rows += [[name, *_cells(found, row)[1:]] for name, row in zip(names, found.rows, strict=True)]
-    written = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
-    written.insert(1, "| --- |" + " ---: |" * (len(rows[0]) - 1))
+    """Return the same as Markdown. Models are called by the last parts of their paths."""
+    names = short_paths([row.model for row in found.rows])
+    rows = [[name, *_cells(found, row)[1:]] for name, row in zip(names, found.rows, strict=True)]
     failed = [(name, row.result.error) for name, row in zip(names, found.rows, strict=True) if row.result.error]
-    failures = [f"- {_escaped(name)} failed: {_escaped(error)}" for name, error in failed]
-    return "\n".join([*written, "", *failures, *([""] if failures else []), f"{_escaped(_caption(found))}."])
+    failures = [f"- {markdown_text(name)} failed: {markdown_text(error)}" for name, error in failed]
+    return "\n".join(
+        [
+            markdown_table([_headings(found), *rows]),
+            *("", *failures, *([""] if failures else [])),
+            f"{markdown_text(_caption(found))}.",
+        ]
+    )
+
+
+def card_result(found: Evaluation, row: Evaluated) -> CardResult:
+    """Return what the card of one of the models gets: its scores, and the table."""
+    data = os.path.basename(found.data) if found.data else ""
+    return CardResult(found.kind, data, found.split, markdown(found), row.result.metrics)
 
 
 def as_json(found: Evaluation) -> dict[str, Any]:
@@ -88,8 +99,3 @@ def _caption(found: Evaluation) -> str:
     samples = "" if found.samples is None else f", {count(found.samples, 'sample')}"
     data = f" ({os.path.basename(found.data)}{samples})" if found.data else ""
     return f"{found.kind} on the {found.split} split{data}, seed {found.seed}, by paddle_merge {__version__}"
-
-
-def _escaped(text: str) -> str:
-    """Return text that Markdown shows as it is within a table."""
-    return "".join(f"\\{letter}" if letter in "|\\`*<>[]" else letter for letter in one_line(text))

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from paddle_merge import ConfigError, MergeConfig, MergeError, OutputError, merge
-from paddle_merge.commands.evaluate.card import Card, cards
+from paddle_merge.commands.evaluate.card import cards
 from paddle_merge.commands.evaluate.cli import main
 from paddle_merge.commands.evaluate.show import as_json, lines, markdown
+from paddle_merge.run.output.card_results import CardFile, CardResult
 from paddle_merge.search.evaluate import Evaluated, Evaluation
 from paddle_merge.search.job import Result
 from paddle_merge.version import __version__
@@ -105,8 +106,27 @@ def test_a_recipe_the_search_split_another_seed_and_the_card(folder: Path, capsy
         "python on the search split (search.jsonl, 1 sample), seed 7, by paddle_merge V",
     ]
     table = (folder / "table.md").read_text()
+    index = """\
+model-index:
+- name: merged
+  results:
+  - task:
+      type: other
+    dataset:
+      name: search.jsonl
+      type: python samples
+      split: search
+    metrics:
+    - type: acc
+      value: 1.5
+      name: acc
+    - type: loss
+      value: -1.5
+      name: loss
+"""
+    head, _, body = before.partition("\n---\n")
     assert card.read_text() == (
-        f"{before}\n<!-- paddle_merge evaluate python search -->\n## Evaluation\n\n{table}"
+        f"{head}\n{index}---\n{body}\n<!-- paddle_merge evaluate python search -->\n## Evaluation\n\n{table}"
         "<!-- end of paddle_merge evaluate python search -->\n"
     )
 
@@ -243,7 +263,11 @@ def test_json_has_everything() -> None:
     }
 
 
-def carded(folder: Path, text: str | None) -> Callable[[], Card]:
+def result(kind: str, table: str, **metrics: float) -> CardResult:
+    return CardResult(kind, "r.jsonl", "report", table, metrics)
+
+
+def carded(folder: Path, text: str | None) -> Callable[[], CardFile]:
     """Return how the card of a merge with this README.md is opened."""
     folder.mkdir()
     (folder / "merge_config.json").write_text("{}")
@@ -255,14 +279,14 @@ def carded(folder: Path, text: str | None) -> Callable[[], Card]:
 def test_tables_in_cards_are_replaced_and_nothing_else_changes(tmp_path: Path) -> None:
     opened = carded(tmp_path / "m", "# m\r\n\r\nWords.\r\n")
     path = tmp_path / "m" / "README.md"
-    opened().write("command report", "| one |")
+    opened().write(result("command", "| one |"))
     once = path.read_bytes()
     assert once.startswith(b"# m\r\n\r\nWords.\n\n<!-- paddle_merge evaluate command report -->\n## Evaluation\n\n| one |\n")
-    opened().write("command report", "| one |")
+    opened().write(result("command", "| one |"))
     assert path.read_bytes() == once
     path.write_bytes(once + b"More words.\n")
-    opened().write("perplexity report", "| two |")
-    opened().write("command report", "| three |")
+    opened().write(result("perplexity", "| two |"))
+    opened().write(result("command", "| three |"))
     text = path.read_text()
     assert text.count("## Evaluation") == 2
     assert "| one |" not in text
@@ -271,7 +295,7 @@ def test_tables_in_cards_are_replaced_and_nothing_else_changes(tmp_path: Path) -
 
 def test_a_card_that_is_missing_is_made(tmp_path: Path) -> None:
     opened = carded(tmp_path / "m", None)
-    opened().write("command report", "| one |")
+    opened().write(result("command", "| one |"))
     assert (tmp_path / "m" / "README.md").read_text().startswith("<!-- paddle_merge evaluate command report -->\n")
 
 
@@ -280,6 +304,8 @@ def test_a_card_that_is_missing_is_made(tmp_path: Path) -> None:
     [
         ("<!-- paddle_merge evaluate x report -->\n| half |\n", "has no <!-- end of paddle_merge evaluate x report -->"),
         ("\udcff", "it is not UTF-8 text"),
+        ("---\nmodel-index: [\n---\n", "its model-index is not valid YAML; repair it, or delete it"),
+        ("---\nmodel-index: {a: 1}\n---\n", "its model-index is no list of models with their results"),
     ],
 )
 def test_cards_that_cannot_be_changed(tmp_path: Path, text: Any, told: str) -> None:
