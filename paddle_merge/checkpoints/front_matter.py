@@ -14,6 +14,7 @@ from .json_files import open_regular
 
 MOST_BYTES = 8 << 20  # of a card; what follows is not read
 MOST_YAML = 1 << 16  # characters of the keys that are parsed
+_MOST_BRACKETS = 200  # PyYAML takes time quadratic in how deep they are nested
 # As Hugging Face's hub finds it.
 _BLOCK = re.compile(r"\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
 _KEY = re.compile(r"""(?:"([^"\n]+)"|'([^'\n]+)'|([A-Za-z_][\w.-]*))[ \t]*:(?=\s|$)""")
@@ -52,6 +53,8 @@ def read_keys(card: str, wanted: Collection[str]) -> dict[str, Any]:
     kept = "".join(text for key, text in blocks(card[slice(*where)]) if key in wanted) if where else ""
     if len(kept) > MOST_YAML:
         raise ValueError(f"its metadata is longer than {MOST_YAML // 1024} KiB")
+    if kept.count("[") + kept.count("{") > _MOST_BRACKETS:
+        raise ValueError("its metadata is nested too deeply")
     try:
         found = yaml.load(kept, yaml.BaseLoader)  # which makes nothing but text, lists and dicts
     except RecursionError:

@@ -20,7 +20,7 @@ _DATASET = re.compile(r"(?<![a-z])rlvr(?![a-z])", re.IGNORECASE)
 _MOST_BYTES = 1 << 20  # of a file of arguments; they have a few KB
 # In a pickle, which is never loaded: the name of TRL's class, and the value behind PaddleNLP's field.
 _CLASS = re.compile(rb"(GRPO|RLOO)Config\b")
-_FIELD = re.compile(rb"rl_algorithm.{1,16}?(grpo|rloo|reinforce_plus_plus)", re.DOTALL)
+_FIELD = re.compile(rb"rl_algorithm(?:q.|r.{4}|\x94)?(?:X.{4}|\x8c.)(grpo|rloo|reinforce_plus_plus)", re.DOTALL)
 
 
 def rewards_evidence(folder: str, tags: Iterable[str], datasets: Iterable[str]) -> str:

@@ -111,7 +111,7 @@ class Provenance:
             named = ", ".join(f"{path} ({why})" for path, why in rewarded)
             found.append(
                 f"trained by reinforcement learning with verifiable rewards: {named}; such changes are sparse and nearly"
-                " orthogonal, and models merged by electing signs lose much of them (arXiv 2606.18521): consider"
+                " orthogonal, and merging them by elected signs loses much of what they do (arXiv 2606.18521): consider"
                 " --merge_method ram"
             )
         return found
