@@ -87,6 +87,7 @@ def _recipe_of_pair(config: MergeConfig) -> tuple[ParsedRecipe | None, list[str]
         return None, []
     pair, models, path = method(sparsifier, merge_type, title_of(config)), models_of(config), base_of(config)
     weights = config.weight_list if config.weight_list is not None else [1.0] * len(models)
+    each = any(one.name == "weight" for one in pair.parameters)
     given = {**dataclasses.asdict(config), "normalize": config.normalize or config.weight_list is None}
     recipe = Recipe(
         models=tuple(models),
@@ -94,7 +95,10 @@ def _recipe_of_pair(config: MergeConfig) -> tuple[ParsedRecipe | None, list[str]
         method=pair,
         slices=(
             Slice(
-                tuple(Input(number, settings={"weight": constant(weight)}) for number, weight in enumerate(weights)),
+                tuple(
+                    Input(number, settings={"weight": constant(weight)} if each else {})
+                    for number, weight in enumerate(weights)
+                ),
                 Input(len(models)) if path else None,
             ),
         ),

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, OutputError, merge
 from paddle_merge.search.asked import Asked
@@ -268,6 +269,14 @@ def test_two_splits(tmp_path: Path) -> None:
     searched(path, "out")
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert all(set(one["report"]) >= {"metrics"} for one in [report["best"], *report["baselines"]])
+    card = (tmp_path / "out/README.md").read_text()
+    (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    assert entry["dataset"] == {"name": "report.jsonl", "type": "python samples", "split": "report"}
+    metrics = {one["name"]: one["value"] for one in entry["metrics"]}
+    assert metrics["loss"] == pytest.approx(report["best"]["report"]["metrics"]["loss"], rel=1e-5)
+    assert "python on the report split (report.jsonl), seed 1, by paddle_merge" in card
+    assert "so it may do worse" not in card
+    assert str(tmp_path) not in card
 
 
 def test_shared_samples_are_refused(tmp_path: Path) -> None:

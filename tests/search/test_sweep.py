@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from paddle_merge.errors import ConfigError, MergeError
 from paddle_merge.recipe.config import MergeConfig
@@ -103,6 +104,13 @@ def test_the_point_that_a_rule_picks_is_written_and_can_be_merged_again(tmp_path
     assert report["hypervolume"]["linear"] == pytest.approx(want)
     assert (tmp_path / "out/sweep.png").read_bytes().startswith(b"\x89PNG")
     assert np.allclose(read(tmp_path / "out")["embed.weight"], 0.7)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| pre | 0 | 50 |\n| aligned | 10 | 30 |\n| the result (linear 0.7) | 9.1 | 40.2 |\n" in card
+    assert "The result was chosen by its scores on these samples" in card
+    assert str(tmp_path) not in card
+    (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    assert entry["dataset"] == {"name": "command", "type": "command samples", "split": "search"}
+    assert [(one["type"], one["value"]) for one in entry["metrics"]] == [("reading", 40.2), ("reward", 9.1)]
     merge(MergeConfig(recipe_yaml=str(tmp_path / "out/best.yaml"), output_path=str(tmp_path / "again")), progress=False)
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
 

@@ -129,8 +129,8 @@ def _with_index(text: str, name: str, result: CardResult) -> str:
     written = yaml.safe_dump({INDEX: models}, sort_keys=False, allow_unicode=True, width=1000) if models else ""
     if where is None:
         return f"---\n{written}---\n\n{text}" if written else text
-    kept = "".join(lines for key, lines in blocks(text[slice(*where)]) if key != INDEX)
-    kept = f"{kept}\n" if kept and not kept.endswith("\n") else kept
+    # The line break before the dashes belongs to the last key's lines.
+    kept = "".join(lines for key, lines in blocks(f"{text[slice(*where)]}\n") if key != INDEX)
     return text[: where[0]] + (kept + written).removesuffix("\n") + text[where[1] :]
 
 
