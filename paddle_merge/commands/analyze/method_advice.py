@@ -11,7 +11,7 @@ from .findings import Row, finding, span
 
 UNRELATED, RELATED = 0.1, 0.3  # largest and mean cosine of all pairs
 SPARSE = 0.1  # overlap of a pair; below it, the models changed different elements
-FEW = 0.35  # share of changed elements; RL changes 5 to 30 % (Mukherjee et al. 2025), fine-tuning most of them
+FEW = 0.35  # share of elements that a model changed; after reinforcement learning it is 5 to 30 % (arXiv 2505.11711)
 SMALL = 0.002  # magnitude of changes up to which DARE's authors report it to work
 
 
@@ -46,6 +46,16 @@ def together(report: Row, pairs: Sequence[Row], everyone: bool) -> Iterator[dict
         )
     else:
         yield finding("cosines", [], f"The cosines of the task vectors are {cosine_range}.", False)
+    changed = [row["changed_fraction"] for row in report["models"]]
+    if max(map(abs, cosines)) < UNRELATED and None not in changed and max(changed) <= FEW:
+        yield finding(
+            "few_changed",
+            [],
+            f"The models changed few elements ({_changed(report)}), in nearly orthogonal directions, as after reinforcement"
+            " learning with verifiable rewards. If they were trained so, electing signs (ties, dare_ties, della) loses much"
+            " of what they do (arXiv 2606.18521); ram, which takes what one model alone changed as it is, suits them.",
+            False,
+        )
     overlaps = [pair["overlap"] for pair in pairs]
     if None not in overlaps and max(overlaps) < SPARSE:
         yield finding(
@@ -76,16 +86,6 @@ def together(report: Row, pairs: Sequence[Row], everyone: bool) -> Iterator[dict
 def methods(report: Row, density: float) -> Iterator[dict[str, Any]]:
     """Yield findings about what trimming, sign election and DARE would do. density: --reserve_p."""
     at = f"At --reserve_p {density:g}"
-    changed = [row["changed_fraction"] for row in report["models"]]
-    if len(changed) > 1 and None not in changed and 0 < max(changed) < FEW:
-        yield finding(
-            "few_changed",
-            [],
-            f"Each model changed only a part of the elements ({_changed(report)}), as reinforcement learning with verifiable"
-            " rewards does. Such models are reported to merge badly by ties; ram keeps what one of them alone changed, and"
-            " averages the rest.",
-            False,
-        )
     if ties := _method(report, "ties"):
         trimmed, elected, total = (
             ties[name]["mass"] for name in ("dropped_by_sparsifier", "dropped_by_election", "dropped")

@@ -373,15 +373,21 @@ def test_what_speaks_for_averaging(tmp_path: Path) -> None:
     odd = {name: np.where(np.arange(x.shape[1]) % 2, x, base[name]) for name, x in b.items()}
     said = {one["code"]: one["text"] for one in analysed(tmp_path / "apart", base, even, odd, reserve_p=0.7)["advice"]}
     assert {"sparse", "nothing_trimmed", "unrelated"} <= said.keys()
-    assert "few_changed" not in said
-    few = [
-        {name: np.where(np.arange(x.shape[1]) % 4 == place, x, base[name]) for name, x in model.items()}
-        for place, model in enumerate((a, b))
-    ]
-    said = {one["code"]: one["text"] for one in analysed(tmp_path / "few", base, *few)["advice"]}
-    assert "as reinforcement learning with verifiable rewards does" in said["few_changed"]
+    assert "few_changed" not in said, "half of all elements are not few"
     back = {name: 2 * base[name] - x for name, x in a.items()}
     assert codes(analysed(tmp_path / "back", base, a, back)) == {"against": ["A", "B"]}
+
+
+@pytest.mark.parametrize(("kept", "few"), [(0.2, True), (0.45, False)])
+def test_few_changes_in_orthogonal_directions_speak_for_ram(tmp_path: Path, kept: float, few: bool) -> None:
+    base, models = tuned(9)
+    random = np.random.default_rng(10)
+    for model in models:
+        for name, values in model.items():
+            model[name] = np.where(random.random(values.shape) < kept, values, base[name])
+    said = {one["code"]: one["text"] for one in analysed(tmp_path, base, *models)["advice"]}
+    assert ("few_changed" in said) == few
+    assert not few or ("ram, which takes" in said["few_changed"] and "arXiv 2606.18521" in said["few_changed"])
 
 
 def test_what_no_merge_takes_is_reported(tmp_path: Path) -> None:
