@@ -47,6 +47,7 @@ _BESIDE = (
     "tekken.json",
     "modules.json",
     "config_sentence_transformers.json",
+    "README.md",  # the model card, from which origins.py reads the licence
     "sentence_bert_config.json",
 )
 

@@ -379,3 +379,18 @@ def test_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: st
     found = open_adapter("org/lora")
     assert (found.path, found.folder, found.config) == ("org/lora", str(tmp_path / "cache" / "org" / "lora"), {"r": 1})
     assert "model.safetensors" not in made.asked
+
+
+@each
+def test_the_card_of_a_merge_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    for name in ("org/one", "org/two"):
+        write(tmp_path / "online" / name, X)
+        (tmp_path / "online" / name / "README.md").write_text("---\nlicense: mit\nbase_model: org/older\n---\n")
+    STANDINS[library](monkeypatch, Hub(tmp_path / "online", tmp_path / "cache"))
+    merge(MergeConfig(model_path_list=["org/one", "org/two"], output_path="out"))
+    card = Path("out/README.md").read_text()
+    assert card.startswith(
+        "---\nbase_model:\n- org/one\n- org/two\nbase_model_relation: merge\nlicense: mit\ntags:\n- merge\n- paddle_merge\n"
+    )
+    assert "- model: org/one\n" in card
+    assert "| org/two | 0.5 |" in card
