@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_merge.parsing import count_text, parse_size, size_text
+from paddle_merge.parsing import count_text, parse_size, short_paths, size_text
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,18 @@ def test_counts_read_well_at_every_scale(number: int, text: str) -> None:
 @pytest.mark.parametrize("nbytes", [1, 512, 1000, 5_000_000, 64_000_000_000])
 def test_a_printed_size_can_be_given_to_a_flag(nbytes: int) -> None:
     assert parse_size(size_text(nbytes)) == nbytes
+
+
+@pytest.mark.parametrize(
+    ("paths", "short"),
+    [
+        (["/home/me/math", "code/"], ["math", "code"]),
+        (["/x/run1/checkpoint-5", "/x/run2/checkpoint-5", "/x/a"], ["run1/checkpoint-5", "run2/checkpoint-5", "a"]),
+        (["/a", "/b/a", "/c/b/a"], ["a", "b/a", "c/b/a"]),
+        (["/x/a", "/x/a"], ["a", "a"]),
+        (["/"], [""]),
+        ([], []),
+    ],
+)
+def test_paths_are_as_short_as_tells_them_apart(paths: list[str], short: list[str]) -> None:
+    assert short_paths(paths) == short

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ..parsing import one_line
 from . import hub
 from .front_matter import read_card, read_keys, texts
 from .verifiable_rewards import rewards_evidence
@@ -45,7 +46,7 @@ class License:
     link: str = ""
 
     def __str__(self) -> str:
-        return self.name or " and ".join(self.ids)
+        return one_line(self.name or " and ".join(self.ids))
 
     @property
     def metadata(self) -> dict[str, Any]:

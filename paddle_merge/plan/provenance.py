@@ -14,7 +14,7 @@ from ..checkpoints.adapters import Adapter, split_spec
 from ..checkpoints.origins import License, Origin, read_origin
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..methods.ties import Ties
-from ..parsing import one_line, short_paths
+from ..parsing import short_paths
 from .tensor_plan import StagedEntry, TensorPlan
 
 
@@ -85,7 +85,7 @@ class Provenance:
         unstated = groups.pop(None, None)
         if not groups:
             return ""
-        found = [f"{one_line(str(stated))} ({', '.join(names)})" for stated, names in groups.items()]
+        found = [f"{stated} ({', '.join(names)})" for stated, names in groups.items()]
         return "; ".join([*found, *([f"none stated ({', '.join(unstated)})"] if unstated else [])])
 
     @property
@@ -110,8 +110,8 @@ class Provenance:
         if rewarded:
             named = ", ".join(f"{path} ({why})" for path, why in rewarded)
             found.append(
-                f"trained by reinforcement learning with verifiable rewards: {named}; such changes are sparse and nearly"
-                " orthogonal, and merging them by elected signs loses much of what they do (arXiv 2606.18521): consider"
+                f"models trained by reinforcement learning with verifiable rewards: {named}; their changes are sparse and"
+                " nearly orthogonal, and electing signs loses much of what they do (arXiv 2606.18521): consider"
                 " --merge_method ram"
             )
         return found

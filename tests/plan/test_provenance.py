@@ -110,8 +110,8 @@ def test_verifiable_rewards_and_elected_signs(tmp_path: Path, method: str) -> No
     a, b, base = model(tmp_path / "a", GRPO), model(tmp_path / "b", "tags: [sft]"), model(tmp_path / "base", GRPO)
     (told,) = warnings(a, b, merge_method=method, base_model_path=base)
     assert told == (
-        f"trained by reinforcement learning with verifiable rewards: {a} (its README.md has the tag grpo); such changes are"
-        " sparse and nearly orthogonal, and merging them by elected signs loses much of what they do (arXiv 2606.18521):"
+        f"models trained by reinforcement learning with verifiable rewards: {a} (its README.md has the tag grpo); their"
+        " changes are sparse and nearly orthogonal, and electing signs loses much of what they do (arXiv 2606.18521):"
         " consider --merge_method ram"
     )
 

@@ -149,8 +149,8 @@ def _recipe(plan: Plan, request: Request) -> list[str]:
         f"{ticks}yaml\n{text.rstrip()}\n{ticks}",
         f"As `{RECIPE}`, beside the models that it names, it repeats the merge byte for byte:",
         f"```bash\n{_command(plan, request)}\n```",
-        f"`{RECORD}` has the same for the paths of the first time, and `{LOCK}` fingerprints of everything that was read and"
-        f" written, which `{PROGRAM} verify` compares.",
+        f"`{RECORD}` is the same merge with the paths that it was made with. `{LOCK}` has fingerprints of everything that"
+        f" was read and written; `{PROGRAM} verify` compares them.",
     ]
 
 

@@ -85,6 +85,7 @@ class CardFile:
                     found.append(f"{self.path}: the line {line} has no {end} below it; delete it, or add that line")
         try:
             _models(self.text)
+            _task(self.text)
         except ValueError as error:
             found.append(f"{self.path}: {error}; repair it, or delete it")
         return found
@@ -118,8 +119,7 @@ def _with_index(text: str, name: str, result: CardResult) -> str:
     """Return the card with the scores in its metadata. name: of the model, if no result names it yet."""
     import yaml
 
-    tasks = texts(read_keys(text, ("pipeline_tag",)).get("pipeline_tag", []))
-    models, entry = _models(text), result.entry("".join(tasks[:1]))
+    models, entry = _models(text), result.entry(_task(text))
     place = [entry["dataset"][key] for key in ("type", "split")]
     results = models[0]["results"] if models else []
     results = [one for one in results if [_dataset(one).get(key) for key in ("type", "split")] != place]
@@ -132,6 +132,11 @@ def _with_index(text: str, name: str, result: CardResult) -> str:
     # The line break before the dashes belongs to the last key's lines.
     kept = "".join(lines for key, lines in blocks(f"{text[slice(*where)]}\n") if key != INDEX)
     return text[: where[0]] + (kept + written).removesuffix("\n") + text[where[1] :]
+
+
+def _task(text: str) -> str:
+    """Return the card's pipeline_tag; "" if it has none. Raises ValueError if that isn't YAML."""
+    return "".join(texts(read_keys(text, ("pipeline_tag",)).get("pipeline_tag", []))[:1])
 
 
 def _dataset(result: Any) -> Mapping[str, Any]:

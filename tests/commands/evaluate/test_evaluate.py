@@ -305,6 +305,7 @@ def test_a_card_that_is_missing_is_made(tmp_path: Path) -> None:
         ("<!-- paddle_merge evaluate x report -->\n| half |\n", "has no <!-- end of paddle_merge evaluate x report -->"),
         ("\udcff", "it is not UTF-8 text"),
         ("---\nmodel-index: [\n---\n", "its model-index is not valid YAML; repair it, or delete it"),
+        ("---\npipeline_tag: [\n---\n", "its metadata is not valid YAML"),
         ("---\nmodel-index: {a: 1}\n---\n", "its model-index is no list of models with their results"),
     ],
 )

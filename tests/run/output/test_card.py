@@ -153,7 +153,7 @@ As `recipe.yaml`, beside the models that it names, it repeats the merge byte for
 python -m paddle_merge recipe.yaml --output_path ./merged
 ```
 
-`merge_config.json` has the same for the paths of the first time, and `merge_lock.json` fingerprints of everything that was read and written, which `python -m paddle_merge verify` compares.
+`merge_config.json` is the same merge with the paths that it was made with. `merge_lock.json` has fingerprints of everything that was read and written; `python -m paddle_merge verify` compares them.
 """  # noqa: E501
     )
 
@@ -308,10 +308,10 @@ merge_method: passthrough
     "fields",
     [
         {"recipe_yaml": STAGES},
-        {"output_layout": "paddlenlp", "save_format": "pdparams", "merge_method": "slerp", "out_dtype": "float16"},
         *(
             pytest.param(fields, marks=pytest.mark.exhaustive)
             for fields in (
+                {"output_layout": "paddlenlp", "save_format": "pdparams", "merge_method": "slerp", "out_dtype": "float16"},
                 {"weight_list": [0.3, -0.7], "normalize": False, "base_model_path": "base"},
                 {"merge_method": "dare_linear", "seed": 3, "base_model_path": "base", "max_shard_size": "400"},
                 {"merge_type": "slerp", "sparsify_type": "magprune", "slerp_alpha": 0.3, "base_model_path": "base"},
