@@ -32,6 +32,7 @@ METHODS = (
         about="a model trained further on a language or a field learns to chat, without training",
         about_cn="让继续预训练（某种语言或领域）的模型无需训练即获得对话能力",
         source="Huang et al. 2023, chat vector",
+        paper="https://arxiv.org/abs/2310.04799",
         problems=_problems,
         base="required",
         least=2,

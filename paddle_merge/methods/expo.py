@@ -33,6 +33,7 @@ METHODS = (
         about="an aligned model is taken further in the direction of its alignment",
         about_cn="沿对齐训练的方向，从对齐后的模型继续外推",
         source="Zheng et al. 2024, ExPO",
+        paper="https://arxiv.org/abs/2404.16792",
         problems=_problems,
         base="required",
         most=1,

@@ -46,6 +46,7 @@ METHODS = (
         about="fine-tuning made an aligned model less safe",
         about_cn="微调降低了对齐模型的安全性",
         source="Bhardwaj et al. 2024, RESTA",
+        paper="https://arxiv.org/abs/2402.11746",
         problems=_problems,
         base="required",
         least=2,

@@ -45,6 +45,7 @@ METHODS = (
         about="models trained on different rewards, by how much each reward matters",
         about_cn="由不同奖励训练的模型，按各奖励的重要程度合并",
         source="Ramé et al. 2023, rewarded soups",
+        paper="https://arxiv.org/abs/2306.04488",
         problems=_problems,
         least=2,
         place=29,

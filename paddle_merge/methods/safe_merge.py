@@ -136,6 +136,7 @@ METHODS = (
         about="fine-tuning made an aligned model less safe, and only the matrices that did so are to change",
         about_cn="微调降低了对齐模型的安全性，且只修改偏离对齐方向的矩阵",
         source="Djuhera et al. 2025, SafeMERGE",
+        paper="https://arxiv.org/abs/2503.17239",
         problems=_problems,
         base="required",
         least=3,

@@ -79,6 +79,7 @@ METHODS = (
         about="policies of several RL runs from one model, traded off against what that model still knew",
         about_cn="合并同一模型的多次强化学习结果，并在奖励与原有知识之间权衡",
         source="Ramé et al. 2024, WARP",
+        paper="https://arxiv.org/abs/2406.16768",
         problems=_problems,
         base="required",
         least=2,

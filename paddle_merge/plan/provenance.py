@@ -105,9 +105,7 @@ class Provenance:
                 f"the licenses of the inputs differ: {self.license_groups(lambda one: one.path)}; the model card names none"
                 " in its metadata: check under which one the merge may be published"
             )
-        elected = elected_by_sign(tensors)
-        rewarded = [(one.path, one.rewards) for number in sorted(elected) for one in self._at(number) if one.rewards]
-        if rewarded:
+        if rewarded := self.rewarded(tensors):
             named = ", ".join(f"{path} ({why})" for path, why in rewarded)
             found.append(
                 f"models trained by reinforcement learning with verifiable rewards: {named}; their changes are sparse and"
@@ -115,6 +113,11 @@ class Provenance:
                 " --merge_method ram"
             )
         return found
+
+    def rewarded(self, tensors: Sequence[TensorPlan]) -> list[tuple[str, str]]:
+        """Return path and evidence of the models trained by verifiable rewards between which signs are elected."""
+        elected = elected_by_sign(tensors)
+        return [(one.path, one.rewards) for number in sorted(elected) for one in self._at(number) if one.rewards]
 
     def _at(self, number: int) -> tuple[Origin, ...]:
         return self.inputs[number] if number < len(self.inputs) else ()  # else it is an earlier stage's output
@@ -124,7 +127,7 @@ def provenance(opened: Sequence[tuple[Checkpoint, Sequence[Adapter]]]) -> Proven
     """Return where inputs come from. opened: each input as it is stored, with its adapters."""
     return Provenance(
         tuple(
-            (read_origin(checkpoint.path, checkpoint.folder), *(read_origin(one.path, one.path) for one in adapters))
+            (read_origin(checkpoint.path, checkpoint.folder), *(read_origin(one.path, one.folder) for one in adapters))
             for checkpoint, adapters in opened
         )
     )

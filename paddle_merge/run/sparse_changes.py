@@ -25,8 +25,12 @@ LEAST = 1 << 14  # elements of a model; a smaller sample says nothing
 def warnings(plan: Plan) -> list[str]:
     """Return a sentence if several models changed few elements of the base, and a sign is elected between them.
 
+    None if the models themselves say so, which Provenance.warnings reports.
+
     Raises CheckpointError or WorkError if a file can't be read.
     """
+    if plan.provenance.rewarded(plan.tensors):
+        return []
     large = [tensor for tensor in plan.tensors if _elects(tensor) and tensor.size >= PLACES * WIDTH]
     large = large[:: -(-len(large) // TENSORS)] if large else []
     seen, changed = dict[int, int](), dict[int, int]()
