@@ -55,7 +55,7 @@ def test_only_what_is_read_is_downloaded(tmp_path: Path, server: HuggingFaceServ
     assert Path("out/tokenizer.json").read_bytes() == b"{}"
     whole = ["model.safetensors"]
     parts = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
-    assert server.files_asked() == sorted(["config.json", "tokenizer.json", *(parts if shards == 2 else whole)])
+    assert server.files_asked() == sorted(["README.md", "config.json", "tokenizer.json", *(parts if shards == 2 else whole)])
 
 
 def test_a_revision(tmp_path: Path, server: HuggingFaceServer) -> None:
