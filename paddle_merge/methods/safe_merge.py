@@ -37,30 +37,26 @@ def cosine(v: np.ndarray, d: np.ndarray) -> float:
     numbers in the same order however the matrices lie in memory.
     """
     powers = [math.frexp(max(float(one.max()), -float(one.min())))[1] for one in (v, d)]  # so that no square leaves float64
+    tall = v.shape[0] > v.shape[1]
+    long, side = max(v.shape), min(v.shape)
 
-    def parts(by_row: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield both matrices in float64, some rows or columns of them at a time."""
-        step = max(1, _STEP // v.shape[by_row])
-        for begin in range(0, v.shape[not by_row], step):
-            place = slice(begin, begin + step)
-            some = [one[place] if by_row else one[:, place] for one in (v, d)]
-            first, second = (
-                np.ascontiguousarray(np.ldexp(one, -power, dtype=np.float64))
-                for one, power in zip(some, powers, strict=True)
-            )
-            yield first, second
+    def parts() -> Iterator[list[np.ndarray]]:
+        """Yield both matrices in float64, some at a time of their rows, or of their columns if these are more."""
+        step = max(1, _STEP // side)
+        for begin in range(0, long, step):
+            some = [one[begin : begin + step] if tall else one[:, begin : begin + step] for one in (v, d)]
+            wide = [np.ldexp(one, -power, dtype=np.float64) for one, power in zip(some, powers, strict=True)]
+            yield [np.ascontiguousarray(one) for one in wide]
 
-    by_row = v.shape[0] > v.shape[1]
-    side = min(v.shape)
-    middle = np.zeros((side, side))  # V V', or V' d, whichever is smaller
-    for some_v, some_d in parts(by_row):
-        middle += some_v.T @ some_d if by_row else some_v @ some_v.T
-    dot, square, length = float(np.square(middle).sum()) if by_row else 0.0, 0.0, 0.0
-    for some_v, some_d in parts(by_row):
-        projected = some_v @ middle if by_row else middle @ some_d
+    middle = np.zeros((side, side))  # V' d of a tall matrix, else V V'
+    for some_v, some_d in parts():
+        middle += some_v.T @ some_d if tall else some_v @ some_v.T
+    dot, square, length = float(np.square(middle).sum()) if tall else 0.0, 0.0, 0.0
+    for some_v, some_d in parts():
+        projected = some_v @ middle if tall else middle @ some_d
         square += float(np.square(projected).sum())
         length += float(np.square(some_d).sum())
-        dot += 0.0 if by_row else float((projected * some_d).sum())
+        dot += 0.0 if tall else float((projected * some_d).sum())
     norms = math.sqrt(square) * math.sqrt(length)
     return dot / norms if norms > 0.0 else 0.0
 

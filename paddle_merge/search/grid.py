@@ -29,17 +29,16 @@ def grid(space: RecipeSpace) -> list[Values]:
             ]
         )
     together = simplex.axes(space.genes)
-    counts = [
-        simplex.size(simplex.parts_of(gene), len(places)) if gene.simplex else len(gene.points)
-        for places in together
-        for gene in [space.genes[places[0]]]
-    ]
+    counts = [_count(space.genes, places) for places in together]
     count = math.prod(counts)
     if count > MOST_POINTS:
         sizes = " x ".join(map(str, counts[:6])) + (" x ..." if counts[6:] else "")
+        instead = "python -m paddle_merge evolve takes it, with a section search"
+        if any(gene.simplex for gene in space.genes):
+            instead = "give the simplex fewer parts"
         raise ConfigError(
             f"{space.places[0]}: the grid has {sizes} = {count:.3g} points, and more than {MOST_POINTS:,} are a search;"
-            " python -m paddle_merge evolve takes it, with a section search"
+            f" {instead}"
         )
     order = sorted(range(len(space.genes)), key=[place for places in together for place in places].__getitem__)
     found = []
@@ -47,6 +46,12 @@ def grid(space: RecipeSpace) -> list[Values]:
         values = [value for part in parts for value in part]
         found.append(tuple(values[place] for place in order))
     return found
+
+
+def _count(genes: Sequence[Gene], places: Sequence[int]) -> int:
+    """Return how many values genes that vary together have."""
+    first = genes[places[0]]
+    return simplex.size(simplex.parts_of(first), len(places)) if first.simplex else len(first.points)
 
 
 def _values(genes: Sequence[Gene], places: Sequence[int]) -> list[Values]:

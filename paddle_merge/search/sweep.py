@@ -163,6 +163,9 @@ def title_of(space: RecipeSpace | AlignmentSpace, values: Values, number: int) -
     """Return what people call a point. number: of the point, from 0."""
     if isinstance(space, AlignmentSpace):
         return space.title(values)
+    simplexes = {gene.simplex for gene in space.genes}
+    if len(simplexes) == 1 and "" not in simplexes:
+        return f"weights {' '.join(f'{value:g}' for value in values)}"  # in the order of the models
     if len(values) > LONGEST:
         return f"point {number}"
     return ", ".join(f"{name} {value}" for name, value in named(space, values).items())

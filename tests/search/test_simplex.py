@@ -120,7 +120,9 @@ def test_mistakes_are_named_by_line_and_column(text: str, said: str) -> None:
 
 def test_a_lattice_that_nobody_can_score_is_refused() -> None:
     """15 parts of 8 weights: 22 over 7."""
-    with pytest.raises(ConfigError, match=r"the grid has 170544 = 1.71e\+05 points, and more than 10,000 are a search"):
+    with pytest.raises(
+        ConfigError, match=r"the grid has 170544 = 1.71e\+05 points, and more than 10,000 are a search; give the"
+    ):
         grid(space(soup(*["{simplex: 15}"] * 8)))
 
 
@@ -155,6 +157,7 @@ def test_a_sweep_over_the_simplex(tmp_path: Path) -> None:
     assert sorted(one.values for one in outcome.front) == [one.values for one in outcome.points]
     assert outcome.picked is not None
     assert outcome.picked.values == (0.5, 0.5)
+    assert outcome.picked.title == "weights 0.5 0.5"
     assert read(tmp_path / "out")["w"].tolist() == [0.5, 0.5, 0.0]
     merge(MergeConfig(recipe_yaml=str(tmp_path / "out/best.yaml"), output_path=str(tmp_path / "again")), progress=False)
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
