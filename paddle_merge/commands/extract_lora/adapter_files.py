@@ -1,4 +1,4 @@
-"""Make LoRA adapters in the formats that PEFT, PaddleNLP and PaddleFormers read. Nothing is read or written here.
+"""Arrange LoRA adapters in the formats that PEFT, PaddleNLP and PaddleFormers read. Nothing is read or written here.
 
     format          files                                           added to the weight of layer X
     peft            adapter_config.json, adapter_model.safetensors  X.lora_B.weight [out, r] @ X.lora_A.weight [r, in], both
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,8 @@ from ...run.output.disk import json_bytes
 LAYOUTS = {"peft": "hf", "paddlenlp": "paddlenlp", "paddleformers": "paddleformers"}
 # Format -> the beginning of the name of the weights file.
 PREFIXES = {"peft": "adapter_model", "paddlenlp": "peft_model", "paddleformers": "peft_model"}
+# The elements of a tensor as they are stored, C-contiguous; or the tensor of a checkpoint to copy.
+Stored = np.ndarray | TensorEntry
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,15 @@ class Factors:
 
 @dataclass(frozen=True)
 class NewAdapter:
-    """A LoRA adapter to be written.
+    """A LoRA adapter to be written, without its tensors' elements.
 
-    prefix: of the name of the weights file. shards: one. tensors: byte offset in the shard -> elements as they are stored,
-    C-contiguous, or the tensor of a checkpoint to copy. configs: name -> content of the files beside the weights. held: the
-    tensors as they are stored. indexed: whether an index file is written.
+    prefix: of the name of the weights file. shards: one. offsets: tensor -> byte offset in the shard. configs: name ->
+    content of the files beside the weights. held: the tensors as they are stored. indexed: whether an index file is written.
     """
 
     prefix: str
     shards: tuple[Shard, ...]
-    tensors: Mapping[int, np.ndarray | TensorEntry]
+    offsets: Mapping[str, int]
     configs: Mapping[str, bytes]
     held: tuple[Held, ...]
     indexed: bool
@@ -73,7 +74,7 @@ class NewAdapter:
             return None
         shard = self.shards[0]
         content = {
-            "metadata": {"total_size": sum(tensor.nbytes for tensor in self.tensors.values())},
+            "metadata": {"total_size": sum(one.nbytes for one in self.held)},
             "weight_map": dict.fromkeys((one.name for one in self.held), shard.name),
         }
         return json_bytes(content)
@@ -86,8 +87,8 @@ def make_adapter(
     base: Mapping[str, TensorEntry],
     base_path: str,
     family: str,
-) -> NewAdapter:
-    """Return the adapter in a format, one of LAYOUTS.
+) -> tuple[NewAdapter, dict[str, Stored]]:
+    """Return the adapter in a format, one of LAYOUTS, and its tensors by name.
 
     factors: name of the weight -> its factors; at least one. whole: name -> tensor that replaces the base's; for PEFT, all
     tensors of a module, see `whole_modules`. base: all tensors of the base model by name, in the format's layout. base_path:
@@ -103,8 +104,8 @@ def whole_modules(names: Collection[str], factors: Collection[str], tensors: Col
 
     These are all tensors of their modules; only the bias of modules in which nothing else changed, or which have factors.
     """
-    modules = {_module(name) for name in names if not name.endswith(".bias")} - {_module(name) for name in factors}
-    return [name for name in tensors if name in names or _module(name) in modules]
+    modules = {module_of(name) for name in names if not name.endswith(".bias")} - {module_of(name) for name in factors}
+    return [name for name in tensors if name in names or module_of(name) in modules]
 
 
 def _peft(
@@ -113,22 +114,22 @@ def _peft(
     base: Mapping[str, TensorEntry],
     base_path: str,
     live: Callable[[str], str],
-) -> NewAdapter:
+) -> tuple[NewAdapter, dict[str, Stored]]:
     """Return an adapter for PEFT. live: function that returns the name that a module has in memory."""
     rank = max(item.rank for item in factors.values())
-    ranks = {live(_module(name)): item.rank for name, item in factors.items() if item.rank != rank}
-    targets = [_module(name) for name in factors]
-    modules = {_module(name) for name in whole if not name.endswith(".bias")}
-    biases = any(_module(name) not in modules for name in whole)
-    tensors: dict[str, np.ndarray | TensorEntry] = {}
+    ranks = {live(module_of(name)): item.rank for name, item in factors.items() if item.rank != rank}
+    targets = [module_of(name) for name in factors]
+    modules = {module_of(name) for name in whole if not name.endswith(".bias")}
+    biases = any(module_of(name) not in modules for name in whole)
+    tensors: dict[str, Stored] = {}
     dtypes: dict[str, DType] = {}
     for name, item in factors.items():
         for key, value in (("lora_A", item.right), ("lora_B", item.left)):
-            tensors[f"base_model.model.{live(_module(name))}.{key}.weight"] = value
-            dtypes[f"base_model.model.{live(_module(name))}.{key}.weight"] = item.dtype
+            tensors[f"base_model.model.{live(module_of(name))}.{key}.weight"] = value
+            dtypes[f"base_model.model.{live(module_of(name))}.{key}.weight"] = item.dtype
     for name, entry in whole.items():
-        inner = "base_layer." if _module(name) in targets else ""
-        key = f"base_model.model.{live(_module(name))}.{inner}{name.rpartition('.')[2]}"
+        inner = "base_layer." if module_of(name) in targets else ""
+        key = f"base_model.model.{live(module_of(name))}.{inner}{name.rpartition('.')[2]}"
         tensors[key], dtypes[key] = entry, entry.dtype
     config = {
         "peft_type": "LORA",
@@ -138,7 +139,7 @@ def _peft(
         "lora_alpha": rank,
         "rank_pattern": ranks,
         "alpha_pattern": ranks,
-        "target_modules": _last_words(targets, base) or [live(name) for name in targets],
+        "target_modules": last_words(targets, base) or [live(name) for name in targets],
         "modules_to_save": sorted(map(live, modules)) or None,
         "bias": "all" if biases else "none",
         "lora_dropout": 0.0,
@@ -148,23 +149,23 @@ def _peft(
         "use_dora": False,
         "inference_mode": True,
     }
-    return _adapter(PREFIXES["peft"], tensors, dtypes, {"adapter_config.json": json_bytes(config)}, "pt")
+    return arranged("peft", _held(tensors, dtypes), {"adapter_config.json": json_bytes(config)}), tensors
 
 
 def _paddle(
     factors: Mapping[str, Factors], whole: Mapping[str, TensorEntry], base: Mapping[str, TensorEntry], base_path: str
-) -> NewAdapter:
+) -> tuple[NewAdapter, dict[str, Stored]]:
     """Return an adapter for PaddleNLP or PaddleFormers. All its factors have one rank: lower ones are padded with zeros."""
     rank = max(item.rank for item in factors.values())
-    targets = [_module(name) for name in factors]
-    words = _last_words(targets, base)
-    tensors: dict[str, np.ndarray | TensorEntry] = {}
+    targets = [module_of(name) for name in factors]
+    words = last_words(targets, base)
+    tensors: dict[str, Stored] = {}
     dtypes: dict[str, DType] = {}
     for name, item in factors.items():
         missing = rank - item.rank
-        tensors[f"{_module(name)}.lora_A"] = np.ascontiguousarray(np.pad(item.left, ((0, 0), (0, missing))))
-        tensors[f"{_module(name)}.lora_B"] = np.ascontiguousarray(np.pad(item.right, ((0, missing), (0, 0))))
-        dtypes |= {f"{_module(name)}.{key}": item.dtype for key in ("lora_A", "lora_B")}
+        tensors[f"{module_of(name)}.lora_A"] = np.ascontiguousarray(np.pad(item.left, ((0, 0), (0, missing))))
+        tensors[f"{module_of(name)}.lora_B"] = np.ascontiguousarray(np.pad(item.right, ((0, missing), (0, 0))))
+        dtypes |= {f"{module_of(name)}.{key}": item.dtype for key in ("lora_A", "lora_B")}
     for name, entry in whole.items():
         tensors[name], dtypes[name] = entry, entry.dtype
     config = {
@@ -178,35 +179,36 @@ def _paddle(
         "lora_dropout": 0.0,
         "rslora": False,
     }
-    return _adapter(PREFIXES["paddlenlp"], tensors, dtypes, {"lora_config.json": json_bytes(config)}, "np")
+    return arranged("paddlenlp", _held(tensors, dtypes), {"lora_config.json": json_bytes(config)}), tensors
 
 
-def _adapter(
-    prefix: str,
-    tensors: Mapping[str, np.ndarray | TensorEntry],
-    dtypes: Mapping[str, DType],
-    configs: Mapping[str, bytes],
-    format: str,
-) -> NewAdapter:
-    """Return an adapter of one safetensors file, with wide dtypes first so that each tensor is aligned to its width."""
-    names = sorted(tensors, key=lambda name: -dtypes[name].itemsize)
-    held = [Held(name, dtypes[name], tuple(tensors[name].shape), tensors[name].nbytes) for name in names]
-    around = header(held, format)
-    indexed = prefix != PREFIXES["peft"]
-    shard = Shard(
-        f"{prefix}-00001-of-00001.safetensors" if indexed else f"{prefix}.safetensors", around.pieces, around.nbytes
+def _held(tensors: Mapping[str, Stored], dtypes: Mapping[str, DType]) -> list[Held]:
+    return [Held(name, dtypes[name], tuple(value.shape), value.nbytes) for name, value in tensors.items()]
+
+
+def arranged(format: str, held: Sequence[Held], configs: Mapping[str, bytes]) -> NewAdapter:
+    """Return an adapter of these tensors in one safetensors file, wide dtypes first so that each is aligned to its width."""
+    prefix, held = PREFIXES[format], sorted(held, key=lambda one: -one.dtype.itemsize)
+    indexed = format != "peft"
+    around = header(held, "np" if indexed else "pt")
+    name = f"{prefix}-00001-of-00001.safetensors" if indexed else f"{prefix}.safetensors"
+    return NewAdapter(
+        prefix=prefix,
+        shards=(Shard(name, around.pieces, around.nbytes),),
+        offsets=dict(zip((one.name for one in held), around.offsets, strict=True)),
+        configs=configs,
+        held=tuple(held),
+        indexed=indexed,
     )
-    offsets = {offset: tensors[name] for name, offset in zip(names, around.offsets, strict=True)}
-    return NewAdapter(prefix=prefix, shards=(shard,), tensors=offsets, configs=configs, held=tuple(held), indexed=indexed)
 
 
-def _last_words(modules: Collection[str], base: Mapping[str, TensorEntry]) -> list[str]:
+def last_words(modules: Collection[str], base: Mapping[str, TensorEntry]) -> list[str]:
     """Return the last words of the modules' names, such as ["q_proj"], if no other module of the base has them; else []."""
     words = {module.rpartition(".")[2] for module in modules}
-    meant = {module for module in map(_module, base) if module.rpartition(".")[2] in words}
+    meant = {module for module in map(module_of, base) if module.rpartition(".")[2] in words}
     return sorted(words) if meant == set(modules) and all("." in module for module in modules) else []
 
 
-def _module(name: str) -> str:
+def module_of(name: str) -> str:
     """Return the name of the module of a tensor: "model.norm" for "model.norm.weight"."""
     return name.rpartition(".")[0]

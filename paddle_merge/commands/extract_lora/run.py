@@ -28,15 +28,13 @@ from ...dtypes import FLOAT32, FLOATS, DType
 from ...errors import Attempts, CheckpointError, OutputError
 from ...plan.file_names import EXTRACT_REPORT
 from ...run.output.destination import check_output
-from ...run.output.disk import ShardFiles, json_bytes
-from ...run.output.last_look import look
-from ...run.output.writer import Output
 from ..pairs import BLOCK
-from .adapter_files import LAYOUTS, PREFIXES, Factors, NewAdapter, make_adapter, whole_modules
+from .adapter_files import LAYOUTS, PREFIXES, Factors, make_adapter, whole_modules
 from .changes import Change, find_changes, read_change
 from .config import ExtractConfig
 from .low_rank import low_rank
 from .report import SHOWN, announce, describe, report, summarise
+from .write import write_adapter
 
 log = logging.getLogger("paddle_merge")
 
@@ -74,7 +72,7 @@ def extract_lora(config: ExtractConfig, progress: bool | None = None) -> dict[st
             factors[change.name], row = _factorise(change, config, inputs.dtype, files)
             kept.append(row)
         whole = {} if config.only_linear else _whole(inputs, rest, factors)
-        adapter = make_adapter(
+        adapter, stored = make_adapter(
             format=inputs.format,
             factors=factors,
             whole=whole,
@@ -83,7 +81,7 @@ def extract_lora(config: ExtractConfig, progress: bool | None = None) -> dict[st
             family=model_type(inputs.base.folder),
         )
         said = report(config=config, format=inputs.format, dtype=inputs.dtype, tensors=tensors, factors=kept, rest=rest)
-        _write(config, adapter, said, files)
+        write_adapter(config.output_path, adapter, stored.items(), EXTRACT_REPORT, lambda: said, files)
     finally:
         files.close()
     summarise(said, adapter, time.perf_counter() - started)
@@ -256,31 +254,3 @@ def _whole(inputs: Inputs, rest: Sequence[Change], factors: Mapping[str, Factors
         if heads:
             whole["lm_head.weight"] = heads[0].renamed("lm_head.weight")
     return whole
-
-
-def _write(config: ExtractConfig, adapter: NewAdapter, said: Mapping[str, Any], files: Files) -> None:
-    """Write all files or none. Raises OutputError."""
-    output, written = Output(config.output_path, adapter, EXTRACT_REPORT), None
-    try:
-        output.create()
-        (path,) = output.partial_paths
-        written = ShardFiles()
-        for offset, tensor in adapter.tensors.items():
-            if isinstance(tensor, np.ndarray):
-                written.write(path, offset, tensor)
-                continue
-            size = math.prod(tensor.shape)
-            for start in range(0, size, BLOCK):
-                raw = np.empty(min(BLOCK, size - start), tensor.dtype.raw)
-                files.read(tensor, start, raw)
-                written.write(path, offset + start * tensor.dtype.itemsize, raw)
-        look({path: adapter.held}, adapter.save_format)
-        output.finish(adapter.configs, json_bytes(said))
-    except BaseException as error:
-        output.abandon()
-        if isinstance(error, OSError):
-            raise OutputError(f"{config.output_path}: can't be written to ({error.strerror})") from None
-        raise
-    finally:
-        if written is not None:
-            written.close()
