@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .commands.extract_lora.config import ExtractConfig
     from .commands.extract_lora.run import extract_lora
     from .commands.inspect.cli import InspectConfig, inspect
+    from .commands.merge_lora.config import MergeLoraConfig
+    from .commands.merge_lora.run import merge_lora
     from .errors import CheckpointError, ConfigError, MergeError, OutputError, WorkError
     from .recipe.config import MergeConfig
     from .run.merge import merge
@@ -32,6 +34,7 @@ __all__ = [
     "InspectConfig",
     "MergeConfig",
     "MergeError",
+    "MergeLoraConfig",
     "OutputError",
     "WorkError",
     "analyze",
@@ -39,6 +42,7 @@ __all__ = [
     "extract_lora",
     "inspect",
     "merge",
+    "merge_lora",
     "merge_state_dicts",
 ]
 
@@ -48,11 +52,13 @@ _HOMES = {
     "ExtractConfig": "commands.extract_lora.config",
     "InspectConfig": "commands.inspect.cli",
     "MergeConfig": "recipe.config",
+    "MergeLoraConfig": "commands.merge_lora.config",
     "analyze": "commands.analyze.cli",
     "diff": "commands.diff.cli",
     "extract_lora": "commands.extract_lora.run",
     "inspect": "commands.inspect.cli",
     "merge": "run.merge",
+    "merge_lora": "commands.merge_lora.run",
     "merge_state_dicts": "run.state_dicts",
 }
 

@@ -17,6 +17,12 @@ PICK = 'Which of several best candidates is written: "maximize a subject to b >=
 MOST_WORKERS = 8  # threads by default; reading doesn't get faster with more
 
 
+def as_in_merge(group: str, name: str) -> Any:
+    """Return the field of this name that a merge has."""
+    item = fields.Fields.__dataclass_fields__[name]
+    return dataclasses.field(default=item.default, metadata={**item.metadata, "group": group})
+
+
 def merge_prefix(group: str) -> Any:
     """Return the field for --merge_prefix."""
     help = "Which weights of a folder to read: model (model.safetensors), master_weights or diffusion_pytorch_model."

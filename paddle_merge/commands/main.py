@@ -23,6 +23,7 @@ COMMANDS = {
     "analyze": ("analyze.cli", "Measure what fine-tuning changed in each model, before a merge."),
     "verify": ("verify.cli", "Check that a merged checkpoint is what the merge wrote."),
     "extract-lora": ("extract_lora.cli", "Make a LoRA adapter from a fine-tuned model and its base."),
+    "merge-lora": ("merge_lora.cli", "Merge LoRA adapters into one LoRA adapter."),
     "evaluate": ("evaluate.cli", "Score models side by side, with standard errors and costs."),
     "evolve": ("evolve.cli", "Search for the best recipe by scoring merges."),
     "sweep": ("sweep.cli", "Score all merges of a grid, or between two models."),
@@ -36,6 +37,7 @@ OURS = (
     "analyze",
     "verify",
     "extract-lora",
+    "merge-lora",
     "push",
 )  # commands that run nothing of the user's in their process
 QUICK = re.compile("(-h|--(help|version|dry[-_]run|print[-_]recipe))(=|$)")  # flags of merge with which it merges nothing

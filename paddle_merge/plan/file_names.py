@@ -41,6 +41,8 @@ CARD = "README.md"
 RECORD = "merge_config.json"  # what was asked
 LOCK = "merge_lock.json"  # what was read and written
 EXTRACT_REPORT = "extract_report.json"
-ADAPTERS = ("adapter_config.json", "lora_config.json", EXTRACT_REPORT)  # beside an adapter's weights
+MERGE_LORA_REPORT = "merge_lora_report.json"
+# Beside an adapter's weights.
+ADAPTERS = ("adapter_config.json", "lora_config.json", EXTRACT_REPORT, MERGE_LORA_REPORT)
 # The endings of files that loaders take for weights or their index.
 WEIGHTS = (".safetensors", ".pdparams", ".bin", ".distcp", ".metadata", ".index.json")

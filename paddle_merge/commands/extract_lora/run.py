@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from ...errors import Attempts, CheckpointError, OutputError
 from ...plan.file_names import EXTRACT_REPORT
 from ...run.output.destination import check_output
 from ..pairs import BLOCK
+from ..progress import watched
 from .adapter_files import LAYOUTS, PREFIXES, Factors, make_adapter, whole_modules
 from .changes import Change, find_changes, read_change
 from .config import ExtractConfig
@@ -68,7 +68,7 @@ def extract_lora(config: ExtractConfig, progress: bool | None = None) -> dict[st
         tensors = len(inputs.base.tensors)
         announce(config, inputs.format, inputs.dtype, tensors=tensors, linear=linear, rest=rest)
         factors, kept = {}, []
-        for change in _watched(linear, progress):
+        for change in watched(linear, "approximating", progress):
             factors[change.name], row = _factorise(change, config, inputs.dtype, files)
             kept.append(row)
         whole = {} if config.only_linear else _whole(inputs, rest, factors)
@@ -226,18 +226,6 @@ def _factorise(change: Change, config: ExtractConfig, dtype: DType, files: Files
         "largest_remaining_singular_value": found.remaining,
     }
     return Factors(stored[0], stored[1], dtype), row
-
-
-def _watched(changes: Sequence[Change], progress: bool | None) -> Iterator[Change]:
-    """Yield the changes, with a progress bar that counts their elements."""
-    from tqdm import tqdm
-
-    disable = not log.isEnabledFor(logging.INFO) or (not sys.stderr.isatty() if progress is None else not progress)
-    total = sum(math.prod(change.shape) for change in changes)
-    with tqdm(total=total, unit="", unit_scale=True, desc="approximating", disable=disable) as bar:
-        for change in changes:
-            yield change
-            bar.update(math.prod(change.shape))
 
 
 # --- what is written -----------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class AdaptedReader:
                 if isinstance(change, Rows):
                     self._changes.append(_Rows(change, self._columns, self.dtype, files))
                 elif isinstance(change, Lengths):
-                    factors = self._to_lengths(_matrix(change.lengths, files).reshape(-1), change.axis)
+                    factors = self._to_lengths(read_matrix(change.lengths, files).reshape(-1), change.axis)
                     self._changes.append(_Factors(factors.astype(self.dtype.raw), self._columns, change.axis))
 
     def read(self, start: int, out: np.ndarray) -> None:
@@ -102,12 +102,12 @@ class _Products:
         return self._factors
 
     def _read(self, change: LowRank) -> tuple[np.ndarray, np.ndarray]:
-        left = np.ones((1, 1)) if change.left is None else _matrix(change.left, self._files)
+        left = np.ones((1, 1)) if change.left is None else read_matrix(change.left, self._files)
         if change.middle is not None:
             product = np.zeros((left.shape[0], change.middle.shape[-1]))
-            low_rank.add_low_rank(product.reshape(-1), 0, left, _matrix(change.middle, self._files))
+            low_rank.add_low_rank(product.reshape(-1), 0, left, read_matrix(change.middle, self._files))
             left = product
-        right = _matrix(change.right, self._files)
+        right = read_matrix(change.right, self._files)
         return (left * change.scale).astype(self._dtype.raw), right.astype(self._dtype.raw)
 
 
@@ -115,7 +115,7 @@ class _Rows:
     """Replace rows or columns of a matrix. columns: of the matrix."""
 
     def __init__(self, change: Rows, columns: int, dtype: DType, files: Files):
-        values = _matrix(change.values, files).astype(dtype.raw)
+        values = read_matrix(change.values, files).astype(dtype.raw)
         last = {number: values[index] for index, number in enumerate(change.numbers)}
         self._numbers = np.array(sorted(last), np.int64)
         self._values = np.stack([last[number] for number in sorted(last)])
@@ -149,7 +149,7 @@ class _Factors:
         low_rank.scale_rows(x, start, self._columns, self._axis, self._factors)
 
 
-def _matrix(entry: TensorEntry, files: Files) -> np.ndarray:
+def read_matrix(entry: TensorEntry, files: Files) -> np.ndarray:
     """Read a whole tensor as a float64 matrix: a vector as one row, a tensor of more than two axes as a row per index of the
     first."""
     raw, out = np.empty(math.prod(entry.shape), entry.dtype.raw), np.empty(math.prod(entry.shape))

@@ -33,7 +33,7 @@ from .updates import updates
 from .whole import fitted, is_new_head, uneven_rows, without_copies
 
 
-def _is_all_low_rank(adapter: Adapter) -> bool:
+def is_all_low_rank(adapter: Adapter) -> bool:
     """Return whether an adapter of Paddle says that it holds nothing but low-rank factors.
 
     PaddleFormers 1.2 writes adapters of some vision-language models with every weight of the base, uninitialised.
@@ -42,7 +42,7 @@ def _is_all_low_rank(adapter: Adapter) -> bool:
     return adapter.kind == "paddle" and names[0] in adapter.config and not any(adapter.config.get(name) for name in names)
 
 
-def _by_cause(wrong: Sequence[tuple[str, str]]) -> list[str]:
+def by_cause(wrong: Sequence[tuple[str, str]]) -> list[str]:
     """Return the first sentence on each cause, with the other names that it holds for. wrong: pairs of name and sentence."""
     causes: dict[str, list[tuple[str, str]]] = {}
     for name, sentence in wrong:
@@ -90,7 +90,7 @@ class Fold:
         if not self._adapter.tensors:
             problems.append(f"{self._adapter.path}: holds no tensors")
         modules, others = group_tensors(self._adapter) if not problems else ([], [])
-        if others and _is_all_low_rank(self._adapter):
+        if others and is_all_low_rank(self._adapter):
             problems.append(
                 f"{self._adapter.path}: its lora_config.json says that nothing but LoRA was trained, and yet it holds"
                 f" {tensors_named([name for name, _ in others])}, which may never have been initialised; save it with"
@@ -117,7 +117,7 @@ class Fold:
             except MalformedError as error:
                 names = ", ".join(repr(entry.name) for entry in module.tensors.values())
                 wrong.append((module.title, f"{module.name!r} {error} (its tensors: {names})"))
-        problems += [f"{self._adapter.path}: {sentence}" for sentence in _by_cause(wrong)]
+        problems += [f"{self._adapter.path}: {sentence}" for sentence in by_cause(wrong)]
         if not problems and (uneven := uneven_rows(self._checkpoint.tensors, self.tensors)):
             problems.append(f"{self._adapter.path}: {uneven}")
         if problems:

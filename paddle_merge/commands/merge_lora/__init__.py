@@ -1,0 +1,1 @@
+"""The command `merge-lora`: merge LoRA adapters into one LoRA adapter."""

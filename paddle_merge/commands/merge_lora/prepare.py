@@ -1,0 +1,200 @@
+"""Open adapters, and decide what their merge consists of, from headers. All problems are reported together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...checkpoints.adapters import Adapter, open_adapter
+from ...checkpoints.compare import is_zero
+from ...checkpoints.files import Files
+from ...conversion.lora.fold import by_cause
+from ...dtypes import FLOAT32, FLOAT64, FLOATS, DType
+from ...errors import Attempts, CheckpointError, OutputError
+from ...plan.file_names import MERGE_LORA_REPORT
+from ...recipe.request import Request
+from ...run.output.destination import check_output
+from ..extract_lora.adapter_files import PREFIXES
+from .base_model import BaseModel, named_as_base, open_base
+from .by_method import ByMethod, request_of
+from .config import MergeLoraConfig
+from .factors import LayerMerger, is_wide, weight_shape
+from .layers import Contents, Layer, as_layers, contents
+from .output_files import Arrangement, arrange, base_named
+from .peft_types import FACTORWISE
+from .whole import Whole, whole_tensors
+
+log = logging.getLogger("paddle_merge")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A merge that can be done. output: what it makes, with the highest ranks that layers may have. warnings: sentences."""
+
+    output: Arrangement
+    merger: LayerMerger
+    method: ByMethod | None
+    warnings: Sequence[str]
+
+
+def prepare(config: MergeLoraConfig, files: Files) -> Prepared:
+    """Open and check everything. Raises a MergeError of the first problem's class that lists all problems."""
+    attempt = Attempts()
+    attempt(config.check)
+    adapters = [attempt(open_adapter, path) for path in config.adapter_path_list]
+    request = attempt(request_of, config) if config.merge_method is not None and not attempt.errors else None
+    opened = [one for one in adapters if one is not None]
+    complete = opened and len(opened) == len(adapters) and not attempt.errors
+    prepared = None
+    if complete:
+        parts = attempt(_parts, config, opened)
+        if parts is not None:
+            format, base, held = parts
+            layers = attempt(as_layers, [one.parts for one in held], config.adapter_path_list)
+            whole = attempt(
+                whole_tensors,
+                [one.whole for one in held],
+                config.weights,
+                config.adapter_path_list,
+                base.tensors if base is not None else None,
+                config.merge_method is not None,
+            )
+            attempt(_check_layers, config, format, layers or [], whole or [])
+            if layers is not None and whole is not None and not attempt.errors:
+                prepared = _prepared(config, opened, format, base, layers, whole, request, files)
+    nbytes = arrange(prepared.output).shards[0].nbytes if prepared is not None and config.energy is None else 0
+    problems = check_output(
+        folder=config.output_path,
+        inputs=[*config.adapter_path_list, *([config.base_model_path] if config.base_model_path else [])],
+        save_format="safetensors",
+        prefix=PREFIXES[prepared.output.format] if prepared is not None else "adapter_model",
+        nbytes=nbytes,
+        names=[MERGE_LORA_REPORT],
+        overwrite=config.overwrite,
+    )
+    if problems:
+        attempt.errors.append(OutputError(problems))
+    attempt.finish()
+    assert prepared is not None
+    return prepared
+
+
+def _parts(config: MergeLoraConfig, adapters: Sequence[Adapter]) -> tuple[str, BaseModel | None, list[Contents]]:
+    """Return the output's format, the base model if it is given, and what each adapter holds, by the output's names.
+
+    Raises CheckpointError listing all problems.
+    """
+    attempt = Attempts()
+    held = [attempt(contents, adapter, number) for number, adapter in enumerate(adapters)]
+    own = [_format(adapter, one) for adapter, one in zip(adapters, held, strict=True)]
+    known = list(dict.fromkeys(own))
+    if config.format is None and len(known) > 1:
+        said = "; ".join(f"{one.path}: {format}" for one, format in zip(adapters, own, strict=True))
+        attempt.errors.append(CheckpointError(f"the adapters are of different libraries ({said}); give --format"))
+    format = config.format or known[0]
+    if config.base_model_path is None:
+        if known != [format] and (config.format or len(known) == 1):
+            others = ", ".join(f"{one.path} ({its})" for one, its in zip(adapters, own, strict=True) if its != format)
+            attempt.errors.append(
+                CheckpointError(
+                    f"{others}: to be written for {format}, which names layers otherwise; give --base_model_path, which has"
+                    " the names"
+                )
+            )
+        attempt.finish()
+        return format, None, [one for one in held if one is not None]
+    base = attempt(open_base, config.base_model_path, format, config.layout)
+    attempt.finish()
+    assert base is not None
+    named = [attempt(named_as_base, one, adapter, base) for one, adapter in zip(held, adapters, strict=True) if one]
+    attempt.finish()
+    return format, base, [one for one in named if one is not None]
+
+
+def _format(adapter: Adapter, held: Contents | None) -> str:
+    """Return the library that an adapter is for: PaddleFormers' modules are called model., PaddleNLP's after the family."""
+    if adapter.kind == "peft":
+        return "peft"
+    names = [*held.parts, *held.whole] if held is not None else adapter.tensors
+    return "paddleformers" if any(name.startswith("model.") for name in names) else "paddlenlp"
+
+
+def _check_layers(config: MergeLoraConfig, format: str, layers: Sequence[Layer], whole: Sequence[Whole]) -> None:
+    """Raise CheckpointError listing layers that can't be merged in this way, or be written in this format."""
+    wrong: list[tuple[str, str]] = []
+    replaced = {one.name for one in whole if not one.kept}
+    for layer in layers:
+        ranks = {part.rank for part in layer.parts}
+        if config.type in FACTORWISE and len(ranks) > 1:
+            remedy = "svd" if config.type == "linear" else f"{config.type}_svd"
+            wrong.append(
+                (
+                    layer.name,
+                    f"layer {layer.name!r} has ranks {', '.join(map(str, sorted(ranks)))}, and --combination_type"
+                    f" {config.type} takes matrices of one rank; use {remedy}, or cat",
+                )
+            )
+        if format != "peft" and layer.kind == "embedding":
+            wrong.append((layer.name, f"layer {layer.name!r} is an embedding, which only PEFT has with low-rank matrices"))
+        if format != "peft" and layer.has_bias:
+            wrong.append((layer.name, f"layer {layer.name!r} has a bias of lora_B, which only PEFT has"))
+        if config.merge_method and f"{layer.name}.weight" in replaced:
+            wrong.append((layer.name, f"layer {layer.name!r} has low-rank matrices and a weight that was trained whole"))
+    if wrong:
+        raise CheckpointError(by_cause(wrong))
+
+
+def _prepared(
+    config: MergeLoraConfig,
+    adapters: Sequence[Adapter],
+    format: str,
+    base: BaseModel | None,
+    layers: Sequence[Layer],
+    whole: Sequence[Whole],
+    request: Request | None,
+    files: Files,
+) -> Prepared:
+    """Return the merge. Raises ConfigError if the method doesn't fit, WorkError if a tensor can't be read."""
+    dtypes = {entry.dtype for layer in layers for part in layer.parts for entry in part.entries}
+    dtype: DType = FLOATS[config.out_dtype] if config.out_dtype else dtypes.pop() if len(dtypes) == 1 else FLOAT32
+    if config.out_dtype is None and FLOAT64 in dtypes:
+        dtype = FLOAT64
+    method = None
+    if request is not None:
+        shapes = {f"{layer.name}.weight": weight_shape(layer) for layer in layers}
+        shapes |= {f"{layer.name}.lora_B.bias": (layer.shape[0],) for layer in layers if layer.has_bias}
+        shapes |= {one.name: one.shape for one in whole if not one.kept}
+        method = ByMethod(request, shapes, is_wide(layers))
+    merger = LayerMerger(config, layers, dtype, method, files)
+    output = Arrangement(
+        format=format,
+        adapters=adapters,
+        base=base,
+        base_path=config.base_model_path,
+        layers=layers,
+        ranks={layer.name: merger.most(layer) for layer in layers},
+        whole=whole,
+        scale=merger.scale,
+        dtype=dtype,
+    )
+    return Prepared(output, merger, method, _warnings(config, adapters, layers, request))
+
+
+def _warnings(
+    config: MergeLoraConfig, adapters: Sequence[Adapter], layers: Sequence[Layer], request: Request | None
+) -> list[str]:
+    """Return sentences on what is allowed and likely not meant."""
+    found = list(request.warnings) if request is not None else []
+    named = {name for adapter in adapters if (name := base_named(adapter))}
+    if len(named) > 1:
+        found.append(f"the adapters' configs name different base models: {', '.join(sorted(named))}")
+    for number, adapter in enumerate(adapters):
+        parts = [part for layer in layers for part in layer.parts if part.adapter == number]
+        if parts and all(is_zero(part.b) for part in parts):
+            found.append(
+                f"{adapter.path}: changes nothing: every lora_B is zero, as before training; was it saved too early?"
+            )
+    if len(set(config.adapter_path_list)) < len(config.adapter_path_list):
+        found.append("an adapter is given twice, so its change counts twice")
+    return found

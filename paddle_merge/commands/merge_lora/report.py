@@ -1,0 +1,100 @@
+"""Report a merge of adapters: before it starts, when it is done, and in merge_lora_report.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...parsing import size_text
+from ...plan.file_names import MERGE_LORA_REPORT
+from ...version import __version__
+from ..extract_lora.adapter_files import NewAdapter
+from .config import MergeLoraConfig
+from .output_files import Arrangement
+from .peft_types import FACTORWISE
+
+log = logging.getLogger("paddle_merge")
+SHOWN = 5  # layers listed in the summary
+_DENSE = 8  # matrices of the size of a layer, beside one of each adapter, that cutting it off takes at most
+
+
+def announce(config: MergeLoraConfig, output: Arrangement, warnings: Sequence[str]) -> None:
+    """Log what will be done, and how much memory one layer takes at most."""
+    for warning in warnings:
+        log.warning("%s", warning)
+    ranks = sorted(set(output.ranks.values()))
+    shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    most = "at most " if config.energy is not None else ""
+    log.info("adapter  for %s; rank %s%s; low-rank matrices in %s", output.format, most, shown, output.dtype.name)
+    each = zip(config.adapter_path_list, config.weights, strict=True)
+    log.info(
+        "merge    %s of %s", config.type or config.merge_method, ", ".join(f"{weight:g} * {path}" for path, weight in each)
+    )
+    everywhere = sum(len(layer.parts) == len(config.weights) for layer in output.layers)
+    log.info("layers   %d, of which %d are in every adapter", len(output.layers), everywhere)
+    for copied, what in ((True, "copied   %s (the same in the adapters)"), (False, "whole    %s (merged by weights)")):
+        names = [one.name for one in output.whole if one.kept == copied]
+        if names:
+            log.info(what if copied or not config.merge_method else "whole    %s", ", ".join(names))
+    log.info("memory   about %s for the largest layer, beside the program", size_text(_memory(config, output)))
+
+
+def _memory(config: MergeLoraConfig, output: Arrangement) -> int:
+    """Return an upper estimate of the bytes of memory that one layer takes; with --energy also of all low-rank matrices."""
+    dense = config.type is None or config.type.endswith("_svd")
+    found = 0
+    for layer in output.layers:
+        factors = 8 * sum(layer.shape) * (layer.rank + output.ranks[layer.name]) * 4
+        found = max(found, factors + dense * math.prod(layer.shape) * (4 * len(config.weights) + 8 * _DENSE))
+    if config.energy is not None:
+        found += sum(sum(layer.shape) * output.ranks[layer.name] for layer in output.layers) * output.dtype.itemsize
+    return found
+
+
+def report(config: MergeLoraConfig, output: Arrangement, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the content of merge_lora_report.json: the settings, and how near each layer is to the sum of the changes.
+
+    rows: of factors.py, one for each layer.
+    """
+    norm = math.sqrt(sum(row["sum_norm"] ** 2 for row in rows))
+    away = math.sqrt(sum((row["distance_from_sum"] * (row["sum_norm"] or 1.0)) ** 2 for row in rows))
+    result = {
+        "paddle_merge_version": __version__,
+        "numpy_version": np.__version__,
+        **dataclasses.asdict(config),
+        "weight_list": config.weights,
+        "combination_type": config.type,
+        "format": output.format,
+        "out_dtype": output.dtype.name,
+        "scale": output.scale,
+        "distance_from_sum": away / norm if norm else away,
+        "layers": list(rows),
+        "whole": [
+            {"name": one.name, "shape": list(one.shape), "adapters": list(one.held), "copied": one.kept}
+            for one in output.whole
+        ],
+    }
+    if config.truncates:
+        lost, total = (sum(row[key] ** 2 for row in rows) for key in ("lost_norm", "change_norm"))
+        result["kept"] = 1 - lost / total if total else 1.0
+    return result
+
+
+def summarise(report: Mapping[str, Any], adapter: NewAdapter, seconds: float) -> None:
+    """Log how far the output is from the sum of the changes, and what cutting it off has lost where it lost most."""
+    if "kept" in report:
+        log.info(
+            "kept     %.6f of the sum of squares of the merged change; the layers of which least is kept:", report["kept"]
+        )
+        log.info("         %8s %6s  %s", "kept", "rank", "layer")
+        for row in sorted(report["layers"], key=lambda row: row["kept"])[:SHOWN]:
+            log.info("         %8.4f %6d  %s", row["kept"], row["rank"], row["name"])
+    if report["combination_type"] in ("cat", "svd", *FACTORWISE):
+        log.info("distance %.3g from the exact sum of the changes, relative to its norm", report["distance_from_sum"])
+    size = size_text(adapter.shards[0].nbytes)
+    log.info("written  to %s in %.1f s (%s); %s lists every layer", report["output_path"], seconds, size, MERGE_LORA_REPORT)
