@@ -12,6 +12,7 @@ each of them:
     adapt           writes a random model, adapters of it, and the model with each of them folded in
     convolve        the same of a model of convolutions
     adapt_layers    the same of single layers
+    combine         opens a model and adapters; writes adapters that the library makes of several
     fold            opens a model and an adapter; writes the model with the adapter folded in
 
 Logits are written to logits.npz in the job's folder, other results to answers.json, under the argument `name`.
@@ -84,6 +85,8 @@ def work(script: ModuleType) -> None:
         script.convolve(**entry)
     for entry in job.get("adapt_layers", ()):
         script.adapt_layers(**entry)
+    for entry in job.get("combine", ()):
+        script.combine(**entry)
     for entry in job.get("fold", ()):
         script.fold(**entry)
     np.savez(os.path.join(folder, "logits.npz"), **logits)

@@ -70,6 +70,17 @@ def convolve(folder: str, adapters: dict[str, dict[str, object]]) -> None:
         write(adapted.merge_and_unload().state_dict(), f"{name}-folded")
 
 
+def combine(base: str, adapters: dict[str, str], cases: dict[str, dict[str, object]], folder: str) -> None:
+    """Write FOLDER/CASE, what add_weighted_adapter makes with these arguments. adapters: name -> path."""
+    (first, path), *others = adapters.items()
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), path, adapter_name=first)
+    for name, other in others:
+        adapted.load_adapter(other, name)
+    for name, arguments in cases.items():
+        adapted.add_weighted_adapter(adapter_name=name, **arguments)
+        adapted.save_pretrained(folder, selected_adapters=[name])
+
+
 def fold(base: str, adapter: str, folder: str, options: dict[str, object]) -> None:
     fold_into(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **options), adapter), folder)
 
