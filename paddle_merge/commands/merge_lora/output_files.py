@@ -114,7 +114,7 @@ def _peft_config(contents: Arrangement) -> dict[str, Any]:
     modules = {module_of(one.name) for one in contents.whole if not one.name.endswith(".bias")} - contents.ranks.keys()
     saved = modules if contents.base is not None else _listed(contents.adapters, "modules_to_save") or set()
     biases = any(module_of(one.name) not in modules and one.name.endswith(".bias") for one in contents.whole)
-    others = {name: rank for name, rank in contents.ranks.items() if rank != contents.rank}
+    others = {_pattern(name, contents): rank for name, rank in contents.ranks.items() if rank != contents.rank}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -166,6 +166,11 @@ def _targets(contents: Arrangement) -> list[str]:
         return names
     covered = all(any(name == word or name.endswith(f".{word}") for word in words) for name in names)
     return sorted(words) if covered else names
+
+
+def _pattern(name: str, contents: Arrangement) -> str:
+    """Return the layer's name as a pattern of ranks, which PEFT compares with the ends of names too."""
+    return f"^{name}" if any(other.endswith(f".{name}") for other in contents.ranks) else name
 
 
 def _listed(adapters: Sequence[Adapter], field: str) -> set[str] | None:

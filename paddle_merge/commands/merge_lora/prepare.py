@@ -195,6 +195,9 @@ def _warnings(
             found.append(
                 f"{adapter.path}: changes nothing: every lora_B is zero, as before training; was it saved too early?"
             )
+    for number, adapter in enumerate(adapters if len(adapters) > 1 else ()):
+        if not any({number} < {part.adapter for part in layer.parts} for layer in layers):
+            found.append(f"{adapter.path}: has no layer in common with the other adapters; were they trained on one model?")
     if len(set(config.adapter_path_list)) < len(config.adapter_path_list):
         found.append("an adapter is given twice, so its change counts twice")
     return found

@@ -674,3 +674,23 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OutputError, match="No space left"):
         merged(tmp_path, a, overwrite=True, weight_list=[2.0])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_patterns_of_ranks_mean_one_layer(tmp_path: Path) -> None:
+    """PEFT compares patterns with the ends of names, so "proj" alone would also be visual.proj's."""
+    a = lora(tmp_path / "a", {"proj": (6, 4, 2), "visual.proj": (6, 4, 2)}, 1)
+    b = lora(tmp_path / "b", {"visual.proj": (6, 4, 2)}, 2)
+    out, _ = merged(tmp_path, a, b)
+    assert settings_of(out)["rank_pattern"] == {"^proj": 2}
+    assert_same(changes(out), total([a, b], [1.0, 1.0]))
+
+
+@pytest.mark.parametrize("fields", [{}, {"rank": 6}])
+def test_folded_by_merge(tmp_path: Path, fields: dict[str, Any]) -> None:
+    base = llama(0)
+    folder = stored(tmp_path / "base", base, "hf", dtype="float32")
+    adapters = [lora(tmp_path / str(seed), {Q: (16, 16, 2), V: (8, 16, 3)}, seed, rank_pattern={V: 3}) for seed in (1, 2)]
+    out, _ = merged(tmp_path, *adapters, weight_list=[0.3, 0.7], **fields)
+    merge(MergeConfig(lora_model_path=str(out), base_model_path=folder, output_path=str(tmp_path / "folded")))
+    expected = total(adapters, [0.3, 0.7])
+    assert_same(read(tmp_path / "folded"), {name: value + expected.get(name, 0.0) for name, value in base.items()})
