@@ -61,7 +61,7 @@ def test_all_commands_are_listed_with_a_sentence_each(
     places = [listed.index(f"{name} {what}") for name, (_, what) in COMMANDS.items()]
     assert places == sorted(places)
     assert list(COMMANDS) == [
-        *("merge", "inspect", "diff", "analyze", "verify", "extract-lora", "evaluate", "evolve", "sweep"),
+        *("merge", "inspect", "diff", "analyze", "verify", "extract-lora", "merge-lora", "evaluate", "evolve", "sweep"),
         *("soup", "push", "demo"),
     ]
     assert [name for name in FREQUENT if f"--{name} " in text.partition(" Commands ")[0]] == (list(FREQUENT) if argv else [])

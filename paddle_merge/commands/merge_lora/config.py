@@ -100,6 +100,7 @@ class MergeLoraConfig:
         shown="the adapters' own; if they differ, float32",
     )
     overwrite: bool = flag(common_flags.OUTPUT, "Replace an adapter in the output folder.", False)
+    n_process: int | None = common_flags.n_process()
     dry_run: bool = flag(common_flags.RUNNING, "Check everything, print what would be done, and write nothing.", False)
 
     def __post_init__(self) -> None:

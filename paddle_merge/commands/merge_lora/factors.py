@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class LayerMerger:
         self, config: MergeLoraConfig, layers: Sequence[Layer], dtype: DType, method: ByMethod | None, files: Files
     ):
         self._config, self._dtype, self._method, self._files = config, dtype, method, files
-        self._weights, self._backend = config.weights, NumpyBackend("float64")
+        self._weights, self._reading = config.weights, Lock()
         self._highest = max(part.rank for layer in layers for part in layer.parts)
         self._combination = Combination(
             (config.type or "").removesuffix("_svd"), config.reserve_p, config.majority_sign_method, config.seed
@@ -90,16 +91,10 @@ class LayerMerger:
         return min(limit, *layer.shape, layer.rank if config.type == "svd" else limit)
 
     def merge(self, layer: Layer) -> MergedLayer:
-        """Return the low-rank matrices of a layer, the same for any number of cores.
+        """Return the low-rank matrices of a layer; several threads may call it.
 
         Raises CheckpointError if one holds NaN or Inf, or overflows; WorkError.
         """
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(1, "blas"):
-            return self._merged(layer)
-
-    def _merged(self, layer: Layer) -> MergedLayer:
         pairs = [self._read(part, layer) for part in layer.parts]
         scales = [self._scale_of(part) for part in layer.parts]
         left = np.concatenate([b * scale for (b, _), scale in zip(pairs, scales, strict=True)], axis=1)
@@ -131,14 +126,15 @@ class LayerMerger:
         return (b if part.middle is None else b @ self._matrix(part.middle, layer)), a
 
     def _matrix(self, entry: TensorEntry, layer: Layer) -> np.ndarray:
-        matrix = read_matrix(entry, self._files)
+        with self._reading:
+            matrix = read_matrix(entry, self._files)
         if not np.isfinite(matrix).all():
             raise CheckpointError(f"{', '.join(sorted(entry.files))}: tensor {entry.name!r} holds NaN or Inf")
         return matrix
 
     def _store(self, values: np.ndarray, layer: Layer, what: str) -> np.ndarray:
         flat = np.ascontiguousarray(values, np.float64).reshape(-1)
-        raw, bad = self._backend.store(flat, self._dtype)
+        raw, bad = NumpyBackend("float64").store(flat, self._dtype)
         if bad:
             raise CheckpointError(f"layer {layer.name!r}: {what} {self._dtype.name}; give another --out_dtype")
         return np.asarray(raw.copy().reshape(values.shape))

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ...backends.machine import free_memory
 from ...parsing import size_text
 from ...plan.file_names import MERGE_LORA_REPORT
 from ...version import __version__
+from .. import common_flags
 from ..extract_lora.adapter_files import NewAdapter
 from .config import MergeLoraConfig
 from .output_files import Arrangement
@@ -20,7 +22,7 @@ from .peft_types import FACTORWISE
 
 log = logging.getLogger("paddle_merge")
 SHOWN = 5  # layers listed in the summary
-_DENSE = 8  # matrices of the size of a layer, beside one of each adapter, that cutting it off takes at most
+_DENSE = 5  # float64 matrices of the size of a layer, beside one of each adapter, that cutting off takes; measured
 
 
 def announce(config: MergeLoraConfig, output: Arrangement, warnings: Sequence[str]) -> None:
@@ -41,18 +43,27 @@ def announce(config: MergeLoraConfig, output: Arrangement, warnings: Sequence[st
         names = [one.name for one in output.whole if one.kept == copied]
         if names:
             log.info(what if copied or not config.merge_method else "whole    %s", ", ".join(names))
-    log.info("memory   about %s for the largest layer, beside the program", size_text(_memory(config, output)))
+    held = sum(sum(layer.shape) * output.ranks[layer.name] for layer in output.layers) * output.dtype.itemsize
+    needed = workers(config, output) * layer_memory(config, output) + (held if config.energy is not None else 0)
+    threads = f"{workers(config, output)} layers at a time" if workers(config, output) > 1 else "one layer at a time"
+    log.info("memory   at most about %s beside the program, for %s", size_text(needed), threads)
 
 
-def _memory(config: MergeLoraConfig, output: Arrangement) -> int:
-    """Return an upper estimate of the bytes of memory that one layer takes; with --energy also of all low-rank matrices."""
+def workers(config: MergeLoraConfig, output: Arrangement) -> int:
+    """Return how many layers are merged at a time: as asked; else as many as half of the free memory holds."""
+    if config.n_process is not None:
+        return config.n_process
+    fitting = free_memory() // 2 // max(1, layer_memory(config, output))
+    return max(1, min(common_flags.workers(None), fitting, len(output.layers)))
+
+
+def layer_memory(config: MergeLoraConfig, output: Arrangement) -> int:
+    """Return an upper estimate of the bytes of memory that the largest layer takes."""
     dense = config.type is None or config.type.endswith("_svd")
     found = 0
     for layer in output.layers:
         factors = 8 * sum(layer.shape) * (layer.rank + output.ranks[layer.name]) * 4
         found = max(found, factors + dense * math.prod(layer.shape) * (4 * len(config.weights) + 8 * _DENSE))
-    if config.energy is not None:
-        found += sum(sum(layer.shape) * output.ranks[layer.name] for layer in output.layers) * output.dtype.itemsize
     return found
 
 

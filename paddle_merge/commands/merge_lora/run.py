@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,9 +23,10 @@ from ..progress import watched
 from .by_method import ByMethod
 from .config import MergeLoraConfig
 from .factors import MergedLayer
+from .layers import Layer
 from .output_files import arrange, tensors_of, whole_name
 from .prepare import Prepared, prepare
-from .report import announce, report, summarise
+from .report import announce, report, summarise, workers
 from .whole import Whole, blocks
 
 
@@ -42,13 +46,13 @@ def merge_lora(config: MergeLoraConfig, progress: bool | None = None) -> dict[st
             return report(config, prepared.output, [])
         output, made = prepared.output, dict[str, MergedLayer]()
         if config.energy is not None:  # ranks follow from values, and the file's header from ranks
-            made = {layer.name: prepared.merger.merge(layer) for layer in watched(output.layers, "merging", progress)}
+            made = {layer.name: one for layer, one in _merged(prepared, config, progress)}
             output = dataclasses.replace(output, ranks={name: one.rank for name, one in made.items()})
         adapter, rows = arrange(output), list[dict[str, Any]]()
 
         def tensors() -> Iterator[tuple[str, Stored]]:
-            for layer in watched(output.layers, "merging", progress if not made else False):
-                merged = made.pop(layer.name, None) or prepared.merger.merge(layer)
+            stored = ((layer, made.pop(layer.name)) for layer in output.layers)
+            for layer, merged in stored if made else _merged(prepared, config, progress):
                 rows.append(merged.row)
                 yield from tensors_of(layer, merged, output)
             for one in output.whole:
@@ -60,6 +64,24 @@ def merge_lora(config: MergeLoraConfig, progress: bool | None = None) -> dict[st
     said = report(config, output, rows)
     summarise(said, adapter, time.perf_counter() - started)
     return said
+
+
+def _merged(prepared: Prepared, config: MergeLoraConfig, progress: bool | None) -> Iterator[tuple[Layer, MergedLayer]]:
+    """Yield all layers merged, in their order: several threads merge layers, each one with one core, on which results don't
+    depend."""
+    from threadpoolctl import threadpool_limits
+
+    layers, waiting = prepared.output.layers, deque[Future[MergedLayer]]()
+    most = workers(config, prepared.output)
+    pool = ThreadPoolExecutor(most)
+    try:
+        with threadpool_limits(1, "blas"):
+            following = iter(layers)
+            for layer in watched(layers, "merging", progress):
+                waiting += [pool.submit(prepared.merger.merge, one) for one in islice(following, most - len(waiting))]
+                yield layer, waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _whole(one: Whole, config: MergeLoraConfig, prepared: Prepared, files: Files) -> Stored:
