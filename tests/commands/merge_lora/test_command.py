@@ -1,0 +1,73 @@
+"""Test the command merge-lora: its output, warnings and failures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddle_merge import OutputError
+from paddle_merge.commands.main import main
+from tests.conversion.lora.test_lora import peft
+from tests.support.adapters import (
+    Q,
+    V,
+    lora,
+    merged,
+)
+
+A, B = f"{Q}.lora_A.weight", f"{Q}.lora_B.weight"
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapters = [lora(tmp_path / str(seed), {Q: (6, 4, 2)}, seed) for seed in (1, 2)]
+    words = ["merge-lora", *adapters, "--weight_list", "0.5", "-0.5", "--combination_type", "ties", "--density", "0.5"]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--output_path", str(tmp_path / "out"), "--dry_run"])
+    assert end.value.code == 0
+    assert not (tmp_path / "out").exists()
+    assert "merge    ties of 0.5 * " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--output_path", str(tmp_path / "out"), "--quiet"])
+    assert json.loads((tmp_path / "out" / "merge_lora_report.json").read_text())["reserve_p"] == 0.5
+
+
+def test_the_same_bytes_again(tmp_path: Path) -> None:
+    adapters = [lora(tmp_path / str(seed), {Q: (60, 40, 2), V: (9, 40, 2)}, seed) for seed in (1, 2)]
+    prints = set()
+    for number in range(2):
+        out, _ = merged(
+            tmp_path / str(number), *adapters, merge_method="dare_ties", seed=3, rank=4, n_process=1 + 2 * number
+        )
+        prints.add(hashlib.sha256((out / "adapter_model.safetensors").read_bytes()).hexdigest())
+    assert len(prints) == 1
+
+
+def test_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    zero = peft(tmp_path / "zero", {A: np.ones((2, 4)), B: np.zeros((6, 2))}, "float32", r=2, base_model_name_or_path="x")
+    a = lora(tmp_path / "a", {Q: (6, 4, 2)}, 1, base_model_name_or_path="y")
+    with caplog.at_level("WARNING", "paddle_merge"):
+        merged(tmp_path, zero, a, a)
+    assert "every lora_B is zero" in caplog.text
+    assert "different base models: x, y" in caplog.text
+    assert "given twice" in caplog.text
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paddle_merge.run.output.disk import ShardFiles
+
+    a = lora(tmp_path / "a", {Q: (6, 4, 2)}, 1)
+    out, _ = merged(tmp_path, a)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ShardFiles, "write", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        merged(tmp_path, a, overwrite=True, weight_list=[2.0])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
