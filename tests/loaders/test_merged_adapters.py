@@ -17,7 +17,7 @@ import pytest
 
 from paddle_merge import MergeLoraConfig, merge_lora
 from paddle_merge.commands.merge_lora.peft_types import FACTORWISE, PRUNING
-from tests.loaders.test_adapters import FORMAT, MLP, RANK, SAVED, Model, _model, assert_close, own
+from tests.loaders.test_adapters import FORMAT, GPT2, MLP, RANK, SAVED, Model, _model, assert_close, own
 from tests.loaders.test_loaders import State, config, work
 from tests.support.checkpoints import read
 from tests.support.libraries import ABSENT, LIBRARIES
@@ -53,6 +53,15 @@ MODELS = [
             "own": {"target_modules": ["q_proj", "o_proj"], "bias": "lora_only", "r": 3},
             "added": {"target_modules": ["q_proj", "k_proj"], "lora_bias": True},
             "plain": {"target_modules": ["k_proj"], "lora_alpha": 3},
+        },
+    ),
+    _model(
+        "transformers",
+        "gpt2",
+        GPT2,
+        {
+            "a": {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True},
+            "b": {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "r": 3},
         },
     ),
     _model(
@@ -193,6 +202,8 @@ MERGES = [
     Merge(
         ("transformers-qwen2/bias", "transformers-qwen2/own"), (0.6, 0.4), "transformers", fields={"base_model_path": "base"}
     ),
+    Merge(("transformers-gpt2/a", "transformers-gpt2/b"), (0.6, -0.4), "transformers"),
+    Merge(("transformers-gpt2/a", "transformers-gpt2/b"), (0.6, -0.4), "transformers", fields=LOW),
     Merge((f"{NLP}/a", f"{NLP}/b", f"{NLP}/mixed"), (1.0, -0.5, 0.3), "paddlenlp"),
     Merge((f"{NLP}/head", f"{NLP}/b"), (1.0, -0.5), "paddlenlp", fields=LOW),
     Merge((f"{FORMERS}/a", f"{FORMERS}/b"), (1.0, -0.5), "paddleformers", "base-paddle"),

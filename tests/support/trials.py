@@ -31,6 +31,8 @@ from paddle_merge.commands.extract_lora.config import ExtractConfig
 from paddle_merge.commands.extract_lora.run import extract_lora
 from paddle_merge.commands.inspect.cli import InspectConfig, inspect
 from paddle_merge.commands.inspect.show import lines as inspect_lines
+from paddle_merge.commands.merge_lora.config import MergeLoraConfig
+from paddle_merge.commands.merge_lora.run import merge_lora
 from paddle_merge.recipe.request import Request
 from tests.support import attacks, checkpoints
 from tests.support.mutations import damaged
@@ -68,7 +70,8 @@ class Outcome:
     detail: str = ""
 
 
-MACHINE = (machine.ROOT, machine.MEMBERSHIP, "/proc/meminfo")  # which say how many cores and how much memory there are
+# Which say how many cores and how much memory there are, and to threadpoolctl which libraries are loaded.
+MACHINE = (machine.ROOT, machine.MEMBERSHIP, "/proc/meminfo", "/proc/self/maps")
 
 
 class Guard:
@@ -151,7 +154,7 @@ def trial(word: str, folder: Path, guard: Guard) -> tuple[Outcome, dict[str, byt
         }
     outcome = judged(specimen, made, folder, guard, wanted)
     if outcome.ending != "fault" and random.randrange(3) == 0 and not specimen.merge_config:
-        command = random.choice(COMMANDS[: 2 if "lora_model_path" in specimen.fields else 3])
+        command = random.choice(ON_ADAPTERS if "lora_model_path" in specimen.fields else COMMANDS)
         outcome = looked_at(specimen, made, folder, guard, command) or outcome
     return outcome, made
 
@@ -198,6 +201,10 @@ def warm_up(folder: Path) -> None:
             checkpoints.write(folder / name, tensors, dtype, config=config | {"dtype": dtype})
         for command in COMMANDS:
             command(str(folder / "a"), str(folder / "b"), folder)
+    for specimen in specimens("adapter"):
+        _put(folder, specimen.files)
+        os.chdir(folder)
+        _merge_lora(f"{folder / 'a'}+{folder / 'b'}", str(folder / "a"), folder)
 
 
 def looked_at(
@@ -254,7 +261,17 @@ def _extract(a: str, b: str, folder: Path) -> None:
     json.loads((folder / "out" / "extract_report.json").read_bytes())
 
 
+def _merge_lora(a: str, b: str, folder: Path) -> None:
+    adapter = a.partition("+")[2]
+    ways: list[dict[str, Any]] = [{}, {"rank": 1}, {"merge_method": "ties"}, {"base_model_path": b, "format": "peft"}]
+    for number, fields in enumerate(ways):
+        out = folder / "out" / str(number)
+        merge_lora(MergeLoraConfig([adapter, adapter], n_process=1, output_path=str(out), **fields), progress=False)
+        json.loads((out / "merge_lora_report.json").read_bytes())
+
+
 COMMANDS = (_inspect, _diff, _extract)
+ON_ADAPTERS = (_inspect, _diff, _merge_lora)
 
 
 def _refused(sentences: list[str], before: set[str], folder: Path, whole_paths: bool) -> Outcome:

@@ -25,7 +25,7 @@ from .layers import Layer
 from .whole import Whole
 
 # Fields of adapter_config.json that the output takes over from the first adapter of PEFT.
-_TAKEN_OVER = ("task_type", "base_model_name_or_path", "revision", "auto_mapping", "fan_in_fan_out", "ensure_weight_tying")
+_TAKEN_OVER = ("base_model_name_or_path", "revision", "auto_mapping", "fan_in_fan_out", "ensure_weight_tying")
 # Fields with which target_modules means other layers than those of these names.
 _CHOOSING = ("layers_to_transform", "layers_pattern", "exclude_modules")
 _BASES = ("base_model_name_or_path", "base_model_name")
@@ -117,7 +117,7 @@ def _peft_config(contents: Arrangement) -> dict[str, Any]:
     others = {_pattern(name, contents): rank for name, rank in contents.ranks.items() if rank != contents.rank}
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": first.get("task_type") if first else "CAUSAL_LM",
         **{name: first[name] for name in _TAKEN_OVER if first.get(name) is not None},
         "base_model_name_or_path": _base_of(contents),
         "r": contents.rank,

@@ -33,10 +33,10 @@ def announce(config: MergeLoraConfig, output: Arrangement, warnings: Sequence[st
     shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     most = "at most " if config.energy is not None else ""
     log.info("adapter  for %s; rank %s%s; low-rank matrices in %s", output.format, most, shown, output.dtype.name)
-    each = zip(config.adapter_path_list, config.weights, strict=True)
-    log.info(
-        "merge    %s of %s", config.type or config.merge_method, ", ".join(f"{weight:g} * {path}" for path, weight in each)
-    )
+    named = config.adapter_path_list
+    if config.weight_list is not None or config.type is not None:
+        named = [f"{weight:g} * {path}" for path, weight in zip(named, config.weights, strict=True)]
+    log.info("merge    %s of %s", config.type or config.merge_method, ", ".join(named))
     everywhere = sum(len(layer.parts) == len(config.weights) for layer in output.layers)
     log.info("layers   %d, of which %d are in every adapter", len(output.layers), everywhere)
     for copied, what in ((True, "copied   %s (the same in the adapters)"), (False, "whole    %s (merged by weights)")):
