@@ -222,7 +222,8 @@ def test_every_flag_is_on_a_page(folder: str, language: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_flags_in_the_text_exist(page: Path) -> None:
-    known = {flag for line in LINES.values() for flag in (*line.fields, *line.aliases)} | {"help", "verbose", "quiet", "version", "mergekit"}
+    known = {flag for line in LINES.values() for flag in (*line.fields, *line.aliases)}
+    known |= {"help", "verbose", "quiet", "version", "mergekit"}
     said = [word for word in words(prose(page)) if not word.startswith("python tools/")]
     used = {flag for word in said for flag in re.findall(r"--([\w-]+)", word)}
     assert [flag for flag in used if flag.removeprefix("no_") not in known] == []
