@@ -36,7 +36,7 @@ PAGES = [page for one in english() for page in (one, chinese(one))]
 README, README_CN = ROOT / "README.md", ROOT / "README_cn.md"
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 # Folders whose pages belong to the documentation; each has a page in both languages.
-FOLDERS = ["", "configs", "configs/recipes", "configs/search", "tools", "paddle_merge"]
+FOLDERS = ["", "configs", "configs/recipes", "configs/search", "tools", "tools/claims", "paddle_merge"]
 FOLDERS += [
     f"paddle_merge/{name}" for name in ("backends", "checkpoints", "commands", "compat", "conversion", "methods", "search")
 ]

@@ -188,11 +188,13 @@ def accuracies(model: Reader, tasks: list[Task], images: Any, labels: Any) -> li
         return [float((model(paddle.to_tensor(pages)).numpy().argmax(1) == its).mean()) for pages, its in pairs]
 
 
-def trained(folder: Path, tasks: list[Task], seed: int) -> tuple[Reader, list[tuple[Any, Any]]]:
-    """Train a base and three experts, and save them in the folder as base, expert0, expert1 and expert2.
+def trained(
+    folder: Path, tasks: list[Task], seed: int, epochs: tuple[int, int] = (30, 10)
+) -> tuple[Reader, list[tuple[Any, Any]]]:
+    """Train a base and an expert for each task after the first, and save them in the folder as base, expert0, expert1 ...
 
-    Returns a network that their weights can be loaded into, and the images and labels for choosing parameters and for
-    testing.
+    epochs: of the base, and of each expert. Returns a network that their weights can be loaded into, and the images and
+    labels for choosing parameters and for testing.
     """
     random = np.random.default_rng(seed)
     digits = data.load(random)
@@ -205,12 +207,12 @@ def trained(folder: Path, tasks: list[Task], seed: int) -> tuple[Reader, list[tu
     for task in tasks[1:]:
         some = random.choice(len(images), FEW, replace=False)
         parts.append(task.of(images[some], labels[some]))
-    network.train(model, *(np.concatenate(each) for each in zip(*parts, strict=True)), 30, 1e-3, random)
+    network.train(model, *(np.concatenate(each) for each in zip(*parts, strict=True)), epochs[0], 1e-3, random)
     network.save(model, str(folder / "base"))
     for number, task in enumerate(tasks[1:]):
         mine = slice(task.part, None, 1 if task.part is None else 3)
         network.load(model, str(folder / "base"))
-        network.train(model, *task.of(images[mine], labels[mine]), 10, 5e-4, random)
+        network.train(model, *task.of(images[mine], labels[mine]), epochs[1], 5e-4, random)
         network.save(model, str(folder / f"expert{number}"))
     return model, [held, (digits.test_images, digits.test_labels)]
 

@@ -3,13 +3,12 @@
     python tools/replicate_paths.py            # three seeds: minutes on two cores
     python tools/replicate_paths.py --seeds 1
 
-A language model of four layers (Llama's: RoPE, RMSNorm, SwiGLU) learns a little of three tasks: to copy a row of digits, to
-write it backwards, and to shift it by two places. Two experts are that model, fine-tuned on one of the last two. One model
-is to do both. Three searches are compared with the inputs and the tuned uniform merge: PS, a weight for each layer of both
-experts (CMA-ES); DFS, a path through the layers of both, each kept or dropped, with factors on the stream between (CatCMA);
-and PS+DFS, a path through the merge that PS found and an expert (Akiba et al. 2025). Searches maximise the share of the
-answers' digits that are right; the table shows it on other rows than those that were searched on. Nothing is chosen by
-these.
+A language model of four layers (tiny_llama.py) learns a little of three tasks: to copy a row of digits, to write it
+backwards, and to shift it by two places. Two experts are that model, fine-tuned on one of the last two. One model is to do
+both. Three searches are compared with the inputs and the tuned uniform merge: PS, a weight for each layer of both experts
+(CMA-ES); DFS, a path through the layers of both, each kept or dropped, with factors on the stream between (CatCMA); and
+PS+DFS, a path through the merge that PS found and an expert (Akiba et al. 2025). Searches maximise the share of the answers'
+digits that are right; the table shows it on other rows than those that were searched on. Nothing is chosen by these.
 """
 
 from __future__ import annotations
@@ -30,9 +29,11 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F  # noqa: N812
 import typer
-from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tiny_llama import Weights, load, logits, new, save
+
 from paddle_merge.search.asked import Asked
 from paddle_merge.search.contract import Candidate, Scores
 from paddle_merge.search.evolve import evolve
@@ -45,77 +46,6 @@ SAMPLES = 256  # rows of each split, half of them of each task
 RATE = {"base": 4e-3, "expert": 2e-3}
 STEPS = {"base": 300, "expert": 250}
 EVALUATIONS = {"PS": 140, "DFS": 240, "then": 120}
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": WIDTH,
-    "intermediate_size": INNER,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": HEADS,
-    "num_hidden_layers": DEPTH,
-    "vocab_size": WORDS,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": False,
-    "dtype": "float32",
-}
-Weights = Mapping[str, Any]
-
-
-def new(seed: int) -> dict[str, Any]:
-    """Return the weights of an untrained model, by the names that transformers gives them: Linear layers are [out, in]."""
-    generator = np.random.default_rng(seed)
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (WORDS, WIDTH), "lm_head.weight": (WORDS, WIDTH)}
-    for layer in range(DEPTH):
-        at = f"model.layers.{layer}"
-        shapes |= {f"{at}.self_attn.{word}_proj.weight": (WIDTH, WIDTH) for word in "qkvo"}
-        shapes |= {f"{at}.mlp.{word}_proj.weight": (INNER, WIDTH) for word in ("gate", "up")}
-        shapes |= {f"{at}.mlp.down_proj.weight": (WIDTH, INNER)}
-        shapes |= {f"{at}.{word}_layernorm.weight": (WIDTH,) for word in ("input", "post_attention")}
-    shapes |= {"model.norm.weight": (WIDTH,)}
-    made = {}
-    for name, shape in shapes.items():
-        value = np.ones(shape) if len(shape) == 1 else generator.standard_normal(shape) / np.sqrt(WIDTH)
-        made[name] = paddle.to_tensor(value.astype(np.float32), stop_gradient=False)
-    return made
-
-
-def logits(weights: Weights, tokens: Any) -> Any:
-    """Return logits [n, length, words] of tokens [n, length]: Llama's forward pass, for as many layers as there are."""
-    count, length = tokens.shape
-    depth = 1 + max(int(name.split(".")[2]) for name in weights if ".layers." in name)
-    angles = paddle.outer(
-        paddle.arange(length, dtype="float32"), 10000.0 ** (-paddle.arange(0, 16, 2, dtype="float32") / 16)
-    )
-    cos, sin = (paddle.concat([turned, turned], 1) for turned in (paddle.cos(angles), paddle.sin(angles)))  # [length, 16]
-    future = paddle.triu(paddle.full([length, length], -1e9), 1)
-
-    def norm(name: str, x: Any) -> Any:
-        return x * paddle.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * weights[name]
-
-    def linear(name: str, x: Any) -> Any:
-        return x @ weights[name].t()
-
-    def heads(name: str, x: Any) -> Any:
-        return linear(name, x).reshape([count, length, HEADS, 16]).transpose([0, 2, 1, 3])
-
-    def rotated(x: Any) -> Any:
-        first, second = x[..., :8], x[..., 8:]
-        return x * cos + paddle.concat([-second, first], -1) * sin
-
-    x = weights["model.embed_tokens.weight"][tokens]
-    for layer in range(depth):
-        at = f"model.layers.{layer}"
-        read = norm(f"{at}.input_layernorm.weight", x)
-        query, key = (rotated(heads(f"{at}.self_attn.{word}_proj.weight", read)) for word in "qk")
-        attention = F.softmax(query @ key.transpose([0, 1, 3, 2]) / 4 + future, -1)
-        mixed = attention @ heads(f"{at}.self_attn.v_proj.weight", read)
-        x = x + linear(f"{at}.self_attn.o_proj.weight", mixed.transpose([0, 2, 1, 3]).reshape([count, length, WIDTH]))
-        read = norm(f"{at}.post_attention_layernorm.weight", x)
-        inner = F.silu(linear(f"{at}.mlp.gate_proj.weight", read)) * linear(f"{at}.mlp.up_proj.weight", read)
-        x = x + linear(f"{at}.mlp.down_proj.weight", inner)
-    return linear("lm_head.weight", norm("model.norm.weight", x))
 
 
 def sequences(rows: Any, task: int) -> Any:
@@ -128,7 +58,7 @@ def sequences(rows: Any, task: int) -> Any:
 def answers_of(weights: Weights, tokens: Any) -> tuple[Any, Any]:
     """Return logits [n, ROW, words] and the right digits [n, ROW] of the answers of sequences."""
     given = paddle.to_tensor(tokens)
-    return logits(weights, given[:, :-1])[:, -ROW:], given[:, -ROW:]
+    return logits(weights, given[:, :-1], HEADS)[:, -ROW:], given[:, -ROW:]
 
 
 def train(weights: dict[str, Any], shares: Mapping[int, float], steps: int, rate: float, generator: Any) -> None:
@@ -147,24 +77,16 @@ def train(weights: dict[str, Any], shares: Mapping[int, float], steps: int, rate
         schedule.step()
 
 
-def save(weights: Weights, folder: Path) -> None:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    tensors = {name: np.ascontiguousarray(value.numpy()) for name, value in weights.items()}
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-
-
 def trained(folder: Path, seed: int) -> None:
     """Train the base and the two experts, and write them into a folder."""
     generator = np.random.default_rng(seed)
-    base = new(seed)
+    base = new(seed, WORDS, WIDTH, DEPTH, INNER)
     train(base, {COPY: 0.5, BACKWARDS: 0.25, SHIFTED: 0.25}, STEPS["base"], RATE["base"], generator)
-    save(base, folder / "base")
+    save(base, folder / "base", HEADS)
     for name, task in (("backwards", BACKWARDS), ("shifted", SHIFTED)):
-        held = load_file(str(folder / "base" / "model.safetensors"))
-        expert = {one: paddle.to_tensor(value, stop_gradient=False) for one, value in held.items()}
+        expert = load(folder / "base")
         train(expert, {task: 1.0}, STEPS["expert"], RATE["expert"], generator)
-        save(expert, folder / name)
+        save(expert, folder / name, HEADS)
 
 
 class Judge:
