@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ...checkpoints.adapters import CONFIGS, Adapter
+from ...checkpoints.adapters import Adapter
+from ...checkpoints.formats.folder import ADAPTER_CONFIGS
 from ...checkpoints.formats.header import Held
 from ...dtypes import DType
 from ...run.output.disk import json_bytes
@@ -68,7 +69,7 @@ def arrange(contents: Arrangement) -> NewAdapter:
         held.append(Held(whole_name(one, contents), one.dtype, one.shape, size))
     kind = "peft" if contents.format == "peft" else "paddle"
     config = _peft_config(contents) if kind == "peft" else _paddle_config(contents)
-    return arranged(contents.format, held, {CONFIGS[kind]: json_bytes(config)})
+    return arranged(contents.format, held, {ADAPTER_CONFIGS[kind]: json_bytes(config)})
 
 
 def whole_name(one: Whole, contents: Arrangement) -> str:
