@@ -330,3 +330,29 @@ def test_numbers_that_are_not_finite_have_no_angle() -> None:
 
     found = Angles(np.array([[math.nan], [1.0]]), np.zeros((2, 2, 1)))
     assert Warp().factors(found).tolist() == [[0.5], [0.5]]
+
+
+def test_a_chat_vector_keeps_the_rows_of_the_targets_own_tokens(here: Path) -> None:
+    """With the target's tokenizer, tokens that neither base nor chat model has are in no difference."""
+    import yaml
+
+    from tools.compare_with_mergekit import by_word, load
+    from tools.try_recipes import models
+
+    recipe = (
+        "merge_method: chat_vector\nbase_model: ./base\nmodels: [{model: ./language}, {model: ./chat}]\n"
+        "tokenizer: {source: ./language}\ndtype: bfloat16\n"
+    )
+    models(list(yaml.safe_load_all(recipe)), here / "models")
+    (here / "models/r.yaml").write_text(recipe.replace("./", f"{here}/models/"))
+    merge(MergeConfig(recipe_yaml=str(here / "models/r.yaml"), output_path="out"), progress=False)
+    folders = {"out": here / "out"} | {name: here / "models" / name for name in ("base", "language", "chat")}
+    rows = {name: by_word(folder, load(folder))["model.embed_tokens.weight"] for name, folder in folders.items()}
+    own = rows["language"].keys() - rows["base"].keys() - rows["chat"].keys()
+    assert own
+    assert rows["out"].keys() == rows["language"].keys()
+    for word in own:
+        assert (rows["out"][word] == rows["language"][word]).all()
+    for word in rows["base"].keys() & rows["out"].keys():
+        expected = rows["language"][word] + rows["chat"][word] - rows["base"][word]
+        np.testing.assert_allclose(rows["out"][word], expected, atol=0.02)
