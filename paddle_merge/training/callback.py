@@ -1,0 +1,88 @@
+"""The base of all callbacks: events that a callback doesn't handle, errors that don't end a training, and several ranks.
+
+The Trainers call callbacks by the names of their events and check no class, so one class serves both libraries. Settings
+that can't work raise ConfigError in on_train_begin, before the first step. What fails later is logged; the training goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ConfigError, MergeError
+
+log = logging.getLogger("paddle_merge")
+
+
+class TrainingCallback:
+    """Handles no event. Subclasses define those they need, as on_save(self, args, state, control, **kwargs)."""
+
+    def __init__(self, output: str):
+        """output: the folder to write at the end of the training: a name in the run's output_dir, or a path."""
+        if not output or output in (".", ".."):
+            raise ConfigError("output must be the name of a folder in the run's output_dir, or a path")
+        if os.path.basename(output.rstrip("/")).startswith("checkpoint-"):
+            raise ConfigError(f"output {output}: the Trainer takes folders called checkpoint-... for its own, and removes them")
+        self.output = output
+        self.failed = False
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Return a function that does nothing for every event that a subclass doesn't define. Raises AttributeError."""
+        if name.startswith("on_"):
+            return _nothing
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def folder(self, args: Any) -> str:
+        """Return the path of the output folder. args: the Trainer's TrainingArguments."""
+        return os.path.join(args.output_dir, os.path.expanduser(self.output))
+
+    def scratch(self, args: Any) -> str:
+        """Return the path of the folder in which this callback keeps files until the training ends."""
+        return os.path.join(args.output_dir, f".{os.path.basename(self.output.rstrip('/'))}")
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def harmless(event: Callable[..., None]) -> Callable[..., None]:
+    """Return the handler of an event, with errors logged instead of raised. After one, the callback does nothing more."""
+
+    @functools.wraps(event)
+    def handled(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.failed:
+            return
+        try:
+            event(self, args, state, control, **kwargs)
+        except Exception as error:
+            self.failed = True
+            log.error(
+                "%s stopped at step %d, and %s is not written; the training is not affected: %s",
+                type(self).__name__,
+                state.global_step,
+                self.folder(args),
+                error,
+                exc_info=not isinstance(error, MergeError | OSError),
+            )
+
+    return handled
+
+
+def on_rank_0(state: Any, args: Any, work: Callable[[], None]) -> None:
+    """Do something in rank 0 of a training, while the others wait. What it raises is raised once all have met."""
+    try:
+        if state.is_world_process_zero:
+            work()
+    finally:
+        meet(args)
+
+
+def meet(args: Any) -> None:
+    """Wait until all ranks of a training are here. There is nobody to wait for in a training of one process."""
+    if args.world_size > 1:
+        import paddle
+
+        paddle.distributed.barrier()

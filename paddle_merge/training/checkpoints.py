@@ -1,0 +1,145 @@
+"""Know a Trainer's checkpoints: their paths, whether all their files are there, and how to keep their weights."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from typing import Any
+
+from ..checkpoints.formats.folder import ADAPTER, single_file_names
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# What a checkpoint holds besides weights and what describes them: states of the training, and of callbacks.
+_STATE = re.compile(r"(optimizer|master_weight|rng_state|scheduler|scaler|ema|trainer_state|training_args|save\w*_signal)")
+SMALL = 1 << 20  # bytes up to which a file is copied, so that nobody who edits it edits two checkpoints
+
+
+def path_of(args: Any, step: int) -> str:
+    """Return the folder of the checkpoint of a step. args: the Trainer's TrainingArguments."""
+    return os.path.join(args.output_dir, f"checkpoint-{step}")
+
+
+def steps_in(folder: str) -> list[int]:
+    """Return the steps of the checkpoints in a folder, in ascending order."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(int(found[1]) for name in names if (found := CHECKPOINT.fullmatch(name)))
+
+
+def last_in(args: Any, until: int) -> str | None:
+    """Return the folder of the newest complete checkpoint of a run up to a step; None if there is none."""
+    for step in reversed(steps_in(args.output_dir)):
+        if step <= until and form_of(path_of(args, step)) is not None and is_ready(args, step):
+            return path_of(args, step)
+    return None
+
+
+def will_exist(args: Any, step: int) -> bool:
+    """Return whether the Trainer writes the checkpoint of a step for which it has called on_save.
+
+    With zero-cost checkpoints it calls on_save also where one is written only to the memory of the machine.
+    """
+    return not _zero_cost(args) or (args.save_steps > 0 and step % args.save_steps == 0)
+
+
+def is_ready(args: Any, step: int) -> bool:
+    """Return whether all files of a checkpoint are written.
+
+    Zero-cost checkpoints of PaddleFormers, and unified ones that are saved asynchronously, are completed after on_save; then
+    each rank leaves a file that says so.
+    """
+    folder, ranks = path_of(args, step), range(max(args.world_size, 1))
+    if _zero_cost(args):
+        signals = [("saved_signal_{}", "save_signal_TMP_{}")]  # the second one as long as an EMA is to be assembled
+    elif args.world_size > 1 and "async_save" in (getattr(args, "unified_checkpoint_config", None) or ()):
+        folder = os.path.join(getattr(args, "output_signal_dir", None) or args.output_dir, f"checkpoint-{step}")
+        signals = [(".model_weight.done.{}",)]
+    else:
+        return os.path.isdir(folder)
+    return all(
+        any(os.path.exists(os.path.join(folder, name.format(rank))) for name in names) for names in signals for rank in ranks
+    )
+
+
+def _zero_cost(args: Any) -> bool:
+    return bool(getattr(args, "enable_zero_cost_checkpoint", False))
+
+
+def form_of(folder: str) -> str | None:
+    """Return how a checkpoint stores weights: "flex" (Paddle's distributed checkpoints), "unified" (safetensors with an
+    index), "pdparams", "safetensors"; None if it has none."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    model_state = os.path.join(folder, "model_state")
+    if os.path.isdir(model_state) and any(name.endswith(".metadata") for name in os.listdir(model_state)):
+        return "flex"
+    if any(name in names for name in ("model.safetensors.index.json", "peft_model.safetensors.index.json")):
+        return "unified"
+    if any(re.fullmatch(r"(lora_)?model_state.*\.pdparams(\.index.*)?", name) for name in names):
+        return "pdparams"
+    return "safetensors" if any(name.endswith(".safetensors") for name in names) else None
+
+
+def adapter_file(folder: str) -> str | None:
+    """Return the path of the only file with the weights of a LoRA adapter in a folder; None if there is no such file."""
+    found = [name for name in single_file_names(ADAPTER) if os.path.isfile(os.path.join(folder, name))]
+    found = found or [name for name in sorted(os.listdir(folder)) if name == "peft_model-00001-of-00001.safetensors"]
+    return os.path.join(folder, found[0]) if found else None
+
+
+def keep_weights(checkpoint: str, folder: str) -> None:
+    """Put the weights of a checkpoint, and what describes them, into a folder of their own, by hard links where possible.
+
+    A link takes neither time nor space, and stays when the Trainer removes the checkpoint.
+    """
+    partial = f"{folder}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    for name in os.listdir(checkpoint):
+        if not _STATE.match(name) and not name.startswith("."):
+            place(os.path.join(checkpoint, name), os.path.join(partial, name))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(partial, folder)
+
+
+def place(source: str, target: str) -> None:
+    """Put a file or a folder at a second path: small files as copies, large ones as hard links where possible."""
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+        for name in os.listdir(source):
+            place(os.path.join(source, name), os.path.join(target, name))
+        return
+    if os.path.getsize(source) > SMALL:
+        try:
+            os.link(source, target)
+            return
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOSPC):
+                raise
+    shutil.copy2(source, target)
+
+
+def describe(model: Any, folder: str, tokenizer: Any = None) -> None:
+    """Write config.json of a model, lora_config.json of one with LoRA, and the tokenizer into a folder that lacks them.
+
+    PaddleFormers' checkpoints have none of them.
+    """
+    if tokenizer is not None and not any(name.startswith("tokenizer") for name in os.listdir(folder)):
+        tokenizer.save_pretrained(folder)
+    lora = getattr(model, "lora_config", None)
+    inner = model.model if lora is not None else model
+    if lora is not None and not os.path.exists(os.path.join(folder, "lora_config.json")):
+        lora.save_pretrained(folder)
+    config = getattr(inner, "config", None)
+    if config is not None and not os.path.exists(os.path.join(folder, "config.json")):
+        before = getattr(config, "architectures", None)
+        config.architectures = before or [type(inner).__name__]
+        try:
+            config.save_pretrained(folder)
+        finally:
+            config.architectures = before
+
+
+def is_lora(model: Any) -> bool:
+    """Return whether a model is a base with LoRA, of which only the adapter is trained."""
+    return getattr(model, "lora_config", None) is not None

@@ -1,0 +1,164 @@
+"""Keep a running average of a model's weights in memory, and store it with every checkpoint.
+
+After weights w_1 ... w_k for the states theta_1 ... theta_k, the average is sum_j w_j theta_j / sum_j w_j. It is updated in
+place, in float32 (float64 for float64 weights): average += (w_k / sum_j w_j) (theta_k - average), so that of k states only
+one is held.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import CheckpointError, ConfigError
+from .checkpoints import describe, is_lora
+
+# How a Trainer may spread a model over ranks, so that none has all of the weights that it has just updated.
+_PARALLEL = (
+    ("tensor_parallel_degree", "tensor parallelism"),
+    ("tensor_model_parallel_size", "tensor parallelism"),
+    ("pipeline_parallel_degree", "pipeline parallelism"),
+    ("pipeline_model_parallel_size", "pipeline parallelism"),
+    ("expert_parallel_degree", "expert parallelism"),
+    ("expert_model_parallel_size", "expert parallelism"),
+)
+_LATE = ("enable_stage1_broadcast_overlap", "enable_stage1_allgather_overlap", "enable_stage2_overlap")
+STATE = "average.json"
+
+
+def check_whole(args: Any) -> None:
+    """Check that every rank has all weights after a step. Raises ConfigError. args: the Trainer's TrainingArguments."""
+    found = [title for name, title in _PARALLEL if (getattr(args, name, 1) or 1) > 1]
+    if getattr(args, "use_expert_parallel", False):
+        found.append("expert parallelism")
+    if any("stage3" in str(getattr(option, "value", option)) for option in getattr(args, "sharding", None) or ()):
+        found.append("sharding stage 3")
+    found += [name for name in _LATE if name in str(getattr(args, "sharding_parallel_config", ""))]
+    if getattr(args, "enable_auto_parallel", False):
+        found.append("automatic parallelism")
+    if found:
+        raise ConfigError(
+            f"an average in memory needs a rank that has all weights after each step, and with {found[0]} there is none;"
+            " AverageCallback, which averages saved checkpoints, works"
+        )
+
+
+class LiveAverage:
+    """Hold the average of the trained weights of a model: of one with LoRA, those of the adapter, each for itself."""
+
+    def __init__(self, device: str = "cpu"):
+        """device: "cpu", or "model": the device on which each weight is."""
+        self._device = device
+        self._average: dict[str, Any] = {}
+        self.total = 0.0
+        self.count = 0
+
+    def add(self, model: Any, weight: float, decay: float = 1.0) -> None:
+        """Take in the weights of a model as they are now. decay: the factor on the weights of all earlier ones."""
+        import paddle
+
+        self.total = self.total * decay + weight
+        self.count += 1
+        rate = weight / self.total
+        with paddle.no_grad():
+            for name, tensor in _trained(model):
+                value = tensor.detach()
+                if self._device == "cpu" and not value.place.is_cpu_place():
+                    value = value.cpu()
+                held = self._average.get(name)
+                if held is None:
+                    self._average[name] = value.clone() if value.dtype == paddle.float64 else _single(value)
+                else:
+                    held.lerp_(value.astype(held.dtype), paddle.full([], rate, held.dtype))
+
+    def save(self, folder: str, step: int, **more: Any) -> None:
+        """Write the average as it is, for `load`. more: further values for its description. Raises OSError."""
+        import paddle
+
+        partial = f"{folder}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        os.makedirs(partial)
+        if self.count:
+            paddle.save(self._average, os.path.join(partial, "average.pdparams"))
+        with open(os.path.join(partial, STATE), "w", encoding="utf-8") as stream:
+            json.dump({"step": step, "count": self.count, "total": self.total, **more}, stream, indent=2)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(partial, folder)
+
+    def load(self, folder: str, model: Any, **expected: Any) -> None:
+        """Go on with an average that was saved. expected: what its description must hold. Raises CheckpointError."""
+        import paddle
+
+        with open(os.path.join(folder, STATE), encoding="utf-8") as stream:
+            state = json.load(stream)
+        changed = [f"{name} was {state.get(name)} and is {value}" for name, value in expected.items() if state.get(name) != value]
+        if changed:
+            raise CheckpointError(
+                f"{folder}: an average can't go on with other settings: {'; '.join(changed)}; restore them, or give output"
+                " another name, to begin anew"
+            )
+        self.count, self.total = state["count"], state["total"]
+        if not self.count:
+            return
+        average = paddle.load(os.path.join(folder, "average.pdparams"))
+        shapes = {name: list(tensor.shape) for name, tensor in _trained(model)}
+        if shapes != {name: list(tensor.shape) for name, tensor in average.items()}:
+            raise CheckpointError(f"{folder}: is the average of another model: names or shapes of weights differ")
+        places = {name: tensor.place for name, tensor in _trained(model)}
+        on_cpu = self._device == "cpu"
+        self._average = {name: value.cpu() if on_cpu else value._copy_to(places[name], True) for name, value in average.items()}
+
+    def write(self, folder: str, model: Any, tokenizer: Any = None) -> str:
+        """Write the average as a model of the library's own layout; return the path that a merge takes for it.
+
+        Every weight is rounded to the dtype that the model has it in. Weights that aren't trained are the model's.
+        """
+        import paddle
+
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        describe(model, folder, tokenizer)
+        averaged = {name: self._average[name].astype(tensor.dtype) for name, tensor in _trained(model)}
+        if is_lora(model):
+            file = os.path.join(folder, "lora_model_state.pdparams")
+            paddle.save(averaged, file)
+            return file
+        paddle.save({**_state(model), **averaged}, os.path.join(folder, "model_state.pdparams"))
+        return folder
+
+
+def _state(model: Any) -> Mapping[str, Any]:
+    state: Mapping[str, Any] = model.state_dict()
+    return state
+
+
+def _trained(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the floating-point tensors of a model that an average is of, by name."""
+    lora = is_lora(model)
+    for name, tensor in _state(model).items():
+        if tensor.dtype.is_floating_point if hasattr(tensor.dtype, "is_floating_point") else tensor.is_floating_point():
+            if not lora or not tensor.stop_gradient:
+                yield name, tensor
+
+
+def _single(value: Any) -> Any:
+    """Return a tensor's values in float32, in memory of their own."""
+    single = value.astype("float32")
+    return single.clone() if single is value or value.dtype == single.dtype else single
+
+
+def saved_state(args: Any, step: int, name: str) -> str | None:
+    """Return the folder with the state of a callback in the checkpoint that a run goes on from; None if it isn't there.
+
+    name: of the folder in a checkpoint.
+    """
+    given = getattr(args, "resume_from_checkpoint", None)
+    places = [given] if isinstance(given, str) else []
+    for place in [*places, os.path.join(args.output_dir, f"checkpoint-{step}")]:
+        if os.path.isdir(place):
+            folder = os.path.join(place, name)
+            return folder if os.path.exists(os.path.join(folder, STATE)) else None
+    return None

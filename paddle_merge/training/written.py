@@ -1,0 +1,159 @@
+"""Write merged weights as a checkpoint that from_pretrained and the Trainer's resume_from_checkpoint load.
+
+The output is like the run's last checkpoint: the same formats and layout, with that checkpoint's optimizer, scheduler and
+step beside the merged weights. Where the optimizer holds float32 master weights, they are replaced too (masters.py):
+otherwise the first step after resuming would undo the merge.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from ..conversion.inputs import open_together
+from ..errors import MergeError, WorkError
+from ..recipe.config import MergeConfig
+from ..run.merge import merge
+from . import flex, masters
+from .checkpoints import adapter_file, describe, form_of, is_lora, place
+from .index import write_index
+
+log = logging.getLogger("paddle_merge")
+Fields = Mapping[str, Any]  # of MergeConfig: models, method and its parameters
+_LIBRARIES = ("paddlenlp", "paddleformers")  # each also the name of the layout of its models
+# What a checkpoint holds of weights, which the merged ones replace.
+_REPLACED = re.compile(r"(lora_)?model_state|(model|peft_model|adapter_model|pytorch_model)[.-]|master_weight|\.")
+
+
+def library_of(args: Any) -> str:
+    """Return the library of a Trainer: "paddlenlp" or "paddleformers". args: its TrainingArguments."""
+    names = [base.__module__.partition(".")[0] for base in type(args).__mro__]
+    return next((name for name in names if name in _LIBRARIES), "paddleformers")
+
+
+def write(output: str, like: str | None, fields: Fields, args: Any, model: Any, lora: bool | None = None) -> None:
+    """Write a merge into the folder `output`, in place of what an earlier one wrote there; complete, or not at all.
+
+    like: the checkpoint that the output is to be like; None: the run has none, and the output is for from_pretrained only.
+    fields: what is merged: model_path_list and so on; of LoRA adapters, their files. lora: whether the output is an adapter;
+    None: if the model is one with LoRA. Raises MergeError; with the command that repeats the merge by hand.
+    """
+    lora = is_lora(model) if lora is None else lora
+    parent, name = os.path.split(output.rstrip("/"))
+    scratch = os.path.join(parent, f".{name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    partial = os.path.join(scratch, name)  # of the output's own name, because it is written into the model card
+    form = (form_of(like) if like is not None else None) or "safetensors"
+    writer = _adapter if lora else {"flex": _flex, "pdparams": _pdparams}.get(form, _safetensors)
+    if lora and form == "flex":
+        writer = _flex_adapter
+    try:
+        writer(partial, like, dict(fields), args, model)
+        if like is not None:
+            for name in os.listdir(like):
+                if not _REPLACED.match(name) and not os.path.exists(os.path.join(partial, name)):
+                    place(os.path.join(like, name), os.path.join(partial, name))
+            masters.replace(partial, like, form, {**fields, "output_layout": None if lora else library_of(args)}, model)
+        _publish(partial, output.rstrip("/"))
+    except BaseException as error:
+        if isinstance(error, MergeError):
+            raise type(error)([*error.problems, f"to repeat the merge by hand: {command(fields, output)}"]) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def command(fields: Fields, output: str) -> str:
+    """Return the command line that makes the merge of these fields, for people to copy."""
+    words = ["python -m paddle_merge"]
+    for name, value in fields.items():
+        if name == "recipe_yaml":
+            words.insert(1, f"--recipe_yaml '{value}'")
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        flag = f"--no_{name}" if value is False else f"--{name}"
+        words.append(" ".join([flag, *(str(one) for one in values if not isinstance(one, bool))]))
+    return " ".join([*words, f"--output_path {output}"])
+
+
+def _publish(partial: str, output: str) -> None:
+    """Give a complete folder its final name, in place of an older one."""
+    old = f"{output}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if os.path.lexists(output):
+        os.rename(output, old)
+    os.rename(partial, output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _merge(folder: str, fields: Fields, **more: Any) -> None:
+    merge(MergeConfig(**{**fields, **more, "output_path": folder, "overwrite": True}), progress=False)
+
+
+def _layout(like: str | None, args: Any) -> str | None:
+    """Return the layout of a checkpoint; of none, the one that the library's from_pretrained takes."""
+    if like is None:
+        return "paddlenlp" if library_of(args) == "paddlenlp" else "hf"
+    return open_together([like], [], "model").layout
+
+
+def _safetensors(folder: str, like: str | None, fields: Fields, args: Any, model: Any) -> None:
+    # A Trainer in one process loads the first file of a checkpoint, and no other one.
+    size = "1000TB" if args.world_size <= 1 else "5GB"
+    _merge(folder, fields, output_layout=_layout(like, args), max_shard_size=size)
+    index = os.path.join(folder, "model.safetensors.index.json")
+    if like is not None and form_of(like) == "unified" and not os.path.exists(index):
+        write_index(os.path.join(folder, "model.safetensors"), index)
+    describe(model, folder)
+
+
+def _pdparams(folder: str, like: str | None, fields: Fields, args: Any, model: Any) -> None:
+    _merge(folder, fields, output_layout=_layout(like, args), save_format="pdparams")
+    describe(model, folder)
+
+
+def _flex(folder: str, like: str | None, fields: Fields, args: Any, model: Any) -> None:
+    """Write safetensors in Hugging Face's layout, for from_pretrained, and model_state/, with which the Trainer resumes."""
+    _merge(folder, fields, output_layout="hf")
+    own = os.path.join(folder, ".flex")
+    _merge(own, fields, output_layout="paddleformers", save_format="pdparams")
+    if not flex.from_pdparams(own, os.path.join(folder, "model_state"), getattr(args, "tensor_model_parallel_size", 1)):
+        log.warning(
+            "%s: is for from_pretrained only: its fused gate and up projections would have to be split between tensor-parallel"
+            " ranks to resume from it",
+            os.path.basename(folder),
+        )
+    shutil.rmtree(own)
+    describe(model, folder)
+
+
+def _adapter(folder: str, like: str | None, fields: Fields, args: Any, model: Any) -> None:
+    """Write an adapter whose lora_A and lora_B are merged each for itself, in one file as the last checkpoint has it."""
+    file = adapter_file(like) if like is not None else None
+    name = os.path.basename(file) if file else "lora_model_state.pdparams"
+    save_format = name.rpartition(".")[2]
+    _merge(f"{folder}.merged", fields, save_format=save_format)
+    os.makedirs(folder)
+    stem = "model_state" if save_format == "pdparams" else "model"
+    os.rename(os.path.join(f"{folder}.merged", f"{stem}.{save_format}"), os.path.join(folder, name))
+    shutil.rmtree(f"{folder}.merged")
+    index = os.path.join(like, "peft_model.safetensors.index.json") if like is not None else ""
+    if os.path.exists(index):
+        place(index, os.path.join(folder, os.path.basename(index)))
+    describe(model, folder)
+
+
+def _flex_adapter(folder: str, like: str | None, fields: Fields, args: Any, model: Any) -> None:
+    """Write the adapter as a file, for from_pretrained, and base and adapter in model_state/, as PaddleFormers has them."""
+    own = f"{folder}.merged"
+    _merge(own, fields, output_layout="paddleformers", save_format="pdparams")
+    os.makedirs(folder)
+    flex.adapter_from(own, os.path.join(folder, "lora_model_state.pdparams"))
+    if not flex.from_pdparams(own, os.path.join(folder, "model_state"), getattr(args, "tensor_model_parallel_size", 1)):
+        raise WorkError("an adapter of a model with fused projections, trained with tensor parallelism, can't be written")
+    shutil.rmtree(own)
+    describe(model, folder)
