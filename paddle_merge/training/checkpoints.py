@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoints.formats.folder import ADAPTER, single_file_names
@@ -143,3 +144,9 @@ def describe(model: Any, folder: str, tokenizer: Any = None) -> None:
 def is_lora(model: Any) -> bool:
     """Return whether a model is a base with LoRA, of which only the adapter is trained."""
     return getattr(model, "lora_config", None) is not None
+
+
+def state_of(model: Any) -> Mapping[str, Any]:
+    """Return the weights of a model by the names that its checkpoints have: without the prefix of what LoRA wraps it in."""
+    state: Mapping[str, Any] = (model.model if is_lora(model) else model).state_dict()
+    return state

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigError, WorkError
 from .average import passthrough
 from .callback import TrainingCallback, harmless, meet, on_rank_0
-from .checkpoints import last_in, path_of, will_exist
+from .checkpoints import form_of, last_in, path_of, will_exist
 from .live import LiveAverage, check_whole, saved_state
 from .written import write
 
@@ -70,8 +70,9 @@ class LiveCallback(TrainingCallback):
     def _finish(self, args: Any, state: Any, model: Any, tokenizer: Any) -> None:
         if not self.average.count:
             raise WorkError(f"no weights were averaged in the {state.global_step} steps of the training")
-        source = self.average.write(self.scratch(args), model, tokenizer)
         like = last_in(args, state.global_step)
+        whole = like is not None and form_of(like) == "flex"
+        source = self.average.write(self.scratch(args), model, whole, tokenizer)
         write(self.folder(args), like, {"recipe_yaml": passthrough(source)}, args, model)
         shutil.rmtree(self.scratch(args))
         log.info("%s is the average of %d states of the model", self.folder(args), self.average.count)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from .checkpoints import describe, is_lora
+from .checkpoints import describe, is_lora, state_of
 
 # How a Trainer may spread a model over ranks, so that none has all of the weights that it has just updated.
 _PARALLEL = (
@@ -94,7 +94,7 @@ class LiveAverage:
 
         with open(os.path.join(folder, STATE), encoding="utf-8") as stream:
             state = json.load(stream)
-        changed = [f"{name} was {state.get(name)} and is {value}" for name, value in expected.items() if state.get(name) != value]
+        changed = [f"{name} was {state.get(name)}, not {value}" for name, value in expected.items() if state.get(name) != value]
         if changed:
             raise CheckpointError(
                 f"{folder}: an average can't go on with other settings: {'; '.join(changed)}; restore them, or give output"
@@ -111,10 +111,11 @@ class LiveAverage:
         on_cpu = self._device == "cpu"
         self._average = {name: value.cpu() if on_cpu else value._copy_to(places[name], True) for name, value in average.items()}
 
-    def write(self, folder: str, model: Any, tokenizer: Any = None) -> str:
+    def write(self, folder: str, model: Any, whole: bool, tokenizer: Any = None) -> str:
         """Write the average as a model of the library's own layout; return the path that a merge takes for it.
 
-        Every weight is rounded to the dtype that the model has it in. Weights that aren't trained are the model's.
+        Every weight is rounded to the dtype that the model has it in. whole: whether to write a LoRA model with its base, as
+        it is in memory; else only the adapter. Weights that aren't trained are the model's.
         """
         import paddle
 
@@ -122,26 +123,20 @@ class LiveAverage:
         os.makedirs(folder)
         describe(model, folder, tokenizer)
         averaged = {name: self._average[name].astype(tensor.dtype) for name, tensor in _trained(model)}
-        if is_lora(model):
+        if is_lora(model) and not whole:
             file = os.path.join(folder, "lora_model_state.pdparams")
             paddle.save(averaged, file)
             return file
-        paddle.save({**_state(model), **averaged}, os.path.join(folder, "model_state.pdparams"))
+        paddle.save({**state_of(model), **averaged}, os.path.join(folder, "model_state.pdparams"))
         return folder
-
-
-def _state(model: Any) -> Mapping[str, Any]:
-    state: Mapping[str, Any] = model.state_dict()
-    return state
 
 
 def _trained(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield the floating-point tensors of a model that an average is of, by name."""
     lora = is_lora(model)
-    for name, tensor in _state(model).items():
-        if tensor.dtype.is_floating_point if hasattr(tensor.dtype, "is_floating_point") else tensor.is_floating_point():
-            if not lora or not tensor.stop_gradient:
-                yield name, tensor
+    for name, tensor in state_of(model).items():
+        if tensor.is_floating_point() and not (lora and tensor.stop_gradient):
+            yield name, tensor
 
 
 def _single(value: Any) -> Any:

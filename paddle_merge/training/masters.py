@@ -16,8 +16,8 @@ from ..errors import WorkError
 from ..recipe.config import MergeConfig
 from ..run.merge import merge
 from . import flex
-from .checkpoints import place
-from .index import write_index
+from .checkpoints import place, state_of
+from .unified import write_index
 
 _INDEX = "master_weights.safetensors.index.json"
 _SUFFIX = ".w_0"
@@ -87,7 +87,7 @@ def _pdopt(file: str, fields: Mapping[str, Any], model: Any) -> None:
     own = f"{file}.masters"
     _merged(own, fields, save_format="pdparams", max_shard_size="1000TB")
     merged = {key: tensor for part in flex.weights_files(own) for key, tensor in paddle.load(part).items()}
-    by_parameter = {parameter.name: merged[name] for name, parameter in model.state_dict().items() if name in merged}
+    by_parameter = {parameter.name: merged[name] for name, parameter in state_of(model).items() if name in merged}
     for name, master in state["master_weights"].items():
         if name not in by_parameter:
             raise WorkError(f"{file}: master weight {name!r} is of no weight that is merged")

@@ -14,13 +14,14 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from ..checkpoints.names import HEAD
 from ..conversion.inputs import open_together
 from ..errors import MergeError, WorkError
 from ..recipe.config import MergeConfig
 from ..run.merge import merge
 from . import flex, masters
 from .checkpoints import adapter_file, describe, form_of, is_lora, place
-from .index import write_index
+from .unified import add_head, names_in, write_index
 
 log = logging.getLogger("paddle_merge")
 Fields = Mapping[str, Any]  # of MergeConfig: models, method and its parameters
@@ -102,12 +103,14 @@ def _layout(like: str | None, args: Any) -> str | None:
 
 
 def _safetensors(folder: str, like: str | None, fields: Fields, args: Any, model: Any) -> None:
-    # A Trainer in one process loads the first file of a checkpoint, and no other one.
-    size = "1000TB" if args.world_size <= 1 else "5GB"
-    _merge(folder, fields, output_layout=_layout(like, args), max_shard_size=size)
-    index = os.path.join(folder, "model.safetensors.index.json")
-    if like is not None and form_of(like) == "unified" and not os.path.exists(index):
-        write_index(os.path.join(folder, "model.safetensors"), index)
+    unified = like is not None and form_of(like) == "unified"
+    # A Trainer in one process loads the first file of a unified checkpoint, and no other one.
+    _merge(folder, fields, output_layout=_layout(like, args), **({"max_shard_size": "1000TB"} if unified else {}))
+    if like is not None and unified:
+        file, index = os.path.join(folder, "model.safetensors"), "model.safetensors.index.json"
+        if HEAD in names_in(os.path.join(like, index)):
+            add_head(file)
+        write_index(file, os.path.join(folder, index))
     describe(model, folder)
 
 
