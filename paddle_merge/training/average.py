@@ -11,8 +11,20 @@ from typing import Any
 
 from ..errors import ConfigError, WorkError
 from ..recipe.decay import average_weights
-from .callback import TrainingCallback, harmless, meet, on_rank_0
-from .checkpoints import adapter_file, describe, form_of, is_lora, is_ready, keep_weights, path_of, steps_in, will_exist
+from .adapters import passthrough, with_base
+from .callback import TrainingCallback, harmless, meet
+from .checkpoints import (
+    adapter_file,
+    describe,
+    form_of,
+    is_lora,
+    is_ready,
+    keep_weights,
+    never_comes,
+    path_of,
+    steps_in,
+    will_exist,
+)
 from .written import write
 
 log = logging.getLogger("paddle_merge")
@@ -53,7 +65,9 @@ class AverageCallback(TrainingCallback):
         self.failed, self._pending = False, []
         strategy = getattr(args.save_strategy, "value", args.save_strategy)
         if strategy == "no":
-            raise ConfigError("AverageCallback averages saved checkpoints, and save_strategy is no; set it to steps or epoch")
+            raise ConfigError(
+                "AverageCallback averages saved checkpoints, and save_strategy is no; set it to steps or epoch"
+            )
         if "skip_save_model_weight" in (getattr(args, "unified_checkpoint_config", None) or ()):
             raise ConfigError(
                 "AverageCallback needs the weights of checkpoints, and unified_checkpoint_config has skip_save_model_weight"
@@ -79,23 +93,28 @@ class AverageCallback(TrainingCallback):
 
     @harmless
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        meet(args)  # the other ranks' files are written too
         if state.is_world_process_zero and will_exist(args, state.global_step):
             self._pending.append(state.global_step)
-            self._collect(args, kwargs["model"], kwargs.get("tokenizer"))
+            if args.world_size <= 1:  # else the other ranks have written their files only when the next step is done
+                self._collect(args, kwargs["model"], kwargs.get("tokenizer"))
 
     @harmless
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._pending:
             self._collect(args, kwargs["model"], kwargs.get("tokenizer"))
 
-    @harmless
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        on_rank_0(state, args, lambda: self._finish(args, state, kwargs["model"], kwargs.get("tokenizer")))
+        self.finish(args, state, lambda: self._finish(args, state, kwargs["model"], kwargs.get("tokenizer")))
 
     def _collect(self, args: Any, model: Any, tokenizer: Any) -> None:
         """Keep the weights of the checkpoints that have become complete."""
-        for step in [step for step in self._pending if is_ready(args, step)]:
+        for step in list(self._pending):
+            if never_comes(args, step):
+                self._pending.remove(step)
+                log.warning("AverageCallback: checkpoint-%d was removed before it was complete, and is not averaged", step)
+                continue
+            if not is_ready(args, step):
+                continue
             self._pending.remove(step)
             self._keep(args, step, model, tokenizer)
             self._drop(args)
@@ -112,10 +131,10 @@ class AverageCallback(TrainingCallback):
 
     def _finish(self, args: Any, state: Any, model: Any, tokenizer: Any) -> None:
         until = time.monotonic() + self.wait
+        self._collect(args, model, tokenizer)
         while self._pending and time.monotonic() < until:
+            time.sleep(1.0)
             self._collect(args, model, tokenizer)
-            if self._pending:
-                time.sleep(min(1.0, self.wait))
         if self._pending:
             names = ", ".join(f"checkpoint-{step}" for step in self._pending)
             raise WorkError(f"{names} was not complete {self.wait:g} s after the end of the training")
@@ -142,14 +161,7 @@ class AverageCallback(TrainingCallback):
 
     def _models(self, kept: Sequence[str], lora: bool) -> list[str]:
         if self.base is not None:
-            return [f"{os.path.expanduser(self.base)}+{folder}" for folder in kept]
+            return [with_base(os.path.expanduser(self.base), folder) for folder in kept]
         if lora and form_of(kept[0]) != "flex":
             return [adapter_file(folder) or folder for folder in kept]
         return list(kept)
-
-
-def passthrough(path: str) -> str:
-    """Return the recipe that writes a model as it is."""
-    import json
-
-    return f"merge_method: passthrough\nmodels: [{{model: {json.dumps(path)}}}]\n"

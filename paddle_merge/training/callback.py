@@ -25,7 +25,9 @@ class TrainingCallback:
         if not output or output in (".", ".."):
             raise ConfigError("output must be the name of a folder in the run's output_dir, or a path")
         if os.path.basename(output.rstrip("/")).startswith("checkpoint-"):
-            raise ConfigError(f"output {output}: the Trainer takes folders called checkpoint-... for its own, and removes them")
+            raise ConfigError(
+                f"output {output}: the Trainer takes folders called checkpoint-... for its own, and removes them"
+            )
         self.output = output
         self.failed = False
 
@@ -43,20 +45,12 @@ class TrainingCallback:
         """Return the path of the folder in which this callback keeps files until the training ends."""
         return os.path.join(args.output_dir, f".{os.path.basename(self.output.rstrip('/'))}")
 
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    pass
-
-
-def harmless(event: Callable[..., None]) -> Callable[..., None]:
-    """Return the handler of an event, with errors logged instead of raised. After one, the callback does nothing more."""
-
-    @functools.wraps(event)
-    def handled(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def attempt(self, args: Any, state: Any, work: Callable[[], None]) -> None:
+        """Do something, and log what it raises. After an error, the callback does nothing more."""
         if self.failed:
             return
         try:
-            event(self, args, state, control, **kwargs)
+            work()
         except Exception as error:
             self.failed = True
             log.error(
@@ -68,16 +62,26 @@ def harmless(event: Callable[..., None]) -> Callable[..., None]:
                 exc_info=not isinstance(error, MergeError | OSError),
             )
 
-    return handled
-
-
-def on_rank_0(state: Any, args: Any, work: Callable[[], None]) -> None:
-    """Do something in rank 0 of a training, while the others wait. What it raises is raised once all have met."""
-    try:
-        if state.is_world_process_zero:
-            work()
-    finally:
+    def finish(self, args: Any, state: Any, work: Callable[[], None]) -> None:
+        """Do something in rank 0 at the end of a training, once all ranks are there; the others wait until it is done."""
         meet(args)
+        if state.is_world_process_zero:
+            self.attempt(args, state, work)
+        meet(args)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def harmless(event: Callable[..., None]) -> Callable[..., None]:
+    """Return the handler of an event, with errors logged instead of raised. After one, the callback does nothing more."""
+
+    @functools.wraps(event)
+    def handled(self: TrainingCallback, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.attempt(args, state, lambda: event(self, args, state, control, **kwargs))
+
+    return handled
 
 
 def meet(args: Any) -> None:

@@ -50,17 +50,22 @@ def is_ready(args: Any, step: int) -> bool:
     Zero-cost checkpoints of PaddleFormers, and unified ones that are saved asynchronously, are completed after on_save; then
     each rank leaves a file that says so.
     """
-    folder, ranks = path_of(args, step), range(max(args.world_size, 1))
+    folder = path_of(args, step)
+    names: tuple[str, ...] = ()
     if _zero_cost(args):
-        signals = [("saved_signal_{}", "save_signal_TMP_{}")]  # the second one as long as an EMA is to be assembled
+        names = ("saved_signal_{}", "save_signal_TMP_{}")  # the second one as long as an EMA is to be assembled
     elif args.world_size > 1 and "async_save" in (getattr(args, "unified_checkpoint_config", None) or ()):
-        folder = os.path.join(getattr(args, "output_signal_dir", None) or args.output_dir, f"checkpoint-{step}")
-        signals = [(".model_weight.done.{}",)]
-    else:
-        return os.path.isdir(folder)
-    return all(
-        any(os.path.exists(os.path.join(folder, name.format(rank))) for name in names) for names in signals for rank in ranks
+        names = (".model_weight.done.{}",)
+        folder = os.path.join(getattr(args, "output_signal_dir", None) or args.output_dir, os.path.basename(folder))
+    ranks = range(max(args.world_size, 1)) if names else ()
+    return os.path.isdir(folder) and all(
+        any(os.path.exists(os.path.join(folder, name.format(rank))) for name in names) for rank in ranks
     )
+
+
+def never_comes(args: Any, step: int) -> bool:
+    """Return whether a checkpoint that the Trainer has saved isn't there, and won't be."""
+    return not _zero_cost(args) and not os.path.isdir(path_of(args, step))
 
 
 def _zero_cost(args: Any) -> bool:

@@ -8,8 +8,8 @@ import shutil
 from typing import Any
 
 from ..errors import ConfigError, WorkError
-from .average import passthrough
-from .callback import TrainingCallback, harmless, meet, on_rank_0
+from .adapters import passthrough
+from .callback import TrainingCallback, harmless, meet
 from .checkpoints import form_of, last_in, path_of, will_exist
 from .live import LiveAverage, check_whole, saved_state
 from .written import write
@@ -63,9 +63,8 @@ class LiveCallback(TrainingCallback):
             os.makedirs(folder, exist_ok=True)  # a zero-cost checkpoint's is made later
             self.average.save(os.path.join(folder, self._name(args)), state.global_step, **self.settings())
 
-    @harmless
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        on_rank_0(state, args, lambda: self._finish(args, state, kwargs["model"], kwargs.get("tokenizer")))
+        self.finish(args, state, lambda: self._finish(args, state, kwargs["model"], kwargs.get("tokenizer")))
 
     def _finish(self, args: Any, state: Any, model: Any, tokenizer: Any) -> None:
         if not self.average.count:

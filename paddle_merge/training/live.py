@@ -94,7 +94,9 @@ class LiveAverage:
 
         with open(os.path.join(folder, STATE), encoding="utf-8") as stream:
             state = json.load(stream)
-        changed = [f"{name} was {state.get(name)}, not {value}" for name, value in expected.items() if state.get(name) != value]
+        changed = [
+            f"{name} was {state.get(name)}, not {value}" for name, value in expected.items() if state.get(name) != value
+        ]
         if changed:
             raise CheckpointError(
                 f"{folder}: an average can't go on with other settings: {'; '.join(changed)}; restore them, or give output"
@@ -109,7 +111,9 @@ class LiveAverage:
             raise CheckpointError(f"{folder}: is the average of another model: names or shapes of weights differ")
         places = {name: tensor.place for name, tensor in _trained(model)}
         on_cpu = self._device == "cpu"
-        self._average = {name: value.cpu() if on_cpu else value._copy_to(places[name], True) for name, value in average.items()}
+        self._average = {
+            name: value.cpu() if on_cpu else value._copy_to(places[name], True) for name, value in average.items()
+        }
 
     def write(self, folder: str, model: Any, whole: bool, tokenizer: Any = None) -> str:
         """Write the average as a model of the library's own layout; return the path that a merge takes for it.

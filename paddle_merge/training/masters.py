@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoints.open import open_checkpoint
+from ..checkpoints.tensors import TensorEntry
 from ..errors import WorkError
 from ..recipe.config import MergeConfig
 from ..run.merge import merge
@@ -59,7 +60,7 @@ def _flex(output: str, like: str, fields: Mapping[str, Any]) -> None:
     if missing := sorted(name for name in wanted if name.removesuffix(_SUFFIX) not in entries):
         raise WorkError(f"{like}: master weight {missing[0]!r} is of no weight that is merged")
     os.makedirs(folder)
-    held = {}
+    held: dict[str, tuple[TensorEntry, str]] = {}
     for number, file in enumerate(flex.weights_files(own)):
         name = f"{number}_0.distcp"
         kept = {key + _SUFFIX: tensor for key, tensor in paddle.load(file).items() if key + _SUFFIX in wanted}

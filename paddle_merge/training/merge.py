@@ -13,7 +13,8 @@ from typing import Any
 from ..errors import ConfigError, WorkError
 from ..recipe.config import MergeConfig
 from ..recipe.request import Request
-from .callback import TrainingCallback, harmless, meet, on_rank_0
+from .adapters import with_base
+from .callback import TrainingCallback, meet
 from .checkpoints import describe, form_of, is_lora, is_ready, keep_weights, last_in, steps_in
 from .sweeping import filled, swept
 from .written import write
@@ -50,7 +51,7 @@ class MergeCallback(TrainingCallback):
     ):
         """reference: the folder of the base, SFT or reference model. output: the folder to write.
 
-        sweep: a file with a section `sweep` (paddle_merge/search/README.md) that says how merges are scored, and which one is
+        sweep: a file with a section `sweep` (paddle_merge/search/README.md) that says how merges are scored, and which is
             picked; pre and aligned are filled in here. It replaces toward_aligned and method.
         base: of a run that trains LoRA: the model that is trained on, if it isn't the reference.
         wait: seconds to wait for files that a Trainer writes behind the scenes, at the end of the training.
@@ -76,9 +77,8 @@ class MergeCallback(TrainingCallback):
             raise ConfigError("MergeCallback merges a saved checkpoint, and save_strategy is no; set it to steps or epoch")
         meet(args)
 
-    @harmless
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        on_rank_0(state, args, lambda: self._finish(args, state, kwargs["model"], kwargs.get("tokenizer")))
+        self.finish(args, state, lambda: self._finish(args, state, kwargs["model"], kwargs.get("tokenizer")))
 
     def _finish(self, args: Any, state: Any, model: Any, tokenizer: Any) -> None:
         last = self._last(args, state)
@@ -86,7 +86,7 @@ class MergeCallback(TrainingCallback):
         keep_weights(last, kept)
         describe(model, kept, tokenizer)
         lora = is_lora(model)
-        aligned = f"{self.base}+{kept}" if lora else kept
+        aligned = with_base(self.base, kept) if lora else kept
         if self.sweep is not None:
             found = os.path.join(self.scratch(args), "sweep")
             fields: Mapping[str, Any] = {"recipe_yaml": swept(self.sweep, self.reference, aligned, found)}
@@ -109,7 +109,7 @@ class MergeCallback(TrainingCallback):
         until = time.monotonic() + self.wait
         saved = [step for step in steps_in(args.output_dir) if step <= state.global_step]
         while saved and not is_ready(args, saved[-1]) and time.monotonic() < until:
-            time.sleep(min(1.0, self.wait))
+            time.sleep(1.0)
         last = last_in(args, state.global_step)
         if last is None or form_of(last) is None:
             raise WorkError("the run has saved no checkpoint with weights")

@@ -1,4 +1,4 @@
-"""Complete a safetensors file to the unified checkpoint that Trainers resume from: an index, and lm_head where it is tied."""
+"""Make a safetensors file a unified checkpoint, which Trainers resume from: with an index, and lm_head where it is tied."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -69,16 +70,24 @@ def write(output: str, like: str | None, fields: Fields, args: Any, model: Any, 
 
 
 def command(fields: Fields, output: str) -> str:
-    """Return the command line that makes the merge of these fields, for people to copy."""
+    """Return the command line that makes the merge of these fields, for people to copy.
+
+    A recipe is written into a file beside the output, which the command names.
+    """
     words = ["python -m paddle_merge"]
     for name, value in fields.items():
         if name == "recipe_yaml":
-            words.insert(1, f"--recipe_yaml '{value}'")
+            file = value
+            if not os.path.exists(value):
+                file = f"{output}.yaml"
+                with open(file, "w", encoding="utf-8") as stream:
+                    stream.write(value)
+            words.insert(1, shlex.quote(file))
             continue
         values = value if isinstance(value, list | tuple) else [value]
         flag = f"--no_{name}" if value is False else f"--{name}"
-        words.append(" ".join([flag, *(str(one) for one in values if not isinstance(one, bool))]))
-    return " ".join([*words, f"--output_path {output}"])
+        words.append(" ".join([flag, *(shlex.quote(str(one)) for one in values if not isinstance(one, bool))]))
+    return " ".join([*words, f"--output_path {shlex.quote(output)}"])
 
 
 def _publish(partial: str, output: str) -> None:
@@ -126,8 +135,8 @@ def _flex(folder: str, like: str | None, fields: Fields, args: Any, model: Any) 
     _merge(own, fields, output_layout="paddleformers", save_format="pdparams")
     if not flex.from_pdparams(own, os.path.join(folder, "model_state"), getattr(args, "tensor_model_parallel_size", 1)):
         log.warning(
-            "%s: is for from_pretrained only: its fused gate and up projections would have to be split between tensor-parallel"
-            " ranks to resume from it",
+            "%s: is for from_pretrained only: to resume from it, fused gate and up projections would have to be split between"
+            " tensor-parallel ranks",
             os.path.basename(folder),
         )
     shutil.rmtree(own)

@@ -24,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from paddle_merge import training
 
 LIBRARY = sys.argv[1]
-trainer_module, transformers, peft = (importlib.import_module(f"{LIBRARY}.{name}") for name in ("trainer", "transformers", "peft"))
+trainer_module, transformers, peft = (
+    importlib.import_module(f"{LIBRARY}.{name}") for name in ("trainer", "transformers", "peft")
+)
 CALLBACKS = {
     "average": training.AverageCallback,
     "ema": training.EmaCallback,
@@ -60,7 +62,7 @@ class Rotating(trainer_module.Trainer):
         self._rotate_checkpoints(use_mtime=True, output_dir=self.args.output_dir)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Ends a training as a crash does."""
 
 
@@ -76,7 +78,7 @@ class Watch(trainer_module.TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.weights |= {f"{state.global_step}/{name}": value for name, value in arrays(model).items()}
         if state.global_step == self.stop:
-            raise Killed
+            raise KilledError
 
 
 def arrays(model) -> dict[str, np.ndarray]:
@@ -110,13 +112,13 @@ def _trained(output, config, callbacks, settings, stop, resume, lora, base) -> W
     made = [CALLBACKS[kind](**options) for kind, options in callbacks]
     arguments = trainer_module.TrainingArguments(output_dir=output, **{**SETTINGS, **settings})
     trainer = Rotating(model=built(config, lora, base), args=arguments, train_dataset=Words(), callbacks=[*made, watch])
-    with contextlib.suppress(Killed):
+    with contextlib.suppress(KilledError):
         trainer.train(resume_from_checkpoint=resume)
     return watch
 
 
 def train(snapshots, **task) -> None:
-    np.savez(snapshots, **trained(**task).weights)
+    np.savez(snapshots.format(rank=paddle.distributed.get_rank()), **trained(**task).weights)
 
 
 def resume(folder, weights, **task) -> None:
@@ -124,6 +126,8 @@ def resume(folder, weights, **task) -> None:
 
 
 def load(folder, weights, config, lora=False, base=None) -> None:
+    if base is not None and not os.path.isdir(base):
+        built(config, False, base)
     if lora:
         model = peft.LoRAModel.from_pretrained(built(config, False, base), folder)
     else:

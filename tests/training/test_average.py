@@ -1,0 +1,151 @@
+"""The average of the last checkpoints of a run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddle_merge.errors import ConfigError
+from paddle_merge.training import AverageCallback
+from tests.support.trainers import Run, paddle, value
+
+
+def test_checkpoints_are_averaged_that_the_trainer_has_removed(tmp_path: Path) -> None:
+    Run(tmp_path, limit=1).train([AverageCallback(last=3)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["average", "checkpoint-8"]
+    assert value(tmp_path / "average") == 6.0  # of 4, 6 and 8
+    held = {path.name for path in (tmp_path / "average").iterdir()}
+    assert held >= {"config.json", "optimizer.pdopt", "trainer_state.json", "merge_config.json"}
+
+
+def test_a_decay_weighs_checkpoints(tmp_path: Path) -> None:
+    Run(tmp_path).train([AverageCallback(last=4, decay="1-sqrt")])
+    # 0.5 * 2 + 0.207107 * 4 + 0.158919 * 6 + 0.133975 * 8
+    assert value(tmp_path / "average") == pytest.approx(3.853738, abs=1e-5)
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
+    Run(tmp_path).train([AverageCallback(last=4)], kill=5)
+    assert not (tmp_path / "average").exists()
+    Run(tmp_path).train([AverageCallback(last=4)], start=4)
+    assert value(tmp_path / "average") == 5.0  # of 2, 4, 6 and 8
+
+
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_forgets_later_ones(tmp_path: Path) -> None:
+    Run(tmp_path, limit=9).train([AverageCallback(last=9)], kill=7)
+    Run(tmp_path, limit=9).train([AverageCallback(last=9)], start=2, steps=4)
+    assert value(tmp_path / "average") == 3.0  # of 2 and 4, not of 6
+
+
+def test_what_another_run_left_is_not_averaged(tmp_path: Path) -> None:
+    Run(tmp_path).train([AverageCallback(last=9)], kill=7)
+    Run(tmp_path).train([AverageCallback(last=9)], steps=4)
+    assert value(tmp_path / "average") == 3.0
+
+
+def test_a_run_with_fewer_checkpoints_averages_those(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Run(tmp_path).train([AverageCallback(last=5)], steps=4)
+    assert value(tmp_path / "average") == 3.0
+    assert "the run has 2 checkpoints to average, not 5" in caplog.text
+
+
+def test_one_checkpoint_is_copied(tmp_path: Path) -> None:
+    Run(tmp_path).train([AverageCallback(last=1)])
+    assert value(tmp_path / "average") == 8.0
+
+
+def test_zero_cost_checkpoints_are_waited_for(tmp_path: Path) -> None:
+    Run(tmp_path, enable_zero_cost_checkpoint=True).train([AverageCallback(last=4)])
+    assert value(tmp_path / "average") == 5.0
+
+
+def test_a_zero_cost_checkpoint_that_never_comes_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(tmp_path, enable_zero_cost_checkpoint=True)
+    run.write = lambda step: None  # type: ignore[method-assign]
+    run.train([AverageCallback(last=4, wait=0)])
+    assert not (tmp_path / "average").exists()
+    assert "checkpoint-2, checkpoint-4, checkpoint-6, checkpoint-8 was not complete 0 s after the end" in caplog.text
+
+
+def test_zero_cost_checkpoints_in_memory_only_are_not_waited_for(tmp_path: Path) -> None:
+    class Flash(AverageCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_end(args, state, control, **kwargs)
+            if state.global_step == 5:  # saved to the memory of the machine
+                self.on_save(args, state, control, **kwargs)
+
+    Run(tmp_path, enable_zero_cost_checkpoint=True).train([Flash(last=4, wait=0)])
+    assert value(tmp_path / "average") == 5.0
+
+
+def test_a_merge_that_fails_is_logged_with_the_command_that_repeats_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Damaging(AverageCallback):
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            (tmp_path / ".average" / "checkpoint-6" / "model_state.pdparams").write_bytes(b"\x80\x04K")
+            super().on_train_end(args, state, control, **kwargs)
+
+    run = Run(tmp_path)
+    run.train([AverageCallback(last=2)], steps=4)
+    with caplog.at_level(logging.ERROR):
+        run.train([Damaging(last=2)], start=4)
+    assert "the training is not affected" in caplog.text
+    assert f"python -m paddle_merge --model_path_list {tmp_path}/.average/checkpoint-6" in caplog.text
+    assert value(tmp_path / "average") == 3.0  # the earlier one
+    assert (tmp_path / ".average" / "checkpoint-8").is_dir()  # for the command
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_only_rank_0_writes_and_all_meet_equally_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[int] = []
+    monkeypatch.setattr(paddle.distributed, "barrier", lambda: met.append(1))
+    counts = []
+    for rank, fails in ((0, False), (1, False), (0, True)):
+        met.clear()
+        callback = AverageCallback(last=2)
+        run = Run(tmp_path / str(rank), rank=rank, world_size=2)
+        if fails:
+            monkeypatch.setattr(callback, "_keep", lambda *args: 1 / 0)
+        run.train([callback])
+        counts.append(len(met))
+    assert len(set(counts)) == 1
+    assert value(tmp_path / "0" / "average") == 7.0
+    assert not (tmp_path / "1").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"last": 0}, "last must be a number of checkpoints, 1 or more, not 0"),
+        ({"decay": "cosin"}, "did you mean 'cosine'"),
+        ({"last": 3, "decay": [1, 0.5]}, "decay has 2 numbers; 3 checkpoints need 3|decay has 2"),
+        ({"output": "checkpoint-average"}, "the Trainer takes folders called checkpoint-... for its own"),
+        ({"output": ""}, "output must be the name of a folder"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    if settings.get("decay") == [1, 0.5]:
+        settings = {**settings, "last": 5}
+    with pytest.raises(ConfigError, match=message):
+        AverageCallback(**settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ({"save_strategy": "no"}, {}, "save_strategy is no"),
+        ({"unified_checkpoint_config": ["skip_save_model_weight"]}, {}, "skip_save_model_weight"),
+        ({}, {"base": "."}, "base is for models with LoRA"),
+    ],
+)
+def test_runs_without_such_checkpoints_are_refused_before_the_first_step(
+    tmp_path: Path, arguments: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    run = Run(tmp_path, **arguments)
+    with pytest.raises(ConfigError, match=message):
+        run.train([AverageCallback(**settings)])
+    assert run.state.global_step == 0
