@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MergeError
 
 
 def filled(file: str, pre: str, aligned: str) -> str:
@@ -18,20 +17,28 @@ def filled(file: str, pre: str, aligned: str) -> str:
 
     try:
         with open(file, encoding="utf-8") as stream:
-            content: Any = yaml.safe_load(stream)
+            document = yaml.compose(stream, yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"sweep {file}: can't be read ({error})") from None
-    section = content.get("sweep") if isinstance(content, dict) else None
-    if not isinstance(section, dict):
+    pairs = document.value if isinstance(document, yaml.MappingNode) else []
+    section = next((value for key, value in pairs if key.value == "sweep"), None)
+    if not isinstance(section, yaml.MappingNode):
         raise ConfigError(f"sweep {file}: has no section sweep")
-    section |= {"pre": pre, "aligned": aligned}
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    ends = {"pre": pre, "aligned": aligned}
+    section.value = [(key, value) for key, value in section.value if key.value not in ends]
+    section.value += [(_text(name), _text(path)) for name, path in ends.items()]
+    # Nodes, not values: a range such as 0:1:0.1 is a number of YAML 1.1, to base 60.
+    text: str = yaml.serialize(document, Dumper=yaml.SafeDumper, allow_unicode=True)
     with tempfile.TemporaryDirectory() as folder:
         copy = os.path.join(folder, os.path.basename(file))
         with open(copy, "w", encoding="utf-8") as stream:
             stream.write(text)
         sweep_spec(read_file(copy))
     return text
+
+
+def _text(value: str) -> yaml.ScalarNode:
+    return yaml.ScalarNode("tag:yaml.org,2002:str", value)
 
 
 def swept(file: str, pre: str, aligned: str, output: str) -> str:
@@ -49,6 +56,8 @@ def swept(file: str, pre: str, aligned: str, output: str) -> str:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
         sweep(Asked(copy, output, overwrite=True), progress=False)
+    except MergeError as error:
+        raise type(error)([problem.replace(copy, file) for problem in error.problems]) from error
     finally:
         os.remove(copy)
     return os.path.join(output, BEST)

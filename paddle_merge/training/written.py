@@ -135,8 +135,8 @@ def _flex(folder: str, like: str | None, fields: Fields, args: Any, model: Any) 
     _merge(own, fields, output_layout="paddleformers", save_format="pdparams")
     if not flex.from_pdparams(own, os.path.join(folder, "model_state"), getattr(args, "tensor_model_parallel_size", 1)):
         log.warning(
-            "%s: is for from_pretrained only: to resume from it, fused gate and up projections would have to be split between"
-            " tensor-parallel ranks",
+            "%s: is for from_pretrained only: to resume from it, fused gate and up projections would have to be split"
+            " between tensor-parallel ranks",
             os.path.basename(folder),
         )
     shutil.rmtree(own)

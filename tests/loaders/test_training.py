@@ -40,9 +40,9 @@ EMA = {step: 0.2 * 0.8 ** (STEPS - step) / (1 - 0.8**STEPS) for step in range(1,
 State = dict[str, np.ndarray]
 
 
-def callbacks(base: Path, **average: Any) -> list[list[Any]]:
+def callbacks(base: Path) -> list[list[Any]]:
     return [
-        ["average", {"last": 4, "decay": "1-sqrt", **average}],
+        ["average", {"last": 4, "decay": "1-sqrt"}],
         ["ema", {"decay": 0.8}],
         ["window", {"steps": 5, "every": 2, "decay": "cosine"}],
         ["merge", {"reference": str(base), "toward_aligned": 0.7}],
@@ -129,13 +129,13 @@ def test_adapters_are_averaged_exactly_with_their_base(library: str, tmp_path: P
     base, output = tmp_path / "base", tmp_path / "run"
     task = {"output": str(output), "config": CONFIG, "settings": {"save_total_limit": 1}, "lora": True}
     load = {"do": "load", "config": CONFIG}
+    average = ["average", {"last": 4, "decay": "1-sqrt", "base": str(base)}]
     run(
         library,
         tmp_path,
         [
             {**load, "folder": str(base), "weights": str(tmp_path / "base.npz"), "base": str(base), "lora": None},
-            {"do": "train", **task, "base": str(base), "callbacks": callbacks(base, base=str(base))[:1]}
-            | {"snapshots": str(tmp_path / "all.npz")},
+            {"do": "train", **task, "base": str(base), "callbacks": [average], "snapshots": str(tmp_path / "all.npz")},
             {**load, "folder": str(output / "average"), "weights": str(tmp_path / "average.npz")},
         ],
     )

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
 from paddle_merge.backends.engine import import_paddle
 
 paddle = import_paddle()
@@ -61,10 +62,16 @@ class Model:
             tensor.fill_(value)
 
 
-def arguments(folder: Path, **changes: Any) -> SimpleNamespace:
-    """Return TrainingArguments, as far as callbacks look at them."""
+class Arguments(SimpleNamespace):
+    """TrainingArguments, as far as callbacks look at them."""
+
+    __module__ = "paddlenlp.trainer"  # callbacks tell the libraries apart by this
+
+
+def arguments(folder: Path, **changes: Any) -> Arguments:
+    """Return the arguments of a training that saves every second step. changes: further ones, or other values."""
     found = {"output_dir": str(folder), "save_strategy": "steps", "save_steps": 2, "world_size": 1, "local_rank": -1}
-    return SimpleNamespace(**{**found, **changes})
+    return Arguments(**{**found, **changes})
 
 
 class Run:
