@@ -35,7 +35,7 @@ _BASES = ("base_model_name_or_path", "base_model_name")
 @dataclass(frozen=True)
 class Arrangement:
     """What is to be arranged. format: one of LAYOUTS. ranks: of each layer by name. scale: of all layers. dtype: of their
-    matrices."""
+    matrices. tokenizer: the content of its files by name."""
 
     format: str
     adapters: Sequence[Adapter]
@@ -46,6 +46,7 @@ class Arrangement:
     whole: Sequence[Whole]
     scale: float
     dtype: DType
+    tokenizer: Mapping[str, bytes]
 
     @property
     def rank(self) -> int:
@@ -69,7 +70,7 @@ def arrange(contents: Arrangement) -> NewAdapter:
         held.append(Held(whole_name(one, contents), one.dtype, one.shape, size))
     kind = "peft" if contents.format == "peft" else "paddle"
     config = _peft_config(contents) if kind == "peft" else _paddle_config(contents)
-    return arranged(contents.format, held, {ADAPTER_CONFIGS[kind]: json_bytes(config)})
+    return arranged(contents.format, held, {**contents.tokenizer, ADAPTER_CONFIGS[kind]: json_bytes(config)})
 
 
 def whole_name(one: Whole, contents: Arrangement) -> str:

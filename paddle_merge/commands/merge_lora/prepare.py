@@ -23,6 +23,7 @@ from .factors import LayerMerger, is_wide, weight_shape
 from .layers import Contents, Layer, as_layers, contents
 from .output_files import Arrangement, arrange, base_named
 from .peft_types import FACTORWISE
+from .tokenizer import tokenizer_of
 from .whole import Whole, whole_tensors
 
 log = logging.getLogger("paddle_merge")
@@ -167,6 +168,7 @@ def _prepared(
         shapes |= {one.name: one.shape for one in whole if not one.kept}
         method = ByMethod(request, shapes, is_wide(layers))
     merger = LayerMerger(config, layers, dtype, method, files)
+    tokenizer, doubts = tokenizer_of(config.adapter_path_list)
     output = Arrangement(
         format=format,
         adapters=adapters,
@@ -177,8 +179,9 @@ def _prepared(
         whole=whole,
         scale=merger.scale,
         dtype=dtype,
+        tokenizer=tokenizer,
     )
-    return Prepared(output, merger, method, _warnings(config, adapters, layers, request))
+    return Prepared(output, merger, method, [*_warnings(config, adapters, layers, request), *doubts])
 
 
 def _warnings(

@@ -71,3 +71,20 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OutputError, match="No space left"):
         merged(tmp_path, a, overwrite=True, weight_list=[2.0])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_tokenizer_is_taken_over_where_the_adapters_agree(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a, b, c = (lora(tmp_path / str(seed), {Q: (6, 4, 2)}, seed) for seed in (1, 2, 3))
+    for adapter, ids in ((a, {"x": 0}), (b, {"x": 0})):
+        (Path(adapter) / "vocab.json").write_text(json.dumps(ids))
+        (Path(adapter) / "training_args.bin").touch()
+    out, _ = merged(tmp_path, a, b, c)
+    assert {path.name for path in out.iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "merge_lora_report.json", "vocab.json")
+    }
+    assert json.loads((out / "vocab.json").read_text()) == {"x": 0}
+    (Path(b) / "vocab.json").write_text(json.dumps({"x": 1}))
+    with caplog.at_level("WARNING", "paddle_merge"):
+        out, _ = merged(tmp_path / "other", a, b)
+    assert not (out / "vocab.json").exists()
+    assert f"the tokenizers in {a} and {b} differ" in caplog.text
