@@ -65,6 +65,7 @@ class LayerMerger:
     ):
         self._config, self._dtype, self._method, self._files = config, dtype, method, files
         self._weights, self._reading = config.weights, Lock()
+        self._real = np.float64 if is_wide(layers) else np.float32  # what PEFT computes in
         self._highest = max(part.rank for layer in layers for part in layer.parts)
         self._combination = Combination(
             (config.type or "").removesuffix("_svd"), config.reserve_p, config.majority_sign_method, config.seed
@@ -95,7 +96,7 @@ class LayerMerger:
 
         Raises CheckpointError if one holds NaN or Inf, or overflows; WorkError.
         """
-        pairs = [self._read(part, layer) for part in layer.parts]
+        pairs = [self._read(part) for part in layer.parts]
         scales = [self._scale_of(part) for part in layer.parts]
         left = np.concatenate([b * scale for (b, _), scale in zip(pairs, scales, strict=True)], axis=1)
         right = np.concatenate([a for _, a in pairs])
@@ -120,12 +121,12 @@ class LayerMerger:
 
     # --- reading and storing
 
-    def _read(self, part: Part, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
         """Return b [outputs, r], with the mixer if there is one, and a [r, inputs], float64."""
-        b, a = (self._matrix(entry, layer) for entry in (part.b, part.a))
-        return (b if part.middle is None else b @ self._matrix(part.middle, layer)), a
+        b, a = (self._matrix(entry) for entry in (part.b, part.a))
+        return (b if part.middle is None else b @ self._matrix(part.middle)), a
 
-    def _matrix(self, entry: TensorEntry, layer: Layer) -> np.ndarray:
+    def _matrix(self, entry: TensorEntry) -> np.ndarray:
         with self._reading:
             matrix = read_matrix(entry, self._files)
         if not np.isfinite(matrix).all():
@@ -151,7 +152,7 @@ class LayerMerger:
     ) -> tuple[np.ndarray, np.ndarray]:
         adapters, found = [part.adapter for part in layer.parts], []
         for place, word in ((0, "lora_B"), (1, "lora_A")):
-            arrays = [pair[place].astype(np.float32) for pair in pairs]
+            arrays = [pair[place].astype(self._real) for pair in pairs]
             weights = [shared(scale)[1 - place] for scale in scales]
             found.append(self._combination.combine(arrays, weights, adapters, f"{layer.name}.{word}.weight"))
         return found[0], found[1]
@@ -161,7 +162,7 @@ class LayerMerger:
         adapters, name = [part.adapter for part in layer.parts], f"{layer.name}.weight"
         if self._method is None:
             changes = [
-                (b.astype(np.float32) @ a.astype(np.float32)) * np.float32(part.scale)
+                (b.astype(self._real) @ a.astype(self._real)) * np.float32(part.scale)
                 for (b, a), part in zip(pairs, layer.parts, strict=True)
             ]
             return self._combination.combine(changes, [self._weights[one] for one in adapters], adapters, name)
@@ -184,7 +185,7 @@ class LayerMerger:
         """Return what is added to the bias, divided by the scale: the sum, or what the method makes; None if nothing is."""
         if not layer.has_bias:
             return None
-        held = {part.adapter: self._matrix(part.bias, layer)[0] for part in layer.parts if part.bias is not None}
+        held = {part.adapter: self._matrix(part.bias)[0] for part in layer.parts if part.bias is not None}
         scales = {part.adapter: part.scale for part in layer.parts}
         nothing = np.zeros(layer.shape[0])
         each = [held[one] * scales[one] if one in held else nothing for one in range(len(self._weights))]

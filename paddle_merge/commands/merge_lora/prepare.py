@@ -15,7 +15,7 @@ from ...errors import Attempts, CheckpointError, OutputError
 from ...plan.file_names import MERGE_LORA_REPORT
 from ...recipe.request import Request
 from ...run.output.destination import check_output
-from ..extract_lora.adapter_files import PREFIXES
+from ..extract_lora.adapter_files import LAYOUTS, PREFIXES
 from .base_model import BaseModel, named_as_base, open_base
 from .by_method import ByMethod, request_of
 from .config import MergeLoraConfig
@@ -46,24 +46,22 @@ def prepare(config: MergeLoraConfig, files: Files) -> Prepared:
     adapters = [attempt(open_adapter, path) for path in config.adapter_path_list]
     request = attempt(request_of, config) if config.merge_method is not None and not attempt.errors else None
     opened = [one for one in adapters if one is not None]
-    complete = opened and len(opened) == len(adapters) and not attempt.errors
+    parts = attempt(_parts, config, opened) if opened and config.format in (None, *LAYOUTS) else None
     prepared = None
-    if complete:
-        parts = attempt(_parts, config, opened)
-        if parts is not None:
-            format, base, held = parts
-            layers = attempt(as_layers, [one.parts for one in held], config.adapter_path_list)
-            whole = attempt(
-                whole_tensors,
-                [one.whole for one in held],
-                config.weights,
-                config.adapter_path_list,
-                base.tensors if base is not None else None,
-                config.merge_method is not None,
-            )
-            attempt(_check_layers, config, format, layers or [], whole or [])
-            if layers is not None and whole is not None and not attempt.errors:
-                prepared = _prepared(config, opened, format, base, layers, whole, request, files)
+    if parts is not None and not attempt.errors:
+        format, base, held = parts
+        layers = attempt(as_layers, [one.parts for one in held], config.adapter_path_list)
+        whole = attempt(
+            whole_tensors,
+            [one.whole for one in held],
+            config.weights,
+            config.adapter_path_list,
+            base.tensors if base is not None else None,
+            config.merge_method is not None,
+        )
+        attempt(_check_layers, config, format, layers or [], whole or [])
+        if layers is not None and whole is not None and not attempt.errors:
+            prepared = attempt(_prepared, config, opened, format, base, layers, whole, request, files)
     nbytes = arrange(prepared.output).shards[0].nbytes if prepared is not None and config.energy is None else 0
     problems = check_output(
         folder=config.output_path,

@@ -29,7 +29,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
     with pytest.raises(ConfigError) as error:
-        merged(tmp_path, str(tmp_path / "none"), str(tmp_path / "neither"), **fields)
+        merged(tmp_path, str(tmp_path / "none"), peft(tmp_path / "bad", {A: np.ones((2, 4))}), **fields)
     text = str(error.value)
     for sentence in (
         "--weight_list has 1 numbers for 2 adapters",
@@ -37,7 +37,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "two ways to merge",
         "--rank 0 must be at least 1",
         "none: no such folder",
-        "neither: no such folder",
+        "has no lora_B",
         "is not empty",
     ):
         assert sentence in text
