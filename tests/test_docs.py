@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -114,7 +115,8 @@ def test_files_named_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("language", ["README.md", "README_cn.md"])
 @pytest.mark.parametrize(
-    "package", ["backends", "checkpoints", "commands", "conversion", "plan", "recipe", "run", "run/output", "search"]
+    "package",
+    ["backends", "checkpoints", "commands", "conversion", "plan", "recipe", "run", "run/output", "search", "training"],
 )
 def test_every_module_is_on_a_page(package: str, language: str) -> None:
     """On its package's, or on the one above it."""
@@ -177,7 +179,9 @@ def test_python_shown_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def state_dicts(content: str) -> dict[str, Any]:
-    """Return the names that an example on models in memory uses, with a small layer for each."""
+    """Return the names that an example uses besides its own: of models in memory, each a small layer; or a Trainer."""
+    if "trainer" in content:
+        return {"trainer": Mock()}
     if "state_dict" not in content:
         return {}
     paddle = import_paddle()
