@@ -63,6 +63,7 @@ class AverageCallback(TrainingCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the settings, and what earlier processes of this run have kept. Raises ConfigError."""
         self.failed, self._pending = False, []
+        self.check_output(args)
         strategy = getattr(args.save_strategy, "value", args.save_strategy)
         if strategy == "no":
             raise ConfigError(

@@ -9,12 +9,15 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError, MergeError
+from ..plan.file_names import RECORD
 
 log = logging.getLogger("paddle_merge")
+WAIT = 0.2  # seconds between two looks at a file
 
 
 class TrainingCallback:
@@ -62,12 +65,33 @@ class TrainingCallback:
                 exc_info=not isinstance(error, MergeError | OSError),
             )
 
+    def check_output(self, args: Any) -> None:
+        """Check that what is in the output folder may be replaced. Raises ConfigError."""
+        folder = self.folder(args)
+        held = os.listdir(folder) if os.path.isdir(folder) else []
+        if os.path.isfile(folder) or (held and RECORD not in held):
+            raise ConfigError(f"output {folder} holds what is not of an earlier merge; give another name, or remove it")
+
     def finish(self, args: Any, state: Any, work: Callable[[], None]) -> None:
-        """Do something in rank 0 at the end of a training, once all ranks are there; the others wait until it is done."""
-        meet(args)
-        if state.is_world_process_zero:
-            self.attempt(args, state, work)
-        meet(args)
+        """Do something in rank 0 at the end of a training, once all ranks are there; the others wait until it is done.
+
+        They wait for a file to vanish, since a barrier gives up after a while, and a merge may take longer.
+        """
+        working = f"{self.scratch(args)}.working"
+        if not state.is_world_process_zero:
+            meet(args)
+            while os.path.exists(working):
+                time.sleep(WAIT)
+            meet(args)
+            return
+        if args.world_size > 1:
+            os.makedirs(args.output_dir, exist_ok=True)
+            with open(working, "w"):
+                meet(args)
+        self.attempt(args, state, work)
+        if args.world_size > 1:
+            os.remove(working)
+            meet(args)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -45,6 +45,7 @@ class LiveCallback(TrainingCallback):
         """Start at the beginning of a training, or go on. Raises ConfigError, CheckpointError."""
         self.failed, self.average = False, LiveAverage(self.device)
         check_whole(args)
+        self.check_output(args)
         if state.global_step and self.goes_on(state.global_step):
             folder = saved_state(args, state.global_step, self._name(args))
             if folder is None:

@@ -70,6 +70,7 @@ class MergeCallback(TrainingCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that there is something to merge. Raises ConfigError."""
         self.failed = False
+        self.check_output(args)
         for name, path in {"reference": self.reference, "base": self.base}.items():
             if not os.path.isdir(path):
                 raise ConfigError(f"{name} {path}: no such folder")

@@ -18,6 +18,7 @@ from typing import Any
 from ..checkpoints.names import HEAD
 from ..conversion.inputs import open_together
 from ..errors import MergeError, WorkError
+from ..plan.file_names import RECORD
 from ..recipe.config import MergeConfig
 from ..run.merge import merge
 from . import flex, masters
@@ -152,6 +153,7 @@ def _adapter(folder: str, like: str | None, fields: Fields, args: Any, model: An
     os.makedirs(folder)
     stem = "model_state" if save_format == "pdparams" else "model"
     os.rename(os.path.join(f"{folder}.merged", f"{stem}.{save_format}"), os.path.join(folder, name))
+    os.rename(os.path.join(f"{folder}.merged", RECORD), os.path.join(folder, RECORD))
     shutil.rmtree(f"{folder}.merged")
     index = os.path.join(like, "peft_model.safetensors.index.json") if like is not None else ""
     if os.path.exists(index):
@@ -167,5 +169,6 @@ def _flex_adapter(folder: str, like: str | None, fields: Fields, args: Any, mode
     flex.adapter_from(own, os.path.join(folder, "lora_model_state.pdparams"))
     if not flex.from_pdparams(own, os.path.join(folder, "model_state"), getattr(args, "tensor_model_parallel_size", 1)):
         raise WorkError("an adapter of a model with fused projections, trained with tensor parallelism, can't be written")
+    os.rename(os.path.join(own, RECORD), os.path.join(folder, RECORD))
     shutil.rmtree(own)
     describe(model, folder)

@@ -149,3 +149,34 @@ def test_runs_without_such_checkpoints_are_refused_before_the_first_step(
     with pytest.raises(ConfigError, match=message):
         run.train([AverageCallback(**settings)])
     assert run.state.global_step == 0
+
+
+def test_folders_of_others_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "average").mkdir()
+    (tmp_path / "average" / "thesis.txt").write_text("")
+    with pytest.raises(ConfigError, match="holds what is not of an earlier merge; give another name, or remove it"):
+        Run(tmp_path).train([AverageCallback()])
+    (tmp_path / "average" / "thesis.txt").unlink()
+    for _ in range(2):  # an empty one, and one of an earlier run, may be
+        Run(tmp_path).train([AverageCallback()])
+
+
+def test_others_wait_as_long_as_rank_0_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a barrier, which gives up after a minute or so."""
+    monkeypatch.setattr(paddle.distributed, "barrier", lambda: None)
+    run = Run(tmp_path, rank=1, world_size=2)
+    working = tmp_path / ".average.working"
+    working.write_text("")
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            working.unlink()
+
+    monkeypatch.setattr("paddle_merge.training.callback.time.sleep", sleep)
+    run.train([AverageCallback()])
+    assert len(waited) == 3
+    lead = Run(tmp_path, world_size=2)
+    lead.train([AverageCallback()])
+    assert not working.exists()

@@ -70,6 +70,7 @@ def test_a_reference_that_does_not_fit_is_logged(reference: str, tmp_path: Path,
     assert "task_arithmetic" in (tmp_path / "run" / "merged.yaml").read_text()
 
 
+@pytest.mark.exhaustive
 def test_the_point_that_a_sweep_picks(reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scorer_of_training.py").write_text(
         "def score(candidate, split, seed, samples):\n"
