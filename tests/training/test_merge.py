@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -117,10 +116,3 @@ def test_a_sweep_file_is_read_before_the_training(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("search: {}")
     with pytest.raises(ConfigError, match="has no section sweep"):
         MergeCallback("reference", sweep=str(tmp_path / "other.yaml"))
-
-
-def test_events_that_callbacks_do_not_handle() -> None:
-    callback = MergeCallback("reference")
-    callback.on_something_new(SimpleNamespace(), SimpleNamespace(), None, model=None)
-    with pytest.raises(AttributeError, match="has no attribute 'anything'"):
-        callback.anything  # noqa: B018
