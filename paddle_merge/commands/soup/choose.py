@@ -78,7 +78,7 @@ def choose(config: SoupConfig) -> Found:
     kind = _kind(kinds, config)
     measured = _measured(config.run, kinds)
     members = [_member(saved, config.base_model_path, measured.get(saved.step)) for saved in kinds[kind]]
-    if config.base_model_path and not any(_is_adapter(saved.path) for saved in kinds[kind]):
+    if config.base_model_path and all(member.spec == member.saved.path and not member.why_not for member in members):
         raise ConfigError(f"--base_model_path is for runs that saved LoRA adapters; {config.run} saved whole models")
     chosen = [member for member in members if not member.why_not and _within(member, config)]
     if config.last is not None and config.last > len(chosen):
