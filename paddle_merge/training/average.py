@@ -144,10 +144,7 @@ class AverageCallback(TrainingCallback):
             raise WorkError("the run has saved no checkpoint")
         if len(steps) < self.last:
             log.warning("AverageCallback: the run has %d checkpoints to average, not %d", len(steps), self.last)
-        decay = self.decay if isinstance(self.decay, str) or len(steps) == self.last else None
-        if decay is None:
-            raise WorkError(f"decay has {len(self.decay)} numbers, for {self.last} checkpoints")
-        weights = average_weights(decay, len(steps))
+        weights = average_weights(self.decay, len(steps))
         kept = [os.path.join(self.scratch(args), f"checkpoint-{step}") for step in steps]
         lora = is_lora(model) and self.base is None
         models = self._models(kept, lora)
