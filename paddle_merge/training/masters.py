@@ -29,6 +29,7 @@ def replace(output: str, like: str, form: str, fields: Mapping[str, Any], model:
 
     output: the folder, which has a copy of all else of the checkpoint `like`, of this form. fields: of the merge, with the
     output_layout of the library's models. The masters are the merged weights before they are rounded to 16 bits.
+    Raises WorkError if the last checkpoint's masters aren't those of whole weights.
     """
     if form == "flex":
         _flex(output, like, fields)
@@ -92,7 +93,9 @@ def _pdopt(file: str, fields: Mapping[str, Any], model: Any) -> None:
     for name, master in state["master_weights"].items():
         if name not in by_parameter:
             raise WorkError(f"{file}: master weight {name!r} is of no weight that is merged")
-        state["master_weights"][name] = by_parameter[name].reshape(master.shape)
+        if by_parameter[name].shape != master.shape:
+            raise WorkError(f"{file}: master weight {name!r} is a part of one that is merged")
+        state["master_weights"][name] = by_parameter[name]
     os.remove(file)  # a link to the checkpoint's own
     paddle.save(state, file)
     shutil.rmtree(own)

@@ -30,6 +30,8 @@ Fields = Mapping[str, Any]  # of MergeConfig: models, method and its parameters
 _LIBRARIES = ("paddlenlp", "paddleformers")  # each also the name of the layout of its models
 # What a checkpoint holds of weights, which the merged ones replace.
 _REPLACED = re.compile(r"(lora_)?model_state|(model|peft_model|adapter_model|pytorch_model)[.-]|master_weight|\.")
+# Of PaddleNLP's checkpoints of tensor and pipeline parallelism.
+_OF_RANK = re.compile(r"(lora_)?model_state\..+\.pdparams")
 
 
 def library_of(args: Any) -> str:
@@ -57,10 +59,7 @@ def write(output: str, like: str | None, fields: Fields, args: Any, model: Any, 
     try:
         writer(partial, like, dict(fields), args, model)
         if like is not None:
-            for name in os.listdir(like):
-                if not _REPLACED.match(name) and not os.path.exists(os.path.join(partial, name)):
-                    place(os.path.join(like, name), os.path.join(partial, name))
-            masters.replace(partial, like, form, {**fields, "output_layout": None if lora else library_of(args)}, model)
+            _complete(partial, like, form, {**fields, "output_layout": None if lora else library_of(args)}, model)
         _publish(partial, output.rstrip("/"))
     except BaseException as error:
         if isinstance(error, MergeError):
@@ -68,6 +67,28 @@ def write(output: str, like: str | None, fields: Fields, args: Any, model: Any, 
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _complete(folder: str, like: str, form: str, fields: Fields, model: Any) -> None:
+    """Add to merged weights what else a training needs that goes on from them, of the checkpoint `like`."""
+    before = set(os.listdir(folder))
+    try:
+        if any(_OF_RANK.fullmatch(name) for name in os.listdir(like)):
+            raise WorkError("every rank has a file of its own weights, and the output is one whole model")
+        for name in os.listdir(like):
+            if not _REPLACED.match(name) and name not in before:
+                place(os.path.join(like, name), os.path.join(folder, name))
+        masters.replace(folder, like, form, fields, model)
+    except WorkError as error:
+        for name in set(os.listdir(folder)) - before:
+            path = os.path.join(folder, name)
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+        log.warning(
+            "%s: from_pretrained opens it, but no Trainer can go on from it as from %s: %s",
+            os.path.basename(folder),
+            like,
+            error,
+        )
 
 
 def command(fields: Fields, output: str) -> str:

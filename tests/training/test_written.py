@@ -92,6 +92,26 @@ def test_master_weights_are_those_of_the_merge(tmp_path: Path, form: str) -> Non
         np.testing.assert_array_equal(masters[name], np.full(SHAPES[name], 5.5, np.float32))
 
 
+@pytest.mark.parametrize("sliced", ["masters", "weights"])
+def test_parts_of_ranks_are_not_mixed_with_whole_weights(
+    tmp_path: Path, sliced: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sliced(Mixed):
+        def write(self, step: int) -> None:
+            super().write(step)
+            folder = Path(self.args.output_dir, f"checkpoint-{step}")
+            if sliced == "weights":
+                (folder / "model_state.pdparams").rename(folder / "model_state.tp00.pdparams")
+                return
+            half = {parameter: paddle.ones([2]) for parameter in MASTERS.values()}
+            paddle.save({"master_weights": half}, str(folder / "optimizer.pdopt"))
+
+    Sliced(tmp_path, "pdparams").train([AverageCallback(last=2)], steps=4)
+    assert values(tmp_path / "average").keys() == SHAPES.keys()
+    assert not {"optimizer.pdopt", "trainer_state.json"} & {path.name for path in (tmp_path / "average").iterdir()}
+    assert "from_pretrained opens it, but no Trainer can go on from it" in caplog.text
+
+
 def test_a_flex_checkpoint_with_masters(tmp_path: Path) -> None:
     run = Mixed(tmp_path, "flex")
     run.train([AverageCallback(last=2)], steps=4)
