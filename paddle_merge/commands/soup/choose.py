@@ -120,7 +120,12 @@ def _member(saved: Saved, base: str | None, metrics: Mapping[str, float] | None)
     try:
         opened, _ = open_model(member.spec, "model")
     except CheckpointError as error:
-        hint = "; it holds a LoRA adapter: give the model that it was trained on by --base_model_path" if adapter else ""
+        hint = ""
+        if adapter:
+            hint = (
+                "; it holds a LoRA adapter: give the model that it was trained on by --base_model_path, or make one adapter"
+                " of several by merge-lora"
+            )
         return replace(member, why_not=error.problems[0] + (hint if not base else ""))
     if factors := [name for name in opened.tensors if {"lora_A", "lora_B"} & {name.rpartition(".")[2], last_word(name)}]:
         why = (
