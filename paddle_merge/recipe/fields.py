@@ -80,13 +80,14 @@ class Fields:
     )
     merge_method: str | None = flag(
         _METHOD,
-        "The merge method: one of PaddleNLP's, which are named pairs of sparsifier and merge type, or one of mergekit's.",
+        "The merge method: one of PaddleNLP's, which are named pairs of sparsifier and merge type, or one of those that recipes"
+        " name.",
         choices=(*METHODS, *(name for name in NAMED if name not in METHODS)),
         shown="linear",
     )
     method_parameters: list[str] | None = flag(
         _METHOD,
-        "Parameters of a method that PaddleNLP doesn't have, by mergekit's names: `--method_parameters gamma=0.02`."
+        "Parameters of a method that PaddleNLP doesn't have, by their names in recipes: `--method_parameters gamma=0.02`."
         " normalize=true and rescale=true turn these on for methods where they are off by default.",
     )
     merge_type: str | None = flag(
