@@ -80,8 +80,8 @@ class Fields:
     )
     merge_method: str | None = flag(
         _METHOD,
-        "The merge method: one of PaddleNLP's, which are named pairs of sparsifier and merge type, or one of those that recipes"
-        " name.",
+        "The merge method: one of PaddleNLP's, which are named pairs of sparsifier and merge type, or one of those that"
+        " recipes name.",
         choices=(*METHODS, *(name for name in NAMED if name not in METHODS)),
         shown="linear",
     )
