@@ -18,7 +18,7 @@ from tests.support.command_lines import in_app
 HELD: Mapping[str, Sequence[int]] = {
     "negation": (0, 1),
     "dare": (0, 1, 2),
-    "ties": (0,),
+    "ties": (),
     "wsm": (0,),
     "expo": (),
     "tax": (0,),

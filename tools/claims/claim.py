@@ -26,7 +26,7 @@ class Effort:
     steps: int = 1000
     every: int = 20
     batch: int = 8
-    tuning: int = 150
+    tuning: int = 80
     test: int = 96
     pairs: int = 960
     texts: int = 256

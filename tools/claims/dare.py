@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,32 @@ def sparse(base: Path, expert: Path, rate: float, how: str, out: Path, seed: int
     return merged(out, [expert], base, reserve_p=round(1 - rate, 2), **HOW[how], **drawn)
 
 
-def measured(run: Run) -> dict[str, float]:
-    """Return the mean accuracy of the experts on their own tasks in per cent, and a language model's bits for code."""
-    mine, (base, tuned) = experts(run, "changed"), coder(run)
-    pairs = list(enumerate(mine.all, 1))
-    found = {"none": mean([mine.accuracies(expert)[task] for task, expert in pairs])}
-    found["all"] = mean(mine.accuracies(mine.base)[1:])
-    found |= {"lm none": bits(run, tuned, "code"), "lm all": bits(run, base, "code")}
-    for rate in RATES:
-        for how in HOW:
-            kept = [
-                mine.accuracies(sparse(mine.base, expert, rate, how, mine.folder / "sparse", run.seed))[task]
-                for task, expert in pairs
-            ]
-            found[f"{how} {rate}"] = mean(kept)
-            found[f"lm {how} {rate}"] = bits(run, sparse(base, tuned, rate, how, run.folder / "sparse", run.seed), "code")
+def of_digits(run: Run) -> dict[str, float]:
+    """Return the mean accuracy of the experts on their own tasks, in per cent."""
+    mine = experts(run, "changed")
+    found = {
+        "none": mean([mine.accuracies(expert)[task] for task, expert in enumerate(mine.all, 1)]),
+        "all": mean(mine.accuracies(mine.base)[1:]),
+    }
+    for rate, how in itertools.product(RATES, HOW):
+        left = [sparse(mine.base, expert, rate, how, Path(f"{expert}-sparse"), run.seed) for expert in mine.all]
+        found[f"{how} {rate}"] = mean([mine.accuracies(one)[task] for task, one in enumerate(left, 1)])
     return found
+
+
+def of_language(run: Run) -> dict[str, float]:
+    """Return bits per character of code."""
+    base, tuned = coder(run)
+    found = {"lm none": bits(run, tuned, "code"), "lm all": bits(run, base, "code")}
+    for rate, how in itertools.product(RATES, HOW):
+        left = sparse(base, tuned, rate, how, run.folder / "sparse", run.seed)
+        found[f"lm {how} {rate}"] = bits(run, left, "code")
+    return found
+
+
+def measured(run: Run) -> dict[str, float]:
+    """Return the numbers of both."""
+    return of_digits(run) | of_language(run)
 
 
 def findings(numbers: Numbers) -> list[Finding]:

@@ -102,8 +102,8 @@ def findings(numbers: Numbers) -> list[Finding]:
     return [
         Finding(
             "Negation removes the target and keeps the control.",
-            f"digits: the target loses {drop:.1f} points (at least 25 are asked for), the control {cost:.1f} (at most 6)",
-            drop >= 25 and cost <= 6,
+            f"digits: the target loses {drop:.1f} points (at least 20 are asked for), the control {cost:.1f} (at most 6)",
+            drop >= 20 and cost <= 6,
         ),
         Finding(
             "A random vector of the same norm does not remove the target.",

@@ -25,9 +25,9 @@ def ties(density: float, scale: float) -> dict[str, Any]:
     return {"merge_method": "ties", "reserve_p": density, "rescale": False, "scale": scale}
 
 
-def summed(scale: float) -> dict[str, Any]:
-    """Return the flags of task arithmetic."""
-    return {"merge_method": "linear", "normalize": False, "scale": scale}
+def summed(scale: float, count: int) -> dict[str, Any]:
+    """Return the flags of task arithmetic, with a number of experts."""
+    return {"merge_method": "linear", "weight_list": [scale] * count, "normalize": False}
 
 
 def measured(run: Run) -> dict[str, float]:
@@ -40,7 +40,7 @@ def measured(run: Run) -> dict[str, float]:
             return mean(mine.accuracies(merge_all(mine, **flags), split))
 
         tuned = {
-            "tuned sum": [summed(scale) for scale in SCALES],
+            "tuned sum": [summed(scale, len(mine.all)) for scale in SCALES],
             "tuned ties": [ties(density, scale) for density, scale in itertools.product(DENSITIES, LAMBDAS)],
         }
         found[f"{name} base"] = mean(mine.accuracies(mine.base))
