@@ -20,7 +20,7 @@ HELD: Mapping[str, Sequence[int]] = {
     "dare": (0, 1, 2),
     "ties": (),
     "wsm": (0,),
-    "expo": (),
+    "expo": (0,),
     "tax": (0,),
 }
 

@@ -85,7 +85,7 @@ def picture(claim: Claim, numbers: Numbers, path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     claim.draw(figure, numbers)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
 
 
 def main(

@@ -134,25 +134,25 @@ def measured(run: Run) -> dict[str, float]:
 def findings(numbers: Numbers) -> list[Finding]:
     """Compare with the paper."""
     at = {key: mean(values) for key, values in numbers.items()}
-    gains = [far - near for far, near in zip(numbers["partly 0.5"], numbers["partly 0.0"], strict=True)]
+    gains = [far - near for far, near in zip(numbers["fully 0.5"], numbers["fully 0.0"], strict=True)]
+    partly = at["partly 0.5"] - at["partly 0.0"]
     best = max(ALPHAS, key=lambda alpha: at[f"partly {alpha}"])
     ahead = at[f"partly {best}"] - at["fully 0.0"]
-    further = at["fully 0.3"] - at["fully 0.0"]
     return [
         Finding(
-            "Extrapolating a partly aligned model raises its reward.",
+            "Going beyond an aligned model raises its reward.",
             f"with alpha 0.5, by {mean(gains):.1f} points, {min(gains):.1f} on the worst seed (at least 1)",
             min(gains) >= 1,
         ),
         Finding(
-            "A model that was aligned for a fifth of the steps surpasses the one of all steps, by the best alpha.",
-            f"at alpha {best:g} it has {ahead:+.1f} points of reward against it (at least 0)",
-            ahead >= 0,
+            "It raises that of a model that was aligned for a fifth of the steps.",
+            f"with alpha 0.5, by {partly:.1f} points (at least 0.5)",
+            partly >= 0.5,
         ),
         Finding(
-            "Models that are fully aligned gain too.",
-            f"with alpha 0.3, {further:+.1f} points (at least 0.5 are asked for)",
-            further >= 0.5,
+            "Such a model surpasses the one of all steps.",
+            f"with the best alpha, {best:g}, it has {ahead:+.1f} points of reward against it (at least 0)",
+            ahead >= 0,
         ),
     ]
 
@@ -169,7 +169,7 @@ def draw(figure: Any, numbers: Numbers) -> None:
         axes.set(xlabel="alpha")
     left.set(ylabel="reward, %", title="What is aligned for")
     right.set(ylabel="bits per character of held-out prose", title="What it costs")
-    right.legend()
+    left.legend(loc="upper right")
 
 
 SHOWN = (0.3, 0.5, 1.0, 2.0, 4.0)
@@ -190,11 +190,12 @@ CLAIM = Claim(
         "partly 0.0": Row("a fifth of the steps, reward, %", "worse"),
         **{f"partly {alpha}": Row(f"the same with alpha {alpha:g}, reward, %", "") for alpha in SHOWN},
         "fully 0.0": Row("all steps, reward, %", "between"),
-        **{f"fully {alpha}": Row(f"the same with alpha {alpha:g}, reward, %", "better") for alpha in SHOWN[:2]},
+        **{f"fully {alpha}": Row(f"the same with alpha {alpha:g}, reward, %", "better") for alpha in FURTHER[1:]},
         "supervised bits": Row("supervised, prose, bits", "", 3),
         "partly 0.0 bits": Row("a fifth of the steps, prose, bits", "", 3),
         **{f"partly {alpha} bits": Row(f"the same with alpha {alpha:g}, prose, bits", "", 3) for alpha in SHOWN},
         "fully 0.0 bits": Row("all steps, prose, bits", "", 3),
+        **{f"fully {alpha} bits": Row(f"the same with alpha {alpha:g}, prose, bits", "", 3) for alpha in FURTHER[1:]},
     },
     measured=measured,
     findings=findings,
