@@ -102,7 +102,9 @@ def run(tool: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tool.Run(tmp_path_factory.mktemp("replications"), 0, tool.QUICK)
 
 
-@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize(
+    "name", ["wsm", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in HELD if name != "wsm")]
+)
 def test_every_claim_runs(tool: Any, name: str, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With networks that have learned next to nothing, and fewer points: its table has all rows, its picture is drawn."""
     monkeypatch.setattr(tool.dare, "RATES", tool.dare.SHOWN)
