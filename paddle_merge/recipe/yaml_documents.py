@@ -140,9 +140,8 @@ class Drafts(Nodes):
         name = self.text(value)
         method = find(name) or find(name.lower())
         if method is None and name:
-            self.wrong(
-                value, f"unknown merge_method {shown(name)}{nearest(name.lower(), names())}; there are {', '.join(names())}"
-            )
+            known = nearest(name.lower(), names()) or f"; there are {', '.join(names())}"
+            self.wrong(value, f"unknown merge_method {shown(name)}{known}")
         return method
 
     def _dtype(self, given: Mapping[str, yaml.Node], key: str) -> DType | None:

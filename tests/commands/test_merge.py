@@ -372,7 +372,7 @@ def test_flags_inputs_and_output_are_checked_together(here: Path, capsys: pytest
     Path("full").mkdir()
     Path("full/precious.txt").touch()
     argv = ["--merge_method", "ties", "--merge_type", "linear", "--reserve_p", "7", "--device", "cuda"]
-    assert cli(*argv, "--model_path_list", "a", "gone", "--output_path", "full") == 1
+    assert cli(*argv, "--model_path_list", "a", "./gone", "--output_path", "full") == 1
     found = errors(capsys)
     wanted = ["--merge_method ties means", "--reserve_p 7", "--device 'cuda'", "gone: no such file", "is not empty"]
     for words in wanted:

@@ -788,7 +788,7 @@ def test_from_the_command_line_and_again_from_its_record(
     models = ["--model_path_list", "base+math", "base+code", "--base_model_path", "base"]
     run(*models, "--merge_method", "ties", "--output_path", "two")
     assert "model    1        x base+math" in capfd.readouterr().err
-    assert "`ties` on task vectors" in (tmp_path / "two" / "README.md").read_text()
+    assert ", as changes to base, made with" in (tmp_path / "two" / "README.md").read_text()
     monkeypatch.chdir("/")
     for name in ("one", "two", "three"):
         run(str(tmp_path / name / "merge_config.json"), "--output_path", str(tmp_path / "again"), "--overwrite")
