@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import CheckpointError
@@ -20,7 +20,7 @@ from .json_files import read_json
 EMA = "ema_state"  # the kind, and the name of the folder
 EMAS = (EMA, "ema_hf_checkpoint")  # kinds that hold a moving average in place of the weights
 KINDS = ("checkpoint", "hf_checkpoint", *EMAS)
-_NAME = re.compile(r"(checkpoint|hf_checkpoint|ema_hf_checkpoint)-(\d{1,12})")
+CHECKPOINT = re.compile(r"(checkpoint|hf_checkpoint|ema_hf_checkpoint)-(\d{1,12})")
 _RANK = re.compile(r"(\d+)_\d+\.distcp")
 _STATE = ("trainer_state.json", "trainer_state.bin")  # of PaddleNLP and transformers, and of PaddleFormers
 _ARGUMENTS = "training_args.bin"
@@ -28,7 +28,7 @@ _ARGUMENTS = "training_args.bin"
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of a run. kind: one of KINDS. missing: why it isn't finished; "" if nothing says so."""
+    """A checkpoint of a run. kind: one of KINDS. missing: why it isn't finished, or counts no more; "" if it does."""
 
     path: str
     kind: str
@@ -48,7 +48,7 @@ def find_checkpoints(run: str) -> dict[str, list[Saved]]:
         raise CheckpointError(f"{run}: can't be read ({error.strerror}); give the output folder of a training run") from None
     found: dict[str, list[Saved]] = {}
     for name in names:
-        path, match = os.path.join(run, name), _NAME.fullmatch(name)
+        path, match = os.path.join(run, name), CHECKPOINT.fullmatch(name)
         if match is None or not os.path.isdir(path):
             continue
         found.setdefault(match[1], []).append(Saved(path, match[1], int(match[2])))
@@ -59,15 +59,29 @@ def find_checkpoints(run: str) -> dict[str, list[Saved]]:
 
 def _judged(saved: list[Saved]) -> Iterator[Saved]:
     """Yield checkpoints of one kind, in the order of their steps, with what is missing of each."""
-    signals = {one.path: _signals(one) for one in saved}
-    for one in sorted(saved, key=lambda one: one.step):
-        unsigned = _ranks(one.path) - signals[one.path]
-        if any(signals.values()) and (unsigned or not signals[one.path]):
-            rank = min(unsigned, default=0)
+    looked = {one.path: _look(one) for one in saved}
+    signed = any(signals for signals, _, _ in looked.values())
+    seen: dict[str | int, str] = {}  # folders, by which links are told, and steps -> path
+    for one in sorted(saved, key=lambda one: (one.step, one.path)):
+        signals, ranks, missing = looked[one.path]
+        places = os.path.realpath(one.path), one.step
+        other = next((seen[place] for place in places if place in seen), None)
+        if not missing and other is not None:
+            missing = f"it is {other} once more"
+        elif not missing and signed and (not signals or ranks - signals):
+            rank = min(ranks - signals, default=0)
             missing = f"rank {rank} has not finished it: there is no saved_signal_{rank}"
-            yield Saved(one.path, one.kind, one.step, missing)
-        else:
-            yield one
+        elif not missing:
+            seen |= dict.fromkeys(places, one.path)
+        yield replace(one, missing=missing)
+
+
+def _look(saved: Saved) -> tuple[set[int], set[int], str]:
+    """Return the ranks that have finished a checkpoint, those that have files in it, and why it can't be read ("")."""
+    try:
+        return _signals(saved), _ranks(saved.path), ""
+    except OSError as error:
+        return set(), set(), f"it can't be read ({error.strerror})"
 
 
 def _signals(saved: Saved) -> set[int]:

@@ -75,7 +75,7 @@ def evolve(asked: Asked, progress: bool | None = None, visualdl: str | None = No
             assert optimizer is not None
             scoring = Scoring(asked, file, its, phase, fixed)
             try:
-                scoring.open([gene.name for gene in space.genes], optimizer[0], journal)
+                scoring.open({"genes": [gene.name for gene in space.genes]}, optimizer[0], journal)
                 journal = scoring.journal
                 population = optimizer[1].population
                 shown = Progress(its, its.evaluations // population * population, progress, visualdl, phase)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
@@ -69,16 +69,17 @@ class Scoring:
         assert self._journal is not None, "open() comes first"
         return self._journal
 
-    def open(self, names: Sequence[str], optimizer: str, journal: Journal | None = None) -> None:
+    def open(self, differing: Mapping[str, Sequence[str]], optimizer: str, journal: Journal | None = None) -> None:
         """Begin the journal, or go on with it; or take that of the first part of a search.
 
-        names: of the values that differ between candidates. optimizer: what makes the points. The caller closes the
-        journal. Raises ConfigError if the journal in the folder is that of another search, and OutputError.
+        differing: what candidates differ in, such as the names of genes, by the word for it. optimizer: what makes the
+        points. The caller closes the journal. Raises ConfigError if the journal in the folder is that of another search,
+        and OutputError.
         """
         if journal is None:
             header = {  # what makes another search than this one; workers and the rule by flag make no difference
                 "file": hashlib.sha256(self._file.text.encode("utf-8", "surrogatepass")).hexdigest(),
-                "genes": list(names),
+                **{word: list(names) for word, names in differing.items()},
                 "optimizer": optimizer,
                 "seed": self._spec.seed,
             }

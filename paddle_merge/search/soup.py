@@ -53,11 +53,13 @@ class Soup:
         return kept[-1] if kept else self.best
 
 
-def greedy_soup(asked: Asked, titles: Sequence[str], recipe: Callable[[Sequence[int]], str], config_from: str = "") -> Soup:
+def greedy_soup(
+    asked: Asked, models: Mapping[str, str], recipe: Callable[[Sequence[int]], str], config_from: str = ""
+) -> Soup:
     """Return the greedy soup of models, by the evaluator and the objective of a file.
 
-    titles: of the models. recipe: makes the recipe, in YAML, of the average of models with these numbers. config_from: as of
-    SoupSpec. Raises MergeError listing all problems.
+    models: title -> what changes when the model does. recipe: makes the recipe, in YAML, of the average of models with these
+    numbers. config_from: as of SoupSpec. Raises MergeError listing all problems.
     """
     file = read_file(asked.file)
     evaluation, objectives, data, seed = evaluation_spec(file)
@@ -71,9 +73,9 @@ def greedy_soup(asked: Asked, titles: Sequence[str], recipe: Callable[[Sequence[
     attempt.finish()
     scoring = Scoring(asked, file, spec)
     try:
-        scoring.open(titles, "greedy soup")
+        scoring.open({"checkpoints": [f"{title} {stamp}" for title, stamp in models.items()]}, "greedy soup")
         try:
-            return _made(scoring, spec, titles, recipe)
+            return _made(scoring, spec, list(models), recipe)
         finally:
             scoring.journal.close()
     finally:
@@ -97,6 +99,8 @@ def _made(scoring: Scoring, spec: SoupSpec, titles: Sequence[str], recipe: Calla
         tried[number] = scored
         if not scored.known.error and _loss(scored, spec) <= lowest:
             members, lowest = added, _loss(scored, spec)
+    if tried:
+        check_some(list(tried.values()), "averages")
     (average,) = scoring.score_models("baselines", [Scored(ALL, None, recipe=recipe(everyone))], [len(titles)])
     soup = Soup(spec, singles, tried, members, average, {}, time.monotonic() - started)
     named = [soup.best, average, Scored(SOUP, soup.result.result, recipe=soup.result.recipe)]

@@ -71,7 +71,7 @@ def sweep(asked: Asked, progress: bool | None = None) -> SweepOutcome:
         log.warning("%s", note)
     scoring = Scoring(asked, file, spec)
     try:
-        scoring.open([gene.name for gene in space.genes], "sweep")
+        scoring.open({"genes": [gene.name for gene in space.genes]}, "sweep")
         try:
             outcome, refused = _swept(spec, space, points, scoring, progress)
         finally:

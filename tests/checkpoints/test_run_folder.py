@@ -58,6 +58,34 @@ def test_a_checkpoint_that_a_rank_has_not_finished(tmp_path: Path) -> None:
     }
 
 
+def test_a_checkpoint_counts_once(tmp_path: Path) -> None:
+    for name in ("checkpoint-2", "checkpoint-4", "checkpoint-04"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-8").symlink_to(tmp_path / "checkpoint-2")
+    assert found(tmp_path) == {
+        "checkpoint": [
+            (2, ""),
+            (4, ""),
+            (4, f"it is {tmp_path}/checkpoint-04 once more"),
+            (8, f"it is {tmp_path}/checkpoint-2 once more"),
+        ]
+    }
+
+
+def test_a_checkpoint_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("checkpoint-2", "checkpoint-4"):
+        (tmp_path / name).mkdir()
+    listdir = os.listdir
+
+    def guarded(path: str) -> list[str]:
+        if str(path).endswith("checkpoint-2"):
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", guarded)
+    assert found(tmp_path) == {"checkpoint": [(2, "it can't be read (Permission denied)"), (4, "")]}
+
+
 def test_what_training_says_is_read_without_running_anything(tmp_path: Path) -> None:
     assert trainer_state(str(tmp_path)) == {}
     assert training_arguments(str(tmp_path)) == {}

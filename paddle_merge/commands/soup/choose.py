@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ class Member:
 
     spec: the path that the merge takes: of an adapter, behind the base. nbytes: of all tensors. metrics: what the Trainer
     measured after this step, by name. why_not: why it can't be averaged; "" if it can. weight: in the average; 0 outside.
-    correction: of a moving average.
+    correction: of a moving average. form: a hash of the names and shapes of its tensors.
     """
 
     saved: Saved
@@ -35,11 +36,20 @@ class Member:
     why_not: str = ""
     weight: float = 0.0
     correction: Correction | None = None
+    form: int = 0
 
     @property
     def share(self) -> float:
         """What a moving average is divided by; 1 for weights."""
         return self.correction.share if self.correction is not None else 1.0
+
+    @property
+    def stamp(self) -> str:
+        """What changes when the checkpoint is saved anew: sizes and times of its files."""
+        files = sorted(entry.path for entry in os.scandir(self.saved.path) if entry.is_file())
+        stats = [(os.path.basename(file), os.stat(file)) for file in files]
+        told = [(name, its.st_size, its.st_mtime_ns) for name, its in stats]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,13 @@ def choose(config: SoupConfig) -> Found:
     chosen = chosen[-config.last :] if config.last is not None else chosen
     if not chosen:
         raise CheckpointError(f"{config.run}: {_few(chosen, members, config)}")
+    if apart := [member for member in chosen if member.form != chosen[-1].form]:
+        raise CheckpointError(
+            f"{apart[-1].saved.path} and {chosen[-1].saved.path} differ in the names or shapes of their tensors (diff"
+            " compares them), so the run changed its model; --steps or --last takes checkpoints that belong together"
+        )
+    if kind not in EMAS and (config.ema_coef is not None or config.ema_updates is not None):
+        raise ConfigError(f"--ema_coef and --ema_updates are for moving averages (--kind); {config.run} has weights")
     weights = average_weights(config.curve, len(chosen))
     corrections = _corrections(chosen, config) if kind in EMAS else [None] * len(chosen)
     weighted = {
@@ -117,23 +134,24 @@ def _member(saved: Saved, base: str | None, metrics: Mapping[str, float] | None)
     member = Member(saved, f"{base}+{saved.path}" if adapter and base else saved.path, metrics=metrics)
     if saved.missing:
         return replace(member, why_not=saved.missing)
+    if adapter and not base:
+        why = (
+            "it is a LoRA adapter: give the model that it was trained on by --base_model_path, or make one adapter of"
+            " several by merge-lora"
+        )
+        return replace(member, why_not=why)
     try:
         opened, _ = open_model(member.spec, "model")
     except CheckpointError as error:
-        hint = ""
-        if adapter:
-            hint = (
-                "; it holds a LoRA adapter: give the model that it was trained on by --base_model_path, or make one adapter"
-                " of several by merge-lora"
-            )
-        return replace(member, why_not=error.problems[0] + (hint if not base else ""))
+        return replace(member, why_not=error.problems[0])
     if factors := [name for name in opened.tensors if {"lora_A", "lora_B"} & {name.rpartition(".")[2], last_word(name)}]:
         why = (
             f"it has a LoRA adapter ({factors[0]}) among the weights of its base, and the mean of such factors isn't the"
             " mean of what they do; let the Trainer save the adapter alone (unified_checkpoint), or merge it first"
         )
         return replace(member, why_not=why)
-    return replace(member, nbytes=sum(entry.nbytes for entry in opened.tensors.values()))
+    form = hash(tuple(sorted((name, entry.shape) for name, entry in opened.tensors.items())))
+    return replace(member, nbytes=sum(entry.nbytes for entry in opened.tensors.values()), form=form)
 
 
 def _is_adapter(path: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,10 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     from .show import as_json, lines
 
     found = choose(config)
-    print(json.dumps(as_json(found), indent=2, ensure_ascii=False) if config.json else "\n".join(lines(found)))
+    if not config.json:
+        print("\n".join(lines(found)))
+    elif config.with_ is None:
+        print_json(as_json(found))
     if "output_path" not in merge:
         if not config.json:
             print("to write the average, give --output_path")
@@ -80,9 +84,10 @@ def _greedy(found: Found, config: SoupConfig, merge: Mapping[str, Any]) -> None:
     from ...search.asked import Asked
     from ...search.output import write_report
     from ...search.soup import greedy_soup, soup_report
-    from .show import soup_lines
+    from .show import as_json, soup_lines
 
     of_merge = {**merge, "overwrite": True, "resume": False}  # these two are about the journal here
+    dtype = merge.get("out_dtype") or found.dtype
 
     def average(numbers: Sequence[int]) -> MergeConfig:
         return merge_config(found.only(numbers), of_merge)
@@ -100,13 +105,29 @@ def _greedy(found: Found, config: SoupConfig, merge: Mapping[str, Any]) -> None:
     with resumable(asked.output):
         soup = greedy_soup(
             asked,
-            titles,
-            lambda numbers: recipe(found.only(numbers)),
+            {title: member.stamp for title, member in zip(titles, found.chosen, strict=True)},
+            lambda numbers: recipe(found.only(numbers), dtype),
             merge.get("config_from") or found.config or "",
         )
     run(average(soup.members), progress=False)
     write_report(asked.output, soup_report(soup))
-    print(json.dumps(soup_report(soup), indent=2, ensure_ascii=False) if config.json else "\n".join(soup_lines(soup)))
+    if config.json:
+        print_json({**as_json(found), "soup": soup_report(soup)})
+    else:
+        print("\n".join(soup_lines(soup)))
+
+
+def print_json(content: Any) -> None:
+    """Print a JSON value; numbers that aren't finite, which JSON lacks, as null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    print(json.dumps(plain(content), indent=2, ensure_ascii=False))
 
 
 def merge_config(found: Found, merge: Mapping[str, Any]) -> MergeConfig:
@@ -116,10 +137,11 @@ def merge_config(found: Found, merge: Mapping[str, Any]) -> MergeConfig:
     return MergeConfig(recipe_yaml=recipe(found), **{"config_from": found.config, "out_dtype": found.dtype, **merge})
 
 
-def recipe(found: Found) -> str:
-    """Return the recipe of the average, in YAML (of which JSON is a part)."""
+def recipe(found: Found, dtype: str | None = None) -> str:
+    """Return the recipe of the average, in YAML (of which JSON is a part). dtype: of the output; None: as of the inputs."""
     models = [
         {"model": absolute_spec(member.spec), "parameters": {"weight": member.weight / member.share}}
         for member in found.chosen
     ]
-    return json.dumps({"merge_method": "linear", "models": models, "parameters": {"normalize": False}}, indent=1) + "\n"
+    content: dict[str, Any] = {"merge_method": "linear", "models": models, "parameters": {"normalize": False}}
+    return json.dumps(content | ({"out_dtype": dtype} if dtype else {}), indent=1) + "\n"

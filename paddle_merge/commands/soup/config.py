@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...checkpoints.run_folder import KINDS
+from ...checkpoints.run_folder import CHECKPOINT, KINDS
 from ...errors import ConfigError
 from ...recipe.decay import CURVES
 from ...recipe.fields import flag, to_types
@@ -99,6 +99,13 @@ class SoupConfig:
             found.append("--ema_updates are numbers of updates, from 0")
         if self.ema_coef is not None and not 0.0 < self.ema_coef < 1.0:
             found.append(f"--ema_coef {self.ema_coef:g} must be between 0 and 1")
+        output = merge.get("output_path")
+        if output and CHECKPOINT.fullmatch(os.path.basename(os.path.abspath(output))):
+            found.append(
+                f"--output_path {output}: Trainers take such a folder for a checkpoint of theirs; give another name"
+            )
+        if self.json and merge.get("dry_run"):
+            found.append("--json prints the checkpoints, and --dry_run the plan of the merge; give one of them")
         if self.with_ is not None and self.decay is not None:
             found.append("--with adds checkpoints to a plain mean, so --decay has no effect beside it; give one of them")
         if self.with_ is not None and "output_path" not in merge:

@@ -86,7 +86,8 @@ def soup_lines(soup: Soup) -> list[str]:
             for title, result in soup.reported.items()
         ]
         made += ["", "on the report split:", "", *table(["", objective], there)]
-    failed = [one for one in soup.singles if one.known.error]
-    made += ["", *(f"{one.title} failed: {one_line(one.known.error)}" for one in failed)]
+    results = {one.title: one.known for one in (*soup.singles, *soup.tried.values(), soup.average)}
+    failures = {title: its.error for title, its in (*results.items(), *soup.reported.items()) if its.error}
+    made += ["", *(f"{one_line(title)} failed: {one_line(error)}" for title, error in failures.items())]
     made.append(f"{len(soup.members)} of {len(soup.singles)} checkpoints stayed, in {soup.seconds:.1f} s.")
     return made

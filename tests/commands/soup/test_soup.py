@@ -196,6 +196,14 @@ def test_an_average_of_a_part_of_the_model_is_refused(tmp_path: Path, capsys: py
     assert "lacks tensor 'frozen.weight'" in refused(capsys, str(folder), "--kind", "ema_state")
 
 
+def test_an_average_that_is_a_little_off_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = averages(tmp_path / "run", {10: 0.43}, **ZERO_COST)  # 0.40951 is expected
+    assert cli("soup", str(folder), "--kind", "ema_state") == 0
+    assert "is 0.43 times the weights in" in capsys.readouterr().err
+    folder = averages(tmp_path / "other", {10: 0.46}, **ZERO_COST)
+    assert cli("soup", str(folder), "--kind", "ema_state") == 1
+
+
 # --- greedy soups ---------------------------------------------------------------------------------------------------------
 
 SCORE = """
@@ -250,9 +258,39 @@ def test_a_checkpoint_that_can_not_be_scored_is_no_member(
     assert "checkpoint-20 failed: ValueError: it has no answer" in capsys.readouterr().out
 
 
+def test_the_dtype_that_is_asked_for_is_scored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Checkpoints of different dtypes have no average without one."""
+    write(run / "checkpoint-20", state(20), "float16")
+    flags = ("--last", "3", "--with", scored(tmp_path, "dtypes"), "--output_path", str(tmp_path / "out"), "--quiet")
+    assert cli("soup", str(run), *flags, "--out_dtype", "float32", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["soup"]["members"] == ["checkpoint-20", "checkpoint-30"]
+    assert set(dtypes(tmp_path / "out").values()) == {"float32"}
+    write(run / "checkpoint-30", state(31))  # under its old name, with other weights
+    assert cli("soup", str(run), *flags, "--out_dtype", "float32", "--resume") == 1
+    assert "is the journal of another search (checkpoints differ)" in capsys.readouterr().err
+
+
+def test_a_run_that_changed_its_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(run / "checkpoint-10", {"layers.0.w.weight": np.zeros((4, 3)), "norm.weight": np.zeros(3)})
+    assert "so the run changed its model; --steps or --last takes" in refused(capsys, str(run))
+    assert cli("soup", str(run), "--last", "3") == 0
+
+
+def test_scores_that_are_no_numbers_are_null(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "checkpoint-40" / "trainer_state.json"
+    path.write_text(path.read_text().replace('"eval_loss": 2.0', '"eval_loss": NaN'))
+    assert cli("soup", str(run), "--json") == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert said["checkpoints"][-1]["metrics"] == {"eval_loss": None}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("--output_path runs/checkpoint-50", "Trainers take such a folder for a checkpoint of theirs"),
+        ("--json --dry_run --output_path o", "--json prints the checkpoints, and --dry_run the plan"),
+        ("--ema_coef 0.9", "are for moving averages"),
         ("--with eval.yaml", "--with needs the folder for the journal and the result"),
         ("--with eval.yaml --decay cosine --output_path o", "--decay has no effect beside it"),
         ("--with eval.yaml --dry_run --output_path o", "--dry_run plans a merge"),
