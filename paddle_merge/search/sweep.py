@@ -52,7 +52,7 @@ def sweep(asked: Asked, progress: bool | None = None) -> SweepOutcome:
     file = read_file(asked.file)
     attempt = Attempts()
     spec = asked.applied(sweep_spec(file), attempt)
-    attempt(_check_packages)
+    attempt(check_packages)
     asked.check(spec, file, attempt)
     merger = Merger()
     space = cast(RecipeSpace | AlignmentSpace | None, attempt(space_of, file.text, file.where, merger))
@@ -210,6 +210,7 @@ def _covering(points: Sequence[Values]) -> list[Values]:
     return found
 
 
-def _check_packages() -> None:
+def check_packages() -> None:
+    """Check that the packages that a sweep needs are installed. Raises ConfigError."""
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         raise ConfigError(f'a sweep needs {" and ".join(missing)}: python -m pip install "paddle_merge[search]"')

@@ -28,14 +28,6 @@ def steps_in(folder: str) -> list[int]:
     return sorted(int(found[1]) for name in names if (found := CHECKPOINT.fullmatch(name)))
 
 
-def last_in(args: Any, until: int) -> str | None:
-    """Return the folder of the newest complete checkpoint of a run up to a step; None if there is none."""
-    for step in reversed(steps_in(args.output_dir)):
-        if step <= until and form_of(path_of(args, step)) is not None and is_ready(args, step):
-            return path_of(args, step)
-    return None
-
-
 def will_exist(args: Any, step: int) -> bool:
     """Return whether the Trainer writes the checkpoint of a step for which it has called on_save.
 
@@ -103,26 +95,34 @@ def keep_weights(checkpoint: str, folder: str) -> None:
     os.makedirs(partial)
     for name in os.listdir(checkpoint):
         if not _STATE.match(name) and not name.startswith("."):
-            place(os.path.join(checkpoint, name), os.path.join(partial, name))
+            _link(os.path.join(checkpoint, name), os.path.join(partial, name))
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(partial, folder)
 
 
-def place(source: str, target: str) -> None:
+def _link(source: str, target: str) -> None:
     """Put a file or a folder at a second path: small files as copies, large ones as hard links where possible."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
         for name in os.listdir(source):
-            place(os.path.join(source, name), os.path.join(target, name))
+            _link(os.path.join(source, name), os.path.join(target, name))
         return
     if os.path.getsize(source) > SMALL:
         try:
-            os.link(source, target)
+            os.link(os.path.realpath(source), target)
             return
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOSPC):
                 raise
     shutil.copy2(source, target)
+
+
+def copy(source: str, target: str) -> None:
+    """Copy a file or a folder into an output, without links: a later run may write into the files of its checkpoints."""
+    if os.path.isdir(source):
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, target)
 
 
 def describe(model: Any, folder: str, tokenizer: Any = None) -> None:

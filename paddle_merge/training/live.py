@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from .checkpoints import describe, is_lora, state_of
+from .identity import fits, identity, trained
 
 # How a Trainer may spread a model over ranks, so that none has all of the weights that it has just updated.
 _PARALLEL = (
@@ -26,7 +27,7 @@ _PARALLEL = (
     ("expert_model_parallel_size", "expert parallelism"),
 )
 _LATE = ("enable_stage1_broadcast_overlap", "enable_stage1_allgather_overlap", "enable_stage2_overlap")
-STATE = "average.json"
+STATE, WEIGHTS = "average.json", "weights"  # the description of an average, and in it what the model was then
 
 
 def check_whole(args: Any) -> None:
@@ -64,7 +65,7 @@ class LiveAverage:
         self.count += 1
         rate = weight / self.total
         with paddle.no_grad():
-            for name, tensor in _trained(model):
+            for name, tensor in trained(model):
                 value = tensor.detach()
                 if self._device == "cpu" and not value.place.is_cpu_place():
                     value = value.cpu()
@@ -74,8 +75,11 @@ class LiveAverage:
                 else:
                     held.lerp_(value.astype(held.dtype), paddle.full([], rate, held.dtype))
 
-    def save(self, folder: str, step: int, **more: Any) -> None:
-        """Write the average as it is, for `load`. more: further values for its description. Raises OSError."""
+    def save(self, folder: str, step: int, model: Any, **more: Any) -> None:
+        """Write the average as it is, for `load`. model: as it is saved. more: further values for its description.
+
+        Raises OSError.
+        """
         import paddle
 
         partial = f"{folder}.partial"
@@ -83,50 +87,46 @@ class LiveAverage:
         os.makedirs(partial)
         if self.count:
             paddle.save(self._average, os.path.join(partial, "average.pdparams"))
+        state = {"step": step, "count": self.count, "total": self.total, **more, WEIGHTS: identity(model)}
         with open(os.path.join(partial, STATE), "w", encoding="utf-8") as stream:
-            json.dump({"step": step, "count": self.count, "total": self.total, **more}, stream, indent=2)
+            json.dump(state, stream, indent=2)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(partial, folder)
 
-    def load(self, folder: str, model: Any, **expected: Any) -> None:
-        """Go on with an average that was saved. expected: what its description must hold. Raises CheckpointError."""
+    def load(self, folder: str, model: Any, state: Mapping[str, Any]) -> None:
+        """Go on with an average that was saved. state: its description, by `state_in`. Raises CheckpointError."""
         import paddle
 
-        with open(os.path.join(folder, STATE), encoding="utf-8") as stream:
-            state = json.load(stream)
-        changed = [
-            f"{name} was {state.get(name)}, not {value}" for name, value in expected.items() if state.get(name) != value
-        ]
-        if changed:
-            raise CheckpointError(
-                f"{folder}: an average can't go on with other settings: {'; '.join(changed)}; restore them, or give output"
-                " another name, to begin anew"
-            )
         self.count, self.total = state["count"], state["total"]
         if not self.count:
             return
-        average = paddle.load(os.path.join(folder, "average.pdparams"))
-        shapes = {name: list(tensor.shape) for name, tensor in _trained(model)}
+        try:
+            average = paddle.load(os.path.join(folder, "average.pdparams"))
+        except Exception as error:  # of Paddle's, of many kinds
+            raise CheckpointError(_damaged(os.path.join(folder, "average.pdparams"), error)) from error
+        shapes = {name: list(tensor.shape) for name, tensor in trained(model)}
         if shapes != {name: list(tensor.shape) for name, tensor in average.items()}:
             raise CheckpointError(f"{folder}: is the average of another model: names or shapes of weights differ")
-        places = {name: tensor.place for name, tensor in _trained(model)}
+        places = {name: tensor.place for name, tensor in trained(model)}
         on_cpu = self._device == "cpu"
         self._average = {
             name: value.cpu() if on_cpu else value._copy_to(places[name], True) for name, value in average.items()
         }
 
-    def write(self, folder: str, model: Any, whole: bool, tokenizer: Any = None) -> str:
+    def write(self, folder: str, model: Any, whole: bool, tokenizer: Any = None, exact: bool = False) -> str:
         """Write the average as a model of the library's own layout; return the path that a merge takes for it.
 
-        Every weight is rounded to the dtype that the model has it in. whole: whether to write a LoRA model with its base, as
-        it is in memory; else only the adapter. Weights that aren't trained are the model's.
+        Every weight is rounded to the dtype that the model has it in, unless it is to be exact. whole: whether to write a
+        LoRA model with its base, as it is in memory; else only the adapter. Weights that aren't trained are the model's.
         """
         import paddle
 
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
         describe(model, folder, tokenizer)
-        averaged = {name: self._average[name].astype(tensor.dtype) for name, tensor in _trained(model)}
+        averaged = dict(self._average)
+        if not exact:
+            averaged = {name: averaged[name].astype(tensor.dtype) for name, tensor in trained(model)}
         if is_lora(model) and not whole:
             file = os.path.join(folder, "lora_model_state.pdparams")
             paddle.save(averaged, file)
@@ -135,29 +135,31 @@ class LiveAverage:
         return folder
 
 
-def _trained(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the floating-point tensors of a model that an average is of, by name."""
-    lora = is_lora(model)
-    for name, tensor in state_of(model).items():
-        if tensor.is_floating_point() and not (lora and tensor.stop_gradient):
-            yield name, tensor
-
-
 def _single(value: Any) -> Any:
     """Return a tensor's values in float32, in memory of their own."""
     single = value.astype("float32")
     return single.clone() if single is value or value.dtype == single.dtype else single
 
 
-def saved_state(args: Any, step: int, name: str) -> str | None:
-    """Return the folder with the state of a callback in the checkpoint that a run goes on from; None if it isn't there.
+def state_in(folder: str) -> dict[str, Any] | None:
+    """Return the description of the average in a folder; None if there is none. Raises CheckpointError if it is damaged."""
+    file = os.path.join(folder, STATE)
+    if not os.path.exists(file):
+        return None
+    try:
+        with open(file, encoding="utf-8") as stream:
+            state = json.load(stream)
+        if not isinstance(state, dict) or not {"count", "total"} <= state.keys():
+            raise ValueError("no description of an average")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_damaged(file, error)) from error
+    return state
 
-    name: of the folder in a checkpoint.
-    """
-    given = getattr(args, "resume_from_checkpoint", None)
-    places = [given] if isinstance(given, str) else []
-    for place in [*places, os.path.join(args.output_dir, f"checkpoint-{step}")]:
-        if os.path.isdir(place):
-            folder = os.path.join(place, name)
-            return folder if os.path.exists(os.path.join(folder, STATE)) else None
-    return None
+
+def is_of(state: Mapping[str, Any], model: Any) -> bool:
+    """Return whether an average was saved together with the weights that a model has now."""
+    return fits(state.get(WEIGHTS, {}), model)
+
+
+def _damaged(file: str, error: Exception) -> str:
+    return f"{file} can't be read ({error}); go on from another checkpoint, or remove {os.path.dirname(file)} to begin anew"

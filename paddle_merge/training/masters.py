@@ -17,7 +17,7 @@ from ..errors import WorkError
 from ..recipe.config import MergeConfig
 from ..run.merge import merge
 from . import flex
-from .checkpoints import place, state_of
+from .checkpoints import copy, state_of
 from .unified import write_index
 
 _INDEX = "master_weights.safetensors.index.json"
@@ -28,7 +28,7 @@ def replace(output: str, like: str, form: str, fields: Mapping[str, Any], model:
     """Write the master weights of a checkpoint that is otherwise complete, or not, if the last one has none.
 
     output: the folder, which has a copy of all else of the checkpoint `like`, of this form. fields: of the merge, with the
-    output_layout of the library's models. The masters are the merged weights before they are rounded to 16 bits.
+    output_layout of the library's models and inputs as exact as they are: masters are not rounded to 16 bits.
     Raises WorkError if the last checkpoint's masters aren't those of whole weights.
     """
     if form == "flex":
@@ -53,7 +53,7 @@ def _flex(output: str, like: str, fields: Mapping[str, Any]) -> None:
     names = [name for name in os.listdir(source) if name.endswith(".metadata")]
     wanted = {key for name in names for key in paddle.load(os.path.join(source, name)).state_dict_metadata}
     if not wanted:
-        place(source, folder)  # with metadata that lists nothing, without which the Trainer doesn't resume
+        copy(source, folder)  # with metadata that lists nothing, without which the Trainer doesn't resume
         return
     own = f"{output}.masters"
     _merged(own, fields, save_format="pdparams", max_shard_size="2GB")
@@ -96,6 +96,5 @@ def _pdopt(file: str, fields: Mapping[str, Any], model: Any) -> None:
         if by_parameter[name].shape != master.shape:
             raise WorkError(f"{file}: master weight {name!r} is a part of one that is merged")
         state["master_weights"][name] = by_parameter[name]
-    os.remove(file)  # a link to the checkpoint's own
     paddle.save(state, file)
     shutil.rmtree(own)

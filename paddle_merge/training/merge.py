@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError, WorkError
+from ..parsing import nearest
 from ..recipe.config import MergeConfig
 from ..recipe.request import Request
 from .adapters import with_base
-from .callback import TrainingCallback, meet
-from .checkpoints import describe, form_of, is_lora, is_ready, keep_weights, last_in, steps_in
-from .sweeping import filled, swept
+from .callback import TrainingCallback, harmless, number_from, path_from, together
+from .checkpoints import describe, is_lora, is_ready, keep_weights
+from .outputs import contains, publish, scratch_of
+from .sweeping import SWEPT, checked, filled, swept
 from .written import write
 
 log = logging.getLogger("paddle_merge")
 BETWEEN = ("linear", "slerp", "lines")  # methods of which toward_aligned is the position between the two models
+# Fields of a merge that are this callback's.
+_OWN = {"merge_method", "model_path_list", "base_model_path", "recipe_yaml", "output_path", "overwrite"}
 
 
 class MergeCallback(TrainingCallback):
@@ -39,13 +44,13 @@ class MergeCallback(TrainingCallback):
 
     def __init__(
         self,
-        reference: str,
+        reference: str | os.PathLike[str],
         toward_aligned: float = 0.8,
         method: str = "linear",
-        output: str = "merged",
+        output: str | os.PathLike[str] = "merged",
         *,
-        sweep: str | None = None,
-        base: str | None = None,
+        sweep: str | os.PathLike[str] | None = None,
+        base: str | os.PathLike[str] | None = None,
         wait: float = 600,
         **parameters: Any,
     ):
@@ -59,24 +64,40 @@ class MergeCallback(TrainingCallback):
         Raises ConfigError.
         """
         super().__init__(output)
-        self.reference, self.base = os.path.expanduser(reference), os.path.expanduser(base or reference)
-        self.toward, self.method, self.parameters, self.wait = float(toward_aligned), method, parameters, wait
-        self.sweep = None if sweep is None else os.path.expanduser(sweep)
+        self.reference = path_from("reference", reference)
+        self.base = self.reference if base is None else path_from("base", base)
+        self.toward, self.wait = number_from("toward_aligned", toward_aligned), number_from("wait", wait)
+        known = {field.name for field in dataclasses.fields(MergeConfig)} - _OWN
+        if unknown := sorted(parameters.keys() - known):
+            raise ConfigError(f"{unknown[0]!r} is no setting of MergeCallback or of a merge{nearest(unknown[0], known)}")
+        self.method, self.parameters = method, parameters
+        self.sweep = None if sweep is None else path_from("sweep", sweep)
         if self.sweep is not None:
             filled(self.sweep, self.reference, self.reference)
         else:
-            Request.of(MergeConfig(**self._fields("checkpoint"), output_path=output)).checked_recipe()
+            Request.of(MergeConfig(**self._fields("checkpoint"), output_path=self.output)).checked_recipe()
 
+    def outputs(self, args: Any) -> dict[str, Sequence[str]]:
+        folder = self.folder(args)
+        return {**super().outputs(args), **({f"{folder}-sweep": SWEPT} if self.sweep is not None else {})}
+
+    @together
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check that there is something to merge. Raises ConfigError."""
-        self.failed = False
-        self.check_output(args)
+        """Check that there is something to merge, and that it can be scored. Raises ConfigError."""
+        self.begin(args, state)
         for name, path in {"reference": self.reference, "base": self.base}.items():
             if not os.path.isdir(path):
                 raise ConfigError(f"{name} {path}: no such folder")
+            if contains(self.folder(args), path):
+                raise ConfigError(f"output {self.folder(args)} is the {name}, or contains it; give another name")
         if getattr(args.save_strategy, "value", args.save_strategy) == "no":
             raise ConfigError("MergeCallback merges a saved checkpoint, and save_strategy is no; set it to steps or epoch")
-        meet(args)
+        if self.sweep is not None and state.is_world_process_zero:
+            checked(self.sweep, self.reference)
+
+    @harmless
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved(args, state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.finish(args, state, lambda: self._finish(args, state, kwargs["model"], kwargs.get("tokenizer")))
@@ -88,31 +109,46 @@ class MergeCallback(TrainingCallback):
         describe(model, kept, tokenizer)
         lora = is_lora(model)
         aligned = with_base(self.base, kept) if lora else kept
+        how = f"{self.method}, with {self.toward:g} toward the training's result"
         if self.sweep is not None:
-            found = os.path.join(self.scratch(args), "sweep")
-            fields: Mapping[str, Any] = {"recipe_yaml": swept(self.sweep, self.reference, aligned, found)}
+            fields: Mapping[str, Any] = {"recipe_yaml": self._swept(self.sweep, f"{self.folder(args)}-sweep", aligned)}
+            how = "the recipe that a sweep picked"
         else:
             fields = self._fields(aligned)
         fields = {**fields, "config_from": self.base if lora else kept}
+        about = f"a training's result, {os.path.basename(last)}, merged with {os.path.basename(self.reference)} by {how}"
         output = self.folder(args)
-        write(output, None if lora else last, fields, args, model, lora=False)
-        if self.sweep is not None:
-            shutil.rmtree(f"{output}-sweep", ignore_errors=True)
-            os.rename(found, f"{output}-sweep")
+        write(output, None if lora else last, fields, args, model, lora=False, about=about)
         shutil.rmtree(self.scratch(args))
         log.info("%s is %s merged with %s", output, last, self.reference)
+
+    def _swept(self, file: str, folder: str, aligned: str) -> str:
+        """Sweep, and return the path of the recipe that is picked. folder: for report and picture."""
+        found = os.path.join(scratch_of(folder), os.path.basename(folder))
+        shutil.rmtree(scratch_of(folder), ignore_errors=True)
+        os.makedirs(scratch_of(folder))
+        try:
+            best = swept(file, self.reference, aligned, found)
+        finally:  # a report is there also if no point meets the rule
+            if all(os.path.exists(os.path.join(found, name)) for name in SWEPT):
+                publish(found, folder, SWEPT)
+            shutil.rmtree(scratch_of(folder))
+        return os.path.join(folder, best)
 
     def _last(self, args: Any, state: Any) -> str:
         """Return the folder of the checkpoint to merge; wait until its files are there. Raises WorkError."""
         best = state.best_model_checkpoint if getattr(args, "load_best_model_at_end", False) else None
         if best:
-            return str(best)
+            places = [str(best), os.path.join(args.output_dir, os.path.basename(str(best)))]  # of a run that was moved since
+            found = next((place for place in places if os.path.isdir(place)), None)
+            if found is None:
+                raise WorkError(f"the best checkpoint, {best}, isn't there")
+            return found
         until = time.monotonic() + self.wait
-        saved = [step for step in steps_in(args.output_dir) if step <= state.global_step]
-        while saved and not is_ready(args, saved[-1]) and time.monotonic() < until:
+        while self.steps and not is_ready(args, self.steps[-1]) and time.monotonic() < until:
             time.sleep(1.0)
-        last = last_in(args, state.global_step)
-        if last is None or form_of(last) is None:
+        last = self.last_checkpoint(args)
+        if last is None:
             raise WorkError("the run has saved no checkpoint with weights")
         if not last.endswith(f"-{state.global_step}"):
             log.warning("MergeCallback: the training ended at step %d, and %s is what is merged", state.global_step, last)

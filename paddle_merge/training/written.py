@@ -21,8 +21,9 @@ from ..errors import MergeError, WorkError
 from ..plan.file_names import RECORD
 from ..recipe.config import MergeConfig
 from ..run.merge import merge
-from . import flex, masters
-from .checkpoints import adapter_file, describe, form_of, is_lora, place
+from . import card, flex, masters
+from .checkpoints import adapter_file, copy, describe, form_of, is_lora
+from .outputs import publish, scratch_of
 from .unified import add_head, names_in, write_index
 
 log = logging.getLogger("paddle_merge")
@@ -40,18 +41,29 @@ def library_of(args: Any) -> str:
     return next((name for name in names if name in _LIBRARIES), "paddleformers")
 
 
-def write(output: str, like: str | None, fields: Fields, args: Any, model: Any, lora: bool | None = None) -> None:
+def write(
+    output: str,
+    like: str | None,
+    fields: Fields,
+    args: Any,
+    model: Any,
+    lora: bool | None = None,
+    *,
+    exact: Fields | None = None,
+    about: str,
+) -> None:
     """Write a merge into the folder `output`, in place of what an earlier one wrote there; complete, or not at all.
 
     like: the checkpoint that the output is to be like; None: the run has none, and the output is for from_pretrained only.
     fields: what is merged: model_path_list and so on; of LoRA adapters, their files. lora: whether the output is an adapter;
-    None: if the model is one with LoRA. Raises MergeError; with the command that repeats the merge by hand.
+    None: if the model is one with LoRA. exact: the same with unrounded inputs, for master weights; None: `fields`.
+    about: what the model card says that the output is. Raises MergeError; with the command that repeats the merge by hand.
     """
     lora = is_lora(model) if lora is None else lora
-    parent, name = os.path.split(output.rstrip("/"))
-    scratch = os.path.join(parent, f".{name}.partial")
+    scratch = scratch_of(output)
     shutil.rmtree(scratch, ignore_errors=True)
-    partial = os.path.join(scratch, name)  # of the output's own name, because it is written into the model card
+    # Of the output's own name, because it is written into the model card.
+    partial = os.path.join(scratch, os.path.basename(os.path.normpath(output)))
     form = (form_of(like) if like is not None else None) or "safetensors"
     writer = _adapter if lora else {"flex": _flex, "pdparams": _pdparams}.get(form, _safetensors)
     if lora and form == "flex":
@@ -59,8 +71,10 @@ def write(output: str, like: str | None, fields: Fields, args: Any, model: Any, 
     try:
         writer(partial, like, dict(fields), args, model)
         if like is not None:
-            _complete(partial, like, form, {**fields, "output_layout": None if lora else library_of(args)}, model)
-        _publish(partial, output.rstrip("/"))
+            unrounded = {**(exact or fields), "output_layout": None if lora else library_of(args)}
+            _complete(partial, like, form, unrounded, model)
+        card.tell(partial, about)
+        publish(partial, output)
     except BaseException as error:
         if isinstance(error, MergeError):
             raise type(error)([*error.problems, f"to repeat the merge by hand: {command(fields, output)}"]) from error
@@ -70,14 +84,17 @@ def write(output: str, like: str | None, fields: Fields, args: Any, model: Any, 
 
 
 def _complete(folder: str, like: str, form: str, fields: Fields, model: Any) -> None:
-    """Add to merged weights what else a training needs that goes on from them, of the checkpoint `like`."""
+    """Add to merged weights what else a training needs that goes on from them, of the checkpoint `like`.
+
+    fields: of the merge that gives master weights.
+    """
     before = set(os.listdir(folder))
     try:
         if any(_OF_RANK.fullmatch(name) for name in os.listdir(like)):
             raise WorkError("every rank has a file of its own weights, and the output is one whole model")
         for name in os.listdir(like):
             if not _REPLACED.match(name) and name not in before:
-                place(os.path.join(like, name), os.path.join(folder, name))
+                copy(os.path.join(like, name), os.path.join(folder, name))
         masters.replace(folder, like, form, fields, model)
     except WorkError as error:
         for name in set(os.listdir(folder)) - before:
@@ -110,16 +127,6 @@ def command(fields: Fields, output: str) -> str:
         flag = f"--no_{name}" if value is False else f"--{name}"
         words.append(" ".join([flag, *(shlex.quote(str(one)) for one in values if not isinstance(one, bool))]))
     return " ".join([*words, f"--output_path {shlex.quote(output)}"])
-
-
-def _publish(partial: str, output: str) -> None:
-    """Give a complete folder its final name, in place of an older one."""
-    old = f"{output}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if os.path.lexists(output):
-        os.rename(output, old)
-    os.rename(partial, output)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _merge(folder: str, fields: Fields, **more: Any) -> None:
@@ -178,7 +185,7 @@ def _adapter(folder: str, like: str | None, fields: Fields, args: Any, model: An
     shutil.rmtree(f"{folder}.merged")
     index = os.path.join(like, "peft_model.safetensors.index.json") if like is not None else ""
     if os.path.exists(index):
-        place(index, os.path.join(folder, os.path.basename(index)))
+        copy(index, os.path.join(folder, os.path.basename(index)))
     describe(model, folder)
 
 

@@ -80,18 +80,21 @@ class Run:
     def __init__(self, folder: Path, limit: int = 1, dtype: str = "float32", rank: int = 0, **changes: Any):
         self.args, self.limit, self.model = arguments(folder, **changes), limit, Model(dtype)
         self.state = SimpleNamespace(global_step=0, max_steps=0, is_world_process_zero=rank == 0, best_model_checkpoint=None)
+        self.offset = 0.0  # of the weights with which it begins
+        self.shift = 0.0  # of the weights after every step
         self.late: list[int] = []  # steps whose files zero-cost checkpoints haven't written yet
 
     def train(self, callbacks: Sequence[Any], steps: int = 8, start: int = 0, kill: int | None = None) -> None:
         """Train up to a step. start: the step of the checkpoint to go on from. kill: the step after which it crashes."""
+        self.state = SimpleNamespace(**vars(self.state))  # each training has one of its own
         self.state.global_step, self.state.max_steps = start, steps
-        self.model.fill(float(start))
+        self.model.fill(start + self.offset)
         with contextlib.suppress(KilledError):
             self._call(callbacks, "on_train_begin")
             for step in range(start + 1, steps + 1):
                 self._call(callbacks, "on_step_begin")
                 self.state.global_step = step
-                self.model.fill(float(step))
+                self.model.fill(step + self.shift)
                 self._call(callbacks, "on_step_end")
                 if step == kill:
                     raise KilledError

@@ -111,6 +111,7 @@ def test_a_merge_that_fails_is_logged_with_the_command_that_repeats_it(
 def test_only_rank_0_writes_and_all_meet_equally_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[int] = []
     monkeypatch.setattr(paddle.distributed, "barrier", lambda: met.append(1))
+    monkeypatch.setattr(paddle.distributed, "all_gather_object", lambda found, own: found.append(own))
     counts = []
     for rank, fails in ((0, False), (1, False), (0, True)):
         met.clear()
@@ -170,6 +171,7 @@ def test_folders_of_others_are_not_replaced(tmp_path: Path) -> None:
 def test_others_wait_as_long_as_rank_0_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a barrier, which gives up after a minute or so."""
     monkeypatch.setattr(paddle.distributed, "barrier", lambda: None)
+    monkeypatch.setattr(paddle.distributed, "all_gather_object", lambda found, own: found.append(own))
     run = Run(tmp_path, rank=1, world_size=2)
     working = tmp_path / ".average.working"
     working.write_text("")
@@ -186,3 +188,55 @@ def test_others_wait_as_long_as_rank_0_works(tmp_path: Path, monkeypatch: pytest
     lead = Run(tmp_path, world_size=2)
     lead.train([AverageCallback()])
     assert not working.exists()
+
+
+def test_checkpoints_of_an_earlier_run_are_not_averaged(tmp_path: Path) -> None:
+    Run(tmp_path, limit=9, save_steps=3).train([], steps=9)
+    Run(tmp_path, limit=9, save_steps=4).train([AverageCallback(last=9)], kill=5)
+    Run(tmp_path, limit=9, save_steps=4).train([AverageCallback(last=9)], start=4)
+    assert value(tmp_path / "average") == 6.0  # of 4 and 8, not of 3 and 6
+
+
+def test_another_run_that_goes_on_in_the_same_folder_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Run(tmp_path).train([AverageCallback(last=9)], kill=5)
+    run = Run(tmp_path)
+    run.offset = 0.5  # the checkpoint of step 4 elsewhere has other weights
+    run.train([AverageCallback(last=9)], start=4)
+    assert value(tmp_path / "average") == 7.0  # of 6 and 8
+    assert "holds no weights of the run that goes on from step 4" in caplog.text
+
+
+def test_only_the_last_checkpoints_are_kept_when_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Run(tmp_path, limit=9).train([AverageCallback(last=2)], kill=7)
+    kept: list[str] = []
+    monkeypatch.setattr("paddle_merge.training.average.keep_weights", lambda source, target: kept.append(source))
+    Run(tmp_path, limit=9).train([AverageCallback(last=3)], start=6, kill=7)
+    assert kept == [str(tmp_path / "checkpoint-2")]  # 4 and 6 are there
+
+
+def test_a_checkpoint_that_cannot_be_kept_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from paddle_merge.training import average
+
+    keep = average.keep_weights
+
+    def once(source: str, target: str) -> None:
+        if source.endswith("checkpoint-6"):
+            raise OSError(5, "Input/output error")
+        keep(source, target)
+
+    monkeypatch.setattr(average, "keep_weights", once)
+    Run(tmp_path, limit=9).train([AverageCallback(last=3)])
+    assert value(tmp_path / "average") == pytest.approx(14 / 3, abs=1e-6)  # of 2, 4 and 8
+    assert "is not the average of all checkpoints: checkpoint-6 can't be kept ([Errno 5]" in caplog.text
+
+
+def test_a_later_run_does_not_change_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """paddle.save writes into the files that are there, and links to them would show it."""
+    monkeypatch.setattr("paddle_merge.training.checkpoints.SMALL", 0)
+    Run(tmp_path, limit=9).train([AverageCallback(last=2)])
+    before = (tmp_path / "average" / "optimizer.pdopt").read_bytes()
+    with (tmp_path / "checkpoint-8" / "optimizer.pdopt").open("r+b") as stream:
+        stream.write(b"changed")
+    assert (tmp_path / "average" / "optimizer.pdopt").read_bytes() == before

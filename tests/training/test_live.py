@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_a_moving_average_begins_where_none_was(tmp_path: Path, caplog: pytest.L
     Run(tmp_path).train([], kill=5)
     Run(tmp_path).train([EmaCallback(decay=0.5)], start=4, steps=6)
     assert value(tmp_path / "ema") == pytest.approx((0.5 * 6 + 0.25 * 5) / 0.75, abs=1e-6)
-    assert "checkpoint-4 holds no average that could go on, so it begins with the next step" in caplog.text
+    assert "the average begins anew after step 4: no average is stored in" in caplog.text
 
 
 def test_a_moving_average_of_bfloat16_is_kept_in_float32(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_a_window_that_begins_after_the_checkpoint_needs_nothing_from_it(tmp_pat
 
 def test_a_window_whose_beginning_is_lost_is_refused(tmp_path: Path) -> None:
     Run(tmp_path).train([], kill=5)
-    with pytest.raises(ConfigError, match="the window begins with step 3, and checkpoint-4"):
+    with pytest.raises(ConfigError, match="the window begins with step 3, and the run goes on from step 4 without"):
         Run(tmp_path).train([WindowCallback((3, 8))], start=4)
 
 
@@ -126,3 +127,67 @@ def test_a_window_must_fit_into_the_training(tmp_path: Path) -> None:
         Run(tmp_path).train([WindowCallback(9)])
     with pytest.raises(ConfigError, match="set max_steps"):
         Run(tmp_path).train([WindowCallback(9)], steps=0)
+
+
+def test_a_moving_average_goes_on_from_a_checkpoint_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where another run's checkpoint of the same step is in the folder."""
+    Run(tmp_path / "one").train([EmaCallback(decay=0.9)])
+    Run(tmp_path / "old").train([EmaCallback(decay=0.9)], kill=5)
+    other = Run(tmp_path / "other")
+    other.shift = 0.5
+    other.train([EmaCallback(decay=0.9)], kill=5)
+    named = str(tmp_path / "old" / "checkpoint-4")
+    for folder in ("new", "other"):
+        Run(tmp_path / folder, resume_from_checkpoint=named).train([EmaCallback(decay=0.9)], start=4)
+        assert value(tmp_path / folder / "ema") == value(tmp_path / "one" / "ema")
+    assert not caplog.text
+
+
+def test_the_moving_average_of_another_run_is_not_continued(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Run(tmp_path).train([EmaCallback(decay=0.5)], kill=5)
+    run = Run(tmp_path)
+    run.offset = 0.5  # it goes on from a checkpoint elsewhere, or from an output, which the Trainer doesn't tell
+    run.train([EmaCallback(decay=0.5)], start=4, steps=6)
+    assert value(tmp_path / "ema") == pytest.approx((0.5 * 6 + 0.25 * 5) / 0.75, abs=1e-6)
+    assert "checkpoint-4/.ema is of other weights than those that the run goes on from" in caplog.text
+    assert "name it: TrainingArguments(resume_from_checkpoint=PATH)" in caplog.text
+
+
+def test_checkpoints_of_an_earlier_run_give_no_optimizer(tmp_path: Path) -> None:
+    Run(tmp_path, limit=9, save_steps=3).train([], steps=9)
+    Run(tmp_path, limit=9, save_steps=4).train([EmaCallback(decay=0.5)], steps=9)
+    assert json.loads((tmp_path / "ema" / "trainer_state.json").read_text()) == {"global_step": 8}
+
+
+def test_a_window_whose_end_has_moved_says_what_works(tmp_path: Path) -> None:
+    Run(tmp_path, limit=9).train([WindowCallback(5)])
+    message = r"last was 8, not 10; restore them, as in WindowCallback\(steps=\(4, 8\), every=1\) with decay uniform,"
+    message += " or go on from a checkpoint before step 6, or give a window that begins after step 8"
+    with pytest.raises(CheckpointError, match=message):
+        Run(tmp_path, limit=9).train([WindowCallback(5)], start=8, steps=10)
+    for window, start, expected in (((4, 8), 8, 6.0), (2, 8, 9.5), (5, 4, 8.0)):
+        Run(tmp_path, limit=9).train([WindowCallback(window)], start=start, steps=10)
+        assert value(tmp_path / "window") == pytest.approx(expected, abs=1e-6)
+        Run(tmp_path, limit=9).train([WindowCallback(5)])
+
+
+@pytest.mark.parametrize("name", ["average.json", "average.pdparams"])
+def test_a_damaged_average_is_named(tmp_path: Path, name: str) -> None:
+    Run(tmp_path).train([EmaCallback()], kill=5)
+    (tmp_path / "checkpoint-4" / ".ema" / name).write_text('{"step": 4, ')
+    with pytest.raises(
+        CheckpointError, match=rf"checkpoint-4/.ema/{name} can't be read \(.*; go on from another"
+    ):
+        Run(tmp_path).train([EmaCallback()], start=4)
+
+
+def test_an_average_that_cannot_be_stored_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("paddle_merge.training.live.LiveAverage.save", full)
+    Run(tmp_path).train([EmaCallback(decay=0.5)], steps=4)
+    assert value(tmp_path / "ema") == pytest.approx(3.266667, abs=1e-6)
+    assert "EmaCallback: the average can't be stored in" in caplog.text

@@ -116,3 +116,67 @@ def test_a_sweep_file_is_read_before_the_training(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("search: {}")
     with pytest.raises(ConfigError, match="has no section sweep"):
         MergeCallback("reference", sweep=str(tmp_path / "other.yaml"))
+
+
+def test_the_checkpoint_of_an_earlier_run_is_not_merged(reference: str, tmp_path: Path) -> None:
+    Run(tmp_path / "run", limit=9, save_steps=3).train([], steps=9)
+    Run(tmp_path / "run", limit=9, save_steps=4).train([MergeCallback(reference, 1.0)], steps=9)
+    assert value(tmp_path / "run" / "merged") == 8.0
+
+
+def test_the_best_checkpoint_of_a_run_that_was_moved(
+    reference: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path / "run", limit=9, load_best_model_at_end=True)
+    run.state.best_model_checkpoint = "/elsewhere/run/checkpoint-4"
+    run.train([MergeCallback(reference, 1.0)])
+    assert value(tmp_path / "run" / "merged") == 4.0
+    run.state.best_model_checkpoint = "/elsewhere/run/checkpoint-5"
+    run.train([MergeCallback(reference, 1.0)])
+    assert "the best checkpoint, /elsewhere/run/checkpoint-5, isn't there" in caplog.text
+
+
+def test_a_reference_is_not_replaced(reference: str, tmp_path: Path) -> None:
+    Run(tmp_path / "run").train([MergeCallback(reference)])
+    merged = tmp_path / "run" / "merged"
+    with pytest.raises(ConfigError, match="is the reference, or contains it; give another name"):
+        Run(tmp_path / "run").train([MergeCallback(merged)])
+
+
+SWEEP = (
+    "sweep:\n"
+    "  toward_aligned: 0:1:0.25\n"
+    '  evaluate: {python: "scorer_of_training:score"}\n'
+    "  objectives: {reward: maximize, skill: maximize}\n"
+)
+
+
+def test_what_a_sweep_needs_is_checked_before_the_training(
+    reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "scorer_of_training", raising=False)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    callback = MergeCallback(reference, sweep=tmp_path / "sweep.yaml")
+    with pytest.raises(ConfigError, match=f"{tmp_path}/sweep.yaml.*scorer_of_training"):
+        Run(tmp_path / "run").train([callback])
+    (tmp_path / "scorer_of_training.py").write_text("def score(candidate, split, seed, samples):\n    return {}\n")
+    monkeypatch.setattr("paddle_merge.search.sweep.NEEDS", ("moocore_of_nobody",))
+    with pytest.raises(ConfigError, match="a sweep needs moocore_of_nobody"):
+        Run(tmp_path / "run").train([callback])
+    assert not list(tmp_path.glob(".sweep-*"))
+
+
+def test_a_folder_beside_a_sweep_is_not_replaced(reference: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    (tmp_path / "run" / "merged-sweep").mkdir(parents=True)
+    (tmp_path / "run" / "merged-sweep" / "thesis.txt").write_text("")
+    with pytest.raises(ConfigError, match="merged-sweep holds what is not of an earlier merge"):
+        Run(tmp_path / "run").train([MergeCallback(reference, sweep=tmp_path / "sweep.yaml")])
+
+
+def test_problems_of_a_sweep_file_name_that_file(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP.replace("maximize", "most"))
+    with pytest.raises(ConfigError) as caught:
+        MergeCallback("reference", sweep=tmp_path / "sweep.yaml")
+    assert f"{tmp_path}/sweep.yaml" in str(caught.value)
+    assert ".sweep-" not in str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from paddle_merge.checkpoints.open import open_checkpoint
-from paddle_merge.training import AverageCallback
+from paddle_merge.training import AverageCallback, EmaCallback
 from paddle_merge.training.flex import write_metadata
 from paddle_merge.training.unified import add_head, names_in, write_index
 from tests.support.trainers import CONFIG, SHAPES, Run, paddle, values
@@ -142,3 +142,13 @@ def test_a_tied_head_is_added_for_the_trainer(tmp_path: Path) -> None:
     np.testing.assert_array_equal(held["lm_head.weight"], embedding)
     np.testing.assert_array_equal(held["model.embed_tokens.weight"], embedding)
     assert json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"]["total_size"] == 27 * 4
+
+
+def test_masters_of_a_moving_average_are_not_rounded(tmp_path: Path) -> None:
+    """(0.5 * 2 + 0.25 * 1) / 0.75 is 1.6667, and 1.6641 in bfloat16."""
+    run = Mixed(tmp_path, "pdparams")
+    run.train([EmaCallback(0.5)], steps=2)
+    masters = paddle.load(str(tmp_path / "ema" / "optimizer.pdopt"))["master_weights"]
+    assert float(masters["norm_0.w_0"][0]) == pytest.approx(5 / 3, abs=1e-7)
+    weights = paddle.load(str(tmp_path / "ema" / "model_state.pdparams"))
+    assert float(weights["llama.norm.weight"].astype("float32")[0]) == 1.6640625
