@@ -15,7 +15,7 @@ from ..errors import ConfigError, WorkError
 from ..recipe.decay import average_weights
 from .adapters import passthrough, with_base
 from .callback import TrainingCallback, harmless, number_from, path_from, together, whole_from
-from .checkpoints import adapter_file, describe, form_of, is_lora, is_ready, keep_weights, never_comes, path_of, steps_in
+from .checkpoints import adapter_file, describe, form_of, is_lora, keep_weights, never_comes, path_of, steps_in
 from .identity import fits, identity
 from .written import write
 
@@ -98,7 +98,7 @@ class AverageCallback(TrainingCallback):
                 scratch,
                 step,
             )
-        there = {int(name) for name in self._saved if form_of(path_of(args, int(name))) and is_ready(args, int(name))}
+        there = {int(name) for name in self._saved if form_of(path_of(args, int(name))) and self.ready(args, int(name))}
         for missing in sorted({*steps_in(scratch), *there})[-self.last :]:
             if not os.path.isdir(self._kept(args, missing)):
                 self._keep(args, missing, model, tokenizer)
@@ -128,7 +128,7 @@ class AverageCallback(TrainingCallback):
                 self._pending.remove(step)
                 self._lose(f"checkpoint-{step} was removed before it was complete")
                 continue
-            if not is_ready(args, step):
+            if not self.ready(args, step):
                 continue
             self._pending.remove(step)
             self._keep(args, step, model, tokenizer)
@@ -197,7 +197,11 @@ class AverageCallback(TrainingCallback):
         if self._lost:
             log.error("%s is not the average of all checkpoints: %s", self.folder(args), "; ".join(self._lost))
         if state.global_step >= state.max_steps:  # else it may be continued
-            shutil.rmtree(self.scratch(args))
+            for step in steps:
+                shutil.rmtree(self._kept(args, step))
+            with contextlib.suppress(OSError):  # as where somebody else has something in the folder
+                os.remove(os.path.join(self.scratch(args), SAVED))
+                os.rmdir(self.scratch(args))
 
     def _models(self, kept: Sequence[str], lora: bool) -> list[str]:
         if self.base is not None:

@@ -19,7 +19,7 @@ from typing import Any
 import xxhash
 
 from ..errors import ConfigError, MergeError
-from .checkpoints import form_of, is_ready, path_of, will_exist
+from .checkpoints import form_of, is_ready, path_of, signals_after, will_exist
 from .outputs import MERGED, check_replaceable, contains
 
 log = logging.getLogger("paddle_merge")
@@ -41,6 +41,7 @@ class TrainingCallback:
         self.failed = False
         self.steps: list[int] = []  # of the checkpoints that the run has saved since it began, or has gone on
         self.resumed: str | None = None  # the folder of the checkpoint that it has gone on from
+        self._stale: dict[str, int] = {}  # signals of earlier runs' checkpoints
         self._state: Any = None  # the Trainer's, by which callbacks of one training know each other
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -63,9 +64,12 @@ class TrainingCallback:
         Outputs of the same name in different folders have different ones.
         """
         parent, name = os.path.split(self.output)
-        return os.path.join(
-            args.output_dir, f".{name}-{xxhash.xxh3_64_hexdigest(os.fsencode(self.output))[:8]}" if parent else f".{name}"
-        )
+        unique = f"-{xxhash.xxh3_64_hexdigest(os.fsencode(self.output))[:8]}" if parent else ""
+        return os.path.join(args.output_dir, f".{name}{unique}")
+
+    def weights(self, args: Any) -> str:
+        """Return the path of the folder for what is merged, at the end of the training."""
+        return f"{self.scratch(args)}.weights"
 
     def begin(self, args: Any, state: Any) -> None:
         """Check the output, and begin to note which checkpoints are this run's. Raises ConfigError."""
@@ -74,6 +78,7 @@ class TrainingCallback:
             given = getattr(args, "resume_from_checkpoint", None)
             named = isinstance(given, str) and os.path.isdir(given)
             self.resumed = given if named else path_of(args, state.global_step)
+        self._stale = signals_after(args, state.global_step)
         _begun.add(self)
         self.check_outputs(args)
 
@@ -85,13 +90,17 @@ class TrainingCallback:
             self.steps.append(state.global_step)
         return bool(state.is_world_process_zero)
 
+    def ready(self, args: Any, step: int) -> bool:
+        """Return whether all files of a checkpoint of this run are written."""
+        return is_ready(args, step, self._stale)
+
     def last_checkpoint(self, args: Any) -> str | None:
         """Return the folder of the newest complete checkpoint of this run; None if there is none.
 
         What else is in output_dir may be of earlier runs.
         """
         for step in reversed(self.steps):
-            if form_of(path_of(args, step)) is not None and is_ready(args, step):
+            if form_of(path_of(args, step)) is not None and self.ready(args, step):
                 return path_of(args, step)
         return self.resumed if self.resumed is not None and form_of(self.resumed) is not None else None
 

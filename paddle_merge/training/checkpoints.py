@@ -36,11 +36,27 @@ def will_exist(args: Any, step: int) -> bool:
     return not _zero_cost(args) or (args.save_steps > 0 and step % args.save_steps == 0)
 
 
-def is_ready(args: Any, step: int) -> bool:
-    """Return whether all files of a checkpoint are written.
+def is_ready(args: Any, step: int, stale: Mapping[str, int]) -> bool:
+    """Return whether all files of a checkpoint are written. stale: what signals_after gave when the run began."""
+    return os.path.isdir(path_of(args, step)) and all(
+        any(_changed(file) not in (None, stale.get(file)) for file in files) for files in _signals(args, step)
+    )
 
-    Zero-cost checkpoints of PaddleFormers, and unified ones that are saved asynchronously, are completed after on_save; then
-    each rank leaves a file that says so.
+
+def signals_after(args: Any, step: int) -> dict[str, int]:
+    """Return the times of the files by which earlier runs' checkpoints of steps after this one say that they are complete.
+
+    The run writes these checkpoints again, and they are complete when these files have changed.
+    """
+    files = [file for later in steps_in(args.output_dir) if later > step for one in _signals(args, later) for file in one]
+    return {file: time for file in files if (time := _changed(file)) is not None}
+
+
+def _signals(args: Any, step: int) -> list[list[str]]:
+    """Return for each rank the paths of the files of which one says that the rank has written its files.
+
+    Zero-cost checkpoints of PaddleFormers, and unified ones that are saved asynchronously, are completed after on_save, and
+    have them.
     """
     folder = path_of(args, step)
     names: tuple[str, ...] = ()
@@ -50,9 +66,15 @@ def is_ready(args: Any, step: int) -> bool:
         names = (".model_weight.done.{}",)
         folder = os.path.join(getattr(args, "output_signal_dir", None) or args.output_dir, os.path.basename(folder))
     ranks = range(max(args.world_size, 1)) if names else ()
-    return os.path.isdir(folder) and all(
-        any(os.path.exists(os.path.join(folder, name.format(rank))) for name in names) for rank in ranks
-    )
+    return [[os.path.join(folder, name.format(rank)) for name in names] for rank in ranks]
+
+
+def _changed(file: str) -> int | None:
+    """Return the time at which a file was changed, in ns; None if there is no such file."""
+    try:
+        return os.stat(file).st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def never_comes(args: Any, step: int) -> bool:

@@ -109,7 +109,7 @@ class LiveCallback(TrainingCallback):
     def _finish(self, args: Any, state: Any, model: Any, tokenizer: Any) -> None:
         if not self.average.count:
             raise WorkError(f"no weights were averaged in the {state.global_step} steps of the training")
-        like, scratch = self.last_checkpoint(args), self.scratch(args)
+        like, scratch = self.last_checkpoint(args), self.weights(args)
         whole = like is not None and form_of(like) == "flex"
         shutil.rmtree(scratch, ignore_errors=True)
         source = self.average.write(os.path.join(scratch, "weights"), model, whole, tokenizer)

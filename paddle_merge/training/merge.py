@@ -17,7 +17,7 @@ from ..recipe.config import MergeConfig
 from ..recipe.request import Request
 from .adapters import with_base
 from .callback import TrainingCallback, harmless, number_from, path_from, together
-from .checkpoints import describe, is_lora, is_ready, keep_weights
+from .checkpoints import describe, is_lora, keep_weights
 from .outputs import contains, publish, scratch_of
 from .sweeping import SWEPT, checked, filled, swept
 from .written import write
@@ -104,7 +104,7 @@ class MergeCallback(TrainingCallback):
 
     def _finish(self, args: Any, state: Any, model: Any, tokenizer: Any) -> None:
         last = self._last(args, state)
-        kept = os.path.join(self.scratch(args), os.path.basename(last))
+        kept = os.path.join(self.weights(args), os.path.basename(last))
         keep_weights(last, kept)
         describe(model, kept, tokenizer)
         lora = is_lora(model)
@@ -119,7 +119,7 @@ class MergeCallback(TrainingCallback):
         about = f"a training's result, {os.path.basename(last)}, merged with {os.path.basename(self.reference)} by {how}"
         output = self.folder(args)
         write(output, None if lora else last, fields, args, model, lora=False, about=about)
-        shutil.rmtree(self.scratch(args))
+        shutil.rmtree(self.weights(args))
         log.info("%s is %s merged with %s", output, last, self.reference)
 
     def _swept(self, file: str, folder: str, aligned: str) -> str:
@@ -129,10 +129,12 @@ class MergeCallback(TrainingCallback):
         os.makedirs(scratch_of(folder))
         try:
             best = swept(file, self.reference, aligned, found)
-        finally:  # a report is there also if no point meets the rule
-            if all(os.path.exists(os.path.join(found, name)) for name in SWEPT):
+        finally:
+            if all(os.path.exists(os.path.join(found, name)) for name in SWEPT):  # also if no point meets the rule
                 publish(found, folder, SWEPT)
-            shutil.rmtree(scratch_of(folder))
+                shutil.rmtree(scratch_of(folder))
+            elif os.path.isdir(found):
+                log.warning("MergeCallback: what the sweep has scored is in %s", found)
         return os.path.join(folder, best)
 
     def _last(self, args: Any, state: Any) -> str:
@@ -145,7 +147,7 @@ class MergeCallback(TrainingCallback):
                 raise WorkError(f"the best checkpoint, {best}, isn't there")
             return found
         until = time.monotonic() + self.wait
-        while self.steps and not is_ready(args, self.steps[-1]) and time.monotonic() < until:
+        while self.steps and not self.ready(args, self.steps[-1]) and time.monotonic() < until:
             time.sleep(1.0)
         last = self.last_checkpoint(args)
         if last is None:

@@ -126,7 +126,7 @@ class Run:
         """Write the checkpoint of a step, as PaddleNLP's Trainer does by default. Nothing removes zero-cost checkpoints."""
         folder = Path(self.args.output_dir, f"checkpoint-{step}")
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: paddle.full(list(shape), float(step), "float32") for name, shape in SHAPES.items()}
+        state = {name: paddle.full(list(shape), step + self.shift, "float32") for name, shape in SHAPES.items()}
         paddle.save(state, str(folder / "model_state.pdparams"))
         paddle.save({"moment": paddle.ones([2])}, str(folder / "optimizer.pdopt"))
         (folder / "config.json").write_text(json.dumps(CONFIG))

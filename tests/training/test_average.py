@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paddle_merge.errors import ConfigError
-from paddle_merge.training import AverageCallback
+from paddle_merge.training import AverageCallback, EmaCallback
 from tests.support.trainers import Run, paddle, value
 
 
@@ -240,3 +240,22 @@ def test_a_later_run_does_not_change_an_output(tmp_path: Path, monkeypatch: pyte
     with (tmp_path / "checkpoint-8" / "optimizer.pdopt").open("r+b") as stream:
         stream.write(b"changed")
     assert (tmp_path / "average" / "optimizer.pdopt").read_bytes() == before
+
+
+def test_signals_of_an_earlier_run_do_not_complete_a_zero_cost_checkpoint(tmp_path: Path) -> None:
+    earlier = Run(tmp_path)
+    earlier.shift = 0.5
+    earlier.train([], steps=8)
+    for step in (2, 4, 6):
+        earlier.write(step)
+    run = Run(tmp_path, enable_zero_cost_checkpoint=True)
+    run.train([AverageCallback(last=4)])
+    assert value(tmp_path / "average") == 5.0  # not 5.5
+
+
+def test_what_others_have_in_a_hidden_folder_stays(tmp_path: Path) -> None:
+    for name in (".average", ".git"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("")
+    Run(tmp_path).train([AverageCallback(last=2), EmaCallback(output="git")])
+    assert [[path.name for path in (tmp_path / name).iterdir()] for name in (".average", ".git")] == [["thesis.txt"]] * 2

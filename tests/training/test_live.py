@@ -175,9 +175,7 @@ def test_a_window_whose_end_has_moved_says_what_works(tmp_path: Path) -> None:
 def test_a_damaged_average_is_named(tmp_path: Path, name: str) -> None:
     Run(tmp_path).train([EmaCallback()], kill=5)
     (tmp_path / "checkpoint-4" / ".ema" / name).write_text('{"step": 4, ')
-    with pytest.raises(
-        CheckpointError, match=rf"checkpoint-4/.ema/{name} can't be read \(.*; go on from another"
-    ):
+    with pytest.raises(CheckpointError, match=rf"checkpoint-4/.ema/{name} can't be read \(.*; go on from another"):
         Run(tmp_path).train([EmaCallback()], start=4)
 
 
