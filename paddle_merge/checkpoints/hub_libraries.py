@@ -25,7 +25,9 @@ class NotFetchedError(Exception):
 
 
 def _paddlenlp(repository: str, revision: str | None) -> Ask:
-    return _resolving("paddlenlp", repository, {"revision": revision} if revision else {})
+    if revision:  # its addresses on BOS and its cache have none: it would take whatever is newest
+        raise NotFetchedError("it can't fetch a revision")
+    return _resolving("paddlenlp", repository, {})
 
 
 def _paddleformers(repository: str, revision: str | None) -> Ask:
