@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 
 from ..drawing.markdown import escaped, table
-from ..errors import OutputError
 from ..parsing import short_paths
 from ..run.output.card_results import CardFile, CardResult
 from ..version import __version__
@@ -40,8 +39,4 @@ def write_card(
         caption += " The result was chosen by its scores on these samples, so it may do worse on others."
     made = f"{table([['model', *objectives], *rows])}\n\n{escaped(caption)}"
     found = known[-1]
-    try:
-        card = CardFile.read(folder)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{folder}: its model card can't be changed ({error})") from None
-    card.write(CardResult(spec.evaluate.kind, data, split, made, found.metrics if found is not None else {}))
+    CardFile(folder).write(CardResult(spec.evaluate.kind, data, split, made, found.metrics if found is not None else {}))

@@ -50,7 +50,7 @@ def answer(folder: Path, job: str, layout: str, library: str) -> dict[str, Any]:
 def test_huggingface_hub_reads_the_metadata_and_the_results(folder: Path) -> None:
     for split, loss in (("search", 1.5), ("report", 1.25)):
         scores = {"nll": loss, "perplexity": 3.5}
-        CardFile.read(str(folder / "hf")).write(CardResult("perplexity", f"{split}.jsonl", split, "| t |", scores))
+        CardFile(str(folder / "hf")).write(CardResult("perplexity", f"{split}.jsonl", split, "| t |", scores))
     found = answer(folder, "read", "hf", "transformers")
     assert found["metadata"] == {
         "base_model": ["org/math", "org/code"],

@@ -21,7 +21,7 @@ def cards(paths: Sequence[str]) -> list[CardFile]:
     found, problems = list[CardFile](), list[str]()
     for folder in dict.fromkeys(folders):
         try:
-            found.append(CardFile.read(folder))
+            found.append(CardFile(folder))
             if not os.access(folder, os.W_OK):
                 raise OSError(None, "no permission to write into the folder")
             problems += [f"--card: {problem}" for problem in found[-1].problems()]

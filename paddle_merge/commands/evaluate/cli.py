@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
 
+log = logging.getLogger("paddle_merge")
 HELP = """Score models side by side, with standard errors and what each costs.
 
 Takes checkpoints, as a merge does, and recipes, whose merge is scored. The file behind --with says how, in a section
@@ -44,7 +46,7 @@ class EvaluateConfig:
     card: bool = flag(
         common_flags.OUTPUT,
         "Write the table into the model card, README.md, of each model that a merge wrote, and its scores into the card's"
-        " metadata, where hubs read them. Those of the same evaluator and split that it has already are replaced.",
+        " metadata, where hubs read them. Those of the same evaluator, samples and split that it has already are replaced.",
         False,
     )
     workers: int = flag(common_flags.RUNNING, "How many models are scored at the same time.", 1, least=1)
@@ -124,6 +126,10 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
             raise OutputError(f"--markdown {config.markdown}: can't be written ({error.strerror})") from None
     rows = {os.path.expanduser(row.model): row for row in found.rows}
     for card in to_write:
-        card.write(card_result(found, rows[card.folder]))
+        if rows[card.folder].result.error:
+            log.warning("%s is left as it is, since the model couldn't be scored", card.path)
+        else:
+            attempt(card.write, card_result(found, rows[card.folder], os.path.basename(asked.file)))
+    attempt.finish()
     if found.failed:
         sys.exit(1)

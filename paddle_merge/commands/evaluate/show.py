@@ -23,12 +23,15 @@ def lines(found: Evaluation) -> list[str]:
     return [*made, "", *failures, _caption(found)]
 
 
-def markdown(found: Evaluation) -> str:
-    """Return the same as Markdown. Models are called by the last parts of their paths."""
+def markdown(found: Evaluation, reasons: bool = True) -> str:
+    """Return the same as Markdown. Models are called by the last parts of their paths.
+
+    reasons: of failures; without them for what is published, since they tell paths.
+    """
     names = short_paths([row.model for row in found.rows])
     rows = [[name, *_cells(found, row)[1:]] for name, row in zip(names, found.rows, strict=True)]
     failed = [(name, row.result.error) for name, row in zip(names, found.rows, strict=True) if row.result.error]
-    failures = [f"- {markdown_text(name)} failed: {markdown_text(error)}" for name, error in failed]
+    failures = [f"- {markdown_text(name)} failed: {markdown_text(error)}" for name, error in failed if reasons]
     return "\n".join(
         [
             markdown_table([_headings(found), *rows]),
@@ -38,10 +41,11 @@ def markdown(found: Evaluation) -> str:
     )
 
 
-def card_result(found: Evaluation, row: Evaluated) -> CardResult:
-    """Return what the card of one of the models gets: its scores, and the table."""
-    data = os.path.basename(found.data) if found.data else ""
-    return CardResult(found.kind, data, found.split, markdown(found), row.result.metrics)
+def card_result(found: Evaluation, row: Evaluated, file: str) -> CardResult:
+    """Return what the card of one of the models gets: its scores, and the table. file: the name of the one that says how
+    models are scored, which tells evaluations without samples apart."""
+    data = os.path.basename(found.data) if found.data else file
+    return CardResult(found.kind, data, found.split, markdown(found, reasons=False), row.result.metrics)
 
 
 def as_json(found: Evaluation) -> dict[str, Any]:

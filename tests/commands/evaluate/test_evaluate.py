@@ -114,7 +114,7 @@ model-index:
       type: other
     dataset:
       name: search.jsonl
-      type: python samples
+      type: python-samples
       split: search
     metrics:
     - type: acc
@@ -126,9 +126,22 @@ model-index:
 """
     head, _, body = before.partition("\n---\n")
     assert card.read_text() == (
-        f"{head}\n{index}---\n{body}\n<!-- paddle_merge evaluate python search -->\n## Evaluation\n\n{table}"
-        "<!-- end of paddle_merge evaluate python search -->\n"
+        f"{head}\n{index}---\n{body}\n<!-- paddle_merge evaluate python search search.jsonl -->\n## Evaluation\n\n{table}"
+        "<!-- end of paddle_merge evaluate python search search.jsonl -->\n"
     )
+
+
+def test_the_card_of_a_model_that_fails_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its earlier scores may be good. Nor do other cards tell reasons, which may hold paths."""
+    for name, inputs in {"good": ["a", "b"], "bad": ["raises", "raises"]}.items():
+        merge(MergeConfig(model_path_list=inputs, output_path=name), progress=False)
+    before = (folder / "bad" / "README.md").read_text()
+    assert run("good", "bad", "--with", "eval.yaml", "--card") == 1
+    assert (folder / "bad" / "README.md").read_text() == before
+    assert "bad/README.md is left as it is, since the model couldn't be scored" in capsys.readouterr().err
+    card = (folder / "good" / "README.md").read_text()
+    assert "| bad | failed | failed |" in card
+    assert "unlucky" not in card
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
@@ -281,7 +294,9 @@ def test_tables_in_cards_are_replaced_and_nothing_else_changes(tmp_path: Path) -
     path = tmp_path / "m" / "README.md"
     opened().write(result("command", "| one |"))
     once = path.read_bytes()
-    assert once.startswith(b"# m\r\n\r\nWords.\n\n<!-- paddle_merge evaluate command report -->\n## Evaluation\n\n| one |\n")
+    assert once.startswith(
+        b"# m\r\n\r\nWords.\n\n<!-- paddle_merge evaluate command report r.jsonl -->\n## Evaluation\n\n| one |\n"
+    )
     opened().write(result("command", "| one |"))
     assert path.read_bytes() == once
     path.write_bytes(once + b"More words.\n")
@@ -296,7 +311,7 @@ def test_tables_in_cards_are_replaced_and_nothing_else_changes(tmp_path: Path) -
 def test_a_card_that_is_missing_is_made(tmp_path: Path) -> None:
     opened = carded(tmp_path / "m", None)
     opened().write(result("command", "| one |"))
-    assert (tmp_path / "m" / "README.md").read_text().startswith("<!-- paddle_merge evaluate command report -->\n")
+    assert (tmp_path / "m" / "README.md").read_text().startswith("<!-- paddle_merge evaluate command report r.jsonl -->\n")
 
 
 @pytest.mark.parametrize(
@@ -304,7 +319,7 @@ def test_a_card_that_is_missing_is_made(tmp_path: Path) -> None:
     [
         ("<!-- paddle_merge evaluate x report -->\n| half |\n", "has no <!-- end of paddle_merge evaluate x report -->"),
         ("\udcff", "it is not UTF-8 text"),
-        ("---\nmodel-index: [\n---\n", "its model-index is not valid YAML; repair it, or delete it"),
+        ("---\nmodel-index: [\n---\n", "its metadata is not valid YAML; repair it, or delete it"),
         ("---\npipeline_tag: [\n---\n", "its metadata is not valid YAML"),
         ("---\nmodel-index: {a: 1}\n---\n", "its model-index is no list of models with their results"),
     ],
