@@ -139,10 +139,12 @@ def one_line(text: str) -> str:
 
 def without_secrets(text: str, token: str | None = None) -> str:
     """Return a text without the token, and with addresses that have neither a user and password nor a query, both of which
-    may be credentials."""
+    may be credentials. Of what isn't clearly an address, queries with values are left out, too."""
     if token:
         text = text.replace(token, "<token>")
-    return re.sub(r"(https?://)(?:[^/\s@'\"]*@)?([^\s?'\"<>)]*)(\?[^\s'\"<>)]*)?", r"\1\2", text)
+    text = re.sub(r"(\w[\w+.-]*://)[^/\s'\"]*@", r"\1", text)
+    text = re.sub(r"(\w[\w+.-]*://[^\s?'\"<>)]*)\?[^\s'\"<>)]*", r"\1", text)
+    return re.sub(r"\?[^\s=?'\"<>)]+=[^\s'\"<>)]*", "", text)
 
 
 def shown(value: Any) -> str:

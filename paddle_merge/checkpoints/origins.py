@@ -16,6 +16,7 @@ from typing import Any
 from ..parsing import one_line
 from . import hub
 from .front_matter import read_card, read_keys, texts
+from .hub_licenses import LICENSES
 from .verifiable_rewards import rewards_evidence
 
 CARD = "README.md"
@@ -33,7 +34,7 @@ _FOLDERS = {
     *("pretrained", "result", "results", "root", "run", "runs", "save", "saved", "saves"),
     *("sft", "tmp", "weights", "work", "workspace"),
 }
-_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*|multilingual|code", re.ASCII)
+_LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_][a-z0-9]{2,8})*|multilingual|code", re.ASCII)
 _WORD = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 
 
@@ -46,13 +47,19 @@ class License:
     link: str = ""
 
     def __str__(self) -> str:
-        return one_line(self.name or " and ".join(self.ids))
+        return "other, without a name" if self.unnamed else one_line(self.name or " and ".join(self.ids))
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether it can't be told which licence this is: that of another model may be another one."""
+        return self.ids == ("other",) and not self.name and not self.link
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Return the entries of a card's metadata; empty if these aren't identifiers, which hubs would refuse."""
-        if not all(map(_WORD.fullmatch, self.ids)):
-            return {}
+        """Return the entries of a card's metadata. Hugging Face's hub refuses cards with licences that aren't in its list:
+        these become "other", with their names."""
+        if not set(self.ids) <= LICENSES:
+            return {"license": "other", "license_name": re.sub(r"[^a-z0-9.+]+", "-", " and ".join(self.ids)).strip("-")}
         ids: Any = self.ids[0] if len(self.ids) == 1 else list(self.ids)
         further = {"license_name": self.name, "license_link": self.link}
         return {"license": ids, **{key: value for key, value in further.items() if value}}
@@ -108,7 +115,7 @@ def read_origin(path: str, folder: str) -> Origin:
         revision=revision,
         made_from=tuple(dict.fromkeys(declared)),
         license=_license(keys),
-        languages=tuple(one for one in texts(keys.get("language", [])) if _LANGUAGE.fullmatch(one)),
+        languages=_languages(keys),
         task=next((one for one in texts(keys.get("pipeline_tag", [])) if _WORD.fullmatch(one)), ""),
         rewards=rewards_evidence(folder, tags, texts(keys.get("datasets", []))),
         trouble=trouble,
@@ -134,6 +141,12 @@ def _is_repository(name: str, folder: str) -> bool:
     if owner.lower() in _FOLDERS or re.fullmatch(r"checkpoint[-_]?\d*", rest):
         return False
     return not any(os.path.lexists(os.path.join(start, name)) for start in ("", folder, os.path.join(folder, os.pardir)))
+
+
+def _languages(keys: dict[str, Any]) -> tuple[str, ...]:
+    """Return the languages that a card's metadata states, as hubs take them: in small letters, without the region."""
+    found = [_LANGUAGE.fullmatch(one.lower()) for one in texts(keys.get("language", []))]
+    return tuple(dict.fromkeys(one[1] or one[0] for one in found if one))
 
 
 def _license(keys: dict[str, Any]) -> License | None:

@@ -71,8 +71,12 @@ class Provenance:
     @property
     def license(self) -> License | None:
         """The licence that all inputs state; None if they don't agree, or if some state none."""
-        stated = {one.license for one in self.origins}
-        return stated.pop() if len(stated) == 1 else None
+        return next(iter(self._stated))[0] if len(self._stated) == 1 else None
+
+    @property
+    def _stated(self) -> set[tuple[License | None, str]]:
+        """The inputs' licences, each once: those without a name once for each input, since they may differ."""
+        return {(one.license, one.path if one.license and one.license.unnamed else "") for one in self.origins}
 
     def license_groups(self, name: Callable[[Origin], str]) -> str:
         """Return which inputs have which licence: "mit (a, b); none stated (c)"; "" if none states any.
@@ -91,8 +95,8 @@ class Provenance:
     @property
     def note(self) -> str:
         """What the plan says of the card's licence; "" if no input states one, or a warning says more."""
-        groups, stated = self.license_groups(lambda one: one.path), {one.license for one in self.origins} - {None}
-        if len(stated) != 1:
+        groups = self.license_groups(lambda one: one.path)
+        if len(self._stated - {(None, "")}) != 1:
             return ""
         return f"license {self.license}" if self.license else f"no license, because not all inputs state one: {groups}"
 
@@ -100,7 +104,7 @@ class Provenance:
         """Return sentences on cards that can't be read, on licences that differ, and on models trained by verifiable rewards
         whose signs are elected."""
         found = [f"{one.trouble}; the merge's card is made without it" for one in self.origins if one.trouble]
-        if len({one.license for one in self.origins} - {None}) > 1:
+        if len(self._stated - {(None, "")}) > 1:
             found.append(
                 f"the licenses of the inputs differ: {self.license_groups(lambda one: one.path)}; the model card names none"
                 " in its metadata: check under which one the merge may be published"

@@ -63,6 +63,11 @@ def test_a_license_is_given_only_if_all_state_it() -> None:
     assert of(MIT, LLAMA).license is None
     assert of(MIT, LLAMA).note == "", "a warning says more"
     assert (of(None, None).license, of(None, None).note) == (None, "")
+    other, link = License(("other",)), License(("other",), link="https://x.org/LICENSE")
+    assert of(other).license == other
+    assert of(other, other).license is None, "they may be different ones"
+    assert of(link, link).license == link
+    assert "licenses of the inputs differ: other, without a name (./m0, ./m1);" in of(other, other).warnings([])[0]
 
 
 def test_languages_are_all_that_the_inputs_have_and_a_task_is_common() -> None:

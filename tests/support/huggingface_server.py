@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from paddle_merge.checkpoints.hub_licenses import LICENSES
 
 from .hub_server import Answer, HubServer, Repository, Request
 
@@ -22,7 +26,7 @@ class HuggingFaceServer(HubServer):
     def __init__(self) -> None:
         super().__init__()
         self.route("POST", "/api/repos/create", self._create)
-        self.route("POST", "/api/validate-yaml", lambda request: Answer(200, {"errors": [], "warnings": []}))
+        self.route("POST", "/api/validate-yaml", self._validate)
         self.route("GET", f"/api/models/{REPO}(/revision/(?P<revision>[^/]+))?", self._info)
         self.route("POST", f"/api/models/{REPO}/branch/(?P<branch>[^/]+)", self._branch)
         self.route("POST", f"/api/models/{REPO}/preupload/(?P<branch>[^/]+)", self._preupload)
@@ -35,6 +39,24 @@ class HuggingFaceServer(HubServer):
         """Put files into a repository, which is created if need be."""
         found = self.repositories.setdefault(repo, Repository(private, {"main": {".gitattributes": b""}}))
         found.branches.setdefault(branch, {}).update(files)
+
+    def _validate(self, request: Request) -> Answer:
+        """Answer which rules the metadata of a card breaks: those of the hub that concern what paddle_merge writes."""
+        front = re.match(r"\s*---\r?\n([\S\s]*?)\r?\n---[ \t]*(?:\r?\n|$)", request.json["content"])
+        found = yaml.safe_load(front[1]) if front else {}
+        said = []
+        for name in found.get("license", []) if isinstance(found.get("license"), list) else [found.get("license", "mit")]:
+            if name not in LICENSES:
+                said.append(f'"license" must be one of [{", ".join(sorted(LICENSES))}]')
+        languages = found.get("language", [])
+        for language in languages if isinstance(languages, list) else [languages]:
+            if not re.fullmatch("[a-z]{2,3}|code|multilingual", str(language)):
+                said.append(f'"language" must only contain lowercase characters: {language}')
+        for model in found.get("model-index", []):
+            for result in model["results"]:
+                if not re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", kind := result["dataset"]["type"]):
+                    said.append(f'"model-index[0].results[0].dataset.type" with value "{kind}" fails to match the pattern')
+        return Answer(400 if said else 200, {"errors": [{"message": one} for one in said], "warnings": []})
 
     def sha(self, files: dict[str, bytes]) -> str:
         """Return the name of a commit with these files."""

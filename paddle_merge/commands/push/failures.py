@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ...parsing import without_secrets
 from .hubs.hub import Hub
 
-_LONGEST = 300  # characters of what a library says
+_LONGEST = 600  # characters of what a library says
 _AGAIN = "then run the same command again: it doesn't send again {}"
 _UNREACHED = re.compile("connect|timeout|timedout|network|offline|remoteprotocol|readerror|writeerror|maxretry|ssl", re.I)
 
@@ -72,6 +72,9 @@ def _reason(error: BaseException, unreached: bool) -> str:
 
 
 def _said(error: BaseException) -> str:
-    """Return what the server said, if the library keeps that, or else the first line of an exception; its class if empty."""
-    text = getattr(error, "server_message", None) or next(iter(str(error).strip().splitlines()), "")
+    """Return what the server said, if the library keeps that, or else what an exception says; its class if that is nothing.
+
+    All lines: the first may be "Invalid metadata", and the reasons come below it.
+    """
+    text = getattr(error, "server_message", None) or str(error)
     return " ".join(str(text).split()).rstrip(".") or type(error).__name__

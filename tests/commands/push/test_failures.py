@@ -59,8 +59,8 @@ def wrapped(error: Exception) -> Exception:
             ConnectionError("HTTPConnection(<object at 0x7f>): [Errno -2] Name or service not known'))"),
             f"The Hub can't be reached ([Errno -2] Name or service not known); check the network, {AGAIN}",
         ),
-        (ValueError("bad name.\nDetails"), f"The Hub doesn't take me/x (bad name); see to that, {AGAIN}"),
-        (StatusError(None, "x" * 1000), f"The Hub doesn't take me/x ({'x' * 300} ...); see to that, {AGAIN}"),
+        (ValueError("bad name.\n- Details"), f"The Hub doesn't take me/x (bad name. - Details); see to that, {AGAIN}"),
+        (StatusError(None, "x" * 1000), f"The Hub doesn't take me/x ({'x' * 600} ...); see to that, {AGAIN}"),
     ],
 )
 def test_sentences(error: Exception, sentence: str) -> None:
@@ -75,3 +75,19 @@ def test_no_secret_is_said() -> None:
         "The Hub doesn't take me/x (token <token> at https://host:80/a/b or https://h/); see to that"
     )
     assert without_secrets("see https://h/a?b (or http://h)") == "see https://h/a (or http://h)"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("HTTPS://user:p@ss@host/a", "HTTPS://host/a"),
+        ("s3://key:secret@bucket/a?versionId=1", "s3://bucket/a"),
+        ("socks5h://me:pw@proxy:1080", "socks5h://proxy:1080"),
+        ("/lfs/objects/1?X-Amz-Signature=abc&x=1 failed", "/lfs/objects/1 failed"),
+        ("GET /a?Signature=a/b+c= (Caused by x)", "GET /a (Caused by x)"),
+        ("is it there? a=1", "is it there? a=1"),
+        ("me@host.org wrote to https://host/@a/b", "me@host.org wrote to https://host/@a/b"),
+    ],
+)
+def test_secrets_in_addresses_of_any_kind(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paddle_merge import MergeConfig, merge
 from paddle_merge.commands.main import main
+from paddle_merge.run.output.card_results import CardFile, CardResult
 from tests.support.checkpoints import write
 from tests.support.hub_server import TOKEN
 from tests.support.huggingface_server import HuggingFaceServer, environment, use
@@ -165,6 +167,28 @@ def test_files_that_the_hub_ignores(server: HuggingFaceServer, push: Pushed) -> 
     code, _, err = push()
     assert code == 1
     assert "after the upload config.json is not in the repository, as if its .gitignore named it" in err
+
+
+def test_a_card_of_a_merge_is_taken(server: HuggingFaceServer, push: Pushed, folder: Path, tmp_path: Path) -> None:
+    """Whatever licences and languages its inputs state, and with scores."""
+    for name, licence in {"a": "My License", "b": "My License"}.items():
+        write(tmp_path / name, X)
+        (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\nlanguage: [zh-CN, EN]\n---\n")
+    merge(MergeConfig(["a", "b"], output_path="merged"), progress=False)
+    CardFile("merged").write(CardResult("lm_eval", "x.jsonl", "report", "| t |", {"acc": 0.5}))
+    (folder / "README.md").write_bytes(Path("merged/README.md").read_bytes())
+    code, _, err = push()
+    assert (code, err) == (0, "created the private repository me/x\n")
+    card = server.repositories["me/x"].branches["main"]["README.md"].decode()
+    assert "license: other\nlicense_name: my-license\nlanguage:\n- zh\n- en\n" in card
+
+
+def test_why_the_hub_refuses_a_card(push: Pushed, folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlanguage: EN\n---\n")
+    code, _, err = push()
+    assert code == 1
+    assert "Hugging Face doesn't take me/x (Invalid metadata in README.md. " in err
+    assert '"language" must only contain lowercase characters: EN' in err
 
 
 def no_rights(server: HuggingFaceServer) -> None:

@@ -10,6 +10,9 @@ from enum import Enum
 from glob import escape
 from typing import Protocol
 
+from ....checkpoints.front_matter import read_card, read_keys
+from ....plan.file_names import CARD
+
 
 class State(Enum):
     """What a hub says of a repository. UNKNOWN: it exists, and the library doesn't tell who may read it."""
@@ -52,16 +55,12 @@ class Upload:
 
     @property
     def license(self) -> str | None:
-        """The licence that the model card states in its metadata, in the hub's own words; None if it states none."""
-        import yaml
-
+        """The licence that the model card states in its metadata, in the hub's words; None if it states none or several."""
         try:
-            with open(os.path.join(self.folder, "README.md"), encoding="utf-8") as file:
-                _, begin, rest = file.read().partition("---\n")
-            stated = yaml.safe_load(rest.partition("\n---")[0]).get("license") if begin else None
-        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            stated = read_keys(read_card(os.path.join(self.folder, CARD)), ("license",)).get("license")
+        except (OSError, ValueError):
             return None
-        return stated if isinstance(stated, str) and stated else None
+        return stated if isinstance(stated, str) and stated not in ("", "null", "~") else None
 
 
 class Hub(Protocol):
