@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 
 from ...checkpoints.adapters import kind_of, open_adapter
-from ...checkpoints.formats.folder import ADAPTER, DIFFUSERS, PREFIXES, single_file_names, written_by_diffusers
-from ...checkpoints.json_files import read_json
+from ...checkpoints.formats.folder import (
+    ADAPTER,
+    ADAPTER_CONFIGS,
+    DIFFUSERS,
+    PREFIXES,
+    single_file_names,
+    written_by_diffusers,
+)
 from ...checkpoints.open import open_folder
-from ...errors import Attempts, CheckpointError, MergeError
-from ...plan.file_names import LOCK, PARTIAL, RECORD, REPLACED, is_journal
+from ...errors import Attempts, CheckpointError
+from ...plan.file_names import LOCK, PARTIAL, REPLACED, is_journal
 from ...run.output.flock import is_held
 from ...run.output.leftovers import left_behind
 from ...run.output.lock import read_lock
 from ..verify.verify import differing_files
+from .private_paths import private_paths
 from .tree import Tree
 
 log = logging.getLogger("paddle_merge")
+_NEEDED = ("README.md", *ADAPTER_CONFIGS.values(), "config.json")  # files that are not to be left out
 
 
 def check(tree: Tree, public: bool) -> None:
@@ -33,13 +42,18 @@ def check(tree: Tree, public: bool) -> None:
     attempt.finish()
     for warning in _warnings(tree):
         log.warning("%s", warning)
-    if local := _local_path(tree):
+    if found := private_paths(tree):
+        (first, path), *_ = found.items()
+        named = f"{first} names" if len(found) == 1 else f"{', '.join(found)} name"
+        needed, others = ([name for name in found if (name in _NEEDED) is wanted] for wanted in (True, False))
+        remedies = [f"edit {' and '.join(needed)}"] if needed else []
+        remedies += [f"--exclude {shlex.join(others)} leaves out what no loader needs"] if others else []
         log.log(
             logging.WARNING if public else logging.INFO,
-            "%s names folders of this machine, such as %s: whoever may read the repository sees them; --exclude %s"
-            " leaves such files out",
-            *local,
-            " ".join(name for name in (RECORD, LOCK) if name in tree.files),
+            "%s folders of this machine, such as %s: whoever may read the repository sees them; %s",
+            named,
+            path,
+            "; ".join(remedies),
         )
 
 
@@ -102,26 +116,3 @@ def _warnings(tree: Tree) -> list[str]:
     if "README.md" not in tree.files:
         found.append(f"{tree.folder}: has no README.md, the model card that hubs show")
     return found
-
-
-def _local_path(tree: Tree) -> tuple[str, str] | None:
-    """Return the first record of the merge that holds an absolute path, and the path; None if none does."""
-
-    def texts(value: object) -> list[str]:
-        if isinstance(value, str):
-            return [value]
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        return [text for one in inner for text in texts(one)]
-
-    for name in (RECORD, LOCK):
-        if name not in tree.files:
-            continue
-        try:
-            content = read_json(os.path.join(tree.folder, name))
-        except MergeError:
-            continue  # whatever it is, it is no record of ours
-        content = content.get("inputs") if name == LOCK and isinstance(content, dict) else content
-        found = next((text for text in texts(content) if os.path.isabs(text)), None)
-        if found:
-            return name, found
-    return None

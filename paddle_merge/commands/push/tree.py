@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from ...errors import CheckpointError, ConfigError
-from ...parsing import shown
+from ...parsing import one_line, shown
 from ...plan.file_names import PARTIAL, REPLACED
 
 # What is never pushed, by the name of a file or folder, whatever the case of its letters, and why.
@@ -33,7 +34,10 @@ _LEFT_OUT = {
     "temporary file": (f"*{PARTIAL}", f"*{REPLACED}", "*.tmp", "*.temp", "*.incomplete", "*.lock", "*.swp", "*.bak", "*~"),
     "compiled code": ("__pycache__", "*.pyc"),
     "hidden": (".*",),
+    "may hold a secret": ("id_rsa*", "id_ed25519*", "*.pem", "*.key", "token", "*.env", "env.*"),
 }
+_BAD = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
+_SNAPSHOT = re.compile(r"(.*/models--[^/]+)/snapshots/[^/]+")
 
 
 @dataclass
@@ -58,8 +62,8 @@ def list_tree(folder: str, exclude: Sequence[str] = ()) -> Tree:
     """Return the files of a folder and of its subfolders, sorted by name.
 
     exclude: patterns, as of a shell, of paths or names of files and folders that are left out besides those of _LEFT_OUT.
-    Links to files count as these. Raises ConfigError if a pattern matches nothing; CheckpointError listing what can't be
-    read or has a name that no hub takes.
+    Links to files of the folder, or within Hugging Face's cache, count as files. Raises ConfigError if a pattern matches
+    nothing; CheckpointError listing what can't be read, is a link to elsewhere, or has a name that no hub takes.
     """
     tree, problems, used = Tree(folder), [], set()
 
@@ -78,16 +82,23 @@ def list_tree(folder: str, exclude: Sequence[str] = ()) -> Tree:
             return
         for entry in entries:
             path = f"{within}{entry.name}"
-            if not entry.name.isprintable():
-                problems.append(f"{entry.path}: no hub takes a file or folder of this name; rename it")
-            elif reason := why_not(path, entry.name):
+            if reason := why_not(path, entry.name):
                 tree.left_out[f"{path}/" if entry.is_dir() else path] = reason
+            elif _BAD.search(entry.name):
+                problems.append(
+                    f"{one_line(entry.path)}: no hub takes a file or folder of this name; rename or --exclude it"
+                )
             elif entry.is_dir(follow_symlinks=False):
                 enter(f"{path}/")
             elif entry.is_dir():
                 tree.left_out[f"{path}/"] = "a link to a folder"
             elif not entry.is_file():
                 problems.append(f"{entry.path}: is no file, or a link whose target doesn't exist; remove or --exclude it")
+            elif entry.is_symlink() and not _within(entry.path, folder):
+                target = one_line(os.path.realpath(entry.path))
+                problems.append(
+                    f"{entry.path}: is a link to {target}, outside of {folder}; put a copy there or --exclude it"
+                )
             elif not os.access(entry.path, os.R_OK):
                 problems.append(f"{entry.path}: can't be read (Permission denied)")
             else:
@@ -99,3 +110,10 @@ def list_tree(folder: str, exclude: Sequence[str] = ()) -> Tree:
     if unused := [pattern for pattern in exclude if pattern not in used]:
         raise ConfigError(f"--exclude {shown(unused[0])} matches no file or folder in {folder}")
     return tree
+
+
+def _within(link: str, folder: str) -> bool:
+    """Return whether a link leads to a file of the folder, or to one of the same model in Hugging Face's cache."""
+    target, root = os.path.realpath(link), os.path.realpath(folder)
+    snapshot = _SNAPSHOT.match(root)
+    return target.startswith((os.path.join(root, ""), *((f"{snapshot[1]}/blobs/",) if snapshot else ())))

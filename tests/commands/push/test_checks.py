@@ -63,8 +63,8 @@ def test_the_output_of_a_merge(folder: Path, caplog: pytest.LogCaptureFixture) -
     assert warning.levelname == "WARNING"
     local = json.loads((folder / "merge_config.json").read_text())["model_path_list"][0]
     assert warning.message == (
-        f"merge_config.json names folders of this machine, such as {local}: whoever may read the repository sees them;"
-        " --exclude merge_config.json merge_lock.json leaves such files out"
+        f"merge_config.json, merge_lock.json name folders of this machine, such as {local}: whoever may read the repository"
+        " sees them; --exclude merge_config.json merge_lock.json leaves out what no loader needs"
     )
     caplog.clear()
     assert problems(folder, "merge_*.json", public=True) == []

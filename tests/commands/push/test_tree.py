@@ -37,6 +37,10 @@ def test_what_is_left_out_and_why(tmp_path: Path) -> None:
         "__pycache__/modeling.pyc": "compiled code",
         "config.json~": "temporary file",
         "model.safetensors.partial": "temporary file",
+        "id_rsa.pub": "may hold a secret",
+        "server.PEM": "may hold a secret",
+        "token": "may hold a secret",
+        "prod.env": "may hold a secret",
     }
     tree = list_tree(str(make(tmp_path, *pushed, *training, *others)))
     assert list(tree.files) == sorted(pushed)
@@ -62,21 +66,46 @@ def test_exclude(tmp_path: Path) -> None:
 
 
 def test_links(tmp_path: Path) -> None:
-    """Those to files are files; those to folders are left out; those to nothing are mistakes."""
-    folder = make(tmp_path / "model", "config.json")
-    make(tmp_path / "other", "weights")
-    (folder / "model.safetensors").symlink_to(tmp_path / "other" / "weights")
+    """Those to files of the folder are files; those to folders are left out; those to elsewhere or nothing are mistakes."""
+    folder = make(tmp_path / "model", "config.json", "deep/weights")
+    make(tmp_path / "other", "secrets")
+    (folder / "model.safetensors").symlink_to("deep/weights")
     (folder / "folder").symlink_to(tmp_path / "other")
     tree = list_tree(str(folder))
-    assert tree.files == {"config.json": 11, "model.safetensors": 7}
+    assert tree.files == {"config.json": 11, "deep/weights": 12, "model.safetensors": 12}
     assert tree.left_out == {"folder/": "a link to a folder"}
     (folder / "gone").symlink_to(tmp_path / "nowhere")
+    (folder / "notes.txt").symlink_to(tmp_path / "other" / "secrets")
     (folder / "two\nlines").write_text("")
     os.mkfifo(folder / "pipe")
     with pytest.raises(CheckpointError) as caught:
         list_tree(str(folder))
     assert caught.value.problems == [
         f"{folder}/gone: is no file, or a link whose target doesn't exist; remove or --exclude it",
+        f"{folder}/notes.txt: is a link to {tmp_path}/other/secrets, outside of {folder}; put a copy there or --exclude it",
         f"{folder}/pipe: is no file, or a link whose target doesn't exist; remove or --exclude it",
-        f"{folder}/two\\nlines: no hub takes a file or folder of this name; rename it",
+        f"{folder}/two\\nlines: no hub takes a file or folder of this name; rename or --exclude it",
     ]
+    tree = list_tree(str(folder), ["gone", "notes.txt", "pipe", "two*"])
+    assert tree.left_out["notes.txt"] == "--exclude"
+
+
+def test_a_snapshot_in_the_cache(tmp_path: Path) -> None:
+    """Its links lead to the blobs beside it."""
+    model = make(tmp_path / "models--me--x", "blobs/abc")
+    snapshot = make(model / "snapshots" / "123", "config.json")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    assert list_tree(str(snapshot)).files == {"config.json": 11, "model.safetensors": 9}
+    (snapshot / "other").symlink_to(make(tmp_path / "models--me--y", "blobs/abc") / "blobs" / "abc")
+    with pytest.raises(CheckpointError, match="is a link to"):
+        list_tree(str(snapshot))
+
+
+def test_names_of_files(tmp_path: Path) -> None:
+    """Any printable or not, but control characters and what is not UTF-8; and only of files that are pushed."""
+    names = ["\u200bzero width", "soft\u00adhyphen", "\u6a21\u578b", "no\u00a0break"]
+    tree = list_tree(str(make(tmp_path, *names, ".hid\nden")))
+    assert sorted(tree.files) == sorted(names)
+    (tmp_path / os.fsdecode(b"\xff")).write_text("")
+    with pytest.raises(CheckpointError, match="no hub takes a file or folder of this name"):
+        list_tree(str(tmp_path))
