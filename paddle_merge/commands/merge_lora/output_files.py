@@ -171,8 +171,8 @@ def _targets(contents: Arrangement) -> list[str]:
 
 
 def _pattern(name: str, contents: Arrangement) -> str:
-    """Return the layer's name as a pattern of ranks, which PEFT compares with the ends of names too."""
-    return f"^{name}" if any(other.endswith(f".{name}") for other in contents.ranks) else name
+    """Return a regular expression of ranks for a layer's name; PEFT compares it with the ends of names too."""
+    return ("^" if any(other.endswith(f".{name}") for other in contents.ranks) else "") + re.escape(name)
 
 
 def _listed(adapters: Sequence[Adapter], field: str) -> set[str] | None:

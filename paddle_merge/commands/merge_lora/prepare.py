@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from ...checkpoints.adapters import Adapter, open_adapter
 from ...checkpoints.compare import is_zero
 from ...checkpoints.files import Files
 from ...conversion.lora.fold import by_cause
-from ...dtypes import FLOAT32, FLOAT64, FLOATS, DType
+from ...dtypes import FLOATS
 from ...errors import Attempts, CheckpointError, OutputError
 from ...plan.file_names import MERGE_LORA_REPORT
 from ...recipe.request import Request
@@ -20,11 +21,11 @@ from .base_model import BaseModel, named_as_base, open_base
 from .by_method import ByMethod, request_of
 from .config import MergeLoraConfig
 from .factors import LayerMerger, is_wide, weight_shape
-from .layers import Contents, Layer, as_layers, contents
+from .layers import INSTEAD, Contents, Layer, as_layers, contents
 from .output_files import Arrangement, arrange, base_named
 from .peft_types import FACTORWISE
 from .tokenizer import tokenizer_of
-from .whole import Whole, whole_tensors
+from .whole import Whole, common, whole_tensors
 
 log = logging.getLogger("paddle_merge")
 
@@ -59,7 +60,7 @@ def prepare(config: MergeLoraConfig, files: Files) -> Prepared:
             base.tensors if base is not None else None,
             config.merge_method is not None,
         )
-        attempt(_check_layers, config, format, layers or [], whole or [])
+        attempt(_check_layers, config, format, layers or [], whole or [], base)
         if layers is not None and whole is not None and not attempt.errors:
             prepared = attempt(_prepared, config, opened, format, base, layers, whole, request, files)
     nbytes = arrange(prepared.output).shards[0].nbytes if prepared is not None and config.energy is None else 0
@@ -119,10 +120,13 @@ def _format(adapter: Adapter, held: Contents | None) -> str:
     return "paddleformers" if any(name.startswith("model.") for name in names) else "paddlenlp"
 
 
-def _check_layers(config: MergeLoraConfig, format: str, layers: Sequence[Layer], whole: Sequence[Whole]) -> None:
+def _check_layers(
+    config: MergeLoraConfig, format: str, layers: Sequence[Layer], whole: Sequence[Whole], base: BaseModel | None
+) -> None:
     """Raise CheckpointError listing layers that can't be merged in this way, or be written in this format."""
     wrong: list[tuple[str, str]] = []
     replaced = {one.name for one in whole if not one.kept}
+    biased = next((layer.name for layer in layers if layer.has_bias), None) if format == "peft" else None
     for layer in layers:
         ranks = {part.rank for part in layer.parts}
         if config.type in FACTORWISE and len(ranks) > 1:
@@ -136,6 +140,22 @@ def _check_layers(config: MergeLoraConfig, format: str, layers: Sequence[Layer],
             )
         if format != "peft" and layer.kind == "embedding":
             wrong.append((layer.name, f"layer {layer.name!r} is an embedding, which only PEFT has with low-rank matrices"))
+        if biased is not None and layer.kind == "embedding":
+            wrong.append(
+                (
+                    layer.name,
+                    f"layer {layer.name!r} is an embedding, for which PEFT has no lora_bias, and layer {biased!r} has one,"
+                    f" which PEFT's config sets for all layers; {INSTEAD}",
+                )
+            )
+        elif biased is not None and not layer.has_bias and base is not None and f"{layer.name}.bias" not in base.tensors:
+            wrong.append(
+                (
+                    layer.name,
+                    f"layer {layer.name!r} has no bias in the base model, and layer {biased!r} has one of lora_B; PEFT's"
+                    f" config sets lora_bias for all layers, and PEFT folds none into a layer without a bias; {INSTEAD}",
+                )
+            )
         if format != "peft" and layer.has_bias:
             wrong.append((layer.name, f"layer {layer.name!r} has a bias of lora_B, which only PEFT has"))
         if config.merge_method and f"{layer.name}.weight" in replaced:
@@ -156,9 +176,7 @@ def _prepared(
 ) -> Prepared:
     """Return the merge. Raises ConfigError if the method doesn't fit, WorkError if a tensor can't be read."""
     dtypes = {entry.dtype for layer in layers for part in layer.parts for entry in part.entries}
-    dtype: DType = FLOATS[config.out_dtype] if config.out_dtype else dtypes.pop() if len(dtypes) == 1 else FLOAT32
-    if config.out_dtype is None and FLOAT64 in dtypes:
-        dtype = FLOAT64
+    dtype = FLOATS[config.out_dtype] if config.out_dtype else common(dtypes)
     method = None
     if request is not None:
         shapes = {f"{layer.name}.weight": weight_shape(layer) for layer in layers}
@@ -179,13 +197,14 @@ def _prepared(
         dtype=dtype,
         tokenizer=tokenizer,
     )
-    return Prepared(output, merger, method, [*_warnings(config, adapters, layers, request), *doubts])
+    return Prepared(output, merger, method, [*_warnings(config, adapters, output, request), *doubts])
 
 
 def _warnings(
-    config: MergeLoraConfig, adapters: Sequence[Adapter], layers: Sequence[Layer], request: Request | None
+    config: MergeLoraConfig, adapters: Sequence[Adapter], output: Arrangement, request: Request | None
 ) -> list[str]:
     """Return sentences on what is allowed and likely not meant."""
+    layers = output.layers
     found = list(request.warnings) if request is not None else []
     named = {name for adapter in adapters if (name := base_named(adapter))}
     if len(named) > 1:
@@ -199,6 +218,13 @@ def _warnings(
     for number, adapter in enumerate(adapters if len(adapters) > 1 else ()):
         if not any({number} < {part.adapter for part in layer.parts} for layer in layers):
             found.append(f"{adapter.path}: has no layer in common with the other adapters; were they trained on one model?")
-    if len(set(config.adapter_path_list)) < len(config.adapter_path_list):
+    plain = [layer.name for layer in layers if not layer.has_bias] if output.has_biases and output.base is None else []
+    if plain:
+        found.append(
+            f"layers without a lora_B.bias, such as {plain[0]!r} ({len(plain)} in all), get one of zeros, because"
+            " others have one and PEFT's lora_bias is for all; PEFT can't fold the adapter if one of them has no bias in the base model, which"
+            " --base_model_path checks"
+        )
+    if len(set(map(os.path.realpath, config.adapter_path_list))) < len(config.adapter_path_list):
         found.append("an adapter is given twice, so its change counts twice")
     return found

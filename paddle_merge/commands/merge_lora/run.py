@@ -27,6 +27,7 @@ from .layers import Layer
 from .output_files import arrange, tensors_of, whole_name
 from .prepare import Prepared, prepare
 from .report import announce, report, summarise, workers
+from .tokenizer import drop_others
 from .whole import Whole, blocks
 
 
@@ -59,6 +60,7 @@ def merge_lora(config: MergeLoraConfig, progress: bool | None = None) -> dict[st
                 yield whole_name(one, output), _whole(one, config, prepared, files)
 
         write_adapter(config.output_path, adapter, tensors(), MERGE_LORA_REPORT, lambda: report(config, output, rows), files)
+        drop_others(config.output_path, adapter.configs)
     finally:
         files.close()
     said = report(config, output, rows)

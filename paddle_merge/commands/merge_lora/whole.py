@@ -1,13 +1,13 @@
 """Merge the tensors that adapters hold whole, which replace those of the base model: of modules_to_save, biases.
 
 T of the output is T of the base + the sum of w (T of the adapter - T of the base), over the adapters that hold it. Where
-their weights add up to 1, the base cancels; where several hold the same T, none has trained it.
+their weights add up to 1, the base cancels. A T that equals the base's, wherever it is held, stays as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from ...backends.np_backend import NumpyBackend
 from ...checkpoints.compare import equal
 from ...checkpoints.files import Files
 from ...checkpoints.tensors import TensorEntry
-from ...dtypes import DType
+from ...dtypes import FLOAT32, FLOAT64, DType
 from ...errors import CheckpointError
 from ..pairs import BLOCK, TensorReader
 
@@ -28,7 +28,8 @@ class Whole:
     """A tensor that the output holds whole.
 
     held: adapter's number -> the tensor there. kept: whether all are the same, and it is copied. base: the base model's;
-    None if there is none, or if it isn't needed.
+    None if there is none, or if it isn't needed. Its dtype is that of the adapters'; if they differ, float32, or float64
+    where one is.
     """
 
     name: str
@@ -42,11 +43,16 @@ class Whole:
 
     @property
     def dtype(self) -> DType:
-        return self.first.dtype
+        return common({entry.dtype for entry in self.held.values()})
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.first.shape
+
+
+def common(dtypes: Collection[DType]) -> DType:
+    """Return the dtype for what is made of these: the only one; of several, float64 if it is among them, else float32."""
+    return next(iter(dtypes)) if len(dtypes) == 1 else FLOAT64 if FLOAT64 in dtypes else FLOAT32
 
 
 def whole_tensors(
@@ -86,7 +92,7 @@ def whole_tensors(
         under = base.get(name) if base is not None else None
         under = under if under is not None and under.shape == first.shape else None
         alone = math.isclose(sum(weights[one] for one in its), 1.0, rel_tol=1e-9) and not by_method
-        kept = frozen or (same and (alone or (under is None and len(its) > 1)))
+        kept = frozen or (same and (alone or (under is not None and equal(first, under))))
         if not kept and under is None and not alone:
             unknown.append(name)
         result.append(Whole(name, its, kept, None if kept or alone else under))

@@ -88,3 +88,19 @@ def test_the_tokenizer_is_taken_over_where_the_adapters_agree(tmp_path: Path, ca
         out, _ = merged(tmp_path / "other", a, b)
     assert not (out / "vocab.json").exists()
     assert f"the tokenizers in {a} and {b} differ" in caplog.text
+
+
+def test_chat_templates_that_differ_and_an_earlier_tokenizer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a, b = (lora(tmp_path / str(seed), {Q: (6, 4, 2)}, seed) for seed in (1, 2))
+    for adapter in (a, b):
+        (Path(adapter) / "vocab.json").write_text(json.dumps({"x": 0}))
+        (Path(adapter) / "tokenizer_config.json").write_text(json.dumps({"chat_template": "one"}))
+    out, _ = merged(tmp_path, a, b)
+    assert (out / "tokenizer_config.json").exists()
+    (Path(b) / "chat_template.jinja").write_text("two")
+    with caplog.at_level("WARNING", "paddle_merge"):
+        out, _ = merged(tmp_path, a, b, overwrite=True)
+    assert f"the chat templates in {a} and {b} differ" in caplog.text
+    assert {path.name for path in out.iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "merge_lora_report.json")
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,22 @@ def test_a_layer_of_one_adapter_has_its_own_rank(tmp_path: Path) -> None:
     b = lora(tmp_path / "b", {Q: (6, 4, 2), V: (3, 4, 2)}, 2)
     out, report = merged(tmp_path, a, b)
     config = settings_of(out)
-    assert (config["r"], config["rank_pattern"], config["alpha_pattern"]) == (4, {V: 2}, {V: 2})
+    assert (config["r"], config["rank_pattern"], config["alpha_pattern"]) == (4, {re.escape(V): 2}, {re.escape(V): 2})
     assert config["target_modules"] == ["q_proj", "v_proj"]
     assert [row["adapters"] for row in report["layers"]] == [[0, 1], [1]]
     assert_same(changes(out), total([a, b], [1.0, 1.0]))
+
+
+def test_patterns_of_ranks_are_of_that_layer_alone(tmp_path: Path) -> None:
+    """PEFT takes the keys as regular expressions, of the ends of names."""
+    names = {"m.a+b": 1, "m.aab": 2, "n.m.aab": 3, "m_aab": 4}
+    out, _ = merged(tmp_path, lora(tmp_path / "a", {name: (6, 4, rank) for name, rank in names.items()}, 1, rank_pattern={
+        "^m.a\\+b": 1, "^m\\.aab": 2, "n.m.aab": 3, "m_aab": 4,
+    }))  # fmt: skip
+    config = settings_of(out)
+    for name, rank in names.items():
+        matching = [value for key, value in config["rank_pattern"].items() if re.match(rf"(.*\.)?({key})$", name)]
+        assert (matching or [config["r"]])[0] == rank
 
 
 def test_target_modules_are_names_where_words_would_mean_other_layers(tmp_path: Path) -> None:

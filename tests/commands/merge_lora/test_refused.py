@@ -15,6 +15,7 @@ from tests.conversion.test_layout import State, llama, stored
 from tests.support.adapters import (
     EMBEDDING,
     Q,
+    V,
     assert_same,
     changes,
     lora,
@@ -125,6 +126,26 @@ def test_ranks_that_differ_factor_by_factor(tmp_path: Path) -> None:
     a, b = lora(tmp_path / "a", {Q: (6, 4, 2)}, 1), lora(tmp_path / "b", {Q: (6, 4, 3)}, 2, r=3)
     with pytest.raises(CheckpointError, match=r"has ranks 2, 3, .* use ties_svd, or cat"):
         merged(tmp_path, a, b, combination_type="ties", reserve_p=0.5)
+
+
+def biased(folder: Path, name: str, seed: int) -> str:
+    return lora(folder, {name: (16, 16, 2)}, seed, extra={f"{name}.lora_B.bias": np.ones(16)}, lora_bias=True)
+
+
+def test_biases_of_lora_that_peft_could_not_load_or_fold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """PEFT's lora_bias is for all layers: it raises for embeddings, and folds none into a layer without a bias."""
+    folder = stored(tmp_path / "base", llama(0), "hf", dtype="float32")
+    a, table = biased(tmp_path / "a", Q, 1), lora(tmp_path / "b", {EMBEDDING: (16, 40, 2)}, 2)
+    with pytest.raises(CheckpointError, match="is an embedding, for which PEFT has no lora_bias"):
+        merged(tmp_path, a, table)
+    other = lora(tmp_path / "c", {V: (8, 16, 2)}, 3)
+    with pytest.raises(CheckpointError, match=rf"layer '{V}' has no bias in the base model, and layer '{Q}' has one"):
+        merged(tmp_path, a, other, base_model_path=folder)
+    with caplog.at_level("WARNING", "paddle_merge"):
+        merged(tmp_path, a, biased(tmp_path / "d", Q, 4))
+        assert not caplog.text
+        merged(tmp_path, a, other, overwrite=True)
+    assert f"such as '{V}' (1 in all), get one of zeros" in caplog.text
 
 
 def test_an_embedding_for_paddle(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.support.adapters import (
     merged,
     settings_of,
 )
-from tests.support.checkpoints import read
+from tests.support.checkpoints import dtypes, read
 
 HEAD = "lm_head.weight"
 NEEDS_BASE = "so what training changed has to be known: give --base_model_path"
@@ -43,12 +43,36 @@ def test_a_whole_tensor_of_one_adapter_of_weight_1_stays(tmp_path: Path) -> None
     np.testing.assert_array_equal(changes(merged(tmp_path, a, b)[0])[HEAD], head)
 
 
-def test_whole_tensors_that_nobody_trained_are_copied(tmp_path: Path) -> None:
-    head = np.random.default_rng(0).normal(size=(40, 16))
-    a, b = (with_head(tmp_path / str(seed), seed, head) for seed in (1, 2))
-    out, report = merged(tmp_path, a, b)
-    np.testing.assert_array_equal(changes(out)[HEAD], read(Path(a), "adapter_model")[f"base_model.model.{HEAD}"])
+def test_whole_tensors_that_equal_the_base_are_copied(tmp_path: Path) -> None:
+    base = llama(0)
+    folder = stored(tmp_path / "base", base, "hf", dtype="float32")
+    a, b = (with_head(tmp_path / str(seed), seed, base[HEAD]) for seed in (1, 2))
+    out, report = merged(tmp_path, a, b, base_model_path=folder)
+    np.testing.assert_array_equal(changes(out)[HEAD], base[HEAD].astype(np.float32))
     assert report["whole"][0]["copied"]
+
+
+def test_whole_tensors_that_are_the_same_add_up_as_others_do(tmp_path: Path) -> None:
+    """base + 2 (4 - base) + (4 - base): with the base, and never without it."""
+    base = llama(0)
+    folder = stored(tmp_path / "base", base, "hf", dtype="float32")
+    a, b = (with_head(tmp_path / str(seed), seed, np.full((40, 16), 4.0)) for seed in (1, 2))
+    out, report = merged(tmp_path, a, b, weight_list=[2.0, 1.0], base_model_path=folder)
+    np.testing.assert_allclose(changes(out)[HEAD], 12.0 - 2.0 * base[HEAD], rtol=1e-6)
+    assert not report["whole"][0]["copied"]
+    with pytest.raises(CheckpointError, match=NEEDS_BASE):
+        merged(tmp_path / "other", a, b, weight_list=[2.0, 1.0])
+
+
+@pytest.mark.parametrize("first", ["float32", "bfloat16"])
+def test_whole_tensors_of_several_dtypes_are_float32_in_any_order(tmp_path: Path, first: str) -> None:
+    """0.5 * 1.00390625 (which bfloat16 rounds to 1) + 0.5 * 1."""
+    names = ["float32", "bfloat16"] if first == "float32" else ["bfloat16", "float32"]
+    values = {"float32": 1.00390625, "bfloat16": 1.0}
+    adapters = [with_head(tmp_path / name, 1, np.full((40, 16), values[name]), dtype=name) for name in names]
+    out, _ = merged(tmp_path, *adapters, weight_list=[0.5, 0.5])
+    assert dtypes(out, "adapter_model")[f"base_model.model.{HEAD}"] == "float32"
+    assert (changes(out)[HEAD] == 1.001953125).all()
 
 
 @pytest.mark.parametrize("layout", ["hf", "paddlenlp"])
