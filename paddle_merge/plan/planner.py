@@ -107,7 +107,9 @@ def make_plan(
     ours = tokens.source.folder if tokens else (added and added.folder) or config_source.folder
     template, doubts = chat.choose(recipe.chat_template, folders, ours)
     doubts = [*doubts, *_nothing_kept(made), *restacked(config_source.config, recipe, tensors, inputs)[1]]
-    origins = provenance(its.opened)
+    other = recipe.tokenizer.source if recipe.tokenizer is not None else None
+    further = [other] if isinstance(other, str) and other != "union" else []
+    origins = provenance(its.opened, [*further, *([recipe.config_from] if recipe.config_from else [])])
     return Plan(
         recipe=recipe,
         inputs=inputs,

@@ -5,7 +5,8 @@ The facts are those of checkpoints/origins.py; run/output/card.py writes the car
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,9 +21,11 @@ from .tensor_plan import StagedEntry, TensorPlan
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a merge's inputs come from. inputs: of each of Recipe.sources, the model and then its adapters."""
+    """Where a merge's inputs come from. inputs: of each of Recipe.sources, the model and then its adapters. further: other
+    folders that the recipe names, for the tokenizer or the config."""
 
     inputs: tuple[tuple[Origin, ...], ...]
+    further: tuple[str, ...] = ()
 
     @property
     def origins(self) -> list[Origin]:
@@ -32,8 +35,14 @@ class Provenance:
     @cached_property
     def labels(self) -> Mapping[str, str]:
         """What publications call each path: its name on a hub, or else the last parts of the path."""
-        named = {one.path: f"{one.name}@{one.revision}" if one.revision else one.name for one in self.origins if one.name}
-        local = list(dict.fromkeys(one.path for one in self.origins if one.path not in named))
+        return {one.path: self._labels[_place(one.path)] for one in self.origins}
+
+    @cached_property
+    def _labels(self) -> Mapping[str, str]:
+        """The same by _place of the path, for all folders that the recipe names, so that no two of them are called alike."""
+        named = {_place(one.path): f"{one.name}@{one.revision}".rstrip("@") for one in self.origins if one.name}
+        paths = [*(one.path for one in self.origins), *(one for one in self.further if not hub.is_name(one))]
+        local = [place for place in dict.fromkeys(map(_place, paths)) if place not in named]
         return named | dict(zip(local, short_paths(local), strict=True))
 
     @property
@@ -44,12 +53,13 @@ class Provenance:
     def public(self, spec: str) -> str:
         """Return a spec, or the path of a folder, as a published recipe has it: names on a hub, and of other paths the
         last parts, in the current folder."""
-        named = {one.path for one in self.origins if one.name}
+        named = {_place(one.path) for one in self.origins if one.name}
 
         def shown(path: str) -> str:
-            if path in named or hub.is_name(path):
-                return self.labels.get(path, path)
-            return f"./{self.labels.get(path) or short_paths([path])[0]}"
+            place = _place(path)
+            if place in named or hub.is_name(path):
+                return self._labels.get(place, path)
+            return f"./{self._labels.get(place) or short_paths([path])[0]}"
 
         return "+".join(map(shown, split_spec(spec)))
 
@@ -127,24 +137,33 @@ class Provenance:
         return self.inputs[number] if number < len(self.inputs) else ()  # else it is an earlier stage's output
 
 
-def provenance(opened: Sequence[tuple[Checkpoint, Sequence[Adapter]]]) -> Provenance:
-    """Return where inputs come from. opened: each input as it is stored, with its adapters."""
+def _place(path: str) -> str:
+    """Return the absolute path, or the name on a hub as it is: what tells inputs apart, however they are written."""
+    return path if hub.is_name(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def provenance(opened: Sequence[tuple[Checkpoint, Sequence[Adapter]]], further: Sequence[str] = ()) -> Provenance:
+    """Return where inputs come from. opened: each input as it is stored, with its adapters. further: as of Provenance."""
     return Provenance(
         tuple(
             (read_origin(checkpoint.path, checkpoint.folder), *(read_origin(one.path, one.folder) for one in adapters))
             for checkpoint, adapters in opened
-        )
+        ),
+        tuple(further),
     )
 
 
 def elected_by_sign(tensors: Iterable[TensorPlan]) -> set[int]:
     """Return the numbers of the inputs whose task vectors are merged with others by electing signs, as in TIES."""
-    found = set[int]()
+    return {number for tensor in electing(tensors) for number in tensor.numbers[: len(tensor.sources)]}
+
+
+def electing(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
+    """Yield the tensors, also of earlier stages, for which signs are elected between several sources, as in TIES."""
     for tensor in tensors:
         if isinstance(tensor.resolved.merger, Ties) and len(tensor.sources) > 1:
-            found.update(tensor.numbers[: len(tensor.sources)])
-        found |= elected_by_sign(staged for entry in tensor.inputs for staged in _staged(entry))
-    return found
+            yield tensor
+        yield from electing(staged for entry in tensor.inputs for staged in _staged(entry))
 
 
 def _staged(entry: TensorEntry) -> list[TensorPlan]:

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..checkpoints.files import Files, StoredReader
 from ..checkpoints.tensors import StoredEntry
-from ..methods.ties import Ties
 from ..plan.plan import Plan
+from ..plan.provenance import electing
 from ..plan.tensor_plan import TensorPlan
 
 FEW = 0.35  # share of changed elements, among tensors that changed at all: an adapter leaves most tensors as they are
@@ -32,7 +32,8 @@ def warnings(plan: Plan) -> list[str]:
     """
     if plan.provenance.rewarded(plan.tensors):
         return []
-    large = [tensor for tensor in plan.tensors if _elects(tensor) and tensor.size >= PLACES * WIDTH]
+    elect = [tensor for tensor in electing(plan.tensors) if tensor.base is not None]
+    large = [tensor for tensor in elect if tensor.size >= PLACES * WIDTH]
     large = random.Random(0).sample(large, min(TENSORS, len(large)))
     seen, changed = dict[int, int](), dict[int, int]()
     with closing(Files(panel=plan.engine.budget.panel)) as files:
@@ -48,12 +49,8 @@ def warnings(plan: Plan) -> list[str]:
     listed = ", ".join(f"{plan.recipe.titles[number]} ({share:.0%})" for number, share in sorted(sparse.items()))
     return [
         f"{listed} changed few elements of the base model, as reinforcement learning with verifiable rewards does: such"
-        f" models are reported to merge badly by an election of signs, as {plan.recipe.title} has it; ram is made for them"
+        " models are reported to merge badly by an election of signs, as in TIES; ram is made for them"
     ]
-
-
-def _elects(tensor: TensorPlan) -> bool:
-    return isinstance(tensor.resolved.merger, Ties) and tensor.base is not None and len(tensor.sources) > 1
 
 
 def _compared(tensor: TensorPlan, files: Files) -> dict[int, tuple[int, int]]:

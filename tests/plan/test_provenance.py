@@ -52,6 +52,17 @@ def test_models_are_called_by_their_names_or_the_ends_of_their_paths() -> None:
     assert known.base_models == ["org/name", "org/other"]
 
 
+def test_no_two_folders_are_called_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one called in two ways, however its path is written."""
+    monkeypatch.chdir(tmp_path)
+    inputs = ((Origin("a/math/"),), (Origin(f"{tmp_path}/a/math"),), (Origin("code"),))
+    known = Provenance(inputs, (f"{tmp_path}/b/math/",))
+    assert known.titles == ["a/math", "a/math", "code"]
+    assert known.public(f"{tmp_path}/b/math") == "./b/math"
+    assert known.public("a/../a/math") == "./a/math"
+    assert known.public("org/tokens") == "org/tokens"
+
+
 def test_a_license_is_given_only_if_all_state_it() -> None:
     def of(*stated: License | None) -> Provenance:
         return Provenance(tuple((Origin(f"./m{place}", license=one),) for place, one in enumerate(stated)))

@@ -63,6 +63,21 @@ def test_a_dry_run_says_so_too(here: Path, caplog: pytest.LogCaptureFixture) -> 
     assert "rl1 (20%), rl2 (20%) changed few elements of the base model" in caplog.text
 
 
+def test_an_earlier_stage_is_looked_at(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = """\
+name: first
+merge_method: ties
+base_model: base
+models: [{model: rl1, parameters: {weight: 1}}, {model: rl2, parameters: {weight: 1}}]
+---
+merge_method: linear
+models: [{model: first, parameters: {weight: 1}}, {model: sft, parameters: {weight: 1}}]
+"""
+    merge(MergeConfig(recipe_yaml=recipe, output_path="out"), progress=False)
+    (said,) = [message for message in caplog.messages if "ram is made for them" in message]
+    assert "rl1 (20%), rl2 (20%) changed few elements" in said
+
+
 def test_small_models_say_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = np.zeros((100, 100))
     write(tmp_path / "base", {"w": base})

@@ -193,6 +193,13 @@ def test_no_path_of_this_machine_is_told(folder: Path, tmp_path: Path) -> None:
     assert "--config_from ./tokens" in card
 
 
+def test_a_tokenizer_of_the_same_name_is_told_apart(folder: Path) -> None:
+    model(folder / "other" / "math", 5)
+    _, text = carded(folder, "math", "code", config_from=str(folder / "other" / "math"))
+    assert "- model: ./secret/math\n" in text
+    assert "--config_from ./other/math\n" in text
+
+
 def test_models_of_the_same_name_are_told_apart(folder: Path) -> None:
     for run in ("run1", "run2"):
         model(folder / run / "checkpoint-5", len(run))
