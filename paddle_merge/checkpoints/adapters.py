@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import CheckpointError
+from ..parsing import short_paths
+from . import hub
 from .formats.folder import ADAPTER, ADAPTER_CONFIGS
 from .json_files import read_json
 from .tensors import Checkpoint, TensorEntry
@@ -91,6 +93,14 @@ def split_spec(spec: str) -> list[str]:
         paths.append(os.path.expanduser("+".join(words[:end])))
         words = words[end:]
     return paths
+
+
+def short_specs(specs: Sequence[str]) -> list[str]:
+    """Return specs as publications call them: names on a hub as they are, and of paths the last parts."""
+    split = [split_spec(spec) for spec in specs]
+    local = list(dict.fromkeys(path for its in split for path in its if not hub.is_name(path)))
+    known = dict(zip(local, short_paths(local), strict=True))
+    return ["+".join(known.get(path, path) for path in its) for its in split]
 
 
 def absolute_spec(spec: str) -> str:

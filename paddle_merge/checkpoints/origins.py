@@ -25,7 +25,8 @@ _KEYS = (*_LICENSE, "language", "base_model", "pipeline_tag", "library_name", "t
 _SNAPSHOT = re.compile(r"/models--([^/]+?)(?:--([^/]+))?/snapshots/([^/]+)$")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 # Programs whose cards name what a loader was given, a name or a path: by a tag, and by library_name.
-_COPIERS = ("mergekit", "peft")
+_COPIERS = ("mergekit", "peft", "generated_from_trainer", "llama-factory")
+_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/?")
 # First parts of relative paths that training scripts use.
 _FOLDERS = {
     *("base", "bases", "ckpt", "ckpts", "checkpoint", "checkpoints", "data", "exp", "experiments"),
@@ -69,14 +70,16 @@ class License:
 class Origin:
     """What is known of a model or adapter besides its weights.
 
-    path: as it was given. name, revision: of its repository on a hub; "" if nothing proves one. made_from: names of the
-    published models that it declares to be made from. license: None if none is stated. task: the card's pipeline_tag.
-    rewards: what says that it was trained by verifiable rewards; "" if nothing does. trouble: why its card can't be read.
+    path: as it was given. name, revision: of its repository on a hub; "" if nothing proves one. linked: whether that is
+    surely Hugging Face's, where cards' links lead. made_from: names of the published models that it declares to be made
+    from. license: None if none is stated. task: the card's pipeline_tag. rewards: what says that it was trained by
+    verifiable rewards; "" if nothing does. trouble: why its card can't be read.
     """
 
     path: str
     name: str = ""
     revision: str = ""
+    linked: bool = True
     made_from: tuple[str, ...] = ()
     license: License | None = None
     languages: tuple[str, ...] = ()
@@ -87,7 +90,7 @@ class Origin:
     @property
     def published(self) -> tuple[str, ...]:
         """Return the nearest published models: itself, or else those that it was made from."""
-        return (self.name,) if self.name else self.made_from
+        return (self.name,) if self.name and self.linked else self.made_from
 
 
 def read_origin(path: str, folder: str) -> Origin:
@@ -107,12 +110,14 @@ def read_origin(path: str, folder: str) -> Origin:
             trouble = f"{card}: {error}"
     tags = texts(keys.get("tags", []))
     copied = bool({tag.lower() for tag in tags + texts(keys.get("library_name", []))} & set(_COPIERS))
-    declared = [] if copied else [one for one in texts(keys.get("base_model", [])) if _is_repository(one, folder)]
-    name, revision = _name_of(path, folder)
+    stated = [_PAGE.sub(r"\1", one) for one in texts(keys.get("base_model", []))]
+    declared = [] if copied else [one for one in stated if _is_repository(one, folder)]
+    name, revision, linked = _name_of(path, folder)
     return Origin(
         path=path,
         name=name,
         revision=revision,
+        linked=linked,
         made_from=tuple(dict.fromkeys(declared)),
         license=_license(keys),
         languages=_languages(keys),
@@ -122,15 +127,19 @@ def read_origin(path: str, folder: str) -> Origin:
     )
 
 
-def _name_of(path: str, folder: str) -> tuple[str, str]:
-    """Return the name and revision of a model's repository; "" where nothing proves them."""
+def _name_of(path: str, folder: str) -> tuple[str, str, bool]:
+    """Return the name and revision of a model's repository, "" where nothing proves them; and whether it is Hugging Face's.
+
+    PaddleNLP, AI Studio and ModelScope keep what they download elsewhere, and may have another model of the same name.
+    """
+    snapshot = _SNAPSHOT.search(os.path.realpath(folder).replace(os.sep, "/"))
     if hub.is_name(path):
         name, _, revision = path.partition("@")
-        return name, revision
-    if snapshot := _SNAPSHOT.search(os.path.realpath(folder).replace(os.sep, "/")):
+        return name, revision, snapshot is not None
+    if snapshot:
         owner, name, revision = snapshot.groups()
-        return f"{owner}/{name}" if name else owner, revision
-    return "", ""
+        return f"{owner}/{name}" if name else owner, revision, True
+    return "", "", True
 
 
 def _is_repository(name: str, folder: str) -> bool:

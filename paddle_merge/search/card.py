@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from ..checkpoints.adapters import short_specs
 from ..drawing.markdown import escaped, table
-from ..parsing import short_paths
 from ..run.output.card_results import CardFile, CardResult
 from ..version import __version__
 from .job import Result
@@ -27,7 +27,7 @@ def write_card(
     split = "report" if reported else "search"
     objectives, data = list(spec.objectives), os.path.basename(spec.data.of(split) or "")
     paths = [one.path for _, one in compared if one.path]
-    names = dict(zip(paths, short_paths(paths), strict=True))
+    names = dict(zip(paths, short_specs(paths), strict=True))
     known = [reported.get(one.title) if reported else one.result for _, one in compared]
     rows = [
         [names.get(title, title), *(cell(result, name) for name in objectives)]

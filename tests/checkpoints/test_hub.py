@@ -391,8 +391,9 @@ def test_the_card_of_a_merge_names_them(tmp_path: Path, monkeypatch: pytest.Monk
     STANDINS[library](monkeypatch, Hub(tmp_path / "online", tmp_path / "cache"))
     merge(MergeConfig(model_path_list=["org/one", "org/two"], output_path="out"))
     card = Path("out/README.md").read_text()
+    # What doesn't come from Hugging Face is no link to it; what the cards declare is.
     assert card.startswith(
-        "---\nbase_model:\n- org/one\n- org/two\nbase_model_relation: merge\nlicense: mit\ntags:\n- merge\n- paddle_merge\n"
+        "---\nbase_model:\n- org/older\nbase_model_relation: merge\nlicense: mit\ntags:\n- merge\n- paddle_merge\n"
     )
     assert "- model: org/one\n" in card
     assert "| org/two | 0.5 |" in card

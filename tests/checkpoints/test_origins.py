@@ -28,9 +28,12 @@ def origin(folder: Path, metadata: str | bytes = "", path: str | None = None) ->
 
 
 def test_what_was_given_by_name_is_that_name(tmp_path: Path) -> None:
-    found = origin(tmp_path / "cache", "base_model: Qwen/Qwen2.5-7B", path="org/name@v1.0")
+    card = "base_model: Qwen/Qwen2.5-7B"
+    found = origin(tmp_path / "models--org--name/snapshots/abc", card, path="org/name@v1.0")
     assert (found.name, found.revision) == ("org/name", "v1.0")
     assert found.published == ("org/name",), "the nearest one: not what it was made from"
+    found = origin(tmp_path / "paddlenlp/org/name", card, path="org/name")
+    assert (found.name, found.published) == ("org/name", ("Qwen/Qwen2.5-7B",)), "PaddleNLP's may be another model"
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,13 @@ def test_what_may_be_a_path_is_no_name(tmp_path: Path, declared: str) -> None:
     assert origin(tmp_path / "a", f"base_model: '{declared}'").published == ()
 
 
+def test_the_address_of_a_page_is_a_name(tmp_path: Path) -> None:
+    found = origin(
+        tmp_path / "a", "base_model: [https://huggingface.co/org/name, https://huggingface.co/org/name/tree/main]"
+    )
+    assert found.published == ("org/name",)
+
+
 @pytest.mark.parametrize("where", ["a/org/name", "org/name"])
 def test_what_exists_as_a_path_is_no_name(tmp_path: Path, where: str) -> None:
     (tmp_path / where).mkdir(parents=True)
@@ -78,7 +88,9 @@ def test_what_exists_in_the_current_folder_is_no_name(tmp_path: Path, monkeypatc
     assert origin(tmp_path / "deep/a", "base_model: org/name").published == ()
 
 
-@pytest.mark.parametrize("writer", ["tags: [merge, mergekit]", "library_name: peft"])
+@pytest.mark.parametrize(
+    "writer", ["tags: [merge, mergekit]", "library_name: peft", "tags: [generated_from_trainer]", "tags: llama-factory"]
+)
 def test_cards_of_programs_that_take_paths_for_names_prove_nothing(tmp_path: Path, writer: str) -> None:
     assert origin(tmp_path / "a", f"base_model: org/name\n{writer}").published == ()
 

@@ -271,7 +271,7 @@ def test_two_splits(tmp_path: Path) -> None:
     assert all(set(one["report"]) >= {"metrics"} for one in [report["best"], *report["baselines"]])
     card = (tmp_path / "out/README.md").read_text()
     (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
-    assert entry["dataset"] == {"name": "report.jsonl", "type": "python samples", "split": "report"}
+    assert entry["dataset"] == {"name": "report.jsonl", "type": "python-samples", "split": "report"}
     metrics = {one["name"]: one["value"] for one in entry["metrics"]}
     assert metrics["loss"] == pytest.approx(report["best"]["report"]["metrics"]["loss"], rel=1e-5)
     assert "python on the report split (report.jsonl), seed 1, by paddle_merge" in card

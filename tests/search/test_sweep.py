@@ -109,7 +109,7 @@ def test_the_point_that_a_rule_picks_is_written_and_can_be_merged_again(tmp_path
     assert "The result was chosen by its scores on these samples" in card
     assert str(tmp_path) not in card
     (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
-    assert entry["dataset"] == {"name": "command", "type": "command samples", "split": "search"}
+    assert entry["dataset"] == {"name": "command", "type": "command-samples", "split": "search"}
     assert [(one["type"], one["value"]) for one in entry["metrics"]] == [("reading", 40.2), ("reward", 9.1)]
     merge(MergeConfig(recipe_yaml=str(tmp_path / "out/best.yaml"), output_path=str(tmp_path / "again")), progress=False)
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()

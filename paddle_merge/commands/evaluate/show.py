@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ...checkpoints.adapters import short_specs
 from ...drawing.markdown import escaped as markdown_text
 from ...drawing.markdown import table as markdown_table
-from ...parsing import one_line, short_paths
+from ...parsing import one_line
 from ...run.output.card_results import CardResult
 from ...search.evaluate import Evaluated, Evaluation
 from ...version import __version__
@@ -24,11 +25,11 @@ def lines(found: Evaluation) -> list[str]:
 
 
 def markdown(found: Evaluation, reasons: bool = True) -> str:
-    """Return the same as Markdown. Models are called by the last parts of their paths.
+    """Return the same as Markdown. Models are called by their names on a hub, or the last parts of their paths.
 
     reasons: of failures; without them for what is published, since they tell paths.
     """
-    names = short_paths([row.model for row in found.rows])
+    names = short_specs([row.model for row in found.rows])
     rows = [[name, *_cells(found, row)[1:]] for name, row in zip(names, found.rows, strict=True)]
     failed = [(name, row.result.error) for name, row in zip(names, found.rows, strict=True) if row.result.error]
     failures = [f"- {markdown_text(name)} failed: {markdown_text(error)}" for name, error in failed if reasons]

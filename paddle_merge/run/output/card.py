@@ -135,7 +135,7 @@ def _license(plan: Plan) -> list[str]:
 
 def _loading(plan: Plan, sidecars: Mapping[str, bytes], name: str) -> list[str]:
     lines = loading(plan, sidecars, f"./{name}")
-    return ["## How to load it", "\n".join(["```python", *lines, "```"])] if lines else []
+    return ["## How to load it", _block("python", "\n".join(lines))] if lines else []
 
 
 def _recipe(plan: Plan, request: Request) -> list[str]:
@@ -143,15 +143,20 @@ def _recipe(plan: Plan, request: Request) -> list[str]:
     from ...recipe.yaml_write import to_yaml  # imports YAML
 
     text = to_yaml(plan.recipe, plan.provenance.public)
-    ticks = "`" * max(3, *(1 + _longest_run(line) for line in text.splitlines()))
     return [
         "## Recipe",
-        f"{ticks}yaml\n{text.rstrip()}\n{ticks}",
+        _block("yaml", text.rstrip()),
         f"As `{RECIPE}`, beside the models that it names, it repeats the merge byte for byte:",
-        f"```bash\n{_command(plan, request)}\n```",
+        _block("bash", _command(plan, request)),
         f"`{RECORD}` is the same merge with the paths that it was made with. `{LOCK}` has fingerprints of everything that"
         f" was read and written; `{PROGRAM} verify` compares them.",
     ]
+
+
+def _block(kind: str, text: str) -> str:
+    """Return a block of code, whose fence is longer than any run of backticks in it."""
+    ticks = "`" * max(3, *(1 + _longest_run(line) for line in text.splitlines()))
+    return f"{ticks}{kind}\n{text}\n{ticks}"
 
 
 def _longest_run(line: str) -> int:

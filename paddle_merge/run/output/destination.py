@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ...checkpoints.formats.naming import is_weights
 from ...parsing import size_text
-from ...plan.file_names import WEIGHTS
+from ...plan.file_names import CARD, RECORD, WEIGHTS
 from .leftovers import half_named, left_behind
 
 MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
@@ -41,8 +41,15 @@ def check_output(
         ours = half_named(folder)
         held = [name for name in sorted(os.listdir(folder)) if not (left_behind(name, prefix) or name in ours)]
         foreign = [name for name in held if name.endswith(WEIGHTS) and not is_weights(name, save_format, prefix)]
+        names = list(names)
+        card = CARD in held and CARD in names
         if held and not overwrite:
-            problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace the weights in it")
+            what = f"the weights and {CARD}" if card else "the weights"
+            problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace {what} in it")
+        elif card and RECORD not in held:
+            problems.append(
+                f"--output_path {folder} holds a {CARD} that no merge wrote; move it away, or choose another folder"
+            )
         if foreign:
             problems.append(
                 f"--output_path {folder} holds weights that loaders would mix with the merged ones: {', '.join(foreign)}"

@@ -255,6 +255,12 @@ def test_models_of_the_same_name_are_called_by_their_paths() -> None:
     assert "| x/m |" in markdown(evaluation(ONE, ONE, models=("x/m", "y/m")))
 
 
+def test_adapters_and_names_on_a_hub_are_called_so(tmp_path: Path) -> None:
+    table = markdown(evaluation(ONE, ONE, models=(f"{tmp_path}/base+{tmp_path}/ad/lora", "org/name@v1")))
+    assert "| base+lora |" in table
+    assert "| org/name@v1 |" in table
+
+
 def test_json_has_everything() -> None:
     assert as_json(evaluation(ONE, TWO)) == {
         "evaluator": "perplexity",

@@ -227,6 +227,14 @@ def test_a_chat_template_with_a_fence_stays_in_its_block(folder: Path) -> None:
     assert re.search(r"^````yaml$.*^````$", text, re.MULTILINE | re.DOTALL)
 
 
+def test_a_name_with_a_fence_stays_in_its_blocks(folder: Path) -> None:
+    out = "x\n```\n# not a heading"
+    merge(MergeConfig([str(folder / "math"), str(folder / "code")], output_path=out), progress=False)
+    text = (Path(out) / "README.md").read_text()
+    assert re.search(r"^````bash$.*^````$", text, re.MULTILINE | re.DOTALL)
+    assert re.search(r"^````python$.*^````$", text, re.MULTILINE | re.DOTALL)
+
+
 def test_every_paper_is_an_address(folder: Path) -> None:
     found = {name: method.paper for name in names() if (method := find(name)) is not None}
     assert all(

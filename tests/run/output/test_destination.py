@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -111,3 +112,17 @@ def test_signals_wait_while_a_failed_merge_is_undone(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         merge(config)
     assert contents(tmp_path / "out") == before
+
+
+def test_a_card_that_no_merge_wrote_is_not_replaced(tmp_path: Path) -> None:
+    config = overwriting(tmp_path)
+    (tmp_path / "out" / "README.md").write_text("edited\n")
+    with pytest.raises(OutputError, match=r"pass --overwrite to replace the weights and README\.md in it"):
+        merge(dataclasses.replace(config, overwrite=False))
+    merge(config)
+    for name in ("merge_config.json", "merge_lock.json"):
+        (tmp_path / "out" / name).unlink()
+    (tmp_path / "out" / "README.md").write_text("mine\n")
+    with pytest.raises(OutputError, match=r"holds a README\.md that no merge wrote; move it away, or choose another folder"):
+        merge(config)
+    assert (tmp_path / "out" / "README.md").read_text() == "mine\n"
