@@ -46,7 +46,7 @@ def command() -> Iterator[None]:
         print("error: out of memory; try a smaller --n_process", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: no checkpoint was written", file=sys.stderr)
+        print("interrupted: no checkpoint or adapter was written", file=sys.stderr)
         sys.exit(130)
 
 

@@ -245,7 +245,7 @@ def test_an_interrupt_is_not_swallowed(name: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as exit, command():
         LINES[name].main(["a", "b"] if name != "merge" else ["--model_path_list", "a"], run)
     assert exit.value.code == 130
-    assert capsys.readouterr().err == "interrupted: no checkpoint was written\n"
+    assert capsys.readouterr().err == "interrupted: no checkpoint or adapter was written\n"
 
 
 @pytest.mark.parametrize(

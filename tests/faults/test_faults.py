@@ -161,7 +161,7 @@ def test_an_interrupted_merge_leaves_nothing(tmp_path: Path, long: Path, number:
         process.send_signal(number)
         code, said = end(process)
         assert code == 130
-        assert said.splitlines()[-1] == "interrupted: no checkpoint was written"
+        assert said.splitlines()[-1] == "interrupted: no checkpoint or adapter was written"
         assert gone(pool, 5)
     assert list(tmp_path.iterdir()) == []
 

@@ -20,7 +20,7 @@ from ...conversion.lora.whole import fitted, is_new_head
 from ...conversion.naming import in_memory
 from ...errors import CheckpointError, MalformedError
 from ..extract_lora.adapter_files import LAYOUTS, module_of
-from .layers import Contents, Part
+from .layers import Contents, Part, to_merge
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,12 @@ def open_base(path: str, format: str, stated: str | None) -> BaseModel:
     if adapters:
         raise CheckpointError(f"--base_model_path {path}: give the model alone, without adapters")
     config, layout = read_config(checkpoint.folder), LAYOUTS[format]
-    found = normalise(inputs=(checkpoint,), given=(stated,), target=layout, strict=False, prefix="model", fallback=config)
+    try:
+        found = normalise(
+            inputs=(checkpoint,), given=(stated,), target=layout, strict=False, prefix="model", fallback=config
+        )
+    except CheckpointError as error:  # here --layout has one word, for the one model
+        raise CheckpointError([one.replace(" for each model and then for the base", "") for one in error.problems]) from None
     (checkpoint,) = found.inputs
     family = model_type(checkpoint.folder)
     tensors = {_in_memory(name, format, family): entry for name, entry in checkpoint.tensors.items()}
@@ -72,7 +77,7 @@ def named_as_base(held: Contents, adapter: Adapter, base: BaseModel) -> Contents
         except MalformedError as error:
             wrong.append((name, f"tensor {entry.name!r} {error}"))
     if wrong:
-        raise CheckpointError([f"{adapter.path}: {sentence}" for sentence in by_cause(wrong)])
+        raise CheckpointError([f"{adapter.path}: {to_merge(sentence)}" for sentence in by_cause(wrong)])
     return Contents(parts, whole)
 
 

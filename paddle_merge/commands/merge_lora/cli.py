@@ -11,8 +11,8 @@ from .config import MergeLoraConfig
 HELP = """Merge LoRA adapters into one LoRA adapter, without the base model.
 
 By default the adapters are put side by side: loaded with the base model, or folded into it, the merged adapter adds the
-sum of the adapters' changes, each times its weight. That is exact, and the rank is the sum of the adapters' ranks. With
---rank or --energy the sum is cut off to a lower rank, with the least error possible.
+sum of the adapters' changes, each times its weight. That is exact to the rounding of the dtype, and the rank is the sum of
+the adapters' ranks. With --rank or --energy the sum is cut off to a lower rank, with the least error possible.
 
 Adapters may have different ranks, alphas and layers. --combination_type has the other ways of PEFT's add_weighted_adapter,
 with the same numbers; --merge_method merges the changes by any method of `merge`, and cuts the result off.
@@ -25,7 +25,10 @@ LINE = CommandLine(
     argument=("ADAPTER ...", "Folders of LoRA adapters, in PEFT's or Paddle's formats."),
     help=HELP,
     examples=[
-        ("The exact weighted sum:", "./math_lora ./code_lora --weight_list 0.7 0.3 --output_path ./both_lora"),
+        (
+            "The weighted sum, exact to the rounding of the dtype:",
+            "./math_lora ./code_lora --weight_list 0.7 0.3 --output_path ./both_lora",
+        ),
         (
             "The same, at the rank of the adapters:",
             "./math_lora ./code_lora --combination_type svd --output_path ./both_lora",

@@ -2,7 +2,7 @@
 
 c: a weight times an adapter's scale; b [outputs, r] @ a [r, inputs] is a change. Of K adapters
 
-    cat           b = [c_1 b_1 | ... | c_K b_K], a = [a_1; ...; a_K]: exactly the sum of c b a
+    cat           b = [c_1 b_1 | ... | c_K b_K], a = [a_1; ...; a_K]: the sum of c b a, but for the rounding of b
     svd           the sum, cut off: by way of QR decompositions of the two, so no matrix [outputs, inputs] is made
     ..._svd       PEFT's combination of the changes, and the methods of `merge`: made as matrices, and cut off
     others        PEFT's combination of the b, and of the a, each with the square root of c
@@ -25,7 +25,7 @@ from ...backends.np_backend import NumpyBackend, widen
 from ...checkpoints.files import Files
 from ...checkpoints.tensors import TensorEntry
 from ...conversion.lora.adapted import read_matrix
-from ...dtypes import FLOAT64, DType
+from ...dtypes import FLOAT16, FLOAT64, DType
 from ...errors import CheckpointError
 from ..extract_lora.low_rank import low_rank
 from .by_method import ByMethod
@@ -34,6 +34,7 @@ from .layers import Layer, Part
 from .peft_types import FACTORWISE, Combination, shared
 
 _ROUNDING = 1e-14  # of a product in float64, relative to the norms of its factors
+_LOWERED = 12  # powers of two by which the scale makes room in float16 for layers of a smaller one
 _ELEMENTS = 1 << 20  # of a change that are compared at a time
 
 
@@ -73,10 +74,18 @@ class LayerMerger:
         self.scale = self._common_scale(layers) if config.type == "cat" else 1.0
 
     def _common_scale(self, layers: Sequence[Layer]) -> float:
-        """Return the magnitude that most c have: their matrices are copied bit by bit, and the scale is the output's."""
+        """Return the magnitude that most c have: their matrices are copied bit by bit, and the scale is the output's.
+
+        In float16 it is divided by a power of two where c is smaller somewhere, so that no b is multiplied by less than 1:
+        elements below 6e-5 have fewer bits there.
+        """
         counts = Counter(abs(self._scale_of(part)) for layer in layers for part in layer.parts)
         counts.pop(0.0, None)
-        return max(counts, key=lambda scale: (counts[scale], scale)) if counts else 1.0
+        if not counts:
+            return 1.0
+        common = max(counts, key=lambda scale: (counts[scale], scale))
+        smaller = 1 - math.frexp(min(counts) / common)[1] if self._dtype == FLOAT16 else 0
+        return math.ldexp(common, -min(_LOWERED, max(0, smaller)))
 
     def _scale_of(self, part: Part) -> float:
         return self._weights[part.adapter] * part.scale
@@ -98,6 +107,8 @@ class LayerMerger:
         """
         pairs = [self._read(part) for part in layer.parts]
         scales = [self._scale_of(part) for part in layer.parts]
+        if self._config.type == "cat" and self._dtype == FLOAT16:
+            pairs = [_in_range(b, a, scale / self.scale) for (b, a), scale in zip(pairs, scales, strict=True)]
         left = np.concatenate([b * scale for (b, _), scale in zip(pairs, scales, strict=True)], axis=1)
         right = np.concatenate([a for _, a in pairs])
         change, remaining, largest = None, 0.0, 0.0
@@ -233,7 +244,7 @@ class LayerMerger:
         left @ right: the sum of the adapters' changes. change: the merged change, None if it is that sum.
         """
         norm = _norm(left, right)
-        if self._config.type == "cat":
+        if self._config.type == "cat" and np.array_equal(a, right):  # the same, with less rounding
             away = _norm(left - self.scale * b, right)
         else:
             away = _norm(np.hstack([left, -self.scale * b]), np.vstack([right, a]))
@@ -261,6 +272,13 @@ def weight_shape(layer: Layer) -> tuple[int, ...]:
 def is_wide(layers: Sequence[Layer]) -> bool:
     """Return whether any of the adapters' matrices is float64."""
     return any(dtype == FLOAT64 for layer in layers for dtype in layer.dtypes)
+
+
+def _in_range(b: np.ndarray, a: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return b and a with the same product, a power of two moved from b to a if b * factor would overflow float16."""
+    largest = float(np.abs(b).max(initial=0.0)) * abs(factor)
+    power = max(0, math.frexp(largest)[1] - 15) if abs(factor) != 1.0 else 0
+    return np.ldexp(b, -power), np.ldexp(a, power)
 
 
 def _norm(left: np.ndarray, right: np.ndarray) -> float:

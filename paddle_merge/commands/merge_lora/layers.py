@@ -103,7 +103,7 @@ def contents(adapter: Adapter, number: int) -> Contents:
 
     Raises CheckpointError listing everything that can't be merged into an adapter.
     """
-    problems = [sentence.replace("can't be folded", "can't be merged") for sentence in config_problems(adapter)]
+    problems = [to_merge(sentence) for sentence in config_problems(adapter)]
     if adapter.config.get("target_parameters"):
         problems.append(f"{adapter.path}: adapts stacks of experts (target_parameters), which PEFT doesn't merge; {INSTEAD}")
     if not adapter.tensors:
@@ -133,8 +133,13 @@ def contents(adapter: Adapter, number: int) -> Contents:
         whole[name] = entry
     problems += [f"{adapter.path}: {sentence}" for sentence in by_cause(wrong)]
     if problems:
-        raise CheckpointError(problems)
+        raise CheckpointError([to_merge(sentence) for sentence in problems])
     return Contents(parts, whole)
+
+
+def to_merge(sentence: str) -> str:
+    """Return a sentence on an adapter that can't be folded as one on an adapter that can't be merged."""
+    return sentence.replace("can't be folded", "can't be merged")
 
 
 def _part(module: Module, adapter: Adapter, number: int) -> tuple[str, Part]:

@@ -222,8 +222,8 @@ def _warnings(
     if plain:
         found.append(
             f"layers without a lora_B.bias, such as {plain[0]!r} ({len(plain)} in all), get one of zeros, because"
-            " others have one and PEFT's lora_bias is for all; PEFT can't fold the adapter if one of them has no bias in the base model, which"
-            " --base_model_path checks"
+            " others have one and PEFT's lora_bias is for all; PEFT can't fold the adapter if one of them has no bias in the"
+            " base model, which --base_model_path checks"
         )
     if len(set(map(os.path.realpath, config.adapter_path_list))) < len(config.adapter_path_list):
         found.append("an adapter is given twice, so its change counts twice")

@@ -22,6 +22,7 @@ from .peft_types import FACTORWISE
 
 log = logging.getLogger("paddle_merge")
 SHOWN = 5  # layers listed in the summary
+_MEASURED = 1e-7  # relative distances below it are lost in the rounding of measuring
 _DENSE = 5  # float64 matrices of the size of a layer, beside one of each adapter, that cutting off takes; measured
 
 
@@ -39,10 +40,13 @@ def announce(config: MergeLoraConfig, output: Arrangement, warnings: Sequence[st
     log.info("merge    %s of %s", config.type or config.merge_method, ", ".join(named))
     everywhere = sum(len(layer.parts) == len(config.weights) for layer in output.layers)
     log.info("layers   %d, of which %d are in every adapter", len(output.layers), everywhere)
-    for copied, what in ((True, "copied   %s (the same in the adapters)"), (False, "whole    %s (merged by weights)")):
-        names = [one.name for one in output.whole if one.kept == copied]
-        if names:
-            log.info(what if copied or not config.merge_method else "whole    %s", ", ".join(names))
+    whole: dict[str, list[str]] = {}
+    for one in output.whole:
+        how = "the same in the adapters" if len(one.held) > 1 else "of one adapter"
+        line = f"copied   %s ({how})" if one.kept else f"whole    %s (merged by {config.merge_method or 'weights'})"
+        whole.setdefault(line, []).append(one.name)
+    for line, names in whole.items():
+        log.info(line, ", ".join(names))
     held = sum(sum(layer.shape) * output.ranks[layer.name] for layer in output.layers) * output.dtype.itemsize
     needed = workers(config, output) * layer_memory(config, output) + (held if config.energy is not None else 0)
     threads = f"{workers(config, output)} layers at a time" if workers(config, output) > 1 else "one layer at a time"
@@ -106,6 +110,10 @@ def summarise(report: Mapping[str, Any], adapter: NewAdapter, seconds: float) ->
         for row in sorted(report["layers"], key=lambda row: row["kept"])[:SHOWN]:
             log.info("         %8.4f %6d  %s", row["kept"], row["rank"], row["name"])
     if report["combination_type"] in ("cat", "svd", *FACTORWISE):
-        log.info("distance %.3g from the exact sum of the changes, relative to its norm", report["distance_from_sum"])
+        total = report["distance_from_sum"]
+        most, name = max((row["distance_from_sum"], row["name"]) for row in report["layers"])
+        away = f"{total:.3g}" if total >= _MEASURED else "below 1e-7"
+        worst = f"; at most {most:.3g}, in {name}" if most >= _MEASURED else ""
+        log.info("distance %s from the exact sum of the changes, relative to its norm%s", away, worst)
     size = size_text(adapter.shards[0].nbytes)
     log.info("written  to %s in %.1f s (%s); %s lists every layer", report["output_path"], seconds, size, MERGE_LORA_REPORT)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from paddle_merge import OutputError
+from paddle_merge import CheckpointError, OutputError
 from paddle_merge.commands.main import main
 from tests.conversion.lora.test_lora import peft
 from tests.support.adapters import (
@@ -104,3 +105,26 @@ def test_chat_templates_that_differ_and_an_earlier_tokenizer(tmp_path: Path, cap
     assert {path.name for path in out.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "merge_lora_report.json")
     }
+
+
+def test_what_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The distance names the worst layer; 0 can't be told from 1e-8. One adapter's tensor is the same in no others."""
+    head = {"lm_head.weight": np.ones((5, 4))}
+    a = lora(tmp_path / "a", {Q: (6, 4, 2)}, 1, "bfloat16", extra=head, modules_to_save=["lm_head"])
+    b = lora(tmp_path / "b", {Q: (6, 4, 2), V: (6, 4, 2)}, 2, "bfloat16")
+    with caplog.at_level("INFO", "paddle_merge"):
+        merged(tmp_path, a, b)
+        assert "distance below 1e-7 from the exact sum of the changes, relative to its norm\n" in caplog.text
+        assert "copied   lm_head.weight (of one adapter)" in caplog.text
+        caplog.clear()
+        _, report = merged(tmp_path, a, b, weight_list=[1.0, 0.3], overwrite=True)
+    worst = max(report["layers"], key=lambda row: row["distance_from_sum"])
+    assert f"norm; at most {worst['distance_from_sum']:.3g}, in {worst['name']}" in caplog.text
+
+
+def test_the_layout_is_of_the_base_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    save_file({f"{Q}.weight": np.ones((4, 4), np.float32)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"--layout, one of [a-z, ]+$"):
+        merged(tmp_path, lora(tmp_path / "a", {Q: (4, 4, 2)}, 1), base_model_path=str(folder), format="paddleformers")

@@ -95,6 +95,32 @@ def test_matrices_of_the_common_scale_are_copied_bit_by_bit(tmp_path: Path) -> N
     assert report["distance_from_sum"] == 0.0
 
 
+@pytest.mark.parametrize("weight", [0.0011, 900.0])
+def test_float16_keeps_the_bits_of_layers_of_other_scales(tmp_path: Path, weight: float) -> None:
+    """Each of 0.0011 * 1e-4 would be one of float16's last two numbers above 0; 900 * 100 is beyond its range."""
+    a = lora(tmp_path / "a", {Q: (6, 4, 2), OUT: (6, 4, 2)}, 1, "float16")
+    generator, size = np.random.default_rng(2), 1e-4 if weight < 1 else 100.0
+    factors = {
+        f"{V}.lora_A.weight": generator.normal(size=(2, 4)),
+        f"{V}.lora_B.weight": size * generator.normal(size=(3, 2)),
+    }
+    b = peft(tmp_path / "b", factors, "float16", r=2, lora_alpha=2)
+    out, report = merged(tmp_path, a, b, weight_list=[1.0, weight])
+    assert set(dtypes(out, "adapter_model").values()) == {"float16"}
+    expected = total([a, b], [1.0, weight])
+    for name, value in changes(out).items():
+        assert np.linalg.norm(value - expected[name]) < 2**-11 * np.linalg.norm(expected[name])
+    assert [row["distance_from_sum"] > 0 for row in report["layers"]] == [False, False, True]
+
+
+def test_the_distance_counts_the_rounding_of_both_matrices(tmp_path: Path) -> None:
+    a = lora(tmp_path / "a", {Q: (6, 4, 2)}, 1)
+    out, report = merged(tmp_path, a, out_dtype="bfloat16")
+    expected = total([a], [1.0])[f"{Q}.weight"]
+    away = np.linalg.norm(changes(out)[f"{Q}.weight"] - expected) / np.linalg.norm(expected)
+    assert report["distance_from_sum"] == pytest.approx(away, rel=1e-6)
+
+
 def test_a_layer_of_one_adapter_has_its_own_rank(tmp_path: Path) -> None:
     a = lora(tmp_path / "a", {Q: (6, 4, 2)}, 1)
     b = lora(tmp_path / "b", {Q: (6, 4, 2), V: (3, 4, 2)}, 2)

@@ -82,6 +82,7 @@ REFUSED: list[tuple[State, dict[str, Any], str]] = [
     ({A: np.ones((2, 4))}, {}, "has no lora_B"),
     ({A: np.ones((2, 4)), B: np.ones((6, 3))}, {}, "different ranks, 2 and 3"),
     ({A: np.ones((3, 4)), B: np.ones((6, 3))}, {}, "has rank 3, but the adapter's config says 2"),
+    ({A: np.ones((0, 4)), B: np.ones((6, 0))}, {"r": 0}, f"can't be merged: 'base_model.model.{A}' is empty"),
     ({A: np.ones((2, 5)), B: np.ones((6, 2))}, {}, "were they trained on one model?"),
     ({A: np.array([[np.nan] * 4] * 2), B: np.ones((6, 2))}, {}, "holds NaN or Inf"),
     ({}, {}, "holds no tensors"),
@@ -157,7 +158,7 @@ def test_an_embedding_for_paddle(tmp_path: Path) -> None:
 
 def test_overflow_is_told(tmp_path: Path) -> None:
     a = peft(tmp_path / "a", {A: np.ones((2, 4)), B: np.full((6, 2), 6e4)}, "float16", r=2, lora_alpha=2)
-    b = peft(tmp_path / "b", {A: np.ones((2, 4)), B: np.full((6, 2), 6e4)}, "float16", r=2, lora_alpha=2)
+    b = peft(tmp_path / "b", {A: np.full((2, 4), 6e4), B: np.full((6, 2), 6e4)}, "float16", r=2, lora_alpha=2)
     with pytest.raises(CheckpointError, match="overflow float16; give another --out_dtype"):
         merged(tmp_path, a, a, b, weight_list=[1.0, 1.0, 2.0])
     out, _ = merged(tmp_path, a, a, b, weight_list=[1.0, 1.0, 2.0], out_dtype="float32")
