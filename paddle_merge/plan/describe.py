@@ -34,10 +34,12 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes], memory
     alone = recipe.title == "fold"
     lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_shown(plan)}"]
     lines += [f"model    {weight}{path}{role}" for path, weight, role in _models(plan)]
+    bases = dict.fromkeys(recipe.titles[part.base.number] for part in recipe.slices if part.base is not None)
     lines += [f"module   {line}" for line in modules.described(recipe, (tensor.name for tensor in plan.tensors))]
     if not alone:
-        role = _as(recipe.method.base_role) if recipe.base else ""
-        lines.append(f"base     {recipe.base or 'none: the weights themselves are merged'}{role}")
+        base = recipe.base or ", ".join(bases)  # slices may have bases where the recipe has none
+        role = _as(recipe.method.base_role) if base else ""
+        lines.append(f"base     {base or 'none: the weights themselves are merged'}{role}")
     lines += [f"adapter  {sentence}" for sentence in plan.folded]
     lines += [f"config   {plan.config_source.note}"] if plan.config_source.note else []
     lines += [f"card     {plan.provenance.note}"] if plan.provenance.note else []
@@ -93,7 +95,8 @@ def _few(tokens: Sequence[str], what: str) -> str:
 def _models(plan: Plan) -> list[tuple[str, str, str]]:
     """Return the titles of the models, their weights ("" for a weight that varies), and their roles, if they differ."""
     titles, roles = plan.recipe.titles, plan.recipe.method.roles
-    if len(roles) != len(plan.weights):  # slices may give a model different ones
+    orders = {tuple(one.number for one in part.inputs) for part in plan.recipe.slices}
+    if len(orders) > 1 or len(roles) != len(plan.weights):  # slices may give a model different ones
         roles = ("",) * len(plan.weights)
     return [
         (titles[number], "" if weight is None else f"{weight:<8.4g} x ", _as(role))

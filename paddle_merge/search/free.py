@@ -52,7 +52,8 @@ class FreeValues(Nodes):
         self.found: list[Free] = []
         self._seen: set[int] = set()
         self._depth: int | None = None
-        self._list: yaml.Node | None = None  # the list of models that is being visited
+        self._list: tuple[yaml.Node, int] | None = None  # the list of models that is being visited, and the place in it
+        self._uses: dict[str, dict[int, yaml.Node]] = {}  # simplex -> place in its list -> the weight there
 
     def note(self, node: yaml.Node, sentence: str) -> None:
         """Add a problem: a key without an effect is a mistake in a free value."""
@@ -61,13 +62,16 @@ class FreeValues(Nodes):
     def visit(self, node: yaml.Node, path: tuple[str, ...]) -> None:
         """path: what stands above: keys, and models and filters in place of their places in lists."""
         if isinstance(node, yaml.SequenceNode):
-            above, self._list = self._list, node if path and path[-1] in ("models", "sources") else self._list
+            above, of_models = self._list, bool(path) and path[-1] in ("models", "sources")
             for number, item in enumerate(node.value):
+                self._list = (node, number) if of_models else above
                 self.visit(item, (*path, _title(item) or f"#{number + 1}"))
             self._list = above
         elif isinstance(node, yaml.MappingNode):
             keys = {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
             if path and {"search", "choose", "simplex"} & keys.keys():
+                if "simplex" in keys and self._list is not None and "parameters" in path:
+                    self._uses.setdefault(self._simplex_at(path), {})[self._list[1]] = node
                 if id(node) not in self._seen:  # an alias repeats it: one gene, several places
                     self._seen.add(id(node))
                     (self._simplex if "simplex" in keys else self._free)(node, path)
@@ -86,17 +90,34 @@ class FreeValues(Nodes):
         given = self.known(node, ("simplex",), "a weight on a simplex")
         parts = self.scalar(given["simplex"]) if "simplex" in given else 0
         if type(parts) is not int or not 1 <= parts < MOST_POINTS:
-            self.wrong(node, f"simplex must be into how many parts 1 is divided, a whole number, not {shown(parts)}")
+            said = f"simplex must be into how many parts 1 is divided, a whole number from 1 to {MOST_POINTS - 1}"
+            self.wrong(node, f"{said}, not {shown(parts)}")
         elif self._list is None or "parameters" not in path:
             self.wrong(node, "simplex is for the weight of each model of a list")
         else:
-            key = path[path.index("parameters") + 1 :]
-            at = f"{self._at(self._list)} ({' '.join(word for word in key if word != 'value')})"
+            at = self._simplex_at(path)
             gene = Gene(_named(path), _named(path), step=1.0 / parts, start=0.0, simplex=at)
             self.found.append(Free(node, self._at(node), gene, None, self._depth))
 
+    def _simplex_at(self, path: tuple[str, ...]) -> str:
+        """Return the place of the simplex to which a weight of the list of models belongs."""
+        assert self._list is not None
+        key = path[path.index("parameters") + 1 :]
+        return f"{self._at(self._list[0])} ({' '.join(word for word in key if word != 'value')})"
+
     def check_simplexes(self) -> None:
-        """Add a problem for each simplex of one weight, or of different parts; begin the others at their first model."""
+        """Add a problem for each simplex of one weight, of different parts, or with an alias; begin the others at their
+        first model."""
+        simplexes = {id(one.node): one.gene.simplex for one in self.found if one.gene.simplex}
+        for uses in self._uses.values():
+            places = [id(node) for node in uses.values()]
+            whole = [place for place, simplex in simplexes.items() if simplex == simplexes.get(places[0])]
+            if places[0] in simplexes and sorted(places) != sorted(whole):
+                self.wrong(
+                    next(iter(uses.values())),
+                    "an alias repeats one weight of this simplex, or takes some of another's, so the weights wouldn't add up"
+                    " to 1; write {simplex: ...} out for each model",
+                )
         for place, one in enumerate(self.found):
             its = [other for other in self.found if other.gene.simplex == one.gene.simplex]
             if not one.gene.simplex or one is not its[0]:

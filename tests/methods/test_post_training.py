@@ -20,6 +20,7 @@ from paddle_merge import ConfigError, MergeConfig, merge
 from paddle_merge.methods.safe_merge import cosine
 from paddle_merge.methods.warp import along_arcs
 from paddle_merge.recipe.request import Request
+from tests.conversion.test_layout import llama, stored
 from tests.support import oracle
 from tests.support.checkpoints import read, write
 
@@ -356,3 +357,27 @@ def test_a_chat_vector_keeps_the_rows_of_the_targets_own_tokens(here: Path) -> N
     for word in rows["base"].keys() & rows["out"].keys():
         expected = rows["language"][word] + rows["chat"][word] - rows["base"][word]
         np.testing.assert_allclose(rows["out"][word], expected, atol=0.02)
+
+
+# --- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_slices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bases of slices are named; roles only if no slice swaps the models."""
+    for name, seed in (("base", 0), ("a", 1), ("b", 2)):
+        stored(tmp_path / name, llama(seed), "hf", dtype="float32")
+
+    def said(*orders: str) -> str:
+        recipe = "merge_method: chat_vector\nslices:\n"
+        for number, order in enumerate(orders):
+            recipe += f"  - base_model: {tmp_path}/base\n    sources:\n"
+            for name in order:
+                recipe += f"      - {{model: {tmp_path}/{name}, layer_range: [{number}, {number + 1}]}}\n"
+        merge(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out"), dry_run=True), progress=False)
+        return capsys.readouterr().out
+
+    same, swapped = said("ab", "ab"), said("ab", "ba")
+    for text in (same, swapped):
+        assert f"base     {tmp_path}/base (" in text
+    assert "(the chat model)" in same
+    assert "(the chat model)" not in swapped

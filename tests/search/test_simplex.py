@@ -18,6 +18,7 @@ from paddle_merge.search.asked import Asked
 from paddle_merge.search.contract import Candidate, Scores
 from paddle_merge.search.evolve import evolve
 from paddle_merge.search.grid import grid
+from paddle_merge.search.ranges import MOST_POINTS
 from paddle_merge.search.simplex import lattice, size
 from paddle_merge.search.space import RecipeSpace
 from paddle_merge.search.sweep import sweep
@@ -93,6 +94,25 @@ def test_each_list_of_models_has_a_simplex_of_its_own() -> None:
     ]
 
 
+def test_an_alias_of_all_weights_is_the_same_simplex() -> None:
+    """Of the weights one by one, and of the list; one that takes only some of them is refused."""
+
+    def slices(second: str) -> str:
+        first = sources("&a {simplex: 1}", "&b {simplex: 1}")
+        return f"merge_method: rewarded_soup\nslices:\n  - sources: &all\n{first}{second}"
+
+    def sources(*weights: str) -> str:
+        return "".join(
+            f"      - {{model: ./{name}, layer_range: [0, 2], parameters: {{weight: {weight}}}}}\n"
+            for name, weight in zip("ab", weights, strict=True)
+        )
+
+    for second in (f"  - sources:\n{sources('*a', '*b')}", "  - sources: *all\n"):
+        assert grid(space(slices(second))) == [(0, 1), (1, 0)]
+    with pytest.raises(ConfigError, match="takes some of another's"):
+        space(slices(f"  - sources:\n{sources('*a', '0.5')}"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -103,13 +123,15 @@ def test_each_list_of_models_has_a_simplex_of_its_own() -> None:
             "s.yaml:3:39: simplex must be into how many parts 1 is divided, a whole number",
         ),
         (soup("{simplex: 0.1}", "{simplex: 0.1}"), "s.yaml:3:39: simplex must be into how many parts 1 is divided, a whole"),
-        (soup("{simplex: x}", "{simplex: x}"), "a whole number, not 'x'"),
+        (soup("{simplex: x}", "{simplex: x}"), "a whole number from 1 to"),
         (soup("{simplex: 4, by: layer}", "{simplex: 4}"), "'by' has no effect in a weight on a simplex, which has simplex"),
         (
             soup("1", "1", more="parameters: {t: {simplex: 4}}"),
             "s.yaml:5:17: simplex is for the weight of each model of a list",
         ),
         (soup("&w {simplex: 4}", "*w"), "s.yaml:3:39: one weight alone is no simplex"),
+        (soup("&w {simplex: 4}", "{simplex: 4}", "*w"), "s.yaml:3:39: an alias repeats one weight of this simplex"),
+        (soup("{simplex: 99999}", "{simplex: 99999}"), f"a whole number from 1 to {MOST_POINTS - 1}, not 99999"),
     ],
 )
 def test_mistakes_are_named_by_line_and_column(text: str, said: str) -> None:
