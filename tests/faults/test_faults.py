@@ -384,7 +384,7 @@ def test_an_existing_output_is_replaced_only_when_asked(tmp_path: Path, pair: tu
     with pytest.raises(OutputError) as caught:
         run(*pair, out=out, weight_list=[3.0, 1.0])
     assert caught.value.problems == [
-        f"--output_path {out} exists and is not empty; pass --overwrite to replace the weights in it"
+        f"--output_path {out} exists and is not empty; pass --overwrite to replace the weights and README.md in it"
     ]
     assert (out / "model.safetensors").read_bytes() == before
     run(*pair, out=out, weight_list=[3.0, 1.0], overwrite=True)

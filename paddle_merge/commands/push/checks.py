@@ -67,9 +67,9 @@ def _unfinished(folder: str) -> None:
         if is_journal(name) or any(left_behind(name, prefix, end) for prefix in PREFIXES for end in (PARTIAL, REPLACED))
     ]
     if left:
+        resume = "" if any(name.startswith("adapter") for name in left) else "finish it by the same merge with --resume, or "
         raise CheckpointError(
-            f"{folder}: a merge into it was stopped, and left {left[0]}; finish it by the same merge with --resume, or begin"
-            " again with --overwrite"
+            f"{folder}: a merge into it was stopped, and left {left[0]}; {resume}begin again with --overwrite"
         )
 
 

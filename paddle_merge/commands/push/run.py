@@ -47,6 +47,8 @@ def push(config: PushConfig) -> None:
         return
     if token is None:
         raise HubError(f"there is no token for {hub.title}: {hub.login}")
+    if not (token.isascii() and token.isprintable()):
+        raise HubError(f"the token for {hub.title} has characters that no token has: {hub.login}")
     message = config.message or f"Upload {os.path.basename(os.path.abspath(config.folder))} with paddle_merge {__version__}"
     upload = Upload(config.folder, tree.files, config.repo, config.revision, message)
     with _stoppable(hub), _as_sentences(hub, upload.repo, token):

@@ -94,6 +94,10 @@ def flip(path: Path) -> None:
             "FOLDER: a merge into it was stopped, and left model.safetensors.partial; finish it by the same merge with"
             " --resume, or begin again with --overwrite",
         ),
+        (  # merge-lora can't go on
+            lambda out: (out / "adapter_config.json.partial").write_bytes(b""),
+            "FOLDER: a merge into it was stopped, and left adapter_config.json.partial; begin again with --overwrite",
+        ),
         (lambda out: (out / "merge_journal-0.partial").write_bytes(b""), "left merge_journal-0.partial"),
         (lambda out: (out / "config.json.replaced").write_bytes(b""), "left config.json.replaced"),
     ],

@@ -126,6 +126,14 @@ def test_without_a_login(server: HuggingFaceServer, push: Pushed, monkeypatch: p
     assert server.requests == []
 
 
+def test_a_token_with_other_letters(server: HuggingFaceServer, push: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not be sent."""
+    monkeypatch.setenv("HF_TOKEN", "hf_\u4ee4\u724c")
+    refused = "error: the token for Hugging Face has characters that no token has: run `hf auth login`, or set HF_TOKEN\n"
+    assert push()[::2] == (1, refused)
+    assert server.requests == []
+
+
 def test_a_public_repository_needs_the_flag(server: HuggingFaceServer, push: Pushed) -> None:
     server.add("me/x", {}, private=False)
     refused = "error: me/x exists and is public; give --public to push there, make it private on its page, or name another"
