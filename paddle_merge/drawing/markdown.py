@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ..parsing import one_line
 
+# An underscore within a word, as in reserve_p, is none.
+_MARKUP = re.compile(r"[|\\`*<>\[\]~&$]|(?<![^\W_])_|_(?![^\W_])")
+
 
 def escaped(text: str) -> str:
     """Return text, in one line, that Markdown shows as it is, within a table too."""
-    return "".join(f"\\{letter}" if letter in "|\\`*<>[]" else letter for letter in one_line(text))
+    return _MARKUP.sub(r"\\\g<0>", one_line(text))
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:

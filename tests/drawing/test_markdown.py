@@ -17,3 +17,8 @@ def test_a_table() -> None:
 
 def test_control_characters_are_shown() -> None:
     assert escaped("a\tb\x1b") == r"a\\tb\\x1b"
+
+
+def test_underscores_tildes_and_formulas() -> None:
+    """GitHub's Markdown has emphasis by underscores at the ends of words, deleted text, entities and formulas."""
+    assert escaped("__a__ reserve_p a~~b~~ $x$ &lt;") == r"\_\_a\_\_ reserve_p a\~\~b\~\~ \$x\$ \&lt;"
