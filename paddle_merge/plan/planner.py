@@ -27,7 +27,7 @@ from ..conversion.vocabulary.vocabularies import Vocabularies
 from ..errors import CheckpointError
 from ..parsing import tensors_named
 from ..recipe.recipe import Recipe, Stage, names_of, parts
-from . import chat
+from . import chat, roles
 from .added_tokens import added_tokens
 from .assemble import AssembledTensor, assemble
 from .config_source import warnings
@@ -107,6 +107,7 @@ def make_plan(
     ours = tokens.source.folder if tokens else (added and added.folder) or config_source.folder
     template, doubts = chat.choose(recipe.chat_template, folders, ours)
     doubts = [*doubts, *_nothing_kept(made), *restacked(config_source.config, recipe, tensors, inputs)[1]]
+    doubts += roles.doubts(recipe, tensors)
     other = recipe.tokenizer.source if recipe.tokenizer is not None else None
     further = [other] if isinstance(other, str) and other != "union" else []
     origins = provenance(its.opened, [*further, *([recipe.config_from] if recipe.config_from else [])])

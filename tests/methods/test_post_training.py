@@ -381,3 +381,32 @@ def test_the_plan_of_slices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert f"base     {tmp_path}/base (" in text
     assert "(the chat model)" in same
     assert "(the chat model)" not in swapped
+
+
+def test_a_model_in_two_roles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By flags, under two spellings, and as its own base; not for methods whose models are alike."""
+    base, a = (write(tmp_path / name, {"w": BASE}, "float64") for name in ("base", "a"))
+    fields = {"base_model_path": base, "output_path": str(tmp_path / "out"), "dry_run": True}
+
+    def said(method: str, *models: str) -> str:
+        caplog.clear()
+        merge(MergeConfig(merge_method=method, model_path_list=[str(one) for one in models], **fields), progress=False)
+        return caplog.text
+
+    assert "is given as the model fine-tuned from it and as the unaligned model; is that meant?" in said("resta", a, a)
+    assert "as the unaligned model; is that meant?" in said("resta", a, f"{a}/../a")
+    assert "as the chat model and as the pretrained model" in said("chat_vector", a, f"{base}/../base")
+    assert "is that meant" not in said("resta", a, write(tmp_path / "b", {"w": BASE}, "float64"))
+    assert "is that meant" not in said("warp", a, f"{a}/../a")
+
+
+def test_safe_merge_says_which_tensors_it_does_not_compare(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = {"experts": np.ones((2, 3, 3)), "w": np.ones((3, 3)), "norm": np.ones(3)}
+    base, *models = (str(write(tmp_path / name, tensors, "float32")) for name in "bacd")
+    fields = {"base_model_path": base, "output_path": str(tmp_path / "out"), "dry_run": True}
+    merge(MergeConfig(merge_method="safe_merge", model_path_list=models, **fields), progress=False)
+    assert (
+        "tensor 'experts': of more than two axes, so safe_merge leaves them as they are in the model fine-tuned"
+        in caplog.text
+    )
+    assert "'norm'" not in caplog.text
