@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 
 from ...checkpoints.formats.naming import is_weights
+from ...checkpoints.json_files import read_small
 from ...parsing import size_text
 from ...plan.file_names import CARD, RECORD, WEIGHTS
 from .leftovers import half_named, left_behind
@@ -46,7 +47,7 @@ def check_output(
         if held and not overwrite:
             what = f"the weights and {CARD}" if card else "the weights"
             problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace {what} in it")
-        elif card and RECORD not in held:
+        elif card and RECORD not in held and not _is_ours(os.path.join(folder, CARD)):
             problems.append(
                 f"--output_path {folder} holds a {CARD} that no merge wrote; move it away, or choose another folder"
             )
@@ -71,6 +72,14 @@ def check_output(
             " free there"
         )
     return problems
+
+
+def _is_ours(card: str) -> bool:
+    """Return whether a card says that paddle_merge made it; that of a merge that was killed has no record beside it."""
+    try:
+        return b"paddle_merge" in read_small(card)
+    except OSError:
+        return False
 
 
 def free_bytes(folder: str, prefix: str) -> int:
