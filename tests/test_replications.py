@@ -1,9 +1,8 @@
-"""Test the replications: their parts by hand, that each runs, and that what they find holds."""
+"""Test the replications: their parts by hand, and that each runs."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,7 @@ from typer.testing import CliRunner
 from paddle_merge.backends.engine import import_paddle
 from tests.support.command_lines import in_app
 
-# Statements that every seed has borne out with a margin: claim -> the numbers of its findings; () if there are none.
-HELD: Mapping[str, Sequence[int]] = {
-    "negation": (0, 1),
-    "dare": (0, 1, 2),
-    "ties": (),
-    "wsm": (0,),
-    "expo": (0,),
-    "tax": (0,),
-}
+CLAIMS = ("negation", "dare", "ties", "wsm", "expo", "tax")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +94,7 @@ def run(tool: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["wsm", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in HELD if name != "wsm")]
+    "name", ["wsm", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in CLAIMS if name != "wsm")]
 )
 def test_every_claim_runs(tool: Any, name: str, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With networks that have learned next to nothing, and fewer points: its table has all rows, its picture is drawn."""
@@ -112,7 +103,7 @@ def test_every_claim_runs(tool: Any, name: str, run: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(tool.ties, "LAMBDAS", (1.0,))
     monkeypatch.setattr(tool.negation, "SHOWN", (-1.0, 1.0))
     monkeypatch.setattr(tool.wsm, "COUNTS", (5, 11, 21))
-    assert tool.CLAIMS.keys() == HELD.keys()
+    assert tuple(tool.CLAIMS) == CLAIMS
     claim = tool.CLAIMS[name]
     found = tool.of_seed([name], run)[name]
     assert all(np.isfinite(value) for value in found.values())
@@ -137,12 +128,3 @@ def test_what_cannot_be_done_is_said_before_anything_is_trained(
     assert result.exit_code == 2
     assert problem in result.output
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"]
-
-
-@pytest.mark.exhaustive
-def test_what_has_been_found_is_found_again(tool: Any, tmp_path: Path) -> None:
-    """At full size, with one seed: the margins are in each claim's findings."""
-    numbers = tool.measured(list(HELD), 1, tmp_path, tool.Effort(), 1)
-    for name, held in HELD.items():
-        findings = tool.CLAIMS[name].findings(numbers[name])
-        assert [findings[number].ours for number in held if not findings[number].agrees] == []
