@@ -167,10 +167,14 @@ def test_a_merge_that_is_asked_to_stop_says_how_to_go_on(
     tmp_path: Path, models: list[str], whole: Whole, number: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    with eager(*flags(models, out, "della", "--n_process", "2")) as process:
-        wait_for_pieces(process, out, 3)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+    for _ in range(5):  # on a busy machine the merge may be complete before the signal comes
+        shutil.rmtree(out, ignore_errors=True)
+        with eager(*flags(models, out, "della", "--n_process", "2")) as process:
+            wait_for_pieces(process, out, 3)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+        if process.returncode:
+            break
     assert process.returncode == 130
     assert "run the same command with --resume to continue" in said
     assert only_leftovers(out)
