@@ -6,15 +6,10 @@ A token is a character. The models are Llamas of three layers with 0.16 M parame
 
 from __future__ import annotations
 
-import argparse
-import calendar
 import difflib
 import functools
 import inspect
-import optparse
-import pickle
-import tarfile
-import typing
+from importlib import import_module
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -26,6 +21,7 @@ import tiny_llama
 from claims.claim import Run
 from tiny_llama import Weights
 
+CODE = ("argparse", "calendar", "inspect", "optparse", "pickle", "tarfile", "typing")  # modules whose text is trained on
 CHARACTERS = 96  # the line feed, then those of ASCII from the space to the tilde
 WIDTH, HEADS, DEPTH, INNER = 64, 2, 3, 176
 LENGTH = 64  # characters of a sequence
@@ -49,7 +45,7 @@ def texts() -> dict[str, tuple[Any, Any]]:
     """Return prose and code, each as the tokens for training and those for measuring."""
     pages = [topics[name] for name in sorted(topics)]
     train = [page for number, page in enumerate(pages) if number % 10]
-    modules = [inspect.getsource(module) for module in (argparse, calendar, inspect, optparse, pickle, tarfile, typing)]
+    modules = [inspect.getsource(import_module(name)) for name in CODE]
     pairs = {"prose": ("\n".join(train), "\n".join(pages[::10])), "code": ("\n".join(modules), inspect.getsource(difflib))}
     return {name: (encoded(one), encoded(other)) for name, (one, other) in pairs.items()}
 
