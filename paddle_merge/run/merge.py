@@ -34,7 +34,7 @@ from .announce import announce
 from .job import Job, Report, notice
 from .output import journal as journals
 from .output.account_file import check_account, refused
-from .output.destination import check_output
+from .output.destination import check_output, shortage
 from .output.flock import is_held, refusal
 from .output.journal import Journal, remaining, whole
 from .output.last_look import look
@@ -86,6 +86,7 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
             log.warning("%s", warning)
         announce(plan, request, sidecars, time.perf_counter() - started)
     if request.dry_run:
+        _check_disk(request, plan)
         return
 
     output = Output(request.output, plan)
@@ -209,17 +210,24 @@ def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], b
         paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     paths += [request.config_from] if request.config_from else []
     paths += [plan.tokens.source.folder] if plan is not None and plan.tokens is not None else []
-    nbytes = plan.bytes_out if plan else 0
-    stored = request.save_format, request.prefix, nbytes
-    problems = check_output(request.output, paths, *stored, (*(sidecars or ()), LOCK), request.overwrite)
+    names = *(sidecars or ()), LOCK
+    problems = check_output(request.output, paths, request.save_format, request.prefix, names, request.overwrite)
     if problems:
         attempt.errors.append(OutputError(problems))
     attempt(_may_go_on, request, plan)
     attempt(check_account, request, paths)
+    if not request.dry_run or attempt.errors:  # else _merge raises it when the plan is printed
+        attempt(_check_disk, request, plan)
     attempt.finish()
     assert plan is not None
     assert sidecars is not None
     return plan, sidecars, record(request)
+
+
+def _check_disk(request: Request, plan: Plan | None) -> None:
+    """Raise OutputError if the output's disk is too small for the plan."""
+    if short := shortage(request.output, request.prefix, plan.bytes_out if plan else 0):
+        raise OutputError(short)
 
 
 def _may_go_on(request: Request, plan: Plan | None) -> None:

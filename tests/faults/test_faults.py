@@ -297,6 +297,21 @@ def test_too_small_a_disk_is_found_before_the_merge(small_disk: Path, four_megab
     assert list(small_disk.iterdir()) == []
 
 
+def test_a_dry_run_on_too_small_a_disk_says_what_the_merge_would_do(
+    small_disk: Path, four_megabytes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody who plans a merge may not have the disk yet; with other problems there is no plan, and all are listed."""
+    with pytest.raises(OutputError, match=r"the merge needs [\d.]+ MB of disk"):
+        run(four_megabytes, four_megabytes, out=small_disk / "out", dry_run=True)
+    assert re.search(r"^disk     4\.\d MB, of [\d.]+ [KM]B free$", capsys.readouterr().out, re.MULTILINE)
+    (small_disk / "out").touch()
+    with pytest.raises(OutputError) as caught:
+        run(four_megabytes, four_megabytes, out=small_disk / "out", dry_run=True)
+    first, second = caught.value.problems
+    assert first.endswith("out exists and is not a folder")
+    assert "MB of disk, and" in second
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_disk_that_fills_up_while_merging(
     small_disk: Path, four_megabytes: Path, workers: int, monkeypatch: pytest.MonkeyPatch

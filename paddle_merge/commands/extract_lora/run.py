@@ -26,7 +26,7 @@ from ...conversion.layout import normalise
 from ...dtypes import FLOAT32, FLOATS, DType
 from ...errors import Attempts, CheckpointError, OutputError
 from ...plan.file_names import EXTRACT_REPORT
-from ...run.output.destination import check_output
+from ...run.output.destination import check_output, shortage
 from ..pairs import BLOCK
 from ..progress import watched
 from .adapter_files import LAYOUTS, PREFIXES, Factors, make_adapter, whole_modules
@@ -114,11 +114,10 @@ def _open(config: ExtractConfig) -> Inputs:
         inputs=[*paths, *files],
         save_format="safetensors",
         prefix=prefix,
-        nbytes=nbytes,
         names=[EXTRACT_REPORT],
         overwrite=config.overwrite,
     )
-    if problems:
+    if problems := [*problems, *shortage(config.output_path, prefix, nbytes)]:
         attempt.errors.append(OutputError(problems))
     attempt.finish()
     assert inputs is not None

@@ -15,7 +15,7 @@ from ...dtypes import FLOATS
 from ...errors import Attempts, CheckpointError, OutputError
 from ...plan.file_names import MERGE_LORA_REPORT
 from ...recipe.request import Request
-from ...run.output.destination import check_output
+from ...run.output.destination import check_output, shortage
 from ..extract_lora.adapter_files import LAYOUTS, PREFIXES
 from .base_model import BaseModel, named_as_base, open_base
 from .by_method import ByMethod, request_of
@@ -64,16 +64,16 @@ def prepare(config: MergeLoraConfig, files: Files) -> Prepared:
         if layers is not None and whole is not None and not attempt.errors:
             prepared = attempt(_prepared, config, opened, format, base, layers, whole, request, files)
     nbytes = arrange(prepared.output).shards[0].nbytes if prepared is not None and config.energy is None else 0
+    prefix = PREFIXES[prepared.output.format] if prepared is not None else "adapter_model"
     problems = check_output(
         folder=config.output_path,
         inputs=[*config.adapter_path_list, *([config.base_model_path] if config.base_model_path else [])],
         save_format="safetensors",
-        prefix=PREFIXES[prepared.output.format] if prepared is not None else "adapter_model",
-        nbytes=nbytes,
+        prefix=prefix,
         names=[MERGE_LORA_REPORT],
         overwrite=config.overwrite,
     )
-    if problems:
+    if problems := [*problems, *shortage(config.output_path, prefix, nbytes)]:
         attempt.errors.append(OutputError(problems))
     attempt.finish()
     assert prepared is not None

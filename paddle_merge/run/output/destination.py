@@ -20,11 +20,10 @@ def check_output(
     inputs: Sequence[str],
     save_format: str,
     prefix: str,
-    nbytes: int,
     names: Iterable[str],
     overwrite: bool,
 ) -> list[str]:
-    """Return sentences on why `nbytes` of weights called `prefix`, and files called `names`, can't be written to `folder`.
+    """Return sentences on why weights called `prefix`, and files called `names`, can't be written to `folder`.
 
     inputs: paths of checkpoints and of their files. Touches nothing.
     """
@@ -64,14 +63,20 @@ def check_output(
         problems.append(f"--output_path {folder}: {blocking} is a file, so there can be no folder in it")
     if not os.access(parent, os.W_OK):
         problems.append(f"--output_path {folder}: no permission to write in {parent}")
+    return problems
+
+
+def shortage(folder: str, prefix: str, nbytes: int) -> list[str]:
+    """Return a sentence if the disk has no room for `nbytes` of weights called `prefix`, else an empty list."""
+    folder = os.path.abspath(folder)
     free = free_bytes(folder, prefix)
     needed = nbytes + MARGIN  # beside an earlier merge, which is replaced only when this one is whole
-    if free < needed:
-        problems.append(
-            f"--output_path {folder}: the merge needs {size_text(needed, round_up=True)} of disk, and {size_text(free)} are"
-            " free there"
-        )
-    return problems
+    if free >= needed:
+        return []
+    return [
+        f"--output_path {folder}: the merge needs {size_text(needed, round_up=True)} of disk, and {size_text(free)} are free"
+        " there"
+    ]
 
 
 def _is_ours(card: str) -> bool:
