@@ -8,6 +8,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 
+import numba  # noqa: F401 - a process that has it merges itself what the command line is given: see commands/main.py
 import pytest
 from hypothesis import settings
 
@@ -31,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.path.isdir(MEMORY) and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub on the internet
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of hundreds of processes would compile all that it imports
     if config.getoption("numprocesses", default=None):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if not hasattr(config, "workerinput") and not config.option.collectonly and compiled.is_needed():

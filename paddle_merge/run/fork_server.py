@@ -158,6 +158,11 @@ def started_early() -> Iterator[None]:
             _early.pop().close()
 
 
+def has_numba() -> bool:
+    """Return whether this process has imported Numba, so that it merges a small model before a fork server is ready."""
+    return "numba" in sys.modules
+
+
 def is_waiting() -> bool:
     """Return whether a fork server was started early and is not in use."""
     return bool(_early)

@@ -249,19 +249,23 @@ def test_an_interrupt_is_not_swallowed(name: str, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("words", "count"),
+    ("words", "imported", "count"),
     [
-        ("--model_path_list a b --output_path out", 1),
-        ("recipe.yaml --output_path out", 1),
-        ("merge -h", 0),
-        ("merge --help", 0),
-        ("merge --version", 0),
-        ("recipe.yaml --output_path out --dry-run=True", 0),
-        ("recipe.yaml --print_recipe", 0),
-        ("inspect a", 0),
+        ("--model_path_list a b --output_path out", False, 1),
+        ("--model_path_list a b --output_path out", True, 0),
+        ("recipe.yaml --output_path out", False, 1),
+        ("merge -h", False, 0),
+        ("merge --help", False, 0),
+        ("merge --version", False, 0),
+        ("recipe.yaml --output_path out --dry-run=True", False, 0),
+        ("recipe.yaml --print_recipe", False, 0),
+        ("inspect a", False, 0),
     ],
 )
-def test_what_starts_workers_early(here: Path, monkeypatch: pytest.MonkeyPatch, words: str, count: int) -> None:
+def test_what_starts_workers_early(
+    here: Path, monkeypatch: pytest.MonkeyPatch, words: str, imported: bool, count: int
+) -> None:
+    """imported: whether this process has imported Numba, and so needs nobody who has."""
     started = []
 
     @contextlib.contextmanager
@@ -270,6 +274,7 @@ def test_what_starts_workers_early(here: Path, monkeypatch: pytest.MonkeyPatch, 
         yield
 
     monkeypatch.setattr(main, "started_early", early)
+    monkeypatch.setattr(main, "has_numba", lambda: imported)
     with pytest.raises(SystemExit) as exit:
         main.main(words.split())
     assert not exit.value.code
