@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from paddle_merge.backends.engine import Engine, import_paddle
 from tests.support import compiled
-from tests.support.sweeps import diagonal
+from tests.support.sweeps import diagonal, in_pairs
 
 settings.register_profile("no deadline", deadline=None)  # other tests run beside, so an example's time says nothing
 settings.load_profile("no deadline")
@@ -41,21 +41,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `exhaustive` the cases of tests with several parameters that add only combinations of values.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the cases of tests with several parameters: those of the default run, those marked `exhaustive`, and none else.
 
-    What remains has every value of every parameter at least once, but for values that are marked so themselves. Tests of
-    the libraries that load models run whole.
+    The default run has every value of every parameter at least once, but for values that are marked so themselves; with the
+    cases marked `exhaustive`, any two values of two parameters meet. Tests of the libraries that load models run whole, and
+    so does what the command line names.
     """
     tests: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
-        marked = item.get_closest_marker("loaders") or item.get_closest_marker("exhaustive")
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not marked:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not item.get_closest_marker("loaders"):
             tests[item.nodeid.partition("[")[0]].append(item)
+    left = set[pytest.Item]()
     for cases in tests.values():
-        kept = diagonal([_values(case) for case in cases])
-        for index in set(range(len(cases))) - set(kept):
+        values = [_values(case) for case in cases]
+        unmarked = [index for index, case in enumerate(cases) if not case.get_closest_marker("exhaustive")]
+        kept = {unmarked[place] for place in diagonal([values[index] for index in unmarked])}
+        for index in set(unmarked) - kept:
             cases[index].add_marker("exhaustive")
+        left |= {cases[index] for index in set(range(len(cases))).difference(in_pairs(values, kept))}
+    if left:
+        config.hook.pytest_deselected(items=[item for item in items if item in left])
+        items[:] = [item for item in items if item not in left]
 
 
 def _values(case: pytest.Function) -> dict[str, Hashable]:

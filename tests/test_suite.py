@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from tests.support.sweeps import diagonal
+from tests.support.sweeps import diagonal, in_pairs
 
 TESTS = Path(__file__).parent
 OURS = ("faults", "loaders", "support")  # what tests the whole program, and what the tests share
@@ -45,3 +45,22 @@ def test_a_diagonal_has_every_value_of_every_parameter() -> None:
 def test_of_one_list_of_cases_all_are_taken() -> None:
     assert diagonal([{"fields": number} for number in range(5)]) == [0, 1, 2, 3, 4]
     assert diagonal([]) == []
+
+
+def test_in_pairs_any_two_values_meet() -> None:
+    names = ("method", "dtype", "backend", "large")
+    cases = [
+        dict(zip(names, values, strict=True)) for values in itertools.product(range(7), range(5), range(3), range(2))
+    ]
+    first = diagonal(cases)
+    taken = in_pairs(cases, first)
+    assert set(first) <= set(taken)
+    assert 35 <= len(taken) < 45  # 7 * 5 of 210 at least
+    for one, other in itertools.combinations(names, 2):
+        assert {(cases[index][one], cases[index][other]) for index in taken} == {(case[one], case[other]) for case in cases}
+
+
+def test_of_one_or_two_parameters_all_cases_are_pairs() -> None:
+    assert in_pairs([{"method": method, "dtype": dtype} for method in range(3) for dtype in range(2)]) == list(range(6))
+    assert in_pairs([{"fields": number} for number in range(5)], range(2)) == list(range(5))
+    assert in_pairs([]) == []

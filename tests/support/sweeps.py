@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -50,3 +52,28 @@ def diagonal(cases: Sequence[Mapping[str, Hashable]]) -> list[int]:
         used.update(cases[best].items())
         taken.append(best)
     return sorted(taken)
+
+
+def in_pairs(cases: Sequence[Mapping[str, Hashable]], taken: Iterable[int] = ()) -> list[int]:
+    """Return the indices of cases in which any two values that meet in some case meet: a covering array of strength two.
+
+    cases: as of `diagonal`. taken: the indices of cases that are among them, whatever they add.
+
+    With three parameters of m, n and o values these are about m * n cases, if o is the smallest, instead of m * n * o. The
+    case with the most pairs that none before it has is taken next; of several, the first.
+    """
+    pairs = [set(itertools.combinations(sorted(case.items(), key=lambda item: item[0]), min(2, len(case)))) for case in cases]
+    result = set(taken)
+    missing = set().union(*pairs).difference(*(pairs[index] for index in result))
+    # What a case adds only becomes less, so a case that adds as much as was noted adds the most.
+    waiting = [(-len(own), index) for index, own in enumerate(pairs)]
+    heapq.heapify(waiting)
+    while missing:
+        noted, index = heapq.heappop(waiting)
+        added = len(pairs[index] & missing)
+        if added < -noted:
+            heapq.heappush(waiting, (-added, index))
+        else:
+            missing -= pairs[index]
+            result.add(index)
+    return sorted(result)
