@@ -62,7 +62,8 @@ def in_pairs(cases: Sequence[Mapping[str, Hashable]], taken: Iterable[int] = ())
     With three parameters of m, n and o values these are about m * n cases, if o is the smallest, instead of m * n * o. The
     case with the most pairs that none before it has is taken next; of several, the first.
     """
-    pairs = [set(itertools.combinations(sorted(case.items(), key=lambda item: item[0]), min(2, len(case)))) for case in cases]
+    ordered = [sorted(case.items(), key=lambda item: item[0]) for case in cases]
+    pairs = [set(itertools.combinations(values, min(2, len(values)))) for values in ordered]
     result = set(taken)
     missing = set().union(*pairs).difference(*(pairs[index] for index in result))
     # What a case adds only becomes less, so a case that adds as much as was noted adds the most.
