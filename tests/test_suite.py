@@ -49,9 +49,7 @@ def test_of_one_list_of_cases_all_are_taken() -> None:
 
 def test_in_pairs_any_two_values_meet() -> None:
     names = ("method", "dtype", "backend", "large")
-    cases = [
-        dict(zip(names, values, strict=True)) for values in itertools.product(range(7), range(5), range(3), range(2))
-    ]
+    cases = [dict(zip(names, values, strict=True)) for values in itertools.product(range(7), range(5), range(3), range(2))]
     first = diagonal(cases)
     taken = in_pairs(cases, first)
     assert set(first) <= set(taken)
