@@ -108,7 +108,7 @@ class ByTensorRank(Keep):
     def _tables(self, bins: Any, counts: Any, density: float, backend: Backend, divide: bool) -> tuple[Any, Any]:
         """Return (BINS,) limits and scales, filled in where there are elements. bins, counts: as of _histograms."""
         keep = keep_probabilities(counts, density, self.epsilon)
-        limits, scales = np.zeros(BINS, np.uint32), np.zeros(BINS, backend.dtype)
+        limits, scales = np.empty(BINS, np.uint32), np.empty(BINS, backend.dtype)  # filled where elements are
         limits[bins] = keep_limit(keep)
         scales[bins] = 1.0 / keep if divide else 1.0
         return backend.mask_constant(limits), backend.mask_constant(scales)
