@@ -40,8 +40,8 @@ def keep_limit(probability: Any) -> Any:
 
     probability: in (0, 1], a number or an array, of whose shape the result is.
     """
-    count = np.clip(np.rint(np.asarray(probability, np.float64) * 2.0**32), 1.0, 2.0**32)
-    return (count - 1.0).astype(np.uint32)
+    count = np.rint(np.asarray(probability, np.float64) * 2.0**32)
+    return (np.minimum(np.maximum(count, 1.0), 2.0**32) - 1.0).astype(np.uint32)  # np.clip is slow where there are few
 
 
 def hash_block(key: Key, start: int, size: int) -> np.ndarray:

@@ -53,10 +53,10 @@ def keep_probabilities(counts: Any, density: float, epsilon: float) -> Any:
     rounding.
     """
     n = counts.sum()
-    larger = n - np.cumsum(counts, dtype=np.int64)
+    larger = n - counts.cumsum(dtype=np.int64)
     mean_rank = larger + (counts - 1.0) / 2.0
     keep = 1.0 - ((1.0 - density) - epsilon / 2.0 + epsilon / n * mean_rank)
-    return np.clip(keep, FINEST, 1.0)
+    return np.minimum(np.maximum(keep, FINEST), 1.0)  # np.clip is slow where there are few
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _histograms(tensor: Tensor, backend: Backend) -> list[tuple[Any, Any]]:
     """Return, for each model, the bins in which it has elements, ascending, and how many elements each has."""
     if 0 < tensor.size <= SMALL:
         rows = [np.concatenate(parts) for parts in zip(*(_bins(x, backend) for _, x in tensor.deltas()), strict=True)]
-        return [np.unique(row, return_counts=True) for row in rows]
+        return [_counted(row) for row in rows]
     counter = np.uint32 if tensor.size < 2**32 else np.uint64
     counts = [np.zeros(BINS, counter) for _ in range(tensor.models)]
     for _, x in tensor.deltas():
@@ -126,6 +126,18 @@ def _histograms(tensor: Tensor, backend: Backend) -> list[tuple[Any, Any]]:
             backend.add_bins(magnitude_bins, row, count)
     used = [np.flatnonzero(count) for count in counts]
     return [(bins, count[bins]) for bins, count in zip(used, counts, strict=True)]
+
+
+def _counted(bins: np.ndarray) -> tuple[Any, Any]:
+    """Return the distinct bins, ascending, and how often each occurs: np.unique, without what makes it slow where there are
+    few. bins: (n,), n > 0. Sorts them."""
+    bins.sort()
+    last = np.ones(len(bins), bool)  # of its equals
+    np.not_equal(bins[1:], bins[:-1], out=last[:-1])
+    (ends,) = last.nonzero()
+    counts = ends + 1
+    counts[1:] -= counts[:-1].copy()
+    return bins[ends], counts
 
 
 def _bins(x: Any, backend: Backend) -> list[np.ndarray]:

@@ -27,12 +27,18 @@ def _fold(lanes, sums):
 
 
 @jit
-def add_model(x, base, counts, sums, largest):
-    """Measure one task vector's block x (n,), and the base's.
+def add_models(x, base, counts, sums, largest):
+    """Measure a block x (models, n) of task vectors, and the base's (n,).
 
-    counts (1,) int64: elements that aren't zero. sums (4,) float64: |x|, x**2, x * base, base**2. largest (1,) float64: the
-    largest |x|.
+    counts (models, 1) int64: elements that aren't zero. sums (models, 4) float64: |x|, x**2, x * base, base**2. largest
+    (models, 1) float64: the largest |x|.
     """
+    for k in range(x.shape[0]):
+        _add_model(x[k], base, counts[k], sums[k], largest[k])
+
+
+@jit
+def _add_model(x, base, counts, sums, largest):
     lanes, most = np.zeros((4, LANES), np.float64), np.zeros(LANES, x.dtype)
     one, other = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
     absolute, squares, along, base_squares = lanes[0], lanes[1], lanes[2], lanes[3]
@@ -62,12 +68,21 @@ def add_model(x, base, counts, sums, largest):
 
 
 @jit
-def add_pair(x, y, counts, sums):
-    """Measure two task vectors' blocks (n,).
+def add_pairs(x, counts, sums):
+    """Measure each pair of a block x (models, n) of task vectors, in the order of itertools.combinations.
 
-    counts (3,) int64: elements that are zero in neither, those of them whose signs differ, and those that aren't equal. sums
-    (2,) float64: x * y, |x * y|.
+    counts (pairs, 3) int64: elements that are zero in neither, those of them whose signs differ, and those that aren't
+    equal. sums (pairs, 2) float64: the product, and its magnitude.
     """
+    pair = 0
+    for j in range(x.shape[0]):
+        for k in range(j + 1, x.shape[0]):
+            _add_pair(x[j], x[k], counts[pair], sums[pair])
+            pair += 1
+
+
+@jit
+def _add_pair(x, y, counts, sums):
     lanes, product = np.zeros((2, LANES), np.float64), np.empty(LANES, np.float64)
     products, sizes = lanes[0], lanes[1]
     for begin in range(0, x.size, LANES):
@@ -94,10 +109,16 @@ def add_pair(x, y, counts, sums):
 
 @jit
 def add_kept(x, s, counts, sums):
-    """Measure a task vector's block x (n,), and what a sparsifier made of it.
+    """Measure a block x (models, n) of task vectors, and what a sparsifier made of it: s (models, n).
 
-    counts (1,) int64: elements of s that aren't zero. sums (3,) float64: |x| there, |s|, (s - x)**2.
+    counts (models,) int64: elements of s that aren't zero. sums (models, 3) float64: |x| there, |s|, (s - x)**2.
     """
+    for k in range(x.shape[0]):
+        _add_kept(x[k], s[k], counts[k : k + 1], sums[k])
+
+
+@jit
+def _add_kept(x, s, counts, sums):
     lanes = np.zeros((3, LANES), np.float64)
     one, other = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
     mass, scaled, error = lanes[0], lanes[1], lanes[2]
@@ -121,11 +142,18 @@ def add_kept(x, s, counts, sums):
 
 
 @jit
-def add_agreed(x, s, merged, counts, sums):
+def add_agreed(x, first, s, merged, counts, sums):
     """Measure the same, and what sign election made of all of them.
 
-    counts (1,) int64: elements of s that have the sign of merged. sums (1,) float64: |x| there.
+    first (n,): what the sparsifier made of x[0], in place of s[0]. counts (models,) int64: elements of s that have the sign
+    of merged. sums (models,) float64: |x| there.
     """
+    for k in range(x.shape[0]):
+        _add_agreed(x[k], s[k] if k else first, merged, counts[k : k + 1], sums[k : k + 1])
+
+
+@jit
+def _add_agreed(x, s, merged, counts, sums):
     lanes, agrees = np.zeros((1, LANES), np.float64), np.empty(LANES, np.uint32)
     mass = lanes[0]
     for begin in range(0, x.size, LANES):
@@ -154,8 +182,18 @@ def add_absolute(x, sums):
 
 
 @jit
-def count_both(x, y):
-    """Return how many elements are zero in neither."""
+def count_both(x, counts):
+    """Add to counts (pairs,) int64, for each pair of x (models, n), how many elements are zero in neither. The pairs are in
+    the order of itertools.combinations."""
+    pair = 0
+    for j in range(x.shape[0]):
+        for k in range(j + 1, x.shape[0]):
+            counts[pair] += _both(x[j], x[k])
+            pair += 1
+
+
+@jit
+def _both(x, y):
     total = 0
     for begin in range(0, x.size, LANES):
         a, b = x[begin : begin + LANES], y[begin : begin + LANES]

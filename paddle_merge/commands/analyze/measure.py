@@ -116,23 +116,20 @@ class _Work:
         return self._result()
 
     def _measure(self, x: np.ndarray, base: np.ndarray) -> None:
-        for k, row in enumerate(x):
-            analysing.add_model(row, base, self._model_counts[k], self._model_sums[k], self._largest[k])
-        for p, (j, k) in enumerate(self._pairs):
-            analysing.add_pair(x[j], x[k], self._pair_counts[p], self._pair_sums[p])
+        analysing.add_models(x, base, self._model_counts, self._model_sums, self._largest)
+        analysing.add_pairs(x, self._pair_counts[:, :3], self._pair_sums)
 
     def _sparsify(self, name: str | None, start: int, x: np.ndarray, states: Any) -> None:
         """Add one block to the sums of a sparsifier and its merge types. x: [models, n] task vectors."""
         backend, counts, sums = self._backend, self._kept_counts[name], self._kept_sums[name]
         kept = self._scratch.array("kept", x.size, x.dtype).reshape(x.shape)
         kept[...] = x
-        for k, row in enumerate(kept):
-            if states is not None:
-                kept[k] = self._sparsifiers[name].apply(row, start, states[k], backend)
-            analysing.add_kept(x[k], kept[k], counts[k, :1], sums[k, :3])
+        if states is not None:
+            for row, state in zip(kept, states, strict=True):
+                self._sparsifiers[name].apply(row, start, state, backend)  # in place
+        analysing.add_kept(x, kept, counts[:, 0], sums[:, :3])
         if name == "trim":
-            for p, (j, k) in enumerate(self._pairs):
-                self._pair_counts[p, 3] += analysing.count_both(kept[j], kept[k])
+            analysing.count_both(kept, self._pair_counts[:, 3])
         first = self._scratch.array("first", x.shape[1], x.dtype)
         first[...] = kept[0]  # merge types overwrite this row with their result
         if "linear" in ROUNDS[name]:
@@ -140,54 +137,30 @@ class _Work:
         if "ties" in ROUNDS[name]:
             kept[0] = first
             merged = backend.apply(ties, kept, self._weights, False, 1.0, False)
-            for k in range(len(x)):
-                analysing.add_agreed(x[k], kept[k] if k else first, merged, counts[k, 1:], sums[k, 3:])
+            analysing.add_agreed(x, first, kept, merged, counts[:, 1], sums[:, 3])
 
     def _result(self) -> Measured:
-        size, models = self._tensor.size, {}
-        for k, model in enumerate(self._models):
-            absolute, squares, along, base_squares = map(float, self._model_sums[k])
-            changed, largest = int(self._model_counts[k, 0]), float(self._largest[k, 0])
-            models[model] = ModelSums(
-                elements=size,
-                changed=changed,
-                absolute=absolute,
-                squares=squares,
-                along_base=along,
-                base_squares=base_squares,
-                largest=largest,
-            )
+        counts, sums, largest = self._model_counts.tolist(), self._model_sums.tolist(), self._largest.tolist()
+        models = {
+            model: ModelSums(self._tensor.size, counts[k][0], *sums[k], largest[k][0]) for k, model in enumerate(self._models)
+        }
         return Measured(models, dict(self._pair_results(models)), dict(self._kept_results(models)), self._totals())
 
     def _pair_results(self, models: Mapping[int, ModelSums]) -> Iterator[tuple[tuple[int, int], PairSums]]:
-        trimmed = self._kept_counts["trim"][:, 0]
-        for p, (j, k) in enumerate(self._pairs):
-            a, b = models[self._models[j]], models[self._models[k]]
-            both, conflicts, different, kept_both = map(int, self._pair_counts[p])
-            products, sizes = map(float, self._pair_sums[p])
-            counts = (self._tensor.size, a.changed, b.changed, both, conflicts, different)
-            sums = (a.squares, b.squares, products, sizes)
+        trimmed, all_counts, all_sums = self._kept_counts["trim"].tolist(), self._pair_counts.tolist(), self._pair_sums.tolist()
+        for (j, k), (*counts, kept_both), sums in zip(self._pairs, all_counts, all_sums, strict=True):
             pair = self._models[j], self._models[k]
-            yield pair, PairSums(*counts, *sums, int(trimmed[j]), int(trimmed[k]), kept_both)
+            a, b = (models[model] for model in pair)
+            kept = trimmed[j][0], trimmed[k][0], kept_both
+            yield pair, PairSums(self._tensor.size, a.changed, b.changed, *counts, a.squares, b.squares, *sums, *kept)
 
     def _kept_results(self, models: Mapping[int, ModelSums]) -> Iterator[tuple[Key, KeptSums]]:
         for name in ROUNDS:
-            for k, model in enumerate(self._models):
-                x = models[model]
-                kept, agreed = map(int, self._kept_counts[name][k])
-                kept_absolute, scaled, error, agreed_absolute = map(float, self._kept_sums[name][k])
-                counted = KeptSums(
-                    changed=x.changed,
-                    absolute=x.absolute,
-                    squares=x.squares,
-                    kept=kept,
-                    kept_absolute=kept_absolute,
-                    agreed=agreed,
-                    agreed_absolute=agreed_absolute,
-                    scaled=scaled,
-                    error=error,
-                )
-                yield (name, model), counted
+            all_counts, all_sums = self._kept_counts[name].tolist(), self._kept_sums[name].tolist()
+            for (model, x), (kept, agreed), sums in zip(models.items(), all_counts, all_sums, strict=True):
+                kept_absolute, scaled, error, agreed_absolute = sums
+                counted = kept, kept_absolute, agreed, agreed_absolute, scaled, error
+                yield (name, model), KeptSums(x.changed, x.absolute, x.squares, *counted)
 
     def _totals(self) -> dict[str | None, float]:
-        return {name: float(total[0]) for name, total in self._summed.items()}
+        return {name: float(summed[0]) for name, summed in self._summed.items()}

@@ -16,7 +16,7 @@ from ...version import __version__
 from ..threads import in_threads
 from .advice import advice
 from .measure import Measured, measure
-from .sums import KeptSums, ModelSums, PairSums, json_of, ratio, root
+from .sums import KeptSums, ModelSums, PairSums, json_of, ratio, root, total
 from .tensors import Survey, survey
 
 _MODEL = ("elements", "changed", "changed_fraction", "norm", "relative", "base_cosine", "mean", "largest")
@@ -85,7 +85,7 @@ class _Report:
         tensors = self._tensors()
         layers, kinds = self._groups(layer_of), self._groups(word_of)
         models = range(len(self.labels))
-        totals = [ModelSums.total(one.models[k] for one in self.measured if k in one.models) for k in models]
+        totals = [total(ModelSums, (one.models[k] for one in self.measured if k in one.models)) for k in models]
         return {
             "compared_tensors": len(tensors),
             "missing": {name: self._named(without) for name, without in self.found.missing.items()},
@@ -107,7 +107,14 @@ class _Report:
 
     # --- tensors, and groups of them
 
-    def _rows(self, parts: Sequence[Measured]) -> dict[str, Any]:
+    def _rows(self, models: Mapping[int, ModelSums], pairs: Mapping[tuple[int, int], PairSums]) -> dict[str, Any]:
+        labels = self.labels
+        return {
+            "models": {labels[k]: json_of(sums, *_MODEL) for k, sums in sorted(models.items())},
+            "pairs": {f"{labels[j]}-{labels[k]}": json_of(sums, *_PAIR) for (j, k), sums in sorted(pairs.items())},
+        }
+
+    def _added(self, parts: Sequence[Measured]) -> dict[str, Any]:
         models: dict[int, list[ModelSums]] = {}
         pairs: dict[tuple[int, int], list[PairSums]] = {}
         for part in parts:
@@ -115,13 +122,10 @@ class _Report:
                 models.setdefault(model, []).append(sums)
             for pair, both in part.pairs.items():
                 pairs.setdefault(pair, []).append(both)
-        return {
-            "models": {self.labels[k]: json_of(ModelSums.total(its), *_MODEL) for k, its in sorted(models.items())},
-            "pairs": {
-                f"{self.labels[j]}-{self.labels[k]}": json_of(PairSums.total(its), *_PAIR)
-                for (j, k), its in sorted(pairs.items())
-            },
-        }
+        return self._rows(
+            {model: total(ModelSums, its) for model, its in models.items()},
+            {pair: total(PairSums, its) for pair, its in pairs.items()},
+        )
 
     def _groups(self, key: Callable[[str], Any]) -> dict[Any, dict[str, Any]]:
         """Return key -> the rows of the tensors with this key. Tensors whose key is None are left out."""
@@ -129,12 +133,12 @@ class _Report:
         for tensor, one in zip(self.found.compared, self.measured, strict=True):
             if (group := key(tensor.name)) is not None:
                 parts.setdefault(group, []).append(one)
-        return {group: self._rows(held) for group, held in parts.items()}
+        return {group: self._added(held) for group, held in parts.items()}
 
     def _tensors(self) -> list[dict[str, Any]]:
         return [
             {"name": tensor.name, "shape": list(tensor.base.shape), "dtype": tensor.base.dtype.name}
-            | self._rows([one])
+            | self._rows(one.models, one.pairs)
             | {"not_finite": self._named(one.not_finite)}
             for tensor, one in zip(self.found.compared, self.measured, strict=True)
         ]
@@ -164,7 +168,7 @@ class _Report:
         return not any(k in models for models in left_out) and not any(None in one.not_finite for one in self.measured)
 
     def _pair(self, j: int, k: int, totals: Sequence[ModelSums]) -> dict[str, Any]:
-        sums = PairSums.total(one.pairs[j, k] for one in self.measured if (j, k) in one.pairs)
+        sums = total(PairSums, (one.pairs[j, k] for one in self.measured if (j, k) in one.pairs))
         same = sums.elements == totals[j].elements == totals[k].elements and not sums.different
         return {
             "a": self.labels[j],
@@ -185,10 +189,10 @@ class _Report:
         if merge_type == "slerp" and len(self.labels) != 2:
             return None
         kept = [
-            KeptSums.total(one.kept[sparsifier, k] for one in self.measured if (sparsifier, k) in one.kept)
+            total(KeptSums, (one.kept[sparsifier, k] for one in self.measured if (sparsifier, k) in one.kept))
             for k in range(len(self.labels))
         ]
-        everything = KeptSums.total(kept)
+        everything = total(KeptSums, kept)
         summed = sum(one.summed.get(sparsifier, 0.0) for one in self.measured)
         left = ratio(summed, everything.scaled) if merge_type == "linear" else None
         return {

@@ -6,30 +6,22 @@ cosine of zeros, or whose sums overflow float64, are None.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import reduce
-from operator import add, attrgetter
-from typing import Any, TypeVar
+from operator import add
+from typing import Any, NamedTuple, TypeVar
 
-S = TypeVar("S", bound="_Sums")
-
-
-@dataclass(frozen=True)
-class _Sums:
-    @classmethod
-    def total(cls: type[S], parts: Iterable[S]) -> S:
-        """Return the sums of all parts together, added in order. (sum() of floats would depend on Python's version.)"""
-        none = cls()
-        names = [item.name for item in dataclasses.fields(cls)]
-        columns = zip(*map(attrgetter(*names), (none, *parts)), strict=True)
-        return cls(*(reduce(max if name == "largest" else add, column) for name, column in zip(names, columns, strict=True)))
+S = TypeVar("S", "ModelSums", "PairSums", "KeptSums")
 
 
-@dataclass(frozen=True)
-class ModelSums(_Sums):
+def total(kind: type[S], parts: Iterable[S]) -> S:
+    """Return the sums of all parts together, added in order. (sum() of floats would depend on Python's version.)"""
+    columns = zip(*(kind(), *parts), strict=True)  # kind(): the sums of no parts
+    return kind(*(reduce(max if name == "largest" else add, column) for name, column in zip(kind._fields, columns)))
+
+
+class ModelSums(NamedTuple):
     """The sums of a task vector x and the base b.
 
     elements: number of elements. changed: number of elements of x that aren't zero. absolute: sum |x|. squares: sum x^2.
@@ -71,8 +63,7 @@ class ModelSums(_Sums):
         return ratio(self.absolute, self.changed)
 
 
-@dataclass(frozen=True)
-class PairSums(_Sums):
+class PairSums(NamedTuple):
     """The sums of two task vectors a and b.
 
     changed_a, changed_b, both: numbers of elements that aren't zero in a, in b, and in both. conflicts: number of elements
@@ -129,8 +120,7 @@ class PairSums(_Sums):
         return root(max(0.0, self.squares_a + self.squares_b - 2 * self.products))
 
 
-@dataclass(frozen=True)
-class KeptSums(_Sums):
+class KeptSums(NamedTuple):
     """The sums of a task vector x and the result s of a sparsifier.
 
     changed, absolute, squares: of x, as in ModelSums. kept, kept_absolute: number of elements of s that aren't zero, and

@@ -21,7 +21,7 @@ from paddle_merge.commands.analyze import measure
 from paddle_merge.commands.analyze.measure import ROUNDS
 from paddle_merge.commands.analyze.page import page
 from paddle_merge.commands.analyze.show import lines
-from paddle_merge.commands.analyze.sums import ModelSums, PairSums
+from paddle_merge.commands.analyze.sums import ModelSums, PairSums, total
 from paddle_merge.commands.main import main
 from paddle_merge.drawing.svg import line_chart
 from paddle_merge.methods.paddlenlp import METHODS
@@ -439,8 +439,9 @@ def test_what_float64_cannot_square_is_none_not_nonsense(tmp_path: Path) -> None
 
 def test_sums_add_up() -> None:
     one = ModelSums(4, 2, 1.0, 1.0, 0.5, 4.0, 0.75)
-    assert ModelSums.total([one, ModelSums(4, 1, 1.0, 1.0, 0.0, 0.0, 0.5)]) == ModelSums(8, 3, 2.0, 2.0, 0.5, 4.0, 0.75)
-    assert PairSums.total([]) == PairSums()
+    both = [one, ModelSums(4, 1, 1.0, 1.0, 0.0, 0.0, 0.5)]
+    assert total(ModelSums, both) == ModelSums(8, 3, 2.0, 2.0, 0.5, 4.0, 0.75)
+    assert total(PairSums, []) == PairSums()
 
 
 # --- what people see -----------------------------------------------------------------------------------------------------
