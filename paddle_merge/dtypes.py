@@ -49,6 +49,8 @@ FLOAT64 = DType("float64", "F64", 8, "<f8", "float64")
 # no infinity, and infinity in E5M2. (464, half-way between E4M3's largest value, 448, and the next step, is rounded to 448.)
 FLOAT8_E4M3FN = DType("float8_e4m3fn", "F8_E4M3", 1, "|u1", "float32")
 FLOAT8_E5M2 = DType("float8_e5m2", "F8_E5M2", 1, "|u1", "float32")
+# A power of two, as a scale of quantised weights: 2 ** (code - 127), and 255 is NaN. It is never averaged.
+FLOAT8_E8M0FNU = DType("float8_e8m0fnu", "F8_E8M0", 1, "|u1")
 UINT16 = DType("uint16", "U16", 2, "<u2")
 
 DTYPES = (
@@ -58,6 +60,7 @@ DTYPES = (
     FLOAT64,
     FLOAT8_E4M3FN,
     FLOAT8_E5M2,
+    FLOAT8_E8M0FNU,
     UINT16,
     DType("bool", "BOOL", 1, "|b1"),
     DType("int8", "I8", 1, "|i1"),

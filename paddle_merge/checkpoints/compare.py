@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .files import Files
+from .scaled import ScaledEntry
 from .tensors import StoredEntry, TensorEntry
 
 STEP = 1 << 20  # bytes that are read at a time
@@ -40,12 +41,17 @@ def differing(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
 
 
 def equal(one: TensorEntry, other: TensorEntry) -> bool:
-    """Return whether two tensors are known to be equal, byte for byte; False for tensors that are made of others.
+    """Return whether two tensors are known to be equal, byte for byte; False for tensors that are made of others, unless it
+    is of codes and scales.
 
     Raises WorkError if they can't be read.
     """
     if one.nameless == other.nameless:  # stored at the same place, or made of the same
         return True
+    if isinstance(one, ScaledEntry) and isinstance(other, ScaledEntry):
+        alike = one.zero == other.zero and [grid.place for grid in one.grids] == [grid.place for grid in other.grids]
+        pairs = zip(one.made_of, other.made_of, strict=False)
+        return alike and len(one.made_of) == len(other.made_of) and all(equal(*pair) for pair in pairs)
     stored = isinstance(one, StoredEntry) and isinstance(other, StoredEntry)
     return stored and (one.shape, one.dtype) == (other.shape, other.dtype) and not differing([one, other])
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .parts import boxes, row_major
 from .tensors import Part, StoredEntry
-from .views import boxes, row_major
 
 GAP = 1 << 12  # gaps of at most so many bytes are read and discarded, to save a system call
 CHUNK = 1 << 20  # bytes that are read into a buffer before they are copied to their places

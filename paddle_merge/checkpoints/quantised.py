@@ -1,9 +1,12 @@
-"""Recognise quantised checkpoints. Their weights are codes that need a scale stored elsewhere, so they can't be averaged."""
+"""Recognise quantised checkpoints. Their weights are codes that need a scale stored elsewhere, so codes can't be averaged.
+
+What config.json says about them is in quantisation.py, and how they are read as numbers in conversion/scaled.py.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .tensors import Checkpoint
@@ -37,12 +40,16 @@ def signs(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def refusal(checkpoint: Checkpoint, said: Sequence[str], reason: str) -> str:
+    """Return the sentence that refuses a quantised checkpoint. said: what shows that it is one. reason: why it can't be
+    read."""
+    return (
+        f"{checkpoint.path}: is quantised ({'; '.join(said)}), and {reason}; convert it to bfloat16 first, and if its"
+        " weights are plain numbers, remove quantization_config from its config.json"
+    )
+
+
 def problems(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
     """Return a list of one sentence if the checkpoint is quantised, else an empty list. config: its config.json."""
     said = signs(checkpoint, config)
-    if not said:
-        return []
-    return [
-        f"{checkpoint.path}: is quantised ({'; '.join(said)}), and codes with different scales can't be averaged; convert"
-        " it to bfloat16 first, and if its weights are plain numbers, remove quantization_config from its config.json"
-    ]
+    return [refusal(checkpoint, said, "codes with different scales can't be averaged")] if said else []

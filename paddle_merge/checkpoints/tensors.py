@@ -1,8 +1,9 @@
 """Describe tensors: name, dtype, shape, and where the elements are stored or what they are made of.
 
-A TensorEntry is one of four classes, each beside the code that makes it:
+A TensorEntry is one of five classes, each beside the code that makes it:
 
     StoredEntry    here                             bytes of a file, as a checkpoint holds them
+    ScaledEntry    scaled.py                        codes of a quantised checkpoint, and the scales of their blocks
     AdaptedEntry   conversion/lora/entry.py         a stored tensor with the changes that LoRA adapters make to it
     AlignedEntry   conversion/vocabulary/entry.py   rows of several tensors, in the order of one tokenizer
     StagedEntry    plan/tensor_plan.py              the result of an earlier merge of the same recipe

@@ -1,114 +1,25 @@
-"""Make tensors that are views of others: assembled from parts, cut, joined or transposed. No byte is read or moved.
+"""Make tensors that are views of others: cut, joined or transposed. No byte is read or moved.
 
-A part (tensors.Part) has one of two forms. A box is `shape` elements from index `at` on, one number per dimension. A run is
-consecutive elements in row-major order: `at`, `shape` and `strides` have one number each.
-
-    assemble   a tensor from its parts, after a check that they cover it
-    as_boxes   a tensor's parts, all as boxes
     select     slices of a tensor along one axis
     every      every n-th slice along one axis
     nth        one slice along the first axis, without that axis
     join       tensors interleaved along one axis; the inverse of select
     transpose  a transposed matrix
+
+A view of a quantised tensor has views of its codes and of its scales, wherever its blocks begin.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
-from ..dtypes import DType
 from ..errors import MalformedError
-from .tensors import MAX_SIZE, Part, StoredEntry, TensorEntry, stored
-
-MAX_PARTS = 4096  # of one tensor
-
-
-def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Part]) -> StoredEntry:
-    """Return the tensor of this shape that the parts make up: all of them boxes, or all of them runs; at least one.
-
-    A tensor that is contiguous in one file gets no parts. Raises MalformedError if the parts overlap, reach beyond the
-    tensor, or don't cover all of it.
-    """
-    size, file, origin = math.prod(shape), parts[0].file, parts[0].origin
-    parts = [part for part in parts if math.prod(part.shape)]
-    problem = _uncovered(shape, parts)
-    if problem:
-        raise MalformedError(problem)
-    runs = sorted((_as_run(part, shape) for part in parts), key=lambda part: part.at)
-    if not runs:
-        return StoredEntry(name, dtype, shape, file, 0, origin=origin)
-    first = runs[0]
-    if len(runs) == 1 and first.at == (0,) and first.shape == (size,) and first.strides == (1,) and not first.text:
-        return StoredEntry(name, dtype, shape, first.file, first.offset, origin=first.origin)
-    return StoredEntry(name=name, dtype=dtype, shape=shape, file=first.file, offset=first.offset, parts=tuple(runs))
-
-
-def as_boxes(entry: TensorEntry) -> list[Part]:
-    """Return where a tensor is stored, as parts that are boxes. Raises MalformedError if a part can't be cut into boxes."""
-    entry, strides = stored(entry), row_major(entry.shape)
-    if not entry.parts:
-        return [Part(entry.file, entry.offset, (0,) * len(entry.shape), entry.shape, strides, origin=entry.origin)]
-    found: list[Part] = []
-    for part in entry.parts:
-        if len(part.at) == len(entry.shape) and len(entry.shape) != 1:
-            found.append(part)
-            continue
-        ((first,), (count,), (step,)) = part.at, part.shape, part.strides
-        for corner, shape in boxes(entry.shape, first, first + count):
-            skipped = sum(index * stride for index, stride in zip(corner, strides, strict=True)) - first
-            if (skipped and part.text) or step != 1:
-                raise MalformedError("is in slices that can't be joined with others; save it again with pickle protocol 4")
-            offset = part.offset + skipped * entry.dtype.itemsize
-            found.append(dataclasses.replace(part, offset=offset, at=corner, shape=shape, strides=strides))
-    return found
-
-
-def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
-    """Return what is wrong with parts that should cover a tensor of this shape, as part of a sentence; "" if nothing is."""
-    if math.prod(filter(None, shape)) >= MAX_SIZE:
-        return f"has the shape {list(shape)}, which is too large to address"
-    if len(parts) > MAX_PARTS:
-        return f"is in {len(parts)} parts, and at most {MAX_PARTS} are supported"
-    whole = shape
-    if any(len(part.at) != len(shape) for part in parts):
-        whole = (math.prod(shape),)
-        if any(len(part.at) != 1 for part in parts):
-            return "is stored partly as boxes and partly as flattened ranges, which isn't supported"
-    for part in parts:
-        if any(at + count > full for at, count, full in zip(part.at, part.shape, whole, strict=True)):
-            return f"is {list(shape)}, but has a part {list(part.shape)} at {list(part.at)}"
-    if len(parts) == 1 and parts[0].shape == whole:  # most tensors; the rest takes a hundred times as long
-        return ""
-    starts = np.array([part.at for part in parts], np.int64).reshape(len(parts), len(whole))
-    stops = starts + np.array([part.shape for part in parts], np.int64).reshape(starts.shape)
-    for number, one in enumerate(parts):
-        both = (starts[number + 1 :] < stops[number]) & (stops[number + 1 :] > starts[number])
-        if (overlapping := np.flatnonzero(both.all(axis=1))).size:
-            return f"has parts that overlap, at {list(one.at)} and {list(parts[number + 1 + overlapping[0]].at)}"
-    held = sum(math.prod(part.shape) for part in parts)
-    return "" if held == math.prod(shape) else f"has {held} elements of {math.prod(shape)}: a part is missing"
-
-
-def _as_run(part: Part, shape: tuple[int, ...]) -> Part:
-    """Return a box as a run, if its elements are consecutive both in the tensor and in the file; else as it is."""
-    if not shape:
-        return dataclasses.replace(part, at=(0,), shape=(1,), strides=(1,))
-    if len(part.at) != len(shape):
-        return part
-    inner = next((axis for axis, count in enumerate(part.shape) if count > 1), len(shape) - 1)
-    together = all(
-        count == 1 or stride == step
-        for count, stride, step in zip(part.shape, part.strides, row_major(part.shape), strict=True)
-    )
-    if not together or part.shape[inner + 1 :] != shape[inner + 1 :]:
-        return part
-    start = sum(at * step for at, step in zip(part.at, row_major(shape), strict=True))
-    return dataclasses.replace(part, at=(start,), shape=(math.prod(part.shape),), strides=(1,))
-
+from .parts import as_boxes, assemble
+from .scaled import Grid, ScaledEntry
+from .tensors import Part, StoredEntry, TensorEntry, stored
 
 Range = tuple[int, int]  # (first index, index behind the last)
 
@@ -130,26 +41,34 @@ def repeated(words: Sequence[str], sizes: Sequence[int], times: int) -> dict[str
 # --- slices of a tensor ----------------------------------------------------------------------------------------------
 
 
-def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) -> StoredEntry:
+def select(entry: TensorEntry, axis: int, ranges: Sequence[Range], name: str) -> TensorEntry:
     """Return the tensor `name` that consists of these ranges of indices along `axis`, in this order.
 
     Raises MalformedError if a range is outside of the tensor.
     """
-    parts: list[Part] = []
+    parts, grids = list[Part](), list[Grid]()
     end = 0
     for first, stop in ranges:
         if not 0 <= first <= stop <= entry.shape[axis]:
             raise MalformedError(f"is {list(entry.shape)}, so it has no {first}..{stop} along axis {axis}")
-        parts += _cut(entry, axis, (first, stop), end)
+        if isinstance(entry, ScaledEntry):
+            grids += _cut_grids(entry, axis, (first, stop), end)
+        else:
+            parts += _cut(entry, axis, (first, stop), end)
         end += stop - first
+    if isinstance(entry, ScaledEntry):
+        return _scaled(entry, select(entry.codes, axis, ranges, name), grids)
     return _made(entry, name, (*entry.shape[:axis], end, *entry.shape[axis + 1 :]), parts)
 
 
-def every(entry: TensorEntry, axis: int, first: int, step: int, name: str) -> StoredEntry:
+def every(entry: TensorEntry, axis: int, first: int, step: int, name: str) -> TensorEntry:
     """Return the tensor `name` that consists of the indices first, first + step, first + 2 * step ... along `axis`.
 
-    Raises MalformedError if the tensor is stored as text, which can't be cut.
+    Raises MalformedError if the tensor is stored as text, or has blocks of scales, which can't be cut so.
     """
+    if isinstance(entry, ScaledEntry):
+        grids = [found for grid in entry.grids if (found := _every_of(grid, axis, first, step)) is not None]
+        return _scaled(entry, every(entry.codes, axis, first, step, name), grids)
     parts: list[Part] = []
     for box in as_boxes(entry):
         skipped = (first - box.at[axis]) % step
@@ -166,9 +85,12 @@ def every(entry: TensorEntry, axis: int, first: int, step: int, name: str) -> St
     return _made(entry, name, (*entry.shape[:axis], size, *entry.shape[axis + 1 :]), parts)
 
 
-def nth(entry: TensorEntry, number: int, name: str) -> StoredEntry:
+def nth(entry: TensorEntry, number: int, name: str) -> TensorEntry:
     """Return the tensor `name` at index `number` of the first axis: a matrix of a stack. Raises MalformedError."""
-    one = select(entry, 0, [(number, number + 1)], name)
+    if isinstance(entry, ScaledEntry):
+        cut = _cut_grids(entry, 0, (number, number + 1), 0)
+        return _scaled(entry, nth(entry.codes, number, name), [_without_first(grid) for grid in cut])
+    one = stored(select(entry, 0, [(number, number + 1)], name))
     parts = tuple(
         dataclasses.replace(part, at=part.at[1:], shape=part.shape[1:], strides=part.strides[1:])
         if len(part.at) == len(one.shape) > 1
@@ -178,12 +100,19 @@ def nth(entry: TensorEntry, number: int, name: str) -> StoredEntry:
     return dataclasses.replace(one, shape=one.shape[1:], parts=parts)
 
 
-def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Sequence[Range]], name: str) -> StoredEntry:
+def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Sequence[Range]], name: str) -> TensorEntry:
     """Return the tensor `name` in which these are interleaved along `axis`: the inverse of select.
 
     ranges: the ranges of indices that each entry takes, by the entries' keys. Raises MalformedError if an entry doesn't fill
     its ranges, or differs from the others in dtype or shape.
     """
+    scaled = [entry for entry in entries.values() if isinstance(entry, ScaledEntry)]
+    if len({(entry.zero, entry.codes.dtype) for entry in scaled}) > 1 or len(scaled) not in (0, len(entries)):
+        raise MalformedError("can't be fused: the parts are quantised in different ways, or only some of them are")
+    if scaled:
+        grids = [grid for word, entry in zip(entries, scaled, strict=True) for grid in _placed(entry, axis, ranges[word])]
+        codes = join({word: entry.codes for word, entry in zip(entries, scaled, strict=True)}, axis, ranges, name)
+        return _scaled(scaled[0], codes, grids)
     parts: list[Part] = []
     first = next(iter(entries.values()))
     size = sum(entry.shape[axis] for entry in entries.values())
@@ -229,41 +158,98 @@ def _cut(entry: TensorEntry, axis: int, range_: Range, to: int) -> Iterable[Part
         )
 
 
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides, in elements, of a contiguous tensor in row-major order."""
-    strides, step = [1] * len(shape), 1
-    for axis in range(len(shape) - 1, 0, -1):
-        step *= shape[axis]
-        strides[axis - 1] = step
-    return tuple(strides)
-
-
-def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Yield the elements start..stop, counted in row-major order, as few boxes (first index, shape) of a tensor."""
-    if not shape:
-        if start < stop:
-            yield (), ()
-        return
-    inner = max(1, math.prod(shape[1:]))
-    first, last = -(-start // inner), stop // inner  # whole rows
-    if first > last:  # all within one row
-        for corner, box in boxes(shape[1:], start - last * inner, stop - last * inner):
-            yield (last, *corner), (1, *box)
-        return
-    if start < first * inner:
-        for corner, box in boxes(shape[1:], start - (first - 1) * inner, inner):
-            yield (first - 1, *corner), (1, *box)
-    if first < last:
-        yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:])
-    if last * inner < stop:
-        for corner, box in boxes(shape[1:], 0, stop - last * inner):
-            yield (last, *corner), (1, *box)
-
-
-def transpose(entry: TensorEntry, name: str) -> StoredEntry:
+def transpose(entry: TensorEntry, name: str) -> TensorEntry:
     """Return the transposed tensor `name`: the same boxes, with their dimensions in reverse order. Raises MalformedError."""
+    if isinstance(entry, ScaledEntry):
+        return _scaled(entry, transpose(entry.codes, name), [_transposed(grid) for grid in entry.grids])
     boxes = [
         dataclasses.replace(box, at=box.at[::-1], shape=box.shape[::-1], strides=box.strides[::-1])
         for box in as_boxes(entry)
     ]
     return dataclasses.replace(stored(entry), name=name, shape=entry.shape[::-1], parts=tuple(boxes))
+
+
+# --- the scales of a view --------------------------------------------------------------------------------------------
+
+
+def _scaled(entry: ScaledEntry, codes: TensorEntry, grids: Iterable[Grid]) -> ScaledEntry:
+    """Return a view of a quantised tensor, with the name and shape of its codes."""
+    found = dataclasses.replace(entry, shape=codes.shape, codes=stored(codes), grids=tuple(grids))
+    return found.renamed(codes.name)
+
+
+def _changed(grid: Grid, view: Callable[[StoredEntry], TensorEntry], **values: Any) -> Grid:
+    """Return a grid with a view of its scales, and of its zeros, and with other values."""
+    zeros = None if grid.zeros is None else stored(view(grid.zeros))
+    return dataclasses.replace(grid, scales=stored(view(grid.scales)), zeros=zeros, **values)
+
+
+def _with(values: tuple[int, ...], axis: int, value: int) -> tuple[int, ...]:
+    return (*values[:axis], value, *values[axis + 1 :])
+
+
+def _cut_grids(entry: ScaledEntry, axis: int, range_: Range, to: int) -> Iterator[Grid]:
+    """Yield the grids of a tensor within a range along `axis`, moved so that the range begins at index `to`."""
+    for grid in entry.grids:
+        at, size = grid.at[axis], grid.block[axis]
+        low, high = max(range_[0], at), min(range_[1], at + grid.shape[axis])
+        if low >= high:
+            continue
+        begin, end = (index - at + grid.phase[axis] for index in (low, high))
+        blocks = begin // size, -(-end // size)
+        yield _changed(
+            grid,
+            functools.partial(_range, axis=axis, blocks=blocks),
+            at=_with(grid.at, axis, to + low - range_[0]),
+            shape=_with(grid.shape, axis, high - low),
+            phase=_with(grid.phase, axis, begin % size),
+        )
+
+
+def _range(entry: StoredEntry, axis: int, blocks: Range) -> TensorEntry:
+    return select(entry, axis, [blocks], entry.name)
+
+
+def _every_of(grid: Grid, axis: int, first: int, step: int) -> Grid | None:
+    """Return the grid of every `step`-th index along `axis`; None if there is none in its box. Raises MalformedError."""
+    at, size = grid.at[axis], grid.block[axis]
+    skipped = (first - at) % step
+    count = len(range(skipped, grid.shape[axis], step))
+    if not count:
+        return None
+    begin = skipped + grid.phase[axis]
+    low, high = begin // size, (begin + (count - 1) * step) // size + 1
+    moved = {"at": _with(grid.at, axis, (at + skipped - first) // step), "shape": _with(grid.shape, axis, count)}
+
+    def view(entry: StoredEntry) -> TensorEntry:
+        kept = select(entry, axis, [(low, high)], entry.name)
+        return every(kept, axis, 0, step // size, entry.name) if step % size == 0 and high - low > 1 else kept
+
+    if high - low == 1:
+        block, phase = count, 0
+    elif size % step == 0:
+        block, phase = size // step, begin % size // step
+    elif step % size == 0:
+        block, phase = 1, 0
+    else:
+        raise MalformedError(f"has blocks of {size} along axis {axis}, and every {step}th index can't be taken of them")
+    return _changed(grid, view, **moved, block=_with(grid.block, axis, block), phase=_with(grid.phase, axis, phase))
+
+
+def _without_first(grid: Grid) -> Grid:
+    """Return the grid of a tensor of one index along the first axis, without that axis."""
+    values = {name: getattr(grid, name)[1:] for name in ("at", "shape", "block", "phase")}
+    return _changed(grid, lambda entry: nth(entry, 0, entry.name), **values)
+
+
+def _placed(entry: ScaledEntry, axis: int, ranges: Sequence[Range]) -> Iterator[Grid]:
+    """Yield the grids of a tensor whose indices along `axis` fill these ranges of another's, one after the other."""
+    end = 0
+    for start, stop in ranges:
+        yield from _cut_grids(entry, axis, (end, end + stop - start), start)
+        end += stop - start
+
+
+def _transposed(grid: Grid) -> Grid:
+    values = {name: getattr(grid, name)[::-1] for name in ("at", "shape", "block", "phase")}
+    return _changed(grid, lambda entry: transpose(entry, entry.name), **values)

@@ -21,8 +21,9 @@ from typing import Any
 
 from ..checkpoints.config_json import widths
 from ..checkpoints.names import last_word
+from ..checkpoints.parts import MAX_PARTS
 from ..checkpoints.tensors import TensorEntry
-from ..checkpoints.views import MAX_PARTS, Range, join, repeated, select
+from ..checkpoints.views import Range, join, repeated, select
 from ..errors import MalformedError
 from ..parsing import shown
 from .modules import is_language

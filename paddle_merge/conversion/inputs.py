@@ -12,13 +12,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..checkpoints import hub
 from ..checkpoints.adapters import Adapter, open_model
 from ..checkpoints.config_json import read_config, widths
 from ..checkpoints.names import EMBEDDINGS, HEAD, last_word
-from ..checkpoints.quantised import problems as quantised
 from ..checkpoints.quantised import signs
 from ..checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
 from ..dtypes import DType
@@ -27,6 +26,7 @@ from ..parsing import tensors_named
 from .detect import detect
 from .layout import normalise
 from .lora.adapt import adapt
+from .scaled import Numbers, as_numbers
 
 # Fields of config.json that determine how weights are used, and that shapes don't show.
 SETTINGS = (
@@ -43,21 +43,29 @@ SETTINGS = (
 )
 
 
+class OpenedInput(NamedTuple):
+    """Hold an input. checkpoint: as it is stored. numbers: the same as it is merged, if it is quantised."""
+
+    checkpoint: Checkpoint
+    adapters: Sequence[Adapter]
+    numbers: Numbers
+
+
 @hub.each_once()
-def open_inputs(specs: Sequence[str], prefix: str) -> list[tuple[Checkpoint, Sequence[Adapter]]]:
+def open_inputs(specs: Sequence[str], prefix: str) -> list[OpenedInput]:
     """Read the headers of checkpoints, and of the adapters to fold into each.
 
     specs: paths, or `base+adapter` with any number of adapters. prefix: as of open.open_checkpoint. Raises CheckpointError
-    listing everything wrong with any of them, such as that one is quantised.
+    listing everything wrong with any of them, such as that one is quantised in a way that can't be read.
     """
-    inputs: list[tuple[Checkpoint, Sequence[Adapter]]] = []
+    inputs: list[OpenedInput] = []
     problems: list[str] = []
     for spec in specs:
         try:
             checkpoint, adapters = open_model(spec, prefix)
             adapters = [dataclasses.replace(one, tensors=_marked(one.path, one.tensors)) for one in adapters]
-            inputs.append((dataclasses.replace(checkpoint, tensors=_marked(checkpoint.path, checkpoint.tensors)), adapters))
-            problems += quantised(inputs[-1][0], read_config(inputs[-1][0].folder))
+            checkpoint = dataclasses.replace(checkpoint, tensors=_marked(checkpoint.path, checkpoint.tensors))
+            inputs.append(OpenedInput(checkpoint, adapters, as_numbers(checkpoint)))
         except CheckpointError as error:
             problems += error.problems
     if problems:
@@ -217,19 +225,25 @@ def open_together(specs: Sequence[str], layouts: Sequence[str | None], prefix: s
     specs: paths, or `base+adapter`. layouts: those that the user states, one each, or an empty sequence. prefix: as of
     open.open_checkpoint. Raises CheckpointError listing everything wrong with any of them.
     """
-    opened, problems = [], []
+    opened, notes, problems = [], list[str](), []
     for spec in specs:
         try:
-            opened.append(open_model(spec, prefix))
+            checkpoint, its = open_model(spec, prefix)
+            try:
+                numbers = as_numbers(checkpoint)
+            except CheckpointError:
+                said = "; ".join(signs(checkpoint, read_config(checkpoint.folder)))
+                numbers = Numbers(
+                    checkpoint, f"{checkpoint.path} is quantised ({said}): its codes are compared as plain numbers"
+                )
+            opened.append((numbers.checkpoint, its))
+            notes += filter(None, [numbers.note])
         except CheckpointError as error:
             problems += error.problems
     if problems:
         raise CheckpointError(list(dict.fromkeys(problems)))
     checkpoints, adapters = [checkpoint for checkpoint, _ in opened], [held for _, held in opened]
     fallback = next((config for one in checkpoints if (config := read_config(one.folder))), {})
-    viewed, layout, notes = in_one_layout(checkpoints, layouts, prefix)
+    viewed, layout, more = in_one_layout(checkpoints, layouts, prefix)
     adapted = adapt(viewed, adapters, specs, layout, fallback, allow_untrained=True)
-    for checkpoint in checkpoints:
-        if found := signs(checkpoint, read_config(checkpoint.folder)):
-            notes.append(f"{checkpoint.path} is quantised ({'; '.join(found)}): its codes are compared as plain numbers")
-    return Opened(adapted.checkpoints, layout, [*notes, *adapted.notes, *adapted.warnings])
+    return Opened(adapted.checkpoints, layout, [*notes, *more, *adapted.notes, *adapted.warnings])

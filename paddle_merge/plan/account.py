@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import Any
 
 from ..checkpoints.names import layer_of
+from ..checkpoints.parts import as_boxes
+from ..checkpoints.scaled import ScaledEntry, elements_of
 from ..checkpoints.tensors import Origin, Part, StoredEntry, TensorEntry, stored
-from ..checkpoints.views import as_boxes
 from ..conversion.lora.entry import AdaptedEntry, Lengths, Rows, read_from
 from ..conversion.modules import module_of
 from ..conversion.vocabulary.entry import AlignedEntry
@@ -276,7 +277,8 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
         for pick in entry.picks:
             yield from _remarks(pick.entry, number, held) if pick.number == number else ()
         return
-    there, base = held[number], read_from(entry)
+    there, read = held[number], read_from(entry)
+    base = elements_of(read)
     origins = list(dict.fromkeys(origin for origin, _, _ in _pieces(base)))
     words = [_word(name) for _, name in origins]
     if len(origins) > 1:
@@ -285,6 +287,8 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
         yield f"cut out of {words[0]}"
     if origins and origins[0] in there and _is_transposed(base, there[origins[0]]):
         yield f"transposed {_axes(base.shape[::-1])} -> {_axes(base.shape)}"
+    if isinstance(read, ScaledEntry):
+        yield f"read as {read.dtype.name} from {read.codes.dtype.name} with scales"
     if not isinstance(entry, AdaptedEntry):
         return
     if entry.replaced is not None:

@@ -52,13 +52,7 @@ def given_config(folder: str) -> Mapping[str, Any]:
     if not os.path.isfile(os.path.join(folder, "config.json")):
         fault = "has no config.json" if os.path.isdir(folder) else "no such folder"
         raise CheckpointError(f"--config_from {folder}: {fault}; give a folder that holds config.json and the tokenizer")
-    config = read_config(folder)
-    if config.get("quantization_config"):
-        raise CheckpointError(
-            f"--config_from {folder}: its config.json has a quantization_config, but merged weights are not quantised;"
-            " remove it there, or give another folder"
-        )
-    return config
+    return read_config(folder)
 
 
 def _fitting(inputs: Sequence[Checkpoint], folder: str) -> Mapping[str, Any]:

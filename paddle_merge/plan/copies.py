@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 
 from ..checkpoints.files import Files
+from ..checkpoints.scaled import ScaledEntry
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from .assemble import AssembledTensor
@@ -86,6 +87,9 @@ def _digest(entry: TensorEntry, read: Read, count: int | None) -> Hashable:
         case AlignedEntry():
             picks = tuple((pick.number, pick.runs, _digest(pick.entry, read, count)) for pick in entry.picks)
             return entry.axis, entry.means, picks
+        case ScaledEntry():
+            digests = tuple(_digest(one, read, count) for one in entry.made_of)
+            return entry.zero, *(grid.place for grid in entry.grids), digests
         case StoredEntry():
             return _checksum(entry, read, count)
     return entry.nameless  # adapters change one of several copies only, or are refused

@@ -59,8 +59,10 @@ def matched(recipe: Recipe) -> Matched:
     Only headers are read, and the values of tensors that may be tied. Raises CheckpointError listing everything that can't
     be opened, converted or folded.
     """
-    opened, adapters = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    named, renamed = in_one_naming(in_standard_names(opened, recipe.output_layout))
+    opened, adapters, numbers = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
+    read, quantised = [one.checkpoint for one in numbers], [one.note for one in numbers if one.note]
+    unread = {origin: why for one in numbers for origin, why in one.left_out.items()}
+    named, renamed = in_one_naming(in_standard_names(read, recipe.output_layout))
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
     apart = any(
         trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)
@@ -94,9 +96,9 @@ def matched(recipe: Recipe) -> Matched:
         layout=layout,
         tied=tied,
         averaged=heads.names,
-        left_out={**adapted.left_out, **needed.why, **heads.why},
+        left_out={**unread, **adapted.left_out, **needed.why, **heads.why},
         config_source=config_source,
-        notes=(*renamed, *normalised.notes, *copied, *needed.notes, *heads.notes),
+        notes=(*quantised, *renamed, *normalised.notes, *copied, *needed.notes, *heads.notes),
         folded=tuple(adapted.notes),
         warnings=tuple(adapted.warnings),
     )

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from ..backends.budget import DEFAULT_BUDGET, MemoryBudget
 from ..backends.engine import Engine
 from ..backends.machine import cores, free_memory
+from ..checkpoints.scaled import elements_of
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.lora.entry import read_from
 from ..conversion.vocabulary.entry import AlignedEntry
@@ -181,7 +182,7 @@ def _stored(entry: TensorEntry) -> list[StoredEntry]:
     """Return the stored tensors that are read block by block for an entry: an adapter's factors are read whole."""
     if isinstance(entry, AlignedEntry):
         return [one for pick in entry.picks for one in _stored(pick.entry)]
-    return [] if isinstance(entry, StagedEntry) else [read_from(entry)]
+    return [] if isinstance(entry, StagedEntry) else [elements_of(read_from(entry))]
 
 
 def _each(panel: int, tensors: Iterable[TensorPlan]) -> list[int]:

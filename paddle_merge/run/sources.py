@@ -1,7 +1,7 @@
 """Read the elements of a tensor's inputs from wherever they come from.
 
-`reader` chooses the reader of a TensorEntry: of stored tensors, tensors with adapters, tensors with aligned rows, and
-tensors of an earlier stage of the recipe, which are merged when they are read.
+`reader` chooses the reader of a TensorEntry: of stored tensors, quantised ones, tensors with adapters, tensors with
+aligned rows, and tensors of an earlier stage of the recipe, which are merged when they are read.
 
 Before: plan/tensor_plan.py says which entries a tensor is made of. After: pipeline.py merges what FileSource gives.
 """
@@ -17,6 +17,7 @@ from ..backends.backend import Backend
 from ..backends.scratch import Scratch
 from ..checkpoints.files import Files, StoredReader
 from ..checkpoints.fingerprint import Fingerprint
+from ..checkpoints.scaled import ScaledEntry
 from ..checkpoints.tensors import ElementReader, StoredEntry, TensorEntry
 from ..conversion.lora.entry import AdaptedEntry
 from ..conversion.vocabulary.entry import AlignedEntry
@@ -33,6 +34,10 @@ def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
     match entry:
         case StoredEntry():
             return StoredReader(entry, files)
+        case ScaledEntry():
+            from ..conversion.scaled_reader import ScaledReader  # imports Numba
+
+            return ScaledReader(entry, compute, files)
         case AdaptedEntry():
             from ..conversion.lora.adapted import AdaptedReader  # imports Numba
 

@@ -1,4 +1,7 @@
-"""Test that quantised weights, whose scales are stored elsewhere, are refused by name, and plain numbers are not."""
+"""Test that quantised weights of which it isn't known how to read them are refused by name, and plain numbers are not.
+
+Those that are read are in tests/conversion/test_scaled.py.
+"""
 
 from __future__ import annotations
 
@@ -38,30 +41,35 @@ def float8(folder: Path, scales: dict[str, np.ndarray]) -> Path:
     return folder
 
 
+_NO_CONFIG = "tensor 'l.weight' has scales, but its config.json has no quantization_config, which says what they mean"
+_NO_SCALES = "tensor 'l.weight' has no scales"
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "reason"),
     [
-        "l.weight_scale_inv",  # DeepSeek-V3
-        "l.weight_scale",  # compressed-tensors, ModelOpt
-        "l.input_scale",
-        "l.weight_scale_2",
-        "l.k_scale",
-        "l.experts.down_proj_scale",
-        "l.activation_scale",  # PaddleNLP
-        "l.scale_weight",
-        "scaled_fp8",
-        "l.scale",  # beside l.weight
-        "l.weight.scale",
-        "l.weight_inv_scale",
+        ("l.weight_scale", _NO_CONFIG),  # compressed-tensors, ModelOpt
+        ("l.scale", _NO_CONFIG),
+        ("l.input_scale", _NO_SCALES),
+        ("l.weight_scale_2", _NO_SCALES),
+        ("l.k_scale", _NO_SCALES),
+        ("l.experts.down_proj_scale", _NO_SCALES),
+        ("l.activation_scale", _NO_SCALES),  # PaddleNLP
+        ("l.scale_weight", _NO_SCALES),
+        ("scaled_fp8", _NO_SCALES),
+        ("l.weight.scale", _NO_SCALES),
+        ("l.weight_inv_scale", _NO_SCALES),
     ],
 )
-def test_float8_with_scales(tmp_path: Path, name: str) -> None:
+def test_float8_with_scales(tmp_path: Path, name: str, reason: str) -> None:
     models = [float8(tmp_path / folder, {name: np.ones(1)}) for folder in "ab"]
     problems = refusal(*models)
     assert len(problems) == 2
     for problem, model in zip(problems, models, strict=True):
-        assert problem.startswith(f"{model}: is quantised (1 of its tensors hold scales or packed codes, {name!r} for one)")
-        assert "codes with different scales can't be averaged; convert it to bfloat16 first" in problem
+        assert problem == (
+            f"{model}: is quantised (1 of its tensors hold scales or packed codes, {name!r} for one), and {reason}; convert"
+            " it to bfloat16 first, and if its weights are plain numbers, remove quantization_config from its config.json"
+        )
 
 
 def test_names_that_are_no_scales(tmp_path: Path) -> None:

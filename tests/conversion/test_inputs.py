@@ -385,7 +385,7 @@ HEADER_DAMAGE: list[tuple[str, Any, bytes, int | None, str]] = [
     ("no dtype", {"w": {"shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4, None, "has dtype None"),
     ("unknown dtype", entry("w", dtype="F7"), b"\0" * 12, None, "has dtype F7"),
     ("dtype not a word", entry("w", dtype=["F32"]), b"\0" * 12, None, "has dtype"),
-    ("float8", entry("w", dtype="F8_E8M0"), b"\0" * 12, None, "has dtype F8_E8M0, which isn't supported"),
+    ("float4", entry("w", dtype="F4"), b"\0" * 12, None, "has dtype F4, which isn't supported"),
     ("not an object", {**GOOD, "w": 5}, b"\0" * 12, None, "malformed header entry"),
     ("metadata not text", {**GOOD, "__metadata__": {"format": 1}}, b"\0" * 12, None, "__metadata__ is not a map"),
     ("metadata a list", {**GOOD, "__metadata__": ["pt"]}, b"\0" * 12, None, "__metadata__ is not a map"),

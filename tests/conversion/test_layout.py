@@ -418,8 +418,8 @@ def test_paddles_and_torchs_files_of_unknown_models(tmp_path: Path) -> None:
 def test_row_shards_on_their_side(tmp_path: Path) -> None:
     """A matrix in runs of rows, as tensor-parallel and distributed checkpoints have it."""
     from paddle_merge.checkpoints.files import Files
+    from paddle_merge.checkpoints.parts import assemble
     from paddle_merge.checkpoints.tensors import Part
-    from paddle_merge.checkpoints.views import assemble
     from paddle_merge.dtypes import FLOAT32
 
     values = np.arange(60, dtype="<f4").reshape(10, 6)

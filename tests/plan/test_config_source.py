@@ -106,16 +106,14 @@ def test_none_has_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     a = bare(tmp_path / "a", {"model.embed_tokens.weight": np.ones((5, 7))})
-    odd, quantised, empty = tmp_path / "odd", tmp_path / "quantised", tmp_path / "empty"
+    odd, empty = tmp_path / "odd", tmp_path / "empty"
     companions(odd)
-    companions(quantised, quantization_config={"quant_method": "gptq"})
     empty.mkdir()
     for given, words in (
         (tmp_path / "none", "no such folder; give a folder that holds config.json"),
         (empty, "has no config.json; give a folder that holds config.json"),
         (odd / "config.json", "no such folder; give"),
         (odd, "is of another model: it doesn't mention 7, the width of tensor 'model.embed_tokens.weight'"),
-        (quantised, "has a quantization_config, but merged weights are not quantised"),
     ):
         with pytest.raises(CheckpointError) as caught:
             run(a, a, config_from=str(given))

@@ -12,8 +12,8 @@ import numpy as np
 from ...dtypes import BFLOAT16, DTYPES, FLOAT16, DType
 from ...errors import CheckpointError, MalformedError
 from ..gather import CHUNK
+from ..parts import row_major
 from ..tensors import MAX_DIMS, TEXT_STEP, Part
-from ..views import row_major
 from .standins import Bytes, Standin, Text, Word
 
 T = TypeVar("T")

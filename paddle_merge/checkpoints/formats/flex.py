@@ -12,8 +12,9 @@ from typing import Any
 
 from ...errors import CheckpointError, MalformedError
 from ..names import last_word
+from ..parts import as_boxes, assemble, boxes, row_major
 from ..tensors import Checkpoint, Part, StoredEntry, stored
-from ..views import as_boxes, assemble, boxes, repeated, row_major, select
+from ..views import repeated, select
 from . import safetensors
 from .arrays import naturals
 from .folder import sniff
@@ -273,4 +274,4 @@ def regroup_ranks(entry: StoredEntry, pieces: Collection[tuple[int, ...]]) -> St
     if rest or {piece[axis] for piece in pieces} != set(range(0, entry.shape[axis], 2 * width)):
         raise MalformedError("is fused, and the ranks' shards of it differ in size, so gate and up can't be told apart")
     halves = repeated(("gate", "up"), [width, width], count)
-    return select(entry, axis, [one for half in halves.values() for one in half], entry.name)
+    return stored(select(entry, axis, [one for half in halves.values() for one in half], entry.name))

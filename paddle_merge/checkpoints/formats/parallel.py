@@ -17,8 +17,8 @@ from typing import Any
 
 from ...errors import CheckpointError, MalformedError, WorkError
 from ..json_files import read_json
+from ..parts import as_boxes, assemble
 from ..tensors import Checkpoint, TensorEntry
-from ..views import as_boxes, assemble
 from .any import open_file, open_index
 
 _REMEDY = "save it in one piece, as PaddleNLP does with save_pretrained(merge_tensor_parallel=True) or unified_checkpoint"

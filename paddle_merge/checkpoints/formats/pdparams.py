@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, MalformedError
+from ..parts import assemble
 from ..tensors import Checkpoint, Part, StoredEntry
-from ..views import assemble
 from .arrays import WORDS, Array, Texts, named_tensors, naturals, place
 from .folder import misplaced
 from .header import Header, Held

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 from ...errors import CheckpointError, MalformedError
 from ..json_files import MAX_JSON, open_regular
+from ..parts import assemble
 from ..tensors import Checkpoint, StoredEntry
-from ..views import assemble
 from . import torch_legacy
 from .arrays import named_tensors
 from .folder import is_zip

@@ -97,9 +97,9 @@ def _open(config: ExtractConfig) -> Inputs:
     attempt(config.check)
     paths = [path for path in (config.finetuned_path, config.base_model_path) if path]
     pairs = attempt(open_inputs, paths, "model")
-    if pairs and any(adapters for _, adapters in pairs):
+    if pairs and any(one.adapters for one in pairs):
         attempt.errors.append(CheckpointError("extract-lora takes models without adapters; fold the adapters first"))
-    opened = [checkpoint for checkpoint, _ in pairs or ()]
+    opened = [one.numbers.checkpoint for one in pairs or ()]
     inputs = attempt(_in_one_layout, config, opened) if opened and not attempt.errors else None
     nbytes, files = 0, []
     if inputs is not None:

@@ -38,7 +38,8 @@ class BaseModel:
 
 def open_base(path: str, format: str, stated: str | None) -> BaseModel:
     """Read the headers of the base model. stated: its layout, if the user says it. Raises CheckpointError."""
-    ((checkpoint, adapters),) = open_inputs([path], "model")
+    ((_, adapters, numbers),) = open_inputs([path], "model")
+    checkpoint = numbers.checkpoint
     if adapters:
         raise CheckpointError(f"--base_model_path {path}: give the model alone, without adapters")
     config, layout = read_config(checkpoint.folder), LAYOUTS[format]

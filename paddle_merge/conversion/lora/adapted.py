@@ -14,8 +14,10 @@ import numpy as np
 from ...backends.kernels import low_rank
 from ...backends.np_backend import widen
 from ...checkpoints.files import Files
-from ...checkpoints.tensors import TensorEntry
+from ...checkpoints.scaled import ScaledEntry
+from ...checkpoints.tensors import StoredEntry, TensorEntry
 from ...dtypes import FLOAT32, FLOAT64, DType
+from ..scaled_reader import ScaledReader
 from .entry import STEP, AdaptedEntry, Lengths, LowRank, Rows
 
 
@@ -28,9 +30,13 @@ class AdaptedReader:
 
     def __init__(self, entry: AdaptedEntry, compute: str, files: Files):
         self.dtype: DType = FLOAT32 if compute == "float32" else FLOAT64
-        self._stored, self._files = entry.stored, files
+        self._stored = entry.stored
+        self._before = (
+            ScaledReader(entry.stored, compute, files)
+            if isinstance(entry.stored, ScaledEntry)
+            else _Widened(entry.stored, files)
+        )
         self._columns = max(1, math.prod(self._stored.shape[1:]))
-        self._raw = np.empty(STEP, self._stored.dtype.raw)
         self._changes: list[_Products | _Factors | _Rows] = []
         for kind, changes in groupby(entry.changes, type):
             its = list(changes)
@@ -48,9 +54,7 @@ class AdaptedReader:
         """Fill `out`, of shape (n,), with the elements from index `start` on. Raises WorkError."""
         for first in range(0, out.size, STEP):
             block = out[first : first + STEP]
-            raw = self._raw[: block.size]
-            self._files.read(self._stored, start + first, raw)
-            widen(raw, self._stored.dtype, block)
+            self._before.read(start + first, block)
             for change in self._changes:
                 change.apply(block, start + first)
 
@@ -69,6 +73,19 @@ class AdaptedReader:
         factors = np.zeros_like(squares)
         np.divide(lengths, np.sqrt(squares), out=factors, where=squares != 0)  # NaN stays NaN
         return factors
+
+
+class _Widened:
+    """Read a stored tensor in a wider dtype, at most STEP elements at a time."""
+
+    def __init__(self, entry: StoredEntry, files: Files):
+        self._entry, self._files, self._raw = entry, files, np.empty(STEP, entry.dtype.raw)
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Fill `out`, of shape (n,), with the elements from index `start` on. Raises WorkError."""
+        raw = self._raw[: out.size]
+        self._files.read(self._entry, start, raw)
+        widen(raw, self._entry.dtype, out)
 
 
 class _Products:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ...checkpoints.scaled import ScaledEntry
 from ...checkpoints.tensors import StoredEntry, TensorEntry, stored
 
 STEP = 1 << 16  # elements that are read and changed at a time; every element comes out the same for any other number
@@ -90,12 +91,12 @@ class AdaptedEntry(TensorEntry):
     """Describe a tensor that is merged with the changes of adapters applied.
 
     dtype: that of the checkpoint's tensor.
-    stored: the tensor that is read, of any float dtype: the checkpoint's, or an adapter's that replaces it.
+    stored: the tensor that is read, of any float dtype, or quantised: the checkpoint's, or an adapter's that replaces it.
     changes: in the order in which they are applied.
     replaced: the checkpoint's tensor, if `stored` is an adapter's; it is not read.
     """
 
-    stored: StoredEntry
+    stored: StoredEntry | ScaledEntry
     changes: tuple[Change, ...] = ()
     replaced: TensorEntry | None = field(default=None, compare=False, repr=False)
 
@@ -123,9 +124,9 @@ class AdaptedEntry(TensorEntry):
             place = change.place if isinstance(change, LowRank) else -1
             held[place] = held.get(place, 0) + sum(math.prod(entry.shape) for entry in change.entries)
         factors = held.pop(-1, 0) + max(held.values(), default=0)
-        return 16 * factors + STEP * self.stored.dtype.itemsize
+        return 16 * factors + STEP * self.stored.dtype.itemsize + self.stored.memory
 
 
-def read_from(entry: TensorEntry) -> StoredEntry:
-    """Return the stored tensor that is read for an entry, before adapters change it. Raises ValueError if it has several."""
-    return entry.stored if isinstance(entry, AdaptedEntry) else stored(entry)
+def read_from(entry: TensorEntry) -> StoredEntry | ScaledEntry:
+    """Return the tensor that is read for an entry, before adapters change it. Raises ValueError if it has several."""
+    return entry.stored if isinstance(entry, AdaptedEntry) else entry if isinstance(entry, ScaledEntry) else stored(entry)

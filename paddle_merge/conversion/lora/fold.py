@@ -18,6 +18,7 @@ from ...checkpoints.adapters import Adapter, Module, group_tensors
 from ...checkpoints.compare import equal, is_zero
 from ...checkpoints.config_json import has_language_head
 from ...checkpoints.names import EMBEDDINGS, HEAD, last_word
+from ...checkpoints.scaled import ScaledEntry
 from ...checkpoints.tensors import Checkpoint, Origin, StoredEntry, TensorEntry, stored
 from ...checkpoints.views import transpose
 from ...errors import CheckpointError, MalformedError
@@ -226,7 +227,9 @@ class Fold:
         if other != name:
             raise MalformedError(f"and {other!r} are both for {target!r}")
 
-    def _put(self, target: str, read: StoredEntry, changes: tuple[Change, ...], replaces: bool = False) -> None:
+    def _put(
+        self, target: str, read: StoredEntry | ScaledEntry, changes: tuple[Change, ...], replaces: bool = False
+    ) -> None:
         """Set `target`, and the tensors that are tied to it, to `read` with these changes. Raises MalformedError.
 
         replaces: whether `read` is the adapter's.

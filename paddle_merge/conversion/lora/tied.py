@@ -16,6 +16,7 @@ from ...checkpoints.adapters import Adapter, Module, group_tensors
 from ...checkpoints.compare import equal
 from ...checkpoints.config_json import has_language_head
 from ...checkpoints.names import EMBEDDINGS, HEAD, last_word
+from ...checkpoints.scaled import elements_of
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...checkpoints.views import transpose
 from ...errors import MalformedError, MergeError
@@ -162,7 +163,7 @@ class Sharers:
 
 def _place(entry: TensorEntry) -> tuple[str, int, tuple[int, ...]]:
     """Return a key that is the same for tensors that are stored in the same bytes."""
-    read = read_from(entry)
+    read = elements_of(read_from(entry))
     return read.file, read.offset, entry.shape
 
 

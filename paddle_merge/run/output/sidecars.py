@@ -27,6 +27,7 @@ MAX_SIDECAR = 1 << 30  # bytes; they are held in memory
 
 # How many ranks a model was trained on, as PaddleNLP and PaddleFormers write it: they would split whole weights once more.
 _RANKS = ("tensor_parallel_degree", "tensor_model_parallel_size")
+_DROPPED = (*_RANKS, "quantization_config")  # the weights are numbers, whatever codes they were read from
 # What PaddleNLP's config.json says about layers that the weights have fused.
 FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_up_fused_proj"}}
 
@@ -87,13 +88,13 @@ def _read(folder: str, names: Sequence[str]) -> dict[str, bytes]:
 
 def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     """Return config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and
-    Paddle's libraries, rotary embeddings likewise; nothing of ranks, because the output's tensors are whole; and, where the
-    layout is known, PaddleFormers' mark and what is fused. As it is where it says all that already.
+    Paddle's libraries, rotary embeddings likewise; nothing of ranks and codes, because the output's tensors are whole, and
+    numbers; and, where the layout is known, PaddleFormers' mark and what is fused. As it is where it says all that already.
 
     8-bit floats are only stored: loaders compute in what config.json says, and fail if it says float8.
     """
     dtypes = {tensor.dtype.name for tensor in plan.tensors if tensor.merged}
-    wanted = {name: value for name, value in model.items() if name not in _RANKS}
+    wanted = {name: value for name, value in model.items() if name not in _DROPPED}
     stored_only = any(tensor.merged and tensor.dtype.itemsize == 1 for tensor in plan.tensors)
     has_dtype = plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()
     if len(dtypes) == 1 and not stored_only and has_dtype:
@@ -106,7 +107,7 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     wanted, _ = restacked(wanted, plan.recipe, plan.tensors, plan.inputs)
     if isinstance(text := wanted.get("text_config"), dict):
         says = {"tie_word_embeddings": plan.tied} if plan.tied is not None and "tie_word_embeddings" in text else {}
-        own = {name: value for name, value in text.items() if name not in _RANKS}
+        own = {name: value for name, value in text.items() if name not in _DROPPED}
         wanted["text_config"] = {**own, **_older_rope(text), **says}
     if plan.layout is not None:
         wanted.pop("source", None)

@@ -16,11 +16,11 @@ import pytest
 
 from paddle_merge import CheckpointError, MergeConfig, WorkError, merge
 from paddle_merge.backends.engine import import_paddle
-from paddle_merge.checkpoints import files, gather, views
+from paddle_merge.checkpoints import files, gather
 from paddle_merge.checkpoints.files import Files
 from paddle_merge.checkpoints.open import open_checkpoint
+from paddle_merge.checkpoints.parts import assemble, row_major
 from paddle_merge.checkpoints.tensors import Part, StoredEntry
-from paddle_merge.checkpoints.views import assemble
 from paddle_merge.dtypes import BFLOAT16
 from paddle_merge.errors import MalformedError
 from tests.support import checkpoints
@@ -326,7 +326,7 @@ def test_any_piece_of_any_parts(
             piece = tensor[tuple(slice(*edge) for edge in box)]
             laid = np.array(piece.transpose(order), order="C")
             strides = [0] * len(shape)
-            for axis, stride in zip(order, views.row_major(laid.shape), strict=True):
+            for axis, stride in zip(order, row_major(laid.shape), strict=True):
                 strides[axis] = stride
             parts.append(Part(str(file), len(content), tuple(low for low, _ in box), piece.shape, tuple(strides)))
             content += laid.tobytes()
@@ -360,7 +360,7 @@ def test_parts_that_are_the_whole_in_order_are_plain() -> None:
     ],
 )
 def test_parts_that_are_not_the_whole(parts: Any, words: str) -> None:
-    given = [Part("f", 0, at, shape, views.row_major(shape)) for at, shape in parts]
+    given = [Part("f", 0, at, shape, row_major(shape)) for at, shape in parts]
     with pytest.raises(MalformedError, match=words):
         assemble("w", BFLOAT16, (3, 4), given)
 

@@ -1,0 +1,99 @@
+"""Describe tensors of quantised checkpoints: codes that become numbers when they are multiplied by scales."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from .tensors import StoredEntry, TensorEntry, stored
+
+STEP = 1 << 16  # elements that are read and scaled at a time; every element comes out the same for any other number
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Locate the scales of a box of a tensor: one for each block of its elements.
+
+    at, shape: of the box in the tensor, one number per dimension.
+    scales: a number for each block, with as many dimensions as the tensor.
+    zeros: the code that stands for 0 in each block, of the same shape; None: `ScaledEntry.zero` in all of them.
+    block: the size of a block along each dimension.
+    phase: how many elements of the first block, along each dimension, lie before the box; less than `block`.
+    """
+
+    at: tuple[int, ...]
+    shape: tuple[int, ...]
+    scales: StoredEntry
+    block: tuple[int, ...]
+    phase: tuple[int, ...]
+    zeros: StoredEntry | None = None
+
+    @property
+    def entries(self) -> list[StoredEntry]:
+        return [self.scales] if self.zeros is None else [self.scales, self.zeros]
+
+    @property
+    def place(self) -> Hashable:
+        """Return where in the tensor the blocks are."""
+        return self.at, self.shape, self.block, self.phase
+
+    @property
+    def nameless(self) -> Hashable:
+        return self.place, *(entry.nameless for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class ScaledEntry(TensorEntry):
+    """Describe a tensor whose numbers are (code - zero) * scale, computed in float32.
+
+    dtype: which the numbers stand for, as config.json says: not that of the codes.
+    codes: a stored tensor of the same shape, of 8-bit floats or integers.
+    grids: the scales of boxes that make up the tensor: one for most, several for fused weights.
+    zero: what is subtracted from every code, unless its grid has zeros of its own.
+    """
+
+    codes: StoredEntry
+    grids: tuple[Grid, ...]
+    zero: int = 0
+
+    def renamed(self, name: str) -> ScaledEntry:
+        # Files keeps what it reads of a scattered tensor for the next read of the same name, so all parts have one name.
+        def same(entry: StoredEntry) -> StoredEntry:
+            return replace(entry, name=name)
+
+        grids = (replace(one, scales=same(one.scales), zeros=one.zeros and same(one.zeros)) for one in self.grids)
+        return replace(self, name=name, codes=same(self.codes), grids=tuple(grids))
+
+    @property
+    def nameless(self) -> Hashable:
+        return ScaledEntry, self.dtype, self.codes.nameless, self.zero, *(grid.nameless for grid in self.grids)
+
+    @property
+    def made_of(self) -> Sequence[TensorEntry]:
+        return [self.codes, *(entry for grid in self.grids for entry in grid.entries)]
+
+    @property
+    def computed(self) -> bool:
+        return True
+
+    @cached_property
+    def scattered(self) -> bool:
+        return self.codes.scattered
+
+    @property
+    def memory(self) -> int:
+        """Return the bytes of a block of codes, and of the scales and zeros of the rows that it lies in."""
+        rows = STEP // max(1, self.shape[-1]) + 2
+        held = sum(
+            min(rows, grid.scales.nbytes // max(1, grid.scales.shape[-1])) * grid.scales.shape[-1] for grid in self.grids
+        )
+        return STEP * self.codes.dtype.itemsize + 2 * 8 * held
+
+
+def elements_of(entry: TensorEntry) -> StoredEntry:
+    """Return the stored tensor that has an element for each of the entry's: of a quantised one its codes.
+
+    Raises ValueError if the entry is made of others.
+    """
+    return entry.codes if isinstance(entry, ScaledEntry) else stored(entry)
