@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,11 +85,8 @@ class ScaledEntry(TensorEntry):
     @property
     def memory(self) -> int:
         """Return the bytes of a block of codes, and of the scales and zeros of the rows that it lies in."""
-        rows = STEP // max(1, self.shape[-1]) + 2
-        held = sum(
-            min(rows, grid.scales.nbytes // max(1, grid.scales.shape[-1])) * grid.scales.shape[-1] for grid in self.grids
-        )
-        return STEP * self.codes.dtype.itemsize + 2 * 8 * held
+        held = sum(min(max(STEP, entry.shape[-1]), math.prod(entry.shape)) for grid in self.grids for entry in grid.entries)
+        return STEP * self.codes.dtype.itemsize + 8 * held
 
 
 def elements_of(entry: TensorEntry) -> StoredEntry:

@@ -97,26 +97,29 @@ def _matrices(box: np.ndarray) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
 
 
 class _Bands:
-    """Read the scales of a few rows of blocks, and keep them for the next read."""
+    """Read the scales of some rows of blocks, and keep them for the next reads."""
 
     def __init__(self, entry: StoredEntry, files: Files):
         self._entry, self._files = entry, files
-        self._held: tuple[tuple[int, ...], int] | None = None
+        self._most = max(1, STEP // max(1, entry.shape[-1]))  # rows of blocks that are read together
+        self._stack: tuple[int, ...] = (-1,)
+        self._first = self._stop = 0  # which rows are held
         self._numbers = _NONE
 
     def rows(self, first: tuple[int, ...], stop: int) -> np.ndarray:
         """Return the rows of blocks from index `first` on, up to `stop` along its last axis: (rows, columns) float32."""
-        if self._held != (first, stop):
+        *stack, begin = first
+        if self._stack != tuple(stack) or begin < self._first or stop > self._stop:
+            self._stack, self._first = tuple(stack), begin
+            self._stop = min(max(stop, begin + self._most), self._entry.shape[-2])
             view: TensorEntry = self._entry
-            for axis, index in enumerate(first):
-                last = stop if axis == len(first) - 1 else index + 1
-                view = select(view, axis, [(index, last)], view.name)
+            for axis, (low, high) in enumerate([*((index, index + 1) for index in stack), (begin, self._stop)]):
+                view = select(view, axis, [(low, high)], view.name)
             raw = np.empty(math.prod(view.shape), view.dtype.raw)
             self._files.read(view, 0, raw)
-            self._numbers = np.empty((stop - first[-1], view.shape[-1]), np.float32)
+            self._numbers = np.empty((self._stop - begin, view.shape[-1]), np.float32)
             to_numbers(raw, view.dtype, self._numbers.reshape(-1))
-            self._held = first, stop
-        return self._numbers
+        return self._numbers[begin - self._first : stop - self._first]
 
 
 def to_numbers(raw: np.ndarray, dtype: DType, out: np.ndarray) -> None:

@@ -17,18 +17,27 @@ def scale_blocks(x, scales, zeros, row_block, row_phase, column_block, column_ph
     """
     columns = x.shape[1]
     for i in range(x.shape[0]):
-        row = x[i]
-        scale_row = scales[(row_phase + i) // row_block]
+        row, number = x[i], (row_phase + i) // row_block
+        if column_block == 1:  # a scale for each column, as in the transpose of a matrix with one for each row
+            some = scales[number, column_phase : column_phase + columns]
+            if zeros.size:
+                less = zeros[number, column_phase : column_phase + columns]
+                for j in range(columns):
+                    row[j] = (float32(row[j]) - less[j]) * some[j]
+            else:
+                for j in range(columns):
+                    row[j] = float32(row[j]) * some[j]
+            continue
         done = 0
         while done < columns:
             block = (column_phase + done) // column_block
             stop = min(columns, (block + 1) * column_block - column_phase)
-            scale = scale_row[block]
+            part, scale = row[done:stop], scales[number, block]
             if zeros.size:
-                zero = zeros[(row_phase + i) // row_block, block]
-                for j in range(done, stop):
-                    row[j] = (float32(row[j]) - zero) * scale
+                zero = zeros[number, block]
+                for j in range(stop - done):
+                    part[j] = (float32(part[j]) - zero) * scale
             else:
-                for j in range(done, stop):
-                    row[j] = float32(row[j]) * scale
+                for j in range(stop - done):
+                    part[j] = float32(part[j]) * scale
             done = stop
