@@ -4,6 +4,7 @@
     every      every n-th slice along one axis
     nth        one slice along the first axis, without that axis
     join       tensors interleaved along one axis; the inverse of select
+    stack      tensors along a new first axis; the inverse of nth
     transpose  a transposed matrix
 
 A view of a quantised tensor has views of its codes and of its scales, wherever its blocks begin.
@@ -128,6 +129,22 @@ def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Seq
             shown = list(entry.shape)
             raise MalformedError(f"can't be fused: {entry.name!r} is {shown}, but config.json says {end} along axis {axis}")
     return _made(first, name, (*first.shape[:axis], size, *first.shape[axis + 1 :]), parts)
+
+
+def stack(entries: Sequence[TensorEntry], name: str) -> StoredEntry:
+    """Return the tensor `name` whose slices along a new first axis are these: the inverse of nth.
+
+    Raises MalformedError if they differ in dtype or shape, or can't be cut into boxes.
+    """
+    first, parts = entries[0], list[Part]()
+    for number, entry in enumerate(entries):
+        if (entry.dtype, entry.shape) != (first.dtype, first.shape):
+            raise MalformedError(f"can't be stacked: {entry.name!r} differs in shape or dtype from {first.name!r}")
+        for box in as_boxes(entry):
+            apart = box.shape[0] * box.strides[0] if box.shape else 1
+            at, shape, strides = (number, *box.at), (1, *box.shape), (apart, *box.strides)
+            parts.append(dataclasses.replace(box, at=at, shape=shape, strides=strides))
+    return _made(first, name, (len(entries), *first.shape), parts)
 
 
 def _made(entry: TensorEntry, name: str, shape: tuple[int, ...], parts: Sequence[Part]) -> StoredEntry:

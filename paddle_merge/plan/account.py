@@ -19,6 +19,7 @@ from ..checkpoints.scaled import ScaledEntry, elements_of
 from ..checkpoints.tensors import Origin, Part, StoredEntry, TensorEntry, stored
 from ..conversion.lora.entry import AdaptedEntry, Lengths, Rows, read_from
 from ..conversion.modules import module_of
+from ..conversion.moe.entry import ReorderedEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import CheckpointError, MalformedError
 from .modules import taken
@@ -243,6 +244,8 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
     folded = any(isinstance(entry, AdaptedEntry) for entry in tensor.inputs)
     if not tensor.merged:
         how = f"copied from {stored(tensor.inputs[-1]).file}, equal in all inputs"
+    elif tensor.name in plan.experts.routers:
+        how = "the base's router"
     elif plan.recipe.title == "fold":
         how = "folded" if folded else "as it is"
     else:
@@ -276,6 +279,10 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
         yield "aligned token by token"
         for pick in entry.picks:
             yield from _remarks(pick.entry, number, held) if pick.number == number else ()
+        return
+    if isinstance(entry, ReorderedEntry):
+        yield "experts and neurons in the order of the reference"
+        yield from _remarks(entry.entry, number, held)
         return
     there, read = held[number], read_from(entry)
     base = elements_of(read)

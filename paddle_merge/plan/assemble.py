@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ..checkpoints.names import in_layer, layer_of, stacks
@@ -90,12 +91,14 @@ def assemble(
     inputs: Sequence[Checkpoint],
     aligner: Aligner | None = None,
     averaged: Collection[str] = (),
+    routers: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[list[AssembledTensor], list[str]]:
     """Return the output's tensors, in the order of the base's or else of the first model's; and a sentence on each
     filter that matches none of them.
 
-    aligner: of the recipe's tokenizer, if it has one. averaged: names of tensors that the base lacks (heads.py). Raises
-    CheckpointError, ConfigError.
+    aligner: of the recipe's tokenizer, if it has one. averaged: names of tensors that the base lacks (heads.py). routers:
+    the number of the input that gives a tensor as it is, by the tensor's name (experts.py). Raises CheckpointError,
+    ConfigError.
     """
     resolver, made = Resolver(recipe), []
     wrong, absent, unlike, differing = (dict[Any, list[str]]() for _ in range(4))  # what is wrong -> names of tensors
@@ -139,6 +142,10 @@ def assemble(
         if place.name in averaged:
             base, resolved, values = None, ResolvedMethod(None, Linear((1.0,) * len(found))), {}
             del numbers[len(found) :]
+        if place.name in routers:
+            numbers = [routers[place.name]]
+            found, base = [inputs[numbers[0]].tensors[place.name]], None
+            resolved, values = ResolvedMethod(None, Linear((1.0,))), {}
         made.append(
             AssembledTensor(
                 name=place.name,
@@ -146,7 +153,7 @@ def assemble(
                 base=base,
                 numbers=tuple(numbers),
                 resolved=resolved,
-                weights=tuple(resolved.merger.effective_weights(len(part.inputs))),
+                weights=tuple(resolved.merger.effective_weights(len(found) if place.name in routers else len(part.inputs))),
                 values=tuple(values.items()),
             )
         )

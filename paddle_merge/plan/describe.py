@@ -45,6 +45,7 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes], memory
     lines += [f"card     {plan.provenance.note}"] if plan.provenance.note else []
     lines += [f"chat     {plan.chat_template.origin}"] if plan.chat_template is not None else []
     lines += [f"layout   {sentence}" for sentence in plan.layout_notes]
+    lines += [f"experts  {sentence}" for sentence in plan.experts.notes]
     lines += _tokens(plan) if plan.tokens is not None else []
     if (added := plan.added) is not None:
         rows = f"{added.rows} rows, as an adapter has them" if added.rows is not None else "the rows that there are"

@@ -40,6 +40,7 @@ CODE = "*.py"  # copied too, where config.json names code
 CARD = "README.md"
 RECORD = "merge_config.json"  # what was asked
 LOCK = "merge_lock.json"  # what was read and written
+EXPERTS = "expert_alignment.npz"  # which experts of the inputs were merged with which
 EXTRACT_REPORT = "extract_report.json"
 MERGE_LORA_REPORT = "merge_lora_report.json"
 # Beside an adapter's weights.

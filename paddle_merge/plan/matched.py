@@ -18,11 +18,13 @@ from ..conversion.inputs import open_inputs
 from ..conversion.layout import METADATA, normalise
 from ..conversion.lora.adapt import adapt
 from ..conversion.lora.tied import trains_apart
+from ..conversion.moe.stacks import split, stacked
 from ..conversion.naming import in_one_naming
 from ..conversion.optional import WithoutOptional, without_optional
 from ..conversion.paddle_names import in_standard_names
 from ..recipe.recipe import Recipe
 from .config_source import ConfigSource, find_config_source
+from .experts import Experts, experts_of
 from .heads import heads_of
 
 
@@ -30,13 +32,14 @@ from .heads import heads_of
 class Matched:
     """Hold the inputs of a merge as they are merged, and what was done to them.
 
-    inputs: as Recipe.sources. opened: the same as they are stored, with the adapters of each. layout: of all inputs; None if
-    it is unknown. tied: as layout.Normalised.tied. averaged: names of tensors that the base lacks (heads.py). left_out: why
-    stored tensors are not read, by their origins. notes: sentences on what was matched; folded: on each adapter; warnings:
-    on changes of adapters that are lost.
+    inputs: as Recipe.sources. experts: how mixtures of experts correspond in them. opened: the same as they are stored,
+    with the adapters of each. layout: of all inputs; None if it is unknown. tied: as layout.Normalised.tied. averaged:
+    names of tensors that the base lacks (heads.py). left_out: why stored tensors are not read, by their origins. notes:
+    sentences on what was matched; folded: on each adapter; warnings: on changes of adapters that are lost.
     """
 
     inputs: tuple[Checkpoint, ...]
+    experts: Experts
     opened: tuple[tuple[Checkpoint, Sequence[Adapter]], ...]
     layout: str | None
     tied: bool | None
@@ -53,17 +56,20 @@ class Matched:
         return self.config_source.config.get("model_type")
 
 
-def matched(recipe: Recipe) -> Matched:
+def matched(recipe: Recipe, measure: bool = True) -> Matched:
     """Return the inputs of a recipe with matching tensors.
 
-    Only headers are read, and the values of tensors that may be tied. Raises CheckpointError listing everything that can't
-    be opened, converted or folded.
+    Only headers are read, the values of tensors that may be tied, and, if the recipe asks to match experts and `measure` is
+    set, the weights of experts. Raises CheckpointError listing everything that can't be opened, converted or folded.
     """
     opened, adapters, numbers = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
     read, quantised = [one.checkpoint for one in numbers], [one.note for one in numbers if one.note]
     unread = {origin: why for one in numbers for origin, why in one.left_out.items()}
-    named, renamed = in_one_naming(in_standard_names(read, recipe.output_layout))
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
+    named, renamed = in_one_naming(in_standard_names(read, recipe.output_layout))
+    if recipe.expert_layout == "split":
+        named, more = zip(*(split(one, config_source.config) for one in named), strict=True)
+        renamed += filter(None, more)
     apart = any(
         trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)
         for checkpoint, its in zip(opened, adapters, strict=True)
@@ -79,7 +85,11 @@ def matched(recipe: Recipe) -> Matched:
         tie="untie" if apart and recipe.tie == "auto" else recipe.tie,
     )
     layout, tied = normalised.layout, normalised.tied
-    adapted = adapt(normalised.inputs, adapters, recipe.sources, layout, config_source.config, tied, recipe.allow_untrained)
+    inputs = normalised.inputs
+    if recipe.expert_layout == "stacked":
+        inputs, more = zip(*(stacked(one, config_source.config, layout) for one in inputs), strict=True)
+        renamed += filter(None, more)
+    adapted = adapt(inputs, adapters, recipe.sources, layout, config_source.config, tied, recipe.allow_untrained)
     inputs = adapted.checkpoints
     whole = all(part.layers is None and part.module is None for part in recipe.slices)
     inputs, copied = with_copies(inputs) if whole else (inputs, [])
@@ -88,17 +98,20 @@ def matched(recipe: Recipe) -> Matched:
     if heads.names:  # the models' classes have them, and not the base's
         config_source = find_config_source(opened[: len(recipe.models)], False, recipe.config_from)
     inputs = heads.inputs
+    experts = experts_of(recipe, tuple(inputs), config_source.config, layout, measure)
+    inputs = experts.inputs
     if layout is not None:
         inputs = tuple(dataclasses.replace(checkpoint, format=METADATA[layout]) for checkpoint in inputs)
     return Matched(
         inputs=inputs,
+        experts=experts,
         opened=tuple(zip(opened, adapters, strict=True)),
         layout=layout,
         tied=tied,
         averaged=heads.names,
-        left_out={**unread, **adapted.left_out, **needed.why, **heads.why},
+        left_out={**unread, **adapted.left_out, **needed.why, **heads.why, **experts.why},
         config_source=config_source,
         notes=(*quantised, *renamed, *normalised.notes, *copied, *needed.notes, *heads.notes),
         folded=tuple(adapted.notes),
-        warnings=tuple(adapted.warnings),
+        warnings=(*adapted.warnings, *experts.warnings),
     )

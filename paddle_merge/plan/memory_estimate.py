@@ -16,6 +16,7 @@ from ..backends.machine import cores, free_memory
 from ..checkpoints.scaled import elements_of
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.lora.entry import read_from
+from ..conversion.moe.entry import ReorderedEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import ConfigError
 from ..parsing import size_text
@@ -182,6 +183,8 @@ def _stored(entry: TensorEntry) -> list[StoredEntry]:
     """Return the stored tensors that are read block by block for an entry: an adapter's factors are read whole."""
     if isinstance(entry, AlignedEntry):
         return [one for pick in entry.picks for one in _stored(pick.entry)]
+    if isinstance(entry, ReorderedEntry):
+        return _stored(entry.entry)
     return [] if isinstance(entry, StagedEntry) else [elements_of(read_from(entry))]
 
 

@@ -21,6 +21,7 @@ from ..recipe.recipe import Recipe
 from .added_tokens import AddedTokens
 from .chat import ChatTemplate
 from .config_source import ConfigSource
+from .experts import Experts
 from .provenance import Provenance
 from .tensor_plan import Piece, TensorPlan
 
@@ -56,6 +57,7 @@ class Plan:
     engine: Engine
     layout: str | None  # of the output, if it is known
     layout_notes: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
+    experts: Experts  # how mixtures of experts correspond, and where routers come from
     left_out: Mapping[Origin, str]  # why stored tensors are not read, by their origins: those that no loader needs
     tied: bool | None  # whether lm_head is tied to the embedding, if that is otherwise than in some input; else None
     folded: tuple[str, ...]  # a sentence on each adapter

@@ -66,7 +66,7 @@ def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:
     aligner = _aligner(recipe, vocabularies, its.layout)
     if problems := [*_differences(recipe, inputs, aligner), *also]:
         raise CheckpointError(problems)
-    made, more = assemble(recipe, inputs, aligner, its.averaged)
+    made, more = assemble(recipe, inputs, aligner, its.averaged, its.experts.routers)
     return Made(made, inputs, vocabularies, aligner, (*idle, *more))
 
 
@@ -81,15 +81,21 @@ def plan_tensors(recipe: Recipe, its: Matched, known: dict[Any, Hashable] | None
 
 
 def make_plan(
-    recipe: Recipe, n_process: int | None = 1, shard_bytes: int = 5_000_000_000, engine: Engine = NUMPY, ranks: int = 1
+    recipe: Recipe,
+    n_process: int | None = 1,
+    shard_bytes: int = 5_000_000_000,
+    engine: Engine = NUMPY,
+    ranks: int = 1,
+    measure: bool = True,
 ) -> Plan:
     """Return the plan of a merge, made from the headers of its inputs.
 
     n_process: workers of each rank; None: as many as are worth while, engine.workers at most. shard_bytes: the largest size
     of an output file. engine: what computes. ranks: how many processes, of n_process workers each, share the plan.
+    measure: whether to match experts, if the recipe asks for that, which reads their weights (matched.py).
     Raises CheckpointError listing everything in the inputs that doesn't fit; ConfigError for parameters that don't.
     """
-    its = matched(recipe)
+    its = matched(recipe, measure)
     layout, config_source = its.layout, its.config_source
     found = make(recipe, its, _not_paddles(its.inputs, layout) if recipe.save_format == "pdparams" else ())
     made, inputs, vocabularies, aligner = found.tensors, found.inputs, found.vocabularies, found.aligner
@@ -123,6 +129,7 @@ def make_plan(
         engine=engine,
         layout=layout,
         layout_notes=its.notes,
+        experts=its.experts,
         left_out=its.left_out,
         tied=its.tied,
         folded=its.folded,

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ..checkpoints.tensors import StoredEntry, TensorEntry
+from ..conversion.moe.entry import ReorderedEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..dtypes import DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
@@ -134,5 +135,7 @@ def _leaves(number: int, entry: TensorEntry) -> Iterator[tuple[int, TensorEntry]
     elif isinstance(entry, AlignedEntry):
         for pick in entry.picks:
             yield from _leaves(pick.number, pick.entry)
+    elif isinstance(entry, ReorderedEntry):
+        yield from _leaves(number, entry.entry)
     else:
         yield number, entry

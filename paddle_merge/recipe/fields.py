@@ -196,6 +196,27 @@ class Fields:
         " models), base (the base model's, else the first model's), the path of one of the models, or another folder.",
         shown="none: embedding rows are merged by their index",
     )
+    expert_alignment: str | None = flag(
+        _METHOD,
+        "Which experts of mixtures of experts are merged with which. index: expert k with expert k, right for models of one"
+        " base; match: those that resemble one another, for models that were trained apart, whose neurons are matched too;"
+        " or the path of an expert_alignment.npz that an earlier merge of the same models wrote.",
+        shown="index",
+    )
+    router: str | None = flag(
+        _METHOD,
+        "The routers of mixtures of experts. merge: by the method, as all tensors; base: those of base_model_path, with"
+        " which tokens find the experts that they went to before fine-tuning.",
+        choices=("merge", "base"),
+        shown="merge",
+    )
+    expert_layout: str | None = flag(
+        _OUTPUT,
+        "How to store experts. split: a matrix for each, as transformers' and PaddleFormers' files of most models; stacked:"
+        " one tensor for all experts of a layer, as transformers 5 has them in memory.",
+        choices=("split", "stacked"),
+        shown="as in the models; split if they differ",
+    )
     copy_file_list: list[str] | None = flag(
         _OUTPUT, "Further files to copy from the folder that config.json and the tokenizer are taken from."
     )
@@ -303,7 +324,7 @@ def to_types(config: Any) -> None:
         except ValueError as error:
             problems.append(f"--{item.name} {error}")
             continue
-        if "_path" in item.name or item.name in ("config_from", "account", "tokenizer_source"):
+        if "_path" in item.name or item.name in ("config_from", "account", "tokenizer_source", "expert_alignment"):
             value = [os.path.expanduser(path) for path in value] if isinstance(value, list) else os.path.expanduser(value)
             if not _can_be_paths(value):
                 problems.append(f"--{item.name} {value!r} holds a character that paths can't have")

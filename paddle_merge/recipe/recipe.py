@@ -172,6 +172,11 @@ class Recipe:
     save_format: "safetensors" or "pdparams".
     config_from: the folder to take config.json and the tokenizer from; None: the base's, or a model's.
     tokenizer: the output's tokenizer; None: embedding rows are merged by their index.
+    expert_alignment: how experts correspond: "index"; "match", those that resemble one another; or the file of orders that
+    an
+        earlier merge found.
+    router: whether the routers of experts are merged ("merge") or the base's ("base").
+    expert_layout: whether experts are stored as a matrix for each ("split") or as stacks ("stacked"); None: as the inputs.
     chat_template: a template's name, "auto", or Jinja text (chat_template.py); None: the tokenizer's own.
     """
 
@@ -193,6 +198,9 @@ class Recipe:
     config_from: str | None = None
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
+    expert_alignment: str = "index"
+    router: str = "merge"
+    expert_layout: str | None = None
 
     @property
     def taken(self) -> list[int]:

@@ -211,6 +211,9 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
         config_from=config.config_from,
         tokenizer=tokenizer,
         chat_template=config.chat_template or recipe.chat_template,
+        expert_alignment=_expert_alignment(config) or recipe.expert_alignment,
+        router=config.router or recipe.router,
+        expert_layout=config.expert_layout,
     )
 
 
@@ -227,6 +230,12 @@ def _tokenizer_source(config: MergeConfig) -> str | None:
     return source if source in (None, "union", "base") else absolute_spec(str(source))
 
 
+def _expert_alignment(config: MergeConfig) -> str | None:
+    """Return expert_alignment, a path made absolute."""
+    given = config.expert_alignment
+    return given if given in (None, "index", "match") else os.path.abspath(str(given))
+
+
 def record_of(config: MergeConfig, recipe: Recipe, output: str) -> dict[str, Any]:
     """Return the fields that, read back in any folder, repeat this merge: paths made absolute, the method resolved.
 
@@ -238,6 +247,7 @@ def record_of(config: MergeConfig, recipe: Recipe, output: str) -> dict[str, Any
         del record[name]
     if record["n_process"] == "auto":  # which PaddleNLP, that reads the record, too, would not understand
         del record["n_process"]
+    record["expert_alignment"] = _expert_alignment(config)
     record["output_path"] = os.path.abspath(output)
     record["config_from"] = os.path.abspath(config.config_from) if config.config_from else None
     if config.recipe_yaml or is_named(config):

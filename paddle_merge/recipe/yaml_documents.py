@@ -22,7 +22,7 @@ from .yaml_tokenizer import DraftTokenizer, read_tokenizer
 
 KEYS = (
     *("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name"),
-    *("tokenizer_source", "tokenizer", "chat_template"),
+    *("tokenizer_source", "tokenizer", "chat_template", "expert_alignment", "router"),
 )
 CARD = ("license", "tags", "language", "library_name", "pipeline_tag")  # of model cards, which recipes are copied from
 # Keys that change the result in the places where they belong, and don't elsewhere.
@@ -49,7 +49,7 @@ class Draft:
     """One document of a recipe, before the names of the models are resolved.
 
     parts: its slices, as mappings with the keys node, sources, settings, base and possibly module and at.
-    chat_template: the node that gives it.
+    chat_template, expert_alignment, router: the nodes that give them.
     """
 
     node: yaml.Node
@@ -62,6 +62,8 @@ class Draft:
     out_dtype: DType | None
     tokenizer: DraftTokenizer | None
     chat_template: yaml.Node | None
+    expert_alignment: yaml.Node | None
+    router: yaml.Node | None
 
     @property
     def specs(self) -> list[str]:
@@ -89,6 +91,8 @@ class Drafts(Nodes):
         template = self.text(given["chat_template"]) if "chat_template" in given else ""
         if template and (wrong := chat_template.mistake(template)):
             self.wrong(given["chat_template"], f"chat_template {wrong}")
+        if "router" in given and (router := self.text(given["router"])) not in ("merge", "base"):
+            self.wrong(given["router"], f"router {router!r} must be merge or base{nearest(router, ('merge', 'base'))}")
         kinds: list[str] = [kind for kind in ("models", "slices", "modules") if kind in given]
         if len(kinds) != 1:
             named = ", ".join(kinds) or "none of them"
@@ -116,6 +120,8 @@ class Drafts(Nodes):
             out_dtype=out_dtype,
             tokenizer=tokenizer,
             chat_template=given.get("chat_template"),
+            expert_alignment=given.get("expert_alignment"),
+            router=given.get("router"),
         )
 
     def _top(self, node: yaml.Node) -> dict[str, yaml.Node]:

@@ -91,8 +91,9 @@ class _Reader(Drafts):
             return None
         *before, last = made
         for stage in stages:
-            if stage.chat_template is not None:
-                self.note(stage.chat_template, "'chat_template' has no effect in a merge whose output another merge uses")
+            for key in ("chat_template", "expert_alignment", "router"):
+                if (node := getattr(stage, key)) is not None:
+                    self.note(node, f"{key!r} has no effect in a merge whose output another merge uses")
         return Recipe(
             models=tuple(order[:-1] if base else order),
             base=base,
@@ -104,6 +105,8 @@ class _Reader(Drafts):
             out_dtype=last.out_dtype,
             tokenizer=last.tokenizer,
             chat_template=self.text(final.chat_template) if final.chat_template is not None else None,
+            expert_alignment=self.text(final.expert_alignment) if final.expert_alignment is not None else "index",
+            router=self.text(final.router) if final.router is not None else "merge",
         )
 
     def _in_order(self, drafts: Sequence[Draft]) -> tuple[Draft, list[Draft]]:

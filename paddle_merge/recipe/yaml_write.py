@@ -22,7 +22,12 @@ def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
     paths = [*map(absolute, recipe.sources), *(stage.name for stage in recipe.stages)]
     documents = [{"name": stage.name, **_document(stage, paths, absolute)} for stage in recipe.stages]
     template = {"chat_template": recipe.chat_template} if recipe.chat_template else {}
-    documents.append({**_document(recipe, paths, absolute), **template})
+    alignment = recipe.expert_alignment
+    if alignment not in ("index", "match"):
+        alignment = absolute(alignment)
+    experts = {"expert_alignment": alignment} if alignment != "index" else {}
+    experts |= {"router": recipe.router} if recipe.router != "merge" else {}
+    documents.append({**_document(recipe, paths, absolute), **experts, **template})
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -24,6 +24,7 @@ from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkErr
 from ..parsing import size_text, tensors_named
 from ..plan import memory_estimate
 from ..plan.config_source import given_config
+from ..plan.experts import MATCH
 from ..plan.file_names import LOCK, RECORD
 from ..plan.plan import Plan
 from ..plan.planner import make_plan
@@ -178,7 +179,17 @@ def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], b
 
     ranks: how many share the plan. Writes nothing. Raises MergeError with the problems of flags, inputs and output together;
     its class is that of the first problem.
+
+    Where experts are to be matched, all is checked before their weights are read, and a dry run reads none.
     """
+    if request.recipe is None or request.recipe.expert_alignment != MATCH:
+        return _prepared(request, ranks)
+    found = _prepared(request, ranks, measure=False)
+    return found if request.dry_run else _prepared(request, ranks)
+
+
+def _prepared(request: Request, ranks: int, measure: bool = True) -> tuple[Plan, dict[str, bytes], bytes]:
+    """Return what `prepare` does. measure: as of make_plan; an interrupted merge is only compared with what is measured."""
     attempt = Attempts()
     specs = request.sources
     paths = [path for spec in specs for path in adapters.split_spec(spec)]
@@ -198,6 +209,7 @@ def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], b
             shard_bytes=request.shard_bytes,
             engine=request.engine,
             ranks=ranks,
+            measure=measure,
         )
     if plan is not None:
         sidecars = attempt(read_sidecars, plan, request)
@@ -214,7 +226,7 @@ def prepare(request: Request, ranks: int = 1) -> tuple[Plan, dict[str, bytes], b
     problems = check_output(request.output, paths, request.save_format, request.prefix, names, request.overwrite)
     if problems:
         attempt.errors.append(OutputError(problems))
-    attempt(_may_go_on, request, plan)
+    attempt(_may_go_on, request, plan if measure else None)
     attempt(check_account, request, paths)
     if not request.dry_run or attempt.errors:  # else _merge raises it when the plan is printed
         attempt(_check_disk, request, plan)

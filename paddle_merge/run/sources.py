@@ -1,7 +1,8 @@
 """Read the elements of a tensor's inputs from wherever they come from.
 
 `reader` chooses the reader of a TensorEntry: of stored tensors, quantised ones, tensors with adapters, tensors with
-aligned rows, and tensors of an earlier stage of the recipe, which are merged when they are read.
+aligned rows, with experts in another order, and tensors of an earlier stage of the recipe, which are merged when they are
+read.
 
 Before: plan/tensor_plan.py says which entries a tensor is made of. After: pipeline.py merges what FileSource gives.
 """
@@ -15,11 +16,14 @@ import numpy as np
 
 from ..backends.backend import Backend
 from ..backends.scratch import Scratch
-from ..checkpoints.files import Files, StoredReader
+from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import Fingerprint
 from ..checkpoints.scaled import ScaledEntry
 from ..checkpoints.tensors import ElementReader, StoredEntry, TensorEntry
+from ..conversion import readers
 from ..conversion.lora.entry import AdaptedEntry
+from ..conversion.moe.entry import ReorderedEntry
+from ..conversion.moe.reordered import ReorderedReader
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..dtypes import DType
 from ..plan.tensor_plan import Piece, StagedEntry, TensorPlan
@@ -32,16 +36,10 @@ def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
     Raises WorkError, as Files.read does, where something has to be read first.
     """
     match entry:
-        case StoredEntry():
-            return StoredReader(entry, files)
-        case ScaledEntry():
-            from ..conversion.scaled_reader import ScaledReader  # imports Numba
-
-            return ScaledReader(entry, compute, files)
-        case AdaptedEntry():
-            from ..conversion.lora.adapted import AdaptedReader  # imports Numba
-
-            return AdaptedReader(entry, compute, files)
+        case StoredEntry() | ScaledEntry() | AdaptedEntry():
+            return readers.reader(entry, compute, files)
+        case ReorderedEntry():
+            return ReorderedReader(entry, functools.partial(reader, compute=compute, files=files))
         case AlignedEntry():
             from ..conversion.vocabulary.aligned import AlignedReader  # imports Numba
 

@@ -73,6 +73,10 @@ def merge_by_recipe(
         raise ConfigError(f"tie {recipe.tie!r}: state dicts are merged as they are, with the tensors that they hold")
     if recipe.tokenizer is not None:
         raise ConfigError("tokenizer_source can't align state dicts: they have no tokenizer that says which token a row is")
+    if recipe.expert_alignment != "index" or recipe.router != "merge" or recipe.expert_layout is not None:
+        raise ConfigError(
+            "expert_alignment, router and expert_layout are for checkpoints: state dicts are merged as they are"
+        )
     backends = Backends(engine)
     kind = _Paddle() if engine.tensor_type == "pd" else _Numpy()
     tensors = _plan(sources, recipe, kind)

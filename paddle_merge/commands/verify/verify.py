@@ -14,7 +14,7 @@ import xxhash
 
 from ...checkpoints.fingerprint import of_file, sum_of
 from ...errors import CheckpointError, MergeError
-from ...plan.file_names import RECORD, WEIGHTS
+from ...plan.file_names import EXPERTS, RECORD, WEIGHTS
 from ...plan.plan import Plan
 from ...plan.planner import make_plan
 from ...plan.tensor_plan import TensorPlan
@@ -151,6 +151,8 @@ def _remake(
     try:
         request = Request.of(MergeConfig.from_mapping(MergeConfig.from_file(path), path))
         recipe = request.checked_recipe()
+        if recipe.expert_alignment != "index" and os.path.isfile(orders := os.path.join(folder, EXPERTS)):
+            recipe = dataclasses.replace(recipe, expert_alignment=orders)
         plan = make_plan(recipe, n_process, request.shard_bytes, request.engine)
     except MergeError as error:
         raise CheckpointError(error.problems) from None

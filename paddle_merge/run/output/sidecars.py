@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...checkpoints.adapters import absolute_spec
 from ...checkpoints.json_files import parsed, read_small
 from ...checkpoints.names import last_word
 from ...conversion.vocabulary.ids import rewrite_ids, sized
 from ...conversion.vocabulary.write import is_tokenizer_file, with_tokens
 from ...errors import CheckpointError
 from ...plan import chat
-from ...plan.file_names import CARD, LOCK, RECORD, WEIGHTS
+from ...plan.file_names import CARD, EXPERTS, LOCK, RECORD, WEIGHTS
 from ...plan.layer_config import restacked
 from ...plan.loader_files import loader_files
 from ...plan.plan import Plan
@@ -33,10 +34,10 @@ FUSED_FLAGS = {"fuse_attention_qkv": {"qkv_proj"}, "fuse_attention_ffn": {"gate_
 
 
 def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
-    """Return what to write beside the weights, by name: the model card, and copies from plan.config_source.folder
-    (config.json with the new dtype and vocabulary, if there are such), the tokenizer's from plan.tokens or plan.added; with
-    the chat template that was asked for, if one was. Raises CheckpointError listing the files of copy_file_list that
-    aren't there or may not be copied."""
+    """Return what to write beside the weights, by name: the model card, the order of experts if they were matched, and
+    copies from plan.config_source.folder (config.json with the new dtype and vocabulary, if there are such), the
+    tokenizer's from plan.tokens or plan.added; with the chat template that was asked for, if one was. Raises
+    CheckpointError listing the files of copy_file_list that aren't there or may not be copied."""
     folder, tokens = plan.config_source.folder, plan.tokens
     problems = []
     extra = [os.path.normpath(name) for name in request.copied_files]
@@ -69,7 +70,9 @@ def read_sidecars(plan: Plan, request: Request) -> dict[str, bytes]:
     if plan.chat_template is not None:
         contents = chat.placed(plan.chat_template, contents)
     card = model_card(plan, request, contents).encode("utf-8", "surrogateescape")
-    return {CARD: card} | contents
+    orders = plan.experts.orders
+    experts = {EXPERTS: orders.to_bytes([absolute_spec(path) for path in plan.recipe.sources])} if orders is not None else {}
+    return {CARD: card} | contents | experts
 
 
 def _read(folder: str, names: Sequence[str]) -> dict[str, bytes]:

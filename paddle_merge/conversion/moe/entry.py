@@ -1,0 +1,58 @@
+"""Describe a tensor whose slices are those of another one in another order: experts, and neurons of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ...checkpoints.tensors import TensorEntry
+
+PANEL = 16 << 20  # bytes of a matrix that are read at once, to take its rows in another order
+
+
+@dataclass(frozen=True)
+class ReorderedEntry(TensorEntry):
+    """Describe a tensor, seen as matrices [G, R, C], that takes matrices, and rows or columns of each, of `entry`:
+
+        [g, r, c]  is  entry[matrices[g], slices[g, r], c]  if axis is 1,  entry[matrices[g], r, slices[g, c]]  if it is 2
+
+    form: (G, R, C), of as many elements as shape. matrices: (G,) int32, as bytes so that entries can be compared; b"": each
+    its own. slices: (G, R or C) int32, as bytes; b"": each its own.
+    """
+
+    entry: TensorEntry
+    form: tuple[int, int, int]
+    matrices: bytes = field(default=b"", repr=False)
+    slices: bytes = field(default=b"", repr=False)
+    axis: int = 1
+
+    @property
+    def made_of(self) -> Sequence[TensorEntry]:
+        return (self.entry,)
+
+    @property
+    def computed(self) -> bool:
+        return self.entry.computed
+
+    @property
+    def whole(self) -> bool:
+        return self.entry.whole
+
+    @property
+    def holds(self) -> bool:
+        """Return whether a reader holds a whole matrix: one that is small, or whose rows are scattered in the file."""
+        small = self.form[1] * self.form[2] * (8 if self.computed else self.dtype.itemsize) <= PANEL
+        return bool(self.slices) and self.axis == 1 and (small or any(one.scattered for one in self._read))
+
+    @property
+    def _read(self) -> Sequence[TensorEntry]:
+        return self.entry.made_of or (self.entry,)
+
+    @property
+    def memory(self) -> int:
+        """Return the bytes of a matrix if one is held, else of a few rows, and of the indices."""
+        _, rows, columns = self.form
+        width = 8 if self.computed else self.dtype.itemsize
+        held = math.prod((rows, columns)) if self.holds else 2 * max(columns, 1 << 16)
+        return self.entry.memory + held * width + 2 * (len(self.matrices) + len(self.slices))
