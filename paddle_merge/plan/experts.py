@@ -89,10 +89,8 @@ def experts_of(
         titles = [absolute_spec(path) for path in recipe.sources]
         orders = read_orders(recipe.expert_alignment, titles, layers, first)
     elif not measure:
-        said = (
-            f"{size}; they and their neurons will be matched to those of {inputs[first].path}, for which all their weights"
-        )
-        return Experts(inputs, (f"{said} are read twice before the merge begins", *notes), routers=routers, why=why)
+        said = f"{size}; before the merge, their weights are read twice, to match them to those of {inputs[first].path}"
+        return Experts(inputs, (said, *notes), routers=routers, why=why)
     else:
         orders = measured(inputs, layers, first)
     ordered = [

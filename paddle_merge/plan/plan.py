@@ -72,7 +72,12 @@ class Plan:
     @property
     def resolved(self) -> ResolvedMethod | None:
         """How all tensors are merged; None if the recipe has parameters that vary by layer, tensor or slice."""
-        return self.tensors[0].resolved if is_uniform(self.recipe) else None
+        return self.example.resolved if is_uniform(self.recipe) else None
+
+    @property
+    def example(self) -> TensorPlan:
+        """A tensor that the method merges, as all others do if the parameters don't vary."""
+        return next((tensor for tensor in self.tensors if tensor.name not in self.experts.routers), self.tensors[0])
 
     @property
     def weights(self) -> list[tuple[int, float | None]]:
@@ -80,7 +85,7 @@ class Plan:
         inputs = [one.number for part in self.recipe.slices for one in part.inputs]
         if self.resolved is None:
             return [(number, None) for number in dict.fromkeys(inputs)]
-        return list(zip(inputs, self.tensors[0].weights, strict=True))
+        return list(zip(inputs, self.example.weights, strict=True))
 
     @property
     def prefix(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...checkpoints.views import join, nth, select, stack
 from ...errors import CheckpointError, MalformedError
-from .layers import ExpertTensor, MoeLayer, moe_layers
+from .layers import ExpertTensor, MoeLayer, has_experts, moe_layers
 
 _WORDS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 _WITH_NUMBERS = ("mixtral", "minimax", "minimax_m2", "phimoe", "lfm2_moe")  # families whose files have w1, w3 and w2
@@ -29,6 +29,8 @@ def split(one: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, str]:
 
     config: the model's config.json. Raises CheckpointError where experts are stacked in a way that no library has apart.
     """
+    if not has_experts(one.tensors):
+        return one, ""
     layers = _layers(one, config)
     stacked = [layer for layer in layers.values() if layer.experts[0].stacked]
     if not stacked:
@@ -56,7 +58,8 @@ def stacked(one: Checkpoint, config: Mapping[str, Any], layout: str | None) -> t
 
     layout: of the tensors. Raises CheckpointError if it isn't Hugging Face's, or where experts can't be stacked.
     """
-    layers = [layer for layer in _layers(one, config).values() if not layer.experts[0].stacked]
+    its = _layers(one, config) if has_experts(one.tensors) else {}
+    layers = [layer for layer in its.values() if not layer.experts[0].stacked]
     if not layers:
         return one, ""
     if layout != "hf":
