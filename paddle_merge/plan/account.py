@@ -145,6 +145,7 @@ class _Ledger:
         self._readers: dict[Origin, list[str]] = defaultdict(list)
         self._boxes: dict[Origin, dict[object, int]] = defaultdict(dict)
         self._why: dict[Origin, str] = dict(plan.left_out)
+        self._cut = plan.cut
         self._tied = plan.tied
         for tensor in plan.tensors:
             for _, entry in leaves(tensor):
@@ -152,20 +153,21 @@ class _Ledger:
         self._takes = taken(plan.recipe)
 
     def _read(self, name: str, entry: TensorEntry) -> None:
-        for origin, box, elements in _pieces(entry):
+        for origin, box, elements in pieces(entry):
             readers = self._readers[origin]
             if not readers or readers[-1] != name:
                 readers.append(name)
             self._boxes[origin][box] = elements
         while isinstance(entry, AdaptedEntry) and entry.replaced is not None:
             entry = entry.replaced
-            for origin, _, _ in _pieces(entry):
+            for origin, _, _ in pieces(entry):
                 self._why[origin] = f"an adapter replaces {name!r}"
 
     def loss(self, number: int, origin: Origin, entry: TensorEntry) -> str:
         """Return a sentence on a tensor of input `number` of which elements are lost; "" if none are."""
         size, read = math.prod(entry.shape), sum(self._boxes[origin].values())
-        if (read == size and self._readers[origin]) or self._why_not(number, origin):
+        read_or_cut = size in (read, read + self._cut.get(origin, 0))
+        if (read_or_cut and self._readers[origin]) or self._why_not(number, origin):
             return ""
         return (
             f"{origin[0]}: of tensor {origin[1]!r}, {read} of {size} elements are read; the rest would be lost. This is a"
@@ -201,10 +203,10 @@ class _Ledger:
         return why
 
 
-def _pieces(entry: TensorEntry) -> list[tuple[Origin, object, int]]:
+def pieces(entry: TensorEntry) -> list[tuple[Origin, object, int]]:
     """Return (origin, box, number of elements) of what is read for a tensor. Boxes with the same elements are equal."""
     if not isinstance(entry, StoredEntry):
-        return [piece for one in entry.made_of for piece in _pieces(one)]
+        return [piece for one in entry.made_of for piece in pieces(one)]
     if not entry.parts:
         size = math.prod(entry.shape)
         return [(entry.origin, (entry.file, entry.offset, ((size, 1),) if size != 1 else ()), size)]
@@ -239,10 +241,12 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
             remarks.setdefault(remark, []).append(plan.recipe.titles[number])
     everywhere = len(tensor.inputs)
     notes = [remark if len(paths) == everywhere else f"{remark} in {', '.join(paths)}" for remark, paths in remarks.items()]
-    if tensor.masked_as not in ("", tensor.name):
+    if tensor.masked_as not in ("", tensor.name, tensor.was):
         notes.append(f"tied to {tensor.masked_as}: the same bytes, the same masks")
     folded = any(isinstance(entry, AdaptedEntry) for entry in tensor.inputs)
-    if not tensor.merged:
+    if tensor.how:
+        how = tensor.how
+    elif not tensor.merged:
         how = f"copied from {stored(tensor.inputs[-1]).file}, equal in all inputs"
     elif tensor.name in plan.experts.routers:
         how = "the base's router"
@@ -267,7 +271,7 @@ def _names_in(entry: TensorEntry) -> tuple[str, ...]:
     """Return the names, in its checkpoint, of what is read for a tensor."""
     if isinstance(entry, StoredEntry) and not entry.parts:
         return (entry.origin[1],)
-    return tuple(dict.fromkeys(name for (_, name), _, _ in _pieces(entry)))
+    return tuple(dict.fromkeys(name for (_, name), _, _ in pieces(entry)))
 
 
 def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, TensorEntry]]) -> Iterator[str]:
@@ -286,7 +290,7 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
         return
     there, read = held[number], read_from(entry)
     base = elements_of(read)
-    origins = list(dict.fromkeys(origin for origin, _, _ in _pieces(base)))
+    origins = list(dict.fromkeys(origin for origin, _, _ in pieces(base)))
     words = [_word(name) for _, name in origins]
     if len(origins) > 1:
         yield f"joined from {', '.join(words)}"

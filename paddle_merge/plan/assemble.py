@@ -38,6 +38,8 @@ class AssembledTensor:
     resolved: ResolvedMethod
     weights: tuple[float, ...]
     values: tuple[tuple[str, Any], ...]
+    was: str = ""
+    how: str = ""
 
     @property
     def entries(self) -> tuple[TensorEntry, ...]:
@@ -72,6 +74,8 @@ class AssembledTensor:
             values=self.values,
             shard=shard,
             offset=offset,
+            was=self.was,
+            how=self.how,
         )
 
 

@@ -60,6 +60,15 @@ def originals(
     return {name: found[like] for name, like in found.items()}
 
 
+def masked_as(
+    made: Sequence[AssembledTensor], read: Read | None = None, known: dict[Any, Hashable] | None = None
+) -> dict[str, str]:
+    """Return, for each tensor, the name that its random masks are drawn from: its own in the merged model, or that of the
+    first tensor that is the same as it. The arguments are as those of originals."""
+    was = {one.name: one.was or one.name for one in made}
+    return {name: was[like] for name, like in originals(made, read, known).items()}
+
+
 def _draws(one: AssembledTensor) -> bool:
     """Return whether masks are drawn for a tensor that has elements."""
     sparsifier, first = one.resolved.sparsifier, one.entries[0]

@@ -125,7 +125,7 @@ def parameters(plan: Plan) -> dict[str, Any] | None:
     recipe, resolved = plan.recipe, plan.resolved
     if resolved is None:
         return None
-    values = dict(plan.example.values)
+    values = dict(plan.typical.values)
     found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
     if recipe.method.name.startswith(PREFIX) and recipe.base is None:
         del found["scale"]  # there is no task vector for it

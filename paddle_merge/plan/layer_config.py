@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checkpoints.config_json import read_config, widths
@@ -54,6 +54,7 @@ PERIODS = {
     "cross_attention_frequency": "",
     "moe_layer_freq": "",
 }
+FURTHER = "num_nextn_predict_layers"
 UNSAID = {"gemma2": 2}  # model_type -> the period that its older configs leave out, of layer_types
 
 
@@ -68,6 +69,15 @@ class Stack:
     layers: tuple[tuple[int, Mapping[str, Any]], ...]
     depths: tuple[str, ...] = DEPTHS
     decodes: bool = False
+
+    def without_further(self) -> tuple[Stack, int]:
+        """Return the stack without the layers behind it that predict further tokens (DeepSeek's), and how many these are.
+
+        config.json counts them apart, as num_nextn_predict_layers.
+        """
+        ends = [self._depth(own) if isinstance(own.get(FURTHER), int) else None for _, own in self.layers]
+        kept = tuple(one for one, end in zip(self.layers, ends, strict=True) if end is None or one[0] < end)
+        return replace(self, layers=kept), len(self.layers) - len(kept)
 
     def restack(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """Return the entries of config.json, or of a section of it, that must change."""
@@ -205,7 +215,7 @@ def restacked(
     """Return config.json for the output's layers, if slices pick some; and sentences on what it can't say of them."""
     changed, worries = dict(config), list[str]()
     slices = [*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)]
-    if all(part.layers is None for part in slices):
+    if all(part.layers is None for part in slices) and not recipe.drop_layers:
         return changed, worries
     modules = module_names(list(stacks(tensor.name for tensor in tensors)))
     for name, module in modules.items():
@@ -221,7 +231,8 @@ def restacked(
             if module == "encoder":  # T5's is called like a decoder's elsewhere
                 depths = (*whole, "num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")
             stack = Stack(tuple((number, own.get(section, own)) for number, own in origins), depths, module == "decoder")
-            new = stack.restack(its)
+            stack, further = stack.without_further()
+            new = stack.restack(its) | ({FURTHER: further} if isinstance(its.get(FURTHER), int) else {})
             placed = placed or bool(new)
             worries += stack.problems(its) if new else ()
             changed = {**changed, section: {**its, **new}} if section else {**changed, **new}

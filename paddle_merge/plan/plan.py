@@ -59,6 +59,7 @@ class Plan:
     layout_notes: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
     experts: Experts  # how mixtures of experts correspond, and where routers come from
     left_out: Mapping[Origin, str]  # why stored tensors are not read, by their origins: those that no loader needs
+    cut: Mapping[Origin, int]  # how many elements of stored tensors belong to experts and layers that are dropped
     tied: bool | None  # whether lm_head is tied to the embedding, if that is otherwise than in some input; else None
     folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]
@@ -72,12 +73,13 @@ class Plan:
     @property
     def resolved(self) -> ResolvedMethod | None:
         """How all tensors are merged; None if the recipe has parameters that vary by layer, tensor or slice."""
-        return self.example.resolved if is_uniform(self.recipe) else None
+        return self.typical.resolved if is_uniform(self.recipe) else None
 
     @property
-    def example(self) -> TensorPlan:
-        """A tensor that the method merges, as all others do if the parameters don't vary."""
-        return next((tensor for tensor in self.tensors if tensor.name not in self.experts.routers), self.tensors[0])
+    def typical(self) -> TensorPlan:
+        """A tensor that is merged by the recipe's method, as most are, if there is one."""
+        of_base = self.experts.routers
+        return next((one for one in self.tensors if not one.how and one.name not in of_base), self.tensors[0])
 
     @property
     def weights(self) -> list[tuple[int, float | None]]:
@@ -85,7 +87,7 @@ class Plan:
         inputs = [one.number for part in self.recipe.slices for one in part.inputs]
         if self.resolved is None:
             return [(number, None) for number in dict.fromkeys(inputs)]
-        return list(zip(inputs, self.example.weights, strict=True))
+        return list(zip(inputs, self.typical.weights, strict=True))
 
     @property
     def prefix(self) -> str:

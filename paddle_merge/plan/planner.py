@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from ..backends.engine import NUMPY, Engine
+from ..checkpoints.config_json import read_config
 from ..checkpoints.formats.header import Held
 from ..checkpoints.formats.naming import FORMATS, shard_name
 from ..checkpoints.names import LAYOUTS
-from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..checkpoints.tensors import Checkpoint, Origin, TensorEntry
 from ..conversion import modules
 from ..conversion.inputs import differences
 from ..conversion.layout import transposed_in
@@ -31,11 +32,12 @@ from . import chat, roles
 from .added_tokens import added_tokens
 from .assemble import AssembledTensor, assemble
 from .config_source import warnings
-from .copies import originals
-from .layer_config import restacked
+from .copies import masked_as, originals
 from .matched import Matched, matched
+from .output_config import output_config, wrong_kinds
 from .plan import Plan, Shard, cut, suited
 from .provenance import provenance
+from .smaller import smaller
 from .tensor_plan import StagedEntry, TensorPlan
 
 
@@ -44,7 +46,7 @@ class Made:
     """Hold the tensors of a recipe's output before each has its place in a file.
 
     inputs: as Recipe.titles. aligner: None if the recipe has no tokenizer. idle: a sentence on each filter that matches
-    nothing.
+    nothing. recipe: with the experts that were chosen. left_out, cut: as of Plan.
     """
 
     tensors: Sequence[AssembledTensor]
@@ -52,6 +54,9 @@ class Made:
     vocabularies: Vocabularies
     aligner: Aligner | None
     idle: tuple[str, ...]
+    recipe: Recipe
+    left_out: Mapping[Origin, str]
+    cut: Mapping[Origin, int]
 
 
 def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:
@@ -67,7 +72,10 @@ def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:
     if problems := [*_differences(recipe, inputs, aligner), *also]:
         raise CheckpointError(problems)
     made, more = assemble(recipe, inputs, aligner, its.averaged, its.experts.routers)
-    return Made(made, inputs, vocabularies, aligner, (*idle, *more))
+    transposed = _transposed(made, its.layout, its.family)
+    config, path = read_config(its.config_source.folder), its.inputs[0].path
+    left = smaller(recipe, made, transposed, its.layout, config, path)
+    return Made(left.tensors, inputs, vocabularies, aligner, (*idle, *more), left.recipe, left.left_out, left.cut)
 
 
 def plan_tensors(recipe: Recipe, its: Matched, known: dict[Any, Hashable] | None = None) -> list[TensorPlan]:
@@ -76,7 +84,7 @@ def plan_tensors(recipe: Recipe, its: Matched, known: dict[Any, Hashable] | None
     its: of this recipe, or of one that differs from it in parameters only. known: as of copies.originals. Raises as make.
     """
     made = make(recipe, its).tensors
-    same, transposed = originals(made, known=known), _transposed(made, its.layout, its.family)
+    same, transposed = masked_as(made, known=known), _transposed(made, its.layout, its.family)
     return [one.plan(recipe, masked_as=same[one.name], transposed=one.name in transposed) for one in made]
 
 
@@ -99,6 +107,7 @@ def make_plan(
     layout, config_source = its.layout, its.config_source
     found = make(recipe, its, _not_paddles(its.inputs, layout) if recipe.save_format == "pdparams" else ())
     made, inputs, vocabularies, aligner = found.tensors, found.inputs, found.vocabularies, found.aligner
+    recipe = found.recipe
     idle = [*found.idle, *vocabularies.notes, *(vocabularies.mismatched(recipe.taken) if aligner is None else ())]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(
@@ -112,7 +121,10 @@ def make_plan(
     added = added_tokens(made, inputs, recipe.config_from) if aligner is None else None
     ours = tokens.source.folder if tokens else (added and added.folder) or config_source.folder
     template, doubts = chat.choose(recipe.chat_template, folders, ours)
-    doubts = [*doubts, *_nothing_kept(made), *restacked(config_source.config, recipe, tensors, inputs)[1]]
+    config, unsaid = output_config(config_source.config, recipe, tensors, inputs)
+    if recipe.drop_layers and (wrong := wrong_kinds(config_source.config, config, recipe, tensors, inputs)):
+        raise CheckpointError(wrong)
+    doubts = [*doubts, *_nothing_kept(made), *unsaid]
     doubts += roles.doubts(recipe, tensors)
     other = recipe.tokenizer.source if recipe.tokenizer is not None else None
     further = [other] if isinstance(other, str) and other != "union" else []
@@ -130,7 +142,8 @@ def make_plan(
         layout=layout,
         layout_notes=its.notes,
         experts=its.experts,
-        left_out=its.left_out,
+        left_out={**its.left_out, **found.left_out},
+        cut=found.cut,
         tied=its.tied,
         folded=its.folded,
         warnings=(*idle, *its.warnings, *doubts, *warnings(inputs, config_source), *origins.warnings(tensors)),
@@ -276,7 +289,7 @@ def _lay_out(
     tensors: list[TensorPlan] = []
     shards: list[Shard] = []
     problems: list[str] = []
-    same = originals(made)
+    same = masked_as(made)
     form = FORMATS[recipe.save_format]
     for number, group in enumerate(groups):
         group.sort(key=lambda pair: -pair[0].dtype.itemsize)  # so that every tensor is aligned to its own width

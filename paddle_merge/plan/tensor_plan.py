@@ -33,6 +33,8 @@ class TensorPlan:
         masked_as is the tensor's own name, or the name of another that has the same bytes in every input: a tied lm_head
         gets the masks of the embedding, and stays tied.
     transposed: whether it is a matrix [in, out], as Paddle stores it.
+    was: its name in the merged model, if it has another one in the output, of which experts or layers are dropped.
+    how: what is done with the merged tensor then, in a few words; empty: nothing.
     shard, offset: the output file, by its place in Plan.shards, and where in it the tensor's first byte goes. (Of a tensor
         that is not written to a file, they mean nothing.)
     """
@@ -51,6 +53,8 @@ class TensorPlan:
     values: tuple[tuple[str, Any], ...] = ()
     shard: int = 0
     offset: int = 0
+    was: str = ""
+    how: str = ""
 
     @property
     def size(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ..dtypes import DType
 from ..methods.shared.method import REQUIRED, Method
+from .keep_experts import KeepExperts
 
 Value = bool | int | float | str
 
@@ -178,6 +179,8 @@ class Recipe:
     router: whether the routers of experts are merged ("merge") or the base's ("base").
     expert_layout: whether experts are stored as a matrix for each ("split") or as stacks ("stacked"); None: as the inputs.
     chat_template: a template's name, "auto", or Jinja text (chat_template.py); None: the tokenizer's own.
+    keep_experts: the experts that the output keeps of the merged model's; None: all.
+    drop_layers: the numbers of the merged model's layers that the output doesn't get, ascending.
     """
 
     models: tuple[str, ...]
@@ -201,6 +204,8 @@ class Recipe:
     expert_alignment: str = "index"
     router: str = "merge"
     expert_layout: str | None = None
+    keep_experts: KeepExperts | None = None
+    drop_layers: tuple[int, ...] = ()
 
     @property
     def taken(self) -> list[int]:

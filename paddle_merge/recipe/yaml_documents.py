@@ -22,7 +22,7 @@ from .yaml_tokenizer import DraftTokenizer, read_tokenizer
 
 KEYS = (
     *("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name"),
-    *("tokenizer_source", "tokenizer", "chat_template", "expert_alignment", "router"),
+    *("tokenizer_source", "tokenizer", "chat_template", "expert_alignment", "router", "keep_experts", "drop_layers"),
 )
 CARD = ("license", "tags", "language", "library_name", "pipeline_tag")  # of model cards, which recipes are copied from
 # Keys that change the result in the places where they belong, and don't elsewhere.
@@ -49,7 +49,7 @@ class Draft:
     """One document of a recipe, before the names of the models are resolved.
 
     parts: its slices, as mappings with the keys node, sources, settings, base and possibly module and at.
-    chat_template, expert_alignment, router: the nodes that give them.
+    chat_template, expert_alignment, router, keep_experts, drop_layers: the nodes that give them.
     """
 
     node: yaml.Node
@@ -64,6 +64,8 @@ class Draft:
     chat_template: yaml.Node | None
     expert_alignment: yaml.Node | None
     router: yaml.Node | None
+    keep_experts: yaml.Node | None
+    drop_layers: yaml.Node | None
 
     @property
     def specs(self) -> list[str]:
@@ -122,6 +124,8 @@ class Drafts(Nodes):
             chat_template=given.get("chat_template"),
             expert_alignment=given.get("expert_alignment"),
             router=given.get("router"),
+            keep_experts=given.get("keep_experts"),
+            drop_layers=given.get("drop_layers"),
         )
 
     def _top(self, node: yaml.Node) -> dict[str, yaml.Node]:

@@ -21,6 +21,7 @@ import yaml
 from ..errors import ConfigError
 from .recipe import Input, ParsedRecipe, Recipe, Slice, Stage, assign_roles, count_problem
 from .yaml_documents import Draft, Drafts
+from .yaml_experts import read_drop_layers, read_keep_experts
 from .yaml_nodes import documents, is_null
 
 
@@ -94,6 +95,13 @@ class _Reader(Drafts):
             for key in ("chat_template", "expert_alignment", "router"):
                 if (node := getattr(stage, key)) is not None:
                     self.note(node, f"{key!r} has no effect in a merge whose output another merge uses")
+            for node, key in ((stage.keep_experts, "keep_experts"), (stage.drop_layers, "drop_layers")):
+                if node is not None:
+                    self.wrong(node, f"{key!r} belongs into the last merge, whose output is written")
+        kept = read_keep_experts(self, final.keep_experts) if final.keep_experts is not None else None
+        dropped = read_drop_layers(self, final.drop_layers) if final.drop_layers is not None else ()
+        if self.problems:
+            return None
         return Recipe(
             models=tuple(order[:-1] if base else order),
             base=base,
@@ -107,6 +115,8 @@ class _Reader(Drafts):
             chat_template=self.text(final.chat_template) if final.chat_template is not None else None,
             expert_alignment=self.text(final.expert_alignment) if final.expert_alignment is not None else "index",
             router=self.text(final.router) if final.router is not None else "merge",
+            keep_experts=kept,
+            drop_layers=dropped,
         )
 
     def _in_order(self, drafts: Sequence[Draft]) -> tuple[Draft, list[Draft]]:

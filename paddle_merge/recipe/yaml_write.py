@@ -27,7 +27,8 @@ def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
         alignment = absolute(alignment)
     experts = {"expert_alignment": alignment} if alignment != "index" else {}
     experts |= {"router": recipe.router} if recipe.router != "merge" else {}
-    documents.append({**_document(recipe, paths, absolute), **experts, **template})
+    smaller = _smaller(recipe, absolute is not str)
+    documents.append({**_document(recipe, paths, absolute), **experts, **template, **smaller})
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -42,6 +43,12 @@ def _document(recipe: Recipe | Stage, paths: Sequence[str], absolute: Callable[[
     content |= {"out_dtype": recipe.out_dtype.name} if recipe.out_dtype else {}
     content |= _tokenizer(recipe.tokenizer, paths, absolute) if recipe.tokenizer is not None else {}
     return content | ({"seed": recipe.seed} if recipe.seed else {})
+
+
+def _smaller(recipe: Recipe, absolute: bool) -> dict[str, Any]:
+    """Return which experts are kept, and which layers are dropped."""
+    content = {"keep_experts": recipe.keep_experts.plain(absolute)} if recipe.keep_experts is not None else {}
+    return content | ({"drop_layers": list(recipe.drop_layers)} if recipe.drop_layers else {})
 
 
 def _tokenizer(tokenizer: Tokenizer, paths: Sequence[str], absolute: Callable[[str], str]) -> dict[str, Any]:

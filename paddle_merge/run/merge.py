@@ -233,7 +233,7 @@ def _prepared(request: Request, ranks: int, measure: bool = True) -> tuple[Plan,
     attempt.finish()
     assert plan is not None
     assert sidecars is not None
-    return plan, sidecars, record(request)
+    return plan, sidecars, record(request, plan)
 
 
 def _check_disk(request: Request, plan: Plan | None) -> None:

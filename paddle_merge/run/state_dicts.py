@@ -77,6 +77,8 @@ def merge_by_recipe(
         raise ConfigError(
             "expert_alignment, router and expert_layout are for checkpoints: state dicts are merged as they are"
         )
+    if recipe.keep_experts is not None or recipe.drop_layers:
+        raise ConfigError("keep_experts and drop_layers need checkpoints: save the state dicts, and merge the files")
     backends = Backends(engine)
     kind = _Paddle() if engine.tensor_type == "pd" else _Numpy()
     tensors = _plan(sources, recipe, kind)

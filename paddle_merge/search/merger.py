@@ -24,8 +24,8 @@ from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..dtypes import FLOAT32, FLOAT64, DType
 from ..plan.config_source import different_settings
-from ..plan.layer_config import restacked
 from ..plan.matched import Matched, matched
+from ..plan.output_config import changes_config, output_config
 from ..plan.planner import make, plan_tensors
 from ..plan.tensor_plan import StagedEntry, TensorPlan
 from ..recipe.recipe import Recipe
@@ -122,10 +122,9 @@ class Merger:
 
     def _restacked(self, recipe: Recipe) -> tuple[Mapping[str, Any], list[str]]:
         config = read_config(self.inputs(recipe).config_source.folder)
-        slices = [*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)]
-        if not config or all(part.layers is None for part in slices):
+        if not config or not changes_config(recipe):
             return config, []
-        return restacked(config, recipe, self.plan(recipe), self.outputs(recipe))
+        return output_config(config, recipe, self.plan(recipe), self.outputs(recipe))
 
     def close(self) -> None:
         self._files.close()

@@ -106,6 +106,18 @@ def has_experts(tensors: Mapping[str, TensorEntry]) -> bool:
     return any(_APART.fullmatch(name) or _stacked(name, entry) for name, entry in tensors.items())
 
 
+def expert_counts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Return how many experts each layer of experts has, by prefix, whether or not these are understood. shapes: of all
+    tensors, by name."""
+    found = dict[str, int]()
+    for name, shape in shapes.items():
+        if one := _APART.fullmatch(name):
+            found[one[1]] = max(found.get(one[1], 0), int(one[2]) + 1)
+        elif (one := _STACKED.fullmatch(name)) and (one[2] or len(shape) == 3) and shape:
+            found[one[1]] = shape[0]
+    return found
+
+
 def _stacked(name: str, entry: TensorEntry) -> re.Match[str] | None:
     """Return the parts of the name of a stack of experts: the layer's prefix, and what follows; None if it is none."""
     found = _STACKED.fullmatch(name)

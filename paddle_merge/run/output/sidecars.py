@@ -3,6 +3,7 @@ record, and the model card (card.py)."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +16,8 @@ from ...conversion.vocabulary.write import is_tokenizer_file, with_tokens
 from ...errors import CheckpointError
 from ...plan import chat
 from ...plan.file_names import CARD, EXPERTS, LOCK, RECORD, WEIGHTS
-from ...plan.layer_config import restacked
 from ...plan.loader_files import loader_files
+from ...plan.output_config import output_config
 from ...plan.plan import Plan
 from ...recipe.request import Request
 from ...version import __version__
@@ -107,7 +108,7 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     if plan.tied is not None:
         wanted["tie_word_embeddings"] = plan.tied
     wanted.update(_older_rope(model))
-    wanted, _ = restacked(wanted, plan.recipe, plan.tensors, plan.inputs)
+    wanted, _ = output_config(wanted, plan.recipe, plan.tensors, plan.inputs)
     if isinstance(text := wanted.get("text_config"), dict):
         says = {"tie_word_embeddings": plan.tied} if plan.tied is not None and "tie_word_embeddings" in text else {}
         own = {name: value for name, value in text.items() if name not in _DROPPED}
@@ -138,6 +139,14 @@ def _older_rope(model: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in missing.items() if model.get(name) is None}
 
 
-def record(request: Request) -> bytes:
-    """Return the content of merge_config.json, which given to the command repeats the merge."""
-    return json_bytes({"paddle_merge_version": __version__, **request.record})
+def record(request: Request, plan: Plan) -> bytes:
+    """Return the content of merge_config.json, which given to the command repeats the merge.
+
+    Experts that were chosen by a score are listed there, so that the file with their statistics isn't needed again.
+    """
+    fields, kept = dict(request.record), plan.recipe.keep_experts
+    if request.recipe is not None and request.recipe.keep_experts != kept:
+        from ...recipe.yaml_write import to_yaml  # imports YAML
+
+        fields["recipe_yaml"] = to_yaml(dataclasses.replace(request.recipe, keep_experts=kept), absolute_spec)
+    return json_bytes({"paddle_merge_version": __version__, **fields})
