@@ -18,6 +18,7 @@ from ..checkpoints.parts import as_boxes
 from ..checkpoints.scaled import ScaledEntry, elements_of
 from ..checkpoints.tensors import Origin, Part, StoredEntry, TensorEntry, stored
 from ..conversion.lora.entry import AdaptedEntry, Lengths, Rows, read_from
+from ..conversion.mixture.entry import DrawnEntry, ExpertEntry
 from ..conversion.modules import module_of
 from ..conversion.moe.entry import ReorderedEntry
 from ..conversion.vocabulary.entry import AlignedEntry
@@ -252,6 +253,8 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
         how = "the base's router"
     elif plan.recipe.title == "fold":
         how = "folded" if folded else "as it is"
+    elif plan.recipe.mixture is not None:
+        how = _of_mixture(tensor, plan)
     else:
         base = " and the base" if tensor.base is not None else ""
         how = f"{plan.recipe.title} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
@@ -264,6 +267,17 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
         notes=tuple(notes),
         sources=tuple(_names_in(entry) for entry in tensor.inputs),
         values=tensor.values if tensor.merged else (),
+    )
+
+
+def _of_mixture(tensor: TensorPlan, plan: Plan) -> str:
+    """Return where a tensor of a mixture of experts comes from."""
+    if isinstance(tensor.sources[0], DrawnEntry):
+        return "made"
+    return (
+        f"of {plan.recipe.titles[tensor.numbers[0]]}"
+        if len(tensor.sources) == 1
+        else f"average of {len(tensor.sources)} models"
     )
 
 
@@ -287,6 +301,13 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
     if isinstance(entry, ReorderedEntry):
         yield "experts and neurons in the order of the reference"
         yield from _remarks(entry.entry, number, held)
+        return
+    if isinstance(entry, DrawnEntry):
+        yield entry.said
+        return
+    if isinstance(entry, ExpertEntry):
+        yield from _remarks(entry.source, number, held)
+        yield from entry.said
         return
     there, read = held[number], read_from(entry)
     base = elements_of(read)

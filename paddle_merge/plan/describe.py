@@ -12,7 +12,7 @@ from ..conversion.vocabulary.write import is_tokenizer_file
 from ..methods.paddlenlp import PREFIX
 from ..parsing import count_text, size_text
 from ..recipe.request import Request
-from . import chat, modules
+from . import chat, mixture, modules
 from .account import Account, TensorAccount
 from .file_names import CARD
 from .plan import Plan
@@ -32,11 +32,14 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes], memory
     copied = len(plan.tensors) - len(merged)
     shards = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
     alone = recipe.title == "fold"
-    lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_shown(plan)}"]
-    lines += [f"model    {weight}{path}{role}" for path, weight, role in _models(plan)]
+    if recipe.mixture is not None:
+        lines = mixture.described(recipe, recipe.mixture, plan.config_source.config)
+    else:
+        lines = ["method   fold the adapter into its base" if alone else f"method   {recipe.title}: {_shown(plan)}"]
+        lines += [f"model    {weight}{path}{role}" for path, weight, role in _models(plan)]
     bases = dict.fromkeys(recipe.titles[part.base.number] for part in recipe.slices if part.base is not None)
     lines += [f"module   {line}" for line in modules.described(recipe, (tensor.name for tensor in plan.tensors))]
-    if not alone:
+    if not alone and recipe.mixture is None:
         base = recipe.base or ", ".join(bases)  # slices may have bases where the recipe has none
         role = _as(recipe.method.base_role) if base else ""
         lines.append(f"base     {base or 'none: the weights themselves are merged'}{role}")

@@ -16,6 +16,7 @@ from ..backends.machine import cores, free_memory
 from ..checkpoints.scaled import elements_of
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.lora.entry import read_from
+from ..conversion.mixture.entry import DrawnEntry, ExpertEntry
 from ..conversion.moe.entry import ReorderedEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..errors import ConfigError
@@ -185,7 +186,9 @@ def _stored(entry: TensorEntry) -> list[StoredEntry]:
         return [one for pick in entry.picks for one in _stored(pick.entry)]
     if isinstance(entry, ReorderedEntry):
         return _stored(entry.entry)
-    return [] if isinstance(entry, StagedEntry) else [elements_of(read_from(entry))]
+    if isinstance(entry, ExpertEntry):
+        return _stored(entry.source)
+    return [] if isinstance(entry, StagedEntry | DrawnEntry) else [elements_of(read_from(entry))]
 
 
 def _each(panel: int, tensors: Iterable[TensorPlan]) -> list[int]:

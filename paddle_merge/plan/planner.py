@@ -34,6 +34,7 @@ from .assemble import AssembledTensor, assemble
 from .config_source import warnings
 from .copies import masked_as, originals
 from .matched import Matched, matched
+from .mixture import assemble_mixture, in_hf_layout
 from .output_config import output_config, wrong_kinds
 from .plan import Plan, Shard, cut, suited
 from .provenance import provenance
@@ -46,7 +47,7 @@ class Made:
     """Hold the tensors of a recipe's output before each has its place in a file.
 
     inputs: as Recipe.titles. aligner: None if the recipe has no tokenizer. idle: a sentence on each filter that matches
-    nothing. recipe: with the experts that were chosen. left_out, cut: as of Plan.
+    nothing, or on what is likely not meant. recipe: with the experts that were chosen. left_out, cut: as of Plan.
     """
 
     tensors: Sequence[AssembledTensor]
@@ -66,6 +67,9 @@ def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:
     don't.
     """
     vocabularies = Vocabularies(its.inputs)
+    if recipe.mixture is not None:
+        found = assemble_mixture(recipe, recipe.mixture, its.inputs)
+        return Made(found.tensors, its.inputs, vocabularies, None, tuple(found.warnings), recipe, found.left_out, {})
     idle = _with_stages(recipe, vocabularies, its.layout, its.family)
     inputs = tuple(vocabularies.inputs)
     aligner = _aligner(recipe, vocabularies, its.layout)
@@ -103,12 +107,14 @@ def make_plan(
     measure: whether to match experts, if the recipe asks for that, which reads their weights (matched.py).
     Raises CheckpointError listing everything in the inputs that doesn't fit; ConfigError for parameters that don't.
     """
+    recipe = in_hf_layout(recipe)
     its = matched(recipe, measure)
     layout, config_source = its.layout, its.config_source
     found = make(recipe, its, _not_paddles(its.inputs, layout) if recipe.save_format == "pdparams" else ())
     made, inputs, vocabularies, aligner = found.tensors, found.inputs, found.vocabularies, found.aligner
     recipe = found.recipe
-    idle = [*found.idle, *vocabularies.notes, *(vocabularies.mismatched(recipe.taken) if aligner is None else ())]
+    unaligned = vocabularies.mismatched(recipe.taken) if aligner is None and recipe.mixture is None else ()
+    idle = [*found.idle, *vocabularies.notes, *unaligned]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     tensors, shards = _lay_out(
         made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout, its.family)

@@ -9,7 +9,7 @@ from ..checkpoints.json_files import read_small, unique_keys
 from ..errors import ConfigError
 
 # Keys of a recipe that are not the names of flags.
-_OF_RECIPES = {"models", "slices", "modules", "base_model", "parameters", "dtype", "tokenizer", "name"}
+_OF_RECIPES = {"models", "slices", "modules", "base_model", "parameters", "dtype", "tokenizer", "name", "experts", "upcycle"}
 
 
 def _is_recipe(text: str, where: str) -> bool:

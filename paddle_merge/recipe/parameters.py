@@ -113,7 +113,8 @@ class Resolver:
 def is_uniform(recipe: Recipe) -> bool:
     """Return whether all tensors are merged with the same parameters, so none of these varies by layer, name or slice."""
     return not (
-        recipe.method.by_layer
+        recipe.mixture is not None
+        or recipe.method.by_layer
         or len(recipe.slices) > 1
         or not all(_is_constant(setting) for _, setting in settings_of(recipe))
     )

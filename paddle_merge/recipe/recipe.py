@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ..dtypes import DType
 from ..methods.shared.method import REQUIRED, Method
 from .keep_experts import KeepExperts
+from .mixture import Mixture
 
 Value = bool | int | float | str
 
@@ -179,6 +180,7 @@ class Recipe:
     router: whether the routers of experts are merged ("merge") or the base's ("base").
     expert_layout: whether experts are stored as a matrix for each ("split") or as stacks ("stacked"); None: as the inputs.
     chat_template: a template's name, "auto", or Jinja text (chat_template.py); None: the tokenizer's own.
+    mixture: the mixture of experts that is made of the inputs, instead of a merge; None: it is a merge.
     keep_experts: the experts that the output keeps of the merged model's; None: all.
     drop_layers: the numbers of the merged model's layers that the output doesn't get, ascending.
     """
@@ -206,6 +208,7 @@ class Recipe:
     expert_layout: str | None = None
     keep_experts: KeepExperts | None = None
     drop_layers: tuple[int, ...] = ()
+    mixture: Mixture | None = None
 
     @property
     def taken(self) -> list[int]:

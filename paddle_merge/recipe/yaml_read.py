@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from .recipe import Input, ParsedRecipe, Recipe, Slice, Stage, assign_roles, count_problem
 from .yaml_documents import Draft, Drafts
 from .yaml_experts import read_drop_layers, read_keep_experts
+from .yaml_mixture import MixtureReader, is_mixture
 from .yaml_nodes import documents, is_null
 
 
@@ -55,6 +56,12 @@ def parse_documents(nodes: Sequence[yaml.Node], where: str) -> ParsedRecipe:
 
     where: what error messages call the text.
     """
+    if is_mixture(nodes):
+        reader = MixtureReader(where)
+        recipe = reader.recipe(nodes)
+        if reader.problems or recipe is None:
+            raise ConfigError(list(dict.fromkeys(reader.problems)))
+        return ParsedRecipe(recipe, tuple(dict.fromkeys(reader.notes)))
     return _Reader(where).read(nodes)
 
 

@@ -10,6 +10,7 @@ import yaml
 from ..methods.paddlenlp import PREFIX
 from ..methods.shared.method import Method
 from .recipe import Recipe, Setting, Slice, Stage, Tokenizer, TokenRow, parts
+from .yaml_mixture import document as mixture_document
 
 _FOLD = {f"{PREFIX}fold": f"{PREFIX}linear"}  # what to_recipe.py calls the merge of one model alone -> a method's name
 
@@ -28,7 +29,8 @@ def to_yaml(recipe: Recipe, absolute: Callable[[str], str] = str) -> str:
     experts = {"expert_alignment": alignment} if alignment != "index" else {}
     experts |= {"router": recipe.router} if recipe.router != "merge" else {}
     smaller = _smaller(recipe, absolute is not str)
-    documents.append({**_document(recipe, paths, absolute), **experts, **template, **smaller})
+    own = mixture_document(recipe, recipe.mixture, paths) if recipe.mixture else _document(recipe, paths, absolute)
+    documents.append({**own, **experts, **template, **smaller})
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

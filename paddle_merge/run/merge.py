@@ -32,6 +32,7 @@ from ..recipe.config import MergeConfig
 from ..recipe.request import Request
 from . import sparse_changes
 from .announce import announce
+from .gates import check_gates, with_gates
 from .job import Job, Report, notice
 from .output import journal as journals
 from .output.account_file import check_account, refused
@@ -90,6 +91,7 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
         _check_disk(request, plan)
         return
 
+    plan = with_gates(plan, ranks)
     output = Output(request.output, plan)
     journal = Journal(output.folder, ranks.number, plan, output.partial_paths)
     try:
@@ -219,6 +221,7 @@ def _prepared(request: Request, ranks: int, measure: bool = True) -> tuple[Plan,
         elif request.n_process is None:
             plan = memory_estimate.fitting(plan, beside)
         attempt(_check_equal, plan)
+        attempt(check_gates, plan)
         paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
     paths += [request.config_from] if request.config_from else []
     paths += [plan.tokens.source.folder] if plan is not None and plan.tokens is not None else []

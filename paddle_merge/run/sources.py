@@ -1,8 +1,8 @@
 """Read the elements of a tensor's inputs from wherever they come from.
 
 `reader` chooses the reader of a TensorEntry: of stored tensors, quantised ones, tensors with adapters, tensors with
-aligned rows, with experts in another order, and tensors of an earlier stage of the recipe, which are merged when they are
-read.
+aligned rows, with experts in another order, of a mixture of experts, and tensors of an earlier stage of the recipe, which
+are merged when they are read.
 
 Before: plan/tensor_plan.py says which entries a tensor is made of. After: pipeline.py merges what FileSource gives.
 """
@@ -22,6 +22,7 @@ from ..checkpoints.scaled import ScaledEntry
 from ..checkpoints.tensors import ElementReader, StoredEntry, TensorEntry
 from ..conversion import readers
 from ..conversion.lora.entry import AdaptedEntry
+from ..conversion.mixture.entry import DrawnEntry, ExpertEntry
 from ..conversion.moe.entry import ReorderedEntry
 from ..conversion.moe.reordered import ReorderedReader
 from ..conversion.vocabulary.entry import AlignedEntry
@@ -44,6 +45,14 @@ def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
             from ..conversion.vocabulary.aligned import AlignedReader  # imports Numba
 
             return AlignedReader(entry, compute, functools.partial(reader, files=files))
+        case DrawnEntry():
+            from ..conversion.mixture.drawing import DrawnReader  # imports Numba
+
+            return DrawnReader(entry, compute)
+        case ExpertEntry():
+            from ..conversion.mixture.drawing import ExpertReader  # imports Numba
+
+            return ExpertReader(entry, compute, functools.partial(reader, files=files))
         case StagedEntry():
             return StagedReader(entry, files)
     raise TypeError(f"no reader for a {type(entry).__name__}")

@@ -16,6 +16,7 @@ from ...plan.describe import parameters
 from ...plan.file_names import LOCK, RECORD
 from ...plan.plan import Plan
 from ...recipe.config import MergeConfig
+from ...recipe.mixture import Mixture
 from ...recipe.recipe import Recipe
 from ...recipe.request import Request
 from ...version import __version__
@@ -86,6 +87,9 @@ def _summary(plan: Plan) -> str:
     """Return the first sentence: what was merged, by which methods, with the papers."""
     recipe, titles = plan.recipe, [escaped(title) for title in plan.provenance.titles]
     made = f"made with paddle_merge {__version__}"
+    if recipe.mixture is not None:
+        count, its = len(recipe.mixture.experts), titles[recipe.mixture.base]
+        return f"This model is a mixture of {count} experts on the base of {its}, {made}."
     if recipe.title == "fold":
         if len(plan.provenance.inputs[0]) == 1:
             return f"This model is {titles[0]}, {made}."
@@ -103,6 +107,8 @@ def _models(plan: Plan) -> list[str]:
     recipe = plan.recipe
     if recipe.title == "fold":
         return []
+    if recipe.mixture is not None:
+        return ["## Experts", table(_experts(plan, recipe.mixture))]
     titles = [*plan.provenance.titles, *(stage.name for stage in recipe.stages)]
     values = dict(plan.typical.values) if plan.resolved is not None else {}
     each = [one.name for one in recipe.method.parameters if one.each and one.name not in ("weight", "scale")]
@@ -122,6 +128,17 @@ def _models(plan: Plan) -> list[str]:
     words = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in common.items()}
     shown = ", ".join(f"{name} {word}" for name, word in words.items())
     return ["## Models", table(rows), *([f"Parameters: {escaped(shown)}."] if shown else [])]
+
+
+def _experts(plan: Plan, mixture: Mixture) -> list[list[str]]:
+    """Return the table of a mixture's experts, and of the model that gives everything else."""
+    titles, rows = plan.provenance.titles, [["expert", "model", "prompts", "noise_scale", "residual_scale"]]
+    named = [(str(number), one) for number, one in enumerate(mixture.experts)] + [("shared", one) for one in mixture.shared]
+    for name, one in named:
+        prompts = [f"{len(its)} {word}" for its, word in ((one.positive, "positive"), (one.negative, "negative")) if its]
+        rows.append([name, titles[one.number], ", ".join(prompts), f"{one.noise:g}", f"{one.residual:g}"])
+    rest = "average of the experts' models" if mixture.non_experts == "average" else titles[mixture.base]
+    return [*rows, ["everything else", rest, "", "", ""]]
 
 
 def _license(plan: Plan) -> list[str]:

@@ -17,6 +17,7 @@ from ...errors import CheckpointError
 from ...plan import chat
 from ...plan.file_names import CARD, EXPERTS, LOCK, RECORD, WEIGHTS
 from ...plan.loader_files import loader_files
+from ...plan.mixture import mixture_config
 from ...plan.output_config import output_config
 from ...plan.plan import Plan
 from ...recipe.request import Request
@@ -121,6 +122,8 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
         for flag, layers in FUSED_FLAGS.items():
             if flag in wanted or (plan.layout == "paddlenlp" and words & layers):
                 wanted[flag] = bool(words & layers)
+    if plan.recipe.mixture is not None:
+        wanted = mixture_config(plan.recipe.mixture, wanted)
     return content if wanted == model else json_bytes(wanted)
 
 

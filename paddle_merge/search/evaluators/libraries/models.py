@@ -74,6 +74,9 @@ class LanguageModel(Protocol):
         is the likeliest token, bool [batch, length]. They are computed in float32 from the model's logits.
         """
 
+    def hidden_states(self, tokens: Sequence[int]) -> np.ndarray:
+        """Return the input of every layer at each token of one text, float32 [layers, length, hidden]."""
+
     def generate(self, tokens: Sequence[int], most: int) -> list[int]:
         """Return the tokens that follow, up to `most`: those before the first that ends a text.
 

@@ -77,6 +77,27 @@ class PaddleModel:
                 likeliest[row, column] = picked.argmax(-1).numpy() == targets[row, column]
         return values, likeliest
 
+    def hidden_states(self, tokens: Sequence[int]) -> np.ndarray:
+        paddle, found = import_paddle(), list[np.ndarray]()
+        layers = next(
+            module
+            for name, module in self.model.named_sublayers()
+            if name.rpartition(".")[2] == "layers" and isinstance(module, paddle.nn.LayerList)
+        )
+
+        def keep(layer: Any, inputs: Any) -> None:
+            found.append(inputs[0].astype("float32").numpy().reshape(len(tokens), -1))
+
+        hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
+        try:
+            with paddle.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._logits(paddle.to_tensor(np.array([list(tokens)], np.int64)))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return np.stack(found)
+
     def generate(self, tokens: Sequence[int], most: int) -> list[int]:
         paddle = import_paddle()
         given, ends = paddle.to_tensor(np.array([tokens], np.int64)), sorted(self.tokenizer.ends)

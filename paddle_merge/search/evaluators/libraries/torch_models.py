@@ -62,6 +62,14 @@ class TorchModel:
                 likeliest[row, column] = (picked.argmax(-1) == wanted).cpu().numpy()
         return values, likeliest
 
+    def hidden_states(self, tokens: Sequence[int]) -> np.ndarray:
+        import torch
+
+        given = torch.tensor([list(tokens)], device=self.model.device)
+        with torch.inference_mode():
+            found = self.model(input_ids=given, use_cache=False, output_hidden_states=True).hidden_states
+        return np.stack([one[0].float().cpu().numpy() for one in found[:-1]])
+
     def generate(self, tokens: Sequence[int], most: int) -> list[int]:
         import torch
 
