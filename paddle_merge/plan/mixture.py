@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,8 @@ def assemble_mixture(recipe: Recipe, mixture: Mixture, inputs: Sequence[Checkpoi
     Raises CheckpointError listing everything because of which the models don't fit together.
     """
     configs = [read_config(one.folder) for one in inputs]
-    problems = [*_unlike(mixture, inputs, configs), *_unfit_tensors(recipe, mixture, inputs)]
+    unlike = _unlike(mixture, inputs, configs)
+    problems = [*unlike.values(), *_unfit_tensors(recipe, mixture, inputs, unlike.keys())]
     family, more = choose_family(mixture, configs[mixture.base], inputs[mixture.base].path)
     problems += more
     if family is not None:
@@ -151,9 +152,9 @@ def _expert(one: Expert, titles: Sequence[str]) -> str:
 # --- what must fit together
 
 
-def _unlike(mixture: Mixture, inputs: Sequence[Checkpoint], configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence on each expert's model that is of another family or size than the base."""
-    base, found = configs[mixture.base], []
+def _unlike(mixture: Mixture, inputs: Sequence[Checkpoint], configs: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return a sentence on each expert's model that is of another family or size than the base, by its number."""
+    base, found = configs[mixture.base], dict[int, str]()
     family = next((one.dense for one in FAMILIES if base.get("model_type") in one.dense), ())
     for number in _experts_models(mixture):
         its = configs[number]
@@ -169,12 +170,12 @@ def _unlike(mixture: Mixture, inputs: Sequence[Checkpoint], configs: Sequence[Ma
             [f"head size {heads[0]} (not {heads[1]})"] if heads[0] != heads[1] and None not in heads and not wrong else []
         )
         kinds = its.get("model_type"), base.get("model_type")
-        if kinds[0] != kinds[1] and not {*kinds} <= {*family}:
+        if None not in kinds and kinds[0] != kinds[1] and not {*kinds} <= {*family}:
             wrong.insert(0, f"model_type {kinds[0]} (not {kinds[1]})")
         if mixture.non_experts == "average" and its.get("vocab_size") != base.get("vocab_size"):
             wrong.append(f"vocabulary of {its.get('vocab_size')} (not {base.get('vocab_size')})")
         if wrong:
-            found.append(
+            found[number] = (
                 f"{inputs[number].path}: {', '.join(wrong)}: experts must be models of the same family and size as the base,"
                 f" {inputs[mixture.base].path}"
             )
@@ -186,19 +187,21 @@ def _experts_models(mixture: Mixture) -> list[int]:
     return list(dict.fromkeys(one.number for one in mixture.gated if one.number != mixture.base))
 
 
-def _unfit_tensors(recipe: Recipe, mixture: Mixture, inputs: Sequence[Checkpoint]) -> list[str]:
-    """Return sentences on tensors of the experts' models that are missing, or don't have the base's shape or dtype."""
+def _unfit_tensors(recipe: Recipe, mixture: Mixture, inputs: Sequence[Checkpoint], told: Collection[int]) -> list[str]:
+    """Return sentences on tensors of the experts' models that are missing, or don't have the base's shape or dtype.
+
+    told: the numbers of models of which it is known already that they don't fit.
+    """
     base, found = inputs[mixture.base], list[str]()
     matrices = [name for name in base.tensors if mlp_of(name)]
     if not matrices:
         return [f"{base.path}: has no MLPs of {', '.join(MLP)}, of which experts could be made"]
-    others = [name for name in base.tensors if ".mlp." in name and not mlp_of(name)]
-    if others:
-        found.append(
-            f"{base.path}: {tensors_named(others)} in its MLPs has no place in an expert, which has {', '.join(MLP)}"
-        )
+    if others := [name for name in base.tensors if ".mlp." in name and not mlp_of(name)]:
+        found.append(f"{base.path}: its MLPs have {tensors_named(others)}, and an expert has only {', '.join(MLP)}")
     wanted = list(base.tensors) if mixture.non_experts == "average" else matrices
     for number in _experts_models(mixture):
+        if number in told:
+            continue
         its, missing, shapes, dtypes = inputs[number], list[str](), list[str](), list[str]()
         for name in wanted:
             mine, other = base.tensors[name], its.tensors.get(name)
@@ -211,14 +214,14 @@ def _unfit_tensors(recipe: Recipe, mixture: Mixture, inputs: Sequence[Checkpoint
         if missing:
             found.append(f"{its.path}: has no {tensors_named(missing)}, which {base.path} has")
         if shapes:
-            own, other_shape = its.tensors[shapes[0]].shape, base.tensors[shapes[0]].shape
-            which = "" if len(shapes) == 1 else f" (the first is {list(own)}, not {list(other_shape)})"
-            alone = f": {list(own)}, not {list(other_shape)}" if len(shapes) == 1 else ""
-            found.append(f"{its.path}: {tensors_named(shapes)} has another shape than in {base.path}{alone}{which}")
+            own, of_base = (list(one.tensors[shapes[0]].shape) for one in (its, base))
+            found.append(
+                f"{its.path}: {tensors_named(shapes)}: another shape than in {base.path}, {own} instead of {of_base}"
+            )
         if dtypes:
             own_dtype, its_dtype = base.tensors[dtypes[0]].dtype.name, its.tensors[dtypes[0]].dtype.name
             found.append(
-                f"{its.path}: {tensors_named(dtypes)} is {its_dtype}, and {own_dtype} in {base.path}; give the dtype of the"
+                f"{its.path}: {tensors_named(dtypes)}: {its_dtype}, and {own_dtype} in {base.path}; give the dtype of the"
                 " output (dtype in the recipe, or --out_dtype)"
             )
     return found

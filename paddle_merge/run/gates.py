@@ -91,6 +91,16 @@ def with_gates(plan: Plan, ranks: Ranks) -> Plan:
     return dataclasses.replace(plan, tensors=tuple(tensors))
 
 
+def gated_again(plan: Plan) -> tuple[Plan, list[str]]:
+    """Return the plan with the values of its routers as far as they are the same on every machine; and the names of the
+    others, which a library has computed. Raises as with_gates."""
+    mixture = _computed(plan)
+    if mixture is None or mixture.gate_mode == "cheap_embed":
+        return with_gates(plan, Ranks(0, ["alone"])), []
+    entries = [(tensor.name, tensor.sources[0]) for tensor in plan.tensors]
+    return plan, [name for name, entry in entries if isinstance(entry, DrawnEntry) and entry.kind == "values"]
+
+
 def compute_rows(plan: Plan, mixture: Mixture) -> np.ndarray:
     """Return the routers' weights, float32 [layers, experts, hidden]; the last row is the shared expert's, if there is one
     with prompts."""

@@ -69,6 +69,10 @@ def merge_by_recipe(
 ) -> dict[str, Any]:
     """Merge state dicts by a recipe, whose sources they are in order; there may be one only. Raises as merge_state_dicts
     does."""
+    if recipe.mixture is not None:
+        raise ConfigError(
+            "a mixture of experts is made of checkpoints, not of state dicts: write the models, and merge with merge"
+        )
     if recipe.tie != "auto":
         raise ConfigError(f"tie {recipe.tie!r}: state dicts are merged as they are, with the tensors that they hold")
     if recipe.tokenizer is not None:

@@ -23,6 +23,7 @@ from ..checkpoints.names import stacks
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from ..dtypes import FLOAT32, FLOAT64, DType
+from ..errors import CheckpointError
 from ..plan.config_source import different_settings
 from ..plan.matched import Matched, matched
 from ..plan.output_config import changes_config, output_config
@@ -77,6 +78,10 @@ class Merger:
 
     def inputs(self, recipe: Recipe) -> Matched:
         """Return the inputs of a recipe, opened, in matching names and layouts. Raises CheckpointError."""
+        if recipe.mixture is not None:
+            raise CheckpointError(
+                "a mixture of experts can't be made while searching: make it first, and search with its folder"
+            )
         key = without_settings(recipe)
         if key not in self._matched:
             self._matched[key] = matched(recipe)

@@ -14,12 +14,14 @@ import xxhash
 
 from ...checkpoints.fingerprint import of_file, sum_of
 from ...errors import CheckpointError, MergeError
+from ...parsing import tensors_named
 from ...plan.file_names import EXPERTS, RECORD, WEIGHTS
 from ...plan.plan import Plan
 from ...plan.planner import make_plan
 from ...plan.tensor_plan import TensorPlan
 from ...recipe.config import MergeConfig
 from ...recipe.request import Request
+from ...run.gates import gated_again
 from ...run.job import Job, Report
 from ...run.output.lock import MergeRecord, WrittenTensor, read_lock
 from ...run.pool import work
@@ -153,14 +155,16 @@ def _remake(
         recipe = request.checked_recipe()
         if recipe.expert_alignment != "index" and os.path.isfile(orders := os.path.join(folder, EXPERTS)):
             recipe = dataclasses.replace(recipe, expert_alignment=orders)
-        plan = make_plan(recipe, n_process, request.shard_bytes, request.engine)
+        plan, unknown = gated_again(make_plan(recipe, n_process, request.shard_bytes, request.engine))
     except MergeError as error:
         raise CheckpointError(error.problems) from None
     made = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in plan.tensors}
     if made != {name: (tensor.dtype, tensor.shape) for name, tensor in lock.tensors.items()}:
         found.off.append(f"the inputs that {path} names don't have the tensors, dtypes, or shapes any more that were merged")
         return
-    filled = [tensor.name for tensor in plan.tensors if tensor.size]
+    if unknown:
+        found.notes.append(f"{tensors_named(unknown)}: not computed again, as a library did it, whose results may differ")
+    filled = [tensor.name for tensor in plan.tensors if tensor.size and tensor.name not in unknown]
     chosen = set(filled if sample is None else _choose(filled, sample))
     pieces = tuple(piece for piece in plan.pieces if plan.tensors[piece.tensor].name in chosen)
     if not pieces:
