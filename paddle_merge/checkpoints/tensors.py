@@ -6,6 +6,7 @@ A TensorEntry is one of five classes, each beside the code that makes it:
     ScaledEntry    scaled.py                        codes of a quantised checkpoint, and the scales of their blocks
     AdaptedEntry   conversion/lora/entry.py         a stored tensor with the changes that LoRA adapters make to it
     AlignedEntry   conversion/vocabulary/entry.py   rows of several tensors, in the order of one tokenizer
+    CompletedEntry conversion/vocabulary/entry.py   the same, with rows that are combinations of others
     ReorderedEntry conversion/moe/entry.py          a tensor with its experts and their neurons in another order
     StagedEntry    plan/tensor_plan.py              the result of an earlier merge of the same recipe
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "evolve": ("evolve.cli", "Search for the best recipe by scoring merges."),
     "sweep": ("sweep.cli", "Score all merges of a grid, or between two models."),
     "soup": ("soup.cli", "Average the checkpoints of a training run."),
+    "transplant": ("transplant.cli", "Give a model the tokenizer of another."),
     "push": ("push.cli", "Upload a checkpoint or adapter to Hugging Face, AI Studio or ModelScope."),
     "demo": ("demo.cli", "Train small networks, merge them by every method, and show the results."),
 }
@@ -38,6 +39,7 @@ OURS = (
     "verify",
     "extract-lora",
     "merge-lora",
+    "transplant",
     "push",
 )  # commands that run nothing of the user's in their process
 QUICK = re.compile("(-h|--(help|version|dry[-_]run|print[-_]recipe))(=|$)")  # flags of merge with which it merges nothing

@@ -21,7 +21,7 @@ from ..conversion.lora.entry import AdaptedEntry, Lengths, Rows, read_from
 from ..conversion.mixture.entry import DrawnEntry, ExpertEntry
 from ..conversion.modules import module_of
 from ..conversion.moe.entry import ReorderedEntry
-from ..conversion.vocabulary.entry import AlignedEntry
+from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
 from ..errors import CheckpointError, MalformedError
 from .modules import taken
 from .plan import Plan
@@ -293,6 +293,9 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
     if isinstance(entry, StagedEntry):
         yield f"made by {entry.title}"
         return
+    if isinstance(entry, CompletedEntry):
+        yield f"{entry.count} rows made of others"
+        entry = entry.known
     if isinstance(entry, AlignedEntry):
         yield "aligned token by token"
         for pick in entry.picks:

@@ -61,11 +61,12 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes], memory
     lines.append(f"input    {size_text(plan.bytes_in)}{twice}")
     lines.append(f"output   {request.output}: {size_text(plan.bytes_out)} in {shards}")
     ours = (CARD, *([chat.FILE] if plan.chat_template is not None else []))
+    tokenizers = plan.tokens.source.folder if plan.tokens is not None else plan.added and plan.added.folder
     copied_from: dict[str, list[str]] = {plan.config_source.folder: []}
     for name in sidecars:
-        adapters = plan.added.folder if plan.added is not None and is_tokenizer_file(name) else None
         if name not in ours:
-            copied_from.setdefault(adapters or plan.config_source.folder, []).append(name)
+            others = tokenizers if is_tokenizer_file(name) else None
+            copied_from.setdefault(others or plan.config_source.folder, []).append(name)
     shown = "; ".join(f"{', '.join(names) or 'nothing'} from {folder}" for folder, names in copied_from.items())
     lines.append(f"copied   {shown}")
     if plan.engine.tensor_type == "pd":
@@ -88,7 +89,7 @@ def _tokens(plan: Plan) -> list[str]:
         said = f"{fate.matched} matched, {_few(fate.filled, 'filled')}, {_few(fate.dropped, 'dropped')}{unnamed}"
         lines.append(f"         {plan.recipe.titles[fate.number]}: {said}")
     lines += [f"         rows said by the recipe: {_few(tokens.given, 'tokens')}"] if tokens.given else []
-    return lines + ([f"         in no model: {_few(tokens.nowhere, 'of zeros')}"] if tokens.nowhere else [])
+    return lines + ([f"         in no model: {_few(tokens.nowhere, tokens.filled)}"] if tokens.nowhere else [])
 
 
 def _few(tokens: Sequence[str], what: str) -> str:

@@ -18,7 +18,7 @@ from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.lora.entry import read_from
 from ..conversion.mixture.entry import DrawnEntry, ExpertEntry
 from ..conversion.moe.entry import ReorderedEntry
-from ..conversion.vocabulary.entry import AlignedEntry
+from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
 from ..errors import ConfigError
 from ..parsing import size_text
 from .plan import Plan
@@ -188,6 +188,8 @@ def _stored(entry: TensorEntry) -> list[StoredEntry]:
         return _stored(entry.entry)
     if isinstance(entry, ExpertEntry):
         return _stored(entry.source)
+    if isinstance(entry, CompletedEntry):
+        return [one for part in entry.made_of for one in _stored(part)]
     return [] if isinstance(entry, StagedEntry | DrawnEntry) else [elements_of(read_from(entry))]
 
 

@@ -24,6 +24,7 @@ from ..conversion.inputs import differences
 from ..conversion.layout import transposed_in
 from ..conversion.vocabulary.align import Aligner
 from ..conversion.vocabulary.given import Given
+from ..conversion.vocabulary.missing import Missing
 from ..conversion.vocabulary.vocabularies import Vocabularies
 from ..errors import CheckpointError
 from ..parsing import tensors_named
@@ -33,6 +34,7 @@ from .added_tokens import added_tokens
 from .assemble import AssembledTensor, assemble
 from .config_source import warnings
 from .copies import masked_as, originals
+from .donor import open_donor
 from .matched import Matched, matched
 from .mixture import assemble_mixture, in_hf_layout
 from .output_config import output_config, wrong_kinds
@@ -72,7 +74,7 @@ def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:
         return Made(found.tensors, its.inputs, vocabularies, None, tuple(found.warnings), recipe, found.left_out, {})
     idle = _with_stages(recipe, vocabularies, its.layout, its.family)
     inputs = tuple(vocabularies.inputs)
-    aligner = _aligner(recipe, vocabularies, its.layout)
+    aligner = _aligner(recipe, vocabularies, its.layout, recipe.prefix)
     if problems := [*_differences(recipe, inputs, aligner), *also]:
         raise CheckpointError(problems)
     made, more = assemble(recipe, inputs, aligner, its.averaged, its.experts.routers)
@@ -162,12 +164,19 @@ def make_plan(
     )
 
 
-def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | None) -> Aligner | None:
-    """Return what aligns vocabularies as the recipe says; None if it doesn't. Raises CheckpointError if it must."""
+def _aligner(recipe: Recipe | Stage, vocabularies: Vocabularies, layout: str | None, prefix: str) -> Aligner | None:
+    """Return what aligns vocabularies as the recipe says; None if it doesn't. Raises CheckpointError if it must.
+
+    prefix: which weights of a folder are merged.
+    """
     if recipe.tokenizer is not None:
-        wanted = recipe.tokenizer
+        wanted, said, donor = recipe.tokenizer, recipe.tokenizer.missing, None
+        other = isinstance(wanted.source, str) and wanted.source != "union"
+        if said is not None and said.method == "omp" and other:
+            donor = open_donor(str(wanted.source), prefix)
         return Aligner(
-            source=wanted.source,
+            source=donor.folder if donor is not None else wanted.source,
+            missing=Missing(said.method, said.k, said.pieces, donor) if said is not None else None,
             base=wanted.base,
             multiple=wanted.multiple,
             given=[Given(one.token, one.model, one.row, one.zeros, one.force) for one in wanted.rows],
@@ -220,7 +229,7 @@ def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None,
     """
     idle = list[str]()
     for stage in recipe.stages:
-        found, aligner = vocabularies.inputs, _aligner(stage, vocabularies, layout)
+        found, aligner = vocabularies.inputs, _aligner(stage, vocabularies, layout, recipe.prefix)
         if problems := _differences(stage, found, aligner):
             raise CheckpointError(problems)
         made, more = assemble(stage, found, aligner)

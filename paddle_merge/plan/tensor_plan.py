@@ -14,7 +14,7 @@ from typing import Any
 
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.moe.entry import ReorderedEntry
-from ..conversion.vocabulary.entry import AlignedEntry
+from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
 from ..dtypes import DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
 
@@ -141,5 +141,7 @@ def _leaves(number: int, entry: TensorEntry) -> Iterator[tuple[int, TensorEntry]
             yield from _leaves(pick.number, pick.entry)
     elif isinstance(entry, ReorderedEntry):
         yield from _leaves(number, entry.entry)
+    elif isinstance(entry, CompletedEntry):
+        yield from _leaves(number, entry.known)
     else:
         yield number, entry

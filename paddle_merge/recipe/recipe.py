@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ..dtypes import DType
 from ..methods.shared.method import REQUIRED, Method
 from .keep_experts import KeepExperts
+from .missing_tokens import MissingTokens
 from .mixture import Mixture
 
 Value = bool | int | float | str
@@ -105,12 +106,14 @@ class Tokenizer:
     multiple: the number of rows is rounded up to a multiple of this; None: the output has as many rows as the input that the
         tokenizer is taken from.
     rows: tokens whose rows the recipe gives.
+    missing: how rows of tokens are made that no model has; None: they are zeros.
     """
 
     source: int | str
     base: int | None = None
     multiple: int | None = None
     rows: tuple[TokenRow, ...] = ()
+    missing: MissingTokens | None = None
 
 
 def tokenizer_of(
@@ -120,19 +123,20 @@ def tokenizer_of(
     base: int | None,
     first: int,
     rows: tuple[TokenRow, ...] = (),
+    missing: MissingTokens | None = None,
 ) -> Tokenizer:
     """Return the tokenizer that a recipe or a flag names.
 
     source: "union", "base", the path or name of an input, or a folder.
-    multiple, rows: as of Tokenizer.
+    multiple, rows, missing: as of Tokenizer.
     places: the inputs' numbers by their paths or names.
     base: the base's number; None if there is no base.
     first: the first model's number, which stands for the base where there is none.
     """
     if source == "union":
-        return Tokenizer(source, base, multiple, rows)
+        return Tokenizer(source, base, multiple, rows, missing)
     main = base if base is not None else first
-    return Tokenizer(main if source == "base" else places.get(source, source), base, multiple, rows)
+    return Tokenizer(main if source == "base" else places.get(source, source), base, multiple, rows, missing)
 
 
 @dataclass(frozen=True)

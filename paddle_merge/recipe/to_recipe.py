@@ -14,7 +14,18 @@ from ..methods.shared.method import REQUIRED, Method
 from ..parsing import nearest
 from . import fields
 from .parameters import Resolver, typed
-from .recipe import Input, ParsedRecipe, Recipe, Setting, Slice, assign_roles, constant, count_problem, tokenizer_of
+from .recipe import (
+    Input,
+    ParsedRecipe,
+    Recipe,
+    Setting,
+    Slice,
+    Tokenizer,
+    assign_roles,
+    constant,
+    count_problem,
+    tokenizer_of,
+)
 from .wording import WITH_FLAGS, as_flags, flag_of
 
 if TYPE_CHECKING:
@@ -192,8 +203,9 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
     if config.tokenizer_source:
         places = {absolute_spec(path): number for number, path in enumerate(recipe.sources)}
         base = len(recipe.models) if recipe.base is not None else None
-        multiple, rows = (tokenizer.multiple, tokenizer.rows) if tokenizer is not None else (None, ())
-        tokenizer = tokenizer_of(str(_tokenizer_source(config)), multiple, places, base, recipe.taken[0], rows)
+        said = tokenizer or Tokenizer("union")
+        source, first = str(_tokenizer_source(config)), recipe.taken[0]
+        tokenizer = tokenizer_of(source, said.multiple, places, base, first, said.rows, said.missing)
     return dataclasses.replace(
         recipe,
         seed=recipe.seed if config.seed is None else config.seed,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import yaml
 
 from ..parsing import nearest, shown
+from .missing_tokens import METHODS, MOST, PIECES, MissingTokens
 from .recipe import Tokenizer, TokenRow, tokenizer_of
 from .yaml_nodes import Nodes
 
@@ -33,6 +34,7 @@ class DraftTokenizer:
     source: str
     multiple: int | None = None
     rows: tuple[_DraftRow, ...] = ()
+    missing: MissingTokens | None = None
 
     def resolved(
         self, nodes: Nodes, places: Mapping[str, int], specs: Collection[str], base: int | None, first: int
@@ -53,7 +55,7 @@ class DraftTokenizer:
                 continue
             number = None if one.model is None else places[one.model]
             rows.append(TokenRow(one.token, number, one.row, one.zeros, one.force))
-        return tokenizer_of(self.source, self.multiple, places, base, first, tuple(rows))
+        return tokenizer_of(self.source, self.multiple, places, base, first, tuple(rows), self.missing)
 
 
 def read_tokenizer(nodes: Nodes, given: Mapping[str, yaml.Node], spec: Spec) -> DraftTokenizer | None:
@@ -62,7 +64,7 @@ def read_tokenizer(nodes: Nodes, given: Mapping[str, yaml.Node], spec: Spec) -> 
         return DraftTokenizer(nodes.text(given["tokenizer_source"])) if "tokenizer_source" in given else None
     if "tokenizer_source" in given:
         nodes.wrong(given["tokenizer_source"], "give one of tokenizer_source and tokenizer, not both")
-    inner = nodes.known(given["tokenizer"], ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
+    inner = nodes.known(given["tokenizer"], ("source", "tokens", "pad_to_multiple_of", "missing"), "tokenizer")
     multiple = nodes.scalar(inner["pad_to_multiple_of"]) if "pad_to_multiple_of" in inner else None
     if multiple is not None and (type(multiple) is not int or not 1 <= multiple <= 1 << 20):
         nodes.wrong(inner["pad_to_multiple_of"], "pad_to_multiple_of must be a whole number of at least 1")
@@ -70,7 +72,26 @@ def read_tokenizer(nodes: Nodes, given: Mapping[str, yaml.Node], spec: Spec) -> 
     source = _source(nodes, inner["source"], spec) if "source" in inner else "union"
     table = nodes.mapping(inner["tokens"], "tokens") if "tokens" in inner else {}
     rows = tuple(_row(nodes, token, value, spec) for token, (_, value) in table.items())
-    return DraftTokenizer(source, multiple, rows)
+    missing = _missing(nodes, inner["missing"]) if "missing" in inner else None
+    return DraftTokenizer(source, multiple, rows, missing)
+
+
+def _missing(nodes: Nodes, node: yaml.Node) -> MissingTokens:
+    """Return how rows of tokens are made that no model has: the name of a method, or a mapping."""
+    if isinstance(node, yaml.MappingNode):
+        inner = nodes.known(node, ("method", "k", "pieces"), "missing")
+    else:
+        inner = {"method": node}
+    words = {}
+    for key, allowed, otherwise in (("method", METHODS, "omp"), ("pieces", PIECES, "mean")):
+        words[key] = nodes.text(inner[key]) if key in inner else otherwise
+        if words[key] not in allowed:
+            nodes.wrong(inner[key], f"{key} {shown(words[key])} must be one of {', '.join(allowed)}")
+    k = nodes.scalar(inner["k"]) if "k" in inner else 64
+    if type(k) is not int or not 1 <= k <= MOST:
+        nodes.wrong(inner["k"], f"k must be a whole number from 1 to {MOST}")
+        k = 64
+    return MissingTokens(words["method"], k, words["pieces"])
 
 
 def _source(nodes: Nodes, node: yaml.Node, spec: Spec) -> str:

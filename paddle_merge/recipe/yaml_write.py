@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -59,11 +60,12 @@ def _tokenizer(tokenizer: Tokenizer, paths: Sequence[str], absolute: Callable[[s
         source = "base" if source == tokenizer.base else paths[source]
     elif source != "union":
         source = absolute(source)
-    if tokenizer.multiple is None and not tokenizer.rows:
+    if tokenizer.multiple is None and not tokenizer.rows and tokenizer.missing is None:
         return {"tokenizer_source": source}
     content: dict[str, Any] = {"source": source}
     content |= {"tokens": {row.token: _row(row, paths) for row in tokenizer.rows}} if tokenizer.rows else {}
     content |= {"pad_to_multiple_of": tokenizer.multiple} if tokenizer.multiple is not None else {}
+    content |= {"missing": dataclasses.asdict(tokenizer.missing)} if tokenizer.missing is not None else {}
     return {"tokenizer": content}
 
 

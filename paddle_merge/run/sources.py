@@ -1,8 +1,8 @@
 """Read the elements of a tensor's inputs from wherever they come from.
 
 `reader` chooses the reader of a TensorEntry: of stored tensors, quantised ones, tensors with adapters, tensors with
-aligned rows, with experts in another order, of a mixture of experts, and tensors of an earlier stage of the recipe, which
-are merged when they are read.
+aligned rows, or with rows that are made of others, with experts in another order, of a mixture of experts, and tensors of an
+earlier stage of the recipe, which are merged when they are read.
 
 Before: plan/tensor_plan.py says which entries a tensor is made of. After: pipeline.py merges what FileSource gives.
 """
@@ -25,7 +25,7 @@ from ..conversion.lora.entry import AdaptedEntry
 from ..conversion.mixture.entry import DrawnEntry, ExpertEntry
 from ..conversion.moe.entry import ReorderedEntry
 from ..conversion.moe.reordered import ReorderedReader
-from ..conversion.vocabulary.entry import AlignedEntry
+from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
 from ..dtypes import DType
 from ..plan.tensor_plan import Piece, StagedEntry, TensorPlan
 from .pipeline import merge_tensor
@@ -45,6 +45,10 @@ def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
             from ..conversion.vocabulary.aligned import AlignedReader  # imports Numba
 
             return AlignedReader(entry, compute, functools.partial(reader, files=files))
+        case CompletedEntry():
+            from ..conversion.vocabulary.completed import CompletedReader  # imports Numba
+
+            return CompletedReader(entry, compute, functools.partial(reader, files=files))
         case DrawnEntry():
             from ..conversion.mixture.drawing import DrawnReader  # imports Numba
 

@@ -5,6 +5,7 @@ extrapolated.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 import time
@@ -15,11 +16,14 @@ from typing import IO, Any
 
 import numpy as np
 import xxhash
+from threadpoolctl import threadpool_limits
 
 from ..backends.machine import cores
 from ..backends.scratch import Scratch
 from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import BLOCK
+from ..checkpoints.tensors import TensorEntry
+from ..conversion.vocabulary.entry import CompletedEntry, Pursuit, together
 from ..errors import WorkError
 from ..methods.shared.whole_matrix import is_matrix
 from ..plan.plan import Plan
@@ -76,6 +80,7 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
         flush = flush_rate(written)
     at_a_time = min(plan.n_process, cores())
     reading, computing, writing = (seconds / at_a_time for seconds in costs)
+    computing += _pursuing(plan)
     if cached is not None and cached < 1 and disk:
         reading += plan.bytes_in * (1 - cached) / disk
     starting = _PYTHON + max(planning, min(loading, 1.0))  # a process loads the loops while this one plans
@@ -141,7 +146,7 @@ class _Bench:
         self._at = 0
         self._kinds: dict[object, list[TensorPlan]] = {}
         for tensor in plan.tensors:
-            if tensor.merged and tensor.size:
+            if tensor.merged and tensor.size and not _pursuits(tensor.inputs):
                 self._kinds.setdefault(_kind(tensor), []).append(tensor)
 
     def load(self) -> float:
@@ -216,6 +221,28 @@ class _Bench:
         except OSError:  # the disk is full, for one; the merge would say so
             self._written = None
         self._at += raw.nbytes
+
+
+def _pursuits(entries: Sequence[TensorEntry]) -> list[Pursuit]:
+    """Return the pursuits that give coefficients for rows of tensors; they take far longer than a forecast may."""
+    own = [entry.how for entry in entries if isinstance(entry, CompletedEntry) and isinstance(entry.how, Pursuit)]
+    return own + [one for entry in entries for one in _pursuits(entry.made_of)]
+
+
+def _pursuing(plan: Plan) -> float:
+    """Return the seconds that all pursuits take, for the inner products alone: the rest is little beside them."""
+    pursuits = [one for tensor in plan.tensors for one in _pursuits(tensor.inputs)]
+    products = sum(one.k * one.targets.shape[0] * math.prod(one.atoms.shape) for one in pursuits)
+    if not products:
+        return 0.0
+    width = pursuits[0].atoms.shape[1]
+    atoms, targets = np.ones((1 << 10, width), np.float32), np.ones((width, together(width, pursuits[0].k)), np.float32)
+    with threadpool_limits(1, "blas"):
+        begun = time.perf_counter()
+        for _ in range(3):
+            np.abs(atoms @ targets).argmax(axis=0)
+        seconds = (time.perf_counter() - begun) / 3
+    return products * seconds / (atoms.size * targets.shape[1]) / cores()
 
 
 def _kind(tensor: TensorPlan) -> object:

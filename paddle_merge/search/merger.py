@@ -21,7 +21,7 @@ from ..checkpoints.config_json import read_config
 from ..checkpoints.files import Files
 from ..checkpoints.names import stacks
 from ..checkpoints.tensors import Checkpoint, TensorEntry
-from ..conversion.vocabulary.entry import AlignedEntry
+from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
 from ..dtypes import FLOAT32, FLOAT64, DType
 from ..errors import CheckpointError
 from ..plan.config_source import different_settings
@@ -205,7 +205,9 @@ def _is_made(plan: TensorPlan) -> bool:
 
 def _depends(entry: TensorEntry) -> bool:
     """Return whether a tensor is made of one that an earlier merge makes, so that it differs between candidates."""
-    return isinstance(entry, StagedEntry) or (isinstance(entry, AlignedEntry) and any(map(_depends, entry.made_of)))
+    return isinstance(entry, StagedEntry) or (
+        isinstance(entry, AlignedEntry | CompletedEntry) and any(map(_depends, entry.made_of))
+    )
 
 
 def without_settings(recipe: Recipe) -> str:

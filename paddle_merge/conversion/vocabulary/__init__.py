@@ -7,6 +7,10 @@ rows           which rows of the inputs become which rows of the output
 align          which tensors have a row per token, and what the output's are made of
 aligned        compute elements of an aligned tensor
 write          the files of the output's tokenizer
+texts          tokens of different tokenizers that stand for the same text
+missing        what rows of tokens are made of that no input has
+pursuit        rows as sparse combinations of others (orthogonal matching pursuit)
+completed      compute elements of a tensor with such rows
 given          rows that a recipe gives to tokens itself
 ids            token ids in config.json and generation_config.json
 """

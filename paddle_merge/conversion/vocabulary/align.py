@@ -7,14 +7,17 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...checkpoints.config_json import is_tied, read_config
 from ...checkpoints.names import HEAD, TOKEN_EMBEDDINGS, last_word, layer_of
 from ...checkpoints.tensors import TensorEntry
 from ...errors import CheckpointError
 from ..layout import transposed_in
 from ..modules import suggested
-from .entry import AlignedEntry
+from .entry import AlignedEntry, CompletedEntry
 from .given import Given, Substitute, located
+from .missing import Missing, Pieces, completed
 from .rows import Rows, keys, sizes
+from .texts import in_words_of
 from .tokens import Vocabulary, extended, read_vocabulary, union
 from .vocabularies import Tokens, Vocabularies, VocabularyAlignment
 
@@ -30,7 +33,8 @@ class Aligner:
     source: "union", the number of an input (its vocabulary), or the folder of a tokenizer. base: the number of the base
     model, None if there is none. multiple: to pad the rows to a multiple of; None for the source's padding.
     taken: the numbers of the inputs that are merged. vocabularies: of the recipe's inputs. layout: that of the inputs, None
-    if unknown. given: the rows of tokens that the recipe gives.
+    if unknown. given: the rows of tokens that the recipe gives. missing: of what the rows of tokens are made that no input
+    has; tokens are then the same if they stand for the same text. None: zeros; and tokens are matched by their names.
 
     Raises CheckpointError listing every input whose vocabulary or embedding isn't known.
     """
@@ -44,10 +48,12 @@ class Aligner:
         vocabularies: Vocabularies,
         layout: str | None,
         given: Sequence[Given] = (),
+        missing: Missing | None = None,
     ):
-        self._given = given
+        self._given, self._missing = given, missing
+        self._pieces: dict[int, Pieces] = {}
         self._inputs, self._base, self._layout = vocabularies.inputs, base, layout
-        self._made: dict[object, AlignedEntry | None] = {}
+        self._made: dict[object, AlignedEntry | CompletedEntry | None] = {}
         self._rows: dict[tuple[int, ...], Rows] = {}
         main = base if base is not None else taken[0]
         owner = main if source == "union" else vocabularies.input_number(source)
@@ -73,6 +79,9 @@ class Aligner:
         if lacking:
             raise CheckpointError(list(dict.fromkeys(lacking)))
         first = self._known[owner] if isinstance(owner, int) else _elsewhere(owner)
+        self._stored = dict(self._known)
+        if missing is not None:
+            self._known = {number: one if one is first else in_words_of(one, first) for number, one in self._known.items()}
         # A token behind the rows of its own model's embedding is none that the model knows: mergekit drops it, too.
         others = [self._known[number].within(self._sizes[number][0]) for number in dict.fromkeys(taken) if number != main]
         beyond = [
@@ -118,6 +127,7 @@ class Aligner:
             alignments=tuple(self._alignment(number, tokens - forced) for number, tokens in self._held.items()),
             nowhere=tuple(token for token in vocabulary.ids if token not in somewhere),
             given=said,
+            filled=missing.title if missing is not None else "of zeros",
         )
 
     def has(self, name: str) -> bool:
@@ -139,7 +149,11 @@ class Aligner:
         if chosen not in self._rows:
             base = chosen.index(self._base) if self._base in chosen else None
             self._rows[chosen] = Rows.of(
-                [self._keys_of(number) for number in chosen], self._keys, base, self._substitutes(entries[0].name, chosen)
+                [self._keys_of(number) for number in chosen],
+                self._keys,
+                base,
+                self._substitutes(entries[0].name, chosen),
+                self._missing is not None and self._missing.method == "mean",
             )
         if axis is None and self._rows[chosen].moves([self._sizes[number][0] for number in chosen]):
             first, (rows, _) = self._inputs[numbers[0]], self._sizes[numbers[0]]
@@ -153,12 +167,32 @@ class Aligner:
         nameless = tuple(entry.nameless for entry in entries)
         found = []
         for place, entry in enumerate(entries):
-            key = nameless, chosen, place, axis
+            head = self._missing is not None and self._in_head(entry.name, numbers[place])
+            key = nameless, chosen, place, axis, head
             if key not in self._made:
-                self._made[key] = self._rows[chosen].aligned(place, axis, entries, chosen)
+                known = self._rows[chosen].aligned(place, axis, entries, chosen)
+                self._made[key] = known and self._complete(known, entry, place, chosen, head)
             made = self._made[key]
             found.append(entry if made is None else made.renamed(entry.name))
         return found
+
+    def _in_head(self, name: str, number: int) -> bool:
+        """Return whether a tensor of an input belongs to a head of its own, which isn't tied to the embedding."""
+        checkpoint = self._inputs[number]
+        return last_word(name) in _HEADS and not is_tied(checkpoint, read_config(checkpoint.folder))
+
+    def _complete(
+        self, made: AlignedEntry, entry: TensorEntry, place: int, chosen: tuple[int, ...], head: bool
+    ) -> AlignedEntry | CompletedEntry:
+        """Return the tensor of the input at index `place` with the rows that no input has. Raises CheckpointError."""
+        if self._missing is None:
+            return made
+        number, pieces = chosen[place], None
+        if self._missing.method == "subword":
+            if number not in self._pieces:
+                self._pieces[number] = Pieces(self._stored[number], self.tokens.vocabulary)
+            pieces = self._pieces[number]
+        return completed(made, entry, self._rows[chosen], place, self._missing, pieces, head)
 
     def _substitutes(self, name: str, chosen: tuple[int, ...]) -> list[Substitute]:
         """Return the rows that the recipe gives in the tensor `name` of the inputs `chosen`. Raises CheckpointError."""

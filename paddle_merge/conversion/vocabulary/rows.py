@@ -54,11 +54,15 @@ class Rows:
     own: (inputs, rows) int64, the row of each input that is the output's row; -1 if the input doesn't have it.
     substitutes: (inputs, rows) int64, the row of each input that one which doesn't have its own takes; -1 for none.
     means: (n,) int64, rows of the output that are the mean of all others.
+    nowhere: (n,) int64, rows of tokens that no input has and that aren't given, other than those of `means`: zeros.
+    named: (rows,) bool, whether the output's row belongs to a token.
     """
 
     own: np.ndarray
     substitutes: np.ndarray
     means: np.ndarray
+    nowhere: np.ndarray
+    named: np.ndarray
 
     @classmethod
     def of(
@@ -67,10 +71,12 @@ class Rows:
         output: Sequence[str | int],
         base: int | None,
         given: Sequence[Substitute] = (),
+        mean: bool = False,
     ) -> Rows:
         """Match the rows of inputs and output by their keys (see keys()).
 
-        base: the index of the base model among the inputs; None if it isn't one. given: rows that the recipe gives.
+        base: the index of the base model among the inputs; None if it isn't one. given: rows that the recipe gives. mean:
+        whether also rows of tokens that no input has are the mean of all others, instead of zeros.
         """
         own = np.full((len(inputs), len(output)), -1, np.int64)
         for rows, its in zip(own, inputs, strict=True):
@@ -87,8 +93,12 @@ class Rows:
                 substitutes[one.place, one.at] = one.row
             if one.force:
                 own[:, one.at] = -1
-        unnamed = np.array([isinstance(key, int) for key in output], bool)
-        return cls(own, substitutes, np.flatnonzero(unnamed & ~has.any(axis=0)))
+        named, lacking = np.array([isinstance(key, str) for key in output], bool), ~has.any(axis=0)
+        said = np.zeros_like(lacking)
+        said[[one.at for one in given]] = True
+        nowhere = named & lacking & ~said
+        means = (~named & lacking) | (nowhere if mean else False)
+        return cls(own, substitutes, np.flatnonzero(means), np.flatnonzero(nowhere & ~means), named)
 
     def moves(self, sizes: Sequence[int]) -> bool:
         """Return whether the rows of any input change. sizes: how many rows each input has."""
@@ -112,7 +122,7 @@ class Rows:
         for one, (number, source) in enumerate(zip(numbers, entries, strict=True)):
             at = np.flatnonzero(gives[one])
             if at.size:
-                picks.append(Pick(number, source, _runs(at, taken[one][at], of[at], nth[one][at])))
+                picks.append(Pick(number, source, runs_of(at, taken[one][at], of[at], nth[one][at])))
         shape = (*entry.shape[:axis], rows, *entry.shape[axis + 1 :])
         means = np.column_stack([self.means, np.ones_like(self.means)])
         return AlignedEntry(
@@ -125,7 +135,7 @@ class Rows:
         )
 
 
-def _runs(at: np.ndarray, row: np.ndarray, of: np.ndarray, nth: np.ndarray) -> bytes:
+def runs_of(at: np.ndarray, row: np.ndarray, of: np.ndarray, nth: np.ndarray) -> bytes:
     """Return the value of entry.Pick.runs: single rows, joined to runs that are as long as possible.
 
     at: (n,), the rows of the output. row: their rows in the input. of: of how many tensors each is the mean. nth: the place

@@ -35,7 +35,7 @@ class Tokens:
     title: "union", or the path of the model or tokenizer whose vocabulary it is. source: the vocabulary whose files are
     copied. vocabulary: the output's, which is the source and what a union or the recipe adds. main: that of the base, or of
     the first model. rows: of the output's embedding. alignments: one per input. nowhere: tokens for which no input has a
-    row. given: tokens whose rows the recipe says.
+    row. given: tokens whose rows the recipe says. filled: what the rows of `nowhere` are.
     """
 
     title: str
@@ -46,6 +46,7 @@ class Tokens:
     alignments: tuple[VocabularyAlignment, ...]
     nowhere: tuple[str, ...]
     given: tuple[str, ...] = ()
+    filled: str = "of zeros"
 
 
 class Vocabularies:

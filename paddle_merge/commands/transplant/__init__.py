@@ -1,0 +1,1 @@
+"""The command that gives a model the tokenizer of another."""
