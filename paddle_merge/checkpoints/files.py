@@ -92,8 +92,21 @@ class Files(OpenFiles):
                 raise EOFError(path)
             view, offset = view[count:], offset + count
 
+    def _fill_nibbles(self, path: str, first: int, view: memoryview) -> None:
+        """Fill view with a file's nibbles from number `first` on, one per byte. Raises OSError, or EOFError."""
+        raw = np.empty((first % 2 + len(view) + 1) // 2, np.uint8)
+        self._fill(path, first // 2, raw.data)
+        both = np.stack((raw & 15, raw >> 4), axis=1).reshape(-1)
+        np.frombuffer(view, np.uint8)[:] = both[first % 2 :][: len(view)]
+
     def _fetch(self, part: Part, position: int, view: memoryview) -> None:
-        """Fill view with a part's bytes from `position` of it on, decoding text. Raises OSError, EOFError, UnicodeError."""
+        """Fill view with a part's bytes from `position` of it on, decoding text and nibbles.
+
+        Raises OSError, EOFError, UnicodeError.
+        """
+        if part.nibbles:
+            self._fill_nibbles(part.file, part.offset + position, view)
+            return
         if not part.text:
             self._fill(part.file, part.offset + position, view)
             return

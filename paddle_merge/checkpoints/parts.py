@@ -37,7 +37,7 @@ def assemble(name: str, dtype: DType, shape: tuple[int, ...], parts: Sequence[Pa
     if not runs:
         return StoredEntry(name, dtype, shape, file, 0, origin=origin)
     first = runs[0]
-    if len(runs) == 1 and first.at == (0,) and first.shape == (size,) and first.strides == (1,) and not first.text:
+    if len(runs) == 1 and first.at == (0,) and first.shape == (size,) and first.strides == (1,) and not _encoded(first):
         return StoredEntry(name, dtype, shape, first.file, first.offset, origin=first.origin)
     return StoredEntry(name=name, dtype=dtype, shape=shape, file=first.file, offset=first.offset, parts=tuple(runs))
 
@@ -86,6 +86,11 @@ def _uncovered(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
             return f"has parts that overlap, at {list(one.at)} and {list(parts[number + 1 + overlapping[0]].at)}"
     held = sum(math.prod(part.shape) for part in parts)
     return "" if held == math.prod(shape) else f"has {held} elements of {math.prod(shape)}: a part is missing"
+
+
+def _encoded(part: Part) -> bool:
+    """Return whether the bytes of a part are not those of its elements."""
+    return bool(part.text) or part.nibbles
 
 
 def _as_run(part: Part, shape: tuple[int, ...]) -> Part:

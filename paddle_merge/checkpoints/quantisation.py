@@ -20,7 +20,8 @@ BLOCK = (128, 128)  # of DeepSeek-V3, where config.json doesn't say
 FP8 = ("float8_e4m3fn", "float8_e5m2")
 _MULTIPLIED = {"fp8": FP8, "fbgemm_fp8": FP8, "modelopt": FP8, "compressed-tensors": (*FP8, "int8")}
 # Formats of compressed-tensors in which every weight is one element of a tensor of its shape.
-_UNPACKED = ("float-quantized", "int-quantized", "naive-quantized", "dense")
+_UNPACKED = ("float-quantized", "int-quantized", "naive-quantized", "mxfp8-quantized", "dense", "mixed-precision")
+_PACKED = "pack-quantized"  # in which words hold several integers
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Quantisation:
         tensor, or of a whole row, is always possible.
     kept: names or patterns of modules that are not quantised.
     exponents: whether scales of one byte are exponents of 2 (UE8M0).
+    packed: whether weights may be integers that are packed into words, as compressed-tensors does.
     refused: why such weights can't be read, as part of a sentence; "" if they can.
     """
 
@@ -43,6 +45,7 @@ class Quantisation:
     blocks: tuple[tuple[int, int], ...] = ()
     kept: tuple[str, ...] = ()
     exponents: bool = False
+    packed: bool = False
     refused: str = ""
 
 
@@ -60,7 +63,7 @@ def quantisation(config: Mapping[str, Any]) -> Quantisation:
     if method not in _MULTIPLIED:
         return Quantisation(method, dtype, refused=_reason(method, said))
     kept = next((said[name] for name in ("modules_to_not_convert", "ignored_layers", "ignore") if said.get(name)), ())
-    refused = ""
+    refused, formats = "", set[str]()
     if method == "modelopt" and (algorithm := said.get("quant_algo")) != "FP8":
         refused = f"the quant_algo {algorithm} of ModelOpt can't be read, only FP8"
     if said.get("expert_dtype", "fp8") != "fp8":
@@ -69,7 +72,7 @@ def quantisation(config: Mapping[str, Any]) -> Quantisation:
     codes = _MULTIPLIED[method]
     if method == "compressed-tensors":
         groups = [group for group in (said.get("config_groups") or {}).values() if isinstance(group, dict)]
-        refused = next(_unreadable(said, groups), "")
+        refused, formats = next(_unreadable(said, groups), ""), _formats(said, groups)
         blocks = [block for group in groups for block in _blocks(group.get("weights") or {})]
     return Quantisation(
         method=method,
@@ -77,7 +80,8 @@ def quantisation(config: Mapping[str, Any]) -> Quantisation:
         codes=codes,
         blocks=tuple((int(rows), int(columns)) for rows, columns in dict.fromkeys(blocks)),
         kept=tuple(map(str, kept)),
-        exponents=said.get("scale_fmt") == "ue8m0",
+        exponents=said.get("scale_fmt") == "ue8m0" or "mxfp8-quantized" in formats,
+        packed=_PACKED in formats,
         refused=refused,
     )
 
@@ -92,11 +96,15 @@ def _blocks(weights: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
         yield 1, size
 
 
+def _formats(said: Mapping[str, Any], groups: list[dict[str, Any]]) -> set[str]:
+    """Return the formats that compressed-tensors names, of the model and of groups of modules."""
+    return {str(one["format"]) for one in (said, *groups) if one.get("format")}
+
+
 def _unreadable(said: Mapping[str, Any], groups: list[dict[str, Any]]) -> Iterator[str]:
     """Yield why weights of compressed-tensors can't be read."""
-    for format in {said.get("format"), *(group.get("format") for group in groups)} - {None}:
-        if format not in _UNPACKED:
-            yield f"the format {format} of compressed-tensors packs several weights into one word, which can't be read"
+    for format in sorted(_formats(said, groups) - {*_UNPACKED, _PACKED}):
+        yield f"the format {format} of compressed-tensors can't be read"
     if said.get("transform_config"):
         yield "its transform_config says that the weights were rotated, and that can't be undone"
     if (said.get("sparsity_config") or {}).get("format", "dense") != "dense":

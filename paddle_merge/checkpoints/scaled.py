@@ -18,7 +18,7 @@ class Grid:
 
     at, shape: of the box in the tensor, one number per dimension.
     scales: a number for each block, with as many dimensions as the tensor.
-    zeros: the code that stands for 0 in each block, of the same shape; None: `ScaledEntry.zero` in all of them.
+    zeros: what is subtracted from the codes of each block, of the same shape; None: nothing.
     block: the size of a block along each dimension.
     phase: how many elements of the first block, along each dimension, lie before the box; less than `block`.
     """
@@ -46,12 +46,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class ScaledEntry(TensorEntry):
-    """Describe a tensor whose numbers are (code - zero) * scale, computed in float32.
+    """Describe a tensor whose numbers are (code - zero - its block's zero) * scale, computed in float32.
 
     dtype: which the numbers stand for, as config.json says: not that of the codes.
     codes: a stored tensor of the same shape, of 8-bit floats or integers.
     grids: the scales of boxes that make up the tensor: one for most, several for fused weights.
-    zero: what is subtracted from every code, unless its grid has zeros of its own.
+    zero: what is subtracted from every code.
     """
 
     codes: StoredEntry

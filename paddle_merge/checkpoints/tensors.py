@@ -42,6 +42,8 @@ class Part:
     origin: the stored tensor that the part belongs to; set in a merge's inputs.
     text: empty, unless the bytes are stored as UTF-8 text (pickle protocol 2), one character per byte; then the offsets in
         `file` of characters 0, TEXT_STEP, 2 * TEXT_STEP ... and of the end.
+    nibbles: whether elements are stored as four bits each, the low ones of a byte first, and read as a byte each. `offset`
+        then counts nibbles.
     """
 
     file: str
@@ -51,6 +53,7 @@ class Part:
     strides: tuple[int, ...]
     text: tuple[int, ...] = ()
     origin: Origin = _ORIGIN
+    nibbles: bool = False
 
 
 @cache
@@ -144,6 +147,11 @@ class StoredEntry(TensorEntry):
     @cached_property
     def scattered(self) -> bool:
         return any(part.shape and part.shape[-1] > 1 and part.strides[-1] != 1 for part in self.parts)
+
+
+def width(part: Part, entry: StoredEntry) -> float:
+    """Return how many bytes an element of a part takes in the file."""
+    return 0.5 if part.nibbles else entry.dtype.itemsize
 
 
 def stored(entry: TensorEntry) -> StoredEntry:

@@ -20,6 +20,7 @@ from ..checkpoints.tensors import Checkpoint, Origin, StoredEntry, TensorEntry, 
 from ..dtypes import FLOAT8_E8M0FNU
 from ..errors import CheckpointError, MalformedError
 from ..parsing import tensors_named
+from .packed import PACKED, packed_codes, packed_zeros
 
 # Last words of names of scales that are for quantised activations, or for the cache of keys and values.
 _NOT_OF_WEIGHTS = re.compile(
@@ -51,30 +52,38 @@ def as_numbers(checkpoint: Checkpoint) -> Numbers:
     meant = quantisation(config)
     wrong: dict[str, list[str]] = {meant.refused: []} if meant.refused else {}
     held = checkpoint.tensors
-    of_codes = [name for name, entry in held.items() if len(entry.shape) > 1 and entry.dtype.name in (*meant.codes, *_BYTES)]
-    scales = {name: found for name in of_codes for found in _scale_names(name) if found in held}
-    used = {*scales.values(), *(f"{name}_zero_point" for name in scales)}
+    codes = {
+        name: name for name, entry in held.items() if len(entry.shape) > 1 and entry.dtype.name in (*meant.codes, *_BYTES)
+    }
+    if meant.packed:
+        codes |= {name.removesuffix(PACKED): name for name in held if name.endswith(PACKED)}
+    scales = {name: found for name in codes for found in _scale_names(name) if found in held}
+    shapes = [f"{name}_shape" for name, at in codes.items() if at != name and f"{name}_shape" in held]
+    used = {*scales.values(), *shapes, *(f"{name}_zero_point" for name in scales)}
     dropped = [name for name in held if name not in used and _NOT_OF_WEIGHTS.fullmatch(name.rpartition(".")[2])]
     used |= set(dropped)
-    tensors, kinds = dict[str, TensorEntry](), Counter[str]()
-    for name, entry in held.items() if not wrong else ():
+    read, kinds = dict[str, ScaledEntry](), Counter[str]()  # by the name that the codes are stored under
+    for name, at in codes.items() if not wrong else ():
         try:
             if name in scales:
-                tensors[name], kind = _scaled(name, scales[name], held, meant)
+                read[at], kind = _scaled(name, scales[name], held, meant)
                 kinds[kind] += 1
-            elif name not in used and entry.dtype.name in meant.codes and name in of_codes:
+            elif at not in used and (at != name or held[at].dtype.name in meant.codes):
                 raise MalformedError("has no scales")
         except MalformedError as error:
-            wrong.setdefault(str(error), []).append(name)
-    left = {name: entry for name, entry in held.items() if name not in used}
-    if not wrong and (others := signs(dataclasses.replace(checkpoint, tensors=left), {})):
+            wrong.setdefault(str(error), []).append(at)
+    left = {at: entry for at, entry in held.items() if at not in used}
+    unread = {at: entry for at, entry in left.items() if at not in read or read[at].name == at}
+    if not wrong and (others := signs(dataclasses.replace(checkpoint, tensors=unread), {})):
         wrong[f"it isn't known what {others[0].partition(', ')[2].partition(' for one')[0]} means"] = []
     if wrong:
         reasons = [f"{tensors_named(names)} {reason}" if names else reason for reason, names in wrong.items()]
         raise CheckpointError([refusal(checkpoint, said, reason) for reason in reasons])
-    kept = {name: tensors.get(name, entry) for name, entry in left.items()}
-    left_out = {origin: _DROPPED for name in dropped for origin in origins(held[name])}
-    return Numbers(dataclasses.replace(checkpoint, tensors=kept), _note(checkpoint, meant, kinds, len(dropped)), left_out)
+    entries = [read.get(at, entry) for at, entry in left.items()]
+    why = {**dict.fromkeys(dropped, _DROPPED), **dict.fromkeys(shapes, "the shape of a packed weight")}
+    left_out = {origin: reason for name, reason in why.items() for origin in origins(held[name])}
+    found = dataclasses.replace(checkpoint, tensors={entry.name: entry for entry in entries})
+    return Numbers(found, _note(checkpoint, meant, kinds, len(dropped)), left_out)
 
 
 def _note(checkpoint: Checkpoint, meant: Quantisation, kinds: Mapping[str, int], dropped: int) -> str:
@@ -98,27 +107,40 @@ def _scale_names(name: str) -> Iterator[str]:
 
 def _scaled(name: str, scale_name: str, tensors: Mapping[str, TensorEntry], meant: Quantisation) -> tuple[ScaledEntry, str]:
     """Return a tensor of codes with its scales, and what it is in words. Raises MalformedError."""
-    codes, scales, zeros = stored(tensors[name]), stored(tensors[scale_name]), tensors.get(f"{name}_zero_point")
-    if codes.dtype.name not in meant.codes:
-        raise MalformedError(
-            f"is {codes.dtype.name}, and {meant.method or 'a model without quantization_config'} has no such weights"
-        )
+    scales, bits = stored(tensors[scale_name]), 0
+    if name in tensors:
+        codes = stored(tensors[name])
+        if codes.dtype.name not in meant.codes:
+            raise MalformedError(
+                f"is {codes.dtype.name}, and {meant.method or 'a model without quantization_config'} has no such weights"
+            )
+    else:
+        codes, bits = packed_codes(name, tensors)
     if not meant.method and not scale_name.endswith("_scale_inv"):
         raise MalformedError("has scales, but its config.json has no quantization_config, which says what they mean")
-    exponents = meant.exponents and scales.dtype.name == "uint8"
-    if exponents:
+    if f"{name}_g_idx" in tensors:
+        raise MalformedError("has its columns in another order (g_idx), which can't be read")
+    if meant.exponents and scales.dtype.name == "uint8":
         scales = dataclasses.replace(scales, dtype=FLOAT8_E8M0FNU)
     if scales.dtype.name not in _SCALES:
         raise MalformedError(f"has scales of {scales.dtype.name}, which can't be read")
-    grid = _grid(codes.shape, scales, meant)
-    if zeros is not None:
-        if zeros.dtype.name not in ("int8", *FP8) or math.prod(zeros.shape) != math.prod(scales.shape):
-            raise MalformedError(f"has zero points of {zeros.dtype.name} {list(zeros.shape)}, which can't be read")
-        grid = dataclasses.replace(grid, zeros=_reshaped(stored(zeros), grid.scales.shape))
-    entry = ScaledEntry(name, meant.dtype, codes.shape, codes, (grid,))
+    grid, zero = _grid(codes.shape, scales, meant), 1 << bits >> 1
+    if (zeros := tensors.get(f"{name}_zero_point")) is not None:
+        in_words = bits > 0 and zeros.dtype.name == "int32"  # then they count from 0, as the codes do
+        shape = grid.scales.shape
+        its = packed_zeros(stored(zeros), bits, shape) if in_words else _zeros(stored(zeros), shape)
+        grid, zero = dataclasses.replace(grid, zeros=its), 0 if in_words else zero
+    entry = ScaledEntry(name, meant.dtype, codes.shape, codes, (grid,), zero)
     block, whole = grid.block[-2:], codes.shape[-2:]
     per = "matrix" if block == whole else "row" if block == (1, whole[1]) else f"{block[0]} x {block[1]} block"
-    return entry.renamed(name), f"{codes.dtype.name} with a scale per {per}"
+    return entry.renamed(name), f"{f'int{bits}' if bits else codes.dtype.name} with a scale per {per}"
+
+
+def _zeros(zeros: StoredEntry, shape: tuple[int, ...]) -> StoredEntry:
+    """Return zero points in the shape of their scales. Raises MalformedError."""
+    if zeros.dtype.name not in ("int8", *FP8) or math.prod(zeros.shape) != math.prod(shape):
+        raise MalformedError(f"has zero points of {zeros.dtype.name} {list(zeros.shape)}, which can't be read")
+    return _reshaped(zeros, shape)
 
 
 def _grid(shape: tuple[int, ...], scales: StoredEntry, meant: Quantisation) -> Grid:

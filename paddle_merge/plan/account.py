@@ -16,7 +16,7 @@ from typing import Any
 from ..checkpoints.names import layer_of
 from ..checkpoints.parts import as_boxes
 from ..checkpoints.scaled import ScaledEntry, elements_of
-from ..checkpoints.tensors import Origin, Part, StoredEntry, TensorEntry, stored
+from ..checkpoints.tensors import Origin, Part, StoredEntry, TensorEntry, origins, stored, width
 from ..conversion.lora.entry import AdaptedEntry, Lengths, Rows, read_from
 from ..conversion.mixture.entry import DrawnEntry, ExpertEntry
 from ..conversion.modules import module_of
@@ -144,7 +144,8 @@ class _Ledger:
 
     def __init__(self, plan: Plan):
         self._readers: dict[Origin, list[str]] = defaultdict(list)
-        self._boxes: dict[Origin, dict[object, int]] = defaultdict(dict)
+        self._boxes: dict[Origin, dict[object, float]] = defaultdict(dict)
+        self._scales: set[Origin] = set()  # which are read where codes of their blocks are, by several tensors or by one
         self._why: dict[Origin, str] = dict(plan.left_out)
         self._cut = plan.cut
         self._tied = plan.tied
@@ -154,11 +155,12 @@ class _Ledger:
         self._takes = taken(plan.recipe)
 
     def _read(self, name: str, entry: TensorEntry) -> None:
-        for origin, box, elements in pieces(entry):
+        for origin, box, nbytes in pieces(entry):
             readers = self._readers[origin]
             if not readers or readers[-1] != name:
                 readers.append(name)
-            self._boxes[origin][box] = elements
+            self._boxes[origin][box] = nbytes
+        self._scales |= {origin for scaled in _quantised(entry) for one in scaled.made_of[1:] for origin in origins(one)}
         while isinstance(entry, AdaptedEntry) and entry.replaced is not None:
             entry = entry.replaced
             for origin, _, _ in pieces(entry):
@@ -166,10 +168,11 @@ class _Ledger:
 
     def loss(self, number: int, origin: Origin, entry: TensorEntry) -> str:
         """Return a sentence on a tensor of input `number` of which elements are lost; "" if none are."""
-        size, read = math.prod(entry.shape), sum(self._boxes[origin].values())
-        read_or_cut = size in (read, read + self._cut.get(origin, 0))
-        if (read_or_cut and self._readers[origin]) or self._why_not(number, origin):
+        read = sum(self._boxes[origin].values())
+        whole = entry.nbytes in (read, read + self._cut.get(origin, 0)) or origin in self._scales
+        if (self._readers[origin] and whole) or self._why_not(number, origin):
             return ""
+        size, read = math.prod(entry.shape), int(read / entry.dtype.itemsize)
         return (
             f"{origin[0]}: of tensor {origin[1]!r}, {read} of {size} elements are read; the rest would be lost. This is a"
             " fault of paddle_merge: please report it"
@@ -204,17 +207,24 @@ class _Ledger:
         return why
 
 
-def pieces(entry: TensorEntry) -> list[tuple[Origin, object, int]]:
-    """Return (origin, box, number of elements) of what is read for a tensor. Boxes with the same elements are equal."""
+def pieces(entry: TensorEntry) -> list[tuple[Origin, object, float]]:
+    """Return (origin, box, number of bytes) of what is read for a tensor. Boxes with the same elements are equal."""
     if not isinstance(entry, StoredEntry):
         return [piece for one in entry.made_of for piece in pieces(one)]
     if not entry.parts:
         size = math.prod(entry.shape)
-        return [(entry.origin, (entry.file, entry.offset, ((size, 1),) if size != 1 else ()), size)]
+        return [(entry.origin, (entry.file, entry.offset, ((size, 1),) if size != 1 else ()), entry.nbytes)]
     return [
-        (part.origin, (part.file, part.offset, _dims(part.shape, part.strides)), math.prod(part.shape))
+        (part.origin, (part.file, part.offset, _dims(part.shape, part.strides)), math.prod(part.shape) * width(part, entry))
         for part in entry.parts
     ]
+
+
+def _quantised(entry: TensorEntry) -> list[ScaledEntry]:
+    """Return the quantised tensors that a tensor is made of."""
+    if isinstance(entry, StoredEntry):
+        return []
+    return [entry] if isinstance(entry, ScaledEntry) else [found for one in entry.made_of for found in _quantised(one)]
 
 
 def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -314,13 +324,13 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
         return
     there, read = held[number], read_from(entry)
     base = elements_of(read)
-    origins = list(dict.fromkeys(origin for origin, _, _ in pieces(base)))
-    words = [_word(name) for _, name in origins]
-    if len(origins) > 1:
+    found = list(dict.fromkeys(origin for origin, _, _ in pieces(base)))
+    words = [_word(name) for _, name in found]
+    if len(found) > 1:
         yield f"joined from {', '.join(words)}"
-    elif origins and origins[0] in there and math.prod(there[origins[0]].shape) > math.prod(entry.shape):
+    elif found and found[0] in there and there[found[0]].nbytes > sum(nbytes for _, _, nbytes in pieces(base)):
         yield f"cut out of {words[0]}"
-    if origins and origins[0] in there and _is_transposed(base, there[origins[0]]):
+    if found and found[0] in there and _is_transposed(base, there[found[0]]):
         yield f"transposed {_axes(base.shape[::-1])} -> {_axes(base.shape)}"
     if isinstance(read, ScaledEntry):
         yield f"read as {read.dtype.name} from {read.codes.dtype.name} with scales"

@@ -59,7 +59,7 @@ class Plan:
     layout_notes: tuple[str, ...]  # a sentence on each input that is read in another layout than its own
     experts: Experts  # how mixtures of experts correspond, and where routers come from
     left_out: Mapping[Origin, str]  # why stored tensors are not read, by their origins: those that no loader needs
-    cut: Mapping[Origin, int]  # how many elements of stored tensors belong to experts and layers that are dropped
+    cut: Mapping[Origin, float]  # how many bytes of stored tensors belong to experts and layers that are dropped
     tied: bool | None  # whether lm_head is tied to the embedding, if that is otherwise than in some input; else None
     folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]

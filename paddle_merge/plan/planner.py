@@ -59,7 +59,7 @@ class Made:
     idle: tuple[str, ...]
     recipe: Recipe
     left_out: Mapping[Origin, str]
-    cut: Mapping[Origin, int]
+    cut: Mapping[Origin, float]
 
 
 def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:

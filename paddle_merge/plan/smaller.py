@@ -49,14 +49,14 @@ _MERGED = "the merge"  # the title of tensors of which only a part is kept
 class Smaller:
     """Hold the tensors of an output with fewer experts or layers than the merged model.
 
-    recipe: with the experts that were chosen. left_out: why stored tensors are not read. cut: how many elements of stored
+    recipe: with the experts that were chosen. left_out: why stored tensors are not read. cut: how many bytes of stored
     tensors belong to what is dropped, by their origins.
     """
 
     tensors: Sequence[AssembledTensor]
     recipe: Recipe
     left_out: Mapping[Origin, str] = dataclasses.field(default_factory=dict)
-    cut: Mapping[Origin, int] = dataclasses.field(default_factory=dict)
+    cut: Mapping[Origin, float] = dataclasses.field(default_factory=dict)
 
 
 def smaller(
@@ -110,7 +110,7 @@ class _Work:
         self._masked_as = masked_as(made)
         self.tensors = list(made)
         self.left_out: dict[Origin, str] = {}
-        self.cut: dict[Origin, int] = {}
+        self.cut: dict[Origin, float] = {}
 
     # --- experts
 
@@ -249,16 +249,16 @@ class _Work:
 
     def _leave_out(self, one: AssembledTensor, why: str) -> None:
         for entry in _stored(one.entries):
-            for origin, _, elements in pieces(entry):
+            for origin, _, nbytes in pieces(entry):
                 self.left_out.setdefault(origin, why)
-                self.cut[origin] = self.cut.get(origin, 0) + elements
+                self.cut[origin] = self.cut.get(origin, 0) + nbytes
 
     def _cut(self, one: AssembledTensor, entry: TensorEntry, axis: int, kept: Sequence[int]) -> None:
         """Note which elements of a stored tensor are not read, because other experts' are. (Of others all are read.)"""
         others = [place for place in range(entry.shape[axis]) if place not in kept]
         if isinstance(entry, StoredEntry) and others:
-            for origin, _, elements in pieces(_part(entry, one.numbers[0], axis, others)):
-                self.cut[origin] = self.cut.get(origin, 0) + elements
+            for origin, _, nbytes in pieces(_part(entry, one.numbers[0], axis, others)):
+                self.cut[origin] = self.cut.get(origin, 0) + nbytes
 
 
 def _of(

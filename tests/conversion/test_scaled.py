@@ -160,6 +160,50 @@ def test_integers_of_compressed_tensors(
     assert (run(tmp_path / "out", a, a, out_dtype="float32")["l.weight"] == exact).all()
 
 
+def packed(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Pack integers (rows, columns) that count from 0 into words, along the columns."""
+    each = 32 // bits
+    padded = np.pad(codes.astype(np.uint64), ((0, 0), (0, -codes.shape[1] % each))).reshape(len(codes), -1, each)
+    return (padded << np.arange(0, 32, bits, dtype=np.uint64)).sum(2).astype(np.uint32).view(np.int32)
+
+
+def test_hand_sized_words(tmp_path: Path) -> None:
+    """0x76543210 holds the codes 0 to 7, which stand for -8 to -1 times the scale, and 0xFEDCBA98 the codes 8 to 15."""
+    words = np.array([[0x76543210, 0xFEDCBA98]], np.uint32).view(np.int32)
+    tensors = {"l.weight_packed": words, "l.weight_scale": np.array([[0.5, 2, 1, 4]], BF16)}
+    tensors["l.weight_shape"] = np.array([1, 16])
+    said = compressed("group", "int", group_size=4, num_bits=4) | {"format": "pack-quantized"}
+    a = write_typed(tmp_path / "a", tensors, {"quantization_config": said})
+    out = run(tmp_path / "out", a, a)
+    assert out["l.weight"].tolist() == [[-4, -3.5, -3, -2.5, -8, -6, -4, -2, 0, 1, 2, 3, 16, 20, 24, 28]]
+    assert set(out) == {"l.weight"}
+    account(make_plan(Request.of(MergeConfig(model_path_list=[str(a), str(a)], output_path="out")).checked_recipe()))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", ["none", "packed", "bytes"])
+@pytest.mark.parametrize("layout", [None, "paddlenlp"])
+def test_packed_integers_of_compressed_tensors(tmp_path: Path, bits: int, zeros: str, layout: str | None) -> None:
+    """Also transposed, and where the zero points of 12 rows end within a word."""
+    rng, name, groups = np.random.default_rng(0), f"{ATTENTION}.q_proj.weight", 2
+    codes, scales = rng.integers(0, 1 << bits, (12, 16)), rng.random((12, groups)).astype(np.float32)
+    zero = rng.integers(0, 1 << bits, (12, groups)) if zeros == "packed" else np.full((12, groups), 1 << bits >> 1)
+    tensors = {f"{name}_packed": packed(codes, bits), f"{name}_scale": scales, f"{name}_shape": np.array([12, 16])}
+    if zeros == "packed":
+        tensors[f"{name}_zero_point"] = np.ascontiguousarray(packed(zero.T, bits).T)
+    elif zeros == "bytes":  # as versions before 0.9 do
+        below = rng.integers(-8, 8, (12, groups))
+        tensors[f"{name}_zero_point"], zero = below.astype(np.int8), zero + below
+    said = compressed("group", "int", group_size=8, num_bits=bits) | {"format": "pack-quantized"}
+    config = {**LLAMA, "hidden_size": 16, "num_attention_heads": 3, "head_dim": 4, "quantization_config": said}
+    a = write_typed(tmp_path / "a", tensors, config)
+    shifted = (codes - expanded(zero, (1, 8), (12, 16))).astype(np.float32)
+    expected = shifted * expanded(scales, (1, 8), (12, 16)).astype(np.float32)
+    options = {"output_layout": layout} if layout else {}
+    (found,) = run(tmp_path / "out", a, a, out_dtype="float32", **options).values()
+    assert (found == (expected.T if layout else expected)).all()
+
+
 def test_stacks_of_experts(tmp_path: Path) -> None:
     """A stack of matrices with blocks, and one with a scale for each matrix."""
     rng = np.random.default_rng(0)
@@ -241,11 +285,14 @@ PACKED = {"l.weight_packed": np.ones((6, 1), np.int32), "l.weight_scale": CHANNE
         (weight(ONES, CHANNELS), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "the quant_algo NVFP4 of ModelOpt"),
         (weight(ONES, CHANNELS), {"quant_method": "gptq"}, "the quantization_config of gptq can't be read"),
         (weight(ONES, CHANNELS), {**FP8, "expert_dtype": "fp4"}, "its experts are fp4"),
+        (PACKED, compressed("channel", "int") | {"format": "pack-quantized"}, "has no weight_shape"),
         (
-            PACKED,
+            PACKED | {"l.weight_shape": np.array([6, 7])},
             compressed("channel", "int") | {"format": "pack-quantized"},
-            "the format pack-quantized of compressed-tensors",
+            "holds [6, 7] numbers in [6, 1] words, and only 4 and 8 bits",
         ),
+        (PACKED, compressed("channel") | {"format": "nvfp4-pack-quantized"}, "the format nvfp4-pack-quantized of"),
+        (weight(INTS, CHANNELS) | {"l.weight_g_idx": np.ones(4, np.int32)}, compressed("channel", "int"), "(g_idx)"),
         (weight(INTS, CHANNELS), compressed("channel", "int", actorder="group"), "in another order (actorder)"),
         (weight(INTS, CHANNELS), compressed("channel", "int") | {"transform_config": {"x": 1}}, "the weights were rotated"),
         (
