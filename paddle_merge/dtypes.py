@@ -82,6 +82,30 @@ def _named(name: str) -> DType:
 FLOATS = {dtype.name: dtype for dtype in DTYPES if dtype.is_float}
 
 
+@dataclass(frozen=True)
+class ScaledForm:
+    """Describe a form in which the weights of Linear layers are stored as 8-bit codes, with a scale for each block of them.
+
+    A number is its code times its block's scale. All other tensors are stored as plain numbers.
+    name: as --out_dtype has it. block: the rows and columns that share a scale; 0 columns: all of them. scales: what the
+    name of the scales has behind the weight's.
+    """
+
+    name: str
+    block: tuple[int, int]
+    scales: str
+
+    @property
+    def codes(self) -> DType:
+        """The dtype of the codes."""
+        return FLOAT8_E4M3FN
+
+
+FP8_BLOCK = ScaledForm("fp8_block", (128, 128), "_scale_inv")  # DeepSeek-V3, Qwen3-FP8
+FORMS = {form.name: form for form in (FP8_BLOCK,)}
+OUT_DTYPES: dict[str, DType | ScaledForm] = {**FLOATS, **FORMS}
+
+
 def compute_dtype(dtypes: Iterable[DType]) -> str:
     """Return the name of the dtype in which tensors of these storage dtypes are merged: the widest of their compute dtypes.
 

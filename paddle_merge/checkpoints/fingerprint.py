@@ -1,8 +1,8 @@
 """Compute fingerprints of tensors: 128-bit checksums of their stored bytes, taken while the bytes are read or written.
 
-A tensor's fingerprint is the sum, modulo 2^128, of the XXH3 hashes (128 bits) of its blocks of BLOCK elements, each seeded
-with the block's number. So workers can compute those of pieces in any order, and the pieces' fingerprints are added. It
-detects damage, not forgery: XXH3 is not a cryptographic hash.
+A tensor's fingerprint is the sum, modulo 2^128, of the XXH3 hashes (128 bits) of its blocks of BLOCK elements (fewer of a
+tensor of scales, see plan/scales.py), each seeded with the block's number. So workers can compute those of pieces in any
+order, and the pieces' fingerprints are added. It detects damage, not forgery: XXH3 is not a cryptographic hash.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _MODULUS = 1 << 128
 
 
 class Fingerprint:
-    """Compute the fingerprint of a tensor's elements from index `start` on, which is a multiple of BLOCK.
+    """Compute the fingerprint of a tensor's elements from index `start` on, which is a multiple of `block`.
 
-    stop: the index behind the last element that was added.
+    block: how many elements are hashed together. stop: the index behind the last element that was added.
     """
 
-    def __init__(self, start: int = 0):
-        if start % BLOCK:
-            raise ValueError(f"element {start} doesn't begin a block of {BLOCK}")
-        self.stop = start
+    def __init__(self, start: int = 0, block: int = BLOCK):
+        if start % block:
+            raise ValueError(f"element {start} doesn't begin a block of {block}")
+        self.stop, self._size = start, block
         self._sum = 0
         self._block: Any = None  # the hash of the last block, while it is incomplete
 
@@ -41,11 +41,11 @@ class Fingerprint:
         done, size = 0, len(raw)
         while done < size:
             if self._block is None:
-                self._block = xxhash.xxh3_128(seed=self.stop // BLOCK)
-            count = min(BLOCK - self.stop % BLOCK, size - done)
+                self._block = xxhash.xxh3_128(seed=self.stop // self._size)
+            count = min(self._size - self.stop % self._size, size - done)
             self._block.update(raw if count == size else raw[done : done + count])
             done, self.stop = done + count, self.stop + count
-            if self.stop % BLOCK == 0:
+            if self.stop % self._size == 0:
                 self._sum, self._block = self._sum + self._block.intdigest(), None
 
     def hexdigest(self) -> str:
@@ -59,12 +59,13 @@ def sum_of(fingerprints: Iterable[str]) -> str:
     return f"{sum(int(one, 16) for one in fingerprints) % _MODULUS:032x}"
 
 
-def of_file(path: str, offset: int, itemsize: int, start: int, stop: int) -> str:
+def of_file(path: str, offset: int, itemsize: int, start: int, stop: int, block: int = BLOCK) -> str:
     """Return the fingerprint of the elements start..stop of a tensor in a file.
 
-    offset: byte offset of the tensor. itemsize: bytes per element. Raises OSError, or EOFError if the file ends too early.
+    offset: byte offset of the tensor. itemsize: bytes per element. block: as of Fingerprint. Raises OSError, or EOFError if
+    the file ends too early.
     """
-    found = Fingerprint(start)
+    found = Fingerprint(start, block)
     with open(path, "rb", buffering=0) as file:
         file.seek(offset + start * itemsize)
         buffer = np.empty(BLOCK * itemsize * 8, np.uint8)

@@ -20,7 +20,7 @@ from ..checkpoints.config_json import read_config, widths
 from ..checkpoints.names import EMBEDDINGS, HEAD, last_word
 from ..checkpoints.quantised import signs
 from ..checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
-from ..dtypes import DType
+from ..dtypes import DType, ScaledForm
 from ..errors import CheckpointError
 from ..parsing import tensors_named
 from .detect import detect
@@ -88,7 +88,7 @@ def _marked(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEn
 
 def differences(
     inputs: Sequence[Checkpoint],
-    out_dtype: DType | None,
+    out_dtype: DType | ScaledForm | None,
     aligned: Callable[[str], bool] = lambda name: False,
     offered: Collection[str] = ("out_dtype", "recipes"),
 ) -> list[str]:

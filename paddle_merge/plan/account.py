@@ -254,6 +254,10 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
     notes = [remark if len(paths) == everywhere else f"{remark} in {', '.join(paths)}" for remark, paths in remarks.items()]
     if tensor.masked_as not in ("", tensor.name, tensor.was):
         notes.append(f"tied to {tensor.masked_as}: the same bytes, the same masks")
+    if tensor.scales is not None:
+        rows, columns = tensor.scales.block
+        word = tensor.scales.name.rpartition(".")[2]
+        notes.append(f"with a scale for each block of {rows} x {columns} ({word})")
     folded = any(isinstance(entry, AdaptedEntry) for entry in tensor.inputs)
     if tensor.how:
         how = tensor.how

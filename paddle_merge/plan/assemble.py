@@ -11,7 +11,7 @@ from ..checkpoints.names import in_layer, layer_of, stacks
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.modules import within
 from ..conversion.vocabulary.align import Aligner
-from ..dtypes import DType
+from ..dtypes import BFLOAT16, DType, ScaledForm
 from ..errors import CheckpointError, ConfigError
 from ..methods.linear import Linear
 from ..methods.shared.method import ResolvedMethod
@@ -19,6 +19,7 @@ from ..parsing import tensors_named
 from ..recipe.parameters import Resolver, unused
 from ..recipe.recipe import Input, Recipe, Slice, Stage, names_of, parts
 from .modules import one_stack, problems
+from .scales import Scales
 from .tensor_plan import StagedEntry, TensorPlan
 
 REMEDY = "give the dtype of the output (dtype), or convert the models"
@@ -50,22 +51,40 @@ class AssembledTensor:
         """What is read for the tensor, whatever it is called: equal for tensors that are the same in every input."""
         return tuple([entry.nameless for entry in self.entries])
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.sources[0].shape
+
+    @property
+    def own_dtype(self) -> DType:
+        """The dtype of the base's tensor, or else of the first model's."""
+        return self.entries[-1].dtype if self.base is not None else self.sources[0].dtype
+
     def dtype(self, recipe: Recipe | Stage) -> DType:
-        """Return the dtype of the output: the recipe's for floats, if it says one; else that of the base, or the models."""
-        own = self.entries[-1].dtype if self.base is not None else self.sources[0].dtype
-        return recipe.out_dtype if recipe.out_dtype is not None and own.is_float else own
+        """Return the dtype of the output's plain numbers: the recipe's for floats, if it says one; else its own."""
+        if recipe.out_dtype is None or not self.own_dtype.is_float:
+            return self.own_dtype
+        return BFLOAT16 if isinstance(recipe.out_dtype, ScaledForm) else recipe.out_dtype
 
     def plan(
-        self, recipe: Recipe | Stage, *, masked_as: str, transposed: bool, shard: int = 0, offset: int = 0
+        self,
+        recipe: Recipe | Stage,
+        *,
+        masked_as: str,
+        transposed: bool,
+        shard: int = 0,
+        offset: int = 0,
+        dtype: DType | None = None,
+        scales: Scales | None = None,
     ) -> TensorPlan:
-        """Return the plan of the tensor; the arguments are as TensorPlan's fields."""
+        """Return the plan of the tensor; the arguments are as TensorPlan's fields. dtype: None: `dtype` of the recipe."""
         return TensorPlan(
             name=self.name,
-            shape=self.sources[0].shape,
+            shape=self.shape,
             sources=self.sources,
             base=self.base,
             numbers=self.numbers,
-            dtype=self.dtype(recipe),
+            dtype=dtype or self.dtype(recipe),
             resolved=self.resolved,
             weights=self.weights,
             seed=recipe.seed,
@@ -76,6 +95,7 @@ class AssembledTensor:
             offset=offset,
             was=self.was,
             how=self.how,
+            scales=scales,
         )
 
 

@@ -132,6 +132,7 @@ def _kind(tensor: TensorPlan) -> object:
         tensor.shape,
         tensor.transposed,
         tensor.dtype,
+        tensor.scales is None,
         tensor.resolved,
         *((entry.dtype, entry.scattered, entry.computed) for entry in tensor.inputs),
         *(_kind(plan) for entry in tensor.inputs for plan in _merges(entry)),
@@ -164,7 +165,16 @@ def _block(tensor: TensorPlan, block: int) -> int:
     """Return the bytes of a block: as it is read, as it is computed with (twice, for both compute dtypes), and as it is
     written."""
     inputs = _itemsizes(tensor)
-    return min(block, tensor.size) * (sum(inputs) + (len(inputs) + 1) * (_wide(tensor) + 4) + tensor.dtype.itemsize)
+    each = sum(inputs) + (len(inputs) + 1) * (_wide(tensor) + 4) + tensor.rounded.itemsize
+    return min(block, tensor.size) * each + _encoded(tensor)
+
+
+def _encoded(tensor: TensorPlan) -> int:
+    """Return the bytes of what is encoded together: numbers and codes, and a few numbers for each column and block."""
+    if (scales := tensor.scales) is None:
+        return 0
+    columns = scales.shape[-1]
+    return scales.together * (scales.dtype.itemsize + tensor.dtype.itemsize) + 16 * columns + scales.nbytes
 
 
 def _staged(tensor: TensorPlan) -> int:

@@ -15,6 +15,7 @@ from ..checkpoints.adapters import Adapter
 from ..checkpoints.fingerprint import BLOCK
 from ..checkpoints.tensors import Checkpoint, Origin, StoredEntry
 from ..conversion.vocabulary.vocabularies import Tokens
+from ..dtypes import ScaledForm
 from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import is_uniform
 from ..recipe.recipe import Recipe
@@ -69,6 +70,7 @@ class Plan:
     chat_template: ChatTemplate | None  # None: the tokenizer's own
     tokens_known: tuple[int, ...]  # how many tokens each vocabulary has that was read, or made
     provenance: Provenance  # of the inputs, for the model card
+    form: ScaledForm | None = None  # of the weights that are stored as codes, if any are
 
     @property
     def resolved(self) -> ResolvedMethod | None:
@@ -131,8 +133,8 @@ class Plan:
         """Return the content of the index file; None if the output is one file."""
         if len(self.shards) == 1:
             return None
-        weight_map = {tensor.name: self.shards[tensor.shard].name for tensor in self.tensors}
-        total = sum(tensor.nbytes for tensor in self.tensors)
+        weight_map = {held.name: self.shards[one.shard].name for one in self.tensors for held in one.stored}
+        total = sum(held.nbytes for one in self.tensors for held in one.stored)
         content = {"metadata": {"total_size": total}, "weight_map": weight_map}
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -151,7 +153,8 @@ def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
     """
     pieces, share = [], sum(tensor.traffic for tensor in tensors) // workers
     for number, tensor in enumerate(tensors):
-        step, threads = max(1, PIECE_BYTES // tensor.dtype.itemsize // BLOCK) * BLOCK, 1
+        unit = BLOCK if tensor.scales is None else tensor.scales.unit
+        step, threads = max(1, PIECE_BYTES // tensor.dtype.itemsize // unit) * unit, 1
         if workers == 1 or (tensor.merged and tensor.resolved.measures) or any(entry.whole for entry in tensor.inputs):
             step = max(1, tensor.size)
             if workers > 1 and step * tensor.dtype.itemsize > PIECE_BYTES and _in_threads(tensor):

@@ -40,7 +40,9 @@ from .mixture import assemble_mixture, in_hf_layout
 from .output_config import output_config, wrong_kinds
 from .plan import Plan, Shard, cut, suited
 from .provenance import provenance
+from .scales import Scales
 from .smaller import smaller
+from .storage import Storage, storage
 from .tensor_plan import StagedEntry, TensorPlan
 
 
@@ -118,9 +120,9 @@ def make_plan(
     unaligned = vocabularies.mismatched(recipe.taken) if aligner is None and recipe.mixture is None else ()
     idle = [*found.idle, *vocabularies.notes, *unaligned]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
-    tensors, shards = _lay_out(
-        made, recipe, inputs[pattern.number].format, shard_bytes, _transposed(made, layout, its.family)
-    )
+    transposed = _transposed(made, layout, its.family)
+    stored, uneven = storage(recipe, made, layout, transposed)
+    tensors, shards = _lay_out(made, stored, inputs[pattern.number].format, shard_bytes, transposed)
     if n_process is None:
         n_process = suited(tensors, engine.workers, ranks)
     pieces = cut(tensors, n_process * ranks)
@@ -132,8 +134,7 @@ def make_plan(
     config, unsaid = output_config(config_source.config, recipe, tensors, inputs)
     if recipe.drop_layers and (wrong := wrong_kinds(config_source.config, config, recipe, tensors, inputs)):
         raise CheckpointError(wrong)
-    doubts = [*doubts, *_nothing_kept(made), *unsaid]
-    doubts += roles.doubts(recipe, tensors)
+    doubts = [*doubts, *_nothing_kept(made), *unsaid, *roles.doubts(recipe, tensors), *uneven]
     other = recipe.tokenizer.source if recipe.tokenizer is not None else None
     further = [other] if isinstance(other, str) and other != "union" else []
     origins = provenance(its.opened, [*further, *([recipe.config_from] if recipe.config_from else [])])
@@ -161,6 +162,7 @@ def make_plan(
         chat_template=template,
         tokens_known=vocabularies.counts(tokens),
         provenance=origins,
+        form=stored.form,
     )
 
 
@@ -282,39 +284,62 @@ def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
 
 
 def _lay_out(
-    made: Sequence[AssembledTensor], recipe: Recipe, format: str | None, shard_bytes: int, transposed: Set[str]
+    made: Sequence[AssembledTensor], stored: Storage, format: str | None, shard_bytes: int, transposed: Set[str]
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
     """Give each tensor its place in an output file: files are filled up to shard_bytes in the given order, and within a file
-    wide dtypes come first.
+    wide dtypes come first. A tensor and its scales are in one file.
 
     format: of the safetensors metadata. transposed: names of matrices [in, out].
     Raises CheckpointError listing the tensors that the output's format can't hold.
     """
-    groups: list[list[tuple[Held, AssembledTensor]]] = [[]]
+    groups: list[list[tuple[AssembledTensor, Held, Scales | None]]] = [[]]
     filled = 0
     for one in made:
-        dtype, shape = one.dtype(recipe), one.sources[0].shape
-        nbytes = math.prod(shape) * dtype.itemsize
+        dtype, scales = stored.dtype(one), stored.scales(one)
+        held = Held(one.name, dtype, one.shape, math.prod(one.shape) * dtype.itemsize)
+        nbytes = held.nbytes + (scales.nbytes if scales is not None else 0)
         if groups[-1] and filled + nbytes > shard_bytes:
             groups.append([])
             filled = 0
-        groups[-1].append((Held(one.name, dtype, shape, nbytes), one))
+        groups[-1].append((one, held, scales))
         filled += nbytes
 
     tensors: list[TensorPlan] = []
     shards: list[Shard] = []
     problems: list[str] = []
-    same = masked_as(made)
+    recipe, same = stored.recipe, masked_as(made)
     form = FORMATS[recipe.save_format]
     for number, group in enumerate(groups):
-        group.sort(key=lambda pair: -pair[0].dtype.itemsize)  # so that every tensor is aligned to its own width
-        problems += form.problems([held for held, _ in group])
-        header = form.header([held for held, _ in group], format)
-        for (_, one), offset in zip(group, header.offsets, strict=True):
+        group.sort(key=lambda row: -row[1].dtype.itemsize)  # so that every tensor is aligned to its own width
+        content = [held for _, held, _ in group]
+        content[:0] = [scales.held for _, _, scales in group if scales is not None]
+        content.sort(key=lambda held: -held.dtype.itemsize)
+        problems += form.problems(content)
+        header = form.header(content, format)
+        places = {held.name: offset for held, offset in zip(content, header.offsets, strict=True)}
+        if len(places) < len(content):
+            problems += _twice([held.name for held in content])
+        for one, held, scales in group:
             like = same[one.name]
-            tensors.append(one.plan(recipe, masked_as=like, transposed=one.name in transposed, shard=number, offset=offset))
+            tensors.append(
+                one.plan(
+                    recipe,
+                    masked_as=like,
+                    transposed=one.name in transposed,
+                    shard=number,
+                    offset=places[one.name],
+                    dtype=held.dtype,
+                    scales=scales.at(places[scales.name]) if scales is not None else None,
+                )
+            )
         name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))
         shards.append(Shard(name, header.pieces, header.nbytes))
     if problems:
         raise CheckpointError(problems)
     return tuple(tensors), tuple(shards)
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    """Return a sentence on each name that two tensors of a file would have: scales, and a tensor of the models."""
+    twice = dict.fromkeys(name for name in names if names.count(name) > 1)
+    return [f"the output would have two tensors {name!r}: rename it in the models" for name in twice]

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ..checkpoints.formats.header import Held
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.moe.entry import ReorderedEntry
 from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
 from ..dtypes import DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
+from .scales import Scales
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class TensorPlan:
         dtype is given.
     numbers: the places of `inputs` in Recipe.titles.
     dtype: of the output.
+    scales: of its codes, if it is stored as such; dtype is the codes' then.
     resolved: the method, with all parameters resolved for this tensor; values: these, by name, as a recipe calls them.
     weights: what each model counts for, effectively.
     seed, masked_as: what random masks are drawn from: model k's from the key (seed, k, masked_as), see backends/masks.py.
@@ -55,6 +58,7 @@ class TensorPlan:
     offset: int = 0
     was: str = ""
     how: str = ""
+    scales: Scales | None = None
 
     @property
     def size(self) -> int:
@@ -78,7 +82,19 @@ class TensorPlan:
 
     @property
     def nbytes(self) -> int:
+        """The bytes of its elements as they are stored, without scales."""
         return self.size * self.dtype.itemsize
+
+    @property
+    def rounded(self) -> DType:
+        """The dtype to which the merged elements are rounded: float32 where scales are still to be found for them."""
+        return self.dtype if self.scales is None else self.scales.dtype
+
+    @property
+    def stored(self) -> list[Held]:
+        """What its file holds of it: the tensor, and its scales if it has such."""
+        own = Held(self.name, self.dtype, self.shape, self.nbytes)
+        return [own] if self.scales is None else [own, self.scales.held]
 
     @property
     def itemsizes(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ..checkpoints.formats.folder import PREFIXES
 from ..checkpoints.formats.naming import FORMATS
 from ..checkpoints.names import LAYOUTS
-from ..dtypes import FLOATS, LARGEST
+from ..dtypes import LARGEST, OUT_DTYPES
 from ..errors import ConfigError
 from ..methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
 from ..methods.registry import NAMED
@@ -153,7 +153,11 @@ class Fields:
         "5GB",
     )
     out_dtype: str | None = flag(
-        _OUTPUT, "Storage dtype of the output's floating-point tensors.", choices=tuple(FLOATS), shown="each tensor's own"
+        _OUTPUT,
+        "Storage dtype of the output's floating-point tensors. fp8_block: the weights of Linear layers as float8_e4m3fn,"
+        " with a float32 scale for each block of 128 x 128, as in DeepSeek-V3 and Qwen3-FP8, and the others as bfloat16.",
+        choices=tuple(OUT_DTYPES),
+        shown="each tensor's own",
     )
     layout: list[str] | None = flag(
         _MODELS,

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..dtypes import DType
+from ..dtypes import DType, ScaledForm
 from ..methods.shared.method import REQUIRED, Method
 from .keep_experts import KeepExperts
 from .missing_tokens import MissingTokens
@@ -148,7 +148,7 @@ class Stage:
     slices: tuple[Slice, ...]
     settings: Settings
     seed: int
-    out_dtype: DType | None
+    out_dtype: DType | ScaledForm | None
     tokenizer: Tokenizer | None = None
 
     @property
@@ -169,7 +169,8 @@ class Recipe:
     stages: merges to be made before this one. Their outputs are numbered after Recipe.sources, in order.
     seed: of the random masks.
     prefix: which weights of a checkpoint folder are merged, "model" or "master_weights".
-    out_dtype: storage dtype of all floating-point tensors; None: each tensor keeps its own.
+    out_dtype: storage dtype of all floating-point tensors, or the form in which Linear layers' weights are stored; None:
+        each tensor keeps its own.
     layouts: the layout of each source (checkpoints/names.py); None where it is to be detected; empty: detect all.
     output_layout: the layout of the output; None: the first source's.
     tie: whether the output ties lm_head to the embedding: "auto", "keep" or "untie", as of conversion.layout.normalise.
@@ -197,7 +198,7 @@ class Recipe:
     stages: tuple[Stage, ...] = ()
     seed: int = 0
     prefix: str = "model"
-    out_dtype: DType | None = None
+    out_dtype: DType | ScaledForm | None = None
     layouts: tuple[str | None, ...] = ()
     output_layout: str | None = None
     tie: str = "auto"

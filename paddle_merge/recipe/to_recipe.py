@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.adapters import absolute_spec
-from ..dtypes import FLOATS
+from ..dtypes import OUT_DTYPES
 from ..methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS, method
 from ..methods.registry import IDLE, NAMED, parameter_names
 from ..methods.shared.method import REQUIRED, Method
@@ -213,7 +213,7 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
             dataclasses.replace(stage, seed=stage.seed if config.seed is None else config.seed) for stage in recipe.stages
         ),
         prefix=config.merge_prefix,
-        out_dtype=FLOATS.get(config.out_dtype or "") or recipe.out_dtype,
+        out_dtype=OUT_DTYPES.get(config.out_dtype or "") or recipe.out_dtype,
         layouts=tuple(config.layout or ()),
         output_layout=_stored_layout(config),
         strict_layout=config.strict_layout,

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..dtypes import FLOATS, DType
+from ..dtypes import OUT_DTYPES, DType, ScaledForm
 from ..methods.registry import IDLE, find, names, parameter_names
 from ..methods.shared.method import Method, Parameter
 from ..parsing import nearest, shown
@@ -59,7 +59,7 @@ class Draft:
     parts: list[dict[str, Any]]
     settings: Settings
     seed: Any
-    out_dtype: DType | None
+    out_dtype: DType | ScaledForm | None
     tokenizer: DraftTokenizer | None
     chat_template: yaml.Node | None
     expert_alignment: yaml.Node | None
@@ -154,14 +154,14 @@ class Drafts(Nodes):
             self.wrong(value, f"unknown merge_method {shown(name)}{known}")
         return method
 
-    def _dtype(self, given: Mapping[str, yaml.Node], key: str) -> DType | None:
+    def _dtype(self, given: Mapping[str, yaml.Node], key: str) -> DType | ScaledForm | None:
         if key not in given:
             return None
         name = self.text(given[key]).removeprefix("torch.")
         name = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(name, name)
-        if name not in FLOATS:
-            self.wrong(given[key], f"{key} {name!r} must be one of {', '.join(FLOATS)}{nearest(name, FLOATS)}")
-        return FLOATS.get(name)
+        if name not in OUT_DTYPES:
+            self.wrong(given[key], f"{key} {name!r} must be one of {', '.join(OUT_DTYPES)}{nearest(name, OUT_DTYPES)}")
+        return OUT_DTYPES.get(name)
 
     def _modules(self, node: yaml.Node, method: Method | None) -> tuple[list[dict[str, Any]], Settings]:
         """Return the slices of all modules, and the parameters of a module that is the only one."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from ..dtypes import ScaledForm
 from ..errors import ConfigError
 from .recipe import Input, ParsedRecipe, Recipe, Slice, Stage, assign_roles, count_problem
 from .yaml_documents import Draft, Drafts
@@ -95,6 +96,9 @@ class _Reader(Drafts):
         order = [*(spec for spec in real if spec != base), *([base] if base else [])]
         place = {spec: number for number, spec in enumerate([*order, *(stage.name for stage in stages)])}
         made = [self._stage(draft, place) for draft in [*stages, final]]
+        for stage in stages:
+            if isinstance(stage.out_dtype, ScaledForm):
+                self.wrong(stage.node, f"out_dtype {stage.out_dtype.name} is only for the last merge of a recipe")
         if self.problems:
             return None
         *before, last = made

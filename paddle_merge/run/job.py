@@ -35,7 +35,7 @@ class Report:
     not_finite: the inputs, by their places in Recipe.titles, that hold NaN or Inf. overflowed: whether numbers were too
     large for the output's dtype. device_memory: the most bytes of device memory that the worker has taken so far.
     start, stop: the piece's elements. written: their fingerprint as they were written; read: as each input was read, in the
-    output's layout and with adapters folded in.
+    output's layout and with adapters folded in. scales: the fingerprint of the piece's scales; "" if it has none.
     """
 
     tensor: str
@@ -46,6 +46,7 @@ class Report:
     stop: int = 0
     written: str = ""
     read: tuple[str, ...] = ()
+    scales: str = ""
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Report:
@@ -53,10 +54,10 @@ class Report:
         lists = {name: tuple(content[name]) for name in ("not_finite", "read")}
         report = cls(**{**content, **lists})
         numbers = (report.device_memory, report.start, report.stop, *report.not_finite)
-        words = (report.tensor, report.written, *report.read)
+        words = (report.tensor, report.written, report.scales, *report.read)
         if not (all(type(one) is int for one in numbers) and all(isinstance(one, str) for one in words)):
             raise TypeError("not a report")
-        sum_of((report.written, *report.read))
+        sum_of((report.written, report.scales or "0", *report.read))
         return report
 
 

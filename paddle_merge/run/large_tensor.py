@@ -40,7 +40,8 @@ def merge_in_threads(threads: int, job: Job, tensor: TensorPlan, piece: Piece, p
     """
     with contextlib.closing(_Threads(threads, job, progress)) as all_threads:
         measured = _measure(all_threads, tensor)
-        parts = [Piece(piece.tensor, at, min(at + STEP, piece.stop)) for at in range(piece.start, piece.stop, STEP)]
+        step = STEP if tensor.scales is None else max(1, STEP // tensor.scales.unit) * tensor.scales.unit
+        parts = [Piece(piece.tensor, at, min(at + step, piece.stop)) for at in range(piece.start, piece.stop, step)]
         all_threads.counted = tensor.dtype.itemsize / tensor.itemsizes  # that it is read has been counted
         reports = all_threads.each([partial(Worker.merge, tensor=tensor, piece=part, measured=measured) for part in parts])
     not_finite = {number for report in reports for number in report.not_finite}
@@ -52,6 +53,7 @@ def merge_in_threads(threads: int, job: Job, tensor: TensorPlan, piece: Piece, p
         stop=piece.stop,
         written=sum_of(report.written for report in reports),
         read=tuple(map(sum_of, zip(*(report.read for report in reports), strict=True))),
+        scales=sum_of(report.scales for report in reports) if tensor.scales is not None else "",
     )
 
 

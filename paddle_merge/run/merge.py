@@ -137,7 +137,7 @@ def _held(plan: Plan, paths: Sequence[str]) -> dict[str, list[Held]]:
     """Return the tensors of each shard by its path. paths: in the order of Plan.shards."""
     found = {path: list[Held]() for path in paths}
     for tensor in plan.tensors:
-        found[paths[tensor.shard]].append(Held(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes))
+        found[paths[tensor.shard]] += tensor.stored
     return found
 
 

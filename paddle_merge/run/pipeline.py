@@ -142,17 +142,17 @@ class Pipeline:
         return Measured(states, self._resolved.merger.prepare(self, self._backend))
 
     def merged(self, first: int | None = None, stop: int | None = None) -> Iterator[tuple[Any, int]]:
-        """Yield (elements as they are stored, where the backend holds them; index of the first) block by block, of the piece
-        or of its elements first..stop."""
+        """Yield (elements in the dtype TensorPlan.rounded, where the backend holds them; index of the first) block by block,
+        of the piece or of its elements first..stop."""
         resolved, backend = self._resolved, self._backend
         for start, x, base in self.blocks(first, stop):
             merged = resolved.merger.apply(self._sparsify(start, x), start, self.measured.state, backend)
             if base is not None:
                 merged = backend.add_scaled(base, merged, resolved.scale)
-            stored, bad = backend.store(merged, self._tensor.dtype)
+            stored, bad = backend.store(merged, self._tensor.rounded)
             if self._common is not None:
-                raw, bad = self._common.restored(backend.fetch(stored)(), self._tensor.dtype)
-                stored = backend.put(raw, self._tensor.dtype)
+                raw, bad = self._common.restored(backend.fetch(stored)(), self._tensor.rounded)
+                stored = backend.put(raw, self._tensor.rounded)
             self._bad_out.append(bad)
             yield stored, start
             self._progress(len(stored) * self._tensor.dtype.itemsize)

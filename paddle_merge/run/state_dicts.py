@@ -14,7 +14,7 @@ from ..checkpoints.quantised import problems as quantised
 from ..checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
 from ..conversion.inputs import differences
 from ..conversion.layout import transposed_in
-from ..dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType
+from ..dtypes import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOATS, DType, ScaledForm
 from ..errors import CheckpointError, ConfigError
 from ..plan.assemble import assemble
 from ..plan.copies import originals
@@ -73,6 +73,8 @@ def merge_by_recipe(
         raise ConfigError(
             "a mixture of experts is made of checkpoints, not of state dicts: write the models, and merge with merge"
         )
+    if isinstance(recipe.out_dtype, ScaledForm):
+        raise ConfigError(f"out_dtype {recipe.out_dtype.name} is for files; in memory give another, such as bfloat16")
     if recipe.tie != "auto":
         raise ConfigError(f"tie {recipe.tie!r}: state dicts are merged as they are, with the tensors that they hold")
     if recipe.tokenizer is not None:

@@ -29,6 +29,7 @@ from ..methods.shared.whole_matrix import is_matrix
 from ..plan.plan import Plan
 from ..plan.tensor_plan import Piece, TensorPlan
 from .disk_speed import WRITTEN, flush_rate, nameless_file, page_cache
+from .encoder import Encoder
 from .pipeline import Source, merge_tensor
 from .sources import FileSource
 from .worker import Backends
@@ -187,7 +188,9 @@ class _Bench:
 
     def _merge(self, tensor: TensorPlan, cost: _Cost, start: int, count: int) -> None:
         """Merge `count` elements from `start` on, as if they were the whole tensor."""
-        start, count = start // BLOCK * BLOCK, min(count, tensor.size)
+        unit, row = (tensor.scales.unit, tensor.shape[-1]) if tensor.scales is not None else (BLOCK, 1)
+        start = start // unit * unit
+        count = min(-(-count // row) * row, tensor.size - start)
         backend = self._backends.of(tensor)
         checksum = xxhash.xxh3_128()
 
@@ -198,12 +201,16 @@ class _Bench:
         cost.reading += time.perf_counter() - begun
         window = dataclasses.replace(tensor, shape=(count,))
         with backend.at_work():
-            for stored, _ in merge_tensor(window, _Timed(source, start, cost), backend).merged():
-                raw = backend.fetch(stored)()
+
+            def write(raw: np.ndarray, _: int) -> None:
                 fetched = time.perf_counter()
                 checksum.update(raw.view(np.uint8).data)
                 self._write(raw)
                 cost.writing += time.perf_counter() - fetched
+
+            take = write if tensor.scales is None else Encoder(tensor, piece, write, write, self._scratch).add
+            for stored, first in merge_tensor(window, _Timed(source, start, cost), backend).merged():
+                take(backend.fetch(stored)(), start + first)
         cost.all += time.perf_counter() - begun
         cost.elements += count
 
@@ -247,4 +254,4 @@ def _pursuing(plan: Plan) -> float:
 
 def _kind(tensor: TensorPlan) -> object:
     """Return a key that is equal for tensors that take about the same time per element."""
-    return tensor.dtype, *((entry.dtype, entry.scattered, entry.computed) for entry in tensor.inputs)
+    return tensor.dtype, tensor.scales is None, *((entry.dtype, entry.scattered, entry.computed) for entry in tensor.inputs)

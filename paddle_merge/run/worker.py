@@ -23,6 +23,7 @@ from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import Fingerprint
 from ..errors import MergeError, WorkError
 from ..plan.tensor_plan import Piece, TensorPlan
+from .encoder import Encoder, Write
 from .job import Job, Report
 from .output.disk import ShardFiles, remedy
 from .pipeline import Measured, Pipeline, merge_tensor
@@ -31,7 +32,6 @@ from .sources import FileSource
 log = logging.getLogger("paddle_merge")
 WRITEBACK = 1 << 20  # bytes of a piece whose way to the disk begins as soon as it is written
 OUT_OF_MEMORY = "out of memory; try a smaller --n_process, and on a GPU --device low_gpu_mem"
-Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the first of them in the tensor
 
 
 class Backends:
@@ -61,23 +61,41 @@ class Worker:
         measured: what was measured of the whole tensor; None: the method measures nothing, or the piece is the whole tensor.
         """
         path = self._paths[tensor.shard] if self._paths is not None else None
-        itemsize, written = tensor.dtype.itemsize, Fingerprint(piece.start)
+        itemsize, written, of_scales = tensor.dtype.itemsize, Fingerprint(piece.start), None
+        write = self._writer(tensor, path, tensor.offset, itemsize, written)
+
+        with _naming(tensor):
+            if (scales := tensor.scales) is not None:
+                of_scales = Fingerprint(scales.first(piece.start), scales.row)
+                write_scales = self._writer(tensor, path, scales.offset, scales.dtype.itemsize, of_scales)
+                write = Encoder(tensor, piece, write, write_scales, self._scratch).add
+            found = self._merge(tensor, piece, measured, write) if tensor.merged else self._copy(tensor, piece, write)
+            nbytes = (piece.stop - piece.start) * itemsize
+            if path is not None and nbytes >= WRITEBACK:  # pages of smaller ones would be written several times
+                self._shards.start_writeback(path, tensor.offset + piece.start * itemsize, nbytes)
+        return Report(
+            tensor.name,
+            start=piece.start,
+            stop=piece.stop,
+            written=written.hexdigest(),
+            scales=of_scales.hexdigest() if of_scales is not None else "",
+            **found,
+        )
+
+    def _writer(self, tensor: TensorPlan, path: str | None, offset: int, itemsize: int, written: Fingerprint) -> Write:
+        """Return what writes elements of `itemsize` bytes to a file, and adds them to a fingerprint. path: None: nowhere.
+        offset: of the first element in the file."""
 
         def write(raw: np.ndarray, start: int) -> None:
             written.add(raw, start)
             try:
                 if path is not None:
-                    self._shards.write(path, tensor.offset + start * itemsize, raw)
+                    self._shards.write(path, offset + start * itemsize, raw)
             except OSError as error:
                 problem = f"can't write to {os.path.basename(path or '')} ({error.strerror}){remedy(error, path or '')}"
                 raise WorkError(f"tensor {tensor.name!r}: {problem}") from error
 
-        with _naming(tensor):
-            found = self._merge(tensor, piece, measured, write) if tensor.merged else self._copy(tensor, piece, write)
-            nbytes = (piece.stop - piece.start) * itemsize
-            if path is not None and nbytes >= WRITEBACK:  # pages of smaller ones would be written several times
-                self._shards.start_writeback(path, tensor.offset + piece.start * itemsize, nbytes)
-        return Report(tensor.name, start=piece.start, stop=piece.stop, written=written.hexdigest(), **found)
+        return write
 
     def measure(self, tensor: TensorPlan, states: Sequence[Any] | None = None) -> Measured:
         """Measure a whole tensor. states: what was measured of each model; None: measure that, too. Raises WorkError as

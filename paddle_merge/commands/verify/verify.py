@@ -122,14 +122,16 @@ def _tensors(folder: str, lock: MergeRecord, found: Findings, n_process: int) ->
 
     def stretches() -> Iterator[tuple[str, int, int]]:
         for name, tensor in lock.tensors.items():
-            for start in range(0, tensor.size, STEP):
-                yield name, start, min(start + STEP, tensor.size)
+            step = max(1, STEP // tensor.block) * tensor.block
+            for start in range(0, tensor.size, step):
+                yield name, start, min(start + step, tensor.size)
 
     def take(stretch: tuple[str, int, int]) -> str:
         name, start, stop = stretch
         tensor = lock.tensors[name]
         try:
-            return of_file(os.path.join(folder, tensor.shard), tensor.offset, tensor.itemsize, start, stop)
+            path = os.path.join(folder, tensor.shard)
+            return of_file(path, tensor.offset, tensor.itemsize, start, stop, tensor.block)
         except (OSError, EOFError):
             return ""  # no fingerprint: these bytes can't be read
 
@@ -158,7 +160,7 @@ def _remake(
         plan, unknown = gated_again(make_plan(recipe, n_process, request.shard_bytes, request.engine))
     except MergeError as error:
         raise CheckpointError(error.problems) from None
-    made = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in plan.tensors}
+    made = {held.name: (held.dtype.name, held.shape) for tensor in plan.tensors for held in tensor.stored}
     if made != {name: (tensor.dtype, tensor.shape) for name, tensor in lock.tensors.items()}:
         found.off.append(f"the inputs that {path} names don't have the tensors, dtypes, or shapes any more that were merged")
         return
@@ -174,7 +176,7 @@ def _remake(
     for report in work(plan, Job(None, plan.engine), progress, Ranks(0, ["alone"]), doing="verifying"):
         reports.setdefault(report.tensor, []).append(report)
     tensors = {tensor.name: tensor for tensor in plan.tensors}
-    for name in filter(reports.__contains__, made):
+    for name in filter(reports.__contains__, tensors):
         found.remade.append(name)
         found.off += _judge(plan, tensors[name], reports[name], lock)
 
@@ -188,7 +190,10 @@ def _judge(plan: Plan, tensor: TensorPlan, reports: Sequence[Report], lock: Merg
     for place, number in enumerate(tensor.numbers):
         if sum_of(report.read[place] for report in reports) != then.read[place]:
             off.append(f"tensor {name!r} of {plan.recipe.titles[number]} isn't what was merged")
-    if not off and sum_of(report.written for report in reports) != then.written:
+    same = sum_of(report.written for report in reports) == then.written
+    if tensor.scales is not None:
+        same &= sum_of(report.scales for report in reports) == lock.tensors[tensor.scales.name].written
+    if not off and not same:
         by = ", ".join(f"{what} {which}" for what, which in lock.versions.items())
         off.append(f"tensor {name!r}, computed again from the same inputs, isn't what the merge wrote with {by}")
     return off

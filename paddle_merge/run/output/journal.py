@@ -13,6 +13,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from ...checkpoints.tensors import StoredEntry
 from ...errors import MergeError, OutputError, WorkError
 from ...plan.file_names import JOURNALS, journal_name
 from ...plan.plan import Plan
-from ...plan.tensor_plan import Piece
+from ...plan.tensor_plan import Piece, TensorPlan
 from ...recipe.request import Request
 from ...version import __version__
 from ..job import Report
@@ -77,7 +78,7 @@ def describe(request: Request, plan: Plan) -> dict[str, Any]:
         # A tensor as stored is described by its values, because the text of a dataclass takes several times as long.
         read = [entry.nameless if isinstance(entry, StoredEntry) else entry for entry in tensor.inputs]
         how = tensor.numbers, tensor.base is None, tensor.resolved, tensor.seed, tensor.masked_as, tensor.transposed
-        written = tensor.name, tensor.dtype, tensor.shard, tensor.offset
+        written = tensor.name, tensor.dtype, tensor.shard, tensor.offset, *([tensor.scales] if tensor.scales else [])
         digest.update(repr((read, how, written)).encode("utf-8", "surrogatepass"))
     inputs = {os.path.abspath(file): _state(file) for file in files}
     said = {"version": __version__, "fields": record, "inputs": inputs, "plan": digest.hexdigest()}
@@ -119,11 +120,21 @@ def whole(reports: Sequence[Report], plan: Plan, paths: Sequence[str]) -> list[R
         tensor = tensors.get(report.tensor)
         if tensor is None or not 0 <= report.start < report.stop <= tensor.size or len(report.read) != len(tensor.inputs):
             continue
-        place = tensor.offset, tensor.dtype.itemsize, report.start, report.stop
         with contextlib.suppress(OSError, EOFError, ValueError):
-            if of_file(paths[tensor.shard], *place) == report.written:
+            if _is_there(report, tensor, paths[tensor.shard]):
                 found.append(report)
     return found
+
+
+def _is_there(report: Report, tensor: TensorPlan, path: str) -> bool:
+    """Return whether a file has what a report says was written. Raises OSError, EOFError, ValueError."""
+    start, stop, scales = report.start, report.stop, tensor.scales
+    if of_file(path, tensor.offset, tensor.dtype.itemsize, start, stop) != report.written:
+        return False
+    if scales is None:
+        return not report.scales
+    first, last = scales.first(start), scales.first(stop) if stop < tensor.size else math.prod(scales.grid)
+    return of_file(path, scales.offset, scales.dtype.itemsize, first, last, scales.row) == report.scales
 
 
 def remaining(plan: Plan, done: Sequence[Report]) -> tuple[Piece, ...]:

@@ -18,7 +18,7 @@ from typing import Any
 import xxhash
 
 from ...checkpoints.adapters import absolute_spec
-from ...checkpoints.fingerprint import sum_of
+from ...checkpoints.fingerprint import BLOCK, sum_of
 from ...checkpoints.formats.naming import index_name
 from ...checkpoints.json_files import read_json
 from ...dtypes import BY_NAME
@@ -36,7 +36,8 @@ class WrittenTensor:
     """A tensor of the output as it was written.
 
     shard, offset, dtype, shape: its place and form. mix: how it was merged, as a place in recipe["mixes"]. written: the
-    fingerprint of its bytes. read: the fingerprints of each input's, in the output's layout and with adapters folded in.
+    fingerprint of its bytes. read: the fingerprints of each input's, in the output's layout and with adapters folded in;
+    none of the scales of another tensor, which are made with it. block: how many elements are hashed together.
     """
 
     shard: str
@@ -46,6 +47,7 @@ class WrittenTensor:
     mix: int
     written: str
     read: tuple[str, ...]
+    block: int = BLOCK
 
     @property
     def size(self) -> int:
@@ -54,6 +56,11 @@ class WrittenTensor:
     @property
     def itemsize(self) -> int:
         return BY_NAME[self.dtype].itemsize
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What the file says of it."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("block", BLOCK)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class MergeRecord:
     def to_bytes(self) -> bytes:
         content = dict(vars(self))
         # A line per tensor: short files, short differences.
-        rows = [f"    {json.dumps(name)}: {json.dumps(vars(tensor))}" for name, tensor in content.pop("tensors").items()]
+        rows = [f"    {json.dumps(name)}: {json.dumps(tensor.row)}" for name, tensor in content.pop("tensors").items()]
         head = json.dumps(content, indent=2)
         return (head.removesuffix("\n}") + ',\n  "tensors": {\n' + ",\n".join(rows) + "\n  }\n}\n").encode()
 
@@ -100,6 +107,17 @@ def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes])
             written=sum_of(report.written for report in mine),
             read=read,
         )
+        if (scales := tensor.scales) is not None:
+            tensors[scales.name] = WrittenTensor(
+                shard=plan.shards[tensor.shard].name,
+                offset=scales.offset,
+                dtype=scales.dtype.name,
+                shape=scales.grid,
+                mix=mixes[tensor.resolved],
+                written=sum_of(report.scales for report in mine),
+                read=(),
+                block=scales.row,
+            )
     return MergeRecord(
         versions=_versions(plan),
         recipe=_resolved(plan),
@@ -143,8 +161,9 @@ def _written(row: Mapping[str, Any]) -> WrittenTensor:
         mix=int(row["mix"]),
         written=str(row["written"]),
         read=tuple(map(str, row["read"])),
+        block=int(row.get("block", BLOCK)),
     )
-    if min(found.offset, found.mix, *found.shape) < 0:
+    if min(found.offset, found.mix, found.block - 1, *found.shape) < 0:
         raise ValueError("a negative size")
     sum_of((found.written, *found.read))  # raises ValueError for what is no fingerprint
     return found

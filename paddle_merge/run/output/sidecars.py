@@ -20,6 +20,7 @@ from ...plan.loader_files import loader_files
 from ...plan.mixture import mixture_config
 from ...plan.output_config import output_config
 from ...plan.plan import Plan
+from ...plan.storage import quantization_config
 from ...recipe.request import Request
 from ...version import __version__
 from .card import model_card
@@ -96,14 +97,18 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     Paddle's libraries, rotary embeddings likewise; nothing of ranks and codes, because the output's tensors are whole, and
     numbers; and, where the layout is known, PaddleFormers' mark and what is fused. As it is where it says all that already.
 
-    8-bit floats are only stored: loaders compute in what config.json says, and fail if it says float8.
+    8-bit floats are only stored: loaders compute in what config.json says, and fail if it says float8. Beside codes, that is
+    the dtype of what is stored as plain numbers.
     """
-    dtypes = {tensor.dtype.name for tensor in plan.tensors if tensor.merged}
+    plain = [tensor for tensor in plan.tensors if tensor.merged and tensor.scales is None]
+    dtypes = {tensor.dtype.name for tensor in plain if plan.form is None or len(tensor.shape) > 1}
     wanted = {name: value for name, value in model.items() if name not in _DROPPED}
-    stored_only = any(tensor.merged and tensor.dtype.itemsize == 1 for tensor in plan.tensors)
+    stored_only = any(tensor.dtype.itemsize == 1 for tensor in plain)
     has_dtype = plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()
     if len(dtypes) == 1 and not stored_only and has_dtype:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
+    if plan.form is not None:
+        wanted["quantization_config"] = quantization_config(plan.form, plan.tensors)
     if plan.added is not None and plan.added.rows is not None:
         wanted = sized(wanted, plan.added.rows)
     if plan.tied is not None:
