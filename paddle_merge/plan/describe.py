@@ -16,7 +16,6 @@ from . import chat, mixture, modules
 from .account import Account, TensorAccount
 from .file_names import CARD
 from .plan import Plan
-from .storage import described
 
 log = logging.getLogger("paddle_merge")
 SHOWN = 40  # kinds of tensors in the text; the file has all tensors
@@ -58,7 +57,7 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes], memory
         f"tensors  {len(merged)} merged ({count_text(count)} parameters, {dtypes})"
         + (f", {copied} copied (integers, equal in all models)" if copied else "")
     )
-    lines += [f"stored   {described(plan.form, plan.tensors)}"] if plan.form is not None else []
+    lines += [f"stored   {line}" for line in plan.storage.described(plan.tensors)]
     twice = ", some tensors read twice: to measure and to merge them" if plan.measures else ""
     lines.append(f"input    {size_text(plan.bytes_in)}{twice}")
     lines.append(f"output   {request.output}: {size_text(plan.bytes_out)} in {shards}")

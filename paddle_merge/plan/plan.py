@@ -15,7 +15,6 @@ from ..checkpoints.adapters import Adapter
 from ..checkpoints.fingerprint import BLOCK
 from ..checkpoints.tensors import Checkpoint, Origin, StoredEntry
 from ..conversion.vocabulary.vocabularies import Tokens
-from ..dtypes import ScaledForm
 from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import is_uniform
 from ..recipe.recipe import Recipe
@@ -24,6 +23,7 @@ from .chat import ChatTemplate
 from .config_source import ConfigSource
 from .experts import Experts
 from .provenance import Provenance
+from .storage import Storage
 from .tensor_plan import Piece, TensorPlan
 
 WORKER_BYTES = 1 << 27  # that a worker must have to read and write for its start to pay
@@ -70,7 +70,7 @@ class Plan:
     chat_template: ChatTemplate | None  # None: the tokenizer's own
     tokens_known: tuple[int, ...]  # how many tokens each vocabulary has that was read, or made
     provenance: Provenance  # of the inputs, for the model card
-    form: ScaledForm | None = None  # of the weights that are stored as codes, if any are
+    storage: Storage  # which weights are stored as codes, if any are
 
     @property
     def resolved(self) -> ResolvedMethod | None:

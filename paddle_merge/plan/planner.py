@@ -121,7 +121,7 @@ def make_plan(
     idle = [*found.idle, *vocabularies.notes, *unaligned]
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     transposed = _transposed(made, layout, its.family)
-    stored, uneven = storage(recipe, made, layout, transposed)
+    stored, uneven = storage(recipe, made, inputs[pattern.number], layout, transposed)
     tensors, shards = _lay_out(made, stored, inputs[pattern.number].format, shard_bytes, transposed)
     if n_process is None:
         n_process = suited(tensors, engine.workers, ranks)
@@ -162,7 +162,7 @@ def make_plan(
         chat_template=template,
         tokens_known=vocabularies.counts(tokens),
         provenance=origins,
-        form=stored.form,
+        storage=stored,
     )
 
 

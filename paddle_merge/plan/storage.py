@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoints.config_json import read_config
 from ..checkpoints.names import HEAD, TOKEN_EMBEDDINGS, is_linear, last_word, layer_of
+from ..checkpoints.quantisation import quantisation
+from ..checkpoints.scaled import ScaledEntry
+from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..conversion.lora.entry import AdaptedEntry, read_from
 from ..conversion.modules import is_language
-from ..dtypes import BFLOAT16, DType, ScaledForm
+from ..dtypes import BFLOAT16, FLOAT32, FP8_BLOCK, DType, ScaledForm
 from ..errors import CheckpointError
 from ..parsing import count_text, tensors_named
 from ..recipe.recipe import Recipe
@@ -28,12 +34,16 @@ class Storage:
     """How the tensors of one output are stored.
 
     form: of the weights in `coded`; None: all tensors are plain. narrow: whether most other tensors have 16 bits.
+    like: the input that is stored in the same form, of which the output has the weights as codes that this has; None: there
+        is none. note: a line on this for the plan, if the form isn't asked for.
     """
 
     recipe: Recipe
     form: ScaledForm | None = None
     coded: Collection[str] = ()
     narrow: bool = True
+    like: Checkpoint | None = None
+    note: str = ""
 
     def dtype(self, one: AssembledTensor) -> DType:
         """Return the dtype of a tensor as it is stored.
@@ -56,48 +66,100 @@ class Storage:
         rows, columns = self.form.block
         return Scales(one.name + self.form.scales, one.shape, (rows, columns or one.shape[-1]))
 
+    def config(self, tensors: Sequence[TensorPlan]) -> Mapping[str, Any] | None:
+        """Return the quantization_config that config.json needs; None if it must have none.
+
+        tensors: of the output. transformers takes every Linear layer for quantised that the list doesn't name, also lm_head.
+        """
+        if self.form is None:
+            return None
+        if self.like is not None:
+            said: Mapping[str, Any] = read_config(self.like.folder)["quantization_config"]
+            return said
+        plain = [HEAD.removesuffix(_WEIGHT)]
+        for tensor in tensors:
+            name, matrix = tensor.name, tensor.merged and len(tensor.shape) > 1
+            if matrix and tensor.scales is None and last_word(name) not in TOKEN_EMBEDDINGS:
+                plain.append(name.removesuffix(_WEIGHT) if name.endswith(_WEIGHT) else name.rpartition(".")[0])
+        return {
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "modules_to_not_convert": list(dict.fromkeys(plain)),
+            "quant_method": "fp8",
+            "weight_block_size": list(self.form.block),
+        }
+
+    def described(self, tensors: Sequence[TensorPlan]) -> Iterator[str]:
+        """Yield what the plan says of codes."""
+        if self.note:
+            yield self.note
+        if self.form is None:
+            return
+        coded = sum(tensor.size for tensor in tensors if tensor.scales is not None)
+        share = coded / max(1, sum(tensor.size for tensor in tensors))
+        rows, columns = self.form.block
+        yield (
+            f"{self.form.name}: {len(self.coded)} weights of Linear layers ({count_text(coded)} parameters, {share:.0%})"
+            f" become 8-bit codes, with a float32 scale for each {f'block of {rows} x {columns}' if columns else 'row'}"
+        )
+
 
 def storage(
-    recipe: Recipe, made: Sequence[AssembledTensor], layout: str | None, transposed: Collection[str]
+    recipe: Recipe, made: Sequence[AssembledTensor], own: Checkpoint, layout: str | None, transposed: Collection[str]
 ) -> tuple[Storage, list[str]]:
     """Return how the output of a recipe is stored, and sentences on what is allowed but likely not meant.
 
-    layout: of the output, if it is known. transposed: names of matrices [in, out]. Raises CheckpointError.
+    own: the base, or else the first model, whose form the output has if the recipe asks for none. layout: of the output, if
+    it is known. transposed: names of matrices [in, out]. Raises CheckpointError.
     """
-    form = recipe.out_dtype
-    if not isinstance(form, ScaledForm):
+    asked, found = recipe.out_dtype, _form_of(own, made)
+    if asked is None and found is not None:
+        if problems := _unsuited(recipe, found, layout):
+            return Storage(recipe, note=f"plain numbers, though {own.path} holds codes: {problems[0]}"), []
+        note = f"as {own.path}; --out_dtype bfloat16 stores plain numbers instead"
+        return Storage(recipe, found, _codes(made), _is_narrow(made), own, note), []
+    if not isinstance(asked, ScaledForm):
         return Storage(recipe), []
-    if problems := _unsuited(recipe, form, layout):
+    if problems := _unsuited(recipe, asked, layout):
         raise CheckpointError(problems)
+    if found == asked:
+        return Storage(recipe, found, _codes(made), _is_narrow(made), own), []
     could = [one for one in made if _is_weight(one) and one.name not in transposed]
-    coded = [one for one in could if not _misread(one, form)]
+    coded = [one for one in could if not _misread(one, asked)]
     if not coded:
         raise CheckpointError(
-            f"out_dtype {form.name}: the output has no weight of a Linear layer that can be stored so"
-            f"{_because(could, form)}; give another dtype, such as bfloat16"
+            f"out_dtype {asked.name}: the output has no weight of a Linear layer that can be stored so"
+            f"{_because(could, asked)}; give another dtype, such as bfloat16"
         )
-    others = {one.own_dtype.itemsize for one in made if one.own_dtype.is_float and not _is_weight(one)}
-    names = frozenset(one.name for one in coded)
-    return Storage(recipe, form, names, 2 in others), _doubts(could, coded, form)
+    return Storage(recipe, asked, frozenset(one.name for one in coded), _is_narrow(made)), _doubts(could, coded, asked)
 
 
-def quantization_config(form: ScaledForm, tensors: Sequence[TensorPlan]) -> dict[str, Any]:
-    """Return what config.json has to say of an output with codes: the form, and the modules that hold plain numbers.
+def _form_of(own: Checkpoint, made: Sequence[AssembledTensor]) -> ScaledForm | None:
+    """Return the form of the output's own tensors, if it is one that can be written; `own` is what they are stored in."""
+    if not _codes(made):
+        return None
+    said = quantisation(read_config(own.folder))
+    if said.method != "fp8" or len(said.blocks) != 1 or said.exponents:
+        return None
+    return dataclasses.replace(FP8_BLOCK, block=said.blocks[0])
 
-    transformers takes every Linear layer for quantised that the list doesn't name, lm_head included.
-    """
-    plain = [HEAD.removesuffix(_WEIGHT)]
-    for tensor in tensors:
-        name, matrix = tensor.name, tensor.merged and len(tensor.shape) > 1
-        if matrix and tensor.scales is None and last_word(name) not in TOKEN_EMBEDDINGS:
-            plain.append(name.removesuffix(_WEIGHT) if name.endswith(_WEIGHT) else name.rpartition(".")[0])
-    return {
-        "activation_scheme": "dynamic",
-        "fmt": "e4m3",
-        "modules_to_not_convert": list(dict.fromkeys(plain)),
-        "quant_method": "fp8",
-        "weight_block_size": list(form.block),
-    }
+
+def _codes(made: Sequence[AssembledTensor]) -> frozenset[str]:
+    """Return the names of the tensors whose own entry, the base's or else the first model's, is read from codes of E4M3,
+    with scales in float32."""
+    return frozenset(one.name for one in made if _is_coded(one.entries[-1] if one.base is not None else one.sources[0]))
+
+
+def _is_coded(entry: TensorEntry) -> bool:
+    read = read_from(entry) if isinstance(entry, AdaptedEntry) else entry
+    if not isinstance(read, ScaledEntry) or read.codes.dtype is not FP8_BLOCK.codes:
+        return False
+    return all(grid.scales.dtype is FLOAT32 for grid in read.grids)
+
+
+def _is_narrow(made: Sequence[AssembledTensor]) -> bool:
+    """Return whether what isn't a weight of a Linear layer is mostly stored in 16 bits."""
+    return any(one.own_dtype.is_float and one.own_dtype.itemsize == 2 and not _is_weight(one) for one in made)
 
 
 def _unsuited(recipe: Recipe, form: ScaledForm, layout: str | None) -> list[str]:
@@ -157,15 +219,3 @@ def _doubts(could: Sequence[AssembledTensor], coded: Sequence[AssembledTensor], 
             " read such weights; transformers refuses to dequantise them"
         )
     return found
-
-
-def described(form: ScaledForm, tensors: Sequence[TensorPlan]) -> str:
-    """Return what is stored as codes, in a line of the plan."""
-    coded = [tensor for tensor in tensors if tensor.scales is not None]
-    share = sum(tensor.size for tensor in coded) / max(1, sum(tensor.size for tensor in tensors))
-    rows, columns = form.block
-    of = f"blocks of {rows} x {columns}" if columns else "rows"
-    return (
-        f"{form.name}: {len(coded)} weights of Linear layers ({count_text(sum(tensor.size for tensor in coded))} parameters,"
-        f" {share:.0%}) become 8-bit codes in {of} with float32 scales"
-    )

@@ -25,7 +25,7 @@ class Encoder:
 
     def __init__(self, tensor: TensorPlan, piece: Piece, codes: Write, scales: Write, scratch: Scratch):
         assert tensor.scales is not None
-        from ..backends.kernels.scaling import encode_e4m3fn  # imports Numba, which most commands don't need
+        from ..backends.kernels.encoding import encode_e4m3fn  # imports Numba, which most commands don't need
 
         self._encode, self._scales = encode_e4m3fn, tensor.scales
         self._write_codes, self._write_scales = codes, scales

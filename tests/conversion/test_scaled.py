@@ -65,7 +65,7 @@ def test_a_hand_sized_merge(tmp_path: Path) -> None:
     tensors = {"l.weight": codes, "l.weight_scale_inv": scales, "l.input_scale": np.ones(1, np.float32)}
     a = write_typed(tmp_path / "a", {**tensors, "n.weight": np.ones(2, BF16)}, blocks((2, 2)))
     b = write_typed(tmp_path / "b", {"l.weight": np.full((3, 5), 2, BF16), "n.weight": np.zeros(2, BF16)}, {})
-    out = run(tmp_path / "out", a, b)
+    out = run(tmp_path / "out", a, b, out_dtype="bfloat16")
     assert out["l.weight"].tolist() == [[1.5, 2, 16, 21, 251], [4, 4.5, 41, 46, 500], [3.75, 4, 14, 15, 31]]  # 500: of 501
     assert out["n.weight"].tolist() == [0.5, 0.5]
     assert set(out) == {"l.weight", "n.weight"}
@@ -231,7 +231,7 @@ def test_what_is_said(tmp_path: Path) -> None:
     codes, scales = random_codes((3, 5), np.random.default_rng(0)), np.ones((2, 3), np.float32)
     extra = {"l.k_scale": np.ones(1, np.float32), "l.activation_scale": np.ones(1, np.float32)}
     a = write_typed(tmp_path / "a", {"l.weight": codes, "l.weight_scale_inv": scales, **extra}, blocks((2, 2)))
-    config = MergeConfig(model_path_list=[str(a), str(a)], output_path=str(tmp_path / "out"))
+    config = MergeConfig(model_path_list=[str(a), str(a)], output_path=str(tmp_path / "out"), out_dtype="bfloat16")
     plan = make_plan(Request.of(config).checked_recipe())
     note = (
         f"{a}: is quantised, and read as the bfloat16 numbers that it stands for: 1 tensor of float8_e4m3fn with a scale per"

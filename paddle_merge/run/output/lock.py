@@ -195,7 +195,7 @@ def _resolved(plan: Plan) -> dict[str, Any]:
         "base": absolute_spec(recipe.base) if recipe.base else None,
         "mixes": [_shown(method) for method in _mixes(plan)],
         "seed": recipe.seed,
-        "out_dtype": recipe.out_dtype.name if recipe.out_dtype else None,
+        "out_dtype": stored.name if (stored := plan.storage.form or recipe.out_dtype) else None,
         "layout": plan.layout,
         "tokens": plan.tokens.title if plan.tokens is not None else None,
         "save_format": recipe.save_format,

@@ -20,7 +20,6 @@ from ...plan.loader_files import loader_files
 from ...plan.mixture import mixture_config
 from ...plan.output_config import output_config
 from ...plan.plan import Plan
-from ...plan.storage import quantization_config
 from ...recipe.request import Request
 from ...version import __version__
 from .card import model_card
@@ -94,21 +93,23 @@ def _read(folder: str, names: Sequence[str]) -> dict[str, bytes]:
 
 def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     """Return config.json as the output's loaders need it: the weights' dtype under both of its names, transformers' and
-    Paddle's libraries, rotary embeddings likewise; nothing of ranks and codes, because the output's tensors are whole, and
-    numbers; and, where the layout is known, PaddleFormers' mark and what is fused. As it is where it says all that already.
+    Paddle's libraries, rotary embeddings likewise; nothing of ranks, because the output's tensors are whole; of codes, if it
+    has such; and, where the layout is known, PaddleFormers' mark and what is fused. As it is where it says all that already.
 
     8-bit floats are only stored: loaders compute in what config.json says, and fail if it says float8. Beside codes, that is
     the dtype of what is stored as plain numbers.
     """
     plain = [tensor for tensor in plan.tensors if tensor.merged and tensor.scales is None]
-    dtypes = {tensor.dtype.name for tensor in plain if plan.form is None or len(tensor.shape) > 1}
+    if plan.storage.form is not None:  # a few vectors may be wider
+        plain = [tensor for tensor in plain if len(tensor.shape) > 1] or plain
+    dtypes = {tensor.dtype.name for tensor in plain}
     wanted = {name: value for name, value in model.items() if name not in _DROPPED}
     stored_only = any(tensor.dtype.itemsize == 1 for tensor in plain)
     has_dtype = plan.recipe.out_dtype is not None or {"dtype", "torch_dtype", "model_type"} & model.keys()
     if len(dtypes) == 1 and not stored_only and has_dtype:
         wanted["dtype"] = wanted["torch_dtype"] = dtypes.pop()
-    if plan.form is not None:
-        wanted["quantization_config"] = quantization_config(plan.form, plan.tensors)
+    if (codes := plan.storage.config(plan.tensors)) is not None:
+        wanted["quantization_config"] = codes
     if plan.added is not None and plan.added.rows is not None:
         wanted = sized(wanted, plan.added.rows)
     if plan.tied is not None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddle_merge.backends.kernels.scaling import encode_e4m3fn
+from paddle_merge.backends.kernels.encoding import encode_e4m3fn
 
 F32 = np.float32
 
