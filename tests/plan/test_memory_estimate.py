@@ -93,7 +93,7 @@ def peak_of(command: list[str]) -> int:
     with psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while process.poll() is None:
             peak = max(peak, memory_of(process.pid))
-            time.sleep(0.005)
+            time.sleep(0.01)
         assert process.returncode == 0, process.stderr.read().decode()
     return peak
 

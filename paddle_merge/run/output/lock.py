@@ -6,6 +6,7 @@ It is the same for the same merge, whatever the number of workers, and whether i
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -171,10 +172,15 @@ def _written(row: Mapping[str, Any]) -> WrittenTensor:
 
 def _versions(plan: Plan) -> dict[str, str]:
     found = {"paddle_merge": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    found |= {name: version(name) for name in ("numpy", "numba")}
+    found |= {name: _installed(name) for name in ("numpy", "numba")}
     if plan.engine.tensor_type == "pd":
         found |= {"paddle": _paddle(), "device": plan.engine.device}
     return found
+
+
+@functools.cache  # a search merges thousands of times, and reading what pip wrote takes a tenth of a small merge
+def _installed(name: str) -> str:
+    return version(name)
 
 
 def _paddle() -> str:

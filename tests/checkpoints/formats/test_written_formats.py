@@ -77,7 +77,7 @@ held = st.tuples(
 
 
 @given(st.lists(held, max_size=8, unique_by=lambda item: item[0]), st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_pickle_reads_what_is_put_into_the_frame(items: list[Any], seed: int) -> None:
     """pickle and NumPy, whatever their versions, are the judges; the table of names is what makes Paddle give tensors."""
     generator = np.random.default_rng(seed)
