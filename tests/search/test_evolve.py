@@ -398,6 +398,7 @@ def test_a_file_system_without_locks_is_told(
         searched(tmp_path / "search.yaml", "out", resume=True)
 
 
+@pytest.mark.exhaustive
 def test_another_rule_costs_no_evaluation_but_the_new_ones_report(tmp_path: Path) -> None:
     both = {"search.jsonl": '{"a": 1}\n', "report.jsonl": '{"a": 2}\n'}
     two = SEARCH.replace("{loss: minimize}", "{loss: minimize, size: minimize}").replace("60", "48")

@@ -488,6 +488,7 @@ def test_a_rule_may_name_any_model_of_the_paths(here: Path) -> None:
     assert outcome.best.known.metrics["loss"] == 0
 
 
+@pytest.mark.exhaustive
 def test_another_rule_picks_from_the_second_part(here: Path) -> None:
     """Scores of the second part are those of the values that the first part hands on, so a flag doesn't change these."""
 
