@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[3]
 # Every piece is noted at once; pieces are small, and cut anywhere.
-Whole = dict[str, dict[str, bytes]]  # method -> file -> content
+Whole = Callable[[str], dict[str, bytes]]  # method -> file -> content
 EAGER = """
 import sys
 from paddle_merge.plan import plan
@@ -120,13 +121,15 @@ def weights(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """The outputs of merges that nothing stopped."""
-    result = {}
-    for method in ("linear", "della"):
+    """The output of a merge that nothing stopped, made when it is first asked for."""
+
+    @functools.cache
+    def made(method: str) -> dict[str, bytes]:
         out = tmp_path_factory.mktemp("whole") / method
         run(*flags(models, out, method))
-        result[method] = weights(out)
-    return result
+        return weights(out)
+
+    return made
 
 
 def only_leftovers(out: Path) -> bool:
@@ -135,9 +138,7 @@ def only_leftovers(out: Path) -> bool:
 
 
 @pytest.mark.parametrize("seed", few(range(6), 0))
-def test_killed_anywhere_it_goes_on(
-    tmp_path: Path, models: list[str], whole: dict[str, dict[str, bytes]], seed: int
-) -> None:
+def test_killed_anywhere_it_goes_on(tmp_path: Path, models: list[str], whole: Whole, seed: int) -> None:
     """The parent or a worker, once or again and again, with any number of workers each time."""
     random, out = np.random.default_rng(seed), tmp_path / "out"
     method = ("linear", "della")[seed % 2]
@@ -159,7 +160,7 @@ def test_killed_anywhere_it_goes_on(
         said = run(*flags(models, out, method, "--n_process", str(random.integers(1, 4)), "--resume"))
         assert "of the output is already complete" in said
         assert not list(out.glob("*.partial"))
-    assert weights(out) == whole[method]
+    assert weights(out) == whole(method)
 
 
 @pytest.mark.parametrize("number", few([signal.SIGTERM, signal.SIGINT]))
@@ -184,7 +185,7 @@ def test_a_merge_that_is_asked_to_stop_says_how_to_go_on(
     assert process.returncode == 1
     assert "holds an unfinished merge; --resume continues it, --overwrite starts again" in said
     run(*flags(models, out, "della", "--resume"))
-    assert weights(out) == whole["della"]
+    assert weights(out) == whole("della")
 
 
 def in_ranks(count: int, argv: list[str], kill_after: int | None, out: Path) -> list[int]:
@@ -224,7 +225,7 @@ def test_several_ranks_go_on_with_what_all_of_them_did(tmp_path: Path, models: l
     assert not (out / "merge_config.json").exists()
     assert only_leftovers(out)
     assert in_ranks(victim + 1, argv, None, out) == [0] * (victim + 1)
-    assert weights(out) == whole["linear"]
+    assert weights(out) == whole("linear")
     assert not list(out.glob("*.partial"))
 
 
