@@ -12,8 +12,9 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.S | re.M)
 
 def english() -> list[Path]:
     """Return the English pages: every README.md of the repository, hidden folders and those of tests aside."""
-    found = (path for path in ROOT.rglob("README.md") if not any(part[0] in ".#" for part in path.relative_to(ROOT).parts))
-    return sorted(path for path in found if "tests" not in path.parts and (path.parent / "README_cn.md").exists())
+    found = {path: path.relative_to(ROOT).parts for path in ROOT.rglob("README.md")}
+    ours = [path for path, parts in found.items() if "tests" not in parts and not any(part[0] in ".#" for part in parts)]
+    return sorted(path for path in ours if (path.parent / "README_cn.md").exists())
 
 
 def chinese(page: Path) -> Path:
