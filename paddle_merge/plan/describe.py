@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ log = logging.getLogger("paddle_merge")
 SHOWN = 40  # kinds of tensors in the text; the file has all tensors
 TOKENS = 4  # of those that were filled, or dropped
 FEW = 8  # values of a parameter over the layers
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole word of a tensor's name
 
 
 def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes], memory: int) -> list[str]:
@@ -213,8 +215,8 @@ def _by(rows: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
     return found
 
 
-def _template(name: str) -> tuple[str, ...]:
-    return tuple("#" if word.isdecimal() else word for word in name.split("."))
+def _template(name: str) -> str:
+    return _NUMBER.sub("#", name)
 
 
 def _names(names: Iterable[str]) -> list[tuple[str, int]]:
@@ -222,7 +224,7 @@ def _names(names: Iterable[str]) -> list[tuple[str, int]]:
     for."""
     found = []
     for template, group in _by(names, _template).items():
-        columns = zip(template, zip(*(name.split(".") for name in group), strict=True), strict=True)
+        columns = zip(template.split("."), zip(*(name.split(".") for name in group), strict=True), strict=True)
         shown = [_ranges(set(map(int, column))) if word == "#" else word for word, column in columns]
         found.append((".".join(shown), len(group)))
     return found

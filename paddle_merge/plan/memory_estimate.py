@@ -135,7 +135,7 @@ def _kind(tensor: TensorPlan) -> object:
         tensor.scales is None,
         tensor.resolved,
         *((entry.dtype, entry.scattered, entry.computed) for entry in tensor.inputs),
-        *(_kind(plan) for entry in tensor.inputs for plan in _merges(entry)),
+        *map(_kind, tensor.stages),
     )
 
 
@@ -179,15 +179,10 @@ def _encoded(tensor: TensorPlan) -> int:
 
 def _staged(tensor: TensorPlan) -> int:
     """Return the bytes that earlier merges of the recipe take while their tensors are read."""
-    plans = [plan for entry in tensor.inputs for plan in _merges(entry)]
     return sum(
-        _measured(plan, DEFAULT_BUDGET) + _block(plan, DEFAULT_BUDGET.block) + _STEP * 8 + _staged(plan) for plan in plans
+        _measured(plan, DEFAULT_BUDGET) + _block(plan, DEFAULT_BUDGET.block) + _STEP * 8 + _staged(plan)
+        for plan in tensor.stages
     )
-
-
-def _merges(entry: TensorEntry) -> list[TensorPlan]:
-    """Return the plans of the earlier merges that give a tensor, or rows of it."""
-    return [entry.plan] if isinstance(entry, StagedEntry) else [plan for one in entry.made_of for plan in _merges(one)]
 
 
 def _stored(entry: TensorEntry) -> list[StoredEntry]:

@@ -13,10 +13,10 @@ from functools import cached_property
 from ..checkpoints import hub
 from ..checkpoints.adapters import Adapter, split_spec
 from ..checkpoints.origins import License, Origin, read_origin
-from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..checkpoints.tensors import Checkpoint
 from ..methods.ties import Ties
 from ..parsing import short_paths
-from .tensor_plan import StagedEntry, TensorPlan
+from .tensor_plan import TensorPlan
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,7 @@ def electing(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
     for tensor in tensors:
         if isinstance(tensor.resolved.merger, Ties) and len(tensor.sources) > 1:
             yield tensor
-        yield from electing(staged for entry in tensor.inputs for staged in _staged(entry))
-
-
-def _staged(entry: TensorEntry) -> list[TensorPlan]:
-    """Return the plans of the earlier stages of the recipe that make a tensor."""
-    if isinstance(entry, StagedEntry):
-        return [entry.plan]
-    return [plan for one in entry.made_of for plan in _staged(one)]
+        yield from electing(tensor.stages)
 
 
 def _union(groups: Iterable[Iterable[str]]) -> list[str]:

@@ -81,6 +81,11 @@ class TensorPlan:
         return self.sources if self.base is None else (*self.sources, self.base)
 
     @property
+    def stages(self) -> list[TensorPlan]:
+        """The plans of the recipe's earlier merges whose tensors, or rows of them, it is made of."""
+        return [plan for entry in self.inputs if not isinstance(entry, StoredEntry) for plan in _stages(entry)]
+
+    @property
     def nbytes(self) -> int:
         """The bytes of its elements as they are stored, without scales."""
         return self.size * self.dtype.itemsize
@@ -124,6 +129,10 @@ class StagedEntry(TensorEntry):
     @property
     def whole(self) -> bool:
         return self.plan.resolved.measures or any(entry.whole for entry in self.plan.inputs)
+
+
+def _stages(entry: TensorEntry) -> list[TensorPlan]:
+    return [entry.plan] if isinstance(entry, StagedEntry) else [plan for one in entry.made_of for plan in _stages(one)]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import IO, Any
 
 import numpy as np
@@ -171,10 +172,11 @@ class _Bench:
         total = np.zeros(3)
         for kind in tried:
             tensors = self._kinds[kind]
+            ends = list(accumulate(tensor.size for tensor in tensors))  # those of many small tensors take time to add up
             found: list[list[float]] = []
             end = time.perf_counter() + SECONDS * sizes[kind] / shown
             while not found or (time.perf_counter() < end and len(found) < 50):
-                (tensor,) = places.choices(tensors, [tensor.size for tensor in tensors])
+                (tensor,) = places.choices(tensors, cum_weights=ends)
                 inputs = [entry.dtype.itemsize for entry in tensor.inputs]
                 count = min(tensor.size, PIECE // sum(inputs))
                 cost = _Cost()

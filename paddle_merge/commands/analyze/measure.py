@@ -140,19 +140,22 @@ class _Work:
             analysing.add_agreed(x, first, kept, merged, counts[:, 1], sums[:, 3])
 
     def _result(self) -> Measured:
-        counts, sums, largest = self._model_counts.tolist(), self._model_sums.tolist(), self._largest.tolist()
+        columns = self._model_counts.tolist(), self._model_sums.tolist(), self._largest.tolist()
         models = {
-            model: ModelSums(self._tensor.size, counts[k][0], *sums[k], largest[k][0]) for k, model in enumerate(self._models)
+            model: ModelSums._make((self._tensor.size, *counts, *sums, *largest))
+            for model, counts, sums, largest in zip(self._models, *columns, strict=True)
         }
         return Measured(models, dict(self._pair_results(models)), dict(self._kept_results(models)), self._totals())
 
     def _pair_results(self, models: Mapping[int, ModelSums]) -> Iterator[tuple[tuple[int, int], PairSums]]:
-        trimmed, all_counts, all_sums = self._kept_counts["trim"].tolist(), self._pair_counts.tolist(), self._pair_sums.tolist()
-        for (j, k), (*counts, kept_both), sums in zip(self._pairs, all_counts, all_sums, strict=True):
+        trimmed = self._kept_counts["trim"][:, 0].tolist()
+        columns = self._pair_counts.tolist(), self._pair_sums.tolist()
+        for (j, k), (*counts, kept_both), sums in zip(self._pairs, *columns, strict=True):
             pair = self._models[j], self._models[k]
             a, b = (models[model] for model in pair)
-            kept = trimmed[j][0], trimmed[k][0], kept_both
-            yield pair, PairSums(self._tensor.size, a.changed, b.changed, *counts, a.squares, b.squares, *sums, *kept)
+            counted = self._tensor.size, a.changed, b.changed, *counts
+            added = a.squares, b.squares, *sums
+            yield pair, PairSums._make((*counted, *added, trimmed[j], trimmed[k], kept_both))
 
     def _kept_results(self, models: Mapping[int, ModelSums]) -> Iterator[tuple[Key, KeptSums]]:
         for name in ROUNDS:

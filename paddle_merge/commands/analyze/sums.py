@@ -18,7 +18,7 @@ S = TypeVar("S", "ModelSums", "PairSums", "KeptSums")
 def total(kind: type[S], parts: Iterable[S]) -> S:
     """Return the sums of all parts together, added in order. (sum() of floats would depend on Python's version.)"""
     columns = zip(*(kind(), *parts), strict=True)  # kind(): the sums of no parts
-    return kind(*(reduce(max if name == "largest" else add, column) for name, column in zip(kind._fields, columns)))
+    return kind._make(map(reduce, [max if name == "largest" else add for name in kind._fields], columns))
 
 
 class ModelSums(NamedTuple):
