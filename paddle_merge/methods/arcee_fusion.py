@@ -19,6 +19,7 @@ import numpy as np
 
 from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
+from ..backends.formula import formula
 from .shared import selection
 from .shared.base import Merger, Tensor
 from .shared.derived import Derived
@@ -33,11 +34,13 @@ def importance(xp: Any, x: Any, element: Any, divergence: Any, across: bool, wid
     return xp.abs(x[1] - x[0]) * xp.take(divergence, row)
 
 
+@formula(kernel="mergers.importance")
 def block_importance(xp: Any, x: Any, start: int, *rows: Any) -> Any:
     """Return the importance of a block, (n,). x: the elements from `start` on. rows: as in `importance`."""
     return importance(xp, x, xp.arange(start, start + len(x[0])), *rows)
 
 
+@formula(kernel="mergers.fusion")
 def fusion(xp: Any, x: Any, threshold: Any, start: int, *rows: Any) -> Any:
     """Return the model's elements where their importance is at least the threshold (1,), else the base's, (n,); a NaN stays
     NaN."""

@@ -93,6 +93,45 @@ def nearswap(x, t, limit, gain):
 
 
 @jit
+def _spread(divergence, start, across, width, out):
+    """Write to out (n,) the divergence of the row that each element belongs to, for the elements from `start` on."""
+    done = 0
+    while done < out.size:
+        line, place = (start + done) // width, (start + done) % width
+        count = min(width - place, out.size - done)
+        if across:
+            for i in range(count):
+                out[done + i] = divergence[place + i]
+        else:
+            value = divergence[line]
+            for i in range(count):
+                out[done + i] = value
+        done += count
+
+
+@jit
+def importance(x, start, divergence, across, width):
+    factors = np.empty(CHUNK, divergence.dtype)
+    for begin in range(0, x.shape[1], CHUNK):
+        base, model = x[0, begin : begin + CHUNK], x[1, begin : begin + CHUNK]
+        _spread(divergence, start + begin, across, width, factors[: base.size])
+        for i in range(base.size):
+            base[i] = abs(model[i] - base[i]) * factors[i]
+
+
+@jit
+def fusion(x, threshold, start, divergence, across, width):
+    factors, least = np.empty(CHUNK, divergence.dtype), threshold[0]
+    one, zero = x.dtype.type(1), x.dtype.type(0)
+    for begin in range(0, x.shape[1], CHUNK):
+        base, model = x[0, begin : begin + CHUNK], x[1, begin : begin + CHUNK]
+        _spread(divergence, start + begin, across, width, factors[: base.size])
+        for i in range(base.size):
+            delta = model[i] - base[i]
+            base[i] += delta * (one if threshold.dtype.type(abs(delta) * factors[i]) >= least else zero)
+
+
+@jit
 def ram(x, epsilon, factors):
     one, zero, half = x.dtype.type(1), x.dtype.type(0), x.dtype.type(0.5)
     counts, sums, lone = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
