@@ -15,7 +15,7 @@ from ..parsing import count_text, size_text
 from ..recipe.request import Request
 from . import chat, mixture, modules
 from .account import Account, TensorAccount
-from .file_names import CARD
+from .file_names import CARD, EXPERTS
 from .plan import Plan
 
 log = logging.getLogger("paddle_merge")
@@ -63,7 +63,7 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes], memory
     twice = ", some tensors read twice: to measure and to merge them" if plan.measures else ""
     lines.append(f"input    {size_text(plan.bytes_in)}{twice}")
     lines.append(f"output   {request.output}: {size_text(plan.bytes_out)} in {shards}")
-    ours = (CARD, *([chat.FILE] if plan.chat_template is not None else []))
+    ours = (CARD, EXPERTS, *([chat.FILE] if plan.chat_template is not None else []))
     tokenizers = plan.tokens.source.folder if plan.tokens is not None else plan.added and plan.added.folder
     copied_from: dict[str, list[str]] = {plan.config_source.folder: []}
     for name in sidecars:

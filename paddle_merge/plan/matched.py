@@ -67,8 +67,8 @@ def matched(recipe: Recipe, measure: bool = True) -> Matched:
     unread = {origin: why for one in numbers for origin, why in one.left_out.items()}
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
     named, renamed = in_one_naming(in_standard_names(read, recipe.output_layout))
-    if recipe.expert_layout == "split" or recipe.output_layout not in (None, "hf"):  # Paddle's have no other
-        named, more = zip(*(split(one, config_source.config) for one in named), strict=True)
+    if (asked := recipe.expert_layout == "split") or recipe.output_layout not in (None, "hf"):  # Paddle's files are split
+        named, more = zip(*(split(one, config_source.config, asked) for one in named), strict=True)
         renamed += filter(None, more)
     apart = any(
         trains_apart(adapter, checkpoint, read_config(checkpoint.folder) or config_source.config)

@@ -57,7 +57,8 @@ class MoeLayer:
     """A layer of experts. prefix: what the names of all its tensors begin with. groups: consecutive experts that are routed
     to together; 1: none are.
 
-    router: (name, axis) of each tensor that has an element, or a row, for each expert along that axis.
+    experts, router: in an order that doesn't depend on the file's. router: (name, axis) of each tensor that has an element, or
+    a row, for each expert along that axis.
     """
 
     prefix: str
@@ -158,7 +159,7 @@ def _layer(
     router = _router(beside, count, layout)
     hidden = _hidden(router, beside, config)
     experts, neurons = _experts(families, shapes, hidden, config, layout)
-    return MoeLayer(prefix, count, neurons, experts, tuple(router.items()), _groups(config, count))
+    return MoeLayer(prefix, count, neurons, experts, tuple(sorted(router.items())), _groups(config, count))
 
 
 def _router(beside: Mapping[str, TensorEntry], count: int, layout: str | None) -> dict[str, int]:
@@ -228,7 +229,7 @@ def _experts(
         axis = (None if word in _DOWN else 0) if bias else int((word in _DOWN) != turned)
         pairs = ("interleaved" if family in _INTERLEAVED else "halves") if word in _FUSED else ""
         result.append(ExpertTensor(word, families[tail], axis, pairs))
-    return tuple(result), neurons
+    return tuple(sorted(result, key=lambda one: (one.word, one.neurons is None, one.names))), neurons
 
 
 def _fits(shape: tuple[int, ...], word: str, bias: bool, neurons: int, hidden: int, turned: bool) -> bool:

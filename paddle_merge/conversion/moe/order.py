@@ -38,7 +38,7 @@ class Orders:
         arrays, cosines = dict[str, np.ndarray](), dict[str, dict[str, float | None]]()
         for number, layers in self.by_input.items():
             its = cosines[str(number)] = {}
-            for prefix, order in layers.items():
+            for prefix, order in sorted(layers.items()):
                 its[prefix] = None if math.isnan(order.cosine) else order.cosine
                 arrays[f"{number}/{prefix}/experts"], arrays[f"{number}/{prefix}/neurons"] = order.experts, order.neurons
         about = {"reference": self.reference, "inputs": list(titles), "cosines": cosines}

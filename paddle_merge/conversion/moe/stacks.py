@@ -24,13 +24,23 @@ _WITH_NUMBERS = ("mixtral", "minimax", "minimax_m2", "phimoe", "lfm2_moe")  # fa
 _SPARSE = ("mixtral", "minimax", "minimax_m2", "phimoe")
 
 
-def split(one: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, str]:
+def split(one: Checkpoint, config: Mapping[str, Any], asked: bool) -> tuple[Checkpoint, str]:
     """Return a checkpoint with a matrix for each expert, and a sentence on what was done; "" if nothing was.
 
-    config: the model's config.json. Raises CheckpointError where experts are stacked in a way that no library has apart.
+    config: the model's config.json. asked: whether to raise CheckpointError where experts are stacked in a way that no
+    library has apart, or that isn't understood; else these stay.
     """
     if not has_experts(one.tensors):
         return one, ""
+    try:
+        return _split(one, config)
+    except CheckpointError:
+        if asked:
+            raise
+        return one, ""
+
+
+def _split(one: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, str]:
     layers = _layers(one, config)
     stacked = [layer for layer in layers.values() if layer.experts[0].stacked]
     if not stacked:

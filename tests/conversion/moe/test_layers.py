@@ -47,10 +47,10 @@ def test_axes_of_gpt_oss() -> None:
     model = {f"{L}.experts.{word}": shape for word, shape in shapes.items()} | {f"{L}.router.weight": (3, 4)}
     one = layers(model, model_type="gpt_oss")[L]  # 4 = 2 * 2 neurons is as the hidden size; down_proj says which is which
     assert one.experts == (
-        ExpertTensor("gate_up_proj", (f"{L}.experts.gate_up_proj",), 1, "interleaved"),
-        ExpertTensor("gate_up_proj", (f"{L}.experts.gate_up_proj_bias",), 0, "interleaved"),
         ExpertTensor("down_proj", (f"{L}.experts.down_proj",), 0),
         ExpertTensor("down_proj", (f"{L}.experts.down_proj_bias",), None),
+        ExpertTensor("gate_up_proj", (f"{L}.experts.gate_up_proj",), 1, "interleaved"),
+        ExpertTensor("gate_up_proj", (f"{L}.experts.gate_up_proj_bias",), 0, "interleaved"),
     )
 
 
@@ -60,8 +60,8 @@ def test_paddles_matrices_are_transposed() -> None:
     }
     one = layers(fused | {f"{L}.gate.weight": (4, 3)}, "paddleformers")[L]
     assert [(tensor.word, tensor.neurons, tensor.pairs) for tensor in one.experts] == [
-        ("up_gate_proj", 1, "halves"),
         ("down_proj", 0, ""),
+        ("up_gate_proj", 1, "halves"),
     ]
     assert one.router == ((f"{L}.gate.weight", 1),)
 
@@ -70,7 +70,7 @@ def test_paddles_matrices_are_transposed() -> None:
 def test_square_matrices_are_as_the_layout_says(layout: str, axis: int) -> None:
     """As many neurons and experts as hidden units."""
     one = layers(apart(3, (3, 3), (3, 3)) | {f"{L}.gate.weight": (3, 3)}, layout)[L]
-    assert [tensor.neurons for tensor in one.experts] == [axis, axis, 1 - axis]
+    assert [tensor.neurons for tensor in one.experts] == [1 - axis, axis, axis]
     assert one.router == ((f"{L}.gate.weight", axis),)
 
 

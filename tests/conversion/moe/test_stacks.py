@@ -110,6 +110,6 @@ def test_what_can_not_be_stacked(tmp_path: Path, layers: list[State]) -> None:
     with pytest.raises(CheckpointError, match=re.escape("is for Hugging Face's layout, and this is paddleformers")):
         saved(tmp_path / "1", state, "qwen3_moe", output_layout="paddleformers", expert_layout="stacked")
     odd = {name: values for name, values in state.items() if "gate_proj" not in name}
-    with pytest.raises(CheckpointError, match="have up_proj, down_proj, which no library stacks; leave out"):
+    with pytest.raises(CheckpointError, match="have down_proj, up_proj, which no library stacks; leave out"):
         saved(tmp_path / "2", odd, "qwen3_moe", expert_layout="stacked")
     assert (EXPERTS, NEURONS, HIDDEN) == (4, 5, 6)
