@@ -3,7 +3,8 @@
     python tools/try_recipes.py configs/recipes
 
 Every model that a recipe names is replaced by a small Llama with random weights in a temporary folder, with as many layers
-as the recipe uses: ./base is the base model, and all others are fine-tuned from it.
+as the recipe uses: ./base is the base model, and all others are fine-tuned from it. For recipes about experts or routers,
+its neurons are shared out among experts.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddle_merge import MergeConfig, MergeError, merge
 from tools.compare_with_mergekit import Tensors, llama, load, places, save, tells_words, with_words
+
+EXPERTS = 4
 
 
 def models(documents: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -36,7 +40,24 @@ def models(documents: Sequence[dict[str, Any]], folder: Path) -> None:
         tensors = base if name == "./base" else llama(layers, zlib.crc32(name.encode()), base)
         if any(map(tells_words, documents)):
             tensors = with_words(folder / name, tensors, name.strip("./"), name == "./base")
+        if any({"expert_alignment", "router"} & document.keys() for document in documents):
+            tensors = with_experts(tensors)
         save(folder / name, tensors, layers)
+
+
+def with_experts(tensors: Tensors) -> Tensors:
+    """Return the tensors of a Llama with the neurons of each layer shared out among experts, and a router."""
+    found: Tensors = {}
+    for name, values in tensors.items():
+        at, mlp, word = name.partition(".mlp.")
+        if not mlp:
+            found[name] = values
+            continue
+        for expert, its in enumerate(np.split(values, EXPERTS, axis=int(word.startswith("down")))):
+            found[f"{at}.mlp.experts.{expert}.{word}"] = its
+        if word.startswith("gate"):
+            found[f"{at}.mlp.gate.weight"] = values[:EXPERTS]
+    return found
 
 
 def tried(path: Path) -> Tensors:

@@ -57,8 +57,8 @@ class MoeLayer:
     """A layer of experts. prefix: what the names of all its tensors begin with. groups: consecutive experts that are routed
     to together; 1: none are.
 
-    experts, router: in an order that doesn't depend on the file's. router: (name, axis) of each tensor that has an element, or
-    a row, for each expert along that axis.
+    experts, router: in an order that doesn't depend on the file's. router: (name, axis) of each tensor that has an element,
+    or a row, for each expert along that axis.
     """
 
     prefix: str

@@ -21,6 +21,7 @@ from .layers import MoeLayer
 
 T = TypeVar("T")
 Map = Callable[[Callable[[int], T], Iterable[int]], Iterator[T]]
+_ROWS = 1024  # neurons whose products with all others are computed at once
 _EQUAL = 1e-7  # of the costs' size: differences that come of rounding
 
 
@@ -115,7 +116,8 @@ def _match_neurons(reference: Side, other: Side, place: int, expert: int) -> tup
             strict=True,
         )
         for ours, theirs in pairs:
-            gains += ours @ theirs.T
+            for first in range(0, count, _ROWS):
+                gains[first : first + _ROWS] += ours[first : first + _ROWS] @ theirs.T
             for number, part in enumerate((ours, theirs)):
                 squares[number] += float(np.square(part).sum(dtype=np.float64))
     finally:

@@ -130,7 +130,7 @@ def _threads(one: Checkpoint, layers: Iterable[MoeLayer]) -> int:
     most = 1
     for layer in layers:
         weights = max(math.prod(one.tensors[tensor.names[0]].shape[tensor.stacked :]) for tensor in layer.experts)
-        most = max(most, 4 * (2 * layer.neurons**2 + 4 * weights))
+        most = max(most, 4 * (layer.neurons**2 + 4 * weights))
     return max(1, min(cores(), free_memory() // 2 // most))
 
 
