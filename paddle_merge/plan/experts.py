@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,21 @@ class Experts:
     routers: Mapping[str, int] = field(default_factory=dict)
     why: Mapping[Origin, str] = field(default_factory=dict)
     orders: Orders | None = None
+
+    @property
+    def digest(self) -> str:
+        """What is equal for the same orders; "" if no experts were matched."""
+        found = blake2b(digest_size=16)
+        for number, layers in self.orders.by_input.items() if self.orders is not None else ():
+            for prefix, one in layers.items():
+                found.update(f"{number} {prefix}".encode() + one.experts.tobytes() + one.neurons.tobytes())
+        return found.hexdigest() if self.orders is not None else ""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all orders."""
+        held = self.orders.by_input.values() if self.orders is not None else ()
+        return sum(one.neurons.nbytes for layers in held for one in layers.values())
 
 
 def experts_of(

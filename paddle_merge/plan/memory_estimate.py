@@ -83,7 +83,8 @@ def _command(plan: Plan, beside: int) -> int:
     """Return the bytes of the command's own process and of the one that forks workers."""
     headers = len(plan.tensors) * (len(plan.inputs) + 1) * _HEADER
     tokens = _TOKEN * sum(plan.tokens_known) + _TOKENIZER * max(plan.tokens_known, default=0)
-    return beside + headers + tokens + _COMMAND + _SERVER
+    orders = 4 * plan.experts.nbytes  # as arrays, in entries, in the file, and on their way to workers
+    return beside + headers + tokens + orders + _COMMAND + _SERVER
 
 
 class _Worker:

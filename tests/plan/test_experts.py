@@ -6,14 +6,21 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, MergeConfig, merge
 from paddle_merge.commands.verify.verify import verify
-from paddle_merge.errors import MergeError
+from paddle_merge.conversion.moe.order import Orders
+from paddle_merge.errors import MergeError, OutputError
 from paddle_merge.plan import experts
+from paddle_merge.plan.tensor_plan import Piece, TensorPlan
+from paddle_merge.run.job import Report
+from paddle_merge.run.output import journal
+from paddle_merge.run.worker import Worker
+from tests.support.adapters import lora
 from tests.support.checkpoints import read, write
 from tests.support.experts import EXPERTS, FAMILIES, HIDDEN, LAYERS, NEURONS, Layer, config, layer, shuffled, stored
 
@@ -198,3 +205,53 @@ def test_experts_that_hardly_resemble_one_another(
     merged(pair(), expert_alignment="match")
     assert "hardly resemble those of" in caplog.text
     assert "even matched (cosine 1.000)" in caplog.text
+
+
+def test_adapters_are_folded_in_before_experts_are_matched(pair: Callable[..., Pair]) -> None:
+    """A scrambled model with an adapter merges as the same model with the adapter folded."""
+    first, second = pair(noise=0.2)
+    name = "model.layers.1.mlp.experts.2.down_proj"
+    adapter = lora(second.parent / "lora", {name: (HIDDEN, NEURONS, 2)}, seed=1)
+    folded = second.parent / "folded"
+    merge(MergeConfig(lora_model_path=adapter, base_model_path=str(second), output_path=str(folded)), progress=False)
+    assert (read(folded)[f"{name}.weight"] != read(second)[f"{name}.weight"]).any()
+    expected = merged((first, folded), "expected", expert_alignment="match")
+    result = merged((first, second), model_path_list=[str(first), f"{second}+{adapter}"], expert_alignment="match")
+    for key, values in expected.items():
+        np.testing.assert_allclose(result[key], values, rtol=1e-6, atol=1e-6, err_msg=key)
+
+
+def test_a_merge_is_resumed_in_the_same_order(pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not if another order is measured, as another library for matrices might."""
+    paths = pair(noise=0.1)
+    models, out = list(map(str, paths)), paths[0].parent / "out"
+    expected = merged(paths, "expected", expert_alignment="match")
+    monkeypatch.setattr(journal, "SECONDS", 0.0)
+    right, done = Worker.merge, list[str]()
+
+    def merge_few(self: Worker, tensor: TensorPlan, piece: Piece) -> Report:
+        done.append(tensor.name)
+        if len(done) > 9:
+            raise OutputError("the disk is gone")
+        return right(self, tensor, piece)
+
+    settings = {"model_path_list": models, "output_path": str(out), "expert_alignment": "match", "n_process": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "merge", merge_few)
+        with pytest.raises(OutputError, match="the disk is gone"):
+            merge(MergeConfig(**settings), progress=False)  # type: ignore[arg-type]
+    measured = experts.measured
+
+    def otherwise(*given: Any) -> Orders:
+        orders = measured(*given)
+        for order in orders.by_input[1].values():
+            order.neurons[0] = order.neurons[0][::-1].copy()
+        return orders
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experts, "measured", otherwise)
+        with pytest.raises(OutputError, match=r"--resume can't continue .*: its experts match in another order now"):
+            merge(MergeConfig(**settings, resume=True), progress=False)  # type: ignore[arg-type]
+    merge(MergeConfig(**settings, resume=True), progress=False)  # type: ignore[arg-type]
+    for name, values in expected.items():
+        np.testing.assert_array_equal(read(out)[name], values, err_msg=name)

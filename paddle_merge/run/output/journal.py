@@ -82,6 +82,7 @@ def describe(request: Request, plan: Plan) -> dict[str, Any]:
         digest.update(repr((read, how, written)).encode("utf-8", "surrogatepass"))
     inputs = {os.path.abspath(file): _state(file) for file in files}
     said = {"version": __version__, "fields": record, "inputs": inputs, "plan": digest.hexdigest()}
+    said |= {"experts": orders} if (orders := plan.experts.digest) else {}
     return dict(json.loads(json.dumps(said)))  # as it is read back
 
 
@@ -107,6 +108,8 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if inputs.get(file) != state:
             found.append(f"{file} {'has changed since' if file in inputs else 'was not one of its inputs'}")
     found += [f"{file} was one of its inputs" for file in inputs if file not in now["inputs"]]
+    if then.get("experts") != now.get("experts"):
+        found.append("its experts match in another order now, as they may with another processor or library for matrices")
     if not found and then.get("plan") != now["plan"]:
         found.append("its inputs have other headers now")
     return found
