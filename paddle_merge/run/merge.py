@@ -30,7 +30,7 @@ from ..plan.plan import Plan
 from ..plan.planner import make_plan
 from ..recipe.config import MergeConfig
 from ..recipe.request import Request
-from . import sparse_changes
+from . import sparse_changes, unlike_routers
 from .announce import announce
 from .gates import check_gates, with_gates
 from .job import Job, Report, notice
@@ -84,7 +84,7 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
     leads = ranks.number == 0
     _agree(plan, ranks)
     if leads:
-        for warning in [*request.warnings, *plan.warnings, *sparse_changes.warnings(plan)]:
+        for warning in [*request.warnings, *plan.warnings, *sparse_changes.warnings(plan), *unlike_routers.warnings(plan)]:
             log.warning("%s", warning)
         announce(plan, request, sidecars, time.perf_counter() - started)
     if request.dry_run:
