@@ -78,11 +78,9 @@ def experts_of(
         )
     parts = [*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)]
     sliced = any(part.layers is not None for part in parts)
-    if matching and sliced:
-        raise CheckpointError(
-            f"expert_alignment: {recipe.expert_alignment} matches the experts of whole models, layer by layer; with slices,"
-            " leave it out"
-        )
+    if sliced:
+        asked = f"expert_alignment: {recipe.expert_alignment}" if matching else "router: base"
+        raise CheckpointError(f"{asked} is for whole models, layer by layer; with slices, leave it out")
     if matching and len(inputs) < 2:
         raise CheckpointError("expert_alignment: there is one model, so its experts have none to match; leave it out")
     layers = [layers_of(one, config, layout) for one in (inputs if matching else inputs[first : first + 1])]

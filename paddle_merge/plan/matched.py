@@ -18,6 +18,7 @@ from ..conversion.inputs import open_inputs
 from ..conversion.layout import METADATA, normalise
 from ..conversion.lora.adapt import adapt
 from ..conversion.lora.tied import trains_apart
+from ..conversion.moe.layers import has_experts
 from ..conversion.moe.stacks import split, stacked
 from ..conversion.naming import in_one_naming
 from ..conversion.optional import WithoutOptional, without_optional
@@ -98,6 +99,9 @@ def matched(recipe: Recipe, measure: bool = True) -> Matched:
     if heads.names:  # the models' classes have them, and not the base's
         config_source = find_config_source(opened[: len(recipe.models)], False, recipe.config_from)
     inputs = heads.inputs
+    idle = list[str]()
+    if recipe.expert_layout is not None and not any(has_experts(one.tensors) for one in inputs):
+        idle = [f"--expert_layout {recipe.expert_layout} has no effect: the models have no mixture of experts"]
     experts = experts_of(recipe, tuple(inputs), config_source.config, layout, measure)
     inputs = experts.inputs
     if layout is not None:
@@ -113,5 +117,5 @@ def matched(recipe: Recipe, measure: bool = True) -> Matched:
         config_source=config_source,
         notes=(*quantised, *renamed, *normalised.notes, *copied, *needed.notes, *heads.notes),
         folded=tuple(adapted.notes),
-        warnings=(*adapted.warnings, *experts.warnings),
+        warnings=(*adapted.warnings, *experts.warnings, *idle),
     )

@@ -191,7 +191,16 @@ def test_what_is_refused(pair: Callable[..., Pair], tmp_path: Path) -> None:
                 "expert_alignment": "match",
                 "recipe_yaml": f"merge_method: linear\nparameters: {{weight: 1}}\nslices:\n  - sources:\n{sliced}",
             },
-            "expert_alignment: match matches the experts of whole models, layer by layer; with slices, leave it out",
+            "expert_alignment: match is for whole models, layer by layer; with slices, leave it out",
+        ),
+        (
+            {
+                "model_path_list": None,
+                "router": "base",
+                "recipe_yaml": f"merge_method: linear\nbase_model: {first}\nparameters: {{weight: 1}}\nslices:\n"
+                f"  - sources:\n{sliced}",
+            },
+            "router: base is for whole models, layer by layer; with slices, leave it out",
         ),
     ):
         with pytest.raises(CheckpointError, match=re.escape(said)):

@@ -113,3 +113,8 @@ def test_what_can_not_be_stacked(tmp_path: Path, layers: list[State]) -> None:
     with pytest.raises(CheckpointError, match="have down_proj, up_proj, which no library stacks; leave out"):
         saved(tmp_path / "2", odd, "qwen3_moe", expert_layout="stacked")
     assert (EXPERTS, NEURONS, HIDDEN) == (4, 5, 6)
+
+
+def test_a_dense_model_has_no_experts_to_stack(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved(tmp_path, {"model.layers.0.mlp.up_proj.weight": np.ones((4, HIDDEN))}, "qwen3", expert_layout="stacked")
+    assert "--expert_layout stacked has no effect: the models have no mixture of experts" in caplog.text
