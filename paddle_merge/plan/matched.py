@@ -19,10 +19,11 @@ from ..conversion.layout import METADATA, normalise
 from ..conversion.lora.adapt import adapt
 from ..conversion.lora.tied import trains_apart
 from ..conversion.moe.layers import has_experts
-from ..conversion.moe.stacks import split, stacked
+from ..conversion.moe.stacks import problems_of_adapters, split, stacked
 from ..conversion.naming import in_one_naming
 from ..conversion.optional import WithoutOptional, without_optional
 from ..conversion.paddle_names import in_standard_names
+from ..errors import CheckpointError
 from ..recipe.recipe import Recipe
 from .config_source import ConfigSource, find_config_source
 from .experts import Experts, experts_of
@@ -88,6 +89,8 @@ def matched(recipe: Recipe, measure: bool = True) -> Matched:
     layout, tied = normalised.layout, normalised.tied
     inputs = normalised.inputs
     if recipe.expert_layout == "stacked":
+        if problems := problems_of_adapters(adapter for its in adapters for adapter in its):
+            raise CheckpointError(problems)
         inputs, more = zip(*(stacked(one, config_source.config, layout) for one in inputs), strict=True)
         renamed += filter(None, more)
     adapted = adapt(inputs, adapters, recipe.sources, layout, config_source.config, tied, recipe.allow_untrained)

@@ -10,14 +10,17 @@ stacked. gpt-oss, Llama 4, Granite and others that are stacked in files, too, st
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...checkpoints.adapters import Adapter
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...checkpoints.views import join, nth, select, stack
 from ...errors import CheckpointError, MalformedError
 from .layers import ExpertTensor, MoeLayer, has_experts, moe_layers
 
+_SINGLE = re.compile(r"\.experts\.\d+\.")
 _WORDS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 _WITH_NUMBERS = ("mixtral", "minimax", "minimax_m2", "phimoe", "lfm2_moe")  # families whose files have w1, w3 and w2
 # Families whose layers are called mlp in memory, and block_sparse_moe in files.
@@ -92,6 +95,16 @@ def stacked(one: Checkpoint, config: Mapping[str, Any], layout: str | None) -> t
         elif name not in gone:
             tensors[name] = entry
     return dataclasses.replace(one, tensors=tensors), f"{one.path}: the experts of {len(layers)} layers are stacked"
+
+
+def problems_of_adapters(adapters: Iterable[Adapter]) -> list[str]:
+    """Return a sentence on each adapter that changes single experts, which can't be stacked then: they aren't stored so."""
+    return [
+        f"{one.path}: adapts single experts, which --expert_layout stacked can't stack: fold it into its base"
+        " first, with --lora_model_path, and stack the experts in a second merge"
+        for one in adapters
+        if any(_SINGLE.search(name) for name in one.tensors)
+    ]
 
 
 def _layers(one: Checkpoint, config: Mapping[str, Any]) -> dict[str, MoeLayer]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, MergeConfig, merge
+from tests.support.adapters import lora
 from tests.support.checkpoints import read, write
 from tests.support.experts import EXPERTS, HIDDEN, LAYERS, NEURONS, config, layer, stored
 
@@ -113,6 +114,24 @@ def test_what_can_not_be_stacked(tmp_path: Path, layers: list[State]) -> None:
     with pytest.raises(CheckpointError, match="have down_proj, up_proj, which no library stacks; leave out"):
         saved(tmp_path / "2", odd, "qwen3_moe", expert_layout="stacked")
     assert (EXPERTS, NEURONS, HIDDEN) == (4, 5, 6)
+
+
+def test_an_adapter_of_single_experts(tmp_path: Path, layers: list[State]) -> None:
+    """Is folded into split experts, also those of a stacked base; to stack them takes a second merge."""
+    name, split = "model.layers.1.mlp.experts.2.down_proj", stored(layers, "qwen3_moe")
+    adapter = lora(tmp_path / "lora", {name: (HIDDEN, NEURONS, 2)}, seed=1)
+    folded = []
+    for number, state in enumerate((split, stored(layers, "stacked"))):
+        base = str(write(tmp_path / f"base{number}", state, format="pt", config=config("qwen3_moe")))
+        given = {"lora_model_path": adapter, "base_model_path": base, "output_path": str(tmp_path / f"out{number}")}
+        merge(MergeConfig(**given, expert_layout="split"), progress=False)  # type: ignore[arg-type]
+        folded.append(read(tmp_path / f"out{number}"))
+    equal(*folded)
+    assert (folded[0][f"{name}.weight"] != split[f"{name}.weight"].astype(np.float32)).any()
+    with pytest.raises(
+        CheckpointError, match=r"adapts single experts, which --expert_layout stacked can't stack: fold it into"
+    ):
+        merge(MergeConfig(**{**given, "output_path": str(tmp_path / "out")}, expert_layout="stacked"), progress=False)  # type: ignore[arg-type]
 
 
 def test_a_dense_model_has_no_experts_to_stack(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
