@@ -91,12 +91,14 @@ def differences(
     out_dtype: DType | ScaledForm | None,
     aligned: Callable[[str], bool] = lambda name: False,
     offered: Collection[str] = ("out_dtype", "recipes"),
+    partial: bool = False,
 ) -> list[str]:
     """Return a sentence on the tensors that are missing in some inputs, and on those that differ in shape or dtype between
     them: one for each cause.
 
     out_dtype: of the output, if one is given; then float dtypes may differ. aligned: whether the tensor of a name will be
     aligned to one vocabulary; then its shapes may differ. offered: what the caller could do about it, and sentences name.
+    partial: whether some inputs may lack tensors.
     Returns an empty list if the inputs match.
     """
     everywhere = {name: None for checkpoint in inputs for name in checkpoint.tensors}
@@ -109,7 +111,7 @@ def differences(
             continue  # as nearly all do
         holders = [checkpoint for checkpoint in inputs if name in checkpoint.tensors]
         lacking = [checkpoint.path for checkpoint in inputs if name not in checkpoint.tensors]
-        if lacking:
+        if lacking and not partial:
             cause = ", ".join(lacking), ", ".join(checkpoint.path for checkpoint in holders)
             missing.setdefault(cause, []).append(name)
         entries = [(checkpoint.path, checkpoint.tensors[name]) for checkpoint in holders]
@@ -128,8 +130,9 @@ def differences(
             dtypes.setdefault(f"different dtypes: {shown}{remedy}", []).append(name)
     problems = []
     for (without, having), names in missing.items():
-        are, they = ("is", "it is") if len(names) == 1 else ("are", "they are")
-        problems.append(f"{tensors_named(names)} {are} missing in {without} ({they} in {having})")
+        are, they, them = ("is", "it is", "it") if len(names) == 1 else ("are", "they are", "them")
+        remedy = f"; --missing_tensors union merges {them} nevertheless" if "missing_tensors" in offered else ""
+        problems.append(f"{tensors_named(names)} {are} missing in {without} ({they} in {having}){remedy}")
     sizes = _hidden_sizes(inputs) if shapes else []
     if len({size for _, size in sizes}) > 1:
         problems.append(f"the models' hidden sizes differ: {', '.join(f'{size} in {path}' for path, size in sizes)}")

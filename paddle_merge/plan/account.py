@@ -258,13 +258,14 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
         rows, columns = tensor.scales.block
         word = tensor.scales.name.rpartition(".")[2]
         notes.append(f"with a scale for each block of {rows} x {columns} ({word})")
+    if plan.recipe.missing_tensors in ("union", "fill"):
+        lacking = [plan.recipe.titles[number] for number in plan.recipe.taken if number not in tensor.numbers]
+        notes += [f"not in {', '.join(lacking)}"] if lacking and tensor.merged else []
     folded = any(isinstance(entry, AdaptedEntry) for entry in tensor.inputs)
     if tensor.how:
         how = tensor.how
     elif not tensor.merged:
         how = f"copied from {stored(tensor.inputs[-1]).file}, equal in all inputs"
-    elif tensor.name in plan.experts.routers:
-        how = "the base's router"
     elif plan.recipe.title == "fold":
         how = "folded" if folded else "as it is"
     elif plan.recipe.mixture is not None:

@@ -19,6 +19,7 @@ from ..parsing import tensors_named
 from ..recipe.parameters import Resolver, unused
 from ..recipe.recipe import Input, Recipe, Slice, Stage, names_of, parts
 from .modules import one_stack, problems
+from .partial import Partial
 from .scales import Scales
 from .tensor_plan import StagedEntry, TensorPlan
 
@@ -124,15 +125,19 @@ def assemble(
     the number of the input that gives a tensor as it is, by the tensor's name (experts.py). Raises CheckpointError,
     ConfigError.
     """
-    resolver, made = Resolver(recipe), []
+    resolver, partial, made = Resolver(recipe), Partial(recipe), []
     wrong, absent, unlike, differing = (dict[Any, list[str]]() for _ in range(4))  # what is wrong -> names of tensors
     if faults := problems(recipe, inputs):
         raise CheckpointError(faults)
-    for place in _places(recipe, inputs):
-        part = place.part
+    for place in _places(recipe, inputs, partial.allowed):
+        part, how = place.part, ""
         models = part.everything
         names = [_name_in(place, model) for model in models]
         entries = [inputs[model.number].tensors.get(name) for model, name in zip(models, names, strict=True)]
+        if partial.allowed and None in entries:
+            holders = partial.holders(part, entries)
+            part, entries, how = holders.part, list(holders.entries), holders.how
+            models, names = part.everything, [place.name] * len(entries)
         found = [entry for entry in entries if entry is not None]
         if aligner is not None and len(found) == len(entries):
             found = aligner.align(found, [model.number for model in models])
@@ -154,8 +159,8 @@ def assemble(
             differing.setdefault(differ, []).append(place.name)
             continue
         try:
-            values = resolver.values(part, place.name, place.t, names[: len(part.inputs)])
-            resolved = resolver.resolved(values)
+            values = {} if how else resolver.values(part, place.name, place.t, names[: len(part.inputs)])
+            resolved = _mean(len(found)) if how else resolver.resolved(values)
         except ValueError as error:
             wrong.setdefault(str(error), []).append(place.name)
             continue
@@ -164,12 +169,12 @@ def assemble(
             found, numbers = _all_of(found, numbers)
         base = found.pop() if part.base is not None else None
         if place.name in averaged:
-            base, resolved, values = None, ResolvedMethod(None, Linear((1.0,) * len(found))), {}
+            base, resolved, values, how = None, _mean(len(found)), {}, f"mean of {len(found)} models"
             del numbers[len(found) :]
         if place.name in routers:
             numbers = [routers[place.name]]
             found, base = [inputs[numbers[0]].tensors[place.name]], None
-            resolved, values = ResolvedMethod(None, Linear((1.0,))), {}
+            resolved, values, how = ResolvedMethod(None, Linear((1.0,))), {}, "the base's router"
         made.append(
             AssembledTensor(
                 name=place.name,
@@ -179,6 +184,7 @@ def assemble(
                 resolved=resolved,
                 weights=tuple(resolved.merger.effective_weights(len(found) if place.name in routers else len(part.inputs))),
                 values=tuple(values.items()),
+                how=how,
             )
         )
     for path, lacking in absent.items():
@@ -195,6 +201,11 @@ def assemble(
     if wrong:
         raise ConfigError([f"{sentence} (for {tensors_named(its)})" for sentence, its in wrong.items()])
     return made, unused(recipe, resolver)
+
+
+def _mean(models: int) -> ResolvedMethod:
+    """Return the plain mean of so many models."""
+    return ResolvedMethod(None, Linear((1.0,) * models))
 
 
 def _differ(entries: Sequence[TensorEntry], recipe: Recipe | Stage) -> str | None:
@@ -220,7 +231,8 @@ def _name_in(place: _Place, model: Input) -> str:
     return place.name if place.layer is None else in_layer(place.name, model.first + place.layer)
 
 
-def _places(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[_Place]:
+def _places(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], of_all: bool = False) -> list[_Place]:
+    """Return the places of all tensors. of_all: whether also those that only some inputs have."""
     places, modules = list[_Place](), names_of(recipe)
     for module, slices in parts(recipe):
         first = slices[0]
@@ -231,6 +243,9 @@ def _places(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[_Place
             places += _sliced(slices, its, {number: one.path for number, one in models.items()})
             continue
         pattern = within(inputs[(first.base or first.inputs[0]).number].tensors, module, modules)
+        if of_all:
+            others = [inputs[one.number].tensors for one in first.everything]
+            pattern = {**pattern, **{name: entry for tensors in others for name, entry in tensors.items()}}
         depths = stacks(pattern)
         places += [_Place(name, first, None, _t(layer_of(name), depths)) for name in pattern]
     return places

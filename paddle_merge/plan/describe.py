@@ -129,10 +129,10 @@ def parameters(plan: Plan) -> dict[str, Any] | None:
 
     PaddleNLP's are called by their flags, mergekit's as in recipes.
     """
-    recipe, resolved = plan.recipe, plan.resolved
-    if resolved is None:
+    recipe, typical = plan.recipe, plan.typical
+    if typical is None:
         return None
-    values = dict(plan.typical.values)
+    values, resolved = dict(typical.values), typical.resolved
     found = {one.name: values[one.name] for one in recipe.method.parameters if not one.each}
     if recipe.method.name.startswith(PREFIX) and recipe.base is None:
         del found["scale"]  # there is no task vector for it

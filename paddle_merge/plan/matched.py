@@ -27,7 +27,8 @@ from ..errors import CheckpointError
 from ..recipe.recipe import Recipe
 from .config_source import ConfigSource, find_config_source
 from .experts import Experts, experts_of
-from .heads import heads_of
+from .heads import Heads, heads_of
+from .partial import check, kept
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,10 @@ def matched(recipe: Recipe, measure: bool = True) -> Matched:
     """Return the inputs of a recipe with matching tensors.
 
     Only headers are read, the values of tensors that may be tied, and, if the recipe asks to match experts and `measure` is
-    set, the weights of experts. Raises CheckpointError listing everything that can't be opened, converted or folded.
+    set, the weights of experts. Raises CheckpointError listing everything that can't be opened, converted or folded;
+    ConfigError.
     """
+    check(recipe)
     opened, adapters, numbers = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
     read, quantised = [one.checkpoint for one in numbers], [one.note for one in numbers if one.note]
     unread = {origin: why for one in numbers for origin, why in one.left_out.items()}
@@ -97,11 +100,15 @@ def matched(recipe: Recipe, measure: bool = True) -> Matched:
     inputs = adapted.checkpoints
     whole = all(part.layers is None and part.module is None for part in recipe.slices)
     inputs, copied = with_copies(inputs) if whole else (inputs, [])
-    needed = without_optional(inputs) if whole else WithoutOptional(inputs)
+    everything = recipe.missing_tensors in ("union", "fill")
+    needed = without_optional(inputs) if whole and not everything else WithoutOptional(inputs)
     heads = heads_of(recipe, needed.inputs)
-    if heads.names:  # the models' classes have them, and not the base's
+    if heads.names and recipe.missing_tensors not in ("fill", "intersection"):  # the models' classes have them
         config_source = find_config_source(opened[: len(recipe.models)], False, recipe.config_from)
-    inputs = heads.inputs
+    if recipe.missing_tensors != "error":
+        heads = Heads(needed.inputs)
+    apart_from = kept(recipe, heads.inputs)
+    inputs = apart_from.inputs
     idle = list[str]()
     if recipe.expert_layout is not None and not any(has_experts(one.tensors) for one in inputs):
         idle = [f"--expert_layout {recipe.expert_layout} has no effect: the models have no mixture of experts"]
@@ -116,9 +123,9 @@ def matched(recipe: Recipe, measure: bool = True) -> Matched:
         layout=layout,
         tied=tied,
         averaged=heads.names,
-        left_out={**unread, **adapted.left_out, **needed.why, **heads.why, **experts.why},
+        left_out={**unread, **adapted.left_out, **needed.why, **heads.why, **apart_from.why, **experts.why},
         config_source=config_source,
-        notes=(*quantised, *renamed, *normalised.notes, *copied, *needed.notes, *heads.notes),
+        notes=(*quantised, *renamed, *normalised.notes, *copied, *needed.notes, *heads.notes, *apart_from.notes),
         folded=tuple(adapted.notes),
         warnings=(*adapted.warnings, *experts.warnings, *idle),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..backends.engine import Engine
 from ..checkpoints.adapters import Adapter
@@ -75,19 +76,20 @@ class Plan:
     @property
     def resolved(self) -> ResolvedMethod | None:
         """How all tensors are merged; None if the recipe has parameters that vary by layer, tensor or slice."""
-        return self.typical.resolved if is_uniform(self.recipe) else None
+        return self.typical.resolved if self.typical is not None else None
 
-    @property
-    def typical(self) -> TensorPlan:
-        """A tensor that is merged by the recipe's method, as most are, if there is one."""
-        of_base = self.experts.routers
-        return next((one for one in self.tensors if not one.how and one.name not in of_base), self.tensors[0])
+    @cached_property
+    def typical(self) -> TensorPlan | None:
+        """A tensor that is merged of all models as the recipe says; None if there is none, or parameters vary."""
+        models = len(self.recipe.slices[0].inputs)
+        of_all = (one for one in self.tensors if not one.how and len(one.weights) == models)
+        return next(of_all, None) if is_uniform(self.recipe) else None
 
     @property
     def weights(self) -> list[tuple[int, float | None]]:
         """What is merged, by its place in Recipe.titles, and how much it counts; None where that varies."""
         inputs = [one.number for part in self.recipe.slices for one in part.inputs]
-        if self.resolved is None:
+        if self.typical is None:
             return [(number, None) for number in dict.fromkeys(inputs)]
         return list(zip(inputs, self.typical.weights, strict=True))
 

@@ -38,6 +38,7 @@ from .donor import open_donor
 from .matched import Matched, matched
 from .mixture import assemble_mixture, in_hf_layout
 from .output_config import output_config, wrong_kinds
+from .partial import Partial
 from .plan import Plan, Shard, cut, suited
 from .provenance import provenance
 from .scales import Scales
@@ -196,6 +197,8 @@ def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: 
     one.)"""
     found, names = list[str](), names_of(recipe)
     aligned = aligner.has if aligner is not None else lambda name: False
+    alone = isinstance(recipe, Recipe) and not recipe.stages and not names
+    offered = ("out_dtype", "recipes", *(["missing_tensors"] if alone else []))
     for module, (part, *_) in parts(recipe):
         its = [modules.within(inputs[one.number].tensors, module, names) for one in part.everything]
         compared = [
@@ -203,7 +206,7 @@ def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: 
             for one, tensors in zip(part.everything, its, strict=True)
         ]
         if part.layers is None and (module is None or all(its)):
-            found += differences(compared, recipe.out_dtype, aligned)
+            found += differences(compared, recipe.out_dtype, aligned, offered, Partial(recipe).allowed)
     return found
 
 

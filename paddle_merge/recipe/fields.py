@@ -140,6 +140,14 @@ class Fields:
         "Seed of the random masks. The same seed gives the same masks, for any number of workers.",
         shown="0, or the recipe's own",
     )
+    missing_tensors: str = flag(
+        _METHOD,
+        "What becomes of tensors that only some of the models have. error: the merge is refused; union: the output has them,"
+        " made of the models that have them; fill: the output has the base model's tensors, so what a model lacks is the"
+        " others', or the base's, and what the base lacks is left out; intersection: all of them are left out.",
+        "error",
+        choices=("error", "union", "fill", "intersection"),
+    )
     output_path: str | None = flag(_OUTPUT, "Folder to write the merged checkpoint to.", shown="./merged-<method>")
     overwrite: bool = flag(_OUTPUT, "Replace the checkpoint of an earlier merge in output_path.", False)
     resume: bool = flag(

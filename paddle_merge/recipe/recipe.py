@@ -176,6 +176,7 @@ class Recipe:
     tie: whether the output ties lm_head to the embedding: "auto", "keep" or "untie", as of conversion.layout.normalise.
     strict_layout: whether sources of different layouts are refused.
     allow_untrained: whether adapters that change nothing are folded, instead of refused.
+    missing_tensors: what becomes of tensors that only some inputs have, as of plan.partial.
     save_format: "safetensors" or "pdparams".
     config_from: the folder to take config.json and the tokenizer from; None: the base's, or a model's.
     tokenizer: the output's tokenizer; None: embedding rows are merged by their index.
@@ -204,6 +205,7 @@ class Recipe:
     tie: str = "auto"
     strict_layout: bool = False
     allow_untrained: bool = False
+    missing_tensors: str = "error"
     save_format: str = "safetensors"
     config_from: str | None = None
     tokenizer: Tokenizer | None = None

@@ -218,6 +218,7 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
         output_layout=_stored_layout(config),
         strict_layout=config.strict_layout,
         allow_untrained=config.allow_untrained,
+        missing_tensors=config.missing_tensors,
         tie=config.tie,
         save_format=config.save_format,
         config_from=config.config_from,

@@ -66,8 +66,8 @@ def test_all_differences_are_listed_at_once(tmp_path: Path) -> None:
     found = refusal(a, b, out=tmp_path / "o", base_model_path=str(base))
     assert sorted(found) == sorted(
         [
-            f"tensor 'only a' is missing in {b}, {base} (it is in {a})",
-            f"tensor 'only base' is missing in {a}, {b} (it is in {base})",
+            f"tensor 'only a' is missing in {b}, {base} (it is in {a}); --missing_tensors union merges it nevertheless",
+            f"tensor 'only base' is missing in {a}, {b} (it is in {base}); --missing_tensors union merges it nevertheless",
             f"tensor 'shape' has different shapes: [2, 3] in {a}, [3, 2] in {b}, [2, 3] in {base}; to merge all else,"
             " take it from one model by a recipe with modules: {shape: ..., default: ...}",
             f"tensor 'kind' has different dtypes: float32 in {a}, int64 in {b}, float32 in {base}",

@@ -110,7 +110,7 @@ def _models(plan: Plan) -> list[str]:
     if recipe.mixture is not None:
         return ["## Experts", table(_experts(plan, recipe.mixture))]
     titles = [*plan.provenance.titles, *(stage.name for stage in recipe.stages)]
-    values = dict(plan.typical.values) if plan.resolved is not None else {}
+    values = dict(plan.typical.values) if plan.typical is not None else {}
     each = [one.name for one in recipe.method.parameters if one.each and one.name not in ("weight", "scale")]
     given = {name: values[name] for name in each if isinstance(values.get(name), tuple)}
     own = {name: its for name, its in given.items() if len(set(its)) > 1}
