@@ -29,6 +29,7 @@ COMMANDS = {
     "sweep": ("sweep.cli", "Score all merges of a grid, or between two models."),
     "soup": ("soup.cli", "Average the checkpoints of a training run."),
     "transplant": ("transplant.cli", "Give a model the tokenizer of another."),
+    "layer-shuffle": ("layer_shuffle.cli", "Take each layer from one of several models at random."),
     "push": ("push.cli", "Upload a checkpoint or adapter to Hugging Face, AI Studio or ModelScope."),
     "demo": ("demo.cli", "Train small networks, merge them by every method, and show the results."),
 }
@@ -40,6 +41,7 @@ OURS = (
     "extract-lora",
     "merge-lora",
     "transplant",
+    "layer-shuffle",
     "push",
 )  # commands that run nothing of the user's in their process
 QUICK = re.compile("(-h|--(help|version|dry[-_]run|print[-_]recipe))(=|$)")  # flags of merge with which it merges nothing

@@ -1,0 +1,1 @@
+"""The command that takes the layers of a model from several models at random."""
