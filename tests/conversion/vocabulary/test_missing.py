@@ -17,13 +17,14 @@ import pytest
 
 from paddle_merge import CheckpointError, ConfigError, WorkError
 from paddle_merge.commands.verify.verify import verify
+from paddle_merge.conversion.vocabulary import completed
 from paddle_merge.conversion.vocabulary.pursuit import pursue
 from paddle_merge.conversion.vocabulary.texts import in_words_of, spelling, text_of
 from paddle_merge.conversion.vocabulary.tokens import Vocabulary
 from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.recipe.yaml_write import to_yaml
 from tests.conversion.vocabulary.test_vocabulary import EMBED, HEAD, config_of, made, tokens_of
-from tests.support.checkpoints import write
+from tests.support.checkpoints import read, write
 from tests.support.command_lines import cli
 
 
@@ -210,6 +211,28 @@ def test_pursuit_is_the_textbooks(width: int, count: int, k: int, step: int) -> 
         dense = np.zeros(count)
         np.add.at(dense, its, its_scales)
         np.testing.assert_allclose(dense, expected(target, atoms, k), atol=1e-9)
+
+
+def test_atoms_that_are_read_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Atoms that are too many to be kept are read for each step, one row at a time here: the same bytes."""
+    made(recipe("omp"))
+    monkeypatch.setattr(completed, "CACHE", 0)
+    monkeypatch.setattr(completed, "READ", 1)
+    counts = list[int]()
+    monkeypatch.setattr(
+        completed, "pursue", lambda targets, blocks, k: (counts.append(len(list(blocks()))), pursue(targets, blocks, k))[1]
+    )
+    made(recipe("omp"), "again")
+    assert counts == [4, 4]  # the embedding's atoms and lm_head's: those of <eos>, b, a and c
+    assert (here / "again" / "model.safetensors").read_bytes() == (here / "out" / "model.safetensors").read_bytes()
+
+
+def test_a_donor_of_paddlenlp(here: Path) -> None:
+    """Its lm_head is [hidden, tokens]."""
+    wanted = made(recipe("omp"))[HEAD]
+    tensors = read(here / "donor")
+    write(here / "donor", {**tensors, HEAD: np.ascontiguousarray(tensors[HEAD].T)}, "float32", config=config_of("donor"))
+    np.testing.assert_array_equal(made(recipe("omp"), "again")[HEAD], wanted)
 
 
 def test_pursuit_ends_early() -> None:
