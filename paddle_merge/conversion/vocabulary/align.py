@@ -50,7 +50,7 @@ class Aligner:
         given: Sequence[Given] = (),
         missing: Missing | None = None,
     ):
-        self._given, self._missing = given, missing
+        self._given, self._missing, self._notes = given, missing, vocabularies.notes
         self._pieces: dict[int, Pieces] = {}
         self._inputs, self._base, self._layout = vocabularies.inputs, base, layout
         self._made: dict[object, AlignedEntry | CompletedEntry | None] = {}
@@ -192,6 +192,12 @@ class Aligner:
             if number not in self._pieces:
                 self._pieces[number] = Pieces(self._stored[number], self.tokens.vocabulary)
             pieces = self._pieces[number]
+        donor = self._missing.donor
+        if donor is not None and 2 * self._missing.k > (width := donor.embedding.shape[1]):
+            self._notes[
+                f"rows of missing tokens are made of up to {self._missing.k} tokens, by the {width} elements of a row in"
+                f" {donor.path}: so many fit anything, also what is chance; k should be at most {width // 2}"
+            ] = None
         return completed(made, entry, self._rows[chosen], place, self._missing, pieces, head)
 
     def _substitutes(self, name: str, chosen: tuple[int, ...]) -> list[Substitute]:

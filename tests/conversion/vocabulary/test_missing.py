@@ -97,6 +97,15 @@ def test_omp_by_hand(here: Path) -> None:
     assert verify("out", None, 1, False, progress=False).off == []
 
 
+def test_too_many_atoms_are_warned_of(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The donor's rows have 4 elements, so 2 tokens are few enough, and 3 too many."""
+    with caplog.at_level("WARNING", "paddle_merge"):
+        made(recipe("{method: omp, k: 2}"))
+        assert not caplog.messages
+        made(recipe("{method: omp, k: 3}"), "again")
+    assert any("k should be at most 2" in message for message in caplog.messages)
+
+
 def test_one_atom_is_the_closest(here: Path) -> None:
     """With k 1, cab is 2a alone, of which the inner product, 2 * 2 * 2, is larger than b's; ba is b."""
     out = made(recipe("{method: omp, k: 1}"))
