@@ -35,10 +35,9 @@ class TensorPlan:
     seed, masked_as: what random masks are drawn from: model k's from the key (seed, k, masked_as), see backends/masks.py.
         masked_as is the tensor's own name, or the name of another that has the same bytes in every input: a tied lm_head
         gets the masks of the embedding, and stays tied.
-    how: what is done where it isn't the recipe's method, in a few words.
+    how: what is done instead of the recipe's method, or after it, in a few words; "": nothing.
     transposed: whether it is a matrix [in, out], as Paddle stores it.
     was: its name in the merged model, if it has another one in the output, of which experts or layers are dropped.
-    how: what is done with the merged tensor then, in a few words; empty: nothing.
     shard, offset: the output file, by its place in Plan.shards, and where in it the tensor's first byte goes. (Of a tensor
         that is not written to a file, they mean nothing.)
     """
