@@ -136,7 +136,7 @@ def places(recipe: Any, found: dict[str, int]) -> None:
         places(item, found)
     if isinstance(recipe, dict):
         end = recipe.get("layer_range", [0, 0])[1]
-        for key in ("model", "base_model"):
+        for key in ("model", "base_model", "source_model"):
             if key in recipe:
                 found[recipe[key]] = max(found.get(recipe[key], 0), end if key == "model" else 0)
         for value in recipe.values():

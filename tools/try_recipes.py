@@ -9,6 +9,7 @@ its neurons are shared out among experts.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -24,7 +25,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddle_merge import MergeConfig, MergeError, merge
-from tools.compare_with_mergekit import Tensors, llama, load, places, save, tells_words, with_words
+from tools.compare_with_mergekit import WORDS, Tensors, llama, load, places, save, tells_words, with_words
 
 EXPERTS = 4
 
@@ -43,6 +44,26 @@ def models(documents: Sequence[dict[str, Any]], folder: Path) -> None:
         if any({"expert_alignment", "router"} & document.keys() for document in documents):
             tensors = with_experts(tensors)
         save(folder / name, tensors, layers)
+        if prompts := [one for document in documents for one in prompts_of(document)]:
+            write_words(folder / name, prompts)
+
+
+def prompts_of(recipe: Any) -> list[str]:
+    """Return the prompts of the experts of a mixture."""
+    items = recipe.values() if isinstance(recipe, dict) else recipe if isinstance(recipe, list) else []
+    own = recipe.get("positive_prompts", []) + recipe.get("negative_prompts", []) if isinstance(recipe, dict) else []
+    return own + [prompt for item in items for prompt in prompts_of(item)]
+
+
+def write_words(folder: Path, prompts: Sequence[str]) -> None:
+    """Write a tokenizer that has a token for every word of the prompts."""
+    words = dict.fromkeys(word for prompt in prompts for word in prompt.split())
+    ids = {word: number for number, word in enumerate(["<unk>", *words])}
+    assert len(ids) <= WORDS, "the embedding of small models has too few rows for these prompts"
+    rest: dict[str, Any] = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    model = {"type": "WordLevel", "vocab": ids, "unk_token": "<unk>"}
+    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model, **rest}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
 def with_experts(tensors: Tensors) -> Tensors:

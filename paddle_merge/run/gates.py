@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -38,6 +39,8 @@ from ..recipe.mixture import RANDOM, Expert, Mixture
 from .ranks import Ranks
 from .sources import reader
 
+log = logging.getLogger("paddle_merge")
+DEGENERATE = 5.0  # condition number of a router above which a warning says so, as in mergekit
 LEAST_NORM = 1e-8  # by which a row is divided at least, as in mergekit
 _LIBRARIES = {"transformers": "torch", "paddleformers": "paddle", "paddlenlp": "paddle"}
 _PROGRAM = "paddle_merge.search.hidden_states"  # a process of its own, so that its memory is free again when workers start
@@ -77,6 +80,12 @@ def with_gates(plan: Plan, ranks: Ranks) -> Plan:
         shape, text = ranks.gather([rows.shape, base64.b64encode(rows.tobytes()).decode()])[0]
         rows = np.frombuffer(base64.b64decode(text), np.float32).reshape(shape)
     experts = len(mixture.experts)
+    if ranks.number == 0 and (alike := [number for number, layer in enumerate(rows) if _degenerate(layer[:experts])]):
+        log.warning(
+            "the routers of %s hardly tell the experts apart, so some will get few tokens: their prompts are too similar for"
+            " the base model; choose prompts that differ more",
+            "all layers" if len(alike) == len(rows) else f"layers {', '.join(map(str, alike))}",
+        )
     values = [(layer[:experts].tobytes(), layer[experts:].tobytes()) for layer in rows]
     tensors = []
     for tensor in plan.tensors:
@@ -149,6 +158,11 @@ def _computed(plan: Plan) -> Mixture | None:
 
 def _prompts(one: Expert) -> list[tuple[str, ...]]:
     return [one.positive, one.negative] if one.negative else [one.positive]
+
+
+def _degenerate(rows: np.ndarray) -> bool:
+    """Return whether the rows of a router are almost linearly dependent, by mergekit's measure."""
+    return len(rows) > 1 and not np.linalg.cond(rows.astype(np.float64)) <= DEGENERATE
 
 
 def _start(folder: str) -> str:

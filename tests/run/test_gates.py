@@ -149,3 +149,10 @@ def test_what_gates_need_is_said_before_work_starts(monkeypatch: pytest.MonkeyPa
     with pytest.raises(MergeError, match=r"base: has no tokenizer\.json, with which the prompts of gate_mode cheap_embed"):
         made(f"gate_mode: cheap_embed\n{PROMPTS}")
     assert not Path("out").exists()
+
+
+def test_prompts_that_do_not_tell_experts_apart_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Of "<s> w7 w7" and "<s> w7 w7 w7" the sums have almost one direction."""
+    prompts = [f"{{source_model: {name}, positive_prompts: [{text}]}}" for name, text in (("a", "w7 w7"), ("b", "w7 w7 w7"))]
+    made(f"gate_mode: cheap_embed\nexperts: [{', '.join(prompts)}]\n")
+    assert "the routers of all layers hardly tell the experts apart" in caplog.text
