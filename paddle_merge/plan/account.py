@@ -252,7 +252,7 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
             remarks.setdefault(remark, []).append(plan.recipe.titles[number])
     everywhere = len(tensor.inputs)
     notes = [remark if len(paths) == everywhere else f"{remark} in {', '.join(paths)}" for remark, paths in remarks.items()]
-    if tensor.masked_as not in ("", tensor.name, tensor.was):
+    if tensor.masked_as not in ("", tensor.name, tensor.was) and plan.recipe.mixture is None:
         notes.append(f"tied to {tensor.masked_as}: the same bytes, the same masks")
     if tensor.scales is not None:
         rows, columns = tensor.scales.block

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -253,6 +253,14 @@ def _doubts(mixture: Mixture, inputs: Sequence[Checkpoint], configs: Sequence[Ma
             found.append(
                 f"{inputs[number].path} has a vocabulary of {rows}, not {base['vocab_size']}: the mixture has the tokens of"
                 f" the base, {inputs[mixture.base].path}"
+            )
+    known: dict[tuple[Hashable, ...], int] = {}
+    for number in (mixture.base, *_experts_models(mixture)):
+        mlps = tuple(entry.nameless for name, entry in inputs[number].tensors.items() if mlp_of(name))
+        if (other := known.setdefault(mlps, number)) != number:
+            found.append(
+                f"{inputs[number].path} has the very MLPs of {inputs[other].path}, so as an expert it is the same: a mixture"
+                " has nothing of an adapter that changes other layers only"
             )
     return found
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig
@@ -171,6 +172,22 @@ def test_the_vocabulary_counts_only_where_it_is_averaged(caplog: pytest.LogCaptu
     write_dense(Path("b"), "llama", 2, vocab=44)
     assert any("b has a vocabulary of 44, not 40" in one for one in plan(EXPERTS).warnings)
     assert "vocabulary of 44 (not 40)" in problems(f"{EXPERTS}non_experts: average")[0]
+
+
+def test_an_adapter_of_attention_makes_no_expert(here: Path) -> None:
+    models("llama")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    factors = {name.format("A"): np.ones((2, HIDDEN)), name.format("B"): np.ones((HIDDEN, 2))}
+    write(here / "lora", factors, prefix="adapter_model", config={})
+    (here / "lora" / "config.json").unlink()
+    (here / "lora" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]})
+    )
+    made = plan("experts: [{source_model: a}, {source_model: base+lora}]")
+    assert [one for one in made.warnings if "the very MLPs" in one] == [
+        "base+lora has the very MLPs of base, so as an expert it is the same: a mixture has nothing of an adapter that"
+        " changes other layers only"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ Normal numbers are Box and Muller's: sqrt(-2 ln u) * cos(2 pi v), with u and v o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-from ...backends.masks import hash_block, mask_key
+from ...backends.kernels import draws
+from ...backends.masks import block_key, hash_block, mask_key
 from ...backends.np_backend import widen
 from ...checkpoints.tensors import ElementReader, TensorEntry
 from ...dtypes import FLOAT32, FLOAT64, DType
@@ -29,8 +31,15 @@ def uniform(seed: int, stream: int, key: str, start: int, size: int) -> np.ndarr
 def normal(seed: int, stream: int, key: str, start: int, size: int) -> np.ndarray:
     """Return standard normal numbers of the elements start .. start + size, (size,) float64. The arguments are as of
     uniform; it takes the streams 2 * stream and 2 * stream + 1."""
-    radius = np.sqrt(-2.0 * np.log(uniform(seed, 2 * stream, key, start, size)))
-    return np.asarray(radius * np.cos(2.0 * np.pi * uniform(seed, 2 * stream + 1, key, start, size)))
+    out = np.empty(size)
+    draws.fill_normal(out, *_keys(seed, stream, key, start))
+    return out
+
+
+def _keys(seed: int, stream: int, key: str, start: int) -> list[np.uint32]:
+    """Return the four keys of normal numbers from element `start` on."""
+    pairs = (block_key(mask_key(seed, number, key), start) for number in (2 * stream, 2 * stream + 1))
+    return [np.uint32(word) for pair in pairs for word in pair]
 
 
 def dropped_neurons(dropped: Dropped, seed: int, size: int) -> np.ndarray:
@@ -98,7 +107,7 @@ class ExpertReader(_Steps):
         self._entry, self._reader = entry, open_reader(entry.source, compute)
         self._raw = np.empty(min(STEP, self._size), self._reader.dtype.raw)
         self._wide = np.empty(self._raw.size, self.dtype.raw)
-        self._columns = entry.shape[-1]
+        self._columns, self._axis = entry.shape[-1], entry.dropped.axis if entry.dropped is not None else 0
         self._neurons, self._mean, self._std = np.zeros(0, bool), 0.0, 0.0
         if entry.dropped is not None:
             self._neurons = dropped_neurons(entry.dropped, entry.seed, entry.shape[entry.dropped.axis])
@@ -111,32 +120,25 @@ class ExpertReader(_Steps):
         widen(raw, self._reader.dtype, wide)
         return wide
 
-    def _chosen(self, start: int, size: int) -> np.ndarray:
-        """Return whether each element belongs to a neuron that is drawn anew, (size,) bool."""
-        assert self._entry.dropped is not None
-        index = np.arange(start, start + size)
-        return self._neurons[index // self._columns if self._entry.dropped.axis == 0 else index % self._columns]
-
     def _statistics(self) -> tuple[float, float]:
         """Return mean and standard deviation (with n - 1) of the elements that are drawn anew."""
         count, total, squares = 0, 0.0, 0.0
         for start in range(0, self._size, STEP):
-            size = min(STEP, self._size - start)
-            mine = self._stored(start, size)[self._chosen(start, size)].astype(np.float64)
-            count, total, squares = count + mine.size, total + float(mine.sum()), squares + float(mine @ mine)
+            block = self._stored(start, min(STEP, self._size - start))
+            more = draws.sum_neurons(block, start, self._columns, self._axis, self._neurons)
+            count, total, squares = count + more[0], total + more[1], squares + more[2]
         if count < 2:
             return total, 0.0
         mean = total / count
-        return mean, float(np.sqrt(max(0.0, squares - count * mean * mean) / (count - 1)))
+        return mean, math.sqrt(max(0.0, squares - count * mean * mean) / (count - 1))
 
     def _step(self, start: int, size: int) -> np.ndarray:
-        entry = self._entry
-        found: np.ndarray = self._stored(start, size).copy()
+        entry, found = self._entry, self._stored(start, size)
         if entry.dropped is not None:
-            chosen = self._chosen(start, size)
-            found[chosen] = (self._mean + self._std * normal(entry.seed, 0, entry.key, start, size))[chosen]
+            keys = _keys(entry.seed, 0, entry.key, start)
+            draws.draw_neurons(found, start, self._columns, self._axis, self._neurons, self._mean, self._std, *keys)
         if entry.noise:
-            found += (entry.noise * normal(entry.seed, 1, entry.key, start, size)).astype(found.dtype)
+            draws.add_normal(found, entry.noise, *_keys(entry.seed, 1, entry.key, start))
         if entry.scale != 1:
             found *= found.dtype.type(entry.scale)
         return found
