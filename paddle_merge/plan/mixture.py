@@ -49,7 +49,7 @@ def in_hf_layout(recipe: Recipe) -> Recipe:
     if asked:
         raise ConfigError(
             f"{asked}: a mixture of experts is made in Hugging Face's layout, in safetensors, which PaddleNLP and"
-            " PaddleFormers read too; leave the flag out"
+            " PaddleFormers read too; leave the flag out, and convert the mixture by a second merge (passthrough) if need be"
         )
     return dataclasses.replace(recipe, output_layout="hf")
 
