@@ -89,11 +89,12 @@ def as_numbers(checkpoint: Checkpoint) -> Numbers:
 def _note(checkpoint: Checkpoint, meant: Quantisation, kinds: Mapping[str, int], dropped: int) -> str:
     """Return a sentence on what was done. kinds: of codes and scales, with the number of tensors of each."""
     if not kinds:
-        plain = "its config.json has a quantization_config, but its weights are plain numbers, and are read as such"
-        return f"{checkpoint.path}: {plain}"
+        return (
+            f"{checkpoint.path}: its config.json has a quantization_config, but its weights are read as the numbers they are"
+        )
     listed = ", ".join(f"{count} tensors of {kind}" if count > 1 else f"1 tensor of {kind}" for kind, count in kinds.items())
     more = f"; {dropped} scales of activations or of cached keys and values are left out" if dropped else ""
-    return f"{checkpoint.path}: is quantised, and read as the {meant.dtype.name} numbers that it stands for: {listed}{more}"
+    return f"{checkpoint.path}: is quantised, and read as {meant.dtype.name}: {listed}{more}"
 
 
 def _scale_names(name: str) -> Iterator[str]:

@@ -234,8 +234,8 @@ def test_what_is_said(tmp_path: Path) -> None:
     config = MergeConfig(model_path_list=[str(a), str(a)], output_path=str(tmp_path / "out"), out_dtype="bfloat16")
     plan = make_plan(Request.of(config).checked_recipe())
     note = (
-        f"{a}: is quantised, and read as the bfloat16 numbers that it stands for: 1 tensor of float8_e4m3fn with a scale per"
-        " 2 x 2 block; 2 scales of activations or of cached keys and values are left out"
+        f"{a}: is quantised, and read as bfloat16: 1 tensor of float8_e4m3fn with a scale per 2 x 2 block; 2 scales of"
+        " activations or of cached keys and values are left out"
     )
     assert plan.layout_notes[0] == note
     found = account(plan)
@@ -254,7 +254,7 @@ def test_diff_compares_numbers(tmp_path: Path) -> None:
     report = compare(models, 1, False)
     assert report["only_in_a"] == report["only_in_b"] == []
     assert report["total"]["relative"] < 2**-8  # rounded to bfloat16
-    assert any("is quantised, and read as the bfloat16 numbers" in note for note in report["notes"])
+    assert any("is quantised, and read as bfloat16" in note for note in report["notes"])
 
 
 def weight(codes: np.ndarray, scales: np.ndarray | None = None, name: str = "l.weight_scale") -> dict[str, np.ndarray]:

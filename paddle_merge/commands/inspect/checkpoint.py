@@ -22,6 +22,7 @@ from ...checkpoints.quantised import signs
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...conversion.detect import detect
 from ...conversion.inputs import SETTINGS, setting
+from ...conversion.scaled import as_numbers
 from ...errors import CheckpointError
 from .adapter import describe_adapter
 
@@ -93,7 +94,16 @@ def _describe(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
         "tied": tied,
         "shared": twice,
         "quantised": signs(checkpoint, config),
+        "read_as": _read_as(checkpoint),
     }
+
+
+def _read_as(checkpoint: Checkpoint) -> str | None:
+    """Return as what numbers a quantised checkpoint is read, or why it can't be; None if it isn't quantised."""
+    try:
+        return as_numbers(checkpoint).note or None
+    except CheckpointError as error:
+        return error.problems[0]
 
 
 def _contents(tensors: Mapping[str, TensorEntry], copies: Collection[str]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def _checkpoint(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "family", f"{said['family']}{f' ({names})' if names else ''}"
     if said["quantised"]:
         yield "quantised", "; ".join(said["quantised"])
+    if said["read_as"]:
+        yield "read as", said["read_as"].removeprefix(f"{said['path']}: ")
     yield from _numbers(said)
     tied = said["tied"]
     if tied["stored"]:

@@ -63,6 +63,7 @@ def test_by_hand(tmp_path: Path) -> None:
         "tied": {"config": None, "tied": True, "stored": ["wte.weight"], "same_values": None},
         "shared": [],
         "quantised": [],
+        "read_as": None,
     }
 
 
