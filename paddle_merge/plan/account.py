@@ -17,7 +17,7 @@ from ..checkpoints.names import layer_of
 from ..checkpoints.parts import as_boxes
 from ..checkpoints.scaled import ScaledEntry, elements_of
 from ..checkpoints.tensors import Origin, Part, StoredEntry, TensorEntry, origins, stored, width
-from ..conversion.lora.entry import AdaptedEntry, Lengths, Rows, read_from
+from ..conversion.lora.entry import AdaptedEntry, Lengths, Requantised, Rows, read_from
 from ..conversion.mixture.entry import DrawnEntry, ExpertEntry
 from ..conversion.modules import module_of
 from ..conversion.moe.entry import ReorderedEntry
@@ -346,6 +346,8 @@ def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, Ten
     for change in entry.changes:
         if isinstance(change, Lengths):
             yield "with DoRA's lengths"
+        elif isinstance(change, Requantised):
+            yield f"quantised to {2 * change.levels + 1} levels and back"
         elif isinstance(change, Rows):
             yield f"with {len(change.numbers)} rows of an adapter"
         elif change.left is None:

@@ -96,7 +96,16 @@ def matched(recipe: Recipe, measure: bool = True) -> Matched:
             raise CheckpointError(problems)
         inputs, more = zip(*(stacked(one, config_source.config, layout) for one in inputs), strict=True)
         renamed += filter(None, more)
-    adapted = adapt(inputs, adapters, recipe.sources, layout, config_source.config, tied, recipe.allow_untrained)
+    adapted = adapt(
+        inputs,
+        adapters,
+        recipe.sources,
+        layout,
+        config_source.config,
+        tied,
+        allow_untrained=recipe.allow_untrained,
+        requantise=recipe.requantise,
+    )
     inputs = adapted.checkpoints
     whole = all(part.layers is None and part.module is None for part in recipe.slices)
     inputs, copied = with_copies(inputs) if whole else (inputs, [])

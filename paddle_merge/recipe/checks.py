@@ -174,7 +174,9 @@ def warnings(config: MergeConfig, engine: Engine) -> list[str]:
         "slerp_normalize_eps": merge_type == "slerp",
         "normalize": merge_type != "slerp",
         "split_pieces": False,
-        "merge_with_qdq_base_model": False,  # a base that has a quantization_config is refused
+        "merge_with_qdq_base_model": any(
+            "+" in path for path in [*(config.model_path_list or ()), config.base_model_path or ""]
+        ),
         "max_tensor_mem": engine.budgeted,
     }
     defaults = type(config)()

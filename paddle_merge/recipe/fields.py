@@ -302,7 +302,9 @@ class Fields:
     )
     merge_with_qdq_base_model: bool = flag(
         _PADDLE,
-        "No effect: it concerns base models whose config.json has a quantization_config, and those are refused.",
+        "Quantise and dequantise weights before an adapter is folded in that was trained on quantised ones: those that the"
+        " quantization_config of the config.json beside the adapter lists (weight_only_int8, weight_only_int4). A base model"
+        " that is itself quantised is read as the numbers that its codes stand for, with or without this.",
         False,
     )
 

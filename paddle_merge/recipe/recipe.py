@@ -177,6 +177,7 @@ class Recipe:
     strict_layout: whether sources of different layouts are refused.
     allow_untrained: whether adapters that change nothing are folded, instead of refused.
     missing_tensors: what becomes of tensors that only some inputs have, as of plan.partial.
+    requantise: whether the weights that an adapter was trained on in quantised form are quantised and dequantised first.
     save_format: "safetensors" or "pdparams".
     config_from: the folder to take config.json and the tokenizer from; None: the base's, or a model's.
     tokenizer: the output's tokenizer; None: embedding rows are merged by their index.
@@ -206,6 +207,7 @@ class Recipe:
     strict_layout: bool = False
     allow_untrained: bool = False
     missing_tensors: str = "error"
+    requantise: bool = False
     save_format: str = "safetensors"
     config_from: str | None = None
     tokenizer: Tokenizer | None = None

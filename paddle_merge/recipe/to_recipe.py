@@ -219,6 +219,7 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
         strict_layout=config.strict_layout,
         allow_untrained=config.allow_untrained,
         missing_tensors=config.missing_tensors,
+        requantise=config.merge_with_qdq_base_model,
         tie=config.tie,
         save_format=config.save_format,
         config_from=config.config_from,

@@ -1,9 +1,9 @@
-"""Loops that add LoRA factors to a matrix and rescale its rows or columns (DoRA)."""
+"""Loops that add LoRA factors to a matrix, rescale its rows or columns (DoRA), or quantise and dequantise them."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy import float64
+from numpy import float32, float64
 
 from .compiling import jit
 from .folds import CHUNK
@@ -55,3 +55,28 @@ def scale_rows(x, start, columns, axis, factors):
     for i in range(x.size):
         row = (start + i) // columns
         x[i] *= factors[row if axis == 0 else start + i - row * columns]
+
+
+@jit
+def add_largest(x, start, columns, axis, largest):
+    """Raise largest (rows,) or (columns,), float32, to the magnitudes of x, the elements from `start` on, of each row or
+    column. NaN counts as nothing."""
+    for i in range(x.size):
+        row = (start + i) // columns
+        k = row if axis == 0 else start + i - row * columns
+        largest[k] = max(largest[k], abs(float32(x[i])))
+
+
+@jit
+def requantise(x, start, columns, axis, largest, scales, levels):
+    """Replace x, the elements from `start` on, by the nearest of `levels` multiples, on each side of 0, of the scale of
+    their row or column, in float32 arithmetic. Halves are rounded away from zero."""
+    for i in range(x.size):
+        row = (start + i) // columns
+        k = row if axis == 0 else start + i - row * columns
+        share = float32(0) if largest[k] == 0 else (float32(x[i]) / largest[k]) * float32(levels)
+        size = min(abs(share), float32(levels))
+        whole = np.floor(size)
+        if size - whole >= float32(0.5):
+            whole += float32(1)
+        x[i] = (whole if share >= 0 else -whole) * scales[k]

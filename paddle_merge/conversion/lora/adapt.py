@@ -14,6 +14,7 @@ from ...errors import CheckpointError
 from ..tied_heads import embedding_of
 from ..vocabulary.tokens import read_vocabulary, same_files
 from .fold import Fold
+from .quantised_base import quantised_in_training, requantised
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,15 @@ def adapt(
     fallback: Mapping[str, Any],
     tied: bool | None = None,
     allow_untrained: bool = False,
+    requantise: bool = False,
 ) -> Adapted:
     """Fold adapters into checkpoints.
 
     adapters: those of each checkpoint, which are applied in this order. specs: what the user calls each checkpoint
     (`base+adapter`), its path in the result. layout: that of the checkpoints' tensors, None if unknown. fallback: a config
     for checkpoints without one. tied: whether lm_head is tied to the embedding; None: as config.json says. allow_untrained:
-    whether an adapter that changes nothing causes a warning, instead of an error.
+    whether an adapter that changes nothing causes a warning, instead of an error. requantise: whether weights are quantised
+    and dequantised first, if an adapter was trained on quantised ones.
 
     Raises CheckpointError listing everything that can't be folded.
     """
@@ -56,6 +59,15 @@ def adapt(
         own, config = config, config if tied is None else {**config, "tie_word_embeddings": tied}
         for adapter in its_adapters:
             try:
+                if requantise:
+                    checkpoint, said = requantised(checkpoint, adapter, layout, config)
+                    notes.append(said)
+                elif trained_on := quantised_in_training(adapter):
+                    how = ", ".join(sorted(set(trained_on.values())))
+                    warnings.append(
+                        f"{adapter.path}: was trained on a base with {len(trained_on)} quantised weights ({how});"
+                        " --merge_with_qdq_base_model folds it into the base as it was then"
+                    )
                 fold = Fold(checkpoint, adapter, layout, config, own)
                 said = fold.run()
                 if not fold.has_effect():

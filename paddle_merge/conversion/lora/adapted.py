@@ -12,13 +12,13 @@ from itertools import groupby
 import numpy as np
 
 from ...backends.kernels import low_rank
-from ...backends.np_backend import widen
+from ...backends.np_backend import NumpyBackend, widen
 from ...checkpoints.files import Files
 from ...checkpoints.scaled import ScaledEntry
 from ...checkpoints.tensors import StoredEntry, TensorEntry
 from ...dtypes import FLOAT32, FLOAT64, DType
 from ..scaled_reader import ScaledReader
-from .entry import STEP, AdaptedEntry, Lengths, LowRank, Rows
+from .entry import STEP, AdaptedEntry, Lengths, LowRank, Requantised, Rows
 
 
 class AdaptedReader:
@@ -37,7 +37,7 @@ class AdaptedReader:
             else _Widened(entry.stored, files)
         )
         self._columns = max(1, math.prod(self._stored.shape[1:]))
-        self._changes: list[_Products | _Factors | _Rows] = []
+        self._changes: list[_Products | _Factors | _Rows | _Requantised] = []
         for kind, changes in groupby(entry.changes, type):
             its = list(changes)
             if kind is LowRank:
@@ -46,6 +46,8 @@ class AdaptedReader:
             for change in its:
                 if isinstance(change, Rows):
                     self._changes.append(_Rows(change, self._columns, self.dtype, files))
+                elif isinstance(change, Requantised):
+                    self._changes.append(_Requantised(change, self, entry, self.dtype))
                 elif isinstance(change, Lengths):
                     factors = self._to_lengths(read_matrix(change.lengths, files).reshape(-1), change.axis)
                     self._changes.append(_Factors(factors.astype(self.dtype.raw), self._columns, change.axis))
@@ -153,6 +155,34 @@ class _Rows:
             places = self._numbers + row * self._columns - start
             inside = (places >= 0) & (places < x.size)
             x[places[inside]] = self._values[inside, row]
+
+
+class _Requantised:
+    """Quantise and dequantise the rows or columns of a matrix. matrix: reads it, with the changes before this one."""
+
+    def __init__(self, change: Requantised, matrix: AdaptedReader, entry: AdaptedEntry, dtype: DType):
+        self._change, self._columns, self._stored = change, max(1, math.prod(entry.shape[1:])), entry.dtype
+        self._backend = NumpyBackend("float32")
+        self._largest = np.zeros(entry.shape[change.axis], np.float32)
+        size = math.prod(entry.shape)
+        block = np.empty(min(STEP, size), dtype.raw)
+        for start in range(0, size, STEP):
+            part = block[: min(STEP, size - start)]
+            matrix.read(start, part)
+            low_rank.add_largest(part, start, self._columns, change.axis, self._largest)
+        self._scales = self._largest / np.float32(change.levels)
+        self._round(self._scales)
+
+    def apply(self, x: np.ndarray, start: int) -> None:
+        """Change, in place, the elements x of the matrix from index `start` on."""
+        change = self._change
+        low_rank.requantise(x, start, self._columns, change.axis, self._largest, self._scales, change.levels)
+        self._round(x)
+
+    def _round(self, x: np.ndarray) -> None:
+        """Round numbers to the tensor's dtype, in place."""
+        raw, _ = self._backend.store(x.astype(np.float32), self._stored)
+        widen(raw, self._stored, x)
 
 
 class _Factors:

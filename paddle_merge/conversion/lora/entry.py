@@ -72,7 +72,25 @@ class Rows:
         return [self.values]
 
 
-Change = LowRank | Lengths | Rows
+@dataclass(frozen=True)
+class Requantised:
+    """Describe a change of a matrix: it is quantised and dequantised, as by Paddle's weight_quantize (weight_only_int8,
+    weight_only_int4).
+
+    Every row (axis 0) or column (axis 1) has a scale of its own, its largest magnitude / levels. A number w becomes the
+    integer nearest to w / largest * levels, halves away from zero, times the scale; scale and product are rounded to the
+    tensor's dtype.
+    """
+
+    axis: int
+    levels: int
+
+    @property
+    def entries(self) -> list[TensorEntry]:
+        return []
+
+
+Change = LowRank | Lengths | Rows | Requantised
 
 
 class Update(NamedTuple):
@@ -110,7 +128,7 @@ class AdaptedEntry(TensorEntry):
 
     @property
     def whole(self) -> bool:
-        return any(isinstance(change, Lengths) for change in self.changes)
+        return any(isinstance(change, Lengths | Requantised) for change in self.changes)
 
     @property
     def scattered(self) -> bool:
@@ -124,6 +142,7 @@ class AdaptedEntry(TensorEntry):
             place = change.place if isinstance(change, LowRank) else -1
             held[place] = held.get(place, 0) + sum(math.prod(entry.shape) for entry in change.entries)
         factors = held.pop(-1, 0) + max(held.values(), default=0)
+        factors += sum(self.shape[change.axis] for change in self.changes if isinstance(change, Requantised))
         return 16 * factors + STEP * self.stored.dtype.itemsize + self.stored.memory
 
 

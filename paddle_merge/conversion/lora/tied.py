@@ -22,7 +22,7 @@ from ...checkpoints.views import transpose
 from ...errors import MalformedError, MergeError
 from ..tied_heads import embedding_of
 from .config import scaling, token_numbers
-from .entry import Change, Lengths, LowRank, Rows, read_from
+from .entry import Change, Lengths, LowRank, Requantised, Rows, read_from
 
 Others = Sequence[tuple[str, TensorEntry]]  # as adapters.group_tensors returns them
 Apart = list[tuple[str, TensorEntry | None]]  # (name, tensor that replaces it; None if low-rank factors change it)
@@ -97,7 +97,7 @@ def following(
 
 def turned(change: Change) -> Change:
     """Return the change of a matrix as that of its transpose. Raises MalformedError."""
-    if isinstance(change, Lengths | Rows):
+    if isinstance(change, Lengths | Rows | Requantised):
         return dataclasses.replace(change, axis=1 - change.axis)
     left, right, middle = change.right, change.left, change.middle
     if right is None:
