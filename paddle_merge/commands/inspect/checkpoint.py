@@ -71,8 +71,13 @@ def _adapter(path: str) -> dict[str, Any]:
 
 def _describe(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
     """Return what `inspect --json` prints of a checkpoint without adapters."""
-    detected = detect(checkpoint, prefix, {})
-    config = read_config(checkpoint.folder)
+    config, read_as, numbers = read_config(checkpoint.folder), None, checkpoint
+    try:
+        found = as_numbers(checkpoint)
+        numbers, read_as = found.checkpoint, found.note or None
+    except CheckpointError as error:
+        read_as = error.problems[0]
+    detected = detect(numbers, prefix, {})
     tensors = checkpoint.tensors
     tied = _tied(checkpoint, detected.tied, config)
     twice = _shared(tensors)
@@ -91,19 +96,12 @@ def _describe(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
         "settings": settings,
         "layers": stacks(tensors),
         **_contents(tensors, copies),
+        "parameters": _parameters(numbers.tensors, copies),
         "tied": tied,
         "shared": twice,
         "quantised": signs(checkpoint, config),
-        "read_as": _read_as(checkpoint),
+        "read_as": read_as,
     }
-
-
-def _read_as(checkpoint: Checkpoint) -> str | None:
-    """Return as what numbers a quantised checkpoint is read, or why it can't be; None if it isn't quantised."""
-    try:
-        return as_numbers(checkpoint).note or None
-    except CheckpointError as error:
-        return error.problems[0]
 
 
 def _contents(tensors: Mapping[str, TensorEntry], copies: Collection[str]) -> dict[str, Any]:
@@ -112,10 +110,14 @@ def _contents(tensors: Mapping[str, TensorEntry], copies: Collection[str]) -> di
     return {
         "files": sorted({os.path.basename(file) for entry in entries for file in entry.files}),
         "tensors": len(tensors),
-        "parameters": sum(math.prod(entry.shape) for name, entry in tensors.items() if name not in copies),
+        "parameters": _parameters(tensors, copies),
         "bytes": sum(entry.nbytes for entry in entries),
         "dtypes": _dtypes(entries),
     }
+
+
+def _parameters(tensors: Mapping[str, TensorEntry], copies: Collection[str]) -> int:
+    return sum(math.prod(entry.shape) for name, entry in tensors.items() if name not in copies)
 
 
 def _dtypes(entries: Iterable[TensorEntry]) -> dict[str, dict[str, int]]:

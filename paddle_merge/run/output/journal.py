@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.fingerprint import of_file
+from ...checkpoints.scaled import ScaledEntry
 from ...checkpoints.tensors import StoredEntry
 from ...errors import MergeError, OutputError, WorkError
 from ...plan.file_names import JOURNALS, journal_name
@@ -76,7 +77,7 @@ def describe(request: Request, plan: Plan) -> dict[str, Any]:
     digest = hashlib.sha256(repr(plan.shards).encode("utf-8", "surrogatepass"))
     for tensor in plan.tensors:
         # A tensor as stored is described by its values, because the text of a dataclass takes several times as long.
-        read = [entry.nameless if isinstance(entry, StoredEntry) else entry for entry in tensor.inputs]
+        read = [entry.nameless if isinstance(entry, StoredEntry | ScaledEntry) else entry for entry in tensor.inputs]
         how = tensor.numbers, tensor.base is None, tensor.resolved, tensor.seed, tensor.masked_as, tensor.transposed
         written = tensor.name, tensor.dtype, tensor.shard, tensor.offset, *([tensor.scales] if tensor.scales else [])
         digest.update(repr((read, how, written)).encode("utf-8", "surrogatepass"))
