@@ -68,7 +68,7 @@ def matched(recipe: Recipe, measure: bool = True) -> Matched:
     """
     check(recipe)
     opened, adapters, numbers = zip(*open_inputs(recipe.sources, recipe.prefix), strict=True)
-    read, quantised = [one.checkpoint for one in numbers], [one.note for one in numbers if one.note]
+    read, quantised = [one.checkpoint for one in numbers], list(dict.fromkeys(one.note for one in numbers if one.note))
     unread = {origin: why for one in numbers for origin, why in one.left_out.items()}
     config_source = find_config_source(opened, recipe.base is not None, recipe.config_from)
     named, renamed = in_one_naming(in_standard_names(read, recipe.output_layout))

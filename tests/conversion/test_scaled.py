@@ -101,6 +101,24 @@ def test_fused_and_transposed_views(tmp_path: Path) -> None:
         assert all((found[name] == expected[name]).all() for name in expected)
 
 
+def test_fused_weights_are_split_within_blocks(tmp_path: Path) -> None:
+    """A fused matrix of 24 rows has blocks of 8, and query ends at row 12, key at 18: a scale belongs to two of them."""
+    rng, name = np.random.default_rng(0), f"{ATTENTION}.qkv_proj"
+    codes, scales = random_codes((24, 12), rng), rng.random((3, 3)).astype(np.float32)
+    config = {**LLAMA, "model_type": "phi3"}
+    fused = write_typed(
+        tmp_path / "f", {f"{name}.weight": codes, f"{name}.weight_scale_inv": scales}, {**config, **blocks((8, 5))}
+    )
+    x = numbers(codes, scales, (8, 5))
+    apart = {"q_proj": x[:12], "k_proj": x[12:18], "v_proj": x[18:]}
+    split = write_typed(
+        tmp_path / "s", {f"{ATTENTION}.{word}.weight": part.astype(BF16) for word, part in apart.items()}, config
+    )
+    out = run(tmp_path / "out", split, fused, weight_list=[0.0, 1.0], normalize=False, out_dtype="float32")
+    for word, part in apart.items():
+        assert (out[f"{ATTENTION}.{word}.weight"] == part).all(), word
+
+
 FORMATS: dict[str, tuple[dict[str, Any], Any, np.ndarray, tuple[int, int]]] = {
     "vLLM, per tensor": (FP8, E4M3, np.array(0.5, np.float32), (6, 4)),
     "FBGEMM, per row": ({"quant_method": "fbgemm_fp8"}, E4M3, np.linspace(1, 2, 6, dtype=np.float32).reshape(6, 1), (1, 4)),
