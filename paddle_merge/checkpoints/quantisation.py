@@ -57,8 +57,14 @@ def quantisation(config: Mapping[str, Any]) -> Quantisation:
     said = config.get("quantization_config")
     if not said:
         return Quantisation("", dtype, blocks=(BLOCK,))
-    if not isinstance(said, dict):
-        return Quantisation("", dtype, refused="its config.json has a quantization_config that is no JSON object")
+    try:
+        return _parsed(said, dtype)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return Quantisation("", dtype, refused="its quantization_config isn't as any library writes it")
+
+
+def _parsed(said: Mapping[str, Any], dtype: DType) -> Quantisation:
+    """Return what a quantization_config says. Raises various errors if it isn't one."""
     method = str(said.get("quant_method") or "").lower()
     if method not in _MULTIPLIED:
         return Quantisation(method, dtype, refused=_reason(method, said))
@@ -69,16 +75,18 @@ def quantisation(config: Mapping[str, Any]) -> Quantisation:
     if said.get("expert_dtype", "fp8") != "fp8":
         refused = f"its experts are {said['expert_dtype']}, which can't be read"
     blocks = [tuple(said["weight_block_size"])] if said.get("weight_block_size") else []
-    codes = _MULTIPLIED[method]
     if method == "compressed-tensors":
-        groups = [group for group in (said.get("config_groups") or {}).values() if isinstance(group, dict)]
+        groups = list((said.get("config_groups") or {}).values())
         refused, formats = next(_unreadable(said, groups), ""), _formats(said, groups)
         blocks = [block for group in groups for block in _blocks(group.get("weights") or {})]
+    sizes = [(int(rows), int(columns)) for rows, columns in dict.fromkeys(blocks)]
+    if any(min(size) < 1 for size in sizes):
+        raise ValueError("a block without elements")
     return Quantisation(
         method=method,
         dtype=dtype,
-        codes=codes,
-        blocks=tuple((int(rows), int(columns)) for rows, columns in dict.fromkeys(blocks)),
+        codes=_MULTIPLIED[method],
+        blocks=tuple(sizes),
         kept=tuple(map(str, kept)),
         exponents=said.get("scale_fmt") == "ue8m0" or "mxfp8-quantized" in formats,
         packed=_PACKED in formats,

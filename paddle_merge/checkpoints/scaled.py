@@ -71,8 +71,16 @@ class ScaledEntry(TensorEntry):
         return ScaledEntry, self.dtype, self.codes.nameless, self.zero, *(grid.nameless for grid in self.grids)
 
     @property
-    def made_of(self) -> Sequence[TensorEntry]:
+    def _stored(self) -> list[StoredEntry]:
         return [self.codes, *(entry for grid in self.grids for entry in grid.entries)]
+
+    @property
+    def made_of(self) -> Sequence[TensorEntry]:
+        return self._stored
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(entry.nbytes // (2 if any(part.nibbles for part in entry.parts) else 1) for entry in self._stored)
 
     @property
     def computed(self) -> bool:

@@ -76,6 +76,11 @@ class TensorEntry:  # not an ABC, whose isinstance() takes ten times as long, a 
         """Return the size of all elements in `dtype`, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def bytes_read(self) -> int:
+        """Return how many bytes are read for all elements, if each is read once."""
+        return self.nbytes
+
     def renamed(self, name: str) -> TensorEntry:
         """Return the same elements under another name."""
         return replace(self, name=name)

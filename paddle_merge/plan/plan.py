@@ -109,7 +109,7 @@ class Plan:
 
     @property
     def bytes_in(self) -> int:
-        return sum(entry.nbytes for tensor in self.tensors for entry in tensor.inputs)
+        return sum(entry.bytes_read for tensor in self.tensors for entry in tensor.inputs)
 
     @property
     def bytes_out(self) -> int:

@@ -256,6 +256,7 @@ def test_what_is_said(tmp_path: Path) -> None:
         " activations or of cached keys and values are left out"
     )
     assert plan.layout_notes[0] == note
+    assert plan.bytes_in == 2 * (15 + 4 * 6)  # not those of bfloat16
     found = account(plan)
     (made,) = found.made
     assert (made.dtypes, made.notes) == (("bfloat16", "bfloat16"), ("read as bfloat16 from float8_e4m3fn with scales",))
@@ -329,6 +330,26 @@ def test_what_is_refused(tmp_path: Path, tensors: dict[str, np.ndarray], said: d
     assert problem.startswith(f"{a}: is quantised (its config.json has a quantization_config")
     assert words in problem
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "fp8",
+        {**FP8, "weight_block_size": [128]},
+        {**FP8, "weight_block_size": [0, 128]},
+        {**FP8, "weight_block_size": "ab"},
+        {**FP8, "weight_block_size": 128},
+        {**FP8, "modules_to_not_convert": 7},
+        {"quant_method": "compressed-tensors", "config_groups": ["group_0"]},
+        compressed("block", block_structure=[4]),
+        compressed("group", group_size="all"),
+    ],
+)
+def test_a_config_that_is_malformed(tmp_path: Path, said: Any) -> None:
+    a = write_typed(tmp_path / "a", weight(ONES, CHANNELS), {"quantization_config": said})
+    with pytest.raises(CheckpointError, match="its quantization_config isn't as any library writes it"):
+        run(tmp_path / "out", a, a)
 
 
 def test_a_config_that_is_left_over(tmp_path: Path) -> None:

@@ -123,6 +123,10 @@ class AdaptedEntry(TensorEntry):
         return [self.stored, *(entry for change in self.changes for entry in change.entries)]
 
     @property
+    def bytes_read(self) -> int:
+        return self.stored.bytes_read
+
+    @property
     def computed(self) -> bool:
         return True
 
