@@ -59,28 +59,19 @@ class ScaledEntry(TensorEntry):
     zero: int = 0
 
     def renamed(self, name: str) -> ScaledEntry:
-        # Files keeps what it reads of a scattered tensor for the next read of the same name, so all parts have one name.
-        def same(entry: StoredEntry) -> StoredEntry:
-            return replace(entry, name=name)
+        return self if name == self.name else replace(self, name=name, codes=self.codes.renamed(name))
 
-        grids = (replace(one, scales=same(one.scales), zeros=one.zeros and same(one.zeros)) for one in self.grids)
-        return replace(self, name=name, codes=same(self.codes), grids=tuple(grids))
-
-    @property
-    def nameless(self) -> Hashable:
+    @cached_property
+    def nameless(self) -> Hashable:  # asked for often
         return ScaledEntry, self.dtype, self.codes.nameless, self.zero, *(grid.nameless for grid in self.grids)
 
     @property
-    def _stored(self) -> list[StoredEntry]:
+    def made_of(self) -> Sequence[StoredEntry]:
         return [self.codes, *(entry for grid in self.grids for entry in grid.entries)]
 
     @property
-    def made_of(self) -> Sequence[TensorEntry]:
-        return self._stored
-
-    @property
     def bytes_read(self) -> int:
-        return sum(entry.nbytes // (2 if any(part.nibbles for part in entry.parts) else 1) for entry in self._stored)
+        return sum(entry.nbytes // (2 if any(part.nibbles for part in entry.parts) else 1) for entry in self.made_of)
 
     @property
     def computed(self) -> bool:

@@ -137,6 +137,11 @@ class StoredEntry(TensorEntry):
     parts: tuple[Part, ...] = ()
     origin: Origin = _ORIGIN
 
+    def renamed(self, name: str) -> StoredEntry:
+        if name == self.name:
+            return self
+        return StoredEntry(name, self.dtype, self.shape, self.file, self.offset, self.parts, self.origin)
+
     @property
     def nameless(self) -> Hashable:
         return StoredEntry, self.dtype, self.shape, self.file, self.offset, self.parts  # asked for more often than any other

@@ -191,8 +191,7 @@ def transpose(entry: TensorEntry, name: str) -> TensorEntry:
 
 def _scaled(entry: ScaledEntry, codes: TensorEntry, grids: Iterable[Grid]) -> ScaledEntry:
     """Return a view of a quantised tensor, with the name and shape of its codes."""
-    found = dataclasses.replace(entry, shape=codes.shape, codes=stored(codes), grids=tuple(grids))
-    return found.renamed(codes.name)
+    return dataclasses.replace(entry, name=codes.name, shape=codes.shape, codes=stored(codes), grids=tuple(grids))
 
 
 def _changed(grid: Grid, view: Callable[[StoredEntry], TensorEntry], **values: Any) -> Grid:

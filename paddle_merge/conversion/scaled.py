@@ -6,6 +6,7 @@ Only headers are read here; scaled_reader.py computes the numbers, block by bloc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections import Counter
@@ -134,7 +135,7 @@ def _scaled(name: str, scale_name: str, tensors: Mapping[str, TensorEntry], mean
     entry = ScaledEntry(name, meant.dtype, codes.shape, codes, (grid,), zero)
     block, whole = grid.block[-2:], codes.shape[-2:]
     per = "matrix" if block == whole else "row" if block == (1, whole[1]) else f"{block[0]} x {block[1]} block"
-    return entry.renamed(name), f"{f'int{bits}' if bits else codes.dtype.name} with a scale per {per}"
+    return entry, f"{f'int{bits}' if bits else codes.dtype.name} with a scale per {per}"
 
 
 def _zeros(zeros: StoredEntry, shape: tuple[int, ...]) -> StoredEntry:
@@ -146,8 +147,22 @@ def _zeros(zeros: StoredEntry, shape: tuple[int, ...]) -> StoredEntry:
 
 def _grid(shape: tuple[int, ...], scales: StoredEntry, meant: Quantisation) -> Grid:
     """Return the scales of a tensor of this shape. Raises MalformedError if it isn't certain of which block each is."""
+    held, block = _blocks(shape, scales.shape, meant.blocks)
+    zeros = (0,) * len(shape)
+    return Grid(zeros, shape, _reshaped(scales, held), block, zeros)
+
+
+@functools.lru_cache
+def _blocks(
+    shape: tuple[int, ...], held: tuple[int, ...], sizes: tuple[tuple[int, int], ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of scales, with as many dimensions as the tensor, and the size of the blocks that have one each.
+
+    shape, held: of the tensor and of its scales. sizes: of blocks (rows, columns) that config.json names. Raises
+    MalformedError if it isn't certain which it is.
+    """
     *stack, rows, columns = shape
-    held = scales.shape
+    given = held
     if math.prod(held) == 1:
         held = (1,) * len(shape)
     elif held == (*stack, rows):  # one per row
@@ -155,18 +170,17 @@ def _grid(shape: tuple[int, ...], scales: StoredEntry, meant: Quantisation) -> G
     elif held == tuple(stack):  # one per matrix
         held = (*held, 1, 1)
     found: dict[tuple[int, int], tuple[int, ...]] = {}
-    for block in [*meant.blocks, (rows, columns), (1, columns)]:
+    for block in [*sizes, (rows, columns), (1, columns)]:
         high, wide = max(1, min(block[0], rows)), max(1, min(block[1], columns))
         for leading in (stack, [1] * len(stack)):  # a scale for each matrix of a stack, or for all of them
             if held == (*leading, -(-rows // high), -(-columns // wide)):
                 apart = (size if count == 1 else 1 for size, count in zip(stack, leading, strict=True))
                 found.setdefault((high, wide), (*apart, *(max(1, size) for size in block)))
     if len(found) == 1:
-        zeros = (0,) * len(shape)
-        return Grid(zeros, shape, _reshaped(scales, held), next(iter(found.values())), zeros)
-    listed = ", ".join(f"{high} x {wide}" for high, wide in meant.blocks)
+        return held, next(iter(found.values()))
+    listed = ", ".join(f"{high} x {wide}" for high, wide in sizes)
     said = f"config.json says blocks of {listed}" if listed else "config.json says nothing of blocks"
-    raise MalformedError(f"is {list(shape)} and has scales {list(scales.shape)}, which don't fit ({said})")
+    raise MalformedError(f"is {list(shape)} and has scales {list(given)}, which don't fit ({said})")
 
 
 def _reshaped(entry: StoredEntry, shape: tuple[int, ...]) -> StoredEntry:

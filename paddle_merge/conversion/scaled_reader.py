@@ -32,8 +32,9 @@ class ScaledReader:
         self.dtype: DType = FLOAT32 if compute == "float32" else FLOAT64
         self._entry, self._files = entry, files
         self._raw = np.empty(min(STEP, math.prod(entry.shape)), entry.codes.dtype.raw)
-        self._scales = [_Bands(grid.scales, files) for grid in entry.grids]
-        self._zeros = [None if grid.zeros is None else _Bands(grid.zeros, files) for grid in entry.grids]
+        # Files keeps what it reads of a scattered tensor for the next read of the same name, so all have the codes' name.
+        self._scales = [_Bands(grid.scales.renamed(entry.codes.name), files) for grid in entry.grids]
+        self._zeros = [_Bands(grid.zeros.renamed(entry.codes.name), files) if grid.zeros else None for grid in entry.grids]
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill `out`, of shape (n,), with the elements from index `start` on. Raises WorkError."""

@@ -95,7 +95,8 @@ class Account:
 
     @cached_property
     def _whole(self) -> set[int]:
-        return {id(entry) for tensor in self.plan.tensors for _, entry in leaves(tensor)}
+        entries = [entry for tensor in self.plan.tensors for _, entry in leaves(tensor)]
+        return {id(one) for entry in entries for one in (entry.made_of if isinstance(entry, ScaledEntry) else (entry,))}
 
     def reads_whole(self, entry: TensorEntry) -> bool:
         """Return whether a tensor of an input is read as it is stored, so all of it. Most are, which saves much time."""
