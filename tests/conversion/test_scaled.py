@@ -353,7 +353,9 @@ def test_a_config_that_is_malformed(tmp_path: Path, said: Any) -> None:
 
 
 def test_a_config_that_is_left_over(tmp_path: Path) -> None:
-    """As DeepSeek's conversion to bfloat16 leaves it."""
+    """As DeepSeek's conversion to bfloat16 leaves it; and one that --config_from names."""
     a = write_typed(tmp_path / "a", {"l.weight": np.ones((2, 3), BF16)}, blocks((2, 2)))
-    assert (run(tmp_path / "out", a, a)["l.weight"] == 1).all()
-    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    b = write_typed(tmp_path / "b", {"l.weight": np.ones((2, 3), BF16)}, {})
+    for models, options in (((a, a), {}), ((b, b), {"config_from": str(a)})):
+        assert (run(tmp_path / "out", *models, overwrite=True, **options)["l.weight"] == 1).all()
+        assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
