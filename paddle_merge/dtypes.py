@@ -88,12 +88,13 @@ class ScaledForm:
 
     A number is its code times its block's scale. All other tensors are stored as plain numbers.
     name: as --out_dtype has it. block: the rows and columns that share a scale; 0 columns: all of them. scales: what the
-    name of the scales has behind the weight's.
+    name of the scales has behind the weight's. scale: their dtype, float32 or bfloat16.
     """
 
     name: str
     block: tuple[int, int]
     scales: str
+    scale: DType
 
     @property
     def codes(self) -> DType:
@@ -101,8 +102,9 @@ class ScaledForm:
         return FLOAT8_E4M3FN
 
 
-FP8_BLOCK = ScaledForm("fp8_block", (128, 128), "_scale_inv")  # DeepSeek-V3, Qwen3-FP8
-FORMS = {form.name: form for form in (FP8_BLOCK,)}
+FP8_BLOCK = ScaledForm("fp8_block", (128, 128), "_scale_inv", FLOAT32)  # DeepSeek-V3, Qwen3-FP8
+FP8_CHANNEL = ScaledForm("fp8_channel", (1, 0), "_scale", BFLOAT16)  # llm-compressor's FP8_DYNAMIC
+FORMS = {form.name: form for form in (FP8_BLOCK, FP8_CHANNEL)}
 OUT_DTYPES: dict[str, DType | ScaledForm] = {**FLOATS, **FORMS}
 
 

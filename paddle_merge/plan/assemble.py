@@ -57,9 +57,13 @@ class AssembledTensor:
         return self.sources[0].shape
 
     @property
+    def own(self) -> TensorEntry:
+        """The base's tensor, or else the first model's."""
+        return self.base if self.base is not None else self.sources[0]
+
+    @property
     def own_dtype(self) -> DType:
-        """The dtype of the base's tensor, or else of the first model's."""
-        return self.entries[-1].dtype if self.base is not None else self.sources[0].dtype
+        return self.own.dtype
 
     def dtype(self, recipe: Recipe | Stage) -> DType:
         """Return the dtype of the output's plain numbers: the recipe's for floats, if it says one; else its own."""

@@ -175,7 +175,7 @@ def _encoded(tensor: TensorPlan) -> int:
     if (scales := tensor.scales) is None:
         return 0
     columns = scales.shape[-1]
-    return scales.together * (scales.dtype.itemsize + tensor.dtype.itemsize) + 16 * columns + scales.nbytes
+    return scales.together * (tensor.rounded.itemsize + tensor.dtype.itemsize) + 16 * columns + 3 * scales.nbytes
 
 
 def _staged(tensor: TensorPlan) -> int:

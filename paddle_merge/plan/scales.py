@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..checkpoints.fingerprint import BLOCK
 from ..checkpoints.formats.header import Held
-from ..dtypes import FLOAT32, DType
+from ..dtypes import DType
 
 TOGETHER = 1 << 18  # elements that are encoded together, or one band, if that is more
 
@@ -17,17 +17,14 @@ class Scales:
     """The scales of one weight.
 
     shape: of the weight: rows and columns, perhaps of several matrices. A band is the rows that share a row of scales.
-    block: rows and columns that share a scale. offset: where the first scale goes in the weight's file.
+    block: rows and columns that share a scale. dtype: of the scales. offset: of the first scale in the weight's file.
     """
 
     name: str
     shape: tuple[int, ...]
     block: tuple[int, int]
+    dtype: DType
     offset: int = 0
-
-    @property
-    def dtype(self) -> DType:
-        return FLOAT32
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -36,9 +33,9 @@ class Scales:
         return *matrices, -(-rows // self.block[0]), -(-columns // self.block[1])
 
     @property
-    def row(self) -> int:
-        """The scales of one band: of so many their fingerprint is hashed together, because pieces begin at bands."""
-        return self.grid[-1]
+    def hashed(self) -> int:
+        """How many scales their fingerprint hashes together: those of `unit` elements, because pieces begin at such."""
+        return self.first(self.unit) if self.unit < math.prod(self.shape) else max(1, math.prod(self.grid))
 
     @property
     def nbytes(self) -> int:

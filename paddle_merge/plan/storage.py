@@ -11,11 +11,11 @@ from typing import Any
 from ..checkpoints.config_json import read_config
 from ..checkpoints.names import HEAD, TOKEN_EMBEDDINGS, is_linear, last_word, layer_of
 from ..checkpoints.quantisation import quantisation
-from ..checkpoints.scaled import ScaledEntry
+from ..checkpoints.scaled import Grid, ScaledEntry
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.lora.entry import AdaptedEntry, read_from
 from ..conversion.modules import is_language
-from ..dtypes import BFLOAT16, FLOAT32, FP8_BLOCK, DType, ScaledForm
+from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT32, FP8_BLOCK, FP8_CHANNEL, DType, ScaledForm
 from ..errors import CheckpointError
 from ..parsing import count_text, tensors_named
 from ..recipe.recipe import Recipe
@@ -64,7 +64,7 @@ class Storage:
         if self.form is None or one.name not in self.coded:
             return None
         rows, columns = self.form.block
-        return Scales(one.name + self.form.scales, one.shape, (rows, columns or one.shape[-1]))
+        return Scales(one.name + self.form.scales, one.shape, (rows, columns or one.shape[-1]), self.form.scale)
 
     def config(self, tensors: Sequence[TensorPlan]) -> Mapping[str, Any] | None:
         """Return the quantization_config that config.json needs; None if it must have none.
@@ -81,13 +81,7 @@ class Storage:
             name, matrix = tensor.name, tensor.merged and len(tensor.shape) > 1
             if matrix and tensor.scales is None and last_word(name) not in TOKEN_EMBEDDINGS:
                 plain.append(name.removesuffix(_WEIGHT) if name.endswith(_WEIGHT) else name.rpartition(".")[0])
-        return {
-            "activation_scheme": "dynamic",
-            "fmt": "e4m3",
-            "modules_to_not_convert": list(dict.fromkeys(plain)),
-            "quant_method": "fp8",
-            "weight_block_size": list(self.form.block),
-        }
+        return _config(self.form, list(dict.fromkeys(plain)))
 
     def described(self, tensors: Sequence[TensorPlan]) -> Iterator[str]:
         """Yield what the plan says of codes."""
@@ -98,9 +92,10 @@ class Storage:
         coded = sum(tensor.size for tensor in tensors if tensor.scales is not None)
         share = coded / max(1, sum(tensor.size for tensor in tensors))
         rows, columns = self.form.block
+        each = f"block of {rows} x {columns}" if columns else "row"
         yield (
             f"{self.form.name}: {len(self.coded)} weights of Linear layers ({count_text(coded)} parameters, {share:.0%})"
-            f" become 8-bit codes, with a float32 scale for each {f'block of {rows} x {columns}' if columns else 'row'}"
+            f" become 8-bit codes, with a {self.form.scale.name} scale for each {each}"
         )
 
 
@@ -125,6 +120,7 @@ def storage(
     if found == asked:
         return Storage(recipe, found, _codes(made), _is_narrow(made), own), []
     could = [one for one in made if _is_weight(one) and one.name not in transposed]
+    could = [one for one in could if len(one.shape) == 2 or asked.block[1]]  # compressed-tensors has no stacked experts
     coded = [one for one in could if not _misread(one, asked)]
     if not coded:
         raise CheckpointError(
@@ -134,27 +130,64 @@ def storage(
     return Storage(recipe, asked, frozenset(one.name for one in coded), _is_narrow(made)), _doubts(could, coded, asked)
 
 
+def _config(form: ScaledForm, plain: list[str]) -> dict[str, Any]:
+    """Return the quantization_config of a form. plain: the modules that hold plain numbers.
+
+    That of fp8_channel is llm-compressor's FP8_DYNAMIC: activations are rounded token by token, when they are computed.
+    """
+    if form.block[1]:
+        return {
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "modules_to_not_convert": plain,
+            "quant_method": "fp8",
+            "weight_block_size": list(form.block),
+        }
+    code = {"num_bits": 8, "type": "float", "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**code, "strategy": "channel", "dynamic": False},
+        "input_activations": {**code, "strategy": "token", "dynamic": True},
+    }
+    return {
+        "config_groups": {"group_0": group},
+        "format": "float-quantized",
+        "ignore": plain,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    }
+
+
 def _form_of(own: Checkpoint, made: Sequence[AssembledTensor]) -> ScaledForm | None:
-    """Return the form of the output's own tensors, if it is one that can be written; `own` is what they are stored in."""
-    if not _codes(made):
+    """Return the form of the output's own tensors, if it is one that can be written; `own` is what they are stored in.
+
+    Scales of activations can't be written: they follow from data, so models with such are merged to plain numbers.
+    """
+    config = read_config(own.folder)
+    said, raw = quantisation(config), config.get("quantization_config")
+    dtypes = {grid.scales.dtype for one in made for grid in _grids(one.own)}
+    if len(dtypes) != 1 or said.refused or not isinstance(raw, dict):
         return None
-    said = quantisation(read_config(own.folder))
-    if said.method != "fp8" or len(said.blocks) != 1 or said.exponents:
+    scale = dtypes.pop()
+    if said.method == "fp8" and len(said.blocks) == 1 and raw.get("activation_scheme", "dynamic") == "dynamic":
+        return dataclasses.replace(FP8_BLOCK, block=said.blocks[0]) if scale is FLOAT32 else None
+    groups = list((raw.get("config_groups") or {}).values())
+    if said.method != "compressed-tensors" or len(groups) != 1 or raw.get("kv_cache_scheme"):
         return None
-    return dataclasses.replace(FP8_BLOCK, block=said.blocks[0])
+    weights, inputs = groups[0].get("weights") or {}, groups[0].get("input_activations") or {}
+    fits = weights.get("strategy") == "channel" and inputs.get("dynamic", True) and scale in (FLOAT32, BFLOAT16)
+    return dataclasses.replace(FP8_CHANNEL, scale=scale) if fits else None
+
+
+def _grids(entry: TensorEntry) -> Sequence[Grid]:
+    """Return the scales of a tensor that is read from codes of E4M3; none of another."""
+    read = read_from(entry) if isinstance(entry, AdaptedEntry) else entry
+    return read.grids if isinstance(read, ScaledEntry) and read.codes.dtype is FLOAT8_E4M3FN else ()
 
 
 def _codes(made: Sequence[AssembledTensor]) -> frozenset[str]:
-    """Return the names of the tensors whose own entry, the base's or else the first model's, is read from codes of E4M3,
-    with scales in float32."""
-    return frozenset(one.name for one in made if _is_coded(one.entries[-1] if one.base is not None else one.sources[0]))
-
-
-def _is_coded(entry: TensorEntry) -> bool:
-    read = read_from(entry) if isinstance(entry, AdaptedEntry) else entry
-    if not isinstance(read, ScaledEntry) or read.codes.dtype is not FP8_BLOCK.codes:
-        return False
-    return all(grid.scales.dtype is FLOAT32 for grid in read.grids)
+    """Return the names of the tensors that the base, or else the first model, stores as codes."""
+    return frozenset(one.name for one in made if _grids(one.own))
 
 
 def _is_narrow(made: Sequence[AssembledTensor]) -> bool:

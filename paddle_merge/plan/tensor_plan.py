@@ -16,7 +16,7 @@ from ..checkpoints.formats.header import Held
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.moe.entry import ReorderedEntry
 from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
-from ..dtypes import DType, compute_dtype
+from ..dtypes import FLOAT32, DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
 from .scales import Scales
 
@@ -93,7 +93,7 @@ class TensorPlan:
     @property
     def rounded(self) -> DType:
         """The dtype to which the merged elements are rounded: float32 where scales are still to be found for them."""
-        return self.dtype if self.scales is None else self.scales.dtype
+        return self.dtype if self.scales is None else FLOAT32
 
     @property
     def stored(self) -> list[Held]:

@@ -163,7 +163,8 @@ class Fields:
     out_dtype: str | None = flag(
         _OUTPUT,
         "Storage dtype of the output's floating-point tensors. fp8_block: the weights of Linear layers as float8_e4m3fn,"
-        " with a float32 scale for each block of 128 x 128, as in DeepSeek-V3 and Qwen3-FP8, and the others as bfloat16.",
+        " with a float32 scale for each block of 128 x 128, as in DeepSeek-V3 and Qwen3-FP8, and the others as bfloat16;"
+        " fp8_channel: with a bfloat16 scale for each row, as llm-compressor's FP8_DYNAMIC.",
         choices=tuple(OUT_DTYPES),
         shown="each tensor's own",
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..backends.scratch import Scratch
+from ..dtypes import BFLOAT16
 from ..plan.tensor_plan import Piece, TensorPlan
 
 Write = Callable[[np.ndarray, int], None]  # raw elements, and the index of the first of them in the tensor
@@ -25,9 +26,9 @@ class Encoder:
 
     def __init__(self, tensor: TensorPlan, piece: Piece, codes: Write, scales: Write, scratch: Scratch):
         assert tensor.scales is not None
-        from ..backends.kernels.encoding import encode_e4m3fn  # imports Numba, which most commands don't need
+        from ..backends.kernels import bits, encoding  # imports Numba, which most commands don't need
 
-        self._encode, self._scales = encode_e4m3fn, tensor.scales
+        self._encode, self._round, self._scales = encoding.encode_e4m3fn, bits.store_bfloat16, tensor.scales
         self._write_codes, self._write_scales = codes, scales
         self._at, self._stop = piece.start, piece.stop
         self._scratch, self._filled = scratch, 0
@@ -57,7 +58,12 @@ class Encoder:
         codes = self._scratch.array("codes", len(values), np.uint8)
         bands, blocks = -(-len(values) // (rows * columns)), self._scales.grid[-1]
         scales = self._scratch.array("scales", bands * blocks, np.float32)
-        self._encode(values.reshape(-1, columns), rows, width, codes.reshape(-1, columns), scales.reshape(bands, blocks))
+        narrow = self._scales.dtype is BFLOAT16
+        grid, table = scales.reshape(bands, blocks), codes.reshape(-1, columns)
+        self._encode(values.reshape(-1, columns), rows, width, narrow, table, grid)
+        if narrow:
+            scales, exact = self._scratch.array("narrow scales", len(scales), BFLOAT16.raw), scales
+            self._round(exact, scales)
         self._write_scales(scales, self._scales.first(self._at))
         self._write_codes(codes, self._at)
         self._at, self._filled = self._at + len(values), 0

@@ -66,7 +66,7 @@ class Worker:
 
         with _naming(tensor):
             if (scales := tensor.scales) is not None:
-                of_scales = Fingerprint(scales.first(piece.start), scales.row)
+                of_scales = Fingerprint(scales.first(piece.start), scales.hashed)
                 write_scales = self._writer(tensor, path, scales.offset, scales.dtype.itemsize, of_scales)
                 write = Encoder(tensor, piece, write, write_scales, self._scratch).add
             found = self._merge(tensor, piece, measured, write) if tensor.merged else self._copy(tensor, piece, write)

@@ -16,11 +16,11 @@ from paddle_merge.backends.kernels.encoding import encode_e4m3fn
 F32 = np.float32
 
 
-def encode(values: np.ndarray, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def encode(values: np.ndarray, rows: int, width: int, narrow: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return codes and scales of values (n, columns)."""
     codes = np.empty(values.shape, np.uint8)
     scales = np.empty((-(-values.shape[0] // rows), -(-values.shape[1] // width)), F32)
-    encode_e4m3fn(np.ascontiguousarray(values, F32), rows, width, codes, scales)
+    encode_e4m3fn(np.ascontiguousarray(values, F32), rows, width, narrow, codes, scales)
     return codes, scales
 
 
@@ -101,3 +101,10 @@ def test_nothing_but_nan() -> None:
     codes, scales = encode(np.full((2, 2), np.nan, F32), 2, 2)
     assert (codes & 0x7F == 0x7F).all()
     assert scales.tolist() == [[1]]
+
+
+def test_narrow_scales() -> None:
+    """1 / 448 = 1.14285714 * 2**-9 becomes 1.140625 * 2**-9; 0.3 / that is 134.66, which is nearer to 128 than to 144."""
+    codes, scales = encode(np.array([[1.0, 0.3, -0.001]]), 1, 3, narrow=True)
+    assert scales.tolist() == [[1.140625 * 2.0**-9]]
+    assert codes.view(ml_dtypes.float8_e4m3fn).astype(float).tolist() == [[448, 128, -0.4375]]

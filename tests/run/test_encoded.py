@@ -206,6 +206,33 @@ def test_codes_stay_codes(tmp_path: Path) -> None:
     assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
 
 
+def test_rows_with_a_scale_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the form of llm-compressor's FP8_DYNAMIC, and from it again. The oracle divides by bfloat16's scales."""
+    monkeypatch.setattr(planning, "PIECE_BYTES", 1)
+    a, held = model(tmp_path, 0)
+    merge(config(tmp_path / "out", a, a, out_dtype="fp8_channel", n_process=1), progress=False)
+    found = stored(tmp_path / "out")
+    for name in (*CODED, MISREAD):
+        if len(held[name].shape) > 2:
+            assert found[name].dtype == BF16
+            continue
+        values = held[name].astype(F32)
+        largest = np.abs(values).max(1, keepdims=True)
+        scales = (largest / F32(448)).astype(BF16)
+        np.testing.assert_array_equal(found[f"{name}_scale"], scales)
+        codes = (values * (F32(1) / scales.astype(F32))).astype(E4M3)
+        np.testing.assert_array_equal(found[name].view(np.uint8), codes.view(np.uint8))
+    said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert said["ignore"] == ["lm_head", f"{LAYER}.mlp.gate", "visual.blocks.0.attn.proj", f"{LAYER}.mlp.experts"]
+    assert said["config_groups"]["group_0"]["weights"]["strategy"] == "channel"
+    assert verify(str(tmp_path / "out"), None, 1, False).off == []
+    monkeypatch.undo()
+    merge(config(tmp_path / "again", tmp_path / "out", tmp_path / "out", out_dtype=None), progress=False)
+    for name, tensor in stored(tmp_path / "again").items():
+        np.testing.assert_array_equal(tensor.view(np.uint8), found[name].view(np.uint8), err_msg=name)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"] == said
+
+
 def test_nan_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = np.ones((128, 128), BF16)
     values[3, 4] = np.nan

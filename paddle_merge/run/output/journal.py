@@ -138,7 +138,7 @@ def _is_there(report: Report, tensor: TensorPlan, path: str) -> bool:
     if scales is None:
         return not report.scales
     first, last = scales.first(start), scales.first(stop) if stop < tensor.size else math.prod(scales.grid)
-    return of_file(path, scales.offset, scales.dtype.itemsize, first, last, scales.row) == report.scales
+    return of_file(path, scales.offset, scales.dtype.itemsize, first, last, scales.hashed) == report.scales
 
 
 def remaining(plan: Plan, done: Sequence[Report]) -> tuple[Piece, ...]:

@@ -117,7 +117,7 @@ def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes])
                 mix=mixes[tensor.resolved],
                 written=sum_of(report.scales for report in mine),
                 read=(),
-                block=scales.row,
+                block=scales.hashed,
             )
     return MergeRecord(
         versions=_versions(plan),
