@@ -180,9 +180,11 @@ def _form_of(own: Checkpoint, made: Sequence[AssembledTensor]) -> ScaledForm | N
 
 
 def _grids(entry: TensorEntry) -> Sequence[Grid]:
-    """Return the scales of a tensor that is read from codes of E4M3; none of another."""
+    """Return the scales of a tensor that is read from codes of E4M3, without zero points; none of another."""
     read = read_from(entry) if isinstance(entry, AdaptedEntry) else entry
-    return read.grids if isinstance(read, ScaledEntry) and read.codes.dtype is FLOAT8_E4M3FN else ()
+    if not isinstance(read, ScaledEntry) or read.codes.dtype is not FLOAT8_E4M3FN:
+        return ()
+    return read.grids if not read.zero and all(grid.zeros is None for grid in read.grids) else ()
 
 
 def _codes(made: Sequence[AssembledTensor]) -> frozenset[str]:

@@ -33,6 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for out_dtype, to in (("fp8_block", "fp8"), ("bfloat16", "plain")):
             config = MergeConfig(model_path_list=models, output_path=str(folder / f"{name}-{to}"), out_dtype=out_dtype)
             merge(config, progress=False)
+    models = [str(folder / f"qwen3-{which}") for which in "ab"]
+    config = MergeConfig(model_path_list=models, output_path=str(folder / "qwen3-rows"), out_dtype="fp8_channel")
+    merge(config, progress=False)
     libraries.run({"transformers": ("encoded.py", "load", str(folder))})
     return folder
 
@@ -51,3 +54,8 @@ def test_transformers_quantiser_gives_the_same_codes(folder: Path, name: str) ->
     found = json.loads((folder / f"{name}.json").read_text())
     assert found["other codes"] == 0
     assert found["our error"] == pytest.approx(found["their error"], rel=1e-6)
+
+
+def test_compressed_tensors_opens_rows_with_a_scale_each(folder: Path) -> None:
+    """It rounds activations to 8 bits, too."""
+    assert 0.01 < json.loads((folder / "rows.json").read_text()) < 0.12

@@ -38,7 +38,7 @@ LLAMA = {
 
 def average(model: Path, out: Path) -> dict[str, bytes]:
     """Merge a model with itself, which rounds its numbers to bfloat16; return the bytes of its tensors."""
-    merge(MergeConfig(model_path_list=[str(model)] * 2, output_path=str(out)))
+    merge(MergeConfig(model_path_list=[str(model)] * 2, output_path=str(out), out_dtype="bfloat16"))
     return held(out / "model.safetensors")
 
 

@@ -2,7 +2,8 @@
 
 encoded.py save FOLDER    writes FOLDER/NAME-a and FOLDER/NAME-b for each model
 encoded.py load FOLDER    opens FOLDER/NAME-fp8 and FOLDER/NAME-plain for each; writes NAME.json: how far the logits are
-                          apart, and what transformers' quantiser makes of the average of a and b, beside the codes
+                          apart, and what transformers' quantiser makes of the average of a and b, beside the codes; in
+                          rows.json how far the logits of FOLDER/qwen3-rows are
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ def save(folder: str) -> None:
             model.to(torch.bfloat16).save_pretrained(f"{folder}/{name}-{which}")
 
 
-def logits(folder: str, **options: Any) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options).eval().float()
+def logits(folder: str, wide: bool = True, **options: Any) -> torch.Tensor:
+    """Return what a model computes. wide: in float32, in which routers choose the same experts in spite of rounding."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options).eval()
+    model = model.float() if wide else model
     with torch.no_grad():
-        return model(TOKENS).logits
+        return model(TOKENS).logits.float()
 
 
 class Quantizer:
@@ -54,13 +57,19 @@ def numbers(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return codes.double() * spread[: codes.shape[0], : codes.shape[1]]
 
 
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return ((one - other).pow(2).mean().sqrt() / other.std()).item()
+
+
 def load(folder: str) -> None:
+    rows, plain = (logits(f"{folder}/qwen3-{which}", wide=False) for which in ("rows", "plain"))
+    with open(f"{folder}/rows.json", "w") as file:
+        json.dump(apart(rows, plain), file)
     for name in MODELS:
         coded = logits(f"{folder}/{name}-fp8", quantization_config=FineGrainedFP8Config(dequantize=True))
         plain = logits(f"{folder}/{name}-plain")
-        apart = ((coded - plain).pow(2).mean().sqrt() / plain.std()).item()
         ours, a, b = (load_file(f"{folder}/{name}-{which}/model.safetensors") for which in ("fp8", "a", "b"))
-        found = {"apart": apart, "weights": 0, "other codes": 0, "our error": 0.0, "their error": 0.0}
+        found = {"apart": apart(coded, plain), "weights": 0, "other codes": 0, "our error": 0.0, "their error": 0.0}
         for scale in [name for name in ours if name.endswith("_scale_inv")]:
             weight = scale.removesuffix("_scale_inv")
             mean = (a[weight].float() + b[weight].float()) / 2
