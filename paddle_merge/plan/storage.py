@@ -27,6 +27,7 @@ from .tensor_plan import TensorPlan
 PLAIN = ("gate", "shared_expert_gate", "in_proj_ba", "eh_proj")
 _EXPERTS = re.compile(r".*\.experts\.(gate_up_proj|up_proj|down_proj)")  # of a layer, stacked: a matrix for each expert
 _WEIGHT = ".weight"
+_LISTS = ("modules_to_not_convert", "ignored_layers", "ignore")  # of modules that hold plain numbers, in quantization_config
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,20 @@ class Storage:
         """
         if self.form is None:
             return None
-        if self.like is not None:
-            said: Mapping[str, Any] = read_config(self.like.folder)["quantization_config"]
-            return said
         plain = [HEAD.removesuffix(_WEIGHT)]
         for tensor in tensors:
             name, matrix = tensor.name, tensor.merged and len(tensor.shape) > 1
             if matrix and tensor.scales is None and last_word(name) not in TOKEN_EMBEDDINGS:
                 plain.append(name.removesuffix(_WEIGHT) if name.endswith(_WEIGHT) else name.rpartition(".")[0])
-        return _config(self.form, list(dict.fromkeys(plain)))
+        plain = list(dict.fromkeys(plain))
+        if self.like is None:
+            return _config(self.form, plain)
+        said = dict(read_config(self.like.folder)["quantization_config"])
+        restacked = any(part.layers is not None for part in self.recipe.slices)
+        for key in _LISTS if restacked else ():  # what they say of layers is of other layers now
+            if said.get(key):
+                said[key] = list(dict.fromkeys([*(module for module in said[key] if not layer_of(module)), *plain]))
+        return said
 
     def described(self, tensors: Sequence[TensorPlan]) -> Iterator[str]:
         """Yield what the plan says of codes."""

@@ -206,6 +206,29 @@ def test_codes_stay_codes(tmp_path: Path) -> None:
     assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
 
 
+def test_layers_in_another_order(tmp_path: Path) -> None:
+    """The list of modules that hold plain numbers is that of the new layers."""
+    held: Tensors = {"lm_head.weight": np.ones((5, 8), BF16)}
+    for layer, codes in enumerate((True, False)):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        held |= {
+            name: np.ones((8, 8), E4M3 if codes else BF16),
+            f"model.layers.{layer}.mlp.gate.weight": np.ones((2, 8), BF16),
+        }
+        held |= {f"{name}_scale_inv": np.ones((1, 1), F32)} if codes else {}
+    plain = ["model.layers.0.mlp.gate", "model.layers.1.mlp.gate", "model.layers.1.mlp.up_proj"]
+    said = {**FP8, "weight_block_size": [8, 8], "modules_to_not_convert": ["model.visual", *plain]}
+    a = write_typed(tmp_path / "a", held, {"quantization_config": said})
+    slices = "".join(f"- sources: [{{model: {a}, layer_range: [{n}, {n + 1}]}}]\n" for n in (1, 0, 0))
+    recipe = f"merge_method: passthrough\nslices:\n{slices}"
+    plan = plan_of(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out")))
+    up = ["model.layers.0.mlp.up_proj", *(f"model.layers.{layer}.mlp.gate" for layer in range(3))]
+    found = plan.storage.config(plan.tensors)
+    assert found is not None
+    assert sorted(found["modules_to_not_convert"]) == sorted(["model.visual", "lm_head", *up])
+    assert {**found, "modules_to_not_convert": 0} == {**said, "modules_to_not_convert": 0}
+
+
 def test_rows_with_a_scale_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the form of llm-compressor's FP8_DYNAMIC, and from it again. The oracle divides by bfloat16's scales."""
     monkeypatch.setattr(planning, "PIECE_BYTES", 1)
