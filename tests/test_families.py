@@ -116,7 +116,7 @@ def test_every_recipe_runs_as_it_stands(path: Path, caplog: pytest.LogCaptureFix
     assert all(np.isfinite(x).all() and (x.any() or path.stem == "block_expansion") for x in out.values())
     assert [record.message for record in caplog.records if "int8_mask" not in record.message] == []
     depth = {"block_expansion": 40, "depth_up_scaling": 48, "frankenmerge": 40, "layer_scale": 48}
-    depth |= {"passthrough": 40, "gradient_slerp": 32}
+    depth |= {"passthrough": 40, "gradient_slerp": 32, "drop_layers": 16}
     assert len([name for name in out if name.endswith("q_proj.weight")]) == depth.get(path.stem, 4)
 
 

@@ -4,7 +4,7 @@
 
 Every model that a recipe names is replaced by a small Llama with random weights in a temporary folder, with as many layers
 as the recipe uses: ./base is the base model, and all others are fine-tuned from it. For recipes about experts or routers,
-its neurons are shared out among experts.
+its neurons are shared out among experts; a file with statistics of experts is made up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddle_merge import MergeConfig, MergeError, merge
-from tools.compare_with_mergekit import WORDS, Tensors, llama, load, places, save, tells_words, with_words
+from paddle_merge.checkpoints.expert_statistics import LISTS, ExpertStatistics, LayerStatistics
+from tools.compare_with_mergekit import WIDE, WORDS, Tensors, llama, load, places, save, tells_words, with_words
 
 EXPERTS = 4
 
@@ -35,17 +36,26 @@ def models(documents: Sequence[dict[str, Any]], folder: Path) -> None:
     found: dict[str, int] = {}
     for document in documents:
         places(document, found)
-    layers = max([4, *found.values()])
+    layers = max([4, *found.values(), *(1 + number for one in documents for number in one.get("drop_layers", ()))])
+    keep = next((one["keep_experts"] for one in documents if "keep_experts" in one), None)
     base = llama(layers, 0, None)
     for name in found.keys() - {document.get("name") for document in documents}:
         tensors = base if name == "./base" else llama(layers, zlib.crc32(name.encode()), base)
         if any(map(tells_words, documents)):
             tensors = with_words(folder / name, tensors, name.strip("./"), name == "./base")
-        if any({"expert_alignment", "router"} & document.keys() for document in documents):
-            tensors = with_experts(tensors)
+        if keep is not None or any({"expert_alignment", "router"} & document.keys() for document in documents):
+            tensors = with_experts(tensors, EXPERTS if keep is None else WIDE)
         save(folder / name, tensors, layers)
+        if keep is not None:
+            config = json.loads((folder / name / "config.json").read_text())
+            (folder / name / "config.json").write_text(json.dumps({**config, "num_experts": WIDE}))
         if prompts := [one for document in documents for one in prompts_of(document)]:
             write_words(folder / name, prompts)
+    if keep is not None and "statistics" in keep:
+        random = np.random.default_rng(0)
+        lists = [random.uniform(1, 9, WIDE).tolist() for _ in LISTS]
+        made = ExpertStatistics("", "", 1, {layer: LayerStatistics(*lists) for layer in range(layers)})
+        (folder / keep["statistics"]).write_text(made.to_json())
 
 
 def prompts_of(recipe: Any) -> list[str]:
@@ -66,7 +76,8 @@ def write_words(folder: Path, prompts: Sequence[str]) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
-def with_experts(tensors: Tensors) -> Tensors:
+
+def with_experts(tensors: Tensors, count: int) -> Tensors:
     """Return the tensors of a Llama with the neurons of each layer shared out among experts, and a router."""
     found: Tensors = {}
     for name, values in tensors.items():
@@ -74,10 +85,10 @@ def with_experts(tensors: Tensors) -> Tensors:
         if not mlp:
             found[name] = values
             continue
-        for expert, its in enumerate(np.split(values, EXPERTS, axis=int(word.startswith("down")))):
+        for expert, its in enumerate(np.split(values, count, axis=int(word.startswith("down")))):
             found[f"{at}.mlp.experts.{expert}.{word}"] = its
         if word.startswith("gate"):
-            found[f"{at}.mlp.gate.weight"] = values[:EXPERTS]
+            found[f"{at}.mlp.gate.weight"] = values[:count]
     return found
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "soup": ("soup.cli", "Average the checkpoints of a training run."),
     "transplant": ("transplant.cli", "Give a model the tokenizer of another."),
     "layer-shuffle": ("layer_shuffle.cli", "Take each layer from one of several models at random."),
+    "expert-stats": ("expert_stats.cli", "Measure how much each expert of a mixture is used."),
     "push": ("push.cli", "Upload a checkpoint or adapter to Hugging Face, AI Studio or ModelScope."),
     "demo": ("demo.cli", "Train small networks, merge them by every method, and show the results."),
 }

@@ -1,0 +1,1 @@
+"""The command expert-stats: how much each expert of a mixture is used."""
