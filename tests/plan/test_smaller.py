@@ -139,6 +139,46 @@ def test_first_merged_then_dropped(stacked: bool, experts: list[Any], tmp_path: 
     assert stored(tmp_path / "one") == stored(tmp_path / "two")
 
 
+def test_in_paddles_layout(tmp_path: Path) -> None:
+    """Routers have a column for each expert there: a model that is converted, pruned and converted back is pruned."""
+    folder, keep = model(tmp_path / "a"), [3, 0]
+    made(tmp_path / "hf", recipe(folder, keep_experts=keep))
+    made(tmp_path / "paddle", recipe(folder), output_layout="paddleformers")
+    found = made(tmp_path / "small", recipe(str(tmp_path / "paddle"), keep_experts=keep))
+    assert found["model.layers.0.mlp.gate.weight"].shape == (mixtures.HIDDEN, 2)
+    made(tmp_path / "back", recipe(str(tmp_path / "small")), output_layout="hf")
+    before, after = read(tmp_path / "hf"), read(tmp_path / "back")
+    assert after.keys() - before.keys() == {"lm_head.weight"}  # which Paddle stores, though it is tied
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_experts_that_were_matched_first(tmp_path: Path) -> None:
+    """The second model is the first with its experts in another order, so their average is the first. Its router's rows are
+    compared in the first one's order, too: the longest are kept."""
+    whole = mixtures.tensors(0)
+    order = [2, 0, 3, 1]
+    other = dict(whole)
+    for number in range(4):
+        for name in whole:
+            if f".experts.{order[number]}." in name:
+                other[name.replace(f".experts.{order[number]}.", f".experts.{number}.")] = whole[name]
+    for name in whole:
+        if ".mlp.gate." in name:
+            other[name] = whole[name][order]
+    said = {"num_hidden_layers": 3, "num_experts": 4, "hidden_size": mixtures.HIDDEN}
+    folders = [str(write(tmp_path / name, its, format="pt", config=said)) for name, its in (("a", whole), ("b", other))]
+    models = [{"model": folder, "parameters": {"weight": 0.5}} for folder in folders]
+    text = {"merge_method": "linear", "models": models, "expert_alignment": "match"}
+    found = made(tmp_path / "out", json.dumps({**text, "keep_experts": {"count": 2, "by": "router_norm"}}) + "\n")
+    for layer in range(3):
+        rows = whole[f"model.layers.{layer}.mlp.gate.weight"].astype(np.float32)
+        kept = sorted(np.argsort(-np.linalg.norm(rows.astype(np.float64), axis=1))[:2])
+        np.testing.assert_array_equal(found[f"model.layers.{layer}.mlp.gate.weight"], rows[kept])
+        for place, expert in enumerate(kept):
+            at, name = f"model.layers.{layer}.mlp.experts.", "down_proj.weight"
+            np.testing.assert_array_equal(found[f"{at}{place}.{name}"], whole[f"{at}{expert}.{name}"].astype(np.float32))
+
+
 def test_all_experts_are_the_same_bytes(tmp_path: Path) -> None:
     folder = model(tmp_path / "a", dtype="bfloat16")
     made(tmp_path / "out", recipe(folder, keep_experts=[0, 1, 2, 3]))

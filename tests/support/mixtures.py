@@ -26,7 +26,8 @@ def tensors(
             continue
         made[f"{at}mlp.gate.weight"] = random.normal(size=(experts, HIDDEN))
         made[f"{at}mlp.gate.e_score_correction_bias"] = random.normal(size=experts)
-        made[f"{at}mlp.shared_experts.gate_proj.weight"] = random.normal(size=(experts, HIDDEN))  # as many rows by chance
+        shared = {"gate": (experts, HIDDEN), "up": (experts, HIDDEN), "down": (HIDDEN, experts)}  # as many neurons by chance
+        made |= {f"{at}mlp.shared_experts.{word}_proj.weight": random.normal(size=its) for word, its in shared.items()}
         gate_up, down = random.normal(size=(experts, 2 * INNER, HIDDEN)), random.normal(size=(experts, HIDDEN, INNER))
         if stacked:
             made |= {f"{at}mlp.experts.gate_up_proj": gate_up, f"{at}mlp.experts.down_proj": down}

@@ -65,9 +65,10 @@ def compare(folder: Path) -> None:
         for name, module in whole.named_modules():
             if hasattr(module, "experts"):
                 others = [one for one in range(module.experts.num_experts) if one not in kept[name.split(".")[2]]]
-                dropped[id(module.gate.weight)] = others
-                if hasattr(module.gate, "e_score_correction_bias"):
-                    module.gate.e_score_correction_bias[others] = -torch.inf
+                router = module.router if hasattr(module, "router") else module.gate
+                dropped[id(router.weight)] = others
+                if hasattr(router, "e_score_correction_bias"):
+                    router.e_score_correction_bias[others] = -torch.inf
 
         def masked(x, weight, bias=None, dropped=dropped):
             logits = linear(x, weight, bias)
