@@ -49,6 +49,7 @@ def describe(plan: Plan, request: Request, sidecars: Mapping[str, bytes], memory
     lines += [f"config   {plan.config_source.note}"] if plan.config_source.note else []
     lines += [f"card     {plan.provenance.note}"] if plan.provenance.note else []
     lines += [f"chat     {plan.chat_template.origin}"] if plan.chat_template is not None else []
+    lines += [f"smaller  {sentence}" for sentence in plan.smaller]
     lines += [f"layout   {sentence}" for sentence in plan.layout_notes]
     lines += [f"experts  {sentence}" for sentence in plan.experts.notes]
     lines += _tokens(plan) if plan.tokens is not None else []

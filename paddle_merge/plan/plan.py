@@ -62,6 +62,7 @@ class Plan:
     experts: Experts  # how mixtures of experts correspond, and where routers come from
     left_out: Mapping[Origin, str]  # why stored tensors are not read, by their origins: those that no loader needs
     cut: Mapping[Origin, float]  # how many bytes of stored tensors belong to experts and layers that are dropped
+    smaller: tuple[str, ...]  # a sentence each on experts and layers that the output has less of than the merged model
     tied: bool | None  # whether lm_head is tied to the embedding, if that is otherwise than in some input; else None
     folded: tuple[str, ...]  # a sentence on each adapter
     warnings: tuple[str, ...]

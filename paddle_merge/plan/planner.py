@@ -52,7 +52,7 @@ class Made:
     """Hold the tensors of a recipe's output before each has its place in a file.
 
     inputs: as Recipe.titles. aligner: None if the recipe has no tokenizer. idle: a sentence on each filter that matches
-    nothing, or on what is likely not meant. recipe: with the experts that were chosen. left_out, cut: as of Plan.
+    nothing, or on what is likely not meant. recipe: with the experts that were chosen. left_out, cut, smaller: as of Plan.
     """
 
     tensors: Sequence[AssembledTensor]
@@ -63,6 +63,7 @@ class Made:
     recipe: Recipe
     left_out: Mapping[Origin, str]
     cut: Mapping[Origin, float]
+    smaller: tuple[str, ...]
 
 
 def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:
@@ -74,7 +75,7 @@ def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:
     vocabularies = Vocabularies(its.inputs)
     if recipe.mixture is not None:
         found = assemble_mixture(recipe, recipe.mixture, its.inputs)
-        return Made(found.tensors, its.inputs, vocabularies, None, tuple(found.warnings), recipe, found.left_out, {})
+        return Made(found.tensors, its.inputs, vocabularies, None, tuple(found.warnings), recipe, found.left_out, {}, ())
     idle = _with_stages(recipe, vocabularies, its.layout, its.family)
     inputs = tuple(vocabularies.inputs)
     aligner = _aligner(recipe, vocabularies, its.layout, recipe.prefix)
@@ -84,7 +85,9 @@ def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:
     transposed = _transposed(made, its.layout, its.family)
     config, path = read_config(its.config_source.folder), its.inputs[0].path
     left = smaller(recipe, made, transposed, its.layout, config, path)
-    return Made(left.tensors, inputs, vocabularies, aligner, (*idle, *more), left.recipe, left.left_out, left.cut)
+    return Made(
+        left.tensors, inputs, vocabularies, aligner, (*idle, *more), left.recipe, left.left_out, left.cut, left.notes
+    )
 
 
 def plan_tensors(recipe: Recipe, its: Matched, known: dict[Any, Hashable] | None = None) -> list[TensorPlan]:
@@ -154,6 +157,7 @@ def make_plan(
         experts=its.experts,
         left_out={**its.left_out, **found.left_out},
         cut=found.cut,
+        smaller=found.smaller,
         tied=its.tied,
         folded=its.folded,
         warnings=(*idle, *its.warnings, *doubts, *warnings(inputs, config_source), *origins.warnings(tensors)),

@@ -50,13 +50,14 @@ class Smaller:
     """Hold the tensors of an output with fewer experts or layers than the merged model.
 
     recipe: with the experts that were chosen. left_out: why stored tensors are not read. cut: how many bytes of stored
-    tensors belong to what is dropped, by their origins.
+    tensors belong to what is dropped, by their origins. notes: on what is kept, for the plan and the model card.
     """
 
     tensors: Sequence[AssembledTensor]
     recipe: Recipe
     left_out: Mapping[Origin, str] = dataclasses.field(default_factory=dict)
     cut: Mapping[Origin, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def smaller(
@@ -74,13 +75,28 @@ def smaller(
     """
     if recipe.keep_experts is None and not recipe.drop_layers:
         return Smaller(made, recipe)
-    work = _Work(recipe, made, transposed)
-    if recipe.keep_experts is not None:
+    work, asked = _Work(recipe, made, transposed), recipe.keep_experts
+    notes = list[str]()
+    if asked is not None:
         mixtures = _mixtures(made, config, layout, path)
-        recipe = dataclasses.replace(recipe, keep_experts=work.drop_experts(recipe.keep_experts, mixtures, config, path))
+        recipe = dataclasses.replace(recipe, keep_experts=work.drop_experts(asked, mixtures, config, path))
+        notes.append(_said(asked, recipe.keep_experts, mixtures))
     if recipe.drop_layers:
         work.drop_layers(recipe.drop_layers, path)
-    return Smaller(work.tensors, recipe, work.left_out, work.cut)
+        numbers = ", ".join(map(str, recipe.drop_layers))
+        notes.append(f"layers {numbers} are dropped" if len(recipe.drop_layers) > 1 else f"layer {numbers} is dropped")
+    return Smaller(work.tensors, recipe, work.left_out, work.cut, tuple(notes))
+
+
+def _said(asked: KeepExperts, kept: KeepExperts | None, mixtures: Mapping[int, MoeLayer]) -> str:
+    """Return a sentence on the experts that are kept."""
+    number, one = next(iter(mixtures.items()))
+    groups = (kept and kept.of(number)) or ()
+    by = f", chosen by {asked.by}" if asked.count else ""
+    merged = any(len(group) > 1 for its in (kept.layers.values() if kept else ()) for group in its)
+    others = "others are merged into them" if merged else "the others are dropped"
+    layers = f"each of {len(mixtures)} layers" if len(mixtures) > 1 else "the layer that has some"
+    return f"{len(groups)} of {one.count} experts are kept in {layers}{by}; {others}"
 
 
 def _mixtures(
@@ -167,7 +183,7 @@ class _Work:
         weights = tuple(weight for _, weight in group)
         entries = tuple(self._entry(one) for one in experts)
         numbers = tuple(one.numbers[0] for one in experts)
-        how = f"weighted mean of {len(experts)} experts"
+        how = "weighted mean of several experts"
         return dataclasses.replace(_of(first, entries, numbers, weights), name=name, was=first.name, how=how)
 
     def _stacked(self, one: AssembledTensor, groups: Sequence[Group], how: str) -> AssembledTensor:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
+from paddle_merge.backends.engine import NUMPY
 from paddle_merge.plan.account import account
 from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.request import Request
 from paddle_merge.run.merge import prepare
+from paddle_merge.run.state_dicts import merge_by_recipe
 from tests.support import mixtures
 from tests.support.checkpoints import read, write
 from tests.support.mixtures import model
@@ -238,6 +240,10 @@ def test_account(stacked: bool, tmp_path: Path) -> None:
     assert len(found.made) + len(why) == len(one.tensors)
     routers = [made.how for made in found.made if made.name.endswith("gate.weight")]
     assert routers == ["2 of 4 experts"] * 2
+    assert found.plan.smaller == (
+        "2 of 4 experts are kept in each of 3 layers; the others are dropped",
+        "layer 1 is dropped",
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,6 +285,24 @@ def test_layers_whose_kind_follows_from_their_number(tmp_path: Path) -> None:
 
 def test_a_model_without_experts(tmp_path: Path) -> None:
     assert "has no experts" in refused(recipe(model(tmp_path / "a", dense=(0, 1, 2)), keep_experts=[0]))
+
+
+def test_state_dicts_keep_all(tmp_path: Path) -> None:
+    record = Request.of(MergeConfig(recipe_yaml=recipe(model(tmp_path / "a"), keep_experts=[0]))).checked_recipe()
+    with pytest.raises(ConfigError, match="need checkpoints: save the state dicts"):
+        merge_by_recipe([mixtures.tensors(0)], record, NUMPY)
+
+
+def test_the_card_says_what_is_kept_and_repeats_it(tmp_path: Path) -> None:
+    keep = {"count": 2, "by": "router_norm", "merge": True}
+    made(tmp_path / "out", recipe(hand(tmp_path / "a", stacked=False), keep_experts=keep))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "Of the merged model, 2 of 4 experts are kept in the layer that has some, chosen by router_norm; others are" in card
+    )
+    text = card.partition("```yaml\n")[2].partition("```")[0].replace("model: ./a", f"model: {tmp_path / 'a'}")
+    made(tmp_path / "again", text)
+    assert stored(tmp_path / "again") == stored(tmp_path / "out")
 
 
 def test_where_keys_belong() -> None:

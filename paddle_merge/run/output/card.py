@@ -99,7 +99,8 @@ def _summary(plan: Plan) -> str:
     base = recipe.slices[0].base
     subtracted = base is not None and len(recipe.slices) == 1 and base.number < len(titles)
     against = f", as changes to {titles[base.number]}" if subtracted and base is not None else ""
-    return f"This model was merged by {methods}{against}, {made}."
+    smaller = "".join(f" Of the merged model, {sentence}." for sentence in plan.smaller)
+    return f"This model was merged by {methods}{against}, {made}.{smaller}"
 
 
 def _models(plan: Plan) -> list[str]:
