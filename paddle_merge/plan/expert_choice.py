@@ -100,7 +100,10 @@ def _problem(keep: KeepExperts, number: int, one: MoeLayer, statistics: ExpertSt
     if statistics is None:
         return ""
     if (its := statistics.layers.get(number)) is None:
-        return f"{keep.statistics}: has no layer {number}, whose experts are to be chosen; measure {path}"
+        return (
+            f"{keep.statistics}: has no layer {number}, whose experts are to be chosen; measure {path}, or leave the layer"
+            f" out (drop_layers: [{number}]) if it only predicts further tokens, as libraries don't open such layers"
+        )
     if len(its.count) != one.count:
         return (
             f"{keep.statistics}: has {len(its.count)} experts in layer {number}, and {path} has {one.count}: it is of"

@@ -78,7 +78,10 @@ def smaller(
     work, asked = _Work(recipe, made, transposed), recipe.keep_experts
     notes = list[str]()
     if asked is not None:
-        mixtures = _mixtures(made, config, layout, path)
+        every = _mixtures(made, config, layout, path)
+        mixtures = {number: one for number, one in every.items() if number not in recipe.drop_layers} or every
+        left = {number: one for number, one in asked.layers.items() if number in mixtures or number not in every}
+        asked = dataclasses.replace(asked, layers=left)
         recipe = dataclasses.replace(recipe, keep_experts=work.drop_experts(asked, mixtures, config, path))
         notes.append(_said(asked, recipe.keep_experts, mixtures))
     if recipe.drop_layers:

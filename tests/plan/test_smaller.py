@@ -215,6 +215,18 @@ def test_dropped_layers_are_slices(tmp_path: Path) -> None:
     assert config_of(tmp_path / "out")["mlp_only_layers"] == [0]
 
 
+def test_experts_of_dropped_layers_need_not_be_chosen(tmp_path: Path) -> None:
+    said = {"num_nextn_predict_layers": 1, "num_hidden_layers": 1}
+    folder = model(tmp_path / "a", layers=2, config=said)
+    keep = {"count": 2, "by": "frequency", "statistics": statistics(tmp_path / "s.json", count=[1, 2, 3, 4])}
+    assert "has no layer 1, whose experts are to be chosen" in refused(recipe(folder, keep_experts=keep))
+    found = made(tmp_path / "out", recipe(folder, keep_experts=keep, drop_layers=[1]))
+    assert found["model.layers.0.mlp.gate.e_score_correction_bias"].shape == (2,)
+    assert not [name for name in found if ".layers.1." in name]
+    told = config_of(tmp_path / "out")
+    assert (told["num_hidden_layers"], told["num_nextn_predict_layers"], told["num_experts"]) == (1, 0, 2)
+
+
 def test_layers_that_predict_further_tokens_are_counted_apart(tmp_path: Path) -> None:
     said = {"num_nextn_predict_layers": 1, "num_hidden_layers": 2, "first_k_dense_replace": 1, "mlp_only_layers": []}
     folder = model(tmp_path / "a", layers=3, dense=(0,), config=said)
@@ -241,7 +253,7 @@ def test_account(stacked: bool, tmp_path: Path) -> None:
     routers = [made.how for made in found.made if made.name.endswith("gate.weight")]
     assert routers == ["2 of 4 experts"] * 2
     assert found.plan.smaller == (
-        "2 of 4 experts are kept in each of 3 layers; the others are dropped",
+        "2 of 4 experts are kept in each of 2 layers; the others are dropped",
         "layer 1 is dropped",
     )
 
