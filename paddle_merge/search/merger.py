@@ -79,9 +79,7 @@ class Merger:
     def inputs(self, recipe: Recipe) -> Matched:
         """Return the inputs of a recipe, opened, in matching names and layouts. Raises CheckpointError."""
         if recipe.mixture is not None:
-            raise CheckpointError(
-                "a mixture of experts can't be made while searching: make it first, and search with its folder"
-            )
+            raise CheckpointError("a mixture of experts is not made in memory: let the evaluator open candidate.folder()")
         key = without_settings(recipe)
         if key not in self._matched:
             self._matched[key] = matched(recipe)

@@ -156,3 +156,13 @@ def test_prompts_that_do_not_tell_experts_apart_are_reported(caplog: pytest.LogC
     prompts = [f"{{source_model: {name}, positive_prompts: [{text}]}}" for name, text in (("a", "w7 w7"), ("b", "w7 w7 w7"))]
     made(f"gate_mode: cheap_embed\nexperts: [{', '.join(prompts)}]\n")
     assert "the routers of all layers hardly tell the experts apart" in caplog.text
+
+
+def test_no_mixture_is_made_of_models_in_memory() -> None:
+    from paddle_merge.backends.engine import NUMPY
+    from paddle_merge.recipe.yaml_read import parse
+    from paddle_merge.run.state_dicts import merge_by_recipe
+
+    recipe = parse("base_model: base\nupcycle: {experts: 2}", "r.yaml").recipe
+    with pytest.raises(MergeError, match="a mixture of experts is made of checkpoints, not of state dicts"):
+        merge_by_recipe([state("llama", 0)], recipe, NUMPY)
