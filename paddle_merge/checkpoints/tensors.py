@@ -1,6 +1,6 @@
 """Describe tensors: name, dtype, shape, and where the elements are stored or what they are made of.
 
-A TensorEntry is one of five classes, each beside the code that makes it:
+A TensorEntry is of one of these classes, each beside the code that makes it:
 
     StoredEntry    here                             bytes of a file, as a checkpoint holds them
     ScaledEntry    scaled.py                        codes of a quantised checkpoint, and the scales of their blocks
@@ -8,6 +8,8 @@ A TensorEntry is one of five classes, each beside the code that makes it:
     AlignedEntry   conversion/vocabulary/entry.py   rows of several tensors, in the order of one tokenizer
     CompletedEntry conversion/vocabulary/entry.py   the same, with rows that are combinations of others
     ReorderedEntry conversion/moe/entry.py          a tensor with its experts and their neurons in another order
+    DrawnEntry     conversion/mixture/entry.py      nothing that is read: a router that is drawn at random or computed
+    ExpertEntry    conversion/mixture/entry.py      a matrix with the changes that make it an expert's
     StagedEntry    plan/tensor_plan.py              the result of an earlier merge of the same recipe
 
 run/sources.py has the reader of each.
