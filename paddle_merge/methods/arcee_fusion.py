@@ -34,7 +34,7 @@ def importance(xp: Any, x: Any, element: Any, divergence: Any, across: bool, wid
     return xp.abs(x[1] - x[0]) * xp.take(divergence, row)
 
 
-@formula(kernel="mergers.importance")
+@formula(kernel="mergers.block_importance")
 def block_importance(xp: Any, x: Any, start: int, *rows: Any) -> Any:
     """Return the importance of a block, (n,). x: the elements from `start` on. rows: as in `importance`."""
     return importance(xp, x, xp.arange(start, start + len(x[0])), *rows)

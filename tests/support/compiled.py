@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 KERNELS = Path(__file__).parents[2] / "paddle_merge" / "backends" / "kernels"
-LOOPS = 40  # of the 47 that compile_all compiles; one more or less doesn't matter
+LOOPS = 40  # of the 49 that compile_all compiles; one more or less doesn't matter
 # One process for each compute dtype: the two compile different loops. float32 is computed in float64.
 SHARES = (("bfloat16", "float16", "float8_e5m2"), ("float64", "float32"))
 

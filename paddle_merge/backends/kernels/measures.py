@@ -175,23 +175,22 @@ EPSILON = 1e-8  # added to every probability
 
 
 @jit
-def _row(i, across, width):
-    return i % width if across else i // width
-
-
-@jit
 def add_exponentials(x, start, across, width, peaks, sums):
     """Update each row's largest element so far, peaks (rows,), and its sum of exp(element - peak), sums (rows,), with x, the
     elements from `start` on. NaN and Inf are left out."""
+    line, place = start // width, start % width  # dividing for each element would take as long as its exponential
     for i in range(x.size):
         value = float64(x[i])
         if abs(value) < np.inf:
-            row = _row(start + i, across, width)
+            row = place if across else line
             if value > peaks[row]:
                 sums[row] = sums[row] * np.exp(peaks[row] - value) + 1.0
                 peaks[row] = value
             else:
                 sums[row] += np.exp(value - peaks[row])
+        place += 1
+        if place == width:
+            line, place = line + 1, 0
 
 
 @jit
@@ -200,13 +199,17 @@ def add_divergence(x, base, start, across, width, peaks, sums, divergence):
 
     peaks, sums: (2, rows), of x's rows and of base's.
     """
+    line, place = start // width, start % width
     for i in range(x.size):
         a, b = float64(x[i]), float64(base[i])
         if abs(a) < np.inf and abs(b) < np.inf:
-            row = _row(start + i, across, width)
+            row = place if across else line
             p = np.exp(a - peaks[0, row]) / sums[0, row] + EPSILON
             q = np.exp(b - peaks[1, row]) / sums[1, row] + EPSILON
             divergence[row] += p * np.log(p / q)
+        place += 1
+        if place == width:
+            line, place = line + 1, 0
 
 
 @jit

@@ -110,7 +110,7 @@ def _spread(divergence, start, across, width, out):
 
 
 @jit
-def importance(x, start, divergence, across, width):
+def block_importance(x, start, divergence, across, width):
     factors = np.empty(CHUNK, divergence.dtype)
     for begin in range(0, x.shape[1], CHUNK):
         base, model = x[0, begin : begin + CHUNK], x[1, begin : begin + CHUNK]

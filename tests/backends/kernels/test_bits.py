@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from paddle_merge.backends.kernels import bits
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
+from paddle_merge.methods.arcee_fusion import block_importance, fusion
 from paddle_merge.methods.della import BINS, magnitude_bins, magprune
 from paddle_merge.methods.ties import elect, ties
 from paddle_merge.methods.trim import trim
@@ -149,6 +150,23 @@ def test_other_loops_are_their_formulas(dtype: str) -> None:
 
     expected = magprune(np, x, hash_block((5, 6), 0, x.size), limits, scales)
     assert (backend.apply_masked(magprune, x.copy(), (5, 6), limits, scales) == expected).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("across", [True, False])
+@pytest.mark.parametrize("width", [1, 7, 2777, 5000])
+def test_fusion_loops_are_their_formulas_bit_for_bit(dtype: str, across: bool, width: int) -> None:
+    """Rows end within chunks, and the block begins within a row."""
+    backend, x, start = NumpyBackend(dtype), blocks(dtype)[:2].copy(), 1 << 16
+    x[0, 3], x[1, 5] = np.inf, np.nan
+    divergence = np.random.default_rng(2).random(width if across else (start + x.shape[1]) // width + 1).astype(dtype)
+    threshold = np.array([0.2], np.float32)
+    with np.errstate(invalid="ignore"):
+        for formula, args in ((block_importance, ()), (fusion, (threshold,))):
+            expected = formula(np, x, *args, start, divergence, across, width)
+            np.testing.assert_array_equal(
+                backend.apply(formula, x.copy(), *args, start, divergence, across, width), expected
+            )
 
 
 def test_a_formula_without_a_loop_runs_as_it_stands() -> None:
