@@ -76,7 +76,6 @@ def write_words(folder: Path, prompts: Sequence[str]) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
-
 def with_experts(tensors: Tensors, count: int) -> Tensors:
     """Return the tensors of a Llama with the neurons of each layer shared out among experts, and a router."""
     found: Tensors = {}

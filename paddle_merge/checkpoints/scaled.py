@@ -70,6 +70,14 @@ class ScaledEntry(TensorEntry):
         return [self.codes, *(entry for grid in self.grids for entry in grid.entries)]
 
     @property
+    def in_blocks(self) -> Sequence[StoredEntry]:
+        return (self.codes,)
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return (f"read as {self.dtype.name} from {self.codes.dtype.name} with scales",)
+
+    @property
     def bytes_read(self) -> int:
         return sum(entry.nbytes // (2 if any(part.nibbles for part in entry.parts) else 1) for entry in self.made_of)
 

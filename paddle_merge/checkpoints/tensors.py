@@ -97,6 +97,24 @@ class TensorEntry:  # not an ABC, whose isinstance() takes ten times as long, a 
         """Return the entries that are read to make this one; none for a stored tensor."""
         raise NotImplementedError
 
+    def parts_of(self, number: int) -> Sequence[tuple[int, TensorEntry]]:
+        """Return the entries whose elements become this one's, each with the number of the input that it is of; none if
+        the elements are read from one stored tensor, or from none.
+
+        number: of the input that this entry is of.
+        """
+        return ()
+
+    @property
+    def in_blocks(self) -> Sequence[StoredEntry]:
+        """Return the stored tensors that are read block by block; others, such as an adapter's factors, are read whole."""
+        return [found for one in self.made_of for found in one.in_blocks]
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Return what a reader does to the entries that this one is made of, for people."""
+        return ()
+
     @property
     def files(self) -> set[str]:
         """Return the paths of all files that are read for the tensor."""
@@ -151,6 +169,10 @@ class StoredEntry(TensorEntry):
     @property
     def made_of(self) -> Sequence[TensorEntry]:
         return ()
+
+    @property
+    def in_blocks(self) -> Sequence[StoredEntry]:
+        return (self,)
 
     @property
     def files(self) -> set[str]:

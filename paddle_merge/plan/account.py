@@ -15,13 +15,10 @@ from typing import Any
 
 from ..checkpoints.names import layer_of
 from ..checkpoints.parts import as_boxes
-from ..checkpoints.scaled import ScaledEntry, elements_of
+from ..checkpoints.scaled import ScaledEntry
 from ..checkpoints.tensors import Origin, Part, StoredEntry, TensorEntry, origins, stored, width
-from ..conversion.lora.entry import AdaptedEntry, Lengths, Requantised, Rows, read_from
-from ..conversion.mixture.entry import DrawnEntry, ExpertEntry
+from ..conversion.lora.entry import AdaptedEntry
 from ..conversion.modules import module_of
-from ..conversion.moe.entry import ReorderedEntry
-from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
 from ..errors import CheckpointError, MalformedError
 from .modules import taken
 from .plan import Plan
@@ -269,8 +266,6 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
         how = f"copied from {stored(tensor.inputs[-1]).file}, equal in all inputs"
     elif plan.recipe.title == "fold":
         how = "folded" if folded else "as it is"
-    elif plan.recipe.mixture is not None:
-        how = _of_mixture(tensor, plan)
     else:
         base = " and the base" if tensor.base is not None else ""
         how = f"{plan.recipe.title} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
@@ -286,17 +281,6 @@ def _made(tensor: TensorPlan, plan: Plan, held: list[dict[Origin, TensorEntry]])
     )
 
 
-def _of_mixture(tensor: TensorPlan, plan: Plan) -> str:
-    """Return where a tensor of a mixture of experts comes from."""
-    if isinstance(tensor.sources[0], DrawnEntry):
-        return "made"
-    return (
-        f"of {plan.recipe.titles[tensor.numbers[0]]}"
-        if len(tensor.sources) == 1
-        else f"average of {len(tensor.sources)} models"
-    )
-
-
 def _names_in(entry: TensorEntry) -> tuple[str, ...]:
     """Return the names, in its checkpoint, of what is read for a tensor."""
     if isinstance(entry, StoredEntry) and not entry.parts:
@@ -305,56 +289,27 @@ def _names_in(entry: TensorEntry) -> tuple[str, ...]:
 
 
 def _remarks(entry: TensorEntry, number: int, held: Sequence[Mapping[Origin, TensorEntry]]) -> Iterator[str]:
-    """Yield what is done to the tensor of input `number` before it is merged. held: what each checkpoint stores."""
-    if isinstance(entry, StagedEntry):
-        yield f"made by {entry.title}"
-        return
-    if isinstance(entry, CompletedEntry):
-        yield f"{entry.count} rows made of others"
-        entry = entry.known
-    if isinstance(entry, AlignedEntry):
-        yield "aligned token by token"
-        for pick in entry.picks:
-            yield from _remarks(pick.entry, number, held) if pick.number == number else ()
-        return
-    if isinstance(entry, ReorderedEntry):
-        yield "experts and neurons in the order of the reference"
-        yield from _remarks(entry.entry, number, held)
-        return
-    if isinstance(entry, DrawnEntry):
-        yield entry.said
-        return
-    if isinstance(entry, ExpertEntry):
-        yield from _remarks(entry.source, number, held)
-        yield from entry.said
-        return
-    there, read = held[number], read_from(entry)
-    base = elements_of(read)
-    found = list(dict.fromkeys(origin for origin, _, _ in pieces(base)))
+    """Yield what is done to the tensor of input `number` before it is merged, in this order. held: what each checkpoint
+    stores."""
+    if not isinstance(entry, StagedEntry):
+        parts = entry.parts_of(number)
+        for its, part in parts:
+            yield from _remarks(part, number, held) if its == number else ()
+        for read in () if parts else entry.in_blocks:
+            yield from _moved(read, held[number])
+    yield from entry.remarks
+
+
+def _moved(read: StoredEntry, held: Mapping[Origin, TensorEntry]) -> Iterator[str]:
+    """Yield how a tensor is taken from what a checkpoint stores."""
+    found = list(dict.fromkeys(origin for origin, _, _ in pieces(read)))
     words = [_word(name) for _, name in found]
     if len(found) > 1:
         yield f"joined from {', '.join(words)}"
-    elif found and found[0] in there and there[found[0]].nbytes > sum(nbytes for _, _, nbytes in pieces(base)):
+    elif found and found[0] in held and held[found[0]].nbytes > sum(nbytes for _, _, nbytes in pieces(read)):
         yield f"cut out of {words[0]}"
-    if found and found[0] in there and _is_transposed(base, there[found[0]]):
-        yield f"transposed {_axes(base.shape[::-1])} -> {_axes(base.shape)}"
-    if isinstance(read, ScaledEntry):
-        yield f"read as {read.dtype.name} from {read.codes.dtype.name} with scales"
-    if not isinstance(entry, AdaptedEntry):
-        return
-    if entry.replaced is not None:
-        yield "replaced by an adapter's"
-    for change in entry.changes:
-        if isinstance(change, Lengths):
-            yield "with DoRA's lengths"
-        elif isinstance(change, Requantised):
-            yield f"quantised to {2 * change.levels + 1} levels and back"
-        elif isinstance(change, Rows):
-            yield f"with {len(change.numbers)} rows of an adapter"
-        elif change.left is None:
-            yield f"plus an adapter's bias, scale {change.scale:.6g}"
-        else:
-            yield f"plus an adapter's r={change.rank}, scale {change.scale:.6g}"
+    if found and found[0] in held and _is_transposed(read, held[found[0]]):
+        yield f"transposed {_axes(read.shape[::-1])} -> {_axes(read.shape)}"
 
 
 def _is_whole(entry: StoredEntry, held: TensorEntry | None) -> bool:

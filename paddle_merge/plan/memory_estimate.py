@@ -13,16 +13,11 @@ from itertools import zip_longest
 from ..backends.budget import DEFAULT_BUDGET, MemoryBudget
 from ..backends.engine import Engine
 from ..backends.machine import cores, free_memory
-from ..checkpoints.scaled import elements_of
-from ..checkpoints.tensors import StoredEntry, TensorEntry
-from ..conversion.lora.entry import read_from
-from ..conversion.mixture.entry import DrawnEntry, ExpertEntry
-from ..conversion.moe.entry import ReorderedEntry
-from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
+from ..checkpoints.tensors import StoredEntry
 from ..errors import ConfigError
 from ..parsing import size_text
 from .plan import Plan
-from .tensor_plan import StagedEntry, TensorPlan
+from .tensor_plan import TensorPlan
 
 # Memory budgets from the fastest to the smallest, and the relative speed of a worker with each. Small panels cost most, but
 # only where there are scattered tensors, so fewer workers are tried first.
@@ -95,7 +90,7 @@ class _Worker:
         self._kinds = list({_kind(tensor): tensor for tensor in plan.tensors if tensor.merged}.values())
         others = [one for one in plan.tensors if any(type(entry) is not StoredEntry or entry.parts for entry in one.inputs)]
         self._readers = _most(sum(entry.memory for entry in tensor.inputs) for tensor in others)
-        self._in_parts = any(one.parts for tensor in others for entry in tensor.inputs for one in _stored(entry))
+        self._in_parts = any(one.parts for tensor in others for entry in tensor.inputs for one in entry.in_blocks)
         self._in_threads = [(plan.tensors[piece.tensor], piece.threads) for piece in plan.pieces if piece.threads > 1]
 
     def memory(self, engine: Engine, count: int) -> int:
@@ -186,23 +181,10 @@ def _staged(tensor: TensorPlan) -> int:
     )
 
 
-def _stored(entry: TensorEntry) -> list[StoredEntry]:
-    """Return the stored tensors that are read block by block for an entry: an adapter's factors are read whole."""
-    if isinstance(entry, AlignedEntry):
-        return [one for pick in entry.picks for one in _stored(pick.entry)]
-    if isinstance(entry, ReorderedEntry):
-        return _stored(entry.entry)
-    if isinstance(entry, ExpertEntry):
-        return _stored(entry.source)
-    if isinstance(entry, CompletedEntry):
-        return [one for part in entry.made_of for one in _stored(part)]
-    return [] if isinstance(entry, StagedEntry | DrawnEntry) else [elements_of(read_from(entry))]
-
-
 def _each(panel: int, tensors: Iterable[TensorPlan]) -> list[int]:
     """Return the sizes of the panels of a tensor's scattered inputs, and of the one that replaces one of them."""
     sizes = [
-        [min(panel, one.nbytes) for entry in tensor.inputs for one in _stored(entry) if one.scattered] for tensor in tensors
+        [min(panel, one.nbytes) for entry in tensor.inputs for one in entry.in_blocks if one.scattered] for tensor in tensors
     ]
     return max(([*one, max(one)] for one in sizes if one), key=sum, default=[])
 

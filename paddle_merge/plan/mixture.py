@@ -363,4 +363,6 @@ class _Maker:
         self, name: str, entries: tuple[TensorEntry, ...], numbers: tuple[int, ...], resolved: ResolvedMethod
     ) -> AssembledTensor:
         weights = tuple(resolved.merger.effective_weights(len(entries)))
-        return AssembledTensor(name, entries, None, numbers, resolved, weights, ())
+        drawn = isinstance(entries[0], DrawnEntry)
+        how = f"of {self._recipe.titles[numbers[0]]}" if len(entries) == 1 else f"average of {len(entries)} models"
+        return AssembledTensor(name, entries, None, numbers, resolved, weights, (), how="made" if drawn else how)

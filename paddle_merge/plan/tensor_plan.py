@@ -14,8 +14,6 @@ from typing import Any
 
 from ..checkpoints.formats.header import Held
 from ..checkpoints.tensors import StoredEntry, TensorEntry
-from ..conversion.moe.entry import ReorderedEntry
-from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
 from ..dtypes import FLOAT32, DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
 from .scales import Scales
@@ -126,6 +124,17 @@ class StagedEntry(TensorEntry):
     def made_of(self) -> Sequence[TensorEntry]:
         return self.plan.inputs
 
+    def parts_of(self, number: int) -> Sequence[tuple[int, TensorEntry]]:
+        return list(zip(self.plan.numbers, self.plan.inputs, strict=True))
+
+    @property
+    def in_blocks(self) -> Sequence[StoredEntry]:
+        return ()
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return (f"made by {self.title}",)
+
     @property
     def whole(self) -> bool:
         return self.plan.resolved.measures or any(entry.whole for entry in self.plan.inputs)
@@ -159,14 +168,8 @@ def leaves(tensor: TensorPlan) -> Iterator[tuple[int, TensorEntry]]:
 
 
 def _leaves(number: int, entry: TensorEntry) -> Iterator[tuple[int, TensorEntry]]:
-    if isinstance(entry, StagedEntry):
-        yield from leaves(entry.plan)
-    elif isinstance(entry, AlignedEntry):
-        for pick in entry.picks:
-            yield from _leaves(pick.number, pick.entry)
-    elif isinstance(entry, ReorderedEntry):
-        yield from _leaves(number, entry.entry)
-    elif isinstance(entry, CompletedEntry):
-        yield from _leaves(number, entry.known)
-    else:
+    parts = entry.parts_of(number)
+    if not parts:
         yield number, entry
+    for its, part in parts:
+        yield from _leaves(its, part)

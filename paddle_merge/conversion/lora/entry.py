@@ -123,6 +123,15 @@ class AdaptedEntry(TensorEntry):
         return [self.stored, *(entry for change in self.changes for entry in change.entries)]
 
     @property
+    def in_blocks(self) -> Sequence[StoredEntry]:
+        return self.stored.in_blocks
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        replaced = ["replaced by an adapter's"] if self.replaced is not None else []
+        return [*self.stored.remarks, *replaced, *map(_remark, self.changes)]
+
+    @property
     def bytes_read(self) -> int:
         return self.stored.bytes_read
 
@@ -148,6 +157,19 @@ class AdaptedEntry(TensorEntry):
         factors = held.pop(-1, 0) + max(held.values(), default=0)
         factors += sum(self.shape[change.axis] for change in self.changes if isinstance(change, Requantised))
         return 16 * factors + STEP * self.stored.dtype.itemsize + self.stored.memory
+
+
+def _remark(change: Change) -> str:
+    match change:
+        case Lengths():
+            return "with DoRA's lengths"
+        case Requantised():
+            return f"quantised to {2 * change.levels + 1} levels and back"
+        case Rows():
+            return f"with {len(change.numbers)} rows of an adapter"
+    if change.left is None:
+        return f"plus an adapter's bias, scale {change.scale:.6g}"
+    return f"plus an adapter's r={change.rank}, scale {change.scale:.6g}"
 
 
 def read_from(entry: TensorEntry) -> StoredEntry | ScaledEntry:

@@ -41,14 +41,14 @@ class DrawnEntry(TensorEntry):
         return (4 * math.prod(self.shape) if self.kind == "values" else 0) + 6 * 8 * STEP
 
     @property
-    def said(self) -> str:
-        """What people are told of the tensor."""
-        return {
+    def remarks(self) -> Sequence[str]:
+        said = {
             "normal": f"drawn at random, normal of standard deviation {self.width:g}",
             "uniform": f"drawn at random, uniform within {self.width:.4g} of 0",
             "zeros": "zeros, which change nothing",
             "values": "of the prompts",
-        }[self.kind]
+        }
+        return (said[self.kind],)
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,15 @@ class ExpertEntry(TensorEntry):
     def made_of(self) -> Sequence[TensorEntry]:
         return [self.source]
 
+    def parts_of(self, number: int) -> Sequence[tuple[int, TensorEntry]]:
+        return ((number, self.source),)
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        found = [f"{self.dropped.rate:.0%} of the neurons drawn anew"] if self.dropped is not None else []
+        found += [f"plus noise of standard deviation {self.noise:g}"] if self.noise else []
+        return found + ([f"times {self.scale:g}"] if self.scale != 1 else [])
+
     @property
     def computed(self) -> bool:
         return True
@@ -98,10 +107,3 @@ class ExpertEntry(TensorEntry):
     def memory(self) -> int:
         neurons = 2 * self.shape[self.dropped.axis] * 8 if self.dropped is not None else 0
         return neurons + 8 * 8 * STEP + self.source.memory
-
-    @property
-    def said(self) -> list[str]:
-        """What people are told of the changes."""
-        found = [f"{self.dropped.rate:.0%} of the neurons drawn anew"] if self.dropped is not None else []
-        found += [f"plus noise of standard deviation {self.noise:g}"] if self.noise else []
-        return found + ([f"times {self.scale:g}"] if self.scale != 1 else [])

@@ -37,6 +37,13 @@ class ReorderedEntry(TensorEntry):
     def made_of(self) -> Sequence[TensorEntry]:
         return (self.entry,)
 
+    def parts_of(self, number: int) -> Sequence[tuple[int, TensorEntry]]:
+        return ((number, self.entry),)
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return ("experts and neurons in the order of the reference",)
+
     @property
     def computed(self) -> bool:
         return self.entry.computed

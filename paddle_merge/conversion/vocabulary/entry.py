@@ -42,6 +42,13 @@ class AlignedEntry(TensorEntry):
     def made_of(self) -> Sequence[TensorEntry]:
         return [pick.entry for pick in self.picks]
 
+    def parts_of(self, number: int) -> Sequence[tuple[int, TensorEntry]]:
+        return [(pick.number, pick.entry) for pick in self.picks]
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return ("aligned token by token",)
+
     @property
     def computed(self) -> bool:
         return True
@@ -105,6 +112,13 @@ class CompletedEntry(TensorEntry):
     def made_of(self) -> Sequence[TensorEntry]:
         donors = [self.how.atoms, self.how.targets] if isinstance(self.how, Pursuit) else []
         return [self.known, self.source, *donors]
+
+    def parts_of(self, number: int) -> Sequence[tuple[int, TensorEntry]]:
+        return ((number, self.known),)
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return (f"{self.count} rows made of others",)
 
     @property
     def computed(self) -> bool:

@@ -93,7 +93,7 @@ def test_omp_by_hand(here: Path) -> None:
     config = config_of("out")  # both ids are those of </s>, whose role <eos> has
     assert (config["vocab_size"], config["eos_token_id"], config["bos_token_id"]) == (6, 0, 0)
     rows = {one["name"]: one["notes"] for one in json.loads(Path("account.json").read_text())["tensors"]}
-    assert rows[EMBED] == ["2 rows made of others", "aligned token by token"]
+    assert rows[EMBED] == ["aligned token by token", "2 rows made of others"]
     assert verify("out", None, 1, False, progress=False).off == []
 
 
