@@ -86,7 +86,8 @@ class Storage:
         restacked = any(part.layers is not None for part in self.recipe.slices)
         for key in _LISTS if restacked else ():  # what they say of layers is of other layers now
             if said.get(key):
-                said[key] = list(dict.fromkeys([*(module for module in said[key] if not layer_of(module)), *plain]))
+                others = [module for module in map(str, said[key]) if not layer_of(module)]
+                said[key] = list(dict.fromkeys([*others, *plain]))
         return said
 
     def described(self, tensors: Sequence[TensorPlan]) -> Iterator[str]:

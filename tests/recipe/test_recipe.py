@@ -465,7 +465,8 @@ bse_model: a
 """
     assert mistakes(text) == [
         "r.yaml:13:1: unknown key 'bse_model'; did you mean 'base_model'?",
-        "r.yaml:12:8: dtype 'bfloat61' must be one of bfloat16, float16, float32, float64, float8_e4m3fn, float8_e5m2; did"
+        "r.yaml:12:8: dtype 'bfloat61' must be one of bfloat16, float16, float32, float64, float8_e4m3fn, float8_e5m2,"
+        " fp8_block, fp8_channel; did"
         " you mean 'bfloat16'?",
         "r.yaml:7:3: unknown parameter 'wieght'; did you mean 'weight'?; linear takes weight, normalize",
         "r.yaml:8:14: parameter 'normalize' must be true or false, not 'perhaps'",
