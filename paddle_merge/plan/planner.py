@@ -42,7 +42,7 @@ from .partial import Partial
 from .plan import Plan, Shard, cut, suited
 from .provenance import provenance
 from .scales import Scales
-from .smaller import smaller
+from .smaller import Smaller, smaller
 from .storage import Storage, storage
 from .tensor_plan import StagedEntry, TensorPlan
 
@@ -82,9 +82,11 @@ def make(recipe: Recipe, its: Matched, also: Sequence[str] = ()) -> Made:
     if problems := [*_differences(recipe, inputs, aligner), *also]:
         raise CheckpointError(problems)
     made, more = assemble(recipe, inputs, aligner, its.averaged, its.experts.routers)
-    transposed = _transposed(made, its.layout, its.family)
-    config, path = read_config(its.config_source.folder), its.inputs[0].path
-    left = smaller(recipe, made, transposed, its.layout, config, path)
+    left = Smaller(made, recipe)
+    if recipe.keep_experts is not None or recipe.drop_layers:
+        transposed = _transposed(made, its.layout, its.family)
+        config, path = read_config(its.config_source.folder), its.inputs[0].path
+        left = smaller(recipe, made, transposed, its.layout, config, path)
     return Made(
         left.tensors, inputs, vocabularies, aligner, (*idle, *more), left.recipe, left.left_out, left.cut, left.notes
     )

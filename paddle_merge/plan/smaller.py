@@ -47,7 +47,7 @@ _MERGED = "the merge"  # the title of tensors of which only a part is kept
 
 @dataclasses.dataclass(frozen=True)
 class Smaller:
-    """Hold the tensors of an output with fewer experts or layers than the merged model.
+    """Hold the tensors of an output, which may have fewer experts or layers than the merged model.
 
     recipe: with the experts that were chosen. left_out: why stored tensors are not read. cut: how many bytes of stored
     tensors belong to what is dropped, by their origins. notes: on what is kept, for the plan and the model card.
@@ -73,8 +73,6 @@ def smaller(
     transposed: names of matrices [in, out]. layout: None if unknown. config: the content of config.json, updated with its
     text_config. path: of the model, for messages. Raises CheckpointError listing what can't be dropped.
     """
-    if recipe.keep_experts is None and not recipe.drop_layers:
-        return Smaller(made, recipe)
     work, asked = _Work(recipe, made, transposed), recipe.keep_experts
     notes = list[str]()
     if asked is not None:
