@@ -10,23 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 
-from ..checkpoints.files import Files
 from ..checkpoints.names import in_layer, layer_of, stacks
 from ..checkpoints.tensors import Origin, StoredEntry, TensorEntry
 from ..checkpoints.views import select
 from ..conversion.lora.entry import AdaptedEntry
 from ..conversion.modules import module_names
-from ..conversion.moe.entry import ReorderedEntry
 from ..conversion.moe.layers import MoeLayer, moe_layers
-from ..conversion.moe.reordered import ReorderedReader
-from ..conversion.readers import reader
 from ..conversion.vocabulary.entry import AlignedEntry, Pick
 from ..errors import CheckpointError, MalformedError
 from ..methods.linear import Linear
@@ -38,6 +33,7 @@ from .account import pieces
 from .assemble import AssembledTensor
 from .copies import masked_as
 from .expert_choice import chosen
+from .router_rows import router_rows
 from .tensor_plan import StagedEntry
 
 _EXPERT = "keep_experts leaves this expert out"
@@ -136,7 +132,7 @@ class _Work:
     ) -> KeepExperts:
         """Leave experts out, or merge them; return which are kept. Raises CheckpointError."""
         its = {one.name: one for one in self.tensors}
-        groups = chosen(keep, mixtures, functools.partial(_router_rows, its), path)
+        groups = chosen(keep, mixtures, functools.partial(router_rows, its), path)
         counts = {one.count for one in mixtures.values()}
         if len(counts) > 1:
             raise CheckpointError(
@@ -313,37 +309,3 @@ def _stored(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
     for one in entries:
         found += [one] if isinstance(one, StoredEntry | AdaptedEntry) else _stored(one.made_of)
     return found
-
-
-# --- values of routers -----------------------------------------------------------------------------------------------
-
-
-def _router_rows(its: Mapping[str, AssembledTensor], mixture: MoeLayer) -> np.ndarray:
-    """Return a row of numbers for each expert, float64 [experts, n]: the router's matrix, the mean of the models'.
-
-    Raises WorkError if it can't be read.
-    """
-    files, found = Files(), list[np.ndarray]()
-    try:
-        for name, axis in mixture.router:
-            shape = its[name].sources[0].shape
-            if len(shape) == 2 and min(shape) > 1:
-                mean = np.mean([_values(entry, files) for entry in its[name].sources], axis=0)
-                found.append(np.moveaxis(mean, axis, 0))
-    finally:
-        files.close()
-    return np.concatenate([*found, np.zeros((mixture.count, 0))], axis=1)
-
-
-def _values(entry: TensorEntry, files: Files) -> np.ndarray:
-    """Return the elements of a tensor, float64, in its shape; if an earlier merge makes it, the mean of its models."""
-    from ..backends.np_backend import widen  # imports Numba, which most plans don't need
-
-    if isinstance(entry, StagedEntry):
-        return np.asarray(np.mean([_values(one, files) for one in entry.plan.sources], axis=0))
-    open_stored = functools.partial(reader, compute="float64", files=files)
-    one = ReorderedReader(entry, open_stored) if isinstance(entry, ReorderedEntry) else open_stored(entry)
-    raw, out = np.empty(math.prod(entry.shape), one.dtype.raw), np.empty(math.prod(entry.shape), np.float64)
-    one.read(0, raw)
-    widen(raw, one.dtype, out)
-    return out.reshape(entry.shape)
