@@ -53,7 +53,8 @@ def warnings(plan: Plan) -> list[str]:
 
 
 def _rows(one: Checkpoint, plan: Plan, files: Files) -> np.ndarray | None:
-    """Return the rows of a router in the middle of a model, of length 1, (experts, width); None if there is none to read."""
+    """Return the rows of a router in the middle of a model, of length 1, (experts, width); None if there is none to read, or
+    all are zeros, as in a mixture that was made of a dense model."""
     try:
         layers = list(layers_of(one, plan.config_source.config, plan.layout).values())
     except CheckpointError:
@@ -75,7 +76,7 @@ def _rows(one: Checkpoint, plan: Plan, files: Files) -> np.ndarray | None:
     rows = rows.T if axis else rows
     with np.errstate(all="ignore"):
         directions: np.ndarray = np.nan_to_num(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-    return directions
+    return directions if directions.any() else None
 
 
 def _weights(layer: MoeLayer, one: Checkpoint) -> list[tuple[str, int]]:
