@@ -5,7 +5,7 @@ vision-language models       model.layers, language_model.model.layers (as the h
                              model.language_model.layers (transformers from 4.52 on, in memory, and PEFT)
 models with another head     bert.encoder, transformer.h, or without the first word
 layer normalisation          LayerNorm.gamma and .beta, from the first BERT
-transformers 5 in memory      mlp, in files block_sparse_moe; a router's parts; lm_head, embed_out; experts (experts.py)
+transformers 5 in memory     mlp, in files block_sparse_moe; a router's parts; lm_head, embed_out; stacked experts
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 
 from ..checkpoints.names import MOST_NAMES
 from ..checkpoints.tensors import Checkpoint
-from .experts import with_experts_apart
 from .optional import is_buffer
+from .stacked_experts import with_experts_apart
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 _FIRST = {"module", "model", "language_model", "backbone"}  # words that may precede the same names, one after the other

@@ -126,8 +126,8 @@ def assemble(
     filter that matches none of them.
 
     aligner: of the recipe's tokenizer, if it has one. averaged: names of tensors that the base lacks (heads.py). routers:
-    the number of the input that gives a tensor as it is, by the tensor's name (experts.py). Raises CheckpointError,
-    ConfigError.
+    the number of the input that gives a tensor as it is, by the tensor's name (expert_alignment.py). Raises
+    CheckpointError, ConfigError.
     """
     resolver, partial, made = Resolver(recipe), Partial(recipe), []
     wrong, absent, unlike, differing = (dict[Any, list[str]]() for _ in range(4))  # what is wrong -> names of tensors

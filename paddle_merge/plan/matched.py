@@ -26,7 +26,7 @@ from ..conversion.paddle_names import in_standard_names
 from ..errors import CheckpointError
 from ..recipe.recipe import Recipe
 from .config_source import ConfigSource, find_config_source
-from .experts import Experts, experts_of
+from .expert_alignment import Experts, experts_of
 from .heads import Heads, heads_of
 from .partial import check, kept
 

@@ -22,7 +22,7 @@ from ..recipe.recipe import Recipe
 from .added_tokens import AddedTokens
 from .chat import ChatTemplate
 from .config_source import ConfigSource
-from .experts import Experts
+from .expert_alignment import Experts
 from .provenance import Provenance
 from .storage import Storage
 from .tensor_plan import Piece, TensorPlan

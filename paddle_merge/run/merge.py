@@ -24,7 +24,7 @@ from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkErr
 from ..parsing import size_text, tensors_named
 from ..plan import memory_estimate
 from ..plan.config_source import given_config
-from ..plan.experts import MATCH
+from ..plan.expert_alignment import MATCH
 from ..plan.file_names import LOCK, RECORD
 from ..plan.plan import Plan
 from ..plan.planner import make_plan

@@ -17,7 +17,7 @@ from ..conversion.moe.layers import MoeLayer, has_experts
 from ..conversion.moe.order import layers_of
 from ..dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from ..errors import CheckpointError
-from ..plan.experts import INDEX
+from ..plan.expert_alignment import INDEX
 from ..plan.plan import Plan
 
 UNLIKE = 0.5  # the mean cosine between rows of the same index below which a warning is given

@@ -6,5 +6,5 @@ matching.py             which expert, and which neuron of it, matches which of a
 order.py                that for all layers and models; as a file, too
 reorder.py              a model with its experts in another order
 entry.py, reordered.py  a tensor with slices in another order, and its reader
-stacks.py               a matrix for each expert, or stacks of all
+stacks.py               a matrix for each expert, or stacks of all, as --expert_layout says
 """

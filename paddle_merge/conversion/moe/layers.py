@@ -2,10 +2,10 @@
 
 E: experts, h: hidden size, i: neurons of an expert.
 
-    apart       L.experts.3.gate_proj.weight [i, h], .up_proj, .down_proj [h, i]; or .w1, .w3, .w2; fused up_gate_proj [2 i,
-    h] stacked     L.experts.gate_up_proj [E, 2 i, h], .down_proj [E, h, i]; [E, h, 2 i], [E, i, h] of gpt-oss and Llama 4
-    Granite     L.input_linear.weight [E, 2 i, h], L.output_linear.weight [E, h, i]
-    router      everything else in L that has an axis of E elements: weight [E, h], bias [E], e_score_correction_bias [E]
+    apart    L.experts.3.gate_proj.weight [i, h], .up_proj, .down_proj [h, i]; or .w1, .w3, .w2; fused: up_gate_proj [2 i, h]
+    stacked  L.experts.gate_up_proj [E, 2 i, h], .down_proj [E, h, i]; of gpt-oss and Llama 4 [E, h, 2 i], [E, i, h]
+    Granite  L.input_linear.weight [E, 2 i, h], L.output_linear.weight [E, h, i]
+    router   everything else in L that has an axis of E elements: weight [E, h], bias [E], e_score_correction_bias [E]
 
 Paddle's layouts have matrices transposed. Shared experts (a name with "shared") work for all tokens, and belong to no
 expert.

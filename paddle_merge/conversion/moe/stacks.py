@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...checkpoints.adapters import Adapter
 from ...checkpoints.tensors import Checkpoint, TensorEntry
-from ...checkpoints.views import join, nth, select, stack
+from ...checkpoints.views import join, stack
 from ...errors import CheckpointError, MalformedError
+from ..stacked_experts import matrices
 from .layers import ExpertTensor, MoeLayer, has_experts, moe_layers
 
 _SINGLE = re.compile(r"\.experts\.\d+\.")
@@ -53,7 +54,8 @@ def _split(one: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, str]
     try:
         for layer in stacked:
             for tensor in layer.experts:
-                changed[tensor.names[0]] = _apart(tensors[tensor.names[0]], layer, tensor, words)
+                entry = tensors[tensor.names[0]]
+                changed[entry.name] = matrices(entry, _words(entry, tensor, words), f"{layer.prefix}.experts.")
     except MalformedError as error:
         raise CheckpointError(f"{one.path}: {error}; leave out --expert_layout split") from None
     found: dict[str, TensorEntry] = {}
@@ -114,20 +116,15 @@ def _layers(one: Checkpoint, config: Mapping[str, Any]) -> dict[str, MoeLayer]:
         raise CheckpointError(f"{one.path}: {error}") from None
 
 
-def _apart(entry: TensorEntry, layer: MoeLayer, tensor: ExpertTensor, words: tuple[str, str, str]) -> dict[str, TensorEntry]:
-    """Return the matrices of a stack by name. Raises MalformedError for a stack that no library has apart."""
+def _words(entry: TensorEntry, tensor: ExpertTensor, words: tuple[str, str, str]) -> Sequence[str]:
+    """Return what each expert has in a stack. Raises MalformedError for a stack that no library has apart."""
     known = {"gate_up_proj": words[:2], "up_proj": ("up_proj",), "down_proj": words[2:]}
     up = tensor.word != "down_proj"
     if tensor.word not in known or len(entry.shape) != 3 or tensor.neurons != int(not up) or tensor.pairs == "interleaved":
-        raise MalformedError(f"{entry.name!r}, {list(entry.shape)}, is stacked in the files of its family, too")
-    found: dict[str, TensorEntry] = {}
-    height = entry.shape[1] // len(known[tensor.word])
-    for expert in range(layer.count):
-        matrix = nth(entry, expert, entry.name)
-        for number, word in enumerate(known[tensor.word]):
-            name = f"{layer.prefix}.experts.{expert}.{word}.weight"
-            found[name] = select(matrix, 0, [(number * height, (number + 1) * height)], name)
-    return found
+        raise MalformedError(
+            f"{entry.name!r}, {list(entry.shape)}, can't be split: it is stacked in the files of its family, too"
+        )
+    return known[tensor.word]
 
 
 def _together(tensors: Mapping[str, TensorEntry], layer: MoeLayer) -> dict[str, TensorEntry]:

@@ -26,6 +26,21 @@ _WORDS = {
 }
 
 
+def matrices(entry: TensorEntry, words: Sequence[str], prefix: str) -> dict[str, TensorEntry]:
+    """Return the matrices of a stack [E, len(words) * rows, columns], named PREFIX + "3.gate_proj.weight", by name.
+
+    words: what each expert has in the stack, one below the other.
+    """
+    found: dict[str, TensorEntry] = {}
+    height = entry.shape[1] // len(words)
+    for expert in range(entry.shape[0]):
+        matrix = nth(entry, expert, entry.name)
+        for number, word in enumerate(words):
+            name = f"{prefix}{expert}.{word}.weight"
+            found[name] = select(matrix, 0, [(number * height, (number + 1) * height)], name)
+    return found
+
+
 def with_experts_apart(inputs: Sequence[Checkpoint], plain: Callable[[str], str]) -> tuple[list[Checkpoint], list[str]]:
     """Return the inputs with a matrix for each expert where any input has such; and a sentence on each that was changed.
 
@@ -63,15 +78,8 @@ def _apart(name: str, entry: TensorEntry, shapes: dict[str, set[tuple[int, ...]]
     words = next((words for words in _WORDS[found[1]] if shapes.keys() >= set(words)), ()) if found else ()
     if not found or not words or len(entry.shape) != 3 or entry.shape[1] % len(words):
         return {}
-    experts, rows, columns = entry.shape
+    _, rows, columns = entry.shape
     height = rows // len(words)
     if any((height, columns) not in shapes[word] for word in words):
         return {}
-    prefix = name.removesuffix(found[1])
-    result: dict[str, TensorEntry] = {}
-    for expert in range(experts):
-        matrix = nth(entry, expert, name)
-        for number, word in enumerate(words):
-            new = f"{prefix}{expert}.{word}.weight"
-            result[new] = select(matrix, 0, [(number * height, (number + 1) * height)], new)
-    return result
+    return matrices(entry, words, name.removesuffix(found[1]))

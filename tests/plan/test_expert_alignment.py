@@ -15,7 +15,7 @@ from paddle_merge import CheckpointError, MergeConfig, merge
 from paddle_merge.commands.verify.verify import verify
 from paddle_merge.conversion.moe.order import Orders
 from paddle_merge.errors import MergeError, OutputError
-from paddle_merge.plan import experts
+from paddle_merge.plan import expert_alignment
 from paddle_merge.plan.tensor_plan import Piece, TensorPlan
 from paddle_merge.run.job import Report
 from paddle_merge.run.output import journal
@@ -121,7 +121,7 @@ def test_a_dry_run_reads_no_weights(
     pair: Callable[..., Pair], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does a merge that can't be written."""
-    monkeypatch.setattr(experts, "measured", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(expert_alignment, "measured", lambda *_: pytest.fail("weights were read"))
     paths = pair()
     settings = {"model_path_list": list(map(str, paths)), "expert_alignment": "match"}
     merge(MergeConfig(**settings, output_path=str(paths[0].parent / "out"), dry_run=True), progress=False)  # type: ignore[arg-type]
@@ -210,7 +210,7 @@ def test_what_is_refused(pair: Callable[..., Pair], tmp_path: Path) -> None:
 def test_experts_that_hardly_resemble_one_another(
     pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experts, "ALIKE", 1.01)
+    monkeypatch.setattr(expert_alignment, "ALIKE", 1.01)
     merged(pair(), expert_alignment="match")
     assert "hardly resemble those of" in caplog.text
     assert "even matched (cosine 1.000)" in caplog.text
@@ -249,7 +249,7 @@ def test_a_merge_is_resumed_in_the_same_order(pair: Callable[..., Pair], monkeyp
         patch.setattr(Worker, "merge", merge_few)
         with pytest.raises(OutputError, match="the disk is gone"):
             merge(MergeConfig(**settings), progress=False)  # type: ignore[arg-type]
-    measured = experts.measured
+    measured = expert_alignment.measured
 
     def otherwise(*given: Any) -> Orders:
         orders = measured(*given)
@@ -258,7 +258,7 @@ def test_a_merge_is_resumed_in_the_same_order(pair: Callable[..., Pair], monkeyp
         return orders
 
     with monkeypatch.context() as patch:
-        patch.setattr(experts, "measured", otherwise)
+        patch.setattr(expert_alignment, "measured", otherwise)
         with pytest.raises(OutputError, match=r"--resume can't continue .*: its experts match in another order now"):
             merge(MergeConfig(**settings, resume=True), progress=False)  # type: ignore[arg-type]
     merge(MergeConfig(**settings, resume=True), progress=False)  # type: ignore[arg-type]
