@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +14,10 @@ from ..methods.registry import IDLE, find, names, parameter_names
 from ..methods.shared.method import Method, Parameter
 from ..parsing import nearest, shown
 from . import chat_template
-from .parameters import typed
-from .recipe import Condition, Setting, Value
-from .yaml_nodes import Nodes, is_null
+from .yaml_nodes import is_null
+from .yaml_settings import KEYS, Settings, SettingsReader, joined
 from .yaml_tokenizer import DraftTokenizer, read_tokenizer
 
-KEYS = (
-    *("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "seed", "name"),
-    *("tokenizer_source", "tokenizer", "chat_template", "expert_alignment", "router", "keep_experts", "drop_layers"),
-)
 CARD = ("license", "tags", "language", "library_name", "pipeline_tag")  # of model cards, which recipes are copied from
 # Keys that change the result in the places where they belong, and don't elsewhere.
 MEANT = {
@@ -41,7 +35,6 @@ MEANT = {
 }
 # The layer_range of a first slice that gives only what comes before the layers, or of a last one: only what comes behind.
 NO_LAYERS = (0, 0)
-Settings = dict[str, Setting]
 
 
 @dataclass(eq=False)
@@ -74,7 +67,7 @@ class Draft:
         return [*found, *(base for base in (self.base, *(part["base"] for part in self.parts)) if base)]
 
 
-class Drafts(Nodes):
+class Drafts(SettingsReader):
     """Read documents. specs: the paths and names of models in the order in which they are met."""
 
     def __init__(self, where: str):
@@ -103,7 +96,7 @@ class Drafts(Nodes):
         settings = self._settings(given.get("parameters"), method)
         if kinds == ["modules"]:
             parts, own = self._modules(given["modules"], method)
-            settings = _joined(own, settings)
+            settings = joined(own, settings)
         else:
             parts = self._parts(kinds[0], given[kinds[0]], method)
         seed = self._value(given["seed"], Parameter("seed", int)) if "seed" in given else 0
@@ -181,7 +174,7 @@ class Drafts(Nodes):
                 self.note(key, "the only module merges all tensors, whatever its name is")
                 return found, settings
             own = {"module": name, "at": self._at(key)}
-            parts += [{**part, **own, "settings": _joined(part["settings"], settings)} for part in found]
+            parts += [{**part, **own, "settings": joined(part["settings"], settings)} for part in found]
         return parts, {}
 
     def _parts(self, kind: str, node: yaml.Node, method: Method | None) -> list[dict[str, Any]]:
@@ -275,76 +268,3 @@ class Drafts(Nodes):
                 return first, end
         self.wrong(node, "layer_range must be two whole numbers, [first, end], where end is larger and not included")
         return None
-
-    def _settings(self, node: yaml.Node | None, method: Method | None, of_model: bool = False) -> Settings:
-        found: Settings = {}
-        if method is None:
-            return found
-        known = {parameter.name: parameter for parameter in method.parameters}
-        for name, (key, value) in (self.mapping(node, "parameters") if node is not None else {}).items():
-            if name in known and is_null(value):
-                self.wrong(key, f"{name!r} has no value")
-            elif name in known:
-                if setting := self._setting(value, known[name]):
-                    found[name] = setting
-                if of_model and not known[name].each:
-                    self.note(
-                        key,
-                        f"{name!r} applies to all models together: under a single model it has no effect, as in mergekit",
-                    )
-            elif name in IDLE:
-                self.note(key, f"{name!r} has no effect: {IDLE[name]}")
-            elif name in parameter_names():
-                self.note(key, f"{name!r} has no effect with {method.name}, which takes {', '.join(known) or 'none'}")
-            elif nearest(name, known) or nearest(name, parameter_names()):
-                self.wrong(key, f"unknown parameter {name!r}{nearest(name, known)}; {method.name} takes {', '.join(known)}")
-            else:
-                belongs = "; it belongs beside merge_method" if name in KEYS else ""
-                self.note(key, f"{name!r} has no effect among parameters, here or in mergekit{belongs}")
-        return found
-
-    def _setting(self, node: yaml.Node, parameter: Parameter) -> Setting:
-        """Return the setting of a value, a gradient, a condition, or a list of conditions."""
-        if is_null(node):
-            return ()
-        if isinstance(node, yaml.ScalarNode):
-            return (Condition(self._value(node, parameter)),)
-        if isinstance(node, yaml.MappingNode):
-            return self._condition(node, parameter)
-        if not node.value:
-            self.wrong(node, f"{parameter.name!r} is an empty list")
-            return ()
-        if all(isinstance(item, yaml.ScalarNode) for item in node.value):
-            return (Condition(tuple(self._value(item, parameter) for item in node.value)),)
-        return tuple(condition for item in node.value for condition in self._condition(item, parameter))
-
-    def _condition(self, node: yaml.Node, parameter: Parameter) -> Setting:
-        inner = self.known(node, ("filter", "value"), f"an item of {parameter.name!r}")
-        if "value" not in inner:
-            self.wrong(node, f"an item of {parameter.name!r} needs a value")
-            return ()
-        filter = self.text(inner["filter"]) if "filter" in inner else None
-        if filter is not None and filter.startswith("re:"):
-            try:
-                re.compile(filter[3:])
-            except re.error as error:
-                self.wrong(inner["filter"], f"{filter!r} is not a regular expression ({error})")
-        value = inner["value"]
-        items = value.value if isinstance(value, yaml.SequenceNode) else [value]
-        if not all(isinstance(item, yaml.ScalarNode) for item in items):
-            self.wrong(value, f"the value of {parameter.name!r} must be a single value or a list; filters can't be nested")
-            return ()
-        return tuple(Condition(one.value, filter) for one in self._setting(value, parameter))
-
-    def _value(self, node: yaml.Node, parameter: Parameter) -> Value:
-        value = self.scalar(node)
-        try:
-            return typed(value, parameter)  # type: ignore[no-any-return]
-        except ValueError as error:
-            self.wrong(node, str(error))
-            return value
-
-
-def _joined(first: Settings, second: Settings) -> Settings:
-    """Return both settings of each parameter, the first ones before the second ones: the first that matches applies."""
-    return {name: first.get(name, ()) + second.get(name, ()) for name in {**first, **second}}
