@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ..methods.registry import IDLE, find, names, parameter_names
 from ..methods.shared.method import Method, Parameter
 from ..parsing import nearest, shown
 from . import chat_template
+from .fields import Fields
 from .yaml_nodes import is_null
 from .yaml_settings import KEYS, Settings, SettingsReader, joined
 from .yaml_tokenizer import DraftTokenizer, read_tokenizer
@@ -33,6 +35,7 @@ MEANT = {
     "sources",
     "value",
 }
+_FLAGS = {one.name for one in dataclasses.fields(Fields)} - {*KEYS} - parameter_names()
 # The layer_range of a first slice that gives only what comes before the layers, or of a last one: only what comes behind.
 NO_LAYERS = (0, 0)
 
@@ -128,6 +131,8 @@ class Drafts(SettingsReader):
                 given[name] = value
             elif getattr(value, "again", False):  # a key that only holds an anchor for aliases
                 continue
+            elif name in _FLAGS:
+                self.wrong(key, f"{name!r} is not a key of recipes but a flag: pass --{name} beside the recipe")
             elif nearest(name, KEYS) and name not in CARD:
                 self.wrong(key, f"unknown key {name!r}{nearest(name, KEYS)}")
             else:

@@ -509,6 +509,7 @@ bse_model: a
         ("name: x\nmodels: [{model: x}]\nmerge_method: linear\nparameters: {weight: 1}", "'x' uses its own output"),
         ("", "r.yaml: contains no recipe"),
         ("models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: []}", "'weight' is an empty list"),
+        (f"expert_layout: split\n{LINEAR}", "r.yaml:1:1: 'expert_layout' is not a key of recipes but a flag"),
     ],
 )
 def test_a_mistake_is_one_sentence(text: str, words: str) -> None:
