@@ -95,18 +95,17 @@ def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(config: str | None, flags: dict[str, Any]) -> None:
-    merged = MergeConfig(**read_fields(config, flags))
-    if merged.print_recipe:
-        from ..recipe.request import Request
-        from ..recipe.yaml_write import to_yaml  # imports YAML
-
-        print(to_yaml(Request.of(merged).checked_recipe()), end="")
-    else:
-        run(merged)
+    run(MergeConfig(**read_fields(config, flags)))
 
 
 def run(config: MergeConfig) -> None:
-    """Merge, together with the other processes of a distributed launch. Raises MergeError."""
+    """Merge, together with the other processes of a distributed launch; or print the recipe. Raises MergeError."""
+    if config.print_recipe:
+        from ..recipe.request import Request
+        from ..recipe.yaml_write import to_yaml  # imports YAML
+
+        print(to_yaml(Request.of(config).checked_recipe()), end="")
+        return
     with uninterrupted():
         from ..run.merge import merge
         from ..run.ranks import Ranks

@@ -143,7 +143,8 @@ def described(recipe: Recipe, mixture: Mixture, dense: Mapping[str, Any]) -> lis
 
 
 def _expert(one: Expert, titles: Sequence[str]) -> str:
-    counts = [f"{len(its)} {word} prompts" for its, word in ((one.positive, "positive"), (one.negative, "negative")) if its]
+    prompts = (one.positive, "positive"), (one.negative, "negative")
+    counts = [f"{len(its)} {word} prompt{'s' if len(its) > 1 else ''}" for its, word in prompts if its]
     counts += [f"noise_scale {one.noise:g}"] if one.noise else []
     counts += [f"residual_scale {one.residual:g}"] if one.residual != 1 else []
     return ", ".join([titles[one.number], *counts])

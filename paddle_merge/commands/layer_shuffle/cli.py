@@ -21,7 +21,7 @@ from .draw import any_places, same_places, slices
 _WHICH, _RECIPE = "Which layers", "The recipe"
 # The flags of a merge that this takes, too.
 MERGE = (
-    *("output_path", "overwrite", "resume", "max_shard_size", "out_dtype", "layout", "output_layout", "save_format", "tie"),
+    *("overwrite", "resume", "max_shard_size", "out_dtype", "layout", "output_layout", "save_format", "tie"),
     *("config_from", "tokenizer_source", "chat_template", "merge_prefix", "n_process", "max_memory", "dry_run", "account"),
 )
 MOST_LAYERS = 10_000  # of the output: more than any model has, and few enough for a recipe
@@ -43,6 +43,7 @@ class ShuffleConfig:
     seed: int = flag(_WHICH, "Seed of the draws.", 0)
     write_yaml: str | None = flag(_RECIPE, "File to write the recipe to, in mergekit's YAML.")
     print_recipe: bool = flag(_RECIPE, "Print the recipe, and don't merge.", False)
+    output_path: str = flag("Output", "Folder to write the checkpoint to.", "./shuffled")
 
     def __post_init__(self) -> None:
         """Convert the fields to their types. Raises ConfigError."""
@@ -119,7 +120,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     if config.print_recipe:
         print(text, end="")
     else:
-        run(MergeConfig(recipe_yaml=text, **{"output_path": "./shuffled", **merge}))
+        run(MergeConfig(recipe_yaml=text, output_path=config.output_path, **merge))
 
 
 def recipe(config: ShuffleConfig, prefix: str) -> str:

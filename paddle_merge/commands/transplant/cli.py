@@ -19,7 +19,7 @@ from ..merge import run
 _HOW = "How rows of missing tokens are made"
 # The flags of a merge that this takes, too.
 MERGE = (
-    *("output_path", "overwrite", "resume", "max_shard_size", "out_dtype", "layout", "output_layout", "save_format", "tie"),
+    *("overwrite", "resume", "max_shard_size", "out_dtype", "layout", "output_layout", "save_format", "tie"),
     *("chat_template", "merge_prefix", "n_process", "max_memory", "dry_run", "account"),
 )
 
@@ -49,6 +49,7 @@ class TransplantConfig:
         _HOW, "Round the number of rows up to a multiple of this.", shown="as many rows as the tokenizer has ids", least=1
     )
     print_recipe: bool = flag(_HOW, "Print the recipe that the flags describe, in YAML, and don't merge.", False)
+    output_path: str = flag("Output", "Folder to write the checkpoint to.", "./transplanted")
 
     def __post_init__(self) -> None:
         """Convert the fields to their types. Raises ConfigError."""
@@ -120,15 +121,9 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     config.check()
     from ...recipe.config import MergeConfig
 
-    run_recipe(MergeConfig(recipe_yaml=config.recipe, **{"output_path": "./transplanted", **merge}), config.print_recipe)
-
-
-def run_recipe(config: Any, print_recipe: bool) -> None:
-    """Merge as a recipe says, or print the recipe. config: a MergeConfig. Raises MergeError."""
-    if print_recipe:
-        from ...recipe.request import Request
-        from ...recipe.yaml_write import to_yaml  # imports YAML
-
-        print(to_yaml(Request.of(config).checked_recipe()), end="")
-    else:
-        run(config)
+    given: dict[str, Any] = {
+        "recipe_yaml": config.recipe,
+        "output_path": config.output_path,
+        "print_recipe": config.print_recipe,
+    }
+    run(MergeConfig(**given, **merge))
