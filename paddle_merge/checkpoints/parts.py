@@ -5,6 +5,7 @@ consecutive elements in row-major order: `at`, `shape` and `strides` have one nu
 
     assemble   a tensor from its parts, after a check that they cover it
     as_boxes   a tensor's parts, all as boxes
+    pieces     what is read for a tensor, whatever it is made of
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from ..dtypes import DType
 from ..errors import MalformedError
-from .tensors import MAX_SIZE, Part, StoredEntry, TensorEntry, stored
+from .tensors import MAX_SIZE, Origin, Part, StoredEntry, TensorEntry, stored, width
 
 MAX_PARTS = 4096  # of one tensor
 
@@ -139,3 +140,29 @@ def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple
     if last * inner < stop:
         for corner, box in boxes(shape[1:], 0, stop - last * inner):
             yield (last, *corner), (1, *box)
+
+
+def pieces(entry: TensorEntry) -> list[tuple[Origin, object, float]]:
+    """Return (origin, box, number of bytes) of what is read for a tensor. Boxes with the same elements are equal."""
+    if not isinstance(entry, StoredEntry):
+        return [piece for one in entry.made_of for piece in pieces(one)]
+    if not entry.parts:
+        size = math.prod(entry.shape)
+        return [(entry.origin, (entry.file, entry.offset, ((size, 1),) if size != 1 else ()), entry.nbytes)]
+    return [
+        (part.origin, (part.file, part.offset, _dims(part.shape, part.strides)), math.prod(part.shape) * width(part, entry))
+        for part in entry.parts
+    ]
+
+
+def _dims(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Return sizes and strides by falling stride, with dimensions merged that lie together."""
+    found: list[tuple[int, int]] = []
+    for stride, size in sorted(zip(strides, shape, strict=True), reverse=True):
+        if size == 1:
+            continue
+        if found and found[-1][1] == size * stride:
+            found[-1] = found[-1][0] * size, stride
+        else:
+            found.append((size, stride))
+    return tuple(found)

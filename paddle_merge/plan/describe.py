@@ -14,9 +14,10 @@ from ..methods.paddlenlp import PREFIX
 from ..parsing import count_text, size_text
 from ..recipe.request import Request
 from . import chat, mixture, modules
-from .account import Account, TensorAccount
+from .account import Account
 from .file_names import CARD, EXPERTS
 from .plan import Plan
+from .tensor_account import TensorAccount
 
 log = logging.getLogger("paddle_merge")
 SHOWN = 40  # kinds of tensors in the text; the file has all tensors

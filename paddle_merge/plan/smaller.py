@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.names import in_layer, layer_of, stacks
+from ..checkpoints.parts import pieces
 from ..checkpoints.tensors import Origin, StoredEntry, TensorEntry
 from ..checkpoints.views import select
 from ..conversion.lora.entry import AdaptedEntry
@@ -29,7 +30,6 @@ from ..methods.shared.method import ResolvedMethod
 from ..recipe.keep_experts import Group, KeepExperts
 from ..recipe.recipe import Recipe
 from . import expert_config
-from .account import pieces
 from .assemble import AssembledTensor
 from .copies import masked_as
 from .expert_choice import chosen

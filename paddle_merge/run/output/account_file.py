@@ -12,9 +12,10 @@ from typing import Any
 
 from ...checkpoints.adapters import split_spec
 from ...errors import OutputError
-from ...plan.account import Account, InputTensorAccount, TensorAccount
+from ...plan.account import Account, InputTensorAccount
 from ...plan.describe import parameters
 from ...plan.plan import Plan
+from ...plan.tensor_account import TensorAccount
 from ...recipe.request import Request
 from ...version import __version__
 
