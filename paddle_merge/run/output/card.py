@@ -28,6 +28,7 @@ RECIPE = "recipe.yaml"
 _FLAGS = (
     *("merge_prefix", "layout", "output_layout", "convert_from_hf", "save_to_hf", "tie", "allow_untrained"),
     *("config_from", "copy_file_list", "save_format", "max_shard_size"),
+    *("missing_tensors", "expert_layout", "merge_with_qdq_base_model"),
 )
 _ON_DEVICE = ("tensor_type", "device")  # which on the CPU make no difference
 

@@ -17,7 +17,7 @@ from paddle_merge import MergeConfig, merge
 from paddle_merge.commands.verify.verify import verify
 from paddle_merge.methods.registry import find, names
 from paddle_merge.version import __version__
-from tests.support.checkpoints import write
+from tests.support.checkpoints import read, write
 from tests.support.command_lines import cli
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4, "num_attention_heads": 1}
@@ -347,6 +347,13 @@ def test_recipe_and_command_repeat_the_merge(folder: Path, fields: dict[str, Any
     else:
         fields["model_path_list"] = [str(folder / "math"), str(folder / "code")]
     merge(MergeConfig(output_path=str(folder / "merged"), **fields), progress=False)
+    repeat(folder)
+
+
+def test_what_becomes_of_missing_tensors_is_repeated(folder: Path) -> None:
+    write(folder / "math", {**read(folder / "math"), "model.extra.weight": np.ones((2, 2))}, format="pt")
+    models = [str(folder / "math"), str(folder / "code")]
+    merge(MergeConfig(models, missing_tensors="union", output_path=str(folder / "merged")), progress=False)
     repeat(folder)
 
 
