@@ -8,15 +8,12 @@ carries out the Plan (plan.py).
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from ..backends.engine import NUMPY, Engine
 from ..checkpoints.config_json import read_config
-from ..checkpoints.formats.header import Held
-from ..checkpoints.formats.naming import FORMATS, shard_name
 from ..checkpoints.names import LAYOUTS
 from ..checkpoints.tensors import Checkpoint, Origin, TensorEntry
 from ..conversion import modules
@@ -39,11 +36,11 @@ from .matched import Matched, matched
 from .mixture import assemble_mixture, in_hf_layout
 from .output_config import output_config, wrong_kinds
 from .partial import Partial
-from .plan import Plan, Shard, cut, suited
+from .plan import Plan, cut, suited
 from .provenance import provenance
-from .scales import Scales
+from .shards import lay_out
 from .smaller import Smaller, smaller
-from .storage import Storage, storage
+from .storage import storage
 from .tensor_plan import StagedEntry, TensorPlan
 
 
@@ -128,7 +125,7 @@ def make_plan(
     pattern = recipe.slices[0].base or recipe.slices[0].inputs[0]
     transposed = _transposed(made, layout, its.family)
     stored, uneven = storage(recipe, made, inputs[pattern.number], layout, transposed)
-    tensors, shards = _lay_out(made, stored, inputs[pattern.number].format, shard_bytes, transposed)
+    tensors, shards = lay_out(made, stored, inputs[pattern.number].format, shard_bytes, transposed)
     if n_process is None:
         n_process = suited(tensors, engine.workers, ranks)
     pieces = cut(tensors, n_process * ranks)
@@ -290,65 +287,3 @@ def _not_paddles(inputs: Sequence[Checkpoint], layout: str | None) -> list[str]:
         " --output_layout paddlenlp or paddleformers too"
         for name in matrices[:1]
     ]
-
-
-def _lay_out(
-    made: Sequence[AssembledTensor], stored: Storage, format: str | None, shard_bytes: int, transposed: Set[str]
-) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Give each tensor its place in an output file: files are filled up to shard_bytes in the given order, and within a file
-    wide dtypes come first. A tensor and its scales are in one file.
-
-    format: of the safetensors metadata. transposed: names of matrices [in, out].
-    Raises CheckpointError listing the tensors that the output's format can't hold.
-    """
-    groups: list[list[tuple[AssembledTensor, Held, Scales | None]]] = [[]]
-    filled = 0
-    for one in made:
-        dtype, scales = stored.dtype(one), stored.scales(one)
-        held = Held(one.name, dtype, one.shape, math.prod(one.shape) * dtype.itemsize)
-        nbytes = held.nbytes + (scales.nbytes if scales is not None else 0)
-        if groups[-1] and filled + nbytes > shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append((one, held, scales))
-        filled += nbytes
-
-    tensors: list[TensorPlan] = []
-    shards: list[Shard] = []
-    problems: list[str] = []
-    recipe, same = stored.recipe, masked_as(made)
-    form = FORMATS[recipe.save_format]
-    for number, group in enumerate(groups):
-        group.sort(key=lambda row: -row[1].dtype.itemsize)  # so that every tensor is aligned to its own width
-        content = [held for _, held, _ in group]
-        content[:0] = [scales.held for _, _, scales in group if scales is not None]
-        content.sort(key=lambda held: -held.dtype.itemsize)
-        problems += form.problems(content)
-        header = form.header(content, format)
-        places = {held.name: offset for held, offset in zip(content, header.offsets, strict=True)}
-        if len(places) < len(content):
-            problems += _twice([held.name for held in content])
-        for one, held, scales in group:
-            like = same[one.name]
-            tensors.append(
-                one.plan(
-                    recipe,
-                    masked_as=like,
-                    transposed=one.name in transposed,
-                    shard=number,
-                    offset=places[one.name],
-                    dtype=held.dtype,
-                    scales=scales.at(places[scales.name]) if scales is not None else None,
-                )
-            )
-        name = shard_name(recipe.save_format, recipe.prefix, number, len(groups))
-        shards.append(Shard(name, header.pieces, header.nbytes))
-    if problems:
-        raise CheckpointError(problems)
-    return tuple(tensors), tuple(shards)
-
-
-def _twice(names: Sequence[str]) -> list[str]:
-    """Return a sentence on each name that two tensors of a file would have: scales, and a tensor of the models."""
-    twice = dict.fromkeys(name for name in names if names.count(name) > 1)
-    return [f"the output would have two tensors {name!r}: rename it in the models" for name in twice]
