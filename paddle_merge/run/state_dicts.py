@@ -83,6 +83,10 @@ def merge_by_recipe(
         raise ConfigError(
             "expert_alignment, router and expert_layout are for checkpoints: state dicts are merged as they are"
         )
+    if recipe.missing_tensors != "error":
+        raise ConfigError(
+            f"missing_tensors {recipe.missing_tensors!r} is for checkpoints: state dicts must have the same names"
+        )
     if recipe.keep_experts is not None or recipe.drop_layers:
         raise ConfigError("keep_experts and drop_layers need checkpoints: save the state dicts, and merge the files")
     backends = Backends(engine)
