@@ -217,3 +217,10 @@ def test_tie_is_refused_for_state_dicts() -> None:
     base, *models = states("float32")
     with pytest.raises(ConfigError, match="tie 'untie': state dicts are merged as they are"):
         merge_state_dicts(models, MergeConfig(tie="untie"), base=base)
+
+
+def test_missing_tensors_is_refused_for_state_dicts() -> None:
+    with pytest.raises(
+        ConfigError, match="missing_tensors .union. is for checkpoints: state dicts must have the same names"
+    ):
+        merge_state_dicts([{"a": np.ones(2)}, {}], MergeConfig(missing_tensors="union"))
