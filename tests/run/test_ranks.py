@@ -367,7 +367,7 @@ def test_interrupted_in_the_middle_of_a_message(interrupted: int) -> None:
 
 
 def test_interrupts_between_any_two_steps_of_writing() -> None:
-    """Frames arrive as they were, although thousands of KeyboardInterrupts hit the writer."""
+    """Frames arrive as they were, although hundreds of KeyboardInterrupts hit the writer, however busy the machine is."""
     one, other = socket.socketpair()
     armed: list[bool] = []
     interrupts = 0
@@ -381,10 +381,10 @@ def test_interrupts_between_any_two_steps_of_writing() -> None:
     peer = messages.Peer(one)
     other.setblocking(False)
     sent, received = bytearray(), bytearray()
-    limit = time.monotonic() + 1
+    limit = time.monotonic() + 60
     signal.setitimer(signal.ITIMER_REAL, 5e-5, 5e-5)
     try:
-        while peer.outgoing or time.monotonic() < limit:
+        while peer.outgoing or (interrupts < 1000 and time.monotonic() < limit):
             if not peer.outgoing:
                 header = random.randbytes(random.randrange(1, 300_000))
                 sent += header

@@ -35,13 +35,19 @@ from tests.support import checkpoints
 from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[3]
-# Every piece is noted at once; pieces are small, and cut anywhere.
 Whole = Callable[[str], dict[str, bytes]]  # method -> file -> content
+# Every piece is noted at once; pieces are small, and cut anywhere. A merge that a test disturbs waits after each piece: else
+# it may be complete before a test on a busy machine gets to disturb it.
 EAGER = """
-import sys
+import sys, time
 from paddle_merge.plan import plan
 from paddle_merge.run.output import journal
 journal.SECONDS, plan.PIECE_BYTES = 0.0, 1 << 20
+add = journal.Journal.add
+def slow(*given):
+    add(*given)
+    time.sleep(SECONDS)
+journal.Journal.add = slow
 from paddle_merge.commands.main import main
 main(sys.argv[1:])
 """
@@ -60,6 +66,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return paths
 
 
+def config(models: list[str], out: Path, method: str, **fields: Any) -> MergeConfig:
+    """What the flags below give."""
+    return MergeConfig(
+        merge_method=method,
+        model_path_list=models[1:],
+        base_model_path=models[0],
+        output_path=str(out),
+        max_shard_size="15MB",
+        **fields,
+    )
+
+
 def flags(models: list[str], out: Path, method: str, *more: str) -> list[str]:
     argv = [
         "--merge_method",
@@ -75,9 +93,10 @@ def flags(models: list[str], out: Path, method: str, *more: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def eager(*argv: str) -> Iterator[subprocess.Popen[str]]:
+def eager(*argv: str, seconds: float = 0) -> Iterator[subprocess.Popen[str]]:
+    """A merge that waits so long after each of its pieces; killed at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", EAGER, *argv],
+        [sys.executable, "-c", EAGER.replace("SECONDS)", f"{seconds})"), *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -126,7 +145,7 @@ def whole(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
     @functools.cache
     def made(method: str) -> dict[str, bytes]:
         out = tmp_path_factory.mktemp("whole") / method
-        run(*flags(models, out, method))
+        merge(config(models, out, method))
         return weights(out)
 
     return made
@@ -144,7 +163,7 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path, models: list[str], whole: Wh
     method = ("linear", "della")[seed % 2]
     for attempt in range(random.integers(1, 4)):
         argv = flags(models, out, method, "--n_process", str(random.integers(1, 4)), "--resume")
-        with eager(*argv) as process:
+        with eager(*argv, seconds=0.05) as process:
             wait_for_pieces(process, out, noted(out) + int(random.integers(1, 12)))
             with contextlib.suppress(psutil.NoSuchProcess):
                 family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -168,23 +187,17 @@ def test_a_merge_that_is_asked_to_stop_says_how_to_go_on(
     tmp_path: Path, models: list[str], whole: Whole, number: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    for _ in range(5):  # on a busy machine the merge may be complete before the signal comes
-        shutil.rmtree(out, ignore_errors=True)
-        with eager(*flags(models, out, "della", "--n_process", "2")) as process:
-            wait_for_pieces(process, out, 3)
-            process.send_signal(number)
-            _, said = process.communicate(timeout=60)
-        if process.returncode:
-            break
+    with eager(*flags(models, out, "della", "--n_process", "2"), seconds=0.3) as process:
+        wait_for_pieces(process, out, 3)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "run the same command with --resume to continue" in said
     assert only_leftovers(out)
     assert noted(out) >= 3
-    with eager(*flags(models, out, "della")) as process:
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "holds an unfinished merge; --resume continues it, --overwrite starts again" in said
-    run(*flags(models, out, "della", "--resume"))
+    with pytest.raises(OutputError, match="holds an unfinished merge; --resume continues it, --overwrite starts again"):
+        merge(config(models, out, "della"))
+    merge(config(models, out, "della", resume=True))
     assert weights(out) == whole("della")
 
 
@@ -194,7 +207,7 @@ def in_ranks(count: int, argv: list[str], kill_after: int | None, out: Path) -> 
     shared = {**os.environ, "PYTHONPATH": str(ROOT), "PADDLE_TRAINERS_NUM": str(count)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", EAGER, *argv],
+            [sys.executable, "-c", EAGER.replace("SECONDS)", f"{0.05 if kill_after else 0})"), *argv],
             env=shared
             | {"PADDLE_TRAINER_ID": str(k), "PADDLE_CURRENT_ENDPOINT": ends[k], "PADDLE_TRAINER_ENDPOINTS": ",".join(ends)},
             stderr=subprocess.DEVNULL,
@@ -359,7 +372,7 @@ def test_an_overwrite_that_is_stopped_keeps_the_earlier_merge_and_goes_on(
 def test_who_is_refused_by_the_lock_leaves_the_journal_alone(tmp_path: Path, models: list[str]) -> None:
     out = tmp_path / "out"
     argv = flags(models, out, "della", "--n_process", "2")
-    with eager(*argv) as process:
+    with eager(*argv, seconds=0.05) as process:
         wait_for_pieces(process, out, 2)
         os.killpg(process.pid, signal.SIGSTOP)
         before = {path.name: path.read_bytes() for path in out.glob("merge_journal*")}
