@@ -49,6 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cases marked `exhaustive`, any two values of two parameters meet. Tests of the libraries that load models run whole, and
     so does what the command line names.
     """
+    all_pairs = "not exhaustive" not in config.option.markexpr  # else those cases aren't run anyway, and seconds are saved
     tests: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not item.get_closest_marker("loaders"):
@@ -60,7 +61,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = {unmarked[place] for place in diagonal([values[index] for index in unmarked])}
         for index in set(unmarked) - kept:
             cases[index].add_marker("exhaustive")
-        left |= {cases[index] for index in set(range(len(cases))).difference(in_pairs(values, kept))}
+        if all_pairs:
+            left |= {cases[index] for index in set(range(len(cases))).difference(in_pairs(values, kept))}
     if left:
         config.hook.pytest_deselected(items=[item for item in items if item in left])
         items[:] = [item for item in items if item not in left]

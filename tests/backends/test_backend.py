@@ -17,6 +17,7 @@ from paddle_merge.backends.backend import Backend
 from paddle_merge.backends.formula import KERNELS, MEASURES, formula
 from paddle_merge.backends.np_backend import NumpyBackend, find_kernel
 from paddle_merge.methods import registry
+from tests.support.sweeps import few
 
 ROOT = Path(paddle_merge.__file__).parent
 OPERATIONS = [name for name in vars(Backend) if not name.startswith("_") and callable(getattr(Backend, name))]
@@ -94,7 +95,9 @@ def test_a_formula_without_a_kernel_runs_as_it_stands() -> None:
     assert backend.elected_balance(sign, x, np.array([2.0, 1.0], np.float32), False) == 1
 
 
-@pytest.mark.parametrize("module", ["methods.registry", "plan.planner", "run.merge", "run.worker", "run.state_dicts"])
+@pytest.mark.parametrize(
+    "module", few(["run.worker", "run.state_dicts", "methods.registry", "plan.planner", "run.merge"], 2)
+)
 def test_numba_is_imported_by_what_computes_only(module: str) -> None:
     """Help pages, plans, refused merges and workers that compute with Paddle don't wait for Numba. A worker that does
     import it first says that Numba shall do without SciPy, which takes effect only if the worker's module hasn't."""

@@ -208,7 +208,7 @@ def test_command_line(tmp_path: Path, workers: int) -> None:
     assert outputs["np"] == outputs["pd"]
 
 
-@pytest.mark.parametrize("error", ["OSError('libcuda.so')", "RuntimeError('no\\nluck')"])
+@pytest.mark.parametrize("error", few(["RuntimeError('no\\nluck')", "OSError('libcuda.so')"]))
 def test_a_paddle_that_does_not_start(tmp_path: Path, error: str) -> None:
     """One sentence, from the worker that met it."""
     _, paths = models(tmp_path, "bfloat16", 2)
@@ -263,9 +263,9 @@ def test_blocks_fill_the_budget_and_no_more(compute: str, count: int) -> None:
 @pytest.mark.skipif(
     not hasattr(paddle.base.core, "host_memory_stat_reset_peak_value"), reason="Paddle 2.6 can't reset what it counts"
 )
-@pytest.mark.parametrize("merge_type", MERGE_TYPES)
+@pytest.mark.parametrize("merge_type", few(sorted(MERGE_TYPES, reverse=True)))
 @pytest.mark.parametrize("sparsify", few(["none", *SPARSIFIERS], 2))
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", few(["bfloat16", "float32"]))
 def test_what_paddle_allocates_stays_within_the_budget(
     tmp_path: Path, sparsify: str, merge_type: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

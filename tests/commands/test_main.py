@@ -23,6 +23,7 @@ from paddle_merge.commands.flags import CommandLine, escape
 from paddle_merge.commands.main import COMMANDS, FREQUENT
 from tests.support import checkpoints
 from tests.support.command_lines import cli
+from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[2]
 LINES: dict[str, CommandLine] = {
@@ -99,7 +100,7 @@ def test_every_command_has_the_version(argv: list[str], capsys: pytest.CaptureFi
     assert re.fullmatch(r"paddle_merge \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["merge", "--help"], ["diff", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("argv", few([[], ["merge", "--help"], ["--help"], ["diff", "--help"], ["demo", "--help"]], 2))
 def test_no_help_page_imports_what_is_slow(argv: list[str]) -> None:
     code = f"""
 import sys

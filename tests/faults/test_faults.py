@@ -75,8 +75,8 @@ def started(*argv: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def long_merge(long: Path, out: Path, workers: int, first: Path | None = None) -> list[object]:
-    models = [first or long, *[long] * (COPIES - 1)]
+def long_merge(long: Path, out: Path, workers: int, first: Path | None = None, copies: int = COPIES) -> list[object]:
+    models = [first or long, *[long] * (copies - 1)]
     argv: list[object] = ["--merge_method", "della", "--model_path_list", *models, "--base_model_path", long]
     return [*argv, "--output_path", out, "--n_process", workers]
 
@@ -234,6 +234,7 @@ def test_an_input_cut_off_while_merging(tmp_path: Path, long: Path, workers: int
     assert not out.exists()
 
 
+@pytest.mark.exhaustive
 def test_two_merges_into_one_folder_never_mix(tmp_path: Path, long: Path) -> None:
     """Merging copies of one model gives that model. The first may not finish with what the second has half written."""
     out = tmp_path / "out"
@@ -654,11 +655,11 @@ def test_an_unforeseen_error_names_the_tensor(
 
 def test_a_ceiling_on_memory_is_kept_by_fewer_workers(tmp_path: Path, long: Path) -> None:
     out, limit = tmp_path / "out", 900_000_000
-    with started(*long_merge(long, out, 16), "--max_memory", "900MB") as process:
+    with started(*long_merge(long, out, 16, copies=3), "--max_memory", "900MB") as process:
         peak = 0
         while process.poll() is None:
             peak = max(peak, memory_of(process.pid))
-            time.sleep(0.01)
+            time.sleep(0.05)  # a look takes the time of another
         code, said = end(process)
     assert code == 0
     (workers,) = [int(found[1]) for found in re.finditer(r"workers  (\d+) of 16, for --max_memory", said)]

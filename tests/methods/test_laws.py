@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,9 +174,16 @@ def test_examples_are_parameters_without_problems(method: str) -> None:
 
 # One method for each way of measuring a tensor. Long tests take the others in .ci/run only.
 FEW = ("linear", "ties", "dare_ties", "della", "nuslerp", "tsv", "sce", "paddlenlp:slerp", "paddlenlp:della")
-few_methods = pytest.mark.parametrize(
-    "method", [method if method in FEW else pytest.param(method, marks=pytest.mark.exhaustive) for method in LAWS]
-)
+
+
+def few_of(methods: Iterable[str]) -> pytest.MarkDecorator:
+    """Give a test these methods, of which the default run takes those that are among FEW."""
+    return pytest.mark.parametrize(
+        "method", [method if method in FEW else pytest.param(method, marks=pytest.mark.exhaustive) for method in methods]
+    )
+
+
+few_methods = few_of(LAWS)
 
 
 def count(method: str) -> int:
@@ -265,7 +272,7 @@ def test_nothing_changes(tmp_path: Path, method: str, dtype: str, large: bool, e
     assert set(dtypes(out).values()) == {dtype}
 
 
-@pytest.mark.parametrize("method", LAWS)
+@few_methods
 def test_zeros_give_zeros(tmp_path: Path, method: str, each_backend: str) -> None:
     zeros = {name: np.zeros(shape) for name, shape in SMALL.items()}
     sources = Sources(tmp_path, "bfloat16").put(zeros, *[zeros] * count(method))
@@ -273,7 +280,7 @@ def test_zeros_give_zeros(tmp_path: Path, method: str, each_backend: str) -> Non
 
 
 @pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("method", LAWS)
+@few_methods
 def test_elements_that_are_all_equal(tmp_path: Path, method: str, large: bool, each_backend: str) -> None:
     """Every magnitude is the threshold, every rank is shared."""
     law = LAWS[method]
@@ -293,7 +300,7 @@ def test_random_masks_keep_the_mean(tmp_path: Path, method: str, each_backend: s
     assert abs(read(out)["w"].mean() - 0.5) < 0.003
 
 
-@pytest.mark.parametrize("method", [method for method, law in LAWS.items() if "scale: 0.7" in law.given and ":" in method])
+@few_of(method for method, law in LAWS.items() if "scale: 0.7" in law.given and ":" in method)
 def test_scale_zero_gives_the_base(tmp_path: Path, method: str, each_backend: str) -> None:
     base = state(0, "bfloat16")
     models = [state(seed, "bfloat16") for seed in (1, 2, 3)[: count(method)]]
@@ -303,7 +310,7 @@ def test_scale_zero_gives_the_base(tmp_path: Path, method: str, each_backend: st
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", [method for method, law in LAWS.items() if law.same is not None])
+@few_of(method for method, law in LAWS.items() if law.same is not None)
 def test_models_equal_to_each_other_give_the_model(tmp_path: Path, method: str, dtype: str, each_backend: str) -> None:
     law, found = LAWS[method], find(method)
     base = state(0, dtype)
@@ -316,7 +323,7 @@ def test_models_equal_to_each_other_give_the_model(tmp_path: Path, method: str, 
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("method", [method for method, law in LAWS.items() if law.order and count(method) > 1])
+@few_of(method for method, law in LAWS.items() if law.order and count(method) > 1)
 def test_the_order_of_models(tmp_path: Path, method: str, every: bool, each_backend: str) -> None:
     """In float64, where the order of sums changes no sign and no rank."""
     base = state(0, "float64")
@@ -517,7 +524,7 @@ def test_the_same_numbers_in_shards(by_np: Callable[[str], Sources], method: str
     assert far(read(sharded), whole, "bfloat16", 0) == []
 
 
-@pytest.mark.parametrize("method", LAWS)
+@few_methods
 def test_another_seed_changes_what_draws_and_nothing_else(tmp_path: Path, method: str) -> None:
     base = state(0, "float32")
     sources = Sources(tmp_path, "float32").put(base, *(state(seed, "float32", base) for seed in (1, 2, 3)))

@@ -32,7 +32,6 @@ BITS = {"della": 1 / 8, "della_linear": 1 / 8}
 WHOLE = ("tsv", "iso_c", "safe_merge")
 LINES = 1 << 8  # bytes, at most, of each line and model
 SLACK = 1 << 20
-FEW = ("della",)  # what the default run merges, in seconds each
 
 
 def write(folder: Path, shape: tuple[int, int], seed: int | None) -> str:
@@ -107,14 +106,8 @@ def test_what_is_announced_does_not_grow_with_the_tensor(headers: Path, method: 
     assert grows <= allowed or method in WHOLE
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        method if method in FEW else pytest.param(method, marks=pytest.mark.exhaustive)
-        for method in LAWS
-        if method not in WHOLE
-    ],
-)
+@pytest.mark.exhaustive  # seconds each; test_faults.py has a merge that keeps below a ceiling
+@pytest.mark.parametrize("method", [method for method in LAWS if method not in WHOLE])
 def test_no_more_than_is_announced(large: Path, tmp_path: Path, method: str) -> None:
     """Whole matrices, which would take minutes here, are held to what they announce by test_whole_matrix.py."""
     text, _ = recipe(method, large, "large")

@@ -148,7 +148,7 @@ except ChildProcessError:
 """
 
 
-@pytest.mark.parametrize("how", ["SIG_DFL", "SIG_IGN"])
+@pytest.mark.parametrize("how", few(["SIG_IGN", "SIG_DFL"]))
 def test_a_merge_leaves_no_orphans(tmp_path: Path, how: str) -> None:
     """Where nobody looks after them, as in a container whose first process is the user's, they would stay for ever."""
     models = [str(write(tmp_path / name, {f"t{k}": np.ones(9) for k in range(2)})) for name in ("a", "b")]
@@ -256,7 +256,7 @@ def received(connection: Connection) -> Any:
     return message
 
 
-@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("damaged", few([True, False]))
 def test_messages_of_any_length_hold_nobody_up(tmp_path: Path, damaged: bool) -> None:
     """A pipe holds some 200 kB, or 270 short messages: if both sides wrote more, and none read, they would wait for ever."""
     tensors = {f"t{k}." + "n" * 8000: np.full(9, k, np.float32) for k in range(300)}

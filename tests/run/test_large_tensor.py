@@ -177,10 +177,18 @@ def test_a_thread_that_fails_ends_all(sources: dict[str, Sources], tmp_path: Pat
 
 
 def sparse(folder: Path, sizes: dict[str, int]) -> list[str]:
-    """Write a base and two models of zeros."""
+    """Write a base and two models of float32 zeros, as files that take no room: gigabytes of them."""
+    header, end = {}, 0
+    for tensor, size in sizes.items():
+        header[tensor] = {"dtype": "F32", "shape": [size], "data_offsets": [end, end + 4 * size]}
+        end += 4 * size
+    text = json.dumps(header).encode()
     paths = []
     for name in ("base", "m0", "m1"):
-        write(folder / name, {tensor: np.zeros(size, np.float32) for tensor, size in sizes.items()})
+        (folder / name).mkdir()
+        with (folder / name / "model.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
         paths.append(str(folder / name))
     return paths
 

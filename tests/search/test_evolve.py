@@ -28,6 +28,7 @@ from paddle_merge.search.job import Setup
 from paddle_merge.search.outcome import Outcome
 from paddle_merge.search.spec import Data, Evaluation
 from tests.support.checkpoints import read, write
+from tests.support.command_lines import cli
 from tests.support.searches import state, workshop
 from tests.support.sweeps import few
 
@@ -47,16 +48,17 @@ def lines(folder: Path, without: tuple[str, ...] = ("seconds",)) -> list[dict[st
     return [header, *sorted(rest, key=lambda line: json.dumps(line, sort_keys=True))]
 
 
-def searched(path: Path, out: str, **asked: Any) -> Outcome:
-    """Search beside the file, with score.py in this process, which takes no time to start."""
-    judge = make(Setup(Evaluation("python", "score:score"), Data(), folder=str(path.parent)))
+def searched(path: Path, out: str, function: str = "score:score", **asked: Any) -> Outcome:
+    """Search beside the file, with a function of a file there in this process, which takes no time to start."""
+    judge = make(Setup(Evaluation("python", function), Data(), folder=str(path.parent)))
     return evolve(Asked(str(path), str(path.parent / out), evaluator=judge, **asked), progress=False)
 
 
 @pytest.fixture(autouse=True)
 def _importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "score", raising=False)
+    for name in ("score", "odd"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 def test_it_finds_the_weights(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_it_finds_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", few([2, 7]))
 def test_workers_change_nothing(tmp_path: Path, workers: int) -> None:
-    path = workshop(tmp_path, SEARCH)
+    path = workshop(tmp_path, SEARCH.replace("60", "27"))
     for number in (1, workers):
         evolve(Asked(str(path), str(tmp_path / f"out{number}"), workers=number), progress=False)
     one, several = (tmp_path / f"out{number}" for number in (1, workers))
@@ -160,7 +162,7 @@ def fails(candidate, split, seed, samples):
     assert json.loads((tmp_path / "out/report.json").read_text())["failed"] == 5
 
 
-@pytest.mark.parametrize(("optimizer", "first"), few([("nsga2", 12), ("como", 13), ("optuna", 12)], unpack=True))
+@pytest.mark.parametrize(("optimizer", "first"), few([("nsga2", 12), ("como", 13), ("optuna", 12)], 0, unpack=True))
 def test_a_generation_that_fails_teaches_nothing(tmp_path: Path, optimizer: str, first: int) -> None:
     """Losses are above 30, so that a number that stands for a failure would be the best of all, and bred from for ever."""
 
@@ -219,7 +221,7 @@ def odd(candidate, split, seed, samples):
     return {**score.score(candidate, split, seed, samples), "\\ud800": 1.0}
 """
     path = workshop(tmp_path, SEARCH.replace("score:score", "odd:odd").replace("60", "9"), more={"odd.py": odd})
-    outcome = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+    outcome = searched(path, "out", "odd:odd")
     assert outcome.baselines[2].known.error == r"ValueError: no file \udcff"
     assert set(outcome.best.known.metrics) == {"loss", "size", r"\ud800"}
     assert (tmp_path / "out/report.html").exists()
@@ -454,20 +456,13 @@ def test_numbers_without_an_effect_are_told(tmp_path: Path, caplog: pytest.LogCa
     assert [one.message for one in caplog.records if "effect" in one.message] == [said]
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "9"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command(path, tmp_path / "out"), "--json"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads((tmp_path / "out/report.json").read_text())
+    assert cli(*command(path, tmp_path / "out")[3:], "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out/report.json").read_text())
     assert set(read(tmp_path / "out")) == set(read(tmp_path / "base"))
-    wrong = subprocess.run(
-        [*command(tmp_path / "none.yaml", tmp_path / "x")], capture_output=True, text=True, env=environment
-    )
-    assert (wrong.returncode, wrong.stderr) == (
-        1,
-        f"error: {tmp_path}/none.yaml: can't be read (No such file or directory)\n",
-    )
+    assert cli(*command(tmp_path / "none.yaml", tmp_path / "x")[3:]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/none.yaml: can't be read (No such file or directory)\n"
 
 
 def test_samples_is_how_many_of_the_split_are_used(tmp_path: Path) -> None:

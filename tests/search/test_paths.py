@@ -441,6 +441,7 @@ paths: {{models: [both, ./deep], scales: [0.5, 2]}}
 """
 
 
+@pytest.mark.exhaustive
 def test_parameters_first_and_then_paths(here: Path) -> None:
     """The first part finds both parts' mean of a and b at weight 0.5; the second one drops its layer 1 and adds deep's 3."""
     a, b, deep = (read(here / folder) for folder in ("a", "b", "deep"))

@@ -61,6 +61,7 @@ def end(made: Processes, folder: Path) -> None:
     (folder / "go").unlink()
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_ends_between_two_jobs_fails_nobody(tmp_path: Path) -> None:
     made = Processes(setup(tmp_path, LATE), ("loss",), 1)
     try:

@@ -52,6 +52,7 @@ def has_open(pid: int, file: int) -> bool:
     return False
 
 
+@pytest.mark.exhaustive
 def test_processes_that_start_together_compile_a_loop_once(package: Path) -> None:
     """Also if they need it for different dtypes: Numba's own cache can then give the code of one for the other."""
     (package / "__pycache__").mkdir()

@@ -88,6 +88,7 @@ def test_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert printed == stored
 
 
+@pytest.mark.exhaustive
 def test_workers_make_no_difference(tmp_path: Path) -> None:
     file = made(tmp_path, "workers")
     for workers in ("1", "2"):

@@ -31,6 +31,7 @@ from paddle_merge.recipe.request import Request
 from tests.conversion.test_layout import CONFIG, laid_out, llama
 from tests.support import oracle
 from tests.support.checkpoints import from_bits, read, to_bits, write
+from tests.support.sweeps import few
 
 METHODS = {
     "sce": "{select_topk: 0.4}",
@@ -528,7 +529,7 @@ def test_mistakes_are_named(tmp_path: Path, method: str, parameters: str, models
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few(METHODS, 2))
 def test_dry_runs(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Pieces of tensors are tried; a note says that what is computed of whole matrices isn't."""
     base = tensors(0, "bfloat16")
