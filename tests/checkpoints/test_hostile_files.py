@@ -228,16 +228,15 @@ def test_an_empty_path_is_called_that(tmp_path: Path, good: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "mode", "words"),
     [
-        (".", 0o000, "can't be read (no permission to list or enter the folder)"),
-        ("model.safetensors", 0, "model.safetensors: can't be read (Permission denied)"),
         *few(
             [
+                ("model.safetensors", 0, "model.safetensors: can't be read (Permission denied)"),
+                (".", 0o000, "can't be read (no permission to list or enter the folder)"),
                 (".", 0o100, "can't be read (no permission to list or enter the folder)"),
                 (".", 0o600, "can't be read (no permission to list or enter the folder)"),
                 ("config.json", 0, "config.json: can't be read (Permission denied)"),
                 ("tokenizer.json", 0, "tokenizer.json: can't be read (Permission denied)"),
             ],
-            0,
             unpack=True,
         ),
     ],

@@ -576,8 +576,9 @@ def test_the_record_without_output_path_finds_its_output_taken(here: Path, capsy
 # --- odd surroundings -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", few(["2", "1"]))
-@pytest.mark.parametrize("closed", few(["<&- >&- 2>&-", "<&-", ">&-", "2>&-"]))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("workers", ["2", "1"])
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "<&-", ">&-", "2>&-"])
 def test_closed_standard_streams(here: Path, closed: str, workers: str) -> None:
     """As under cron, some daemons and pythonw."""
     command = f"{sys.executable} -m paddle_merge --model_path_list a b --output_path o --n_process {workers} {closed}"

@@ -184,6 +184,7 @@ def test_killed_at_every_call(tmp_path: Path, earlier: str, monkeypatch: pytest.
 # --- found by long runs ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_is_interrupted_alone(tmp_path: Path, models: Path) -> None:
     trial = chaos.Trial("kill-call", 0, tmp_path, models, "dare")
     fault = ["signal", int(signal.SIGINT), "self"]

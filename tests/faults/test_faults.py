@@ -138,6 +138,7 @@ def test_a_worker_that_is_killed_fails_the_merge(tmp_path: Path, long: Path) -> 
     assert not (tmp_path / "not").exists()
 
 
+@pytest.mark.exhaustive
 def test_if_what_forks_workers_is_killed_the_merge_fails(tmp_path: Path, long: Path) -> None:
     out = tmp_path / "out"
     with started(*long_merge(long, out, 2)) as process:
@@ -170,7 +171,13 @@ def processes_of(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children()
 
 
-@pytest.mark.parametrize(("there", "count"), [(processes_of, 1), (workers_of, 2)], ids=["before", "with workers"])
+@pytest.mark.parametrize(
+    ("there", "count"),
+    [
+        pytest.param(workers_of, 2, id="with workers"),
+        pytest.param(processes_of, 1, id="before", marks=pytest.mark.exhaustive),
+    ],
+)
 @pytest.mark.parametrize("seconds", few([0.05, 0.01, 0.1, 0.15]))
 def test_control_c_in_a_terminal_reaches_everyone_and_leaves_nothing(
     tmp_path: Path, long: Path, seconds: float, there: Callable[[int], list[psutil.Process]], count: int

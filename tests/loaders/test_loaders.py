@@ -29,6 +29,7 @@ from paddle_merge.checkpoints.names import LAYOUTS
 from tests.support import libraries
 from tests.support.checkpoints import from_bits, read, to_bits
 from tests.support.libraries import ABSENT, LIBRARIES, VARIABLES
+from tests.support.sweeps import in_pairs
 
 pytestmark = [
     pytest.mark.loaders,
@@ -105,7 +106,7 @@ def computes(library: str, model_type: str) -> bool:
     return library != "paddleformers" or model_type == "llama"
 
 
-CASES = [
+ALL = [
     Case(model_type, ties, dtype, kinds, layout, shards)
     for model_type, ties in MODELS
     for dtype in DTYPES
@@ -117,6 +118,12 @@ FROM_TRANSFORMERS, FROM_PADDLENLP = (
     Case("qwen2", "untied", "float32", (f"{library}_safetensors",) * 2, layout, "single")
     for library, layout in (("transformers", "hf"), ("paddlenlp", "paddlenlp"))
 )
+# In which any two of these meet: a model, its dtype, who wrote what is merged, and what it is merged into.
+MEETING = [
+    {"model": (case.model_type, case.ties), "dtype": case.dtype, "from": case.kinds, "to": (case.output_layout, case.shards)}
+    for case in ALL
+]
+CASES = [ALL[index] for index in in_pairs(MEETING, [ALL.index(FROM_TRANSFORMERS), ALL.index(FROM_PADDLENLP)])]
 TOKENIZERS: list[tuple[str, Case, dict[str, object]]] = [
     ("transformers", FROM_TRANSFORMERS, {}),
     ("paddlenlp", FROM_TRANSFORMERS, {"use_fast": True}),  # its other one can't read tokenizer.json

@@ -115,9 +115,10 @@ def test_killed_while_it_imports_it_says_so() -> None:
             r"can't start a worker \(Cannot allocate memory\)",
         ),
         ("import sys\nsys.modules['numba'] = None\n", "can't start workers: ModuleNotFoundError: import of numba halted"),
-        (
+        pytest.param(
             "import threading\ndef start(_):\n    raise RuntimeError('no thread')\nthreading.Thread.start = start\n",
             r"a worker failed \(RuntimeError: no thread\)",
+            marks=pytest.mark.exhaustive,
         ),
     ],
     ids=["fork", "imports", "worker"],

@@ -249,7 +249,7 @@ def test_if_the_finalists_fail_it_says_why(tmp_path: Path) -> None:
 def test_if_all_fail_it_says_why(tmp_path: Path) -> None:
     path = workshop(tmp_path, SEARCH.replace("loss", "accuracy"))
     with pytest.raises(ConfigError, match="all 54 candidates failed: the evaluator gave no 'accuracy', but loss, size"):
-        evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
+        searched(path, "out")
     assert not (tmp_path / "out/model.safetensors").exists()
 
 

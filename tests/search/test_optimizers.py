@@ -85,9 +85,9 @@ def search(
         ("cat_cma", sphere, 600, 1e-6),
         ("nsga2", sphere, 1200, 1e-2),
         ("optuna", sphere, 100, 1.0),
-        ("cma", rastrigin, 1500, 1e-4),
         ("cat_cma", rastrigin, 1500, 1e-4),
-        ("nsga2", rastrigin, 2500, 0.1),
+        pytest.param("cma", rastrigin, 1500, 1e-4, marks=pytest.mark.exhaustive),
+        pytest.param("nsga2", rastrigin, 2500, 0.1, marks=pytest.mark.exhaustive),
     ],
 )
 def test_numbers_reach_the_minimum(name: str, function: Function, evaluations: int, bound: float) -> None:

@@ -193,6 +193,7 @@ def test_a_point_that_fails_is_no_end(tmp_path: Path) -> None:
     assert sweep_report(outcome)["failed"] == 1
 
 
+@pytest.mark.exhaustive
 def test_a_crash_is_one_points_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "judge.py").write_text(
         "import os\n\ndef score(candidate, split, seed, samples):\n"

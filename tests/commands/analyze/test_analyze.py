@@ -168,7 +168,7 @@ def expected(xs: list[np.ndarray], density: float, rescale: bool, narrow: bool) 
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_against_numpy(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Values are sixteenths, so that every dtype holds them and their sums."""

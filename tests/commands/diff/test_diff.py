@@ -185,7 +185,7 @@ def measured(folder: Path, a: np.ndarray, b: np.ndarray, a_dtype: str, b_dtype: 
         return sum((measure(pair, *piece, files, lambda _: None) for piece in pair.pieces()), Sums())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(DTYPE_PAIRS),
     st.integers(0, 700),

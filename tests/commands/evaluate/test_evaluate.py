@@ -131,6 +131,7 @@ model-index:
     )
 
 
+@pytest.mark.exhaustive
 def test_the_card_of_a_model_that_fails_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its earlier scores may be good. Nor do other cards tell reasons, which may hold paths."""
     for name, inputs in {"good": ["a", "b"], "bad": ["raises", "raises"]}.items():
@@ -144,6 +145,7 @@ def test_the_card_of_a_model_that_fails_stays(folder: Path, capsys: pytest.Captu
     assert "unlucky" not in card
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 def test_a_table_that_cant_be_written_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "table.md").symlink_to("/dev/full")

@@ -53,6 +53,7 @@ def test_the_command_that_it_prints_repeats_the_merge(tmp_path: Path, capsys: py
     assert Path("again/model.safetensors").read_bytes() == Path("the best/model.safetensors").read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = workshop(tmp_path, SEARCH.replace("18", "9"))
     code, out, _ = run(capsys, "evolve", str(path), "--output_path", "out", "--json", "--quiet")

@@ -279,6 +279,7 @@ def test_factors_are_of_the_dtype_that_their_library_needs(tmp_path: Path, forma
     assert set(dtypes(tmp_path / "out", prefix).values()) == {expected}
 
 
+@pytest.mark.exhaustive
 def test_the_same_bytes_again_in_another_process(tmp_path: Path) -> None:
     base = llama(0)
     files = pair(tmp_path, base, tuned(base, None))

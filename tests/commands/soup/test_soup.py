@@ -258,6 +258,7 @@ def test_a_checkpoint_that_can_not_be_scored_is_no_member(
     assert "checkpoint-20 failed: ValueError: it has no answer" in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 def test_the_dtype_that_is_asked_for_is_scored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Checkpoints of different dtypes have no average without one."""
     write(run / "checkpoint-20", state(20), "float16")

@@ -122,6 +122,7 @@ def test_a_kill_at_any_time_makes_no_difference(tmp_path: Path) -> None:
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_evolve_picks_by_a_rule_too(tmp_path: Path) -> None:
     made(tmp_path, "evolved")
     file = tmp_path / "search.yaml"

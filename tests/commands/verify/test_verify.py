@@ -118,6 +118,7 @@ def test_what_a_merge_wrote_is_found_whole(made: Path, n_process: int) -> None:
     assert found.nbytes == sum(path.stat().st_size for path in made.glob("*.safetensors"))
 
 
+@pytest.mark.exhaustive
 def test_the_record_is_the_same_for_any_n_process(made: Path, tmp_path: Path) -> None:
     again = run(tmp_path / "again", [str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "base"), n_process=3)
     locks = [json.loads((out / "merge_lock.json").read_text()) for out in (made, again)]

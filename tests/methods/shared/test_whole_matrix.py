@@ -486,7 +486,7 @@ def test_nan_and_inf_stay_in_their_elements(tmp_path: Path, method: str, each_ba
 
 
 @pytest.mark.parametrize("layout", ["paddlenlp", "paddleformers"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few(METHODS, 3))
 def test_paddles_layout_gives_the_same_model(tmp_path: Path, method: str, layout: str) -> None:
     """To the bit: lines are torch's rows, and singular vectors are computed of one and the same matrix."""
     base = llama(0)

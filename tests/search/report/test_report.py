@@ -139,6 +139,7 @@ def test_the_pictures_open_and_are_not_empty(two: tuple[Path, Outcome]) -> None:
         assert colours(folder / name) > 20
 
 
+@pytest.mark.exhaustive
 def test_one_objective_by_a_race_has_no_front(tmp_path: Path) -> None:
     """And of the two-objective search that was in the folder before, no picture remains."""
     path = workshop(tmp_path, ONE + "race: {first: 3}\n")
@@ -292,6 +293,7 @@ def test_a_path_by_model_and_layer() -> None:
     assert others == []
 
 
+@pytest.mark.exhaustive
 def test_the_page_of_a_search_in_two_parts(here: Path) -> None:  # noqa: F811
     (here / "search.yaml").write_text(TWO_PARTS.replace("evaluations: 24", "evaluations: 8").replace("72", "24"))
     a = target(here, [("a", 0, 1.0), ("a", 2, 1.0)])
