@@ -173,10 +173,8 @@ def processes_of(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.parametrize(
     ("there", "count"),
-    [
-        pytest.param(workers_of, 2, id="with workers"),
-        pytest.param(processes_of, 1, id="before", marks=pytest.mark.exhaustive),
-    ],
+    few([(workers_of, 2), (processes_of, 1)], unpack=True),
+    ids=["with workers", "before"],
 )
 @pytest.mark.parametrize("seconds", few([0.05, 0.01, 0.1, 0.15]))
 def test_control_c_in_a_terminal_reaches_everyone_and_leaves_nothing(

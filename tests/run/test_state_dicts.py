@@ -14,6 +14,7 @@ from paddle_merge import CheckpointError, ConfigError, MergeConfig, WorkError, m
 from paddle_merge.backends.engine import import_paddle
 from paddle_merge.methods.paddlenlp import METHODS
 from tests.support.checkpoints import from_bits, read, to_bits, write
+from tests.support.sweeps import few
 
 paddle = import_paddle()
 SHAPES = {"w": (90, 800), "bias": (7,), "scalar": (), "none": (0, 3)}
