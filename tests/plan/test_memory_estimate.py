@@ -32,8 +32,8 @@ BITS = {"della": 1 / 8, "della_linear": 1 / 8}
 WHOLE = ("tsv", "iso_c", "safe_merge")
 # One method for each way in which memory is held while a tensor is merged, but for those.
 MEASURED = (
-    *("linear", "slerp", "ties", "dare_ties", "della", "breadcrumbs", "nuslerp", "karcher", "model_stock", "nearswap", "ram"),
-    *("sce", "arcee_fusion", "consensus_ta", "paddlenlp:slerp", "paddlenlp:della", "paddlenlp:trim+slerp"),
+    *("linear", "slerp", "ties", "dare_ties", "della", "breadcrumbs", "nuslerp", "karcher", "model_stock", "nearswap"),
+    *("ram", "sce", "arcee_fusion", "consensus_ta", "paddlenlp:slerp", "paddlenlp:della", "paddlenlp:trim+slerp"),
 )
 LINES = 1 << 8  # bytes, at most, of each line and model
 SLACK = 1 << 20
