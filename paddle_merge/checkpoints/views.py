@@ -131,12 +131,14 @@ def join(entries: Mapping[str, TensorEntry], axis: int, ranges: Mapping[str, Seq
     return _made(first, name, (*first.shape[:axis], size, *first.shape[axis + 1 :]), parts)
 
 
-def stack(entries: Sequence[TensorEntry], name: str) -> StoredEntry:
+def stack(entries: Sequence[TensorEntry], name: str) -> TensorEntry:
     """Return the tensor `name` whose slices along a new first axis are these: the inverse of nth.
 
-    Raises MalformedError if they differ in dtype or shape, or can't be cut into boxes.
+    Raises MalformedError if they differ in dtype or shape, are quantised in different ways, or can't be cut into boxes.
     """
     first, parts = entries[0], list[Part]()
+    if any(isinstance(entry, ScaledEntry) for entry in entries):
+        return _stacked(entries, name)
     for number, entry in enumerate(entries):
         if (entry.dtype, entry.shape) != (first.dtype, first.shape):
             raise MalformedError(f"can't be stacked: {entry.name!r} differs in shape or dtype from {first.name!r}")
@@ -264,6 +266,28 @@ def _placed(entry: ScaledEntry, axis: int, ranges: Sequence[Range]) -> Iterator[
     for start, stop in ranges:
         yield from _cut_grids(entry, axis, (end, end + stop - start), start)
         end += stop - start
+
+
+def _stacked(entries: Sequence[TensorEntry], name: str) -> ScaledEntry:
+    """Return quantised tensors along a new first axis, each with its own scales. Raises MalformedError."""
+    scaled = [entry for entry in entries if isinstance(entry, ScaledEntry)]
+    forms = {(entry.zero, entry.dtype, *((grid.place, grid.zeros is None) for grid in entry.grids)) for entry in scaled}
+    if len(forms) > 1 or len(scaled) < len(entries):
+        raise MalformedError("can't be stacked: the parts are quantised in different ways, or only some of them are")
+    grids = list[Grid]()
+    for its in zip(*(entry.grids for entry in scaled), strict=True):
+        first, zeros = its[0], [grid.zeros for grid in its if grid.zeros is not None]
+        grids.append(
+            Grid(
+                at=(0, *first.at),
+                shape=(len(its), *first.shape),
+                scales=stored(stack([grid.scales for grid in its], first.scales.name)),
+                block=(1, *first.block),
+                phase=(0, *first.phase),
+                zeros=stored(stack(zeros, zeros[0].name)) if zeros else None,
+            )
+        )
+    return _scaled(scaled[0], stack([entry.codes for entry in scaled], name), grids)
 
 
 def _transposed(grid: Grid) -> Grid:

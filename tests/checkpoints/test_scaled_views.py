@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from paddle_merge.checkpoints.files import Files
 from paddle_merge.checkpoints.scaled import Grid, ScaledEntry
 from paddle_merge.checkpoints.tensors import StoredEntry, TensorEntry
-from paddle_merge.checkpoints.views import every, join, nth, select, transpose
+from paddle_merge.checkpoints.views import every, join, nth, select, stack, transpose
 from paddle_merge.dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT32, DType
 from paddle_merge.errors import MalformedError
 from paddle_merge.run.sources import reader
@@ -160,3 +160,22 @@ def test_parts_that_are_not_quantised_alike(tmp_path: Path) -> None:
     other = StoredEntry("b", BFLOAT16, (2, 3), "b", 0)
     with pytest.raises(MalformedError, match="only some of them are"):
         join({"a": one, "b": other}, 0, {"a": [(0, 2)], "b": [(2, 4)]}, "v")
+    for parts in ([one, other], [one, scaled(tmp_path, "c", (2, 3), (2, 3), np.random.default_rng(0))[0]]):
+        with pytest.raises(MalformedError, match="can't be stacked: the parts are quantised in different ways"):
+            stack(parts, "v")
+
+
+def test_stacks(tmp_path: Path) -> None:
+    """Experts, each of which consists of two matrices whose blocks aren't whole."""
+    rng = np.random.default_rng(0)
+    made = [scaled(tmp_path, str(number), (7, 5), (2, 3), rng) for number in range(6)]
+    halves = {"gate": [(0, 5)], "up": [(5, 10)]}
+    pairs = [
+        join({"gate": select(gate, 0, [(1, 6)], "g"), "up": select(up, 0, [(2, 7)], "u")}, 0, halves, "both")
+        for (gate, _), (up, _) in zip(made[:3], made[3:], strict=True)
+    ]
+    both = np.stack([np.concatenate([gate[1:6], up[2:7]]) for (_, gate), (_, up) in zip(made[:3], made[3:], strict=True)])
+    view = stack(pairs, "v")
+    assert view.shape == (3, 10, 5)
+    assert read(view, 7, both.size).tobytes() == both.reshape(-1)[7:].tobytes()
+    assert read(nth(view, 1, "one"), 0, 50).tobytes() == both[1].tobytes()
