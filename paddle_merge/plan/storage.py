@@ -12,7 +12,7 @@ from ..checkpoints.config_json import read_config
 from ..checkpoints.names import HEAD, TOKEN_EMBEDDINGS, is_linear, last_word, layer_of
 from ..checkpoints.quantisation import quantisation
 from ..checkpoints.scaled import Grid, ScaledEntry
-from ..checkpoints.tensors import Checkpoint, TensorEntry
+from ..checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry
 from ..conversion.lora.entry import AdaptedEntry, read_from
 from ..conversion.modules import is_language
 from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT32, FP8_BLOCK, FP8_CHANNEL, DType, ScaledForm
@@ -21,7 +21,7 @@ from ..parsing import count_text, tensors_named
 from ..recipe.recipe import Recipe
 from .assemble import AssembledTensor
 from .scales import Scales
-from .tensor_plan import TensorPlan
+from .tensor_plan import StagedEntry, TensorPlan
 
 # Linear layers that stay as they are: routers and gates, which are small and decide much, and what joins MTP's two inputs.
 PLAIN = ("gate", "shared_expert_gate", "in_proj_ba", "eh_proj")
@@ -83,12 +83,19 @@ class Storage:
         if self.like is None:
             return _config(self.form, plain)
         said = dict(read_config(self.like.folder)["quantization_config"])
-        restacked = any(part.layers is not None for part in self.recipe.slices)
-        for key in _LISTS if restacked else ():  # what they say of layers is of other layers now
-            if said.get(key):
-                others = [module for module in map(str, said[key]) if not layer_of(module)]
-                said[key] = list(dict.fromkeys([*others, *plain]))
+        keys = [key for key in _LISTS if said.get(key)] or [_LISTS[0] if said["quant_method"] == "fp8" else _LISTS[-1]]
+        for key in keys if self._has_others(tensors) else ():  # what they say of layers is of other layers now
+            others = [module for module in map(str, said.get(key) or ()) if not layer_of(module)]
+            said[key] = list(dict.fromkeys([*others, *plain]))
         return said
+
+    def _has_others(self, tensors: Sequence[TensorPlan]) -> bool:
+        """Return whether the output has other matrices than `like`, or some of them in another form."""
+        assert self.like is not None
+        its = {
+            name: bool(_grids(one)) for name, one in self.like.tensors.items() if one.dtype.is_float and len(one.shape) > 1
+        }
+        return its != {one.name: one.scales is not None for one in tensors if one.merged and len(one.shape) > 1}
 
     def described(self, tensors: Sequence[TensorPlan]) -> Iterator[str]:
         """Yield what the plan says of codes."""
@@ -187,11 +194,18 @@ def _form_of(own: Checkpoint, made: Sequence[AssembledTensor]) -> ScaledForm | N
 
 
 def _grids(entry: TensorEntry) -> Sequence[Grid]:
-    """Return the scales of a tensor that is read from codes of E4M3, without zero points; none of another."""
-    read = read_from(entry) if isinstance(entry, AdaptedEntry) else entry
-    if not isinstance(read, ScaledEntry) or read.codes.dtype is not FLOAT8_E4M3FN:
-        return ()
-    return read.grids if not read.zero and all(grid.zeros is None for grid in read.grids) else ()
+    """Return the scales of a tensor that is read from codes of E4M3, without zero points; none of another.
+
+    Those of a tensor that is made of others are those of its first part, or of the base's in an earlier merge.
+    """
+    if isinstance(entry, AdaptedEntry):
+        return _grids(read_from(entry))
+    if isinstance(entry, StagedEntry):
+        return _grids(entry.plan.base or entry.plan.sources[0])
+    if not isinstance(entry, ScaledEntry):
+        return _grids(entry.made_of[0]) if not isinstance(entry, StoredEntry) and entry.made_of else ()
+    coded = entry.codes.dtype is FLOAT8_E4M3FN and not entry.zero and all(grid.zeros is None for grid in entry.grids)
+    return entry.grids if coded else ()
 
 
 def _codes(made: Sequence[AssembledTensor]) -> frozenset[str]:

@@ -229,6 +229,33 @@ def test_layers_in_another_order(tmp_path: Path) -> None:
     assert {**found, "modules_to_not_convert": 0} == {**said, "modules_to_not_convert": 0}
 
 
+@pytest.mark.parametrize(
+    "smaller", ["drop_layers: [0]", "keep_experts: {count: 1, by: router_norm, merge: true}", "base_model: first"]
+)
+def test_other_layers_and_experts(tmp_path: Path, smaller: str) -> None:
+    """What is made of codes becomes codes again, and the list is that of the modules that hold plain numbers."""
+    held: Tensors = {"lm_head.weight": np.ones((5, 8), BF16)}
+    for layer, word in enumerate(("up", "down")):
+        at = f"model.layers.{layer}.mlp"
+        held |= {f"{at}.gate.weight": np.ones((2, 8), BF16), f"{at}.{word}_proj.weight": np.ones((8, 8), BF16)}
+        for expert, part in np.ndindex(2, 3):
+            name = f"{at}.experts.{expert}.{('gate', 'up', 'down')[part]}_proj.weight"
+            held |= {name: np.full((8, 8), expert, E4M3), f"{name}_scale_inv": np.ones((1, 1), F32)}
+    plain = [name.removesuffix(".weight") for name in held if held[name].dtype == BF16]
+    said = {**FP8, "weight_block_size": [8, 8], "modules_to_not_convert": plain}
+    a = write_typed(tmp_path / "a", held, {"quantization_config": said, "model_type": "qwen3_moe", "num_experts": 2})
+    two = f"{{model: {a}, parameters: {{weight: 0.5}}}}"
+    recipe = f"merge_method: linear\nmodels: [{two}, {two}]\n"
+    if smaller.startswith("base_model"):
+        recipe = f"name: first\n{recipe}---\nmerge_method: task_arithmetic\nmodels: [{two}]\n"
+    merge(MergeConfig(recipe_yaml=recipe + smaller, output_path=str(tmp_path / "out")), progress=False)
+    found = stored(tmp_path / "out")
+    layers, experts = (1, 2) if "drop" in smaller else (2, 1) if "keep" in smaller else (2, 2)
+    assert sum(tensor.dtype == E4M3 for tensor in found.values()) == 3 * layers * experts
+    listed = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
+    assert sorted(listed) == sorted(name.removesuffix(".weight") for name in found if found[name].dtype == BF16)
+
+
 def test_rows_with_a_scale_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the form of llm-compressor's FP8_DYNAMIC, and from it again. The oracle divides by bfloat16's scales."""
     monkeypatch.setattr(planning, "PIECE_BYTES", 1)
