@@ -99,6 +99,14 @@ def is_linear(name: str) -> bool:
     return kind == "weight" and known
 
 
+def is_correction(name: str) -> bool:
+    """Return whether the tensor is what a router adds to the scores of experts before it chooses some.
+
+    transformers keeps it in float32 in models of any dtype: the scores of experts differ by less than bfloat16 tells apart.
+    """
+    return name.endswith(".e_score_correction_bias")
+
+
 @functools.lru_cache(MOST_NAMES)
 def last_word(name: str) -> str:
     """Return the name of the module that holds the tensor: "q_proj" for "model.layers.0.self_attn.q_proj.weight"."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ..checkpoints.names import in_layer, layer_of, stacks
+from ..checkpoints.names import in_layer, is_correction, layer_of, stacks
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.modules import within
 from ..conversion.vocabulary.align import Aligner
-from ..dtypes import BFLOAT16, DType, ScaledForm
+from ..dtypes import BFLOAT16, FLOAT32, DType, ScaledForm
 from ..errors import CheckpointError, ConfigError
 from ..methods.linear import Linear
 from ..methods.shared.method import ResolvedMethod
@@ -66,10 +66,15 @@ class AssembledTensor:
         return self.own.dtype
 
     def dtype(self, recipe: Recipe | Stage) -> DType:
-        """Return the dtype of the output's plain numbers: the recipe's for floats, if it says one; else its own."""
-        if recipe.out_dtype is None or not self.own_dtype.is_float:
-            return self.own_dtype
-        return BFLOAT16 if isinstance(recipe.out_dtype, ScaledForm) else recipe.out_dtype
+        """Return the dtype of the output's plain numbers: the recipe's for floats, if it says one; else its own.
+
+        What corrects the scores of experts isn't rounded below float32.
+        """
+        own = self.own_dtype
+        if recipe.out_dtype is None or not own.is_float:
+            return own
+        asked = BFLOAT16 if isinstance(recipe.out_dtype, ScaledForm) else recipe.out_dtype
+        return FLOAT32 if asked.itemsize < 4 <= own.itemsize and is_correction(self.name) else asked
 
     def plan(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.config_json import read_config
-from ..checkpoints.names import HEAD, TOKEN_EMBEDDINGS, is_linear, last_word, layer_of
+from ..checkpoints.names import HEAD, TOKEN_EMBEDDINGS, is_correction, is_linear, last_word, layer_of
 from ..checkpoints.quantisation import quantisation
 from ..checkpoints.scaled import Grid, ScaledEntry
 from ..checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry
@@ -52,7 +52,7 @@ class Storage:
         Beside codes, numbers of 16 bits keep their dtype. Wider ones become bfloat16, except for vectors of a model of 16
         bits: such as the routers' biases, which DeepSeek-V3 has in float32.
         """
-        if self.form is None:
+        if self.form is None or is_correction(one.name):
             return one.dtype(self.recipe)
         own = one.own_dtype
         if one.name in self.coded:
@@ -101,6 +101,10 @@ class Storage:
         """Yield what the plan says of codes."""
         if self.note:
             yield self.note
+        asked = self.recipe.out_dtype
+        wide = [one.name for one in tensors if isinstance(asked, DType) and is_correction(one.name) and one.dtype != asked]
+        if wide:
+            yield f"{tensors_named(wide)}: float32, as loaders keep it; rounded, it would make routers choose other experts"
         if self.form is None:
             return
         coded = sum(tensor.size for tensor in tensors if tensor.scales is not None)

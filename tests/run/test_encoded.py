@@ -133,6 +133,25 @@ def test_wider_models_become_bfloat16_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("out_dtype", ["fp8_block", "bfloat16"])
+def test_score_corrections_stay_float32(tmp_path: Path, out_dtype: str) -> None:
+    """Of DeepSeek-V3, a vector, and of ERNIE-4.5, a matrix: 7.01 and 7.02 are the same number of bfloat16."""
+    ernies = f"{LAYER}.mlp.moe_statics.e_score_correction_bias"
+    values = np.array([[7.01, 7.02]], F32)
+    held = {f"{LAYER}.mlp.up_proj.weight": np.ones((128, 128), BF16), BIAS: values[0], ernies: values}
+    a = write_typed(tmp_path / "a", held, {})
+    asked = config(tmp_path / "out", a, a, out_dtype=out_dtype)
+    merge(asked, progress=False)
+    found = stored(tmp_path / "out")
+    for name in (BIAS, ernies):
+        np.testing.assert_array_equal(found[name], held[name], strict=True)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    plan = plan_of(asked)
+    if out_dtype == "bfloat16":
+        (said,) = plan.storage.described(plan.tensors)
+        assert said.startswith(f"tensors '{BIAS}' and '{ernies}': float32, as loaders keep it")
+
+
 def test_same_bytes_however_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces, in threads, and in one go, with the same fingerprints; and `verify` finds what was changed."""
     a, b = model(tmp_path, 0)[0], model(tmp_path, 1)[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...checkpoints.adapters import absolute_spec
 from ...checkpoints.json_files import parsed, read_small
-from ...checkpoints.names import last_word
+from ...checkpoints.names import is_correction, last_word
 from ...conversion.vocabulary.ids import rewrite_ids, sized
 from ...conversion.vocabulary.write import is_tokenizer_file, with_tokens
 from ...errors import CheckpointError
@@ -99,7 +99,7 @@ def _model_config(content: bytes, model: dict[str, Any], plan: Plan) -> bytes:
     8-bit floats are only stored: loaders compute in what config.json says, and fail if it says float8. Beside codes, that is
     the dtype of what is stored as plain numbers.
     """
-    plain = [tensor for tensor in plan.tensors if tensor.merged and tensor.scales is None]
+    plain = [one for one in plan.tensors if one.merged and one.scales is None and not is_correction(one.name)]
     if plan.storage.form is not None:  # a few vectors may be wider
         plain = [tensor for tensor in plain if len(tensor.shape) > 1] or plain
     dtypes = {tensor.dtype.name for tensor in plain}
