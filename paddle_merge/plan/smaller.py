@@ -38,7 +38,7 @@ from .tensor_plan import StagedEntry
 
 _EXPERT = "keep_experts leaves this expert out"
 _LAYER = "drop_layers leaves this layer out"
-_MERGED = "the merge"  # the title of tensors of which only a part is kept
+MERGED = "the merge"  # the title of merged tensors that smaller ones are made of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +225,7 @@ class _Work:
             masked_as=self._masked_as[one.name],
             transposed=one.name in self._transposed,
         )
-        return StagedEntry(one.name, plan.dtype, plan.shape, plan, _MERGED)
+        return StagedEntry(one.name, plan.dtype, plan.shape, plan, MERGED)
 
     # --- layers
 

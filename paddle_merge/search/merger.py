@@ -28,6 +28,7 @@ from ..plan.config_source import different_settings
 from ..plan.matched import Matched, matched
 from ..plan.output_config import changes_config, output_config
 from ..plan.planner import make, plan_tensors
+from ..plan.smaller import MERGED
 from ..plan.tensor_plan import StagedEntry, TensorPlan
 from ..recipe.recipe import Recipe
 from ..run.pipeline import merge_tensor
@@ -183,13 +184,14 @@ class Merger:
         """Return the raw elements of a tensor that an earlier merge makes, flat.
 
         They are kept as long as the earlier merges stay the same: a path takes layers several times, and candidates of a
-        search for paths may all have the same ones.
+        search for paths may all have the same ones. What this merge makes, before experts are left out, differs between
+        candidates, and isn't kept.
         """
         key = entry.title, entry.plan.name
         if key not in self._staged:
             its = entry.plan
             raw = self._merged(its, np.empty(its.size, its.dtype.raw) if _is_made(its) else None)
-            if raw.nbytes > self._memory:
+            if entry.title == MERGED or raw.nbytes > self._memory:
                 return raw
             self._memory -= raw.nbytes
             self._staged[key] = raw

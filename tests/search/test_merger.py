@@ -13,6 +13,7 @@ from paddle_merge.recipe.recipe import Recipe
 from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.search.merger import Merger
 from tests.support.checkpoints import read, write
+from tests.support.mixtures import model
 from tests.support.searches import state, workshop
 from tests.support.sweeps import few
 
@@ -100,6 +101,24 @@ def test_as_from_files(tmp_path: Path, name: str, dtype: str, memory: int) -> No
         assert got.keys() == expected.keys()
         for tensor, values in expected.items():
             np.testing.assert_array_equal(got[tensor].values.astype(values.dtype), values)
+    merger.close()
+
+
+def test_candidates_that_merge_experts_in_groups(tmp_path: Path) -> None:
+    """What groups of experts are made of is merged anew for each candidate."""
+    folders = [model(tmp_path / str(seed), seed, layers=1) for seed in range(2)]
+    merger = Merger(memory=1 << 30)
+    for weight in (0.2, 0.9):
+        document = {
+            "merge_method": "linear",
+            "models": [{"model": one, "parameters": {"weight": w}} for one, w in zip(folders, (weight, 1.0), strict=True)],
+            "keep_experts": [{"0": 0.7, "3": 0.3}, 1],
+        }
+        out = tmp_path / f"out {weight}"
+        merge(MergeConfig(recipe_yaml=json.dumps(document) + "\n", output_path=str(out)), progress=False)
+        got = merger.merge(parse(json.dumps(document), "x.yaml").recipe)
+        for name, values in read(out).items():
+            np.testing.assert_array_equal(got[name].values, values, err_msg=name)
     merger.close()
 
 
