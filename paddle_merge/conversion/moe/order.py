@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from ...backends.machine import cores, free_memory
 from ...checkpoints.tensors import Checkpoint
 from ...errors import CheckpointError, MalformedError
-from ...parsing import tensors_named
+from ...parsing import nearest, tensors_named
 from .layers import MoeLayer, moe_layers
 from .matching import LayerOrder, Side, match
 
@@ -139,12 +140,18 @@ def read_orders(path: str, inputs: Sequence[str], layers: Sequence[Mapping[str, 
 
     inputs: what they are called. Raises CheckpointError if the file isn't one, or is of other inputs.
     """
+    if not os.path.isfile(path):
+        meant = nearest(os.path.basename(path), ("index", "match"))
+        raise CheckpointError(f"--expert_alignment {path}: is neither index nor match, and no file{meant}")
     try:
-        with np.load(path, allow_pickle=False) as file, zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
             about = json.loads(archive.read("about.json"))
             if (about["reference"], about["inputs"]) != (reference, list(inputs)):
                 named = ", ".join(map(str, about["inputs"]))
-                raise CheckpointError(f"--expert_alignment {path}: is of other inputs, or of another base: {named}")
+                raise CheckpointError(
+                    f"--expert_alignment {path}: is of other inputs, or of another base: {named}; pass match, which finds"
+                    " their orders anew"
+                )
             found: dict[int, dict[str, LayerOrder]] = {}
             for number, its in enumerate(layers):
                 for prefix, layer in its.items() if number != reference else ():
@@ -154,6 +161,8 @@ def read_orders(path: str, inputs: Sequence[str], layers: Sequence[Mapping[str, 
                     if not _is_order(order, layer):
                         raise ValueError(prefix)
                     found.setdefault(number, {})[prefix] = order
+    except CheckpointError:  # is a ValueError, too
+        raise
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"--expert_alignment {path}: isn't a file of expert orders that an earlier merge of these models wrote ({error})"
