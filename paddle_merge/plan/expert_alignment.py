@@ -67,18 +67,16 @@ def experts_of(
     config: the output's config.json. layout: of the tensors. measure: whether to read weights and match experts, where that
     is asked for; else only whether it can be done is checked. Raises CheckpointError listing what can't; WorkError.
     """
-    matching = recipe.expert_alignment != INDEX
+    matching, of_layers = recipe.expert_alignment != INDEX, takes_layers(recipe)
     if not matching and recipe.router == "merge":
-        return Experts(inputs, _by_index(inputs, config, layout))
+        return Experts(inputs, () if of_layers else _by_index(inputs, config, layout))
     first = len(recipe.models) if recipe.base is not None else 0
     if recipe.router == "base" and recipe.base is None:
         raise CheckpointError(
             "router: base keeps the routers of the base model, and there is none: give it (--base_model_path, or base_model"
             " in a recipe), or leave router out"
         )
-    parts = [*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)]
-    sliced = any(part.layers is not None for part in parts)
-    if sliced:
+    if of_layers:
         asked = f"expert_alignment: {recipe.expert_alignment}" if matching else "router: base"
         raise CheckpointError(f"{asked} is for whole models, layer by layer; with slices, leave it out")
     if matching and len(inputs) < 2:
@@ -113,6 +111,12 @@ def experts_of(
     ]
     told, warnings = _told(inputs, orders, size)
     return Experts(tuple(ordered), (*told, *notes), warnings, routers, why, orders)
+
+
+def takes_layers(recipe: Recipe) -> bool:
+    """Return whether slices say which layers are taken, so that layers of different numbers may be merged, or none."""
+    parts = [*recipe.slices, *(part for stage in recipe.stages for part in stage.slices)]
+    return any(part.layers is not None for part in parts)
 
 
 def _by_index(inputs: Sequence[Checkpoint], config: Mapping[str, Any], layout: str | None) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from ..conversion.moe.layers import MoeLayer, has_experts
 from ..conversion.moe.order import layers_of
 from ..dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from ..errors import CheckpointError
-from ..plan.expert_alignment import INDEX
+from ..plan.expert_alignment import INDEX, takes_layers
 from ..plan.plan import Plan
+from ..plan.tensor_plan import leaves
 
 UNLIKE = 0.5  # the mean cosine between rows of the same index below which a warning is given
 
@@ -26,18 +27,20 @@ UNLIKE = 0.5  # the mean cosine between rows of the same index below which a war
 def warnings(plan: Plan) -> list[str]:
     """Return a sentence on each input whose experts don't seem to correspond to those of the base, or of the first model.
 
-    Inputs whose layers aren't understood, or whose routers have adapters, are left out. Raises WorkError if a file can't be
-    read.
+    Inputs that aren't merged with others, whose layers aren't understood, or whose routers have adapters, are left out.
+    Raises WorkError if a file can't be read.
     """
     recipe, found = plan.recipe, list[str]()
     first = len(recipe.models) if recipe.base is not None else 0
     inputs = plan.inputs[: len(recipe.sources)]
     if recipe.expert_alignment != INDEX or len(inputs) < 2 or not has_experts(inputs[first].tensors):
         return []
+    sliced = takes_layers(recipe)
+    mixed, where = (_mixed(plan), ", without slices,") if sliced else (range(len(inputs)), "")
     with closing(Files()) as files:
-        like = _rows(inputs[first], plan, files)
+        like = _rows(inputs[first], plan, files) if first in mixed else None
         for number, one in enumerate(inputs):
-            rows = _rows(one, plan, files) if number != first and like is not None else None
+            rows = _rows(one, plan, files) if number != first and number in mixed and like is not None else None
             if rows is None or like is None or rows.shape != like.shape:
                 continue
             cosines = like @ rows.T
@@ -47,8 +50,17 @@ def warnings(plan: Plan) -> list[str]:
                 found.append(
                     f"{one.path}: expert k doesn't seem to correspond to expert k of {inputs[first].path}: the rows of their"
                     f" routers hardly resemble one another (mean cosine {own:.2f}){order}. If the models were trained apart,"
-                    " --expert_alignment match finds which experts correspond"
+                    f" --expert_alignment match{where} finds which experts correspond"
                 )
+    return found
+
+
+def _mixed(plan: Plan) -> set[int]:
+    """Return the inputs that are merged with others: not those that only give whole layers, as passthrough takes them."""
+    found = set[int]()
+    for tensor in plan.tensors:
+        numbers = {number for number, _ in leaves(tensor)}
+        found |= numbers if len(numbers) > 1 else set()
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, layers in models.items():
         write(tmp_path / name, stored(layers, "deepseek_v3"), "bfloat16", format="pt", config=config("deepseek_v3"))
     return tmp_path
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_slices(here: Path, merged: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Of layers that are taken from one model or the other nothing is said; where slices merge two, what could be done."""
+    base, apart = ({"model": name, "layer_range": [0, 1]} for name in ("base", "apart"))
+    slices = [{"sources": [base, apart]}] if merged else [{"sources": [base]}, {"sources": [apart]}]
+    recipe = {"merge_method": "linear", "parameters": {"weight": 1}, "slices": slices}
+    merge(MergeConfig(recipe_yaml=json.dumps(recipe) + "\n", output_path="out"), progress=False)
+    assert ("--expert_alignment match, without slices, finds which" in caplog.text) == merged
+    assert ("doesn't seem to correspond" in caplog.text) == merged
+    assert "expert k is merged with expert k" not in caplog.text
 
 
 @pytest.mark.parametrize(
