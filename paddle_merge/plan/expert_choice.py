@@ -12,7 +12,7 @@ of neurons, and with rows of routers instead of their outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -25,13 +25,16 @@ Rows = Callable[[MoeLayer], np.ndarray]  # the router's weights, float64 [expert
 Chosen = dict[int, tuple[Group, ...]]  # layer -> what becomes each expert of the output
 
 
-def chosen(keep: KeepExperts, layers: Mapping[int, MoeLayer], rows: Rows, path: str) -> Chosen:
+def chosen(
+    keep: KeepExperts, layers: Mapping[int, MoeLayer], rows: Rows, path: str, dropped: Collection[int] = ()
+) -> Chosen:
     """Return what becomes each expert of each layer of the output; weights of a group add up to 1.
 
     layers: by their numbers. Of those that are routed to by groups of experts, as many of each group are kept. rows: reads
-    routers, where needed. path: of the model, for messages. Raises CheckpointError listing what doesn't fit; WorkError.
+    routers, where needed. path: of the model, for messages. dropped: layers that the output doesn't get. Raises
+    CheckpointError listing what doesn't fit; WorkError.
     """
-    found = _by_score(keep, layers, rows, path) if keep.count else _listed(keep, layers, path)
+    found = _by_score(keep, layers, rows, path, dropped) if keep.count else _listed(keep, layers, path)
     sizes = {number: len(groups) for number, groups in found.items()}
     if len(set(sizes.values())) > 1:
         (few, fewer), (many, more) = (pick(sizes.items(), key=lambda item: item[1]) for pick in (min, max))
@@ -67,8 +70,13 @@ def _listed(keep: KeepExperts, layers: Mapping[int, MoeLayer], path: str) -> Cho
     return {number: keep.of(number) or () for number in layers}
 
 
-def _by_score(keep: KeepExperts, layers: Mapping[int, MoeLayer], rows: Rows, path: str) -> Chosen:
+def _by_score(keep: KeepExperts, layers: Mapping[int, MoeLayer], rows: Rows, path: str, dropped: Collection[int]) -> Chosen:
     statistics = read_statistics(keep.statistics) if keep.statistics else None
+    if statistics is not None and (others := sorted(set(statistics.layers) - {*layers, *dropped})):
+        raise CheckpointError(
+            f"{keep.statistics}: has layer {others[0]}, which has no experts in the merged model: it is of another model, or"
+            " slices gave its layers other numbers; measure the merged model"
+        )
     for number, one in layers.items():
         if problem := _problem(keep, number, one, statistics, path):
             raise CheckpointError(problem)

@@ -132,7 +132,7 @@ class _Work:
     ) -> KeepExperts:
         """Leave experts out, or merge them; return which are kept. Raises CheckpointError."""
         its = {one.name: one for one in self.tensors}
-        groups = chosen(keep, mixtures, functools.partial(router_rows, its), path)
+        groups = chosen(keep, mixtures, functools.partial(router_rows, its), path, self._recipe.drop_layers)
         counts = {one.count for one in mixtures.values()}
         if len(counts) > 1:
             raise CheckpointError(
