@@ -30,6 +30,7 @@ KEYS = (
     *("upcycle", "non_experts", "router_std", "seed"),
 )
 _EXPERT = ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale")
+_OF_MERGES = ("expert_alignment", "router", "keep_experts", "drop_layers")
 _UPCYCLE = ("experts", "drop_rate")
 _SMALL = 0.02  # router_std of upcycled models, whose routers are to be trained (Komatsuzaki et al. 2023)
 
@@ -45,7 +46,7 @@ class MixtureReader(Drafts):
 
     def __init__(self, where: str):
         super().__init__(where)
-        self.meant = {*KEYS, *_EXPERT}
+        self.meant = {*KEYS, *_EXPERT, *_OF_MERGES}
 
     def recipe(self, nodes: Sequence[yaml.Node]) -> Recipe | None:
         """Return the recipe; None if there are problems."""

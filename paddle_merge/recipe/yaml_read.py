@@ -103,11 +103,10 @@ class _Reader(Drafts):
             return None
         *before, last = made
         for stage in stages:
-            for key in ("chat_template", "expert_alignment", "router"):
+            if stage.chat_template is not None:
+                self.note(stage.chat_template, "'chat_template' has no effect in a merge whose output another merge uses")
+            for key in ("expert_alignment", "router", "keep_experts", "drop_layers"):
                 if (node := getattr(stage, key)) is not None:
-                    self.note(node, f"{key!r} has no effect in a merge whose output another merge uses")
-            for node, key in ((stage.keep_experts, "keep_experts"), (stage.drop_layers, "drop_layers")):
-                if node is not None:
                     self.wrong(node, f"{key!r} belongs into the last merge, whose output is written")
         kept = read_keep_experts(self, final.keep_experts) if final.keep_experts is not None else None
         dropped = read_drop_layers(self, final.drop_layers) if final.drop_layers is not None else ()

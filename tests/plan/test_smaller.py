@@ -11,6 +11,7 @@ import pytest
 
 from paddle_merge import CheckpointError, ConfigError, MergeConfig, merge
 from paddle_merge.backends.engine import NUMPY
+from paddle_merge.checkpoints.expert_statistics import ExpertStatistics, LayerStatistics
 from paddle_merge.plan.account import account
 from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.request import Request
@@ -228,6 +229,17 @@ def test_experts_of_dropped_layers_need_not_be_chosen(tmp_path: Path) -> None:
     assert (told["num_hidden_layers"], told["num_nextn_predict_layers"], told["num_experts"]) == (1, 0, 2)
 
 
+def test_statistics_of_layers_with_other_numbers(tmp_path: Path) -> None:
+    """A model whose slices leave layer 0 out is not what was measured: its layer 0 was layer 1."""
+    folder, file = model(tmp_path / "a", layers=2), tmp_path / "s.json"
+    layers = {number: LayerStatistics(*[[1, 2, 3, 4]] * 4) for number in range(2)}
+    file.write_text(ExpertStatistics("a", "p", 9, layers).to_json())
+    keep = {"count": 2, "by": "frequency", "statistics": str(file)}
+    parts = [{"sources": [{"model": folder, "layer_range": [1, 2]}]}]
+    said = refused(json.dumps({"merge_method": "passthrough", "slices": parts, "keep_experts": keep}) + "\n")
+    assert "has layer 1, which has no experts in the merged model" in said
+
+
 def test_layers_that_predict_further_tokens_are_counted_apart(tmp_path: Path) -> None:
     said = {"num_nextn_predict_layers": 1, "num_hidden_layers": 2, "first_k_dense_replace": 1, "mlp_only_layers": []}
     folder = model(tmp_path / "a", layers=3, dense=(0,), config=said)
@@ -319,9 +331,14 @@ def test_the_card_says_what_is_kept_and_repeats_it(tmp_path: Path) -> None:
 
 
 def test_where_keys_belong() -> None:
-    stage = {"name": "one", "merge_method": "passthrough", "models": [{"model": "a"}], "drop_layers": [0]}
-    text = f"{json.dumps(stage)}\n---\n{recipe('one')}"
-    assert "'drop_layers' belongs into the last merge" in refused(text)
+    keys = {"drop_layers": [0], "keep_experts": [0], "expert_alignment": "match", "router": "base"}
+    stage = {"name": "one", "merge_method": "passthrough", "models": [{"model": "a"}], **keys}
+    said = refused(f"{json.dumps(stage)}\n---\n{recipe('one')}")
+    mixture = {"base_model": "a", "gate_mode": "random", "experts": [{"source_model": "a"}, {"source_model": "b"}], **keys}
+    others = refused(json.dumps(mixture) + "\n")
+    for key in keys:
+        assert f"{key!r} belongs into the last merge" in said
+        assert f"unknown key {key!r}" in others
     assert "by reap needs statistics" in refused(recipe("a", keep_experts={"count": 2, "by": "reap"}))
     assert "'rep' is no score; did you mean 'reap'?" in refused(recipe("a", keep_experts={"count": 2, "by": "rep"}))
     assert "must be a list of experts" in refused(recipe("a", keep_experts=2))
