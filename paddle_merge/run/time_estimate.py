@@ -24,6 +24,7 @@ from ..backends.scratch import Scratch
 from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import BLOCK
 from ..checkpoints.tensors import TensorEntry
+from ..conversion.mixture.entry import DrawnEntry
 from ..conversion.vocabulary.entry import CompletedEntry, Pursuit, together
 from ..errors import WorkError
 from ..methods.shared.whole_matrix import is_matrix
@@ -77,6 +78,8 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
             notes.append(f"the loops were compiled for this forecast, which took {loading:.0f} s: once on this machine")
         if any(tensor.resolved.merger.whole_matrices and is_matrix(tensor.shape) for tensor in plan.tensors):
             notes.append("what is computed of whole matrices isn't counted, and may take much longer than everything else")
+        if any(_of_prompts(tensor.inputs) for tensor in plan.tensors):
+            notes.append("what computes the routers of the prompts isn't counted")
         costs = bench.costs(random_places)
         cached, disk = page_cache(plan, random_places)
         flush = flush_rate(written)
@@ -148,7 +151,7 @@ class _Bench:
         self._at = 0
         self._kinds: dict[object, list[TensorPlan]] = {}
         for tensor in plan.tensors:
-            if tensor.merged and tensor.size and not _pursuits(tensor.inputs):
+            if tensor.merged and tensor.size and not _pursuits(tensor.inputs) and not _of_prompts(tensor.inputs):
                 self._kinds.setdefault(_kind(tensor), []).append(tensor)
 
     def load(self) -> float:
@@ -236,6 +239,11 @@ def _pursuits(entries: Sequence[TensorEntry]) -> list[Pursuit]:
     """Return the pursuits that give coefficients for rows of tensors; they take far longer than a forecast may."""
     own = [entry.how for entry in entries if isinstance(entry, CompletedEntry) and isinstance(entry.how, Pursuit)]
     return own + [one for entry in entries for one in _pursuits(entry.made_of)]
+
+
+def _of_prompts(entries: Sequence[TensorEntry]) -> bool:
+    """Return whether tensors have values that only the merge itself computes (gates.py), so that a forecast has none."""
+    return any(isinstance(entry, DrawnEntry) and entry.kind == "values" for entry in entries)
 
 
 def _pursuing(plan: Plan) -> float:

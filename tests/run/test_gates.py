@@ -67,6 +67,15 @@ def test_experts_are_their_models_mlps_and_the_rest_is_the_bases() -> None:
     assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
 
 
+def test_a_dry_run_does_without_the_values_of_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = f"base_model: base\ngate_mode: cheap_embed\n{PROMPTS}"
+    merge(MergeConfig(recipe_yaml=recipe, output_path="out", dry_run=True), progress=False)
+    printed = capsys.readouterr().out
+    assert "time     about" in printed
+    assert "what computes the routers of the prompts isn't counted" in printed
+    assert not Path("out").exists()
+
+
 def test_branch_train_mix_averages_what_is_no_expert() -> None:
     found = made("gate_mode: uniform_random\nnon_experts: average\nexperts: [{source_model: a}, {source_model: b}]\n")
     a, b = (state("llama", seed) for seed in (1, 2))
