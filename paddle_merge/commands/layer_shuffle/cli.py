@@ -16,7 +16,7 @@ from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
 from ..merge import FIELDS as MERGE_FIELDS
 from ..merge import run
-from .draw import any_places, same_places, slices
+from .draw import any_places, counts, same_places, slices
 
 _WHICH, _RECIPE = "Which layers", "The recipe"
 # The flags of a merge that this takes, too.
@@ -134,12 +134,13 @@ def recipe(config: ShuffleConfig, prefix: str) -> str:
         )
     attempt.finish()
     known = [depth for depth in depths if depth is not None]
+    count = sum(counts(known, config.weights)) if config.full_random else known[0]
+    if not 0 < count <= MOST_LAYERS:
+        raise ConfigError(f"--weight_list gives the output {count} layers; it must have from 1 to {MOST_LAYERS}")
     if config.full_random:
         drawn = any_places(known, config.weights, config.seed, config.distinct)
     else:
         drawn = same_places(known[0], config.weights, config.seed)
-    if not 0 < len(drawn) <= MOST_LAYERS:
-        raise ConfigError(f"--weight_list gives the output {len(drawn)} layers; it must have from 1 to {MOST_LAYERS}")
     paths = [absolute_spec(path) for path in config.paths]
     ends = {"sources": [{"model": paths[0], "layer_range": [0, 0]}]}
     parts = [{"sources": [{"model": paths[model], "layer_range": [first, end]}]} for model, first, end in slices(drawn)]

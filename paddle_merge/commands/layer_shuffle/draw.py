@@ -27,14 +27,18 @@ def any_places(depths: Sequence[int], fractions: Sequence[float], seed: int, dis
     depths: how many layers each model has. distinct: whether no layer is drawn twice; then fractions are at most 1.
     """
     drawn: list[Layer] = []
-    for model, (depth, fraction) in enumerate(zip(depths, fractions, strict=True)):
-        count = int(depth * fraction + 1e-9)
+    for model, (depth, count) in enumerate(zip(depths, counts(depths, fractions), strict=True)):
         if distinct:
             drawn += [(model, layer) for layer in _shuffled(range(depth), seed, f"layers of model {model}")[:count]]
         else:
             drawn += [(model, int(_share(seed, f"layer {number} of model {model}") * depth)) for number in range(count)]
     order = _shuffled(range(len(drawn)), seed, "order")
     return [drawn[place] for place in order]
+
+
+def counts(depths: Sequence[int], fractions: Sequence[float]) -> list[int]:
+    """Return how many layers each model gives."""
+    return [int(depth * fraction + 1e-9) for depth, fraction in zip(depths, fractions, strict=True)]
 
 
 def slices(layers: Sequence[Layer]) -> list[tuple[int, int, int]]:
