@@ -72,7 +72,7 @@ class Family:
     expert: the name of a matrix of an expert behind the layer's prefix, of its number and the matrix's own word; words: what
     the matrices are called where not as in dense models. router: name of the router's weight.
     shared: the beginning of the shared expert's names; "" if the family has none. shared_gate: the weight of its gate.
-    least_shared: how many it must have; at most one is made. biases: whether attention may have biases.
+    least_shared: how many it must have; at most one is made. biases: the projections of attention that may have a bias.
     zeros: tensors to add. settings: what config.json says, of the dense one's content, the number of experts, of shared
     ones, and of experts per token.
     """
@@ -89,7 +89,7 @@ class Family:
     shared: str = ""
     shared_gate: str = ""
     least_shared: int = 0
-    biases: bool = False
+    biases: tuple[str, ...] = ()
     zeros: tuple[Zeros, ...] = ()
 
     def config(self, dense: Mapping[str, Any], experts: int, shared: int, per_token: int) -> dict[str, Any]:
@@ -209,7 +209,7 @@ FAMILIES = (
         shared="mlp.shared_expert.",
         shared_gate="mlp.shared_expert_gate.weight",
         least_shared=1,
-        biases=True,
+        biases=_QKV,
         zeros=tuple(Zeros(f"self_attn.{word}.bias", f"self_attn.{word}.weight") for word in _QKV),
     ),
     Family(
@@ -219,7 +219,7 @@ FAMILIES = (
         architecture="Qwen3MoeForCausalLM",
         dense=("qwen3",),
         settings=_qwen,
-        biases=True,
+        biases=(*_QKV, "o_proj"),
     ),
     Family(
         title="ernie4_5_moe",

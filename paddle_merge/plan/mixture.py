@@ -197,8 +197,9 @@ def _unfit_tensors(recipe: Recipe, mixture: Mixture, inputs: Sequence[Checkpoint
     matrices = [name for name in base.tensors if mlp_of(name)]
     if not matrices:
         return [f"{base.path}: has no MLPs of {', '.join(MLP)}, of which experts could be made"]
-    if others := [name for name in base.tensors if ".mlp." in name and not mlp_of(name)]:
-        found.append(f"{base.path}: its MLPs have {tensors_named(others)}, and an expert has only {', '.join(MLP)}")
+    for one in (base, *(inputs[number] for number in _experts_models(mixture))):
+        if others := [name for name in one.tensors if ".mlp." in name and not mlp_of(name)]:
+            found.append(f"{one.path}: its MLPs have {tensors_named(others)}, and an expert has only {', '.join(MLP)}")
     wanted = list(base.tensors) if mixture.non_experts == "average" else matrices
     for number in _experts_models(mixture):
         if number in told:
@@ -231,9 +232,11 @@ def _unfit_tensors(recipe: Recipe, mixture: Mixture, inputs: Sequence[Checkpoint
 def _unsupported(family: Family, base: Checkpoint, config: Mapping[str, Any]) -> list[str]:
     """Return sentences on what the base has and the family can't have."""
     found = []
-    biases = [name for name in base.tensors if name.endswith(".bias")]
-    if biases and not family.biases:
-        found.append(f"{base.path}: {family.title} has no biases, and the base has {tensors_named(biases)}")
+    known = tuple(f".self_attn.{word}.bias" for word in family.biases)
+    biases = [name for name in base.tensors if name.endswith(".bias") and not name.endswith(known)]
+    if biases:
+        such = f"biases but of {', '.join(family.biases)}" if family.biases else "biases"
+        found.append(f"{base.path}: {family.title} has no {such}, and the base has {tensors_named(biases)}")
     head = widths(config).get("head")
     if family.title == "deepseek" and head and head * config.get("num_attention_heads", 0) != config.get("hidden_size"):
         found.append(f"{base.path}: heads of {head} elements, but deepseek has heads of hidden_size / num_attention_heads")

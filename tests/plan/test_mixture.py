@@ -232,6 +232,19 @@ def test_what_can_not_be_an_expert_is_refused() -> None:
     assert sentence in problems(EXPERTS)[0]
 
 
+def test_biases_that_no_loader_would_read_are_refused() -> None:
+    """Llama's attention_bias is of o_proj, too, which Qwen2's mixture lacks; and an expert has no bias at all."""
+    models("llama")
+    output = {f"model.layers.{layer}.self_attn.o_proj.bias": np.ones(HIDDEN) for layer in range(LAYERS)}
+    write(Path("base"), {**state("llama", 0), **output}, format="pt", config=config("llama"))
+    write(Path("b"), {**state("llama", 2), "model.layers.0.mlp.up_proj.bias": np.ones(INTER)}, format="pt")
+    assert problems(f"{EXPERTS}{SHARED}architecture: qwen2_moe") == [
+        "b: its MLPs have tensor 'model.layers.0.mlp.up_proj.bias', and an expert has only gate_proj, up_proj, down_proj",
+        "base: qwen2_moe has no biases but of q_proj, k_proj, v_proj, and the base has tensors"
+        " 'model.layers.0.self_attn.o_proj.bias' and 'model.layers.1.self_attn.o_proj.bias'",
+    ]
+
+
 def test_layouts_and_formats_that_are_not_made() -> None:
     models("llama")
     for fields, flag in (
