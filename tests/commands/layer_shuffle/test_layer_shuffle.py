@@ -96,7 +96,7 @@ def test_full_random(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["a", "deep"], ["the models have different numbers of layers: 4 in a, 6 in deep; --full_random takes any of them"]),
         (["a", "b", "--full_random", "--weight", "0.1", "0.1"], ["--weight_list gives the output 0 layers; it must"]),
-        (["a", "b", "--full_random", "--weight", "1e20", "1"], ["--weight_list gives the output 400000000000000000004 layers"]),
+        (["a", "b", "--full_random", "--weight", "1e20", "1"], ["--weight_list gives the output 400000000000000000004"]),
     ],
 )
 def test_mistakes(here: Path, words: list[str], sentences: list[str], capsys: pytest.CaptureFixture[str]) -> None:
