@@ -155,6 +155,8 @@ def _encoder(folder: str) -> Callable[[str], Sequence[int]]:
         import tokenizers
 
         read = tokenizers.Tokenizer.from_file(path)
+        read.no_truncation()
+        read.no_padding()
         return lambda text: read.encode(text, add_special_tokens=False).ids
     path = next((one for name in SENTENCEPIECE if os.path.isfile(one := os.path.join(folder, name))), "")
     with contextlib.suppress(ImportError):

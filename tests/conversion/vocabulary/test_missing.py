@@ -143,6 +143,17 @@ def test_subwords_by_hand(here: Path, pieces: str, cab: list[float], head: list[
     np.testing.assert_allclose(out[HEAD][1], head, rtol=1e-6)
 
 
+def test_padding_and_truncation_of_the_tokenizer_do_not_count(here: Path) -> None:
+    """Files often keep the settings of the training's batches."""
+    wanted = made(recipe("subword"))[EMBED]
+    path = here / "model" / "tokenizer.json"
+    padding = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+    truncation = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "padding": padding, "truncation": truncation}))
+    np.testing.assert_array_equal(made(recipe("subword"), "again")[EMBED], wanted)
+
+
 def test_mean_zeros_and_padding(here: Path) -> None:
     kept = np.mean([EOS, B, A, C], axis=0)
     np.testing.assert_allclose(made(recipe("mean"))[EMBED][[1, 5]], [kept, kept], rtol=1e-6)
