@@ -138,6 +138,11 @@ def _qwen2(dense: Mapping[str, Any], experts: int, shared: int, per_token: int) 
     windows: dict[str, Any] = {}
     if "use_sliding_window" not in dense:  # of llama or mistral, where a window counts for all layers
         windows = {"use_sliding_window": dense.get("sliding_window") is not None, "max_window_layers": 0}
+    said, layers = {**dense, **windows}, dense.get("num_hidden_layers")
+    if said["use_sliding_window"] and not said.get("layer_types") and isinstance(layers, int):
+        # Unlike Qwen2, its mixture reads max_window_layers as the end of the layers with windows, in transformers 5.
+        kinds, first = ("full_attention", "sliding_attention"), said["max_window_layers"]
+        windows["layer_types"] = [kinds[number >= first] for number in range(layers)]
     own = {"shared_expert_intermediate_size": dense.get("intermediate_size"), "qkv_bias": True}
     return {**_qwen(dense, experts, shared, per_token), **own, **windows}
 

@@ -132,6 +132,11 @@ def test_windows_are_kept() -> None:
     assert said(plan(EXPERTS))["sliding_window"] == 8
     of_qwen = said(plan(f"{EXPERTS}{SHARED}architecture: qwen"))
     assert (of_qwen["use_sliding_window"], of_qwen["sliding_window"], of_qwen["max_window_layers"]) == (True, 8, 0)
+    assert of_qwen["layer_types"] == ["sliding_attention"] * LAYERS
+    models("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    assert said(plan(EXPERTS + SHARED))["layer_types"] == ["full_attention", "sliding_attention"]
+    models("qwen2", use_sliding_window=False, sliding_window=8)
+    assert "layer_types" not in said(plan(EXPERTS + SHARED))
 
 
 def problems(text: str, mode: str = "random", **fields: Any) -> list[str]:
