@@ -88,13 +88,15 @@ class ScaledForm:
 
     A number is its code times its block's scale. All other tensors are stored as plain numbers.
     name: as --out_dtype has it. block: the rows and columns that share a scale; 0 columns: all of them. scales: what the
-    name of the scales has behind the weight's. scale: their dtype, float32 or bfloat16.
+    name of the scales has behind the weight's. scale: their dtype, float32 or bfloat16. powers: whether they are powers of
+    2, as those of DeepSeek-V3.1 (ue8m0).
     """
 
     name: str
     block: tuple[int, int]
     scales: str
     scale: DType
+    powers: bool = False
 
     @property
     def codes(self) -> DType:

@@ -17,13 +17,15 @@ class Scales:
     """The scales of one weight.
 
     shape: of the weight: rows and columns, perhaps of several matrices. A band is the rows that share a row of scales.
-    block: rows and columns that share a scale. dtype: of the scales. offset: of the first scale in the weight's file.
+    block: rows and columns that share a scale. dtype: of the scales. powers: whether they are powers of 2. offset: of the
+    first scale in the weight's file.
     """
 
     name: str
     shape: tuple[int, ...]
     block: tuple[int, int]
     dtype: DType
+    powers: bool = False
     offset: int = 0
 
     @property

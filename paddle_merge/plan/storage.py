@@ -65,7 +65,8 @@ class Storage:
         if self.form is None or one.name not in self.coded:
             return None
         rows, columns = self.form.block
-        return Scales(one.name + self.form.scales, one.shape, (rows, columns or one.shape[-1]), self.form.scale)
+        block = rows, columns or one.shape[-1]
+        return Scales(one.name + self.form.scales, one.shape, block, self.form.scale, self.form.powers)
 
     def config(self, tensors: Sequence[TensorPlan]) -> Mapping[str, Any] | None:
         """Return the quantization_config that config.json needs; None if it must have none.
@@ -188,7 +189,7 @@ def _form_of(own: Checkpoint, made: Sequence[AssembledTensor]) -> ScaledForm | N
         return None
     scale = dtypes.pop()
     if said.method == "fp8" and len(said.blocks) == 1 and raw.get("activation_scheme", "dynamic") == "dynamic":
-        return dataclasses.replace(FP8_BLOCK, block=said.blocks[0]) if scale is FLOAT32 else None
+        return dataclasses.replace(FP8_BLOCK, block=said.blocks[0], powers=said.exponents) if scale is FLOAT32 else None
     groups = list((raw.get("config_groups") or {}).values())
     if said.method != "compressed-tensors" or len(groups) != 1 or raw.get("kv_cache_scheme"):
         return None

@@ -60,7 +60,7 @@ class Encoder:
         scales = self._scratch.array("scales", bands * blocks, np.float32)
         narrow = self._scales.dtype is BFLOAT16
         grid, table = scales.reshape(bands, blocks), codes.reshape(-1, columns)
-        self._encode(values.reshape(-1, columns), rows, width, narrow, table, grid)
+        self._encode(values.reshape(-1, columns), rows, width, narrow, self._scales.powers, table, grid)
         if narrow:
             scales, exact = self._scratch.array("narrow scales", len(scales), BFLOAT16.raw), scales
             self._round(exact, scales)

@@ -16,11 +16,13 @@ from paddle_merge.backends.kernels.encoding import encode_e4m3fn
 F32 = np.float32
 
 
-def encode(values: np.ndarray, rows: int, width: int, narrow: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def encode(
+    values: np.ndarray, rows: int, width: int, narrow: bool = False, powers: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Return codes and scales of values (n, columns)."""
     codes = np.empty(values.shape, np.uint8)
     scales = np.empty((-(-values.shape[0] // rows), -(-values.shape[1] // width)), F32)
-    encode_e4m3fn(np.ascontiguousarray(values, F32), rows, width, narrow, codes, scales)
+    encode_e4m3fn(np.ascontiguousarray(values, F32), rows, width, narrow, powers, codes, scales)
     return codes, scales
 
 
@@ -45,6 +47,14 @@ def test_by_hand() -> None:
     ]
     assert codes[:2].tolist() == [[0x6E, 0xF6, 0x7E, 0], [0x7E, 0x77, 0xF6, 0]]
     assert scales.tolist() == [[F32(2) / F32(448), F32(0.875) / F32(448)], [1, F32(1) / F32(448)]]
+
+
+def test_powers_of_two() -> None:
+    """300 / 448 is rounded up to 1, 0.25 * 449 / 448 to 0.5, and 448 * 4 / 448 is 4; a scale is never below float32's."""
+    values = np.array([[300, -18, 112.25, 0.5, 1792, 4, 0, 0, 1e-40, 0]])
+    codes, scales = encode(values, 1, 2, powers=True)
+    assert scales.tolist() == [[1, 0.5, 4, 1, 2.0**-126]]
+    assert codes.view(ml_dtypes.float8_e4m3fn).astype(float).tolist() == [[288, -18, 224, 1, 448, 1, 0, 0, 2**-7, 0]]
 
 
 @settings(max_examples=60, deadline=None)

@@ -225,6 +225,26 @@ def test_codes_stay_codes(tmp_path: Path) -> None:
     assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
 
 
+def test_scales_that_are_powers_of_two_stay_so(tmp_path: Path) -> None:
+    """As DeepSeek-V3.1 has them, in float32: loaders that read scale_fmt take them for exponents."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 0x7A, (32, 32)).astype(np.uint8)
+    codes[::16, ::16] = 0x79  # 288: the scale is rounded up
+    scales = (2.0 ** random.integers(-9, 0, (2, 2))).astype(F32)
+    name = f"{LAYER}.mlp.up_proj.weight"
+    said = {**FP8, "weight_block_size": [16, 16], "scale_fmt": "ue8m0"}
+    held = {name: codes.view(E4M3), f"{name}_scale_inv": scales}
+    a = write_typed(tmp_path / "a", held, {"quantization_config": said})
+    b = write_typed(tmp_path / "b", {**held, f"{name}_scale_inv": np.full((2, 2), 2, F32)}, {"quantization_config": said})
+    merge(config(tmp_path / "same", a, a, out_dtype=None), progress=False)
+    found = stored(tmp_path / "same")
+    np.testing.assert_array_equal(found[name].view(np.uint8), codes)
+    np.testing.assert_array_equal(found[f"{name}_scale_inv"], scales)
+    merge(config(tmp_path / "out", a, b, out_dtype=None), progress=False)
+    assert (np.frexp(stored(tmp_path / "out")[f"{name}_scale_inv"])[0] == 0.5).all()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"] == said
+
+
 def test_layers_in_another_order(tmp_path: Path) -> None:
     """The list of modules that hold plain numbers is that of the new layers."""
     held: Tensors = {"lm_head.weight": np.ones((5, 8), BF16)}

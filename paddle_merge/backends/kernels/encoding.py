@@ -13,13 +13,14 @@ SMALLEST = float32(2.0**-126)  # of scales: below it, float32 has fewer digits
 
 
 @jit
-def encode_e4m3fn(values, rows, width, narrow, codes, scales):
+def encode_e4m3fn(values, rows, width, narrow, powers, codes, scales):
     """Round values (n, columns) float32 to codes of the same shape, with scales (bands, blocks) float32.
 
     rows, width: of a block; those at the end may be smaller. A scale is the block's largest magnitude / 448, rounded once,
     or 1 for a block of zeros. A code is value * (448 / magnitude), rounded to nearest even. NaN and Inf have the code of
     NaN, and don't count for the scale. Codes are equal to those of transformers' Fp8Quantize.
-    narrow: whether scales are rounded once more, to numbers of bfloat16. Then a code is value * (1 / scale).
+    narrow: whether scales are rounded once more, to numbers of bfloat16. powers: whether they are rounded up to powers of 2.
+    Then a code is value * (1 / scale).
     """
     columns = values.shape[1]
     largest, factors, scaled = np.empty(columns, uint32), np.empty(columns, float32), np.empty(columns, float32)
@@ -40,6 +41,9 @@ def encode_e4m3fn(values, rows, width, narrow, codes, scales):
             if narrow:
                 scale = _to_bfloat16(scale)
                 factor = float32(1) / scale
+            if powers:
+                scale = float_of(uint32(uint32(bits_of(scale) + uint32(0x7FFFFF)) & uint32(0xFF800000)))
+                factor = float32(1) / scale
             scales[band, block] = scale
             factors[begin:end] = factor
         for i in range(first, last):
@@ -49,7 +53,7 @@ def encode_e4m3fn(values, rows, width, narrow, codes, scales):
             store_float8_e4m3fn(scaled, codes[i])
         for block in range(scales.shape[1]):
             begin, end = block * width, min((block + 1) * width, columns)
-            if not narrow:
+            if not narrow and not powers:
                 box = values[first:last, begin:end], codes[first:last, begin:end]
                 scales[band, block] = _settled(box[0], box[1], scales[band, block])
 
