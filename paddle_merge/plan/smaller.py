@@ -198,7 +198,7 @@ class _Work:
                 mean = self._staged(plan)
             picks.append(Pick(number, mean, _runs([0], place)))
         shape = (len(groups), *entry.shape[1:])
-        made = AlignedEntry(one.name, entry.dtype, shape, 0, tuple(picks))
+        made = AlignedEntry(one.name, entry.dtype, shape, 0, tuple(picks), remark="")
         return dataclasses.replace(_of(one, (made,), (number,), (1.0,)), how=f"{how}, others merged into them")
 
     def _some(self, one: AssembledTensor, axis: int, kept: Sequence[int], how: str) -> AssembledTensor:
@@ -295,7 +295,7 @@ def _part(entry: TensorEntry, number: int, axis: int, kept: Sequence[int]) -> Te
         except MalformedError as error:
             raise CheckpointError(f"{entry.file}: tensor {entry.name!r} {error}") from None
     shape = (*entry.shape[:axis], len(kept), *entry.shape[axis + 1 :])
-    return AlignedEntry(entry.name, entry.dtype, shape, axis, (Pick(number, entry, _runs(kept)),))
+    return AlignedEntry(entry.name, entry.dtype, shape, axis, (Pick(number, entry, _runs(kept)),), remark="")
 
 
 def _runs(kept: Sequence[int], first: int = 0) -> bytes:

@@ -128,6 +128,10 @@ class StagedEntry(TensorEntry):
         return list(zip(self.plan.numbers, self.plan.inputs, strict=True))
 
     @property
+    def bytes_read(self) -> int:
+        return sum(entry.bytes_read for entry in self.plan.inputs)
+
+    @property
     def in_blocks(self) -> Sequence[StoredEntry]:
         return ()
 

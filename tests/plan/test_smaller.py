@@ -229,6 +229,18 @@ def test_experts_of_dropped_layers_need_not_be_chosen(tmp_path: Path) -> None:
     assert (told["num_hidden_layers"], told["num_nextn_predict_layers"], told["num_experts"]) == (1, 0, 2)
 
 
+def test_what_groups_of_experts_are_read_for(tmp_path: Path) -> None:
+    """Every expert of both models is read, though the output has two: the plan says so, and nothing of tokens."""
+    models = [{"model": model(tmp_path / str(seed), seed)} for seed in range(2)]
+    keep = [{"0": 0.5, "2": 0.5}, {"1": 0.5, "3": 0.5}]
+    text = json.dumps({"merge_method": "linear", "parameters": {"weight": 1}, "models": models, "keep_experts": keep})
+    plan = make_plan(Request.of(MergeConfig(recipe_yaml=text + "\n", output_path="nowhere")).checked_recipe())
+    whole = sum(4 * values.size for one in models for values in read(Path(one["model"])).values())
+    unread = 2 * 3 * 2 * 4 * (mixtures.HIDDEN + 1)  # of routers and their biases, the rows of experts that aren't kept
+    assert plan.bytes_in == whole - unread
+    assert not [note for one in account(plan).made for note in one.notes if "token" in note]
+
+
 def test_statistics_of_layers_with_other_numbers(tmp_path: Path) -> None:
     """A model whose slices leave layer 0 out is not what was measured: its layer 0 was layer 1."""
     folder, file = model(tmp_path / "a", layers=2), tmp_path / "s.json"

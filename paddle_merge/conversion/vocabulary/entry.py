@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ...checkpoints.tensors import TensorEntry
 
 STEP = 1 << 16  # elements that are read at a time; every element comes out the same for any other number
@@ -31,12 +33,14 @@ class AlignedEntry(TensorEntry):
     """Describe a tensor with a row per token (a column, if the axis is 1) that consists of rows of several tensors.
 
     Rows that neither picks nor means give are zeros.
-    means: (n, 2) int64, as bytes: first row and number of rows that are the mean of all others.
+    means: (n, 2) int64, as bytes: first row and number of rows that are the mean of all others. remark: on what was done,
+    for people; "" if others say so.
     """
 
     axis: int
     picks: tuple[Pick, ...]
     means: bytes = b""
+    remark: str = "aligned token by token"
 
     @property
     def made_of(self) -> Sequence[TensorEntry]:
@@ -46,8 +50,18 @@ class AlignedEntry(TensorEntry):
         return [(pick.number, pick.entry) for pick in self.picks]
 
     @property
+    def bytes_read(self) -> int:
+        """Return the bytes of the rows that are picked."""
+        return sum(
+            pick.entry.bytes_read
+            * int(np.frombuffer(pick.runs, np.int64)[2::5].sum())
+            // max(1, pick.entry.shape[self.axis])
+            for pick in self.picks
+        )
+
+    @property
     def remarks(self) -> Sequence[str]:
-        return ("aligned token by token",)
+        return (self.remark,) if self.remark else ()
 
     @property
     def computed(self) -> bool:
