@@ -181,6 +181,10 @@ def test_what_is_refused(pair: Callable[..., Pair], tmp_path: Path) -> None:
         ({"router": "base"}, "router: base keeps the routers of the base model, and there is none"),
         ({"model_path_list": [str(first), str(less)], "expert_alignment": "match"}, "has 3 experts of 5 neurons, and"),
         ({"model_path_list": [str(dense)] * 2, "expert_alignment": "match"}, "has no mixture of experts"),
+        (
+            {"model_path_list": [str(first), str(dense)], "expert_alignment": "match"},
+            "dense: has no experts in model.layers.0.mlp (and 1 more), and",
+        ),
         ({"model_path_list": [str(dense)], "base_model_path": str(dense), "router": "base"}, "has no mixture of experts"),
         ({"expert_alignment": str(file)}, "isn't a file of expert orders that an earlier merge"),
         ({"expert_alignment": str(tmp_path / "macth")}, "is neither index nor match, and no file; did you mean 'match'?"),

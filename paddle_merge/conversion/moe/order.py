@@ -19,7 +19,7 @@ import numpy as np
 from ...backends.machine import cores, free_memory
 from ...checkpoints.tensors import Checkpoint
 from ...errors import CheckpointError, MalformedError
-from ...parsing import nearest, tensors_named
+from ...parsing import nearest
 from .layers import MoeLayer, moe_layers
 from .matching import LayerOrder, Side, match
 
@@ -73,8 +73,13 @@ def comparable(inputs: Sequence[Checkpoint], layers: Sequence[Mapping[str, MoeLa
     if not ours:
         problems.append(f"{like.path}: has no mixture of experts, so there are none to match: leave expert_alignment out")
     for one, its in zip(inputs, layers, strict=True) if ours else ():
-        if missing := [prefix for prefix in ours if prefix not in its] + [prefix for prefix in its if prefix not in ours]:
-            problems.append(f"{one.path}: {tensors_named(missing)} are experts either here or in {like.path}, not in both")
+        if lacking := [prefix for prefix in (*ours, *its) if prefix not in ours or prefix not in its]:
+            without, having = (like, one) if lacking[0] in its else (one, like)
+            more = f" (and {len(lacking) - 1} more)" if lacking[1:] else ""
+            problems.append(
+                f"{without.path}: has no experts in {lacking[0]}{more}, and {having.path} has; leave expert_alignment out,"
+                " or give models with experts in the same layers"
+            )
             continue
         for prefix, layer in its.items():
             found, wanted = (_size(one, layer), _size(like, ours[prefix]))
