@@ -90,7 +90,7 @@ def differences(
     inputs: Sequence[Checkpoint],
     out_dtype: DType | ScaledForm | None,
     aligned: Callable[[str], bool] = lambda name: False,
-    offered: Collection[str] = ("out_dtype", "recipes"),
+    offered: Collection[str] = ("out_dtype", "recipes", "modules"),
     partial: bool = False,
 ) -> list[str]:
     """Return a sentence on the tensors that are missing in some inputs, and on those that differ in shape or dtype between
@@ -141,7 +141,8 @@ def differences(
         held = [(one.path, one.tensors[names[0]]) for one in inputs if names[0] in one.tensors]
         shown = ", ".join(f"{list(entry.shape)} in {path}" for path, entry in held)
         which = "" if len(names) == 1 else f" (of {names[0]!r})"
-        remedy = _remedy(names, [entry.shape for _, entry in held], tokens, len(everywhere)) if "recipes" in offered else ""
+        shapes_held, count = [entry.shape for _, entry in held], len(everywhere) if "modules" in offered else 0
+        remedy = _remedy(names, shapes_held, tokens, count) if "recipes" in offered else ""
         problems.append(f"{tensors_named(names)} {_have(names)} different shapes: {shown}{which}{remedy}")
     return problems + [f"{tensors_named(names)} {_have(names)} {said}" for said, names in dtypes.items()]
 
@@ -153,11 +154,12 @@ def _hidden_sizes(inputs: Sequence[Checkpoint]) -> list[tuple[str, int]]:
 
 
 def _remedy(names: Sequence[str], shapes: Sequence[tuple[int, ...]], tokens: bool, count: int) -> str:
-    """Return what can be done about tensors of different shapes. count: how many tensors the models have."""
+    """Return what can be done about tensors of different shapes. count: how many tensors the models have; 0 if
+    modules can't be used."""
     axes = [len(set(sizes)) > 1 for sizes in zip(*shapes, strict=False)]
     if tokens and len({len(shape) for shape in shapes}) == 1 and sum(axes) == 1:
         return "; --tokenizer_source union (or base) aligns different vocabularies"
-    if len(names) > 3 or len(names) == count:
+    if len(names) > 3 or count in (0, len(names)):
         return ""
     modules = ", ".join(f"{one}: ..." for one in dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     return f"; to merge all else, take it from one model by a recipe with modules: {{{modules}, default: ...}}"

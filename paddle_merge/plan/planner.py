@@ -201,7 +201,9 @@ def _differences(recipe: Recipe | Stage, inputs: Sequence[Checkpoint], aligner: 
     found, names = list[str](), names_of(recipe)
     aligned = aligner.has if aligner is not None else lambda name: False
     alone = isinstance(recipe, Recipe) and not recipe.stages and not names
-    offered = ("out_dtype", "recipes", *(["missing_tensors"] if alone else []))
+    offered = ["out_dtype", "recipes", *(["missing_tensors"] if alone else [])]
+    if not isinstance(recipe, Recipe) or recipe.missing_tensors == "error":
+        offered.append("modules")  # which --missing_tensors doesn't go with (partial.py)
     for module, (part, *_) in parts(recipe):
         its = [modules.within(inputs[one.number].tensors, module, names) for one in part.everything]
         compared = [
