@@ -148,11 +148,12 @@ def problems(text: str, mode: str = "random", **fields: Any) -> list[str]:
 def test_everything_in_which_models_do_not_fit_is_told_together() -> None:
     models("llama")
     write_dense(Path("a"), "llama", 1, inter=20, num_attention_heads=2, num_hidden_layers=3)
-    write_dense(Path("b"), "qwen3", 2)
+    write_dense(Path("b"), "qwen3", 2, hidden_act="gelu")
     assert problems(EXPERTS) == [
         "a: intermediate size 20 (not 24), number of layers 3 (not 2), number of attention heads 2 (not 4): experts must be"
         " models of the same family and size as the base, base",
-        "b: model_type qwen3 (not llama): experts must be models of the same family and size as the base, base",
+        "b: model_type qwen3 (not llama), activation function gelu (not silu): experts must be models of the same family and"
+        " size as the base, base",
     ]
 
 
