@@ -163,8 +163,8 @@ def write_recipe(name: str, base: Path, models: list[Path], out: Path) -> tuple[
     return path, [*models, base] if based else models
 
 
-def peak_memory(command: list[str], may_fail: bool = False) -> int:
-    """Run a command and return its peak memory: the bytes that it and its descendants hold, sampled every 10 ms.
+def peak_memory(command: list[str], may_fail: bool = False, every: float = 0.01) -> int:
+    """Run a command and return its peak memory: the bytes that it and its descendants hold, sampled every so many seconds.
 
     Pages that several share count once where the system tells (on Linux), else once for each. Exits with an error message if
     the command fails, unless it may.
@@ -182,7 +182,7 @@ def peak_memory(command: list[str], may_fail: bool = False) -> int:
                     info = member.memory_full_info()
                     total += getattr(info, "pss", info.rss)
             peak = max(peak, total)
-            time.sleep(0.01)
+            time.sleep(every)
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -214,7 +214,9 @@ def main(
     for title, words in tries.items():
         begun = time.perf_counter()
         # A dry run fails where the disk is too small, after it has printed the plan.
-        peak = peak_memory([sys.executable, "-m", "paddle_merge", *words, "--output_path", str(out)], may_fail=not rows)
+        peak = peak_memory(
+            [sys.executable, "-m", "paddle_merge", *words, "--output_path", str(out)], may_fail=not rows, every=0.2
+        )
         rows.append((title, time.perf_counter() - begun, peak / 1e6))
         shutil.rmtree(out, ignore_errors=True)
     print("\n| what | s | peak, MB |\n| --- | ---: | ---: |")
