@@ -168,10 +168,10 @@ class Merged(Stored):
 
     kind = "one"
 
-    def __init__(self, folder: Path, source: str, number: int):
+    def __init__(self, library: str, folder: Path, source: str, number: int):
         from safetensors.numpy import load_file
 
-        super().__init__(folder / f"merged-{source}-{number}")
+        super().__init__(folder / f"merged-{library}-{source}-{number}")  # processes of all libraries run at the same time
         tensors = load_file(folder / source / "model.safetensors")
         generator = np.random.default_rng(number)
         self._tensors = {name: value + generator.normal(0, 0.1, value.shape) for name, value in sorted(tensors.items())}
@@ -200,10 +200,10 @@ def in_place(library: str, folder: Path, source: str) -> dict[str, object]:
     def nll(of, candidate: Merged) -> float:
         return of(candidate, "search", 0, None).metrics["nll"]
 
-    merges, one = [Merged(folder, source, number) for number in range(4)], evaluator()
+    merges, one = [Merged(library, folder, source, number) for number in range(4)], evaluator()
     together = [nll(one, candidate) for candidate in merges]
     opened = [candidate.opened for candidate in merges]
-    other = Merged(folder, source, 4)
+    other = Merged(library, folder, source, 4)
     other.arrays()["model.layers.2.extra.weight"] = np.ones(3, np.float32)
     nll(one, other)
     alone = [nll(evaluator(), candidate) for candidate in merges]
