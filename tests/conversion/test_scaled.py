@@ -271,9 +271,20 @@ def test_diff_compares_numbers(tmp_path: Path) -> None:
     quantised, plain = llama(tmp_path, 0)
     models = open_models((str(quantised), str(plain)), (None, None), "model")
     report = compare(models, 1, False)
-    assert report["only_in_a"] == report["only_in_b"] == []
-    assert report["total"]["relative"] < 2**-8  # rounded to bfloat16
+    assert report["same"]
     assert any("is quantised, and read as bfloat16" in note for note in report["notes"])
+
+
+def test_diff_sees_what_bfloat16_would_not(tmp_path: Path) -> None:
+    """One scale of four is 1 + 2^-12, of which bfloat16 has nothing; its block is 2 x 2 of 4 x 4 elements."""
+    codes, scales = np.ones((4, 4), E4M3), np.ones((2, 2), np.float32)
+    folders = []
+    for name, scale in (("a", 1), ("b", 1 + 2**-12)):
+        scales[1, 0] = scale
+        tensors = {"l.weight": codes, "l.weight_scale_inv": scales}
+        folders.append(str(write_typed(tmp_path / name, tensors, blocks((2, 2)))))
+    report = compare(open_models((folders[0], folders[1]), (None, None), "model"), 1, False)
+    assert (report["same"], report["total"]["changed"], report["total"]["max"]) == (False, 4, 2**-12)
 
 
 def weight(codes: np.ndarray, scales: np.ndarray | None = None, name: str = "l.weight_scale") -> dict[str, np.ndarray]:

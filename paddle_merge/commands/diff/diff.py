@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...checkpoints.files import Files
 from ...checkpoints.names import layer_of, word_of
+from ...checkpoints.scaled import ScaledEntry
 from ...checkpoints.tensors import Checkpoint
 from ...conversion.inputs import open_together
-from ...dtypes import DTYPES
+from ...dtypes import DTYPES, FLOAT32
 from ...version import __version__
 from ..threads import in_threads
 from .measure import Pair, Sums, measure
@@ -37,8 +38,18 @@ class Models:
 def open_models(specs: tuple[str, str], layouts: tuple[str | None, str | None], prefix: str) -> Models:
     """Open two checkpoints from their headers. Raises CheckpointError listing everything that is wrong with either."""
     opened = open_together(specs, layouts, prefix)
-    a, b = opened.checkpoints
+    a, b = map(_exact, opened.checkpoints)
     return Models(a, b, opened.layout, opened.notes)
+
+
+def _exact(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with quantised tensors in float32, in which they are computed: rounded to the dtype that they
+    stand for, tensors whose scales differ a little would count as equal."""
+    exact = {
+        name: replace(entry, dtype=FLOAT32) if isinstance(entry, ScaledEntry) else entry
+        for name, entry in checkpoint.tensors.items()
+    }
+    return replace(checkpoint, tensors=exact)
 
 
 def compare(models: Models, n_process: int, progress: bool | None = None) -> dict[str, Any]:
