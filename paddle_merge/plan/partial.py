@@ -56,7 +56,8 @@ def kept(recipe: Recipe, inputs: Sequence[Checkpoint]) -> Kept:
         for one in inputs
     ]
     why = {origin: reason for one in inputs for name in left if name in one.tensors for origin in origins(one.tensors[name])}
-    notes = (f"{tensors_named(list(left))} left out: {reason.partition(' (')[0].replace('it', 'them')}",) if left else ()
+    said = reason.partition(" (")[0].removesuffix("it") + ("it" if len(left) == 1 else "them")
+    notes = (f"{tensors_named(list(left))} left out: {said}",) if left else ()
     return Kept(tuple(found), notes, why)
 
 

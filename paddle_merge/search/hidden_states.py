@@ -12,24 +12,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import MergeError
 from .contract import EvaluationError, scratch_folder
-from .evaluators.libraries.models import ModelSettings, chosen, opened
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A checkpoint on disk, as models.opened takes it."""
-
-    path: str
-
-    def folder(self) -> str:
-        return self.path
+from .evaluators.libraries.models import ModelSettings, StoredModel, chosen, opened
 
 
 def states_of(model: Any, groups: list[list[list[int]]], average: bool) -> np.ndarray:
@@ -57,7 +46,7 @@ def main() -> None:
 
             recipe, folder = alone(asked["model"]), os.path.join(near, "base")
             merge(MergeConfig(recipe_yaml=recipe, output_path=folder, output_layout="hf"), progress=False)
-        model = opened(_Stored(folder), chosen(settings, "gate_mode"), settings)
+        model = opened(StoredModel(folder), chosen(settings, "gate_mode"), settings)
         np.save(asked["out"], states_of(model, asked["groups"], asked["average"]))
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from tqdm import tqdm
@@ -16,19 +16,10 @@ from ...checkpoints.expert_statistics import ExpertStatistics
 from ...errors import ConfigError, WorkError
 from ...search.contract import EvaluationError
 from ...search.data import read_samples
-from ...search.evaluators.libraries.models import ModelSettings, chosen, opened
+from ...search.evaluators.libraries.models import ModelSettings, StoredModel, chosen, opened
+from ...search.evaluators.libraries.torch_models import TorchModel
 
 log = logging.getLogger("paddle_merge")
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """A checkpoint on disk, as models.opened takes it."""
-
-    path: str
-
-    def folder(self) -> str:
-        return self.path
 
 
 def texts_of(path: str) -> list[str]:
@@ -60,10 +51,10 @@ def measure(model: str, prompts: str, settings: ModelSettings) -> ExpertStatisti
     settings = dataclasses.replace(settings, library="transformers")
     library = chosen(settings, "expert-stats")
     try:
-        held = opened(_Folder(os.path.expanduser(model)), library, settings)
+        held = cast(TorchModel, opened(StoredModel(os.path.expanduser(model)), library, settings))
         from .torch_hooks import Recorder
 
-        recorder = Recorder(held.model)  # type: ignore[attr-defined]
+        recorder = Recorder(held.model)
         parts = [part for text in texts for part in _parts(held.encode(text), held.length)]
         total = sum(map(len, parts))
         parts.sort(key=len, reverse=True)
@@ -73,7 +64,7 @@ def measure(model: str, prompts: str, settings: ModelSettings) -> ExpertStatisti
             tokens = np.zeros((len(some), len(some[0])), np.int64)
             for row, part in enumerate(some):
                 tokens[row, : len(part)] = part
-            recorder.run(held.model, tokens, [*map(len, some)])  # type: ignore[attr-defined]
+            recorder.run(held.model, tokens, [*map(len, some)])
         return ExpertStatistics(model, prompts, total, recorder.layers())
     except EvaluationError as error:
         raise WorkError(f"{model}: {error}") from error

@@ -19,20 +19,10 @@ from lm_eval.api.registry import register_model
 
 from ...contract import EvaluationError
 from .likelihood import Text, likelihoods, pair
-from .models import LanguageModel, ModelSettings, chosen, opened
+from .models import LanguageModel, ModelSettings, StoredModel, chosen, opened
 
 PIECE = 32  # tokens that are generated before stop texts are looked for
 MOST = 256  # tokens that are generated where a task doesn't say (as in HFLM)
-
-
-class StoredModel:
-    """A checkpoint folder as a candidate, as far as libraries need one."""
-
-    def __init__(self, path: str):
-        self.title = path
-
-    def folder(self) -> str:
-        return self.title
 
 
 @register_model("paddle_merge")

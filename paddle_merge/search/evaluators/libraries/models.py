@@ -113,6 +113,16 @@ class HasFolder(Protocol):
     def folder(self) -> str: ...
 
 
+@dataclass(frozen=True)
+class StoredModel:
+    """A checkpoint folder as a candidate, as far as libraries need one."""
+
+    path: str
+
+    def folder(self) -> str:
+        return self.path
+
+
 class Models:
     """Opens one candidate after another.
 
