@@ -33,6 +33,7 @@ setup(
     install_requires=[
         "numpy>=1.26",  # arrays
         "numba>=0.60",  # compiles the loops over elements
+        "llvmlite",  # links their machine code without Numba, which needs it and says which version
         "typer>=0.12",  # the command line
         "tqdm",  # the progress bar
         "safetensors>=0.4.3",  # opens every output once more, before the merge counts as done

@@ -9,10 +9,10 @@ import shutil
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 
-import numba  # noqa: F401 - a process that has it merges itself what the command line is given: see commands/main.py
 import pytest
 from hypothesis import settings
 
+import paddle_merge.backends.np_backend  # noqa: F401 - a process that has it merges itself what the command line is given
 from paddle_merge.backends.engine import Engine, import_paddle
 from tests.support import compiled
 from tests.support.sweeps import diagonal, in_pairs

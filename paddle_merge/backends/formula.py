@@ -2,7 +2,7 @@
 
 A formula is a function of blocks, written in NumPy's functions: `formula(xp, x, ...)`, xp being NumPy or Paddle's twin of it
 (pd_words.py). The NumPy backend runs it as it stands, or, much faster, by the loop that it names. Loops are named, not
-imported: reading a recipe and planning a merge must not load Numba.
+imported: reading a recipe and planning a merge do without them.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def keep_limit(probability: Any) -> Any:
 
 
 def hash_block(key: Key, start: int, size: int) -> np.ndarray:
-    """Return the hashes of elements start .. start + size, (size,) uint32, as the Numba loop in
+    """Return the hashes of elements start .. start + size, (size,) uint32, as the compiled loop in
     kernels/folds.py computes them."""
     k0, k1 = (np.uint32(word) for word in block_key(key, start))
     x: np.ndarray = np.arange(size, dtype=np.uint32) + k0

@@ -1,4 +1,4 @@
-"""Compute with NumPy arrays on the CPU: the operations of backend.py, with Numba loops for all that touches each element."""
+"""Compute with NumPy arrays on the CPU: the operations of backend.py, compiled loops for what touches each element."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ..errors import ConfigError
-from ..run.fork_server import has_numba, started_early
+from ..run.fork_server import has_loops, started_early
 from ..run.output.signals import uninterrupted
 from .command import command, without_scipy
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with contextlib.ExitStack() as around:
             if name in OURS:
                 around.enter_context(without_scipy())
-            if name == "merge" and not any(QUICK.match(word) for word in rest) and not has_numba():
+            if name == "merge" and not any(QUICK.match(word) for word in rest) and not has_loops():
                 around.enter_context(started_early())
             with uninterrupted():  # NumPy's import makes an error of an interrupt, and Python's may lose it
                 module = import_module(f".{COMMANDS[name][0]}", __package__)

@@ -95,7 +95,7 @@ def _merge(config: MergeConfig, tensors: Sequence[Any], sparsifier: str | None, 
     sparsifier: its name; None to merge. name: the name of the tensor, which its mask depends on.
     Raises ConfigError and CheckpointError.
     """
-    from ..run.state_dicts import merge_by_recipe  # imports Numba
+    from ..run.state_dicts import merge_by_recipe  # planning does without
 
     alone = sparsifier is not None
     if len(tensors) < 2 and not alone:

@@ -16,11 +16,11 @@ def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
     """
     match entry:
         case ScaledEntry():
-            from .scaled_reader import ScaledReader  # imports Numba
+            from .scaled_reader import ScaledReader  # planning does without
 
             return ScaledReader(entry, compute, files)
         case AdaptedEntry():
-            from .lora.adapted import AdaptedReader  # imports Numba
+            from .lora.adapted import AdaptedReader  # planning does without
 
             return AdaptedReader(entry, compute, files)
     return StoredReader(stored(entry), files)

@@ -86,7 +86,7 @@ class ArceeFusion(Merger):
     @staticmethod
     def _divergence(tensor: Tensor, backend: Backend, along: Rows) -> np.ndarray:
         """Return each row's divergence, (rows,), in compute dtype."""
-        from ..backends.kernels.measures import add_divergence, add_exponentials  # and with it Numba
+        from ..backends.kernels.measures import add_divergence, add_exponentials  # planning does without
 
         peaks, sums = np.full((2, along.count), -np.inf), np.zeros((2, along.count))
         for start, x in tensor.deltas():

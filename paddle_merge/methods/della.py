@@ -214,7 +214,7 @@ class ByRowRank(Keep):
         return length * (len(self.thinned(models)) * itemsize + itemsize + 8 + 8 + 4 + 8 + 4 + 1)
 
     def masks(self, tensor: Tensor, backend: Backend, divide: bool) -> Sequence[Mask | None]:
-        from .shared.row_ranks import keep_by_rank  # which imports Numba
+        from .shared.row_ranks import keep_by_rank  # planning does without
 
         axes = axes_of_rows(tensor.shape, tensor.transposed)
         draws = {}

@@ -37,7 +37,7 @@ def router_rows(its: Mapping[str, AssembledTensor], mixture: MoeLayer) -> np.nda
 
 def _values(entry: TensorEntry, files: Files) -> np.ndarray:
     """Return the elements of a tensor, float64, in its shape; if an earlier merge makes it, the mean of its models."""
-    from ..backends.np_backend import widen  # imports Numba, which most plans don't need
+    from ..backends.np_backend import widen  # planning does without
 
     if isinstance(entry, StagedEntry):
         return np.asarray(np.mean([_values(one, files) for one in entry.plan.sources], axis=0))

@@ -22,7 +22,7 @@ class CommonBits:
     """
 
     def __init__(self, raws: Sequence[Any], dtypes: Sequence[DType], compute: str):
-        from ..backends.np_backend import NumpyBackend  # imports Numba, which most commands don't need
+        from ..backends.np_backend import NumpyBackend  # planning does without
 
         self._backend = NumpyBackend(compute)
         raws = [

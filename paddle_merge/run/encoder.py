@@ -26,7 +26,7 @@ class Encoder:
 
     def __init__(self, tensor: TensorPlan, piece: Piece, codes: Write, scales: Write, scratch: Scratch):
         assert tensor.scales is not None
-        from ..backends.kernels import bits, encoding  # imports Numba, which most commands don't need
+        from ..backends.kernels import bits, encoding  # planning does without
 
         self._encode, self._round, self._scales = encoding.encode_e4m3fn, bits.store_bfloat16, tensor.scales
         self._write_codes, self._write_scales = codes, scales

@@ -1,7 +1,7 @@
 """Start workers by forking one process, which has imported what all of them need.
 
-Importing Numba takes longer than a merge of a small model, and its code more memory than the merge. So one process, the
-fork server, imports it, and may begin before it is known what to merge; its forks, the workers, share its memory.
+Importing what computes (NumPy, LLVM's linker, the compiled loops) takes as long as a merge of a small model. So one process,
+the fork server, imports it, and may begin before it is known what to merge; its forks, the workers, share its memory.
 
 The fork server is started afresh, so workers inherit no state of the caller's script. When it forks, it has one thread and
 no file open but the standard ones and its connection; a worker also has its own connection and the lock that it is to hold.
@@ -148,7 +148,7 @@ def how_ended(code: int) -> str:
 
 @contextlib.contextmanager
 def started_early() -> Iterator[None]:
-    """Start a fork server, which imports Numba while this process finds out what to merge, for `fork_server` to return."""
+    """Start a fork server, which imports while this process finds out what to merge, for `fork_server` to return."""
     with contextlib.suppress(OSError):  # then it is started when it is needed, and the error is told
         _early.append(ForkServer())
     try:
@@ -158,9 +158,9 @@ def started_early() -> Iterator[None]:
             _early.pop().close()
 
 
-def has_numba() -> bool:
-    """Return whether this process has imported Numba, so that it merges a small model before a fork server is ready."""
-    return "numba" in sys.modules
+def has_loops() -> bool:
+    """Return whether this process has the compiled loops, so that it merges a small model before a fork server is ready."""
+    return "paddle_merge.backends.np_backend" in sys.modules
 
 
 def is_waiting() -> bool:
@@ -202,7 +202,7 @@ def main(connection: int) -> NoReturn:
 
 
 def _import() -> bytes:
-    """Import what workers need, and have Numba load its own parts, which it does when the first loop is called.
+    """Import what workers need, and run the loops that every merge runs, so that they are linked here.
 
     Returns a sentence on what went wrong, or nothing.
     """

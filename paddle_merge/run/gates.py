@@ -195,7 +195,7 @@ def _embedded(base: Checkpoint, groups: Sequence[Sequence[Sequence[int]]]) -> np
 
     Raises CheckpointError if the tokenizer has tokens that the embedding has no row for; WorkError as reading does.
     """
-    from ..backends.np_backend import widen  # imports Numba
+    from ..backends.np_backend import widen  # planning does without
 
     entry = _embedding(base)
     count, hidden = entry.shape

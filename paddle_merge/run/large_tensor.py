@@ -1,7 +1,7 @@
 """Merge a large tensor in several threads of one worker, where other workers would have nothing to do in the meantime.
 
 A tensor whose method measures it is one worker's, and may take longer than all other tensors take the other workers. Its
-models are measured at the same time, and then its elements are merged in parts. Numba's loops and reads release Python's
+models are measured at the same time, and then its elements are merged in parts. Compiled loops and reads release Python's
 interpreter lock, so threads suffice. The bytes are those that one thread writes: each model is measured on its own in any
 case, and a part of a merge doesn't depend on where it begins.
 """

@@ -42,19 +42,19 @@ def reader(entry: TensorEntry, compute: str, files: Files) -> ElementReader:
         case ReorderedEntry():
             return ReorderedReader(entry, functools.partial(reader, compute=compute, files=files))
         case AlignedEntry():
-            from ..conversion.vocabulary.aligned import AlignedReader  # imports Numba
+            from ..conversion.vocabulary.aligned import AlignedReader  # planning does without
 
             return AlignedReader(entry, compute, functools.partial(reader, files=files))
         case CompletedEntry():
-            from ..conversion.vocabulary.completed import CompletedReader  # imports Numba
+            from ..conversion.vocabulary.completed import CompletedReader  # planning does without
 
             return CompletedReader(entry, compute, functools.partial(reader, files=files))
         case DrawnEntry():
-            from ..conversion.mixture.drawing import DrawnReader  # imports Numba
+            from ..conversion.mixture.drawing import DrawnReader  # planning does without
 
             return DrawnReader(entry, compute)
         case ExpertEntry():
-            from ..conversion.mixture.drawing import ExpertReader  # imports Numba
+            from ..conversion.mixture.drawing import ExpertReader  # planning does without
 
             return ExpertReader(entry, compute, functools.partial(reader, files=files))
         case StagedEntry():
@@ -128,7 +128,7 @@ class StagedReader:
     """
 
     def __init__(self, entry: StagedEntry, files: Files):
-        from ..backends.np_backend import NumpyBackend  # imports Numba, which most commands don't need
+        from ..backends.np_backend import NumpyBackend  # planning does without
 
         plan, self._backend = entry.plan, NumpyBackend(entry.plan.compute)
         self.dtype, self._size = plan.dtype, plan.size

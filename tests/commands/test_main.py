@@ -275,7 +275,7 @@ def test_what_starts_workers_early(
         yield
 
     monkeypatch.setattr(main, "started_early", early)
-    monkeypatch.setattr(main, "has_numba", lambda: imported)
+    monkeypatch.setattr(main, "has_loops", lambda: imported)
     with pytest.raises(SystemExit) as exit:
         main.main(words.split())
     assert not exit.value.code

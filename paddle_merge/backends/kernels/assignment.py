@@ -9,8 +9,8 @@ from .compiling import jit
 
 
 @jit
-def assign(cost):
-    """Return the column of each row, (n,) int64, of which the costs (n, n) have the smallest sum. All costs are finite.
+def assign(cost, column_of):
+    """Write to column_of (n,) int64 the column of each row, of which the costs (n, n) have the smallest sum. All are finite.
 
     Rows are assigned one after the other along shortest augmenting paths, with prices in float64 (Jonker and Volgenant 1987,
     "A shortest augmenting path algorithm for dense and sparse linear assignment problems"). Prices begin with the smallest
@@ -18,7 +18,8 @@ def assign(cost):
     """
     n = cost.shape[0]
     price, offer = np.empty(n, np.float64), np.zeros(n, np.float64)  # of columns, and of rows
-    row_of, column_of = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
+    row_of = np.full(n, -1, np.int64)
+    column_of[:] = -1
     for j in range(n):
         price[j] = np.inf
     for i in range(n):
@@ -73,4 +74,3 @@ def assign(cost):
             column_of[i], j = j, column_of[i]
             if i == start:
                 break
-    return column_of

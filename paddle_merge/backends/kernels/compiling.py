@@ -1,135 +1,105 @@
-"""Compile loops with Numba, each once on a machine: processes that need the same loop wait for the first to compile it."""
+"""Make compiled loops of Python functions. Numba compiles each once on a machine.
+
+Importing Numba takes longer than to merge a small model, and more memory than its weights. So a loop whose machine code is
+kept (kept_code.py) runs without Numba (native.py); it is imported only to compile what isn't there.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import functools
-import glob
-import os
-import time
-import uuid
+import threading
 from collections.abc import Callable
-from pathlib import Path
+from types import CellType, FunctionType
 from typing import Any
 
-from numba import njit
-from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.core.compiler_lock import global_compiler_lock
+import numpy as np
 
-PATIENCE = 30.0  # seconds to wait for another process, which may have been stopped; then the loop is compiled here, too
+from . import kept_code, native
+from .kept_code import Code
 
-
-def _files_stamp() -> tuple[tuple[float, int], ...]:
-    """Return when each file of this package was changed last, and its size."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return tuple((found.st_mtime, found.st_size) for found in (path.stat() for path in files))
+_LOCK = threading.RLock()  # held while a loop is made ready for arguments of other types
+_LAYOUTS = "CFA"  # of an array, as Numba tells them apart: rows are contiguous, columns are, neither is
 
 
-_STAMP = _files_stamp()
+class Loop:
+    """A compiled loop. It is called as the function is that it is made of, with these arguments only: NumPy arrays, numbers
+    of Python and NumPy, and tuples of them. It is compiled when it is first called with arguments of such types.
 
-
-def jit(loop: Callable[..., Any]) -> Any:
-    """Compile a loop with Numba.
-
-    The machine code is kept beside the source or in the user's cache folder. Where neither can be written (a read-only
-    container), it is compiled in every process, which takes a few seconds.
-
-    Numba keeps the code until the file of the loop changes. Loops call loops of other files, so here it is kept until any
-    file of this package changes.
-    """
-    compiled: Any = njit(nogil=True, error_model="numpy")(loop)
-    try:
-        compiled._cache = _SharedCache(loop)
-    except RuntimeError:
-        return compiled
-    compile_one = compiled.compile
-
-    @functools.wraps(compile_one)
-    def compile_here(signature: Any) -> Any:
-        with global_compiler_lock, _LOCK:  # of Numba, among this process's threads
-            return compile_one(signature)
-
-    compiled.compile = compile_here
-    return compiled
-
-
-class _Lock:
-    """Lets one process at a time compile. The context is entered for each loop; `take` takes the lock until it is left.
-
-    Loops that are compiled for the sake of another are compiled within its context.
+    function: may call other loops, which are names of its module, or of the function in which it was made.
+    name: tells loops apart whose machine code is kept.
     """
 
-    def __init__(self) -> None:
-        self._depth = 0
-        self._file: int | None = None
-        self._patience = PATIENCE
+    def __init__(self, function: FunctionType, name: str):
+        self.function, self.name = function, name
+        self._ready: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._dispatcher: Any = None
 
-    def __enter__(self) -> None:
-        self._depth += 1
+    def __call__(self, *args: Any) -> Any:
+        key = tuple([(arg.dtype, arg.ndim, arg.flags.num) if isinstance(arg, np.ndarray) else type(arg) for arg in args])
+        run = self._ready.get(key)
+        if run is None:
+            run = self._prepared(args)
+            if tuple not in key:  # which says nothing of what it holds
+                self._ready[key] = run
+        return run(*args)
 
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if self._depth == 0 and self._file is not None:
-            os.close(self._file)
-            self._file = None
+    def dispatcher(self) -> Any:
+        """Return the loop as Numba has it, which it imports."""
+        if self._dispatcher is None:
+            from numba import njit
 
-    def take(self, folder: str) -> None:
-        """Wait for the lock, for PATIENCE once at most. folder: of the compiled loops; where it can't have locks, don't."""
-        if self._file is not None:
-            return
-        with contextlib.suppress(OSError):
-            self._file = os.open(os.path.join(folder, "compiling.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            limit = time.monotonic() + self._patience
-            while True:
-                try:
-                    return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if time.monotonic() > limit:
-                        self._patience = 0.0
-                        return
-                    time.sleep(0.01)
+            code, names, cells = self.function.__code__, dict(self.function.__globals__), self.function.__closure__ or ()
+            names |= {name: _without_loop(names[name]) for name in code.co_names if name in names}
+            made = FunctionType(
+                code,
+                names,
+                self.function.__name__,
+                self.function.__defaults__,
+                tuple(CellType(_without_loop(cell.cell_contents)) for cell in cells),
+            )
+            made.__module__ = self.function.__module__
+            self._dispatcher = njit(nogil=True, error_model="numpy")(made)
+        return self._dispatcher
 
+    def _prepared(self, args: tuple[Any, ...]) -> Callable[..., Any]:
+        """Return what runs the loop with arguments of these types."""
+        types = ", ".join(map(_type_name, args))
+        with _LOCK:
+            code = kept_code.find(self.name, types)
+            if code is None:
+                with kept_code.compiling():
+                    code = kept_code.find(self.name, types)  # maybe another process has compiled it meanwhile
+                    if code is None:
+                        code = self._compiled(args)
+                        kept_code.keep(self.name, types, code)
+            return native.callable_of(code) or self.dispatcher()
 
-_LOCK = _Lock()
+    def _compiled(self, args: tuple[Any, ...]) -> Code:
+        """Return the machine code for arguments of these types."""
+        dispatcher = self.dispatcher()
+        from numba import typeof
 
-
-class _CacheFile(IndexDataCacheFile):
-    """The files of a loop's machine code, one for each signature, and their index, of which processes may die at any time.
-
-    Numba writes the index first, and gives names of older files to new ones. So an index could name a file that has the code
-    of an older version of the loop, or of another signature.
-    """
-
-    def save(self, key: Any, data: Any) -> None:
-        overloads = self._load_index()
-        overloads[key] = self._data_name(uuid.uuid4().int)
-        self._save_data(overloads[key], data)
-        self._save_index(overloads)
-        for path in Path(self._cache_path).glob(glob.escape(self._index_name.removesuffix("nbi")) + "*.nbc"):
-            if path.name not in overloads.values():  # of an older version
-                with contextlib.suppress(OSError):  # another user's
-                    path.unlink()
+        types = tuple(map(typeof, args))
+        dispatcher.compile(types)
+        return native.code_of(dispatcher.overloads[types])
 
 
-class _SharedCache(FunctionCache):
-    """Numba's cache of a compiled loop, for processes that may compile it at the same time."""
+def jit(function: Callable[..., Any], name: str = "") -> Any:
+    """Return the loop of a function. name: of a function that another one has made: what tells it from others; default: its
+    own name."""
+    assert isinstance(function, FunctionType)
+    return Loop(function, f"{function.__module__.rpartition('.')[2]}.{name or function.__name__}")
 
-    def __init__(self, loop: Callable[..., Any]):
-        super().__init__(loop)
-        self._cache_file = _CacheFile(self._cache_path, self._impl.filename_base, _STAMP)
 
-    def load_overload(self, signature: Any, target: Any) -> Any:
-        """Return the loop compiled for a signature; None: it is to be compiled, which no other process does now."""
-        found = super().load_overload(signature, target)
-        if found is None:
-            with contextlib.suppress(OSError):
-                self._impl.locator.ensure_cache_path()
-            _LOCK.take(self.cache_path)
-            found = super().load_overload(signature, target)
-        return found
+def _without_loop(value: Any) -> Any:
+    return value.dispatcher() if isinstance(value, Loop) else value
 
-    def save_overload(self, signature: Any, data: Any) -> None:
-        """Keep the code of a loop, if the disk has room for it."""
-        with contextlib.suppress(OSError):
-            super().save_overload(signature, data)
+
+def _type_name(arg: Any) -> str:
+    """Return what Numba's type of an argument depends on, in words."""
+    if isinstance(arg, tuple):
+        return f"({', '.join(map(_type_name, arg))})"
+    if not isinstance(arg, np.ndarray):
+        return type(arg).__name__
+    flags = arg.flags
+    layout = "C" if flags.c_contiguous else "F" if flags.f_contiguous else "A"
+    return f"{arg.dtype.str}[{arg.ndim}]{layout}{'' if flags.writeable else 'r'}{'' if flags.aligned else 'u'}"

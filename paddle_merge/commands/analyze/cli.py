@@ -147,7 +147,7 @@ def analyze(config: AnalyzeConfig, progress: bool | None = None) -> dict[str, An
     opened = attempt(open_together, specs, layouts, config.merge_prefix) if specs else None
     attempt.finish()
     assert opened is not None
-    from .report import Asked, analyse  # imports Numba
+    from .report import Asked, analyse  # which reading flags does without
 
     asked = Asked(config.reserve_p, config.width, config.rescale)
     report = analyse(opened, asked, common_flags.workers(config.n_process), progress)

@@ -108,7 +108,7 @@ def diff(config: DiffConfig, progress: bool | None = None) -> dict[str, Any]:
     attempt(config.check)
     models = None
     if len(config.paths) == 2:
-        from .diff import open_models  # imports Numba
+        from .diff import open_models  # which reading flags does without
 
         layouts = (config.layout[0], config.layout[-1]) if config.layout and not attempt.errors else (None, None)
         models = attempt(open_models, (config.paths[0], config.paths[1]), layouts, config.merge_prefix)

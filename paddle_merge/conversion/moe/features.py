@@ -68,7 +68,7 @@ def _matrix(tensors: Mapping[str, TensorEntry], tensor: ExpertTensor, expert: in
 
 def _values(entry: TensorEntry, start: int, shape: tuple[int, ...], files: Files) -> np.ndarray:
     """Return elements of a tensor from index `start` on, in float32; not finite ones as 0."""
-    from ...backends.np_backend import widen  # imports Numba
+    from ...backends.np_backend import widen  # planning does without
 
     source = reader(entry, "float32", files)
     found = np.empty(math.prod(shape), np.float32)

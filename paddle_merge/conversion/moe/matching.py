@@ -132,9 +132,10 @@ def _match_neurons(reference: Side, other: Side, place: int, expert: int) -> tup
 
 def _assigned(cost: np.ndarray) -> np.ndarray:
     """Return the column of each row with the smallest sum of costs, (n,) int64; each its own if that is as good."""
-    from ...backends.kernels.assignment import assign  # imports Numba
+    from ...backends.kernels.assignment import assign  # planning does without
 
-    order: np.ndarray = assign(np.ascontiguousarray(cost))
+    order = np.empty(len(cost), np.int64)
+    assign(np.ascontiguousarray(cost), order)
     places = np.arange(len(cost))
     least, own = (float(cost[places, to].sum(dtype=np.float64)) for to in (order, places))
     size = float(np.abs(cost[places, order]).sum(dtype=np.float64))

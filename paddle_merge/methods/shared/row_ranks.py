@@ -1,6 +1,6 @@
 """Draw which elements of a tensor are kept, by the rank of their magnitude within their row (methods/della.py).
 
-Whole rows at a time are gathered from blocks and sorted; what is kept is stored as one bit for each element. Imports Numba.
+Whole rows at a time are gathered from blocks and sorted; what is kept is stored as one bit for each element.
 """
 
 from __future__ import annotations
