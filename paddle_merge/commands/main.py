@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ..errors import ConfigError
-from ..run.fork_server import has_loops, started_early
+from ..run.fork_server import has_loops, one_blas_thread, started_early
 from ..run.output.signals import uninterrupted
 from .command import command, without_scipy
 
@@ -71,7 +71,7 @@ EXAMPLES = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `python -m paddle_merge` and `paddle-merge`; argv is sys.argv[1:] by default.
 
-    Exits with status 0; 1 if the command is refused or fails; 2 for wrong usage that Typer reports; 130 if interrupted.
+    Exits with status 0; 1 if the command is refused or fails; 130 if interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     with command():
@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 around.enter_context(without_scipy())
             if name == "merge" and not any(QUICK.match(word) for word in rest) and not has_loops():
                 around.enter_context(started_early())
-            with uninterrupted():  # NumPy's import makes an error of an interrupt, and Python's may lose it
+            threads = one_blas_thread() if name == "merge" else contextlib.nullcontext()  # its workers compute
+            with threads, uninterrupted():  # NumPy's import makes an error of an interrupt, and Python's may lose it
                 module = import_module(f".{COMMANDS[name][0]}", __package__)
             module.main(rest)
 
@@ -112,7 +113,8 @@ def _meant(word: str) -> str:
 
 def _list_commands(argv: Sequence[str], with_flags: bool) -> None:
     """Print the page that lists the commands, with the most frequent flags of a merge if with_flags. Exits."""
-    from .flags import PROGRAM, escape, new_app, option, switch, unwrapped, with_parameters  # imports Typer
+    from .flags import PROGRAM
+    from .help_page import HELP_FLAGS, escape, new_app, option, switch, unwrapped, with_parameters  # imports Typer
 
     parameters = [switch("version", "Print the version and exit.", None)]
     if with_flags:
@@ -122,7 +124,7 @@ def _list_commands(argv: Sequence[str], with_flags: bool) -> None:
         parameters += [option(FIELDS[name], title) for name in FREQUENT]
     epilog = "\n\n".join(["[bold]Examples[/bold]", *(escape(f"{PROGRAM} {words}") for words in EXAMPLES)])
     app = new_app()
-    app.callback(help=unwrapped(HELP), epilog=epilog, context_settings={"help_option_names": ["--help", "-h"]})(
+    app.callback(help=unwrapped(HELP), epilog=epilog, context_settings=HELP_FLAGS)(
         with_parameters(lambda **_: None, parameters)
     )
     for name, (_, what) in COMMANDS.items():

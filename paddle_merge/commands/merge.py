@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..recipe.config import ALIASES, MergeConfig
@@ -73,11 +73,6 @@ LINE = CommandLine(
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge merge *argv`. Raises MergeError."""
     LINE.main(argv, _run)
-
-
-def merge_words(argv: Sequence[str], abbreviated: Collection[str] = ()) -> list[str]:
-    """Return the words of a merge in the spelling that Typer reads; see flags.normal_form. Raises ConfigError."""
-    return LINE.normal_form(argv, abbreviated)
 
 
 def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:

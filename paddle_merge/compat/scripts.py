@@ -12,8 +12,7 @@ import typer
 
 from ..checkpoints.open import open_checkpoint
 from ..commands.command import command, set_up_logging
-from ..commands.flags import SWITCHES, is_list
-from ..commands.merge import FIELDS, merge_words, read_fields, run
+from ..commands.merge import FIELDS, LINE, read_fields, run
 from ..conversion.detect import detect
 from ..errors import ConfigError
 from ..parsing import parse_bool
@@ -36,19 +35,14 @@ def mergekit(argv: Sequence[str] | None = None) -> None:
         merge_lora_params(argv)
         return
     with command():
-        words = merge_words(argv, NAMES)
-        config = words.pop(0) if words and not words[0].startswith("--") else None
-        flags: dict[str, Any] = {}
-        for word in words:
-            name, _, value = word.removeprefix("--").partition("=")
-            flags[name] = [*flags.get(name, []), value] if name in FIELDS and is_list(FIELDS[name]) else value
-        if "help" in flags or not (config or flags):
+        given = LINE.parse(argv, NAMES)
+        if "help" in given.switches or not (given.words or given.flags):
             flags_help = [f"--{name}: {FIELDS[name].metadata['help']}" for name in NAMES]
             print("\n".join([inspect.cleandoc(str(mergekit.__doc__)), "", *flags_help]))
             return
-        set_up_logging("verbose" in flags, "quiet" in flags)
-        given = {name: value for name, value in flags.items() if name not in SWITCHES and value != "None"}
-        fields = read_fields(config, given)
+        set_up_logging("verbose" in given.switches, "quiet" in given.switches)
+        config = given.first
+        fields = read_fields(config, given.flags)
         MergeModel(MergeConfig(**MergeConfig.known_fields(fields, config or "the command"))).merge_model()
 
 

@@ -19,7 +19,8 @@ from rich.text import Text
 
 from paddle_merge.commands import main
 from paddle_merge.commands.command import command
-from paddle_merge.commands.flags import CommandLine, escape
+from paddle_merge.commands.flags import CommandLine
+from paddle_merge.commands.help_page import escape
 from paddle_merge.commands.main import COMMANDS, FREQUENT
 from tests.support import checkpoints
 from tests.support.command_lines import cli

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from paddle_merge import MergeConfig
+from paddle_merge.commands.flags import CommandLine
 from paddle_merge.commands.main import main
 from paddle_merge.commands.merge import FIELDS
 from tests.support.pages import ROOT
@@ -23,14 +24,23 @@ def cli(*argv: str) -> int:
 
 def parsed(entry: Any, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return the flags of a command line by name, as `entry` reads them, without running the command."""
-    contexts: list[Any] = []
+    found: list[dict[str, Any]] = []
+
+    def parse_only(line: CommandLine, argv: list[str], run: Any) -> None:
+        given = line.parse(argv)
+        if argv and "help" not in given.switches:
+            found.append({"first": given.words if line.many else given.first})
+            found[0] |= {item.name: given.flags.get(item.name) for item in line.fields.values()}
+        raise SystemExit(0)
+
     with monkeypatch.context() as patch:
-        patch.setattr(typer.core.TyperCommand, "invoke", lambda _, context: contexts.append(context))
+        patch.setattr(CommandLine, "main", parse_only)
+        patch.setattr(typer.core.TyperCommand, "invoke", lambda _, context: found.append(dict(context.params)))
         with pytest.raises(SystemExit) as exit:
             entry(argv)
     assert not exit.value.code, argv
-    assert contexts or argv == ["--help"] or len(argv) == 1, argv  # the name of a command alone asks for its help
-    return dict(contexts[0].params) if contexts else {}
+    assert found or argv == ["--help"] or len(argv) == 1, argv  # the name of a command alone asks for its help
+    return found[0] if found else {}
 
 
 def check_fields(given: dict[str, Any]) -> None:
