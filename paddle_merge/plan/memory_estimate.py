@@ -27,8 +27,9 @@ BUDGETS = (
     (MemoryBudget(1 << 14, 1 << 20, 1 << 20, 2 << 20, 0), 0.4),
 )
 _COMMAND = 50 << 20  # the command: Python with NumPy
-_SERVER = 172 << 20  # the process that forks workers: Python with NumPy and Numba, which may have to compile: 17 MB of it
-_WORKER = 64 << 20  # what a worker doesn't share with it, if it has to compile: 40 MB of it
+_SERVER = 60 << 20  # the process that forks workers: Python with NumPy and LLVM
+_COMPILING = 130 << 20  # Numba, which one process imports if loops are to be compiled, and LLVM, which compiles them
+_WORKER = 32 << 20  # what a worker doesn't share with the one that forks it
 _PADDLE = 330 << 20  # Paddle's libraries and what it holds
 _HEADER = 1 << 10  # the command, for each tensor of each input
 _TOKEN = 200  # of a vocabulary
@@ -79,7 +80,7 @@ def _command(plan: Plan, beside: int) -> int:
     headers = len(plan.tensors) * (len(plan.inputs) + 1) * _HEADER
     tokens = _TOKEN * sum(plan.tokens_known) + _TOKENIZER * max(plan.tokens_known, default=0)
     orders = 4 * plan.experts.nbytes  # as arrays, in entries, in the file, and on their way to workers
-    return beside + headers + tokens + orders + _COMMAND + _SERVER
+    return beside + headers + tokens + orders + _COMMAND + _SERVER + _COMPILING
 
 
 class _Worker:

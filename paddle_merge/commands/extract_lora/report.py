@@ -20,7 +20,7 @@ from .config import RANK, ExtractConfig
 from .low_rank import SPREAD
 
 log = logging.getLogger("paddle_merge")
-INTERPRETER = 180 << 20  # bytes of memory of Python with NumPy and Numba, measured
+INTERPRETER = 180 << 20  # bytes of memory of Python with NumPy, and with Numba if loops are to be compiled, measured
 SHOWN = 5  # tensors listed in the summary
 
 
