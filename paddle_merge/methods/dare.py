@@ -32,24 +32,28 @@ from .shared.sparsify import Keep, Mask
 def dare(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
     """Return x * scale where hash <= limit, else 0, (n,); NaN and Inf stay visible.
 
-    x, hashes: (n,). limits, scales: (1,).
+    x, hashes: (n,). limits, scales: (1,), or (n,) if each element has its own.
     """
     return x * ((hashes <= limits).astype(x.dtype) * scales)
 
 
 @dataclass(frozen=True)
-class _Hashed:
-    """Keeps elements whose hash under the key is at most the limit."""
+class Hashed:
+    """Keeps elements whose hash under the key is at most the limit. limits, scales: (1,), or (size,) of each element."""
 
     key: Key
     limits: Any
     scales: Any
 
     def apply(self, x: Any, start: int, backend: Backend) -> Any:
-        return backend.apply_masked(dare, x, block_key(self.key, start), self.limits, self.scales)
+        limits, scales = self.limits, self.scales
+        if limits.shape[0] > 1:
+            stop = start + x.shape[0]
+            limits, scales = limits[start:stop], scales[start:stop]
+        return backend.apply_masked(dare, x, block_key(self.key, start), limits, scales)
 
-    def scaled(self, factor: float, backend: Backend) -> _Hashed:
-        return dataclasses.replace(self, scales=backend.mask_constant(np.array([factor], backend.dtype)))
+    def scaled(self, factor: float, backend: Backend) -> Hashed:
+        return dataclasses.replace(self, scales=self.scales * backend.scalar(factor))
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Bernoulli(Keep):
                 scale = 1.0 / density if divide else 1.0
                 limits = backend.mask_constant(np.array([keep_limit(density)]))
                 scales = backend.mask_constant(np.array([scale], backend.dtype))
-                found.append(_Hashed(mask_key(tensor.seed, tensor.first + model, tensor.name), limits, scales))
+                found.append(Hashed(mask_key(tensor.seed, tensor.first + model, tensor.name), limits, scales))
             else:
                 found.append(None if density >= 1.0 else keep_nothing(tensor, backend))
         return found

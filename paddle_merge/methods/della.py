@@ -9,7 +9,7 @@ mergekit.py say which goes with which method; dare.py says how the seed reaches 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,16 @@ import numpy as np
 from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
-from ..backends.masks import FINEST, Key, block_key, keep_limit, mask_key
+from ..backends.masks import Key, block_key, keep_limit, mask_key
+from .dare import Hashed
 from .shared.base import Tensor
 from .shared.rank_masks import keep_nothing
 from .shared.rows import SORTED, axes_of_rows
+from .shared.small import SMALL, elements
 from .shared.sparsify import Keep, Mask
 
 BIN_SHIFT = 13  # of the float32 bits of |x|: 10 of 23 fraction bits are kept
 BINS = 1 << (31 - BIN_SHIFT)
-SMALL = 1 << 14  # up to this size, the bins of the elements are sorted instead of counted
 
 # --- ranks over the whole tensor
 
@@ -44,24 +45,9 @@ def magprune(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
     return x * ((hashes <= xp.take(limits, bins)).astype(x.dtype) * xp.take(scales, bins))
 
 
-def keep_probabilities(counts: Any, density: float, epsilon: float) -> Any:
-    """Return the keep probability in each bin, (bins,) float64. counts: (bins,) of elements, by ascending magnitude; empty
-    bins may be left out.
-
-    The element of rank r by magnitude (0 is the largest, of n) is dropped with probability (1 - density) - epsilon/2 +
-    epsilon r/n; elements of one bin share their mean rank. At least FINEST: epsilon at its largest reaches 0, within
-    rounding.
-    """
-    n = counts.sum()
-    larger = n - counts.cumsum(dtype=np.int64)
-    mean_rank = larger + (counts - 1.0) / 2.0
-    keep = 1.0 - ((1.0 - density) - epsilon / 2.0 + epsilon / n * mean_rank)
-    return np.minimum(np.maximum(keep, FINEST), 1.0)  # np.clip is slow where there are few
-
-
 @dataclass(frozen=True)
 class _Binned:
-    """Keeps elements whose hash under the key is at most the limit of their bin."""
+    """Keeps elements whose hash under the key is at most the limit of their bin. limits, scales: (BINS,)."""
 
     key: Key
     limits: Any
@@ -96,54 +82,47 @@ class ByTensorRank(Keep):
 
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         counters = 4 if size < 2**32 else 8
-        return BINS * (models * (counters + 4 + itemsize) + 5 * 8)  # and what the tables of one model are computed from
+        return BINS * models * (counters + 4 + itemsize)
 
     def masks(self, tensor: Tensor, backend: Backend, divide: bool) -> Sequence[Mask | None]:
         keys = [mask_key(tensor.seed, tensor.first + model, tensor.name) for model in range(tensor.models)]
+        if 0 < tensor.size <= SMALL:
+            of_elements = self._of_elements(tensor, backend, divide)
+            return [Hashed(key, limits, scales) for key, (limits, scales) in zip(keys, of_elements, strict=True)]
         return [
-            _Binned(key, *self._tables(bins, counts, self.density_of(model), backend, divide))
-            for model, (key, (bins, counts)) in enumerate(zip(keys, _histograms(tensor, backend), strict=True))
+            _Binned(key, *self._tables(counts, self.density_of(model), backend, divide))
+            for model, (key, counts) in enumerate(zip(keys, _histograms(tensor, backend), strict=True))
         ]
 
-    def _tables(self, bins: Any, counts: Any, density: float, backend: Backend, divide: bool) -> tuple[Any, Any]:
-        """Return (BINS,) limits and scales, filled in where there are elements. bins, counts: as of _histograms."""
-        keep = keep_probabilities(counts, density, self.epsilon)
-        limits, scales = np.empty(BINS, np.uint32), np.empty(BINS, backend.dtype)  # filled where elements are
-        limits[bins] = keep_limit(keep)
-        scales[bins] = 1.0 / keep if divide else 1.0
+    def _tables(self, counts: Any, density: float, backend: Backend, divide: bool) -> tuple[Any, Any]:
+        """Return (BINS,) limits and scales, filled in where there are elements. counts: (BINS,) of elements."""
+        from ..backends.kernels.keep_tables import fill_tables  # imports Numba
+
+        limits, scales = np.empty(BINS, np.uint32), np.empty(BINS, backend.dtype)
+        fill_tables(counts, density, self.epsilon, divide, limits, scales)
         return backend.mask_constant(limits), backend.mask_constant(scales)
 
+    def _of_elements(self, tensor: Tensor, backend: Backend, divide: bool) -> Iterator[tuple[Any, Any]]:
+        """Yield, for each model of a small tensor, what the tables have in each element's bin: (size,) limits and scales."""
+        from ..backends.kernels.keep_tables import fill_elements, number_bins  # imports Numba
 
-def _histograms(tensor: Tensor, backend: Backend) -> list[tuple[Any, Any]]:
-    """Return, for each model, the bins in which it has elements, ascending, and how many elements each has."""
-    if 0 < tensor.size <= SMALL:
-        rows = [np.concatenate(parts) for parts in zip(*(_bins(x, backend) for _, x in tensor.deltas()), strict=True)]
-        return [_counted(row) for row in rows]
+        x = elements(tensor, backend)
+        keys, limits, scales = np.empty(x.shape, np.uint64), np.empty(x.shape, np.uint32), np.empty_like(x)
+        number_bins(x, BINS, keys)
+        keys.sort(axis=1)
+        fill_elements(keys, self.density_of(0), self.epsilon, divide, limits, scales)
+        for limit, scale in zip(limits, scales, strict=True):
+            yield backend.mask_constant(limit), backend.mask_constant(scale)
+
+
+def _histograms(tensor: Tensor, backend: Backend) -> list[np.ndarray]:
+    """Return, for each model, how many elements each bin has, (BINS,)."""
     counter = np.uint32 if tensor.size < 2**32 else np.uint64
     counts = [np.zeros(BINS, counter) for _ in range(tensor.models)]
     for _, x in tensor.deltas():
         for row, count in zip(x, counts, strict=True):
             backend.add_bins(magnitude_bins, row, count)
-    used = [np.flatnonzero(count) for count in counts]
-    return [(bins, count[bins]) for bins, count in zip(used, counts, strict=True)]
-
-
-def _counted(bins: np.ndarray) -> tuple[Any, Any]:
-    """Return the distinct bins, ascending, and how often each occurs: np.unique, without what makes it slow where there are
-    few. bins: (n,), n > 0. Sorts them."""
-    bins.sort()
-    last = np.ones(len(bins), bool)  # of its equals
-    np.not_equal(bins[1:], bins[:-1], out=last[:-1])
-    (ends,) = last.nonzero()
-    counts = ends + 1
-    counts[1:] -= counts[:-1].copy()
-    return bins[ends], counts
-
-
-def _bins(x: Any, backend: Backend) -> list[np.ndarray]:
-    """Return the bins of a block's elements, on the host. x: a row (n,) per model."""
-    with np.errstate(over="ignore"):  # of numbers beyond float32, whose bin is that of Inf
-        return [magnitude_bins(np, backend.fetch(row)()) for row in x]
+    return counts
 
 
 # --- ranks within each row

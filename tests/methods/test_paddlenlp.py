@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, merge
+from paddle_merge.backends.kernels.keep_tables import keep_probability
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods import della
 from paddle_merge.methods.dare import dare
-from paddle_merge.methods.della import keep_probabilities
+from paddle_merge.methods.della import ByTensorRank
 from paddle_merge.methods.paddlenlp import MERGE_TYPES, METHODS, SPARSIFIERS
 from paddle_merge.methods.paddlenlp import method as method_of_pair
 from paddle_merge.methods.shared.base import linear
@@ -88,32 +89,37 @@ def test_pinned_dare_keeps_and_rescales() -> None:
 
 def test_pinned_drop_probabilities() -> None:
     """MATH.md, section 1.3: epsilon 0.4, density 0.5; drop [.4, .5, .6, .3] for delta 1, whose ranks are 1, 2, 3, 0."""
-    ascending = keep_probabilities(np.array([1, 1, 1, 1], np.uint32), 0.5, 0.4)
+    ascending = [keep_probability(1, larger, 4, 0.5, 0.4) for larger in (3, 2, 1, 0)]
     np.testing.assert_allclose(ascending, [0.4, 0.5, 0.6, 0.7], rtol=4e-16)
+    assert keep_probability(2, 1, 4, 0.5, 0.4) == pytest.approx(0.55, rel=4e-16)  # two that are equal share their mean rank
 
 
+@pytest.mark.parametrize("divide", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_bins_of_small_tensors_are_sorted_and_of_large_ones_counted(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both find the same elements in the same bins, in blocks of any size."""
-    numbers = np.random.default_rng(0).standard_normal((3, 500)) * 10.0 ** np.arange(-250, 250)
+def test_magprune_draws_small_tensors_as_large_ones(dtype: type, divide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elements that are sorted get the probabilities of those that are counted, in blocks of any size."""
+    numbers = np.random.default_rng(0).standard_normal((3, 5000)) * 10.0 ** (np.arange(-2500, 2500) / 10)
     rows = np.clip(numbers, -3e38, 3e38).astype(dtype)
     rows[1, :7] = 0.0, -0.0, 1.0, -1.0, 1e-45, -np.inf, np.nan
+    rows[2] = np.round(rows[2])
 
     class InBlocks:
-        size = 500
-        models = 3
+        name, seed, first, size, models = "w", 3, 1, 5000, 3
 
         def deltas(self) -> Iterator[tuple[int, np.ndarray]]:
-            yield from ((start, rows[:, start : start + 200].copy()) for start in range(0, 500, 200))
+            yield from ((start, rows[:, start : start + 2048].copy()) for start in range(0, 5000, 2048))
 
-    backend = NumpyBackend(np.dtype(dtype).name)
+    backend, keep = NumpyBackend(np.dtype(dtype).name), ByTensorRank(0.5, 1.0)
     found = []
-    for small in (0, 500):
+    for small in (0, 5000):
         monkeypatch.setattr(della, "SMALL", small)
-        found.append(della._histograms(InBlocks(), backend))  # type: ignore[arg-type]
-    for counted, by_sorting in zip(*found, strict=True):
-        assert [one.tolist() for one in counted] == [one.tolist() for one in by_sorting]
-        assert counted[1].sum() == 500
+        masks = keep.masks(InBlocks(), backend, divide)  # type: ignore[arg-type]
+        with np.errstate(all="ignore"):
+            for start, x in InBlocks().deltas():
+                found.append([mask.apply(row, start, backend).tobytes() for mask, row in zip(masks, x, strict=True)])  # type: ignore[union-attr]
+    assert found[:3] == found[3:]
+    kept = np.frombuffer(b"".join(block[0] for block in found[:3]), dtype) != 0
+    assert kept[4000:].mean() > 0.7 > 0.3 > kept[:1000].mean()
 
 
 def test_official_ties_example(tmp_path: Path) -> None:

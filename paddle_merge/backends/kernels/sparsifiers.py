@@ -20,8 +20,12 @@ def trim(x, threshold, factor):
 @jit
 def dare(x, k0, k1, limits, scales):
     limit, scale, zero = limits[0], scales[0], x.dtype.type(0)
-    for i in range(x.size):
-        x[i] *= scale if hash_of(i, k0, k1) <= limit else zero
+    if limits.size == x.size:
+        for i in range(x.size):
+            x[i] *= scales[i] if hash_of(i, k0, k1) <= limits[i] else zero
+    else:
+        for i in range(x.size):
+            x[i] *= scale if hash_of(i, k0, k1) <= limit else zero
 
 
 @jit

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .small import SMALL, elements
+
 if TYPE_CHECKING:
     from ...backends.backend import Backend
     from ...backends.budget import MemoryBudget
     from .base import Tensor
 
-SMALL = 1 << 14  # up to this size, take all values instead of a sample
 CAPACITY = 1 << 22  # values a pass may collect, per model
 MARGIN = 4.0  # standard errors of the sample on each side
 
@@ -141,8 +142,17 @@ def select_quantile(tensor: Tensor, backend: Backend, q: float, capacity: int = 
 
     q: in [0, 1]. The tensor must not be empty. capacity: how many values a pass may collect of each model.
     """
+    from ...backends.kernels.quantiles import add_quantiles, interpolate  # imports Numba
+
     position = (tensor.size - 1) * q
     low = math.floor(position)
+    if tensor.size <= min(SMALL, capacity):
+        x = elements(tensor, backend)
+        ascending = np.abs(x)
+        ascending.sort(axis=1)
+        thresholds, sums = np.empty(tensor.models, _compared(tensor)), np.zeros((tensor.models, 2))
+        add_quantiles(x, ascending, low, position - low, thresholds, sums)
+        return list(map(Quantile, thresholds, *sums.T.tolist()))
     ranks = low, min(low + 1, tensor.size - 1)
 
     def read(search: Bracket) -> Quantile | Bracket:
@@ -151,7 +161,7 @@ def select_quantile(tensor: Tensor, backend: Backend, q: float, capacity: int = 
             return search.next(ranks)
         if search.counts[4] < search.counts[2]:  # known, but not all that lies between, which sum_from needs
             return search.narrowed_to(float(lower), float(upper))
-        threshold = _interpolate(lower, upper, position - low)
+        threshold = search.dtype(interpolate(lower, upper, position - low))
         return Quantile(threshold, float(search.sums[0]), search.sum_from(threshold))
 
     with np.errstate(over="ignore"):  # of sums
@@ -219,7 +229,7 @@ def _search(
     """
     if not wanted:
         return []
-    dtype = np.float32 if tensor.narrow else np.float64
+    dtype = _compared(tensor)
     capacity = min(capacity, tensor.size)
 
     def make(limits: tuple[float, float], lo: float, hi: float) -> Bracket:
@@ -259,9 +269,11 @@ def memory(models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
     These are samples as they are read, converted and joined; the values between; and a copy of one model's values while a
     bracket is narrowed.
     """
+    if size <= SMALL:
+        return 2 * models * size * itemsize
     values = min(CAPACITY, size) * itemsize
     together = min(models, max(1, budget.selecting // max(1, values)))
-    samples = min(size, sampled(size)) if size > SMALL else 0
+    samples = sampled(size)
     return samples * ((models + 1) * (8 + itemsize) + (models + 2) * itemsize) + (together + 1) * values
 
 
@@ -274,13 +286,9 @@ def _sum_in_order(values: np.ndarray) -> float:
     return float(sums[-1])
 
 
-def _interpolate(lower: Any, upper: Any, fraction: float) -> Any:
-    """Interpolate as NumPy 1.26 does: the difference in the values' dtype, the rest in float64, rounded to their dtype."""
-    if not np.isfinite(upper):
-        return upper
-    difference = float(upper - lower)
-    exact = float(lower) + difference * fraction if fraction < 0.5 else float(upper) - difference * (1.0 - fraction)
-    return lower.dtype.type(exact)
+def _compared(tensor: Tensor) -> Any:
+    """Return the dtype in which magnitudes are compared."""
+    return np.float32 if tensor.narrow else np.float64
 
 
 def _first_brackets(

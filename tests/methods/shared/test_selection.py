@@ -81,6 +81,50 @@ def test_any_values_any_capacity(values: np.ndarray, q: float, capacity: int) ->
     agrees(InMemory(values[None], block=1024), q, capacity)
 
 
+def folded(terms: np.ndarray) -> float:
+    """The sum of float64 terms: halves of chunks added onto each other, and then the chunks in order."""
+    chunks = np.pad(terms, (0, -len(terms) % 1024)).reshape(-1, 1024)
+    while chunks.shape[1] > 1:
+        half = chunks.shape[1] // 2
+        chunks = chunks[:, :half] + chunks[:, half:]
+    return float(np.cumsum(chunks[:, 0])[-1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    values=st.one_of(
+        arrays(np.float32, st.integers(1, 300), elements=grid),
+        arrays(np.float32, st.integers(1, 300), elements=st.floats(width=32)),
+        arrays(np.float64, st.integers(1, 300), elements=st.floats()),
+        st.builds(
+            lambda seed, size: np.random.default_rng(seed).standard_normal(size), st.integers(0), st.integers(1, 9000)
+        ),
+    ),
+    q=st.floats(0, 1),
+    narrow=st.booleans(),
+)
+def test_every_bit_of_a_small_tensor(values: np.ndarray, q: float, narrow: bool) -> None:
+    """NaN counts as infinite; what is finite is added up in ascending order."""
+    compared = np.dtype(np.float32 if narrow else np.float64)
+    with np.errstate(all="ignore"):
+        found = select_quantile(InMemory(np.stack([values, -values]), narrow), NumpyBackend(str(values.dtype)), q)  # type: ignore[arg-type]
+        sizes = np.abs(values)
+        wide, finite = sizes.astype(np.float64), sizes.astype(compared) < np.inf
+        ascending = np.sort(np.where(finite, sizes.astype(compared), compared.type(np.inf)))
+        position = (len(values) - 1) * q
+        low = int(position)
+        lower, upper = ascending[low], ascending[min(low + 1, len(values) - 1)]
+        share, difference = position - low, float(upper - lower)
+        between = float(lower) + difference * share if share < 0.5 else float(upper) - difference * (1 - share)
+        threshold = compared.type(between) if upper < np.inf else upper
+        kept = np.sort(wide[finite & (sizes.astype(compared) >= threshold)])
+        total = folded(wide)
+        above = folded(np.where(finite, 0.0, wide)) + (np.cumsum(kept)[-1] if len(kept) else 0.0)
+    for one in found:
+        assert one.threshold.dtype == compared
+        assert np.array([one.threshold, one.total, one.kept]).tobytes() == np.array([threshold, total, above]).tobytes()
+
+
 @pytest.mark.parametrize("q", [0.0, 0.3, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_gaussian_in_one_pass(q: float, dtype: str) -> None:
