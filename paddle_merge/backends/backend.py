@@ -29,7 +29,8 @@ class Backend(Protocol):
 
     dtype: compute dtype, as NumPy has it.
     budget: how much of the host's memory one worker may take.
-    in_place: whether formulas overwrite the rows they are given, so that every pass over a tensor loads its blocks again.
+    in_place: whether formulas overwrite the rows they are given, which are NumPy arrays then: every pass over a tensor needs
+        its blocks anew.
     ahead: how many blocks may be on their way back from the device while the next one is computed.
     """
 

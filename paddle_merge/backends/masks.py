@@ -11,6 +11,7 @@ usual tests of bit balance, neighbour and cross-stream correlation and costs a t
 
 from __future__ import annotations
 
+import functools
 from hashlib import blake2b
 from typing import Any
 
@@ -20,6 +21,7 @@ Key = tuple[int, int]
 FINEST = 2.0**-32  # the smallest probability of keeping an element, but 0
 
 
+@functools.lru_cache(64)  # an analysis draws several masks of each tensor
 def mask_key(seed: int, model: int, tensor: str) -> Key:
     """Return the two 32-bit keys of one (seed, model, tensor). model: its position among the models, from 0."""
     digest = blake2b(f"{seed}\0{model}\0{tensor}".encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -23,20 +23,21 @@ log = logging.getLogger("paddle_merge")
 
 
 def in_threads(
-    work: Callable[[int, Files, Callable[[int], None]], T],
+    worker: Callable[[Files, Callable[[int], None]], Callable[[int], T]],
     sizes: Sequence[int],
     n_process: int,
     nbytes: int,
     what: str,
     progress: bool | None = None,
 ) -> list[T]:
-    """Call work(number, files, advance) for the number of each item; return the results in order. Raises what `work` raises.
+    """Call work(number) for the number of each item; return the results in order. Raises what `work` raises.
 
-    sizes: the size of each item; the largest are started first, and small ones are one thread's together. files: what the
-    thread reads from, which is closed behind its items, so that many threads don't exceed the limit of open files. advance:
-    `work` calls it with the number of bytes it has read, which the progress bar counts; it raises KeyboardInterrupt once
-    another call of `work` has failed. nbytes: the number of bytes of all items. what: the label of the bar. progress:
-    whether to show the bar; None: if standard error is a terminal.
+    worker(files, advance): returns the `work` of items that are one thread's together. files: what they are read from, which
+    is closed behind them, so that many threads don't exceed the limit of open files. advance: `work` calls it with the
+    number of bytes it has read, which the progress bar counts; it raises KeyboardInterrupt once another item has failed.
+    sizes: the size of each item; the largest are started first, and small ones are one thread's together. nbytes: the number
+    of bytes of all items. what: the label of the bar. progress: whether to show the bar; None: if standard error is a
+    terminal.
     """
     from tqdm import tqdm
 
@@ -53,8 +54,9 @@ def in_threads(
 
     def some(numbers: Sequence[int]) -> None:
         with contextlib.closing(Files()) as files:
+            work = worker(files, advance)
             for number in numbers:
-                found[number] = work(number, files, advance)
+                found[number] = work(number)
 
     threads = max(1, min(n_process, len(sizes), nbytes // THREAD_BYTES))
     with tqdm(total=nbytes, unit="B", unit_scale=True, desc=what, disable=disable) as bar:

@@ -14,6 +14,7 @@ mask doesn't depend on blocks, workers or backends.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,12 @@ class Hashed:
         return dataclasses.replace(self, scales=self.scales * backend.scalar(factor))
 
 
+@functools.lru_cache
+def _limit(density: float) -> Any:
+    """Return keep_limit(density), which takes long for the few densities that many tensors have."""
+    return keep_limit(density)
+
+
 @dataclass(frozen=True)
 class Bernoulli(Keep):
     """Keep each element with probability `density`; the paper's drop rate is 1 - density."""
@@ -69,7 +76,7 @@ class Bernoulli(Keep):
             density = self.density_of(model)
             if 0.0 < density < 1.0:
                 scale = 1.0 / density if divide else 1.0
-                limits = backend.mask_constant(np.array([keep_limit(density)]))
+                limits = backend.mask_constant(np.array([_limit(density)]))
                 scales = backend.mask_constant(np.array([scale], backend.dtype))
                 found.append(Hashed(mask_key(tensor.seed, tensor.first + model, tensor.name), limits, scales))
             else:

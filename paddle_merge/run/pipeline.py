@@ -94,7 +94,7 @@ class Pipeline:
         self._bad_out: list[Any] = []
         self.measured = Measured((), None)
         self._counted = False  # whether the bytes that are read have been reported as progress
-        self._whole: tuple[int, Any, Any] | None = None  # the only block, where the backend doesn't overwrite it
+        self._whole: tuple[int, Any, Any] | None = None  # the only block, where no one overwrites it
         self._met_common = False  # whether there was a block in which every input holds a NaN or Inf
         self._common: CommonBits | None = None  # of the last block, if every input holds a NaN or Inf there
 
@@ -113,11 +113,11 @@ class Pipeline:
     # --- what methods may ask for while they measure
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
-        for start, x, _ in self.blocks():
+        for start, x, _ in self.blocks(again=True):
             yield start, x
 
     def sparsified(self) -> Iterator[tuple[int, Any]]:
-        for start, x, _ in self.blocks():
+        for start, x, _ in self.blocks(again=True):
             yield start, self._sparsify(start, x)
 
     def sample(self, count: int) -> np.ndarray:
@@ -157,16 +157,20 @@ class Pipeline:
             yield stored, start
             self._progress(len(stored) * self._tensor.dtype.itemsize)
 
-    def blocks(self, first: int | None = None, stop: int | None = None) -> Iterator[tuple[int, Any, Any]]:
+    def blocks(
+        self, first: int | None = None, stop: int | None = None, *, again: bool = False
+    ) -> Iterator[tuple[int, Any, Any]]:
         """Yield (start, x, base or None) block by block, of the piece or of its elements first..stop.
 
-        x: a row per model, of task vectors, or of weights if there is no base. The next block may overwrite it.
+        x: a row per model, of task vectors, or of weights if there is no base. The next block may overwrite it. again:
+            whether the blocks will be asked for once more.
         """
         first = self._piece.start if first is None else first
         stop = self._piece.stop if stop is None else stop
         block = self._backend.block(self.models)
         if self._whole is not None:
-            yield self._whole
+            start, x, base = self._whole
+            yield start, x.copy() if self._backend.in_place else x, base
             return
         for start in range(first, stop, block):
             count = min(block, stop - start)
@@ -184,8 +188,11 @@ class Pipeline:
             if not self._counted:
                 for found, block_bad in zip(self._bad, bad, strict=True):
                     found.append(block_bad)
-            if count == self._piece.stop - self._piece.start and not self._backend.in_place:
-                self._whole = start, x, base
+            if count == self._piece.stop - self._piece.start:
+                if not self._backend.in_place:
+                    self._whole = start, x, base
+                elif again:  # to copy the rows takes less than to load them
+                    self._whole = start, x.copy(), None if base is None else base.copy()
             yield start, x, base
         self._counted = True
 

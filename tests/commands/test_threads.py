@@ -17,13 +17,16 @@ def test_each_item_is_done_once_and_results_are_in_order(sizes: list[int], monke
     monkeypatch.setattr(threads, "THREAD_BYTES", 1)
     done, lock, read = list[int](), threading.Lock(), list[Files]()
 
-    def work(number: int, files: Files, advance: Callable[[int], None]) -> str:
-        with lock:
-            done.append(number)
-            read.append(files)
-        return f"item {number}"
+    def worker(files: Files, advance: Callable[[int], None]) -> Callable[[int], str]:
+        def work(number: int) -> str:
+            with lock:
+                done.append(number)
+                read.append(files)
+            return f"item {number}"
 
-    found = in_threads(work=work, sizes=sizes, n_process=3, nbytes=sum(sizes), what="counting", progress=False)
+        return work
+
+    found = in_threads(worker=worker, sizes=sizes, n_process=3, nbytes=sum(sizes), what="counting", progress=False)
     assert found == [f"item {number}" for number in range(len(sizes))]
     assert sorted(done) == list(range(len(sizes)))
     if len(sizes) == 1000:  # small items are one thread's together

@@ -10,6 +10,7 @@ import numpy as np
 from numpy import float64, uint32
 
 from .compiling import jit
+from .mergers import linear, ties
 
 LANES = 256
 
@@ -24,6 +25,34 @@ def _fold(lanes, sums):
                 lanes[k, i] += lanes[k, i + width]
             width //= 2
         sums[k] += lanes[k, 0]
+
+
+@jit
+def add_changes(x, base, model_counts, model_sums, largest, pair_counts, pair_sums):
+    """Measure a block x (models, n) of task vectors, and the base's (n,): as add_models and add_pairs do."""
+    add_models(x, base, model_counts, model_sums, largest)
+    add_pairs(x, pair_counts, pair_sums)
+
+
+@jit
+def add_sparsified(x, s, first, weights, summing, electing, counts, sums, both, summed):
+    """Measure a block x (models, n) of task vectors, and what a sparsifier made of it: s (models, n), which is overwritten.
+
+    first (n,): scratch space. weights (models,): ones. summing, electing: whether models are added, and whether signs are
+    elected. counts (models, 2) int64, sums (models, 4) float64: as of add_kept, then as of add_agreed. both (pairs,): as of
+    count_both; (0,) if it isn't needed. summed (1,): the magnitudes of the sum of models.
+    """
+    add_kept(x, s, counts[:, 0], sums[:, :3])
+    if both.size:
+        count_both(s, both)
+    first[:] = s[0]  # which the mergers overwrite with their result
+    if summing:
+        linear(s, weights)
+        add_absolute(s[0], summed)
+    if electing:
+        s[0] = first
+        ties(s, weights, False, 1.0, False)
+        add_agreed(x, first, s, s[0], counts[:, 1], sums[:, 3])
 
 
 @jit

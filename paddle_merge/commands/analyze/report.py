@@ -15,7 +15,7 @@ from ...methods.paddlenlp import METHODS, sparsifier
 from ...version import __version__
 from ..threads import in_threads
 from .advice import advice
-from .measure import Measured, measure
+from .measure import Measured, Measuring
 from .sums import KeptSums, ModelSums, PairSums, json_of, ratio, root, total
 from .tensors import Survey, survey
 
@@ -51,12 +51,13 @@ def analyse(opened: Opened, asked: Asked, n_process: int, progress: bool | None 
     found = survey(models, base)
     sparsifiers = asked.sparsifiers
 
-    def work(number: int, files: Files, advance: Callable[[int], None]) -> Measured:
-        return measure(found.compared[number], sparsifiers, files, advance)
+    def worker(files: Files, advance: Callable[[int], None]) -> Callable[[int], Measured]:
+        measuring = Measuring(sparsifiers, files, advance)
+        return lambda number: measuring.measure(found.compared[number])
 
     sizes = [tensor.nbytes for tensor in found.compared]
     measured = in_threads(
-        work=work, sizes=sizes, n_process=n_process, nbytes=sum(sizes), what="analysing", progress=progress
+        worker=worker, sizes=sizes, n_process=n_process, nbytes=sum(sizes), what="analysing", progress=progress
     )
     labels = list(islice(letters(), len(models)))
     report = _Report(labels, [one.path for one in models], found, measured).json()

@@ -110,15 +110,18 @@ def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> li
     pieces = [(number, start, stop) for number, pair in enumerate(pairs) for start, stop in pair.pieces()]
     nbytes = sum(pair.size * (pair.a.dtype.itemsize + pair.b.dtype.itemsize) for pair in pairs)
 
-    def work(which: int, files: Files, advance: Callable[[int], None]) -> Sums:
-        number, start, stop = pieces[which]
-        return measure(pairs[number], start, stop, files, advance)
+    def worker(files: Files, advance: Callable[[int], None]) -> Callable[[int], Sums]:
+        def work(which: int) -> Sums:
+            number, start, stop = pieces[which]
+            return measure(pairs[number], start, stop, files, advance)
+
+        return work
 
     sizes = [stop - start for _, start, stop in pieces]
     result = [Sums() for _ in pairs]
     for (number, _, _), sums in zip(
         pieces,
-        in_threads(work=work, sizes=sizes, n_process=n_process, nbytes=nbytes, what="comparing", progress=progress),
+        in_threads(worker=worker, sizes=sizes, n_process=n_process, nbytes=nbytes, what="comparing", progress=progress),
         strict=True,
     ):
         result[number] += sums
