@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, islice
 from typing import Any
 
@@ -15,7 +16,7 @@ from ...methods.paddlenlp import METHODS, sparsifier
 from ...version import __version__
 from ..threads import in_threads
 from .advice import advice
-from .measure import Measured, Measuring
+from .measure import ROUNDS, Measured, Measuring
 from .sums import KeptSums, ModelSums, PairSums, json_of, ratio, root, total
 from .tensors import Survey, survey
 
@@ -184,15 +185,23 @@ class _Report:
         norm = root(max(0.0, sum(sums.squares for sums in totals) + 2 * products))
         return ratio(norm, len(totals))
 
+    @cached_property
+    def _kept(self) -> dict[str | None, list[KeptSums]]:
+        """The totals of each model by sparsifier, which several methods share."""
+        return {
+            sparsifier: [
+                total(KeptSums, (one.kept[sparsifier, k] for one in self.measured if (sparsifier, k) in one.kept))
+                for k in range(len(self.labels))
+            ]
+            for sparsifier in ROUNDS
+        }
+
     def _method(self, method: str) -> dict[str, Any] | None:
         """Return the share of the changes that a method drops; None if it can't merge this number of models."""
         sparsifier, merge_type = METHODS[method]
         if merge_type == "slerp" and len(self.labels) != 2:
             return None
-        kept = [
-            total(KeptSums, (one.kept[sparsifier, k] for one in self.measured if (sparsifier, k) in one.kept))
-            for k in range(len(self.labels))
-        ]
+        kept = self._kept[sparsifier]
         everything = total(KeptSums, kept)
         summed = sum(one.summed.get(sparsifier, 0.0) for one in self.measured)
         left = ratio(summed, everything.scaled) if merge_type == "linear" else None
