@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ...conversion.inputs import open_together
 from ...dtypes import DTYPES, FLOAT32
 from ...version import __version__
 from ..threads import in_threads
-from .measure import Pair, Sums, measure
+from .measure import Pair, Sums, added, measure
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def compare(models: Models, n_process: int, progress: bool | None = None) -> dic
     measured = _measure(pairs, n_process, progress)
     only_in_a, only_in_b = [name for name in a if name not in b], [name for name in b if name not in a]
     shapes = [name for name in both if a[name].shape != b[name].shape]
-    total = _added(measured)
+    total = added(measured)
     by_units = _groups(pairs, measured, lambda pair: pair.units.name if pair.units else None)
     in_layers = _groups(pairs, measured, lambda pair: (layer_of(pair.name), word_of(pair.name)))
     order = [dtype.name for dtype in DTYPES if dtype.name in by_units]
@@ -118,30 +118,25 @@ def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> li
         return work
 
     sizes = [stop - start for _, start, stop in pieces]
-    result = [Sums() for _ in pairs]
-    for (number, _, _), sums in zip(
-        pieces,
-        in_threads(worker=worker, sizes=sizes, n_process=n_process, nbytes=nbytes, what="comparing", progress=progress),
-        strict=True,
-    ):
-        result[number] += sums
-    return result
+    measured = in_threads(
+        worker=worker, sizes=sizes, n_process=n_process, nbytes=nbytes, what="comparing", progress=progress
+    )
+    parts: list[list[Sums]] = [[] for _ in pairs]
+    for (number, _, _), sums in zip(pieces, measured, strict=True):
+        parts[number].append(sums)
+    return [its[0] if len(its) == 1 else added(its) for its in parts]
 
 
 # --- the report --------------------------------------------------------------------------------------------------------
 
 
-def _added(parts: Iterable[Sums]) -> Sums:
-    return sum(parts, Sums())
-
-
 def _groups(pairs: Sequence[Pair], measured: Sequence[Sums], key: Callable[[Pair], Any]) -> dict[Any, Sums]:
     """Return key -> the sums of the tensors with this key, in order of appearance. The key None is skipped."""
-    found: dict[Any, Sums] = {}
+    parts: dict[Any, list[Sums]] = {}
     for pair, sums in zip(pairs, measured, strict=True):
         if (group := key(pair)) is not None:
-            found[group] = found.get(group, Sums()) + sums
-    return found
+            parts.setdefault(group, []).append(sums)
+    return {group: added(its) for group, its in parts.items()}
 
 
 def _row(sums: Sums) -> dict[str, Any]:

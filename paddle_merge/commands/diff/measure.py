@@ -6,10 +6,13 @@ of workers.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,9 +66,8 @@ class Pair:
             yield start, min(start + step, self.size)
 
 
-@dataclass(frozen=True)
-class Sums:
-    """Counts and sums of the differences of elements a and b. Those of two pieces can be added.
+class Sums(NamedTuple):
+    """Counts and sums of the differences of elements a and b. Those of several pieces can be added (`added`).
 
     elements: number of elements. compared: number of those that are finite in both, which are all that the sums include.
     changed: number of elements that aren't equal as numbers; NaN equals NaN, and -0.0 equals 0.0. not_finite_a,
@@ -86,24 +88,6 @@ class Sums:
     squares_b: float = 0.0
     products: float = 0.0
     buckets: tuple[int, ...] = ()
-
-    def __add__(self, other: Sums) -> Sums:
-        longest = max(len(self.buckets), len(other.buckets))
-        first, second = (one.buckets + (0,) * (longest - len(one.buckets)) for one in (self, other))
-        return Sums(
-            elements=self.elements + other.elements,
-            compared=self.compared + other.compared,
-            changed=self.changed + other.changed,
-            not_finite_a=self.not_finite_a + other.not_finite_a,
-            not_finite_b=self.not_finite_b + other.not_finite_b,
-            largest=max(self.largest, other.largest),
-            absolute=self.absolute + other.absolute,
-            squares=self.squares + other.squares,
-            squares_a=self.squares_a + other.squares_a,
-            squares_b=self.squares_b + other.squares_b,
-            products=self.products + other.products,
-            buckets=tuple(one + two for one, two in zip(first, second, strict=True)),
-        )
 
     @property
     def overflowed(self) -> bool:
@@ -147,6 +131,13 @@ class Sums:
         return self.changed / self.elements if self.elements else None
 
 
+def added(parts: Iterable[Sums]) -> Sums:
+    """Return the sums of all parts together, added in order. (sum() of floats would depend on Python's version.)"""
+    *columns, buckets = zip(Sums(), *parts, strict=True)
+    whole = map(functools.reduce, [max if name == "largest" else operator.add for name in Sums._fields[:-1]], columns)
+    return Sums._make((*whole, tuple(map(sum, itertools.zip_longest(*buckets, fillvalue=0)))))
+
+
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -167,11 +158,13 @@ def measure(pair: Pair, start: int, stop: int, files: Files, progress: Callable[
         if units is not None:
             comparing.add_distances(a.bits(units, wide), b.bits(units, wide), sign, finite, buckets)
         progress(count * (pair.a.dtype.itemsize + pair.b.dtype.itemsize))
-    changed, not_finite_a, not_finite_b, compared = map(int, counts)
+    changed, not_finite_a, not_finite_b, compared = counts.tolist()
     if units is not None and not units.is_float:  # as float64, different 64-bit integers can be equal
         changed = int(buckets[1:].sum())
-    within = tuple(map(int, np.trim_zeros(buckets, "b")))
-    absolute, squares, squares_a, squares_b, products, largest = map(float, sums)
+    within = buckets.tolist()
+    while within and not within[-1]:
+        within.pop()
+    absolute, squares, squares_a, squares_b, products, largest = sums.tolist()
     return Sums(
         elements=stop - start,
         compared=compared,
@@ -184,5 +177,5 @@ def measure(pair: Pair, start: int, stop: int, files: Files, progress: Callable[
         squares_a=squares_a,
         squares_b=squares_b,
         products=products,
-        buckets=within,
+        buckets=tuple(within),
     )

@@ -21,7 +21,7 @@ from paddle_merge.checkpoints.files import Files
 from paddle_merge.checkpoints.names import LAYOUTS, layer_of, pattern_of, word_of
 from paddle_merge.checkpoints.tensors import StoredEntry, TensorEntry
 from paddle_merge.commands.diff.diff import compare, open_models
-from paddle_merge.commands.diff.measure import PIECE, Pair, Sums, measure
+from paddle_merge.commands.diff.measure import PIECE, Pair, Sums, added, measure
 from paddle_merge.commands.diff.show import lines
 from paddle_merge.commands.main import main
 from paddle_merge.commands.pairs import BLOCK
@@ -182,7 +182,7 @@ def entry(path: Path, raw: np.ndarray, dtype: str) -> TensorEntry:
 def measured(folder: Path, a: np.ndarray, b: np.ndarray, a_dtype: str, b_dtype: str) -> Sums:
     pair = Pair(entry(folder / "a.bin", a, a_dtype), entry(folder / "b.bin", b, b_dtype))
     with contextlib.closing(Files()) as files:
-        return sum((measure(pair, *piece, files, lambda _: None) for piece in pair.pieces()), Sums())
+        return added(measure(pair, *piece, files, lambda _: None) for piece in pair.pieces())
 
 
 @settings(deadline=None, max_examples=40)
