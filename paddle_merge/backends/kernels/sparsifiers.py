@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy import uint32
 
 from .compiling import jit
 from .folds import CHUNK, bin_shift, bits_of, hash_of
@@ -31,20 +32,19 @@ def dare(x, k0, k1, limits, scales):
 @jit
 def magprune(x, k0, k1, limits, scales):
     shift = bin_shift(limits.size)
-    # One simple loop per step: together, the compiler would not vectorise any of them.
-    bins, hashes = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32)
-    limit, scale = np.empty(CHUNK, np.uint32), np.empty(CHUNK, x.dtype)
+    # One simple loop per step: together, or with an index that may be beyond 32 bits, the compiler would not vectorise them.
+    bins, limit, scale = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32), np.empty(CHUNK, x.dtype)
+    zero = x.dtype.type(0)
     for begin in range(0, x.size, CHUNK):
-        chunk = x[begin : begin + CHUNK]
+        chunk, first = x[begin : begin + CHUNK], uint32(k0 + uint32(begin))
         for i in range(chunk.size):
             bins[i] = bits_of(abs(chunk[i])) >> shift
         for i in range(chunk.size):
-            hashes[i] = hash_of(begin + i, k0, k1)
-        for i in range(chunk.size):
             limit[i] = limits[bins[i]]
+        for i in range(chunk.size):
             scale[i] = scales[bins[i]]
         for i in range(chunk.size):
-            chunk[i] *= scale[i] * x.dtype.type(hashes[i] <= limit[i])
+            chunk[i] *= scale[i] if hash_of(i, first, k1) <= limit[i] else zero
 
 
 @jit
