@@ -68,6 +68,7 @@ class FileSource:
     piece: the elements that will be read; None: all.
     keep: read everything at once if it is up to so many bytes; for a tensor that is read more than once.
     scratch: memory that is used again for the next tensor.
+    fingerprints: whether to take them.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class FileSource:
         piece: Piece | None = None,
         keep: int = 0,
         scratch: Scratch | None = None,
+        fingerprints: bool = True,
     ):
         piece, scratch = piece or Piece(0, 0, tensor.size), scratch or Scratch()
         block = backend.block(len(tensor.sources))
@@ -86,13 +88,14 @@ class FileSource:
         self.dtypes: Sequence[DType] = [one.dtype for one in self._readers]
         length = piece.stop - piece.start
         self._start, self._stop = piece.start, piece.stop
-        self._fingerprints = [Fingerprint(piece.start) for _ in self.dtypes]
+        self._fingerprints = [Fingerprint(piece.start) for _ in self.dtypes] if fingerprints else []
         self._kept = 0 < sum(length * dtype.itemsize for dtype in self.dtypes) <= keep
         size = length if self._kept else min(block, length)
         self._raw = [scratch.array(f"raw {k}", size, dtype.raw) for k, dtype in enumerate(self.dtypes)]
         if self._kept:
-            for one, raw, fingerprint in zip(self._readers, self._raw, self._fingerprints, strict=True):
+            for one, raw in zip(self._readers, self._raw, strict=True):
                 one.read(piece.start, raw)
+            for fingerprint, raw in zip(self._fingerprints, self._raw, strict=False):  # none, if they aren't taken
                 fingerprint.add(raw, piece.start)
 
     def read(self, number: int, start: int, count: int) -> np.ndarray:
@@ -100,11 +103,12 @@ class FileSource:
             return self._raw[number][start - self._start :][:count]
         raw = self._raw[number][:count]
         self._readers[number].read(start, raw)
-        self._fingerprints[number].add(raw, start)
+        if self._fingerprints:
+            self._fingerprints[number].add(raw, start)
         return raw
 
     def fingerprints(self) -> tuple[str, ...]:
-        """Return the fingerprint of each input, once all its elements were read."""
+        """Return the fingerprint of each input, once all its elements were read; nothing if they aren't taken."""
         if any(fingerprint.stop != self._stop for fingerprint in self._fingerprints):
             raise RuntimeError("some of its inputs' elements were never read")
         return tuple(fingerprint.hexdigest() for fingerprint in self._fingerprints)

@@ -20,7 +20,8 @@ from ...backends.np_backend import NumpyBackend
 from ...backends.scratch import Scratch
 from ...checkpoints.files import Files
 from ...methods.paddlenlp import METHODS
-from ...run.pipeline import merge_tensor
+from ...plan.tensor_plan import Piece
+from ...run.pipeline import Pipeline
 from ...run.sources import FileSource
 from .sums import KeptSums, ModelSums, PairSums
 from .tensors import Compared
@@ -90,8 +91,9 @@ class Measuring:
         if plan.compute not in self._backends:
             self._backends[plan.compute] = NumpyBackend(plan.compute)
         backend = self._backends[plan.compute]
-        source = FileSource(plan, backend, self._files, keep=DEFAULT_BUDGET.resident, scratch=self._scratch)
-        pipeline = merge_tensor(plan, source, backend, progress=progress)
+        keep, scratch = DEFAULT_BUDGET.resident, self._scratch
+        source = FileSource(plan, backend, self._files, keep=keep, scratch=scratch, fingerprints=False)
+        pipeline = Pipeline(plan, source, backend, Piece(0, 0, plan.size), progress)
         states = {name: one.prepare(pipeline, backend) for name, one in self._sparsifiers.items() if one is not None}
         models = list(tensor.sources)
         sums = _Sums(models, backend.dtype)
