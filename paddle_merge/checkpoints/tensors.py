@@ -18,7 +18,7 @@ run/sources.py has the reader of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any, Protocol, cast
@@ -118,7 +118,7 @@ class TensorEntry:  # not an ABC, whose isinstance() takes ten times as long, a 
     @property
     def files(self) -> set[str]:
         """Return the paths of all files that are read for the tensor."""
-        return {file for entry in self.made_of for file in entry.files}
+        return files_of([self])
 
     @property
     def computed(self) -> bool:
@@ -174,10 +174,6 @@ class StoredEntry(TensorEntry):
     def in_blocks(self) -> Sequence[StoredEntry]:
         return (self,)
 
-    @property
-    def files(self) -> set[str]:
-        return {part.file for part in self.parts} if self.parts else {self.file}
-
     @cached_property
     def scattered(self) -> bool:
         return any(part.shape and part.shape[-1] > 1 and part.strides[-1] != 1 for part in self.parts)
@@ -196,6 +192,19 @@ def stored(entry: TensorEntry) -> StoredEntry:
     if not isinstance(entry, StoredEntry):
         raise ValueError(f"tensor {entry.name!r} is not stored as it is: run.sources.reader reads it")
     return entry
+
+
+def files_of(entries: Iterable[TensorEntry]) -> set[str]:
+    """Return the paths of all files that are read for any of the tensors."""
+    found = set[str]()
+    for entry in entries:
+        if not isinstance(entry, StoredEntry):
+            found |= files_of(entry.made_of)
+        elif entry.parts:
+            found.update([part.file for part in entry.parts])
+        else:
+            found.add(entry.file)
+    return found
 
 
 def origins(entry: TensorEntry) -> set[Origin]:

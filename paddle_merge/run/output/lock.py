@@ -14,6 +14,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from json.encoder import encode_basestring_ascii as _text
 from typing import Any
 
 import xxhash
@@ -22,6 +23,7 @@ from ...checkpoints.adapters import absolute_spec
 from ...checkpoints.fingerprint import BLOCK, sum_of
 from ...checkpoints.formats.naming import index_name
 from ...checkpoints.json_files import read_json
+from ...checkpoints.tensors import TensorEntry, files_of
 from ...dtypes import BY_NAME
 from ...errors import CheckpointError
 from ...methods.shared.method import ResolvedMethod
@@ -59,9 +61,17 @@ class WrittenTensor:
         return BY_NAME[self.dtype].itemsize
 
     @property
-    def row(self) -> dict[str, Any]:
-        """What the file says of it."""
-        return {name: value for name, value in vars(self).items() if (name, value) != ("block", BLOCK)}
+    def row(self) -> str:
+        """What the file says of it, in JSON.
+
+        Python's json has to be asked anew for every tensor, and there are tens of thousands: so it is for the text only.
+        """
+        block = f', "block": {self.block}' if self.block != BLOCK else ""
+        return (
+            f'{{"shard": {_text(self.shard)}, "offset": {self.offset}, "dtype": {_text(self.dtype)},'
+            f' "shape": {list(self.shape)}, "mix": {self.mix}, "written": {_text(self.written)},'
+            f' "read": [{", ".join(map(_text, self.read))}]{block}}}'
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class MergeRecord:
     def to_bytes(self) -> bytes:
         content = dict(vars(self))
         # A line per tensor: short files, short differences.
-        rows = [f"    {json.dumps(name)}: {json.dumps(tensor.row)}" for name, tensor in content.pop("tensors").items()]
+        rows = [f"    {_text(name)}: {tensor.row}" for name, tensor in content.pop("tensors").items()]
         head = json.dumps(content, indent=2)
         return (head.removesuffix("\n}") + ',\n  "tensors": {\n' + ",\n".join(rows) + "\n  }\n}\n").encode()
 
@@ -93,28 +103,29 @@ def make_lock(plan: Plan, reports: Sequence[Report], files: Mapping[str, bytes])
     pieces: dict[str, list[Report]] = {tensor.name: [] for tensor in plan.tensors}
     for report in reports:
         pieces[report.tensor].append(report)
-    tensors, mixes = {}, _mixes(plan)
+    methods, tensors = _methods(plan), dict[str, WrittenTensor]()
+    places = {method: place for place, method in enumerate(dict.fromkeys(methods.values()))}
+    mixes = {key: places[method] for key, method in methods.items()}  # not a method's own hash, which takes long
     for tensor in plan.tensors:
         mine = pieces[tensor.name]
-        if sum(report.stop - report.start for report in mine) != tensor.size:
+        if sum([report.stop - report.start for report in mine]) != tensor.size:
             raise RuntimeError(f"the pieces of tensor {tensor.name!r} don't add up")
-        read = tuple(sum_of(report.read[number] for report in mine) for number in range(len(tensor.inputs)))
+        shard, mix = plan.shards[tensor.shard].name, mixes[id(tensor.resolved)]
+        if len(mine) == 1:
+            read, written = mine[0].read, mine[0].written
+        else:
+            read = tuple(sum_of(report.read[number] for report in mine) for number in range(len(tensor.inputs)))
+            written = sum_of(report.written for report in mine)
         tensors[tensor.name] = WrittenTensor(
-            shard=plan.shards[tensor.shard].name,
-            offset=tensor.offset,
-            dtype=tensor.dtype.name,
-            shape=tensor.shape,
-            mix=mixes[tensor.resolved],
-            written=sum_of(report.written for report in mine),
-            read=read,
+            shard, tensor.offset, tensor.dtype.name, tensor.shape, mix=mix, written=written, read=read
         )
         if (scales := tensor.scales) is not None:
             tensors[scales.name] = WrittenTensor(
-                shard=plan.shards[tensor.shard].name,
-                offset=scales.offset,
-                dtype=scales.dtype.name,
-                shape=scales.grid,
-                mix=mixes[tensor.resolved],
+                shard,
+                scales.offset,
+                scales.dtype.name,
+                scales.grid,
+                mix=mix,
                 written=sum_of(report.scales for report in mine),
                 read=(),
                 block=scales.hashed,
@@ -199,7 +210,7 @@ def _resolved(plan: Plan) -> dict[str, Any]:
         "method": recipe.method.name,
         "models": [absolute_spec(path) for path in recipe.models],
         "base": absolute_spec(recipe.base) if recipe.base else None,
-        "mixes": [_shown(method) for method in _mixes(plan)],
+        "mixes": [_shown(method) for method in dict.fromkeys(_methods(plan).values())],
         "seed": recipe.seed,
         "out_dtype": stored.name if (stored := plan.storage.form or recipe.out_dtype) else None,
         "layout": plan.layout,
@@ -209,12 +220,9 @@ def _resolved(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _mixes(plan: Plan) -> dict[ResolvedMethod, int]:
-    """Return the resolved methods of all tensors, each once in order of appearance, with its place."""
-    mixes: dict[ResolvedMethod, int] = {}
-    for tensor in plan.tensors:
-        mixes.setdefault(tensor.resolved, len(mixes))
-    return mixes
+def _methods(plan: Plan) -> dict[int, ResolvedMethod]:
+    """Return the resolved methods of all tensors by their ids, in order of appearance. Equal ones may be several objects."""
+    return {id(tensor.resolved): tensor.resolved for tensor in plan.tensors}
 
 
 def _shown(method: ResolvedMethod) -> dict[str, Any]:
@@ -224,12 +232,13 @@ def _shown(method: ResolvedMethod) -> dict[str, Any]:
 
 
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
-    files: list[set[str]] = [set() for _ in plan.recipe.sources]
+    read: list[list[TensorEntry]] = [[] for _ in plan.recipe.sources]
     for tensor in plan.tensors:
         for number, entry in leaves(tensor):
-            files[number] |= entry.files
+            read[number].append(entry)
+    files = [sorted(map(os.path.abspath, files_of(entries))) for entries in read]
     return [
-        {"path": absolute_spec(spec), "files": {file: os.path.getsize(file) for file in sorted(map(os.path.abspath, its))}}
+        {"path": absolute_spec(spec), "files": {file: os.path.getsize(file) for file in its}}
         for spec, its in zip(plan.recipe.sources, files, strict=True)
     ]
 

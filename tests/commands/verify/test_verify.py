@@ -19,7 +19,7 @@ from paddle_merge import CheckpointError, MergeConfig, merge
 from paddle_merge.checkpoints.fingerprint import BLOCK, Fingerprint, of_file, sum_of
 from paddle_merge.commands.main import main
 from paddle_merge.commands.verify.verify import Findings, verify
-from paddle_merge.run.output.lock import read_lock
+from paddle_merge.run.output.lock import WrittenTensor, read_lock
 from tests.conversion.lora.test_lora import factors, in_peft, peft
 from tests.conversion.test_layout import llama, stored
 from tests.support import checkpoints
@@ -54,6 +54,25 @@ def test_a_fingerprint_is_of_the_elements_however_they_come(cuts: list[int], pie
         assert fingerprint.stop == end
         found.append(fingerprint.hexdigest())
     assert sum_of(found) == by_definition(values)
+
+
+TEXT = st.text(st.characters(exclude_categories=[]), max_size=9)
+
+
+@given(
+    texts=st.tuples(TEXT, TEXT, TEXT),
+    numbers=st.tuples(st.integers(0), st.integers(0)),
+    shape=st.lists(st.integers(0)),
+    read=st.lists(TEXT),
+    block=st.sampled_from([BLOCK, 1, 9]),
+)
+def test_a_row_of_the_lock_is_json(
+    texts: tuple[str, str, str], numbers: tuple[int, int], shape: list[int], read: list[str], block: int
+) -> None:
+    (shard, dtype, written), (offset, mix) = texts, numbers
+    tensor = WrittenTensor(shard, offset, dtype, tuple(shape), mix, written, tuple(read), block)
+    content = {name: value for name, value in vars(tensor).items() if name != "block" or value != BLOCK}
+    assert tensor.row == json.dumps(content)
 
 
 def test_blocks_that_change_places_are_noticed(tmp_path: Path) -> None:
