@@ -6,6 +6,7 @@ range of elements into copies of boxes, and reads each with few, large system ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -42,6 +43,8 @@ def gather(fetch: Fetch, entry: StoredEntry, start: int, out: np.ndarray) -> Non
 
     fetch: reads bytes of a part; what it raises is raised.
     """
+    if start == 0 and len(entry.parts) == 1 and _read_at_once(fetch, entry, out):
+        return
     stop = start + out.size
     whole = list(boxes(entry.shape, start, stop))
     strides = row_major(entry.shape)
@@ -65,6 +68,21 @@ def gather(fetch: Fetch, entry: StoredEntry, start: int, out: np.ndarray) -> Non
                 found.append(Box(part, source, dims, target))
     for copy in _series(found, out.itemsize):
         _copy(fetch, copy.part, copy.source, copy.dims, out, copy.target)
+
+
+def _read_at_once(fetch: Fetch, entry: StoredEntry, out: np.ndarray) -> bool:
+    """Fill `out` with all of a tensor that is small, and in one part without gaps; return whether it is such a tensor.
+
+    Adapters have tens of thousands of small matrices that are transposed, for each of which `gather` takes long to begin.
+    """
+    (part,) = entry.parts
+    span = 1 + sum([(count - 1) * step for count, step in zip(part.shape, part.strides, strict=True)])
+    if not (part.shape == entry.shape and 0 < out.size == span == math.prod(part.shape) and out.nbytes <= CHUNK):
+        return False
+    read = np.empty(out.size, out.dtype)
+    fetch(part, 0, read.view(np.uint8).data)
+    out.reshape(part.shape)[...] = np.ndarray(part.shape, out.dtype, read, 0, [step * out.itemsize for step in part.strides])
+    return True
 
 
 def _series(boxes: list[Box], itemsize: int) -> Iterator[Box]:
