@@ -118,6 +118,8 @@ class Plan:
 
     def share(self, rank: int, ranks: int) -> tuple[Piece, ...]:
         """Return the pieces that one of several ranks merges: each piece goes to the rank with the least to do so far."""
+        if ranks == 1:
+            return self.pieces
         loads = [0] * ranks
         mine = []
         for piece in self.pieces:
@@ -154,7 +156,7 @@ def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
     A tensor that must be measured before it is merged stays in one piece. If it is more than a worker's share of everything,
     several threads merge it.
     """
-    pieces, share = [], sum(tensor.traffic for tensor in tensors) // workers
+    pieces, share = list[Piece](), sum(tensor.traffic for tensor in tensors) // workers if workers > 1 else 0
     for number, tensor in enumerate(tensors):
         unit = BLOCK if tensor.scales is None else tensor.scales.unit
         step, threads = max(1, PIECE_BYTES // tensor.dtype.itemsize // unit) * unit, 1

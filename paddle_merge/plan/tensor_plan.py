@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..checkpoints.formats.header import Held
 from ..checkpoints.tensors import StoredEntry, TensorEntry
@@ -73,7 +73,7 @@ class TensorPlan:
         """The dtype that it is merged in: "float32" or "float64"."""
         return compute_dtype({self.dtype, *[entry.dtype for entry in self.inputs]})
 
-    @property
+    @cached_property  # planning asks for them twenty times
     def inputs(self) -> tuple[TensorEntry, ...]:
         """The sources, then the base, if there is one."""
         return self.sources if self.base is None else (*self.sources, self.base)
@@ -148,8 +148,7 @@ def _stages(entry: TensorEntry) -> list[TensorPlan]:
     return [entry.plan] if isinstance(entry, StagedEntry) else [plan for one in entry.made_of for plan in _stages(one)]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """The unit of work: elements start..stop of the tensor at this place in Plan.tensors.
 
     threads: of the worker, that merge it together: more than one for a piece with which one thread would still be busy when

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backends.engine import NUMPY, Engine
 from ..checkpoints.fingerprint import sum_of
@@ -28,8 +28,7 @@ class Job:
     engine: Engine = NUMPY
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What a worker found while it merged one piece of a tensor.
 
     not_finite: the inputs, by their places in Recipe.titles, that hold NaN or Inf. overflowed: whether numbers were too

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from ..checkpoints import adapters, hub
 from ..checkpoints.compare import differing
 from ..checkpoints.formats.header import Held
-from ..checkpoints.tensors import stored
+from ..checkpoints.tensors import files_of, stored
 from ..conversion.inputs import open_inputs
 from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from ..parsing import size_text, tensors_named
@@ -105,7 +105,7 @@ def _merge(request: Request, progress: bool | None, ranks: Ranks) -> None:
         journal.close(stopped=False)
         if not leads:
             output.sync()
-        others = ranks.gather([] if leads else [vars(report) for report in reports])
+        others = ranks.gather([] if leads else [report._asdict() for report in reports])
         if leads:
             reports += [Report.of(report) for part in others for report in part]
             notice(reports, plan.tensors, plan.recipe.titles, request.strict)
@@ -154,7 +154,7 @@ def _begin(request: Request, plan: Plan, output: Output, journal: Journal, ranks
             log.info("resume   %.0f %% of the output is already complete", 100 * share)
         journal.start(header, done)
         output.drop_journals(but=0)
-    done = [Report.of(report) for report in ranks.gather([vars(report) for report in done])[0]]
+    done = [Report.of(report) for report in ranks.gather([report._asdict() for report in done])[0]]
     if not leads:
         journal.start(header, [])
     return done
@@ -222,7 +222,7 @@ def _prepared(request: Request, ranks: int, measure: bool = True) -> tuple[Plan,
             plan = memory_estimate.fitting(plan, beside)
         attempt(_check_equal, plan)
         attempt(check_gates, plan)
-        paths += sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
+        paths += sorted(files_of(entry for tensor in plan.tensors for entry in tensor.inputs))
     paths += [request.config_from] if request.config_from else []
     paths += [plan.tokens.source.folder] if plan is not None and plan.tokens is not None else []
     names = *(sidecars or ()), LOCK

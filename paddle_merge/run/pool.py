@@ -102,10 +102,14 @@ class WorkerPool:
                 elif kind == "ready":
                     self._hand_out(connection, waiting)
                 else:
+                    reports, count, asks = content
+                    progress(count)
                     self._doing[connection].popleft()
                     if not self._doing[connection] and connection in self._told:
                         del self._doing[connection]
-                    yield from content[0]
+                    yield from reports
+                    if asks:
+                        self._hand_out(connection, waiting)
 
     def _hand_out(self, connection: Connection, waiting: Iterator[Piece]) -> None:
         """Send a worker its next batch; without further pieces, tell it that there are none."""

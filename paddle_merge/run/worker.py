@@ -7,12 +7,11 @@ counted from the beginning of the output file. After: run/merge.py gathers the r
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,7 @@ class Worker:
         itemsize, written, of_scales = tensor.dtype.itemsize, Fingerprint(piece.start), None
         write = self._writer(tensor, path, tensor.offset, itemsize, written)
 
-        with _naming(tensor):
+        with _Naming(tensor):
             if (scales := tensor.scales) is not None:
                 of_scales = Fingerprint(scales.first(piece.start), scales.hashed)
                 write_scales = self._writer(tensor, path, scales.offset, scales.dtype.itemsize, of_scales)
@@ -100,7 +99,7 @@ class Worker:
     def measure(self, tensor: TensorPlan, states: Sequence[Any] | None = None) -> Measured:
         """Measure a whole tensor. states: what was measured of each model; None: measure that, too. Raises WorkError as
         `merge` does."""
-        with _naming(tensor):
+        with _Naming(tensor):
             backend = self._backends.of(tensor)
             source = FileSource(tensor, backend, self._files, scratch=self._scratch)
             with backend.at_work():
@@ -116,7 +115,7 @@ class Worker:
         assert sparsifier is not None
         numbers = tensor.numbers[model], *tensor.numbers[len(tensor.sources) :]
         one = dataclasses.replace(tensor, sources=(tensor.sources[model],), numbers=numbers)
-        with _naming(tensor):
+        with _Naming(tensor):
             backend = self._backends.of(one)
             source = FileSource(one, backend, self._files, scratch=self._scratch)
             pipeline = Pipeline(one, source, backend, Piece(0, 0, one.size), self._progress)
@@ -166,14 +165,18 @@ class Worker:
         return {"read": tuple(fingerprint.hexdigest() for fingerprint in read)}
 
 
-@contextlib.contextmanager
-def _naming(tensor: TensorPlan) -> Iterator[None]:
+class _Naming:
     """Make a WorkError that names the tensor of whatever goes wrong."""
-    try:
-        yield
-    except MergeError:
-        raise
-    except MemoryError:
-        raise WorkError(f"tensor {tensor.name!r}: {OUT_OF_MEMORY}") from None
-    except Exception as error:  # any error fails the merge, with the name of the tensor
-        raise WorkError(f"tensor {tensor.name!r}: {type(error).__name__}: {error}") from error
+
+    def __init__(self, tensor: TensorPlan):
+        self._tensor = tensor
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, MemoryError):
+            raise WorkError(f"tensor {self._tensor.name!r}: {OUT_OF_MEMORY}") from None
+        # Any error fails the merge, with the name of the tensor.
+        if isinstance(error, Exception) and not isinstance(error, MergeError):
+            raise WorkError(f"tensor {self._tensor.name!r}: {type(error).__name__}: {error}") from error

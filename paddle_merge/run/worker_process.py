@@ -29,8 +29,8 @@ PROGRESS_SECONDS = 0.1
 
 
 class _Throttle:
-    """Adds up progress, and sends it a few times a second. held: whether to send none for now, because the
-    command may be sending the next batch."""
+    """Adds up progress, and sends it a few times a second: `take` gives what is left. held: whether to send none for now,
+    because the command may be sending the next batch."""
 
     held = False
 
@@ -41,13 +41,12 @@ class _Throttle:
         self._bytes += count
         now = time.monotonic()
         if not self.held and now - self._last >= PROGRESS_SECONDS:
-            self.flush()
+            self._send(self.take())
             self._last = now
 
-    def flush(self) -> None:
-        if self._bytes:
-            self._send(self._bytes)
-            self._bytes = 0
+    def take(self) -> int:
+        count, self._bytes = self._bytes, 0
+        return count
 
 
 def _settle(engine: Engine) -> None:
@@ -63,7 +62,7 @@ def _settle(engine: Engine) -> None:
 
 def serve(connection: Connection) -> None:
     """Receive a Job, then batches, lists of (tensor, piece), until None; send ("progress", bytes), ("ready",) for the next
-    batch, ("done", Report of each piece) and ("error", sentence, traceback).
+    batch, ("done", Report of each piece, bytes, whether it is ready for the next batch) and ("error", sentence, traceback).
 
     The batch that follows small pieces is asked for before they are merged. From then on nothing is sent until it has been
     received: so the worker doesn't wait for the command, and never do both wait for the other to read, however long
@@ -91,20 +90,20 @@ def _serve(connection: Connection, throttle: _Throttle) -> None:
             return merge_in_threads(threads, job, tensor, piece, throttle)
         return worker.merge(tensor, piece)
 
-    batch = connection.recv()
+    batch, asked = connection.recv(), False  # whether the batch after this one was asked for
     while batch is not None:
-        early = throttle.held = len(batch) > 1  # only small pieces are sent together
-        if early:
+        early = len(batch) > 1  # only small pieces are sent together
+        if early and not asked:
             connection.send(("ready",))
+        throttle.held = early
         reports = [merged(tensor, piece) for tensor, piece in batch]
         if early:
             batch = connection.recv()
             throttle.held = False
-        throttle.flush()
-        connection.send(("done", reports))
+        asked = not early or (batch is not None and len(batch) > 1)
+        connection.send(("done", reports, throttle.take(), asked))
         if not early:
-            connection.send(("ready",))
-            batch = connection.recv()
+            batch, asked = connection.recv(), False
     worker.close()
 
 

@@ -434,7 +434,7 @@ def by_workers(sources: Sources, tensor_type: str, n_process: int, monkeypatch: 
         order, given = list(range(count(method))), LAWS[method].given
         config = sources.config(method, given, order, "plan", tensor_type=tensor_type, n_process=n_process)
         made = prepare(Request.of(config))[0]
-        pieces += [dataclasses.replace(piece, tensor=piece.tensor + len(tensors)) for piece in made.pieces]
+        pieces += [piece._replace(tensor=piece.tensor + len(tensors)) for piece in made.pieces]
         tensors += [dataclasses.replace(tensor, shard=number) for tensor in made.tensors]
         outputs[method] = sources.folder / f"{tensor_type} {n_process} {method}"
         outputs[method].mkdir()

@@ -220,9 +220,11 @@ def test_a_worker_gets_its_next_small_pieces_while_it_merges(tmp_path: Path, mon
     assert ours.recv() == ("ready",)
     assert not ours.poll(1)  # their reports come when the next batch is there
     ours.send(batches[1])
-    kind, reports = received(ours)
+    kind, reports, nbytes, asks = received(ours)
     assert (kind, [report.tensor for report in reports]) == ("done", [tensor.name for tensor, _ in batches[0]])
-    assert [received(ours)[0] for _ in range(2)] == ["done", "ready"]  # a batch of one may be a large piece
+    assert nbytes == sum(tensor.traffic for tensor, _ in batches[0])
+    assert not asks  # a batch of one may be a large piece
+    assert received(ours)[::3] == ("done", True)
     ours.send(None)
     serving.join()
 

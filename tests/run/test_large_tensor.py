@@ -254,7 +254,7 @@ def test_thirty_two_workers_end_together(tmp_path: Path) -> None:
     sizes = {"embed_tokens": 400, "lm_head": 400, **{f"layer {k}": 30 for k in range(80)}}
     plan = plan_of(config(sparse(tmp_path, {name: size * BLOCK // 64 for name, size in sizes.items()})), 32)
     assert [piece.threads for piece in plan.pieces[:2]] == [4, 4]
-    alone = dataclasses.replace(plan, pieces=tuple(dataclasses.replace(piece, threads=1) for piece in plan.pieces))
+    alone = dataclasses.replace(plan, pieces=tuple(piece._replace(threads=1) for piece in plan.pieces))
     assert finished(alone, 32, 0.1) == pytest.approx(4.0)
     assert finished(plan, 32, 0.1) < 1.5
 

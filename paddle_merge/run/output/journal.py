@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import glob
 import hashlib
 import json
@@ -22,7 +21,7 @@ from typing import Any
 
 from ...checkpoints.fingerprint import of_file
 from ...checkpoints.scaled import ScaledEntry
-from ...checkpoints.tensors import StoredEntry
+from ...checkpoints.tensors import StoredEntry, files_of
 from ...errors import MergeError, OutputError, WorkError
 from ...plan.file_names import JOURNALS, journal_name
 from ...plan.plan import Plan
@@ -73,7 +72,7 @@ def _header(content: Any) -> dict[str, Any]:
 def describe(request: Request, plan: Plan) -> dict[str, Any]:
     """Return what determines the output's bytes and their places: fields, input files, and a digest of the plan."""
     record = {name: value for name, value in request.record.items() if name not in IRRELEVANT}
-    files = sorted({file for tensor in plan.tensors for entry in tensor.inputs for file in entry.files})
+    files = sorted(files_of(entry for tensor in plan.tensors for entry in tensor.inputs))
     digest = hashlib.sha256(repr(plan.shards).encode("utf-8", "surrogatepass"))
     for tensor in plan.tensors:
         # A tensor as stored is described by its values, because the text of a dataclass takes several times as long.
@@ -151,10 +150,10 @@ def remaining(plan: Plan, done: Sequence[Report]) -> tuple[Piece, ...]:
         start = piece.start
         for first, stop in sorted(ranges.get(plan.tensors[piece.tensor].name, [])):
             if first > start and start < piece.stop:
-                pieces.append(dataclasses.replace(piece, start=start, stop=min(first, piece.stop)))
+                pieces.append(piece._replace(start=start, stop=min(first, piece.stop)))
             start = max(start, stop)
         if start < piece.stop:
-            pieces.append(dataclasses.replace(piece, start=start))
+            pieces.append(piece._replace(start=start))
     return tuple(pieces)
 
 
@@ -176,7 +175,7 @@ class Journal:
         """Replace the journal of this rank. Raises OutputError."""
         try:
             with open(self._new_path, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in (header, *map(vars, done)))
+                file.writelines(json.dumps(line) + "\n" for line in (header, *map(Report._asdict, done)))
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(self._new_path, self._path)
@@ -236,7 +235,7 @@ class Journal:
             fsync(path)
         self._check_inputs()
         with open(os.open(self._path, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(vars(report)) + "\n" for report in reports)
+            file.writelines(json.dumps(report._asdict()) + "\n" for report in reports)
             file.flush()
             os.fsync(file.fileno())
         self.kept = self.kept or bool(reports)
