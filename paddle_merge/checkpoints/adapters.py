@@ -57,6 +57,9 @@ _ENDINGS = {
         r"\.(?P<parameter>[^.]+)_lora_B": "B",
     },
 }
+_PATTERNS = {
+    kind: [(re.compile(f"(.+?){ending}"), role) for ending, role in endings.items()] for kind, endings in _ENDINGS.items()
+}
 
 
 @dataclass
@@ -203,8 +206,8 @@ def group_tensors(adapter: Adapter) -> tuple[list[Module], list[tuple[str, Tenso
     others = []
     for name, entry in adapter.tensors.items():
         plain = name.removeprefix("base_model.model.") if adapter.kind == "peft" else name
-        for ending, role in _ENDINGS[adapter.kind].items():
-            if found := re.fullmatch(rf"(.+?){ending}", plain):
+        for pattern, role in _PATTERNS[adapter.kind]:
+            if found := pattern.fullmatch(plain):
                 module = Module(found[1], parameter=found.groupdict().get("parameter", ""))
                 tensors = modules.setdefault(module.title, module).tensors
                 tensors[role if role not in tensors else f"{role} again: {name}"] = entry

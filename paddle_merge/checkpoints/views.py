@@ -181,11 +181,12 @@ def transpose(entry: TensorEntry, name: str) -> TensorEntry:
     """Return the transposed tensor `name`: the same boxes, with their dimensions in reverse order. Raises MalformedError."""
     if isinstance(entry, ScaledEntry):
         return _scaled(entry, transpose(entry.codes, name), [_transposed(grid) for grid in entry.grids])
+    entry = stored(entry)
     boxes = [
-        dataclasses.replace(box, at=box.at[::-1], shape=box.shape[::-1], strides=box.strides[::-1])
+        Part(box.file, box.offset, box.at[::-1], box.shape[::-1], box.strides[::-1], box.text, box.origin, box.nibbles)
         for box in as_boxes(entry)
     ]
-    return dataclasses.replace(stored(entry), name=name, shape=entry.shape[::-1], parts=tuple(boxes))
+    return StoredEntry(name, entry.dtype, entry.shape[::-1], entry.file, entry.offset, tuple(boxes), entry.origin)
 
 
 # --- the scales of a view --------------------------------------------------------------------------------------------

@@ -138,6 +138,7 @@ def assemble(
     wrong, absent, unlike, differing = (dict[Any, list[str]]() for _ in range(4))  # what is wrong -> names of tensors
     if faults := problems(recipe, inputs):
         raise CheckpointError(faults)
+    last: tuple[Slice, ResolvedMethod] | None = None
     for place in _places(recipe, inputs, partial.allowed):
         part, how = place.part, ""
         models = part.everything
@@ -184,6 +185,10 @@ def assemble(
             numbers = [routers[place.name]]
             found, base = [inputs[numbers[0]].tensors[place.name]], None
             resolved, values, how = ResolvedMethod(None, Linear((1.0,))), {}, "the base's router"
+        if last is None or last[0] is not part or last[1] is not resolved:  # else it has the same values and weights
+            count = len(found) if place.name in routers else len(part.inputs)
+            weights, items = tuple(resolved.merger.effective_weights(count)), tuple(values.items())
+            last = part, resolved
         made.append(
             AssembledTensor(
                 name=place.name,
@@ -191,8 +196,8 @@ def assemble(
                 base=base,
                 numbers=tuple(numbers),
                 resolved=resolved,
-                weights=tuple(resolved.merger.effective_weights(len(found) if place.name in routers else len(part.inputs))),
-                values=tuple(values.items()),
+                weights=weights,
+                values=items,
                 how=how,
             )
         )

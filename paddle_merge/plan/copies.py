@@ -38,8 +38,10 @@ def originals(
     read: gives the stored elements; None: reads them from files. known: keeps what was read for calls to come, if the
     files don't change between them. Raises WorkError if they can't be read.
     """
-    first: dict[Hashable, str] = {}
-    found = {one.name: first.setdefault(one.made_of, one.name) for one in made}
+    found = {one.name: one.name for one in made}
+    for group in _groups(made, lambda one: one.entries[0].nameless):  # few: all others differ in the first input already
+        first: dict[Hashable, str] = {}
+        found |= {one.name: first.setdefault(one.made_of, one.name) for one in group}
     different = [one for one in made if found[one.name] == one.name and _draws(one)]
     files = Files()
     read = read or files.read

@@ -34,15 +34,19 @@ class Resolver:
         self._made: dict[Any, ResolvedMethod] = {}
         self._gradients: dict[tuple[int, str], list[Any]] = {}  # (id of a condition, parameter) -> its values, converted
         self._constant: dict[int, dict[str, Any] | None] = {}  # id of a slice -> the values of all its tensors
+        self._last: tuple[Mapping[str, Any], ResolvedMethod] | None = None  # what `resolved` was last asked, and returned
         self.used: set[int] = set()
 
     def resolved(self, values: Mapping[str, Any]) -> ResolvedMethod:
         """Return the method with these parameters. Raises ValueError with a sentence that names a parameter."""
+        if self._last is not None and self._last[0] is values:
+            return self._last[1]
         key = tuple(values.items())
         if key not in self._made:
             if problems := self._recipe.method.problems(**values):
                 raise ValueError("; ".join(map(in_recipes, problems)))
             self._made[key] = self._recipe.method.make(**values)
+        self._last = values, self._made[key]
         return self._made[key]
 
     def values(self, part: Slice, name: str, t: float, names: Sequence[str] = ()) -> dict[str, Any]:

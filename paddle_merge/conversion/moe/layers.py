@@ -13,6 +13,7 @@ expert.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from itertools import accumulate
 from typing import Any
 
 from ...checkpoints.config_json import widths
+from ...checkpoints.names import MOST_NAMES
 from ...checkpoints.tensors import TensorEntry
 from ...errors import MalformedError
 
@@ -79,8 +81,9 @@ def moe_layers(tensors: Mapping[str, TensorEntry], config: Mapping[str, Any], la
     stacked: dict[str, dict[str, str]] = {}
     others = list[str]()
     for name, entry in tensors.items():
-        if found := _APART.fullmatch(name):
-            apart.setdefault(found[1], {}).setdefault(int(found[2]), {})[found[3]] = name
+        if one := _apart(name):
+            prefix, expert, tail = one
+            apart.setdefault(prefix, {}).setdefault(int(expert), {})[tail] = name
         elif found := _stacked(name, entry):
             stacked.setdefault(found[1], {})[found[2] or found[3]] = name
         else:
@@ -104,7 +107,7 @@ def moe_layers(tensors: Mapping[str, TensorEntry], config: Mapping[str, Any], la
 
 def has_experts(tensors: Mapping[str, TensorEntry]) -> bool:
     """Return whether a model has layers of experts, whether or not they are understood."""
-    return any(_APART.fullmatch(name) or _stacked(name, entry) for name, entry in tensors.items())
+    return any(_apart(name) or _stacked(name, entry) for name, entry in tensors.items())
 
 
 def expert_counts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -112,11 +115,19 @@ def expert_counts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     tensors, by name."""
     found = dict[str, int]()
     for name, shape in shapes.items():
-        if one := _APART.fullmatch(name):
-            found[one[1]] = max(found.get(one[1], 0), int(one[2]) + 1)
+        if apart := _apart(name):
+            prefix, expert, _ = apart
+            found[prefix] = max(found.get(prefix, 0), int(expert) + 1)
         elif (one := _STACKED.fullmatch(name)) and (one[2] or len(shape) == 3) and shape:
             found[one[1]] = shape[0]
     return found
+
+
+@functools.lru_cache(MOST_NAMES)
+def _apart(name: str) -> tuple[str, str, str] | None:
+    """Return the parts of the name of an expert's tensor: the layer's prefix, the expert's number, and what follows."""
+    found = _APART.fullmatch(name)
+    return (found[1], found[2], found[3]) if found else None
 
 
 def _stacked(name: str, entry: TensorEntry) -> re.Match[str] | None:
