@@ -214,17 +214,20 @@ def test_a_worker_gets_its_next_small_pieces_while_it_merges(tmp_path: Path, mon
     ours, its = Pipe()
     serving = threading.Thread(target=serve, args=(its,))
     serving.start()
-    batches = [[(plan.tensors[piece.tensor], piece) for piece in some] for some in (plan.pieces[:3], plan.pieces[3:4])]
+    ranges = plan.pieces[:3], plan.pieces[3:5], plan.pieces[5:6]
+    batches = [[(plan.tensors[piece.tensor], piece) for piece in some] for some in ranges]
     ours.send(Job(None))
     ours.send(batches[0])
     assert ours.recv() == ("ready",)
     assert not ours.poll(1)  # their reports come when the next batch is there
-    ours.send(batches[1])
-    kind, reports, nbytes, asks = received(ours)
-    assert (kind, [report.tensor for report in reports]) == ("done", [tensor.name for tensor, _ in batches[0]])
-    assert nbytes == sum(tensor.traffic for tensor, _ in batches[0])
-    assert not asks  # a batch of one may be a large piece
-    assert received(ours)[::3] == ("done", True)
+    for batch, following, asks in ((batches[0], batches[1], True), (batches[1], batches[2], False)):
+        ours.send(following)
+        kind, reports, nbytes, asked = received(ours)
+        assert (kind, [report.tensor for report in reports]) == ("done", [tensor.name for tensor, _ in batch])
+        assert nbytes == sum(tensor.traffic for tensor, _ in batch)
+        assert asked is asks  # a batch of one may be a large piece, during which nothing is sent ahead
+    kind, reports, _, asked = received(ours)
+    assert (kind, len(reports), asked) == ("done", 1, True)
     ours.send(None)
     serving.join()
 
