@@ -130,6 +130,8 @@ class Provenance:
 
     def rewarded(self, tensors: Sequence[TensorPlan]) -> list[tuple[str, str]]:
         """Return path and evidence of the models trained by verifiable rewards between which signs are elected."""
+        if not any(one.rewards for one in self.origins):  # then there is no need to look at every tensor
+            return []
         elected = elected_by_sign(tensors)
         return [(one.path, one.rewards) for number in sorted(elected) for one in self._at(number) if one.rewards]
 
@@ -163,7 +165,8 @@ def electing(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
     for tensor in tensors:
         if isinstance(tensor.resolved.merger, Ties) and len(tensor.sources) > 1:
             yield tensor
-        yield from electing(tensor.stages)
+        if stages := tensor.stages:
+            yield from electing(stages)
 
 
 def _union(groups: Iterable[Iterable[str]]) -> list[str]:

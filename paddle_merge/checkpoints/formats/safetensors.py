@@ -82,8 +82,9 @@ def _read_header(path: str, file: str, folder: str) -> tuple[list[StoredEntry], 
     if end != size:
         fault = "is truncated" if end > size else "is longer than its header says"
         raise CheckpointError(f"{file}: {fault} ({size} bytes, but the header describes {end})")
+    first = 8 + length
     entries = [
-        StoredEntry(row.name, row.dtype, row.shape, file, 8 + length + row.start, origin=(path, row.name)) for row in rows
+        StoredEntry(name, dtype, shape, file, first + start, (), (path, name)) for name, dtype, shape, start, _ in rows
     ]
     if any(entry.dtype is UINT16 for entry in entries):
         entries = [_uint16_is_bfloat16(entry, folder) for entry in entries]
