@@ -1,21 +1,19 @@
 """Read the command line of a command, whose flags are the fields of a dataclass.
 
 PaddleNLP's spellings are understood, too: lists as `--weight_list 0.3 -0.7`, booleans as `--normalize False`, names with
-dashes or underscores. Typer, which takes longer to import than a small merge, prints the help pages (help_page.py).
+dashes or underscores.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
 from ..parsing import nearest, parse_bool
-from ..version import __version__
-from .command import set_up_logging
 
 PROGRAM = "python -m paddle_merge"
 SWITCHES = {"help", "version", "verbose", "quiet"}
@@ -60,25 +58,6 @@ class CommandLine:
         if self.argument is None and argv and not argv[0].startswith("-"):
             raise ConfigError(f"unexpected {argv[0]!r}; {self.name} takes flags only")
         return parse(argv, self.fields, self.aliases, self.hint, abbreviated, self.many)
-
-    def main(self, argv: Sequence[str], run: Callable[[Any, dict[str, Any]], None]) -> None:
-        """Parse argv and call `run`, or print the help page or the version; then exit: SystemExit is always raised, unless
-        it is ConfigError, or an error of `run`.
-
-        run: is called with the words given without a flag (a list if `many`, else the first one or None) and with the flags
-        that were given, by name.
-        """
-        given = self.parse(argv)
-        if "help" in given.switches or (self.needs_words and not argv):
-            from .help_page import show  # imports Typer
-
-            show(self)
-        elif "version" in given.switches:
-            print(f"paddle_merge {__version__}")
-        else:
-            set_up_logging("verbose" in given.switches, "quiet" in given.switches)
-            run(given.words if self.many else given.first, given.flags)
-        raise SystemExit(0)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from ..recipe.config import ALIASES, MergeConfig
 from ..run.output.signals import uninterrupted
 from .flags import CommandLine, fields_of
+from .run_line import run_line
 
 FIELDS = fields_of(MergeConfig)
 # Flag -> the fields of a config file that it overrides, besides the field of its own name.
@@ -72,7 +73,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge merge *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:

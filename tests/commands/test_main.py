@@ -22,6 +22,7 @@ from paddle_merge.commands.command import command
 from paddle_merge.commands.flags import CommandLine
 from paddle_merge.commands.help_page import escape
 from paddle_merge.commands.main import COMMANDS, FREQUENT
+from paddle_merge.commands.run_line import run_line
 from tests.support import checkpoints
 from tests.support.command_lines import cli
 from tests.support.sweeps import few
@@ -237,15 +238,13 @@ def test_a_missing_file_is_called_a_missing_file(here: Path, word: str, capsys: 
 
 @pytest.mark.parametrize("name", ["merge", "diff", "analyze"])
 def test_an_interrupt_is_not_swallowed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Typer would exit with status 130 without a word."""
-
     def run(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        LINES[name].main(["a", "b"] if name != "merge" else ["--model_path_list", "a"], run)
+        run_line(LINES[name], ["a", "b"] if name != "merge" else ["--model_path_list", "a"], run)
     with pytest.raises(SystemExit) as exit, command():
-        LINES[name].main(["a", "b"] if name != "merge" else ["--model_path_list", "a"], run)
+        run_line(LINES[name], ["a", "b"] if name != "merge" else ["--model_path_list", "a"], run)
     assert exit.value.code == 130
     assert capsys.readouterr().err == "interrupted: no checkpoint or adapter was written\n"
 

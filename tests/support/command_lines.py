@@ -9,7 +9,8 @@ import pytest
 import typer
 
 from paddle_merge import MergeConfig
-from paddle_merge.commands.flags import CommandLine
+from paddle_merge.commands import run_line
+from paddle_merge.commands.flags import CommandLine, Given
 from paddle_merge.commands.main import main
 from paddle_merge.commands.merge import FIELDS
 from tests.support.pages import ROOT
@@ -26,15 +27,13 @@ def parsed(entry: Any, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> dict
     """Return the flags of a command line by name, as `entry` reads them, without running the command."""
     found: list[dict[str, Any]] = []
 
-    def parse_only(line: CommandLine, argv: list[str], run: Any) -> None:
-        given = line.parse(argv)
-        if argv and "help" not in given.switches:
+    def note(line: CommandLine, given: Given, run: Any) -> None:
+        if "help" not in given.switches:
             found.append({"first": given.words if line.many else given.first})
             found[0] |= {item.name: given.flags.get(item.name) for item in line.fields.values()}
-        raise SystemExit(0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CommandLine, "main", parse_only)
+        patch.setattr(run_line, "_do", note)
         patch.setattr(typer.core.TyperCommand, "invoke", lambda _, context: found.append(dict(context.params)))
         with pytest.raises(SystemExit) as exit:
             entry(argv)

@@ -57,7 +57,7 @@ class Loop:
                 tuple(CellType(_without_loop(cell.cell_contents)) for cell in cells),
             )
             made.__module__ = self.function.__module__
-            self._dispatcher = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(made)
+            self._dispatcher = njit(nogil=True, error_model="numpy")(made)
         return self._dispatcher
 
     def _prepared(self, args: tuple[Any, ...]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from ...recipe.fields import flag, to_types
 from ...recipe.wording import as_flags
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
+from ..run_line import run_line
 
 HELP = """Measure what fine-tuning changed in each model, before a merge.
 
@@ -120,7 +121,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge analyze *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from ...errors import ConfigError
 from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import CommandLine, fields_of
+from ..run_line import run_line
 
 HELP = """Train small networks, merge them by every method, and show the results.
 
@@ -50,7 +51,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge demo *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(_: Any, flags: dict[str, Any]) -> None:

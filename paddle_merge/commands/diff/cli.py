@@ -13,6 +13,7 @@ from ...errors import Attempts, CheckpointError, ConfigError
 from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
+from ..run_line import run_line
 
 HELP = """Compare the values of two checkpoints: in total, by layer, by kind of tensor, and by tensor.
 
@@ -87,7 +88,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge diff *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from ...errors import Attempts, ConfigError, OutputError
 from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
+from ..run_line import run_line
 
 log = logging.getLogger("paddle_merge")
 HELP = """Score models side by side, with standard errors and what each costs.
@@ -87,7 +88,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge evaluate *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:

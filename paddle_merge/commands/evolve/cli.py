@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ...recipe.fields import flag
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
+from ..run_line import run_line
 from ..search_flags import SearchFlags, resumable
 
 HELP = """Search for the best recipe by scoring merges.
@@ -49,7 +50,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge evolve *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from ...errors import ConfigError, OutputError
 from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
+from ..run_line import run_line
 
 HELP = """Measure how much each expert of a mixture of experts is used.
 
@@ -82,7 +83,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge expert-stats *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:

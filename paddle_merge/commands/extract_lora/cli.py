@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..flags import CommandLine, fields_of
+from ..run_line import run_line
 from .config import ExtractConfig
 
 HELP = """Make a LoRA adapter from a fine-tuned model and its base.
@@ -41,7 +42,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge extract-lora *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(finetuned: str | None, flags: dict[str, Any]) -> None:

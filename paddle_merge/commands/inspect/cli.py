@@ -12,6 +12,7 @@ from ...errors import Attempts, ConfigError
 from ...recipe.fields import to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
+from ..run_line import run_line
 from .checkpoint import look
 from .headers import differences
 
@@ -56,7 +57,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge inspect *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:

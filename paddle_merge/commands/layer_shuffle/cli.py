@@ -16,6 +16,7 @@ from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
 from ..merge import FIELDS as MERGE_FIELDS
 from ..merge import run
+from ..run_line import run_line
 from .draw import any_places, counts, same_places, slices
 
 _WHICH, _RECIPE = "Which layers", "The recipe"
@@ -99,7 +100,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge layer-shuffle *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:

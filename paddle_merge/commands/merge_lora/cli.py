@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..flags import CommandLine, fields_of
+from ..run_line import run_line
 from .config import MergeLoraConfig
 
 HELP = """Merge LoRA adapters into one LoRA adapter, without the base model.
@@ -48,7 +49,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge merge-lora *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(adapters: list[str], flags: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..flags import CommandLine, fields_of
+from ..run_line import run_line
 from .config import PushConfig
 
 HELP = """Upload a finished checkpoint or LoRA adapter to Hugging Face, AI Studio or ModelScope, with the hub's own library.
@@ -42,7 +43,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge push *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(folder: str | None, flags: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...checkpoints.adapters import absolute_spec
 from .. import common_flags
 from ..flags import CommandLine
+from ..run_line import run_line
 from ..search_flags import resumable
 from .config import FIELDS, MERGE, SoupConfig
 
@@ -48,7 +49,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge soup *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:

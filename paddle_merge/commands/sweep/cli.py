@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..flags import PROGRAM, CommandLine, fields_of
+from ..run_line import run_line
 from ..search_flags import SearchFlags, resumable
 
 HELP = """Score merges over a grid, and weigh what alignment gained against what it cost.
@@ -47,7 +48,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge sweep *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
 from ..merge import FIELDS as MERGE_FIELDS
 from ..merge import run
+from ..run_line import run_line
 
 _HOW = "How rows of missing tokens are made"
 # The flags of a merge that this takes, too.
@@ -112,7 +113,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge transplant *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from ...parsing import one_line, size_text
 from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
+from ..run_line import run_line
 from ..tables import count, facts
 
 HELP = """Check that a merged checkpoint is what the merge wrote, and that its inputs still give the same result.
@@ -76,7 +77,7 @@ LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m paddle_merge verify *argv`. Raises MergeError."""
-    LINE.main(argv, _run)
+    run_line(LINE, argv, _run)
 
 
 def _run(paths: list[str], flags: dict[str, Any]) -> None:
