@@ -34,12 +34,10 @@ class Loop:
         self._dispatcher: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        key = tuple([(arg.dtype, arg.ndim, arg.flags.num) if isinstance(arg, np.ndarray) else type(arg) for arg in args])
+        key = _key(args)
         run = self._ready.get(key)
         if run is None:
-            run = self._prepared(args)
-            if tuple not in key:  # which says nothing of what it holds
-                self._ready[key] = run
+            run = self._ready[key] = self._prepared(args)
         return run(*args)
 
     def dispatcher(self) -> Any:
@@ -57,6 +55,7 @@ class Loop:
                 tuple(CellType(_without_loop(cell.cell_contents)) for cell in cells),
             )
             made.__module__ = self.function.__module__
+            made.__qualname__ = self.name  # with which Numba names the machine code, and so tells it apart
             self._dispatcher = njit(nogil=True, error_model="numpy")(made)
         return self._dispatcher
 
@@ -92,6 +91,20 @@ def jit(function: Callable[..., Any], name: str = "") -> Any:
 
 def _without_loop(value: Any) -> Any:
     return value.dispatcher() if isinstance(value, Loop) else value
+
+
+def _key(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what is equal for arguments of the same types."""
+    return tuple(
+        [
+            (arg.dtype, arg.ndim, arg.flags.num)
+            if isinstance(arg, np.ndarray)
+            else _key(arg)
+            if isinstance(arg, tuple)
+            else type(arg)
+            for arg in args
+        ]
+    )
 
 
 def _type_name(arg: Any) -> str:

@@ -74,23 +74,30 @@ class _Linker:
 
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
-        target = binding.Target.from_triple(binding.get_process_triple())
-        x86 = target.name.startswith("x86")
-        machine = target.create_target_machine(reloc="static" if x86 else "default", codemodel="jitdefault", jit=True)
-        self._engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+        self._target = binding.Target.from_triple(binding.get_process_triple())
         self._module = ModuleType("compiled")
 
     def callable_of(self, code: Code) -> Callable[..., Any] | None:
         if any(map(self._lacks, code.external)):  # LLVM would end the process
             return None
-        self._engine.add_object_file(self._binding.ObjectFileRef.from_data(code.object))
-        self._engine.finalize_object()
+        engine = self._engine()
+        engine.add_object_file(self._binding.ObjectFileRef.from_data(code.object))
+        engine.finalize_object()
         environment = self._dynamic.Environment({})
-        place = self._engine.get_global_value_address(code.environment)
+        place = engine.get_global_value_address(code.environment)
         ctypes.c_void_p.from_address(place).value = id(environment)
-        address = self._engine.get_function_address(code.wrapper)
-        made: Callable[..., Any] = self._dynamic.make_function(self._module, code.wrapper, "", address, environment, (self,))
+        address = engine.get_function_address(code.wrapper)
+        made: Callable[..., Any] = self._dynamic.make_function(self._module, code.wrapper, "", address, environment, (engine,))
         return made
+
+    def _engine(self) -> Any:
+        """Return an engine for one object: of two that have a symbol in common, one engine would take the first's for both.
+
+        Numba numbers what a process compiles, so loops that different processes have compiled may have symbols in common.
+        """
+        relocation = "static" if self._target.name.startswith("x86") else "default"
+        machine = self._target.create_target_machine(reloc=relocation, codemodel="jitdefault", jit=True)
+        return self._binding.create_mcjit_compiler(self._binding.parse_assembly(""), machine)
 
     def _lacks(self, symbol: str) -> bool:
         return not self._binding.address_of_symbol(symbol)

@@ -254,6 +254,16 @@ def test_loops_that_a_function_makes_are_told_apart_by_name() -> None:
             assert x.tolist() == [2.0 + step, 4.0 + step]
 
 
+def test_the_code_of_a_loop_has_its_name() -> None:
+    """Numba counts the functions that a process compiles: without it, code of several processes would have the same name."""
+
+    @jit
+    def double(x):
+        return x + x
+
+    assert "adds_1" in made(1, double)._compiled((np.zeros(1),)).wrapper
+
+
 @pytest.mark.usefixtures("unkept")
 def test_a_loop_that_returns_an_array_is_refused() -> None:
     @jit
