@@ -78,26 +78,29 @@ class _Linker:
         self._module = ModuleType("compiled")
 
     def callable_of(self, code: Code) -> Callable[..., Any] | None:
+        engine = self._engine()  # without one, LLVM doesn't know this process's symbols
         if any(map(self._lacks, code.external)):  # LLVM would end the process
             return None
-        engine = self._engine()
         engine.add_object_file(self._binding.ObjectFileRef.from_data(code.object))
         engine.finalize_object()
         environment = self._dynamic.Environment({})
         place = engine.get_global_value_address(code.environment)
         ctypes.c_void_p.from_address(place).value = id(environment)
         address = engine.get_function_address(code.wrapper)
-        made: Callable[..., Any] = self._dynamic.make_function(self._module, code.wrapper, "", address, environment, (engine,))
+        kept = (engine,)  # which frees the code when it goes
+        made: Callable[..., Any] = self._dynamic.make_function(self._module, code.wrapper, "", address, environment, kept)
         return made
 
     def _engine(self) -> Any:
-        """Return an engine for one object: of two that have a symbol in common, one engine would take the first's for both.
-
-        Numba numbers what a process compiles, so loops that different processes have compiled may have symbols in common.
+        """Return what links one object file. A second one, made by another process, may have other functions of the same
+        names, for Numba numbers functions in the order in which a process compiles them, and LLVM would take the first's.
         """
-        relocation = "static" if self._target.name.startswith("x86") else "default"
-        machine = self._target.create_target_machine(reloc=relocation, codemodel="jitdefault", jit=True)
-        return self._binding.create_mcjit_compiler(self._binding.parse_assembly(""), machine)
+        x86 = self._target.name.startswith("x86")
+        machine = self._target.create_target_machine(reloc="static" if x86 else "default", codemodel="jitdefault", jit=True)
+        empty = self._binding.parse_assembly("")
+        engine = self._binding.create_mcjit_compiler(empty, machine)
+        engine.remove_module(empty)  # compiling it would take longer than to link the code
+        return engine
 
     def _lacks(self, symbol: str) -> bool:
         return not self._binding.address_of_symbol(symbol)
