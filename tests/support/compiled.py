@@ -12,23 +12,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-KERNELS = Path(__file__).parents[2] / "paddle_merge" / "backends" / "kernels"
+from paddle_merge.backends.kernels import kept_code
+
 LOOPS = 50  # of the 63 that compile_all compiles; one more or less doesn't matter
 # One process for each compute dtype: the two compile different loops. float32 is computed in float64.
 SHARES = (("bfloat16", "float16", "float8_e5m2"), ("float64", "float32"))
 
 
 def is_needed() -> bool:
-    """Return whether the loops' machine code beside their source is missing, or older than the source."""
-    changed = max(path.stat().st_mtime for path in KERNELS.glob("*.py"))
-    compiled = [path for path in (KERNELS / "__pycache__").glob("*.code") if path.stat().st_mtime > changed]
+    """Return whether the loops' machine code beside their source is missing, or that of an older version."""
+    compiled = list((kept_code.HERE / "__pycache__").glob(f"*-{kept_code.source_stamp()}.code"))
     return "NUMBA_CACHE_DIR" not in os.environ and len(compiled) < LOOPS
 
 
 def compile_all() -> None:
     """Run a process for each share, at the same time. A failure is left to the tests."""
     command = [sys.executable, "-m", "tests.support.compiled"]
-    processes = [subprocess.Popen([*command, *share], cwd=KERNELS.parents[2]) for share in SHARES]
+    processes = [subprocess.Popen([*command, *share], cwd=kept_code.HERE.parents[2]) for share in SHARES]
     for process in processes:
         process.wait()
 

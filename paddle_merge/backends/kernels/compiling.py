@@ -17,7 +17,6 @@ from . import kept_code, native
 from .kept_code import Code
 
 _LOCK = threading.RLock()  # held while a loop is made ready for arguments of other types
-_LAYOUTS = "CFA"  # of an array, as Numba tells them apart: rows are contiguous, columns are, neither is
 
 
 class Loop:
@@ -111,8 +110,14 @@ def _type_name(arg: Any) -> str:
     """Return what Numba's type of an argument depends on, in words."""
     if isinstance(arg, tuple):
         return f"({', '.join(map(_type_name, arg))})"
-    if not isinstance(arg, np.ndarray):
+    if isinstance(arg, int) and not -(1 << 63) <= arg < 1 << 63:  # Numba has another type for them
+        raise OverflowError(f"{arg} doesn't fit into 64 bits")
+    if type(arg) in (bool, int, float):
         return type(arg).__name__
+    if not isinstance(arg, np.ndarray | np.generic) or arg.dtype.kind not in "biuf":  # words don't tell others apart
+        raise TypeError(f"loops take arrays, numbers, and tuples of them, not {arg!r}")
+    if isinstance(arg, np.generic):
+        return str(arg.dtype.str)
     flags = arg.flags
     layout = "C" if flags.c_contiguous else "F" if flags.f_contiguous else "A"
     return f"{arg.dtype.str}[{arg.ndim}]{layout}{'' if flags.writeable else 'r'}{'' if flags.aligned else 'u'}"

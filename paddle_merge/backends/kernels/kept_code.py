@@ -44,26 +44,28 @@ class Code:
     external: list[str]
     object: bytes
 
-    def to_bytes(self) -> bytes:
-        fields = dataclasses.asdict(self)
-        fields["object"] = zlib.crc32(self.object)
-        return json.dumps(fields).encode() + b"\n" + self.object
+    def to_bytes(self, file: str) -> bytes:
+        """Return the content of a file of this name, which starts with a checksum of all the rest and of the name: run with
+        arguments of other types, code would write anywhere."""
+        fields = dataclasses.asdict(self) | {"object": ""}
+        content = json.dumps(fields).encode() + b"\n" + self.object
+        return b"%08x" % zlib.crc32(file.encode() + content) + content
 
     @classmethod
-    def of(cls, content: bytes) -> Code:
-        """Return what to_bytes gave. Raises ValueError, KeyError or TypeError if it is damaged."""
-        head, _, code = content.partition(b"\n")
-        fields = json.loads(head)
-        if fields["object"] != zlib.crc32(code):
+    def of(cls, content: bytes, file: str) -> Code:
+        """Return what to_bytes gave. Raises ValueError if it is damaged, or was written to a file of another name."""
+        if content[:8] != b"%08x" % zlib.crc32(file.encode() + content[8:]):
             raise ValueError("damaged")
-        return cls(**{**fields, "object": code})
+        head, _, code = content[8:].partition(b"\n")
+        return cls(**{**json.loads(head), "object": code})
 
 
 def find(name: str, types: str) -> Code | None:
     """Return the code of a loop for arguments of these types; None: it isn't kept."""
     for folder in _folders():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return Code.of(Path(folder, _file_name(name, types)).read_bytes())
+        with contextlib.suppress(OSError, ValueError):
+            file = _file_name(name, types)
+            return Code.of(Path(folder, file).read_bytes(), file)
     return None
 
 
@@ -74,13 +76,13 @@ def keep(name: str, types: str, code: Code) -> None:
     path = Path(folder, _file_name(name, types))
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        partial.write_bytes(code.to_bytes())
+        partial.write_bytes(code.to_bytes(path.name))
         partial.replace(path)
     except OSError:  # the disk is full
         with contextlib.suppress(OSError):
             partial.unlink()
         return
-    older = path.name.removesuffix(f"{_source_stamp()}{_SUFFIX}")
+    older = path.name.removesuffix(f"{source_stamp()}{_SUFFIX}")
     for found in Path(folder).glob(f"{glob.escape(older)}*"):
         if found != path:
             with contextlib.suppress(OSError):  # another user's
@@ -113,11 +115,17 @@ def compiling() -> Iterator[None]:
 
 
 def _folders() -> list[str]:
-    """Return the folders in which code may be kept, the first of which that can be written is used."""
+    """Return the folders in which code may be kept, the first of which that can be written is used.
+
+    There are none if the source isn't there (a zip file, an application without it): nothing would tell versions apart.
+    """
+    if not (HERE / "kept_code.py").exists():
+        return []
     if chosen := os.environ.get(_FOLDER):
         return [chosen]
     users = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return [str(HERE / "__pycache__"), os.path.join(users, "paddle_merge")]
+    of_user = [os.path.join(users, "paddle_merge")] if os.path.isabs(users) else []  # not, if the user has no home
+    return [str(HERE / "__pycache__"), *of_user]
 
 
 def _writable() -> str | None:
@@ -131,14 +139,13 @@ def _writable() -> str | None:
 
 
 def _file_name(name: str, types: str) -> str:
-    return f"{name}-{_digest(_machine(), types)}-{_source_stamp()}{_SUFFIX}"
+    return f"{name}-{_digest(str(HERE), _machine(), types)}-{source_stamp()}{_SUFFIX}"
 
 
 @functools.cache
-def _source_stamp() -> str:
+def source_stamp() -> str:
     """Return what tells versions of this package's files apart: loops call loops of other files."""
-    files = sorted(HERE.glob("*.py"))
-    return _digest(str(HERE), *(f"{path.stat().st_mtime_ns} {path.stat().st_size}" for path in files))
+    return _digest(*(path.read_text() for path in sorted(HERE.glob("*.py"))))
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -102,6 +103,8 @@ def test_a_change_of_one_file_compiles_the_loops_that_call_it(package: Path) -> 
     before = kept(package / "__pycache__")
     (package / "inner.py").write_text(ADDS.format(10))
     assert [answer(package), answer(package)] == ["11 compiled\n", "11 kept\n"]
+    os.utime(package / "inner.py")
+    assert answer(package) == "11 kept\n"
     after = kept(package / "__pycache__")
     assert len(before) == len(after) == 1
     assert before != after
@@ -121,13 +124,19 @@ def test_a_process_that_is_killed_while_it_saves_leaves_no_wrong_code(package: P
     assert len(kept(package / "__pycache__")) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "a flipped name", "of another loop", "empty"])
 def test_damaged_code_is_compiled_again(package: Path, damage: str) -> None:
+    """Also where it would be called with arguments of other types."""
     assert answer(package) == "2 compiled\n"
     (path,) = kept(package / "__pycache__")
     content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    path.write_bytes({"cut": content[:-1000], "flipped": content, "empty": b""}[damage])
+    if damage == "of another loop":
+        assert answer(package, "1.5") == "2.5 compiled\n"
+        (other,) = set(kept(package / "__pycache__")) - {path}
+        other.replace(path)
+    else:
+        content[content.index(b"_ZN") if damage == "a flipped name" else -100] ^= 1
+        path.write_bytes({"cut": content[:-1000], "empty": b""}.get(damage, content))
     assert [answer(package), answer(package)] == ["2 compiled\n", "2 kept\n"]
 
 
@@ -163,10 +172,23 @@ def test_where_code_is_kept(package: Path, tmp_path: Path) -> None:
     for said in ("2 compiled\n", "2 kept\n"):
         assert answer(package, before=closed, XDG_CACHE_HOME=str(users)) == said
     assert len(kept(users / "paddle_merge")) == 1
+    homeless = closed + "os.path.expanduser = lambda path: path\n"
+    assert answer(package, before=homeless, XDG_CACHE_HOME="") == "2 compiled\n"
+    assert not (package.parent / "~").exists()
     nowhere = "import os\nos.access = lambda path, mode: False\n"
     assert answer(package, before=nowhere) == "2 compiled\n"
     assert answer(package) == "2 compiled\n"
     assert answer(package, before=nowhere) == "2 kept\n"
+
+
+@pytest.mark.exhaustive
+def test_where_the_source_cant_be_read_nothing_is_kept(package: Path, tmp_path: Path) -> None:
+    """Loops in a zip file, whose changes nothing would notice."""
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", package.parent, "kernels")
+    before = f"import sys; sys.path.insert(0, {str(tmp_path / 'zipped.zip')!r})\n"
+    for _ in range(2):
+        assert answer(package, before=before, NUMBA_CACHE_DIR=str(tmp_path / "kept")) == "2 compiled\n"
+    assert not (tmp_path / "kept").exists()
 
 
 # --- how it is run ---------------------------------------------------------------------------------------------------
@@ -262,6 +284,70 @@ def test_the_code_of_a_loop_has_its_name() -> None:
         return x + x
 
     assert "adds_1" in made(1, double)._compiled((np.zeros(1),)).wrapper
+
+
+SAME_NAMES = """
+import sys
+import numpy as np
+from paddle_merge.backends.kernels.compiling import jit
+def made(step):
+    @jit
+    def inner(x, y):  # which is too long to become part of what calls it
+        for k in range(10):
+            for i in range(x.size):
+                if x[i] > 100:
+                    y[i] += 1
+                x[i] = (x[i] + step) / 2
+                if x[i] == 3:
+                    y[i] -= 10
+            for i in range(1, x.size):
+                x[i] = max(x[i - 1], x[i]) * 1.5
+                while y[i] > 10:
+                    y[i] /= 2
+    def loop(x):
+        y = x.copy()
+        inner(x, y)
+        inner(y, x)
+        inner(x, y)
+    return jit(loop, f"adds_{step}")
+for step in map(int, sys.argv[1:]):
+    x = np.array([1.0, 2.0])
+    made(step)(x)
+    print(x.tolist())
+"""
+
+
+def test_loops_of_several_processes_do_not_call_functions_of_each_other(tmp_path: Path) -> None:
+    """Each numbers its functions from 1, so those of two loops have the same names."""
+
+    def results(*steps: str) -> list[str]:
+        command = [sys.executable, "-c", SAME_NAMES, *steps]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+        return done.stdout.splitlines()
+
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    (one,), (ten,) = results("1"), results("10")
+    assert one != ten
+    assert [results("1", "10"), results("10", "1")] == [[one, ten], [ten, one]]
+
+
+@pytest.mark.usefixtures("unkept")
+@pytest.mark.parametrize(
+    "argument",
+    [1 << 63, -(1 << 63) - 1, [1.0], None, "1", np.timedelta64(1, "s"), np.zeros(1, [("a", "f4")]), (1.0, "1"), 1j],
+    ids=str,
+)
+def test_what_words_for_types_do_not_tell_apart_is_refused(argument: object) -> None:
+    """Code that is kept for one of them would be run with another."""
+
+    @jit
+    def nothing(x):
+        return 0
+
+    error = (OverflowError, "doesn't fit into 64 bits") if isinstance(argument, int) else (TypeError, "loops take arrays")
+    with pytest.raises(error[0], match=error[1]):
+        nothing(argument)
+    assert nothing(-1) == nothing(np.float32(1)) == nothing((1 << 63) - 1) == nothing((np.zeros(1), 1)) == 0
 
 
 @pytest.mark.usefixtures("unkept")
