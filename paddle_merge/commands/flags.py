@@ -143,6 +143,7 @@ def parse(
             problems.append(f"--{flag} takes one value, not {len(values)}{': ' if values else ''}{' '.join(values)}")
         else:
             chosen[name] = values[0]
+    problems = problems or [f"unexpected {word!r}{hint}" for word in first if word.startswith("-")]
     if problems:
         raise ConfigError(problems)
     return Given(first, {fields[name].name: value for name, value in chosen.items()}, switches)

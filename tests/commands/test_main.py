@@ -230,6 +230,13 @@ def test_the_demo_takes_flags_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.parametrize("words", ["-x a b", "a b --json -x", "a b --top 3 -x", "a --json b -x", "--json=-x a b"])
+def test_a_word_that_begins_like_a_flag_is_no_path(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither before flags nor behind them."""
+    assert cli("diff", *words.split()) == 1
+    assert capsys.readouterr().err.startswith("error: unexpected '-x'")
+
+
 @pytest.mark.parametrize("word", ["recipes.yaml", "nowhere/recipe", "../recipe", "/recipe"])
 def test_a_missing_file_is_called_a_missing_file(here: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(word) == 1
