@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from operator import attrgetter
 from types import CellType, FunctionType
 from typing import Any
 
@@ -17,6 +18,7 @@ from . import kept_code, native
 from .kept_code import Code
 
 _LOCK = threading.RLock()  # held while a loop is made ready for arguments of other types
+_of_array = attrgetter("dtype", "ndim", "flags.num")  # that some flags don't matter only makes more keys
 
 
 class Loop:
@@ -96,11 +98,7 @@ def _key(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return what is equal for arguments of the same types."""
     return tuple(
         [
-            (arg.dtype, arg.ndim, arg.flags.num)
-            if isinstance(arg, np.ndarray)
-            else _key(arg)
-            if isinstance(arg, tuple)
-            else type(arg)
+            _of_array(arg) if isinstance(arg, np.ndarray) else _key(arg) if isinstance(arg, tuple) else type(arg)
             for arg in args
         ]
     )
