@@ -8,6 +8,7 @@ is what Numba does with code of its own cache (numba/core/codegen.py, base.py, r
 from __future__ import annotations
 
 import builtins
+import contextlib
 import ctypes
 import functools
 import importlib.machinery
@@ -79,6 +80,9 @@ class _Linker:
 
     def callable_of(self, code: Code) -> Callable[..., Any] | None:
         engine = self._engine()  # without one, LLVM doesn't know this process's symbols
+        if any(name.startswith("__svml_") for name in code.external):
+            with contextlib.suppress(RuntimeError):  # it isn't there any more
+                self._binding.load_library_permanently("libsvml.so")  # Intel's functions, which Numba loads if it finds them
         if any(map(self._lacks, code.external)):  # LLVM would end the process
             return None
         engine.add_object_file(self._binding.ObjectFileRef.from_data(code.object))

@@ -360,6 +360,12 @@ def test_a_loop_that_returns_an_array_is_refused() -> None:
         copy(np.zeros(3))
 
 
+@pytest.mark.parametrize("symbol", ["__svml_gone", "gone"])
+def test_code_that_needs_what_is_not_there_is_not_linked(symbol: str) -> None:
+    """LLVM would end the process. Numba calls Intel's library, __svml_, where it is installed."""
+    assert native.callable_of(kept_code.Code("wrapper", "environment", [symbol], b"")) is None
+
+
 WITHOUT = """
 import sys, threading
 import numpy as np
