@@ -36,7 +36,7 @@ def mergekit(argv: Sequence[str] | None = None) -> None:
         return
     with command():
         given = LINE.parse(argv, NAMES)
-        if "help" in given.switches or not (given.words or given.flags):
+        if "help" in given.switches or not (given.first or given.flags):
             flags_help = [f"--{name}: {FIELDS[name].metadata['help']}" for name in NAMES]
             print("\n".join([inspect.cleandoc(str(mergekit.__doc__)), "", *flags_help]))
             return

@@ -443,6 +443,8 @@ def test_the_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> N
     assert script(mergekit, "--help") == 0
     shown = capsys.readouterr().out
     assert [name for name in NAMES if f"--{name}: " not in shown] == []
+    assert script(mergekit, "") == 0  # "$CONFIG", which is empty
+    assert capsys.readouterr().out == shown
     assert script(merge_lora_params, "--help") == 0
     assert "--safe_serialization" in capsys.readouterr().out
     assert script(merge_lora_params, "--lora_path", "x") == 2
