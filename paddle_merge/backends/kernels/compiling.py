@@ -23,7 +23,7 @@ _of_array = attrgetter("dtype", "ndim", "flags.num")  # that some flags don't ma
 
 class Loop:
     """A compiled loop. It is called as the function is that it is made of, with these arguments only: NumPy arrays, numbers
-    of Python and NumPy, and tuples of them. It is compiled when it is first called with arguments of such types.
+    of Python and NumPy, None, and tuples of them. It is compiled when it is first called with arguments of such types.
 
     function: may call other loops, which are names of its module, or of the function in which it was made.
     name: tells loops apart whose machine code is kept.
@@ -110,10 +110,10 @@ def _type_name(arg: Any) -> str:
         return f"({', '.join(map(_type_name, arg))})"
     if isinstance(arg, int) and not -(1 << 63) <= arg < 1 << 63:  # Numba has another type for them
         raise OverflowError(f"{arg} doesn't fit into 64 bits")
-    if type(arg) in (bool, int, float):
+    if arg is None or type(arg) in (bool, int, float):
         return type(arg).__name__
     if not isinstance(arg, np.ndarray | np.generic) or arg.dtype.kind not in "biuf":  # words don't tell others apart
-        raise TypeError(f"loops take arrays, numbers, and tuples of them, not {arg!r}")
+        raise TypeError(f"loops take arrays, numbers, None, and tuples of them, not {arg!r}")
     if isinstance(arg, np.generic):
         return str(arg.dtype.str)
     flags = arg.flags
