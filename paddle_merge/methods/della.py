@@ -96,7 +96,7 @@ class ByTensorRank(Keep):
 
     def _tables(self, counts: Any, density: float, backend: Backend, divide: bool) -> tuple[Any, Any]:
         """Return (BINS,) limits and scales, filled in where there are elements. counts: (BINS,) of elements."""
-        from ..backends.kernels.keep_tables import fill_tables  # imports Numba
+        from ..backends.kernels.keep_tables import fill_tables  # planning does without
 
         limits, scales = np.empty(BINS, np.uint32), np.empty(BINS, backend.dtype)
         fill_tables(counts, density, self.epsilon, divide, limits, scales)
@@ -104,7 +104,7 @@ class ByTensorRank(Keep):
 
     def _of_elements(self, tensor: Tensor, backend: Backend, divide: bool) -> Iterator[tuple[Any, Any]]:
         """Yield, for each model of a small tensor, what the tables have in each element's bin: (size,) limits and scales."""
-        from ..backends.kernels.keep_tables import fill_elements, number_bins  # imports Numba
+        from ..backends.kernels.keep_tables import fill_elements, number_bins  # planning does without
 
         x = elements(tensor, backend)
         keys, limits, scales = np.empty(x.shape, np.uint64), np.empty(x.shape, np.uint32), np.empty_like(x)

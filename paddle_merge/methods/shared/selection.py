@@ -46,7 +46,7 @@ def select_quantile(tensor: Tensor, backend: Backend, q: float, capacity: int = 
 
     q: in [0, 1]. The tensor must not be empty. capacity: how many values a pass may collect of each model.
     """
-    from ...backends.kernels.quantiles import add_quantiles, interpolate  # imports Numba
+    from ...backends.kernels.quantiles import add_quantiles, interpolate  # planning does without
 
     position = (tensor.size - 1) * q
     low = math.floor(position)
