@@ -66,7 +66,7 @@ class Loop:
         with _LOCK:
             code = kept_code.find(self.name, types)
             if code is None:
-                with kept_code.compiling():
+                with kept_code.compiling(self.name):
                     code = kept_code.find(self.name, types)  # maybe another process has compiled it meanwhile
                     if code is None:
                         code = self._compiled(args)

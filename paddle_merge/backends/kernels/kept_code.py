@@ -90,13 +90,13 @@ def keep(name: str, types: str, code: Code) -> None:
 
 
 @contextlib.contextmanager
-def compiling() -> Iterator[None]:
-    """Wait until no other process compiles, for `_patience` once at most, and keep the others waiting."""
+def compiling(name: str) -> Iterator[None]:
+    """Wait until no other process compiles this loop, for `_patience` once at most, and keep the others waiting."""
     global _patience
     file, folder = None, _writable()
     if folder is not None:
         with contextlib.suppress(OSError):
-            file = os.open(os.path.join(folder, "compiling.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            file = os.open(os.path.join(folder, f"{name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             limit = time.monotonic() + _patience
             while True:
                 try:
