@@ -110,7 +110,8 @@ class ByTensorRank(Keep):
         keys, limits, scales = np.empty(x.shape, np.uint64), np.empty(x.shape, np.uint32), np.empty_like(x)
         number_bins(x, BINS, keys)
         keys.sort(axis=1)
-        fill_elements(keys, self.density_of(0), self.epsilon, divide, limits, scales)
+        densities = np.array([self.density_of(model) for model in range(tensor.models)], np.float64)
+        fill_elements(keys, densities, self.epsilon, divide, limits, scales)
         for limit, scale in zip(limits, scales, strict=True):
             yield backend.mask_constant(limit), backend.mask_constant(scale)
 

@@ -61,9 +61,9 @@ def number_bins(x, bins, keys):
 
 
 @jit
-def fill_elements(keys, density, epsilon, divide, limits, scales):
+def fill_elements(keys, densities, epsilon, divide, limits, scales):
     """Fill in limits (models, n) uint32 and scales (models, n), in compute dtype: of each element, what fill_tables gives
-    its bin. keys: those of number_bins, each row sorted."""
+    its bin. keys: those of number_bins, each row sorted. densities (models,): of each model."""
     size = keys.shape[1]
     for k in range(keys.shape[0]):
         first = 0
@@ -71,7 +71,7 @@ def fill_elements(keys, density, epsilon, divide, limits, scales):
             stop = first + 1
             while stop < size and keys[k, stop] >> uint64(32) == keys[k, first] >> uint64(32):
                 stop += 1
-            keep = keep_probability(stop - first, size - stop, size, density, epsilon)
+            keep = keep_probability(stop - first, size - stop, size, densities[k], epsilon)
             limit, scale = _limit(keep), 1.0 / keep if divide else 1.0
             for i in range(first, stop):
                 element = uint32(keys[k, i])

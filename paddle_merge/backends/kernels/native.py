@@ -13,6 +13,7 @@ import ctypes
 import functools
 import importlib.machinery
 import importlib.util
+import logging
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Any
 
 from .kept_code import Code
 
+log = logging.getLogger("paddle_merge")
 _MODULES = ("_helperlib", "_dynfunc", "core.runtime._nrt_python")
 
 
@@ -45,7 +47,8 @@ def callable_of(code: Code) -> Callable[..., Any] | None:
     """Return the function of machine code; None: this process or this version of Numba lacks what it needs."""
     try:
         return _linker().callable_of(code)
-    except (ImportError, AttributeError, TypeError):
+    except (ImportError, AttributeError, TypeError) as error:
+        log.debug("loops are run by Numba, which takes longer to start: %s: %s", type(error).__name__, error)
         return None
 
 
@@ -78,13 +81,14 @@ class _Linker:
         self._target = binding.Target.from_triple(binding.get_process_triple())
         self._module = ModuleType("compiled")
 
-    def callable_of(self, code: Code) -> Callable[..., Any] | None:
+    def callable_of(self, code: Code) -> Callable[..., Any]:
+        """Return the function of machine code. Raises ImportError if a symbol is missing."""
         engine = self._engine()  # without one, LLVM doesn't know this process's symbols
         if any(name.startswith("__svml_") for name in code.external):
             with contextlib.suppress(RuntimeError):  # it isn't there any more
                 self._binding.load_library_permanently("libsvml.so")  # Intel's functions, which Numba loads if it finds them
-        if any(map(self._lacks, code.external)):  # LLVM would end the process
-            return None
+        if lacking := list(filter(self._lacks, code.external)):  # LLVM would end the process
+            raise ImportError(f"there is no {lacking[0]}")
         engine.add_object_file(self._binding.ObjectFileRef.from_data(code.object))
         engine.finalize_object()
         environment = self._dynamic.Environment({})

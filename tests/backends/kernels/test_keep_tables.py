@@ -61,11 +61,12 @@ def test_elements_have_what_is_in_their_bins(dtype: type) -> None:
     keys, limits, scales = np.empty(x.shape, np.uint64), np.zeros(x.shape, np.uint32), np.zeros_like(x)
     number_bins(x, BINS, keys)
     keys.sort(axis=1)
-    fill_elements(keys, 0.4, 0.3, True, limits, scales)
-    for row, limit, scale in zip(x, limits, scales, strict=True):
+    densities = np.array([0.4, 0.5, 0.7])
+    fill_elements(keys, densities, 0.3, True, limits, scales)
+    for row, density, limit, scale in zip(x, densities, limits, scales, strict=True):
         with np.errstate(over="ignore"):
             bins = magnitude_bins(np, row)
         _, place, counts = np.unique(bins, return_inverse=True, return_counts=True)
-        keep = by_numpy(counts, 0.4, 0.3)[place]
+        keep = by_numpy(counts, density, 0.3)[place]
         assert limit.tolist() == keep_limit(keep).tolist()
         assert scale.tobytes() == (1.0 / keep).astype(dtype).tobytes()
