@@ -151,6 +151,6 @@ class Backend(Protocol):
 
         bounds: (2,), lo <= hi, in the dtype in which magnitudes are compared. NaN counts as infinite.
         counts: (5,) int64 += [below lo, equal to lo, strictly between, equal to hi (if not lo), collected].
-        sums: (3,) float64 += |x| of [all, at or above hi, equal to lo]; of shape (0,) if they aren't needed.
+        sums: (3,) float64 += |x| of [all, at or above hi, equal to lo]; (2,) or (0,): only the first are needed.
         values: (capacity,) in compute dtype, takes every stride-th of the values strictly between, from index counts[4] on.
         """

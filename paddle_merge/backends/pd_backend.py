@@ -207,9 +207,9 @@ class PaddleBackend(Backend):
         if sums.size:
             wide = exact.astype("float64")
             nothing = paddle.zeros([1], "float64")
-            for number, terms in enumerate(
-                (wide, paddle.where(size >= hi, wide, nothing), paddle.where(at_lo, wide, nothing))
-            ):
+            of_hi = paddle.where(size >= hi, wide, nothing)
+            of_lo = [paddle.where(at_lo, wide, nothing)] if sums.size == 3 else []
+            for number, terms in enumerate([wide, of_hi, *of_lo]):
                 sums[number] = _add_up(sums[number], terms)
 
         skipped = -int(counts[2]) % stride

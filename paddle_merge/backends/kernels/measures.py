@@ -57,7 +57,7 @@ def count_between(x, bounds, stride, counts, sums, values):
     sizes, compared = np.empty(CHUNK, x.dtype), np.empty(CHUNK, bounds.dtype)  # |x|, also as it is compared
     halves = np.empty((3, HALF), np.float64)
     flags = np.empty(CHUNK, np.uint8)
-    eights = flags.view(np.uint64)
+    eights, found = flags.view(np.uint64), np.empty(CHUNK // 8 + 1, np.uint32)
     inside, collected = counts[2], counts[4]
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
@@ -84,18 +84,25 @@ def count_between(x, bounds, stride, counts, sums, values):
                 a, b = float64(sizes[i]), float64(sizes[i + HALF])
                 halves[0, i] = a + b
                 halves[1, i] = (a if compared[i] >= hi else 0.0) + (b if compared[i + HALF] >= hi else 0.0)
-                halves[2, i] = (a if compared[i] == lo else 0.0) + (b if compared[i + HALF] == lo else 0.0)
-            for j in range(3):
+            if sums.size == 3:
+                for i in range(HALF):
+                    a, b = float64(sizes[i]), float64(sizes[i + HALF])
+                    halves[2, i] = (a if compared[i] == lo else 0.0) + (b if compared[i + HALF] == lo else 0.0)
+            for j in range(sums.size):
                 sums[j] += fold_half(halves[j])
 
-        if stride == 1 and collected + m.size <= values.size:
+        if stride == 1 and collected + m.size < values.size:  # one more than can be collected is written
             before = collected
             flags[m.size :] = 0
-            for eight in range(eights.size):  # few have any
-                if eights[eight]:
-                    for i in range(8 * eight, min(8 * eight + 8, m.size)):
-                        values[collected] = sizes[i]
-                        collected += flags[i]
+            hits = 0
+            for eight in range(eights.size):  # few have any; a branch for each would often be predicted wrongly
+                found[hits] = eight
+                hits += int(eights[eight] != 0)
+            for k in range(hits):
+                first = 8 * int(found[k])
+                for i in range(first, first + 8):
+                    values[collected] = sizes[i]
+                    collected += flags[i]
             inside += collected - before
         else:
             for i in range(m.size):

@@ -29,7 +29,7 @@ class Bracket:
     limits: bounds, inclusive, within which the order statistics are known to lie.
     stride: collect every stride-th of the values strictly between lo and hi.
     counts (int64): [below lo, equal to lo, strictly between, equal to hi (if not lo), collected]; NaN counts as infinite.
-    sums (float64) of |x|: [all, at or above hi, equal to lo]; of no elements, if they aren't needed.
+    sums (float64) of |x|: [all, at or above hi, equal to lo], as many as are needed (`needed_sums`).
     Comparisons are in `dtype`; values are collected, and summed, as they are computed.
     """
 
@@ -83,7 +83,7 @@ class Bracket:
         if len(kept):
             result += _sum_in_order(kept)
         if threshold <= self.bounds[0] < self.bounds[1]:
-            result += float(self.sums[2])
+            result += float(self.sums[2]) if len(self.sums) == 3 else int(self.counts[1]) * float(self.bounds[0])
         return result
 
     def next(self, ranks: tuple[int, int]) -> Bracket:
@@ -106,6 +106,12 @@ class Bracket:
     def _at(self, limits: tuple[float, float], lo: float, hi: float, stride: int = 1) -> Bracket:
         counts, sums = np.zeros_like(self.counts), np.zeros_like(self.sums)
         return replace(self, limits=limits, lo=lo, hi=hi, stride=stride, counts=counts, sums=sums)
+
+
+def needed_sums(compute: Any) -> int:
+    """Return how many of a Bracket's sums a pass adds up: of float32 not those equal to lo, as float64 holds their number
+    times lo exactly."""
+    return 2 if compute == np.float32 else 3
 
 
 def _sum_in_order(values: np.ndarray) -> float:

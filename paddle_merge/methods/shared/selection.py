@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bracket import Bracket, Cut, around
+from .bracket import Bracket, Cut, around, needed_sums
 from .small import SMALL, elements
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ def _search(
     capacity = min(capacity, tensor.size)
 
     def make(limits: tuple[float, float], lo: float, hi: float) -> Bracket:
-        return Bracket(dtype, backend.dtype, capacity, limits, lo, hi, sums=np.zeros(3 if summing else 0))
+        sums = np.zeros(needed_sums(backend.dtype) if summing else 0)
+        return Bracket(dtype, backend.dtype, capacity, limits, lo, hi, sums=sums)
 
     searches = _first_brackets(tensor, [(model, ranks) for model, ranks, _ in wanted], dtype, make)
     done: dict[int, Any] = {}
