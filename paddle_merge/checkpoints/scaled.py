@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from ..records import record
 from .tensors import StoredEntry, TensorEntry, stored
 
 STEP = 1 << 16  # elements that are read and scaled at a time; every element comes out the same for any other number
@@ -44,7 +45,7 @@ class Grid:
         return self.place, *(entry.nameless for entry in self.entries)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ScaledEntry(TensorEntry):
     """Describe a tensor whose numbers are (code - zero - its block's zero) * scale, computed in float32.
 

@@ -26,6 +26,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from ..dtypes import DType
+from ..records import record
 
 MAX_DIMS = 64  # dimensions of a tensor: NumPy 2's limit
 MAX_SIZE = 1 << 59  # elements of a tensor, not counting dimensions of size 0: what NumPy and others can address
@@ -35,7 +36,7 @@ Origin = tuple[str, str]  # the path of an input or adapter, and the name that a
 _ORIGIN: Any = field(default=("", ""), compare=False, repr=False)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Part:
     """Locate a part of a tensor: `shape` elements from index `at` on, stored in `file` from byte `offset` on.
 
@@ -64,7 +65,7 @@ def _compared(kind: Any) -> tuple[str, ...]:
     return tuple(item.name for item in fields(kind) if item.compare)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TensorEntry:  # not an ABC, whose isinstance() takes ten times as long, a million times
     """Describe a tensor of which only headers have been read. Equal entries have the same name and are read from the same
     places."""
@@ -144,7 +145,7 @@ class TensorEntry:  # not an ABC, whose isinstance() takes ten times as long, a 
         return 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class StoredEntry(TensorEntry):
     """Describe a tensor that is stored in files, little-endian.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..methods.shared.method import ResolvedMethod
 from ..parsing import tensors_named
 from ..recipe.parameters import Resolver, unused
 from ..recipe.recipe import Input, Recipe, Slice, Stage, names_of, parts
+from ..records import record
 from .modules import one_stack, problems
 from .partial import Partial
 from .scales import Scales
@@ -29,7 +29,7 @@ _BEFORE = ("emb", "wte", "wpe")
 _BEHIND = "embed_out"  # GPT-NeoX's head
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AssembledTensor:
     """What a tensor of the output is made of, and how. The fields are as TensorPlan's."""
 
@@ -109,7 +109,7 @@ class AssembledTensor:
         )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Place:
     """A tensor of the output: its slice, its layer counted from the slice's first (None: it is in no layer), and its
     position among all layers, from 0 to 1."""

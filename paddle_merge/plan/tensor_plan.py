@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,10 +15,11 @@ from ..checkpoints.formats.header import Held
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..dtypes import FLOAT32, DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
+from ..records import record
 from .scales import Scales
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TensorPlan:
     """How one tensor of the output is made, and where its bytes go.
 
@@ -110,7 +110,7 @@ class TensorPlan:
         return self.size * self.itemsizes
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class StagedEntry(TensorEntry):
     """A tensor that an earlier merge of the same recipe makes.
 

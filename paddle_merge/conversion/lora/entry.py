@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from ...checkpoints.scaled import ScaledEntry
 from ...checkpoints.tensors import StoredEntry, TensorEntry, stored
+from ...records import record
 
 STEP = 1 << 16  # elements that are read and changed at a time; every element comes out the same for any other number
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LowRank:
     """Describe a change of a matrix (rows, columns): scale * left @ middle @ right is added.
 
@@ -104,7 +105,7 @@ class Update(NamedTuple):
     exclusive: bool = True
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AdaptedEntry(TensorEntry):
     """Describe a tensor that is merged with the changes of adapters applied.
 

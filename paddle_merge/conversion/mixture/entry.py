@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...checkpoints.tensors import TensorEntry
+from ...records import record
 
 STEP = 1 << 16  # elements that are read and changed at a time; every element comes out the same for any other number
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class DrawnEntry(TensorEntry):
     """Describe a tensor that nothing is read for.
 
@@ -63,7 +64,7 @@ class Dropped:
     key: str
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ExpertEntry(TensorEntry):
     """Describe a matrix of an expert that is changed: neurons are drawn anew, noise is added, and it is scaled, in this
     order.

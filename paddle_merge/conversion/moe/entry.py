@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 
 from ...checkpoints.tensors import TensorEntry
+from ...records import record
 
 PANEL = 16 << 20  # bytes of a matrix that are read at once, to take its rows in another order
 
 
-@dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class ReorderedEntry(TensorEntry):
     """Describe a tensor, seen as matrices [G, R, C], that takes matrices, and rows or columns of each, of `entry`:
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...checkpoints.tensors import TensorEntry
+from ...records import record
 
 STEP = 1 << 16  # elements that are read at a time; every element comes out the same for any other number
 
@@ -28,7 +29,7 @@ class Pick:
     runs: bytes
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AlignedEntry(TensorEntry):
     """Describe a tensor with a row per token (a column, if the axis is 1) that consists of rows of several tensors.
 
@@ -108,7 +109,7 @@ class Pursuit:
     k: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CompletedEntry(TensorEntry):
     """Describe a tensor with a row per token (a column, if the axis is 1), some of whose rows are combinations of others.
 

@@ -30,11 +30,12 @@ from ...methods.shared.method import ResolvedMethod
 from ...plan.file_names import CARD, LOCK
 from ...plan.plan import Plan, Shard
 from ...plan.tensor_plan import leaves
+from ...records import record
 from ...version import __version__
 from ..job import Report
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class WrittenTensor:
     """A tensor of the output as it was written.
 
