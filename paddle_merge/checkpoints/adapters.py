@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from ..errors import CheckpointError
@@ -20,6 +21,26 @@ from .json_files import read_json
 from .tensors import Checkpoint, TensorEntry
 
 _OTHERS = ("vera_config.json", "lokr_config.json", "dislora_config.json", "prefix_config.json")  # PaddleNLP's other kinds
+
+
+@dataclass
+class Module:
+    """Hold an adapter's tensors for one module, by role: "A", "B", "AB" and so on, as in _ENDINGS.
+
+    A second tensor of one role has the key "ROLE again: NAME", which check_tensors reports. parameter: which one of the
+    module is adapted, such as the experts' "gate_up_proj"; "" for the weight, as of most modules. first_axis: of experts,
+    whether A is for the first axis of each matrix, and B for the last; None if that is unknown.
+    """
+
+    name: str
+    tensors: dict[str, TensorEntry] = field(default_factory=dict)
+    parameter: str = ""
+    first_axis: bool | None = True
+
+    @property
+    def title(self) -> str:
+        """Return the name that the library's patterns of ranks and scales are matched with."""
+        return f"{self.name}.{self.parameter}" if self.parameter else self.name
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,15 @@ class Adapter:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
     folder: str
+
+    @cached_property
+    def grouped(self) -> tuple[Sequence[Module], Sequence[tuple[str, TensorEntry]]]:
+        """The tensors by module; and those that replace tensors of the model, each with the name there.
+
+        The names of modules and tensors are without PEFT's wrappers ("base_model.model.", ".base_layer",
+        ".modules_to_save").
+        """
+        return _grouped(self.kind, self.tensors)
 
 
 # The role of an adapter's tensor, by the end of its name, which follows the name of a module. Other tensors replace those of
@@ -58,28 +88,8 @@ _ENDINGS = {
     },
 }
 _PATTERNS = {
-    kind: [(re.compile(f"(.+?){ending}"), role) for ending, role in endings.items()] for kind, endings in _ENDINGS.items()
+    kind: [(re.compile(rf"{ending}\Z"), role) for ending, role in endings.items()] for kind, endings in _ENDINGS.items()
 }
-
-
-@dataclass
-class Module:
-    """Hold an adapter's tensors for one module, by role: "A", "B", "AB" and so on, as in _ENDINGS.
-
-    A second tensor of one role has the key "ROLE again: NAME", which check_tensors reports. parameter: which one of the
-    module is adapted, such as the experts' "gate_up_proj"; "" for the weight, as of most modules. first_axis: of experts,
-    whether A is for the first axis of each matrix, and B for the last; None if that is unknown.
-    """
-
-    name: str
-    tensors: dict[str, TensorEntry] = field(default_factory=dict)
-    parameter: str = ""
-    first_axis: bool | None = True
-
-    @property
-    def title(self) -> str:
-        """Return the name that the library's patterns of ranks and scales are matched with."""
-        return f"{self.name}.{self.parameter}" if self.parameter else self.name
 
 
 def kind_of(path: str) -> str | None:
@@ -197,23 +207,23 @@ def _other_reading(spec: str) -> list[str]:
 _WRAPPER = re.compile(r"(\.token_adapter)?\.(base_layer|modules_to_save(\.default)?)(?=\.(weight|bias)$)")
 
 
-def group_tensors(adapter: Adapter) -> tuple[list[Module], list[tuple[str, TensorEntry]]]:
-    """Return an adapter's tensors by module; and those that replace tensors of the model, each with the name there.
-
-    The names of modules and tensors are without PEFT's wrappers ("base_model.model.", ".base_layer", ".modules_to_save").
-    """
+def _grouped(kind: str, tensors: Mapping[str, TensorEntry]) -> tuple[Sequence[Module], Sequence[tuple[str, TensorEntry]]]:
+    """Return what Adapter.grouped does."""
     modules: dict[str, Module] = {}
     others = []
-    for name, entry in adapter.tensors.items():
-        plain = name.removeprefix("base_model.model.") if adapter.kind == "peft" else name
-        for pattern, role in _PATTERNS[adapter.kind]:
-            if found := pattern.fullmatch(plain):
-                module = Module(found[1], parameter=found.groupdict().get("parameter", ""))
-                tensors = modules.setdefault(module.title, module).tensors
-                tensors[role if role not in tensors else f"{role} again: {name}"] = entry
+    for name, entry in tensors.items():
+        plain = name.removeprefix("base_model.model.") if kind == "peft" else name
+        for pattern, role in _PATTERNS[kind]:
+            if found := pattern.search(plain, 1):  # a module has a name
+                module, parameter = plain[: found.start()], found["parameter"] if pattern.groups else ""
+                title = f"{module}.{parameter}" if parameter else module
+                if title not in modules:
+                    modules[title] = Module(module, parameter=parameter)
+                held = modules[title].tensors
+                held[role if role not in held else f"{role} again: {name}"] = entry
                 break
         else:
-            if adapter.kind == "peft":
+            if kind == "peft":
                 plain = _WRAPPER.sub("", plain)
             others.append((plain, entry))
     return list(modules.values()), others

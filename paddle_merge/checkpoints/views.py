@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import MalformedError
-from .parts import as_boxes, assemble
+from .parts import as_boxes, assemble, row_major
 from .scaled import Grid, ScaledEntry
 from .tensors import Part, StoredEntry, TensorEntry, stored
 
@@ -182,6 +182,10 @@ def transpose(entry: TensorEntry, name: str) -> TensorEntry:
     if isinstance(entry, ScaledEntry):
         return _scaled(entry, transpose(entry.codes, name), [_transposed(grid) for grid in entry.grids])
     entry = stored(entry)
+    if not entry.parts:  # as most are
+        at, strides = (0,) * len(entry.shape), row_major(entry.shape)[::-1]
+        whole = Part(entry.file, entry.offset, at, entry.shape[::-1], strides, (), entry.origin)
+        return StoredEntry(name, entry.dtype, whole.shape, entry.file, entry.offset, (whole,), entry.origin)
     boxes = [
         Part(box.file, box.offset, box.at[::-1], box.shape[::-1], box.strides[::-1], box.text, box.origin, box.nibbles)
         for box in as_boxes(entry)

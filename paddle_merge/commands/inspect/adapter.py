@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ...checkpoints.adapters import Adapter, group_tensors
+from ...checkpoints.adapters import Adapter
 from ...checkpoints.names import stacks, word_of
 from ...conversion.lora.config import config_problems, scaling, stated_rank
 from ...conversion.lora.parameters import named_parameters
@@ -20,7 +20,7 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
     ranks, scales, targets: value -> number of modules with it. token_rows: module -> how many rows of single tokens it
     replaces. problems: why the adapter can't be folded into any model.
     """
-    modules, others = group_tensors(adapter)
+    modules, others = adapter.grouped
     modules, _ = named_parameters(modules, adapter)
     ranks: Counter[int] = Counter()
     scales: Counter[float] = Counter()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...checkpoints.adapters import Adapter, Module, group_tensors
+from ...checkpoints.adapters import Adapter, Module
 from ...checkpoints.names import last_word
 from ...checkpoints.tensors import TensorEntry
 from ...checkpoints.views import transpose
@@ -110,7 +110,7 @@ def contents(adapter: Adapter, number: int) -> Contents:
         problems.append(f"{adapter.path}: holds no tensors")
     if problems:
         raise CheckpointError(problems)
-    modules, others = group_tensors(adapter)
+    modules, others = adapter.grouped
     if others and is_all_low_rank(adapter):
         problems.append(
             f"{adapter.path}: its lora_config.json says that nothing but LoRA was trained, and yet it holds"

@@ -94,7 +94,7 @@ def config_problems(adapter: Adapter) -> list[str]:
 def check_tensors(adapter: Adapter, module: Module) -> None:
     """Raise MalformedError unless a module has all tensors that the config implies, no others, none empty, all of floats."""
     held = module.tensors
-    if empty := [entry.name for entry in held.values() if not entry.nbytes]:
+    if empty := [entry.name for entry in held.values() if 0 in entry.shape]:
         raise MalformedError(
             f"can't be folded: {empty[0]!r} is empty, as DeepSpeed's ZeRO-3 saves it; save the adapter with its weights"
             " gathered (stage3_gather_16bit_weights_on_model_save)"

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...checkpoints.adapters import Adapter, Module, group_tensors
+from ...checkpoints.adapters import Adapter, Module
 from ...checkpoints.compare import equal, is_zero
 from ...checkpoints.config_json import has_language_head
 from ...checkpoints.names import EMBEDDINGS, HEAD, last_word
@@ -90,7 +90,7 @@ class Fold:
         problems = config_problems(self._adapter)
         if not self._adapter.tensors:
             problems.append(f"{self._adapter.path}: holds no tensors")
-        modules, others = group_tensors(self._adapter) if not problems else ([], [])
+        modules, others = self._adapter.grouped if not problems else ([], [])
         if others and is_all_low_rank(self._adapter):
             problems.append(
                 f"{self._adapter.path}: its lora_config.json says that nothing but LoRA was trained, and yet it holds"

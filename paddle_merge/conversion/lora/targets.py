@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from ...checkpoints import views
@@ -28,11 +29,16 @@ class Targets:
 
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter, layout: str | None, config: Mapping[str, Any]):
         self._checkpoint, self._kind, self._layout, self._config = checkpoint, adapter.kind, layout, config
-        stems = {name: stem(name, config) for name in checkpoint.tensors}
-        twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
-        self._names = {stem: name for name, stem in stems.items() if stem not in twice}
+        self._own = list(checkpoint.tensors)  # without those that are added
         self.tied, self.path = is_tied(checkpoint, config), checkpoint.path
         self.family = str(config.get("model_type", ""))
+
+    @cached_property
+    def _names(self) -> Mapping[str, str]:
+        """The checkpoint's own names by their stems, without those that share one; few adapters need them."""
+        stems = {name: stem(name, self._config) for name in self._own}
+        twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
+        return {stem: name for name, stem in stems.items() if stem not in twice}
 
     def find(self, name: str) -> str | None:
         """Return the name of this tensor in the checkpoint, whatever layouts the two have; None if it has no such tensor."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...checkpoints.adapters import Adapter, Module, group_tensors
+from ...checkpoints.adapters import Adapter, Module
 from ...checkpoints.compare import equal
 from ...checkpoints.config_json import has_language_head
 from ...checkpoints.names import EMBEDDINGS, HEAD, last_word
@@ -24,7 +24,7 @@ from ..tied_heads import embedding_of
 from .config import scaling, token_numbers
 from .entry import Change, Lengths, LowRank, Requantised, Rows, read_from
 
-Others = Sequence[tuple[str, TensorEntry]]  # as adapters.group_tensors returns them
+Others = Sequence[tuple[str, TensorEntry]]  # as Adapter.grouped
 Apart = list[tuple[str, TensorEntry | None]]  # (name, tensor that replaces it; None if low-rank factors change it)
 
 
@@ -33,7 +33,7 @@ def without_head(
 ) -> tuple[list[Module], list[tuple[str, TensorEntry]], Apart]:
     """Remove changes of lm_head that equal those of the embedding, for a model that ties the two.
 
-    modules, others: as adapters.group_tensors returns them. Returns the modules and others that remain; and what changes the
+    modules, others: as Adapter.grouped. Returns the modules and others that remain; and what changes the
     embedding but not lm_head, which a tied model can't represent.
     """
     modules = _without_equal_rows(adapter, modules)
@@ -75,7 +75,7 @@ def following(
 ) -> Following:
     """Return what lm_head of an untied model takes over from the embedding, because it was tied in training.
 
-    config: the model's own, which doesn't say that it is untied. modules, others: as adapters.group_tensors returns them.
+    config: the model's own, which doesn't say that it is untied. modules, others: as Adapter.grouped.
     """
     head, embedding = checkpoint.tensors.get(HEAD), embedding_of(checkpoint.tensors)
     if config.get("tie_word_embeddings") is False or head is None or embedding is None:
@@ -127,7 +127,7 @@ def trains_apart(adapter: Adapter, checkpoint: Checkpoint, config: Mapping[str, 
     if not has_language_head(config):
         return False
     try:
-        modules, others, apart = without_head(adapter, *group_tensors(adapter))
+        modules, others, apart = without_head(adapter, *adapter.grouped)
     except MergeError:  # folding it says why
         return False
     if any(f"{module.name}.weight" == HEAD for module in modules) or any(name == HEAD for name, _ in others):
@@ -141,9 +141,11 @@ class Sharers:
 
     def __init__(self, checkpoint: Checkpoint, config: Mapping[str, Any]):
         self._tensors, self._tied = checkpoint.tensors, config.get("tie_word_embeddings")
-        self._names: dict[Any, list[str]] = {}
-        for name, entry in self._tensors.items():
-            self._names.setdefault(_place(entry), []).append(name)
+        places: dict[Any, list[str]] = {}
+        # of each tensor the names of all that are stored in the same bytes
+        self._names = {name: places.setdefault(_place(entry), []) for name, entry in self._tensors.items()}
+        for name, names in self._names.items():
+            names.append(name)
 
     def of(self, target: str) -> list[str]:
         """Return the names of the other tensors that share the values of `target`.
@@ -152,7 +154,7 @@ class Sharers:
         other one, if both are equal and config.json doesn't say whether they are tied. Raises WorkError.
         """
         entry, head = self._tensors[target], self._tensors.get(HEAD)
-        found = [name for name in self._names[_place(entry)] if name != target and entry.nbytes]
+        found = [name for name in self._names[target] if name != target and entry.nbytes]
         if self._tied is False:  # whatever is stored once, a loader makes two of it
             found = [name for name in found if HEAD not in (name, target)]
         if not isinstance(self._tied, bool) and head is not None and (target == HEAD or last_word(target) in EMBEDDINGS):

@@ -27,18 +27,18 @@ from .targets import Targets
 
 
 def updates(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Iterator[Update]:
-    """Yield the changes that a module of an adapter makes. tensors: the checkpoint's. Raises MalformedError."""
+    """Return the changes that a module of an adapter makes. tensors: the checkpoint's. Raises MalformedError, as `next`
+    does."""
     check_tensors(adapter, module)
     if "rows" in module.tensors:
-        yield _rows(module, adapter, targets, tensors)
-    elif "embedding A" in module.tensors:
-        yield _embedding(module, adapter, targets, tensors)
-    elif module.parameter not in ("", "weight"):
-        yield from expert_updates(module, adapter, targets, tensors)
-    elif len(module.tensors["A"].shape) > 2:
-        yield from _convolution(module, adapter, targets, tensors)
-    else:
-        yield from _linear(module, adapter, targets, tensors)
+        return iter([_rows(module, adapter, targets, tensors)])
+    if "embedding A" in module.tensors:
+        return iter([_embedding(module, adapter, targets, tensors)])
+    if module.parameter not in ("", "weight"):
+        return expert_updates(module, adapter, targets, tensors)
+    if len(module.tensors["A"].shape) > 2:
+        return _convolution(module, adapter, targets, tensors)
+    return _linear(module, adapter, targets, tensors)
 
 
 def _rows(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping[str, TensorEntry]) -> Update:
@@ -113,10 +113,12 @@ def _linear(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping
     middle = module.tensors.get("AB")
     if middle is not None and middle.shape != (a.shape[1], a.shape[1]):
         raise MalformedError(f"has rank {a.shape[1]}, but the mixer between them is {list(middle.shape)}")
-    pieces = {f"{module.name}.weight": b}
-    if targets.find(f"{module.name}.weight") is None and last_word(f"{module.name}.") in fused.PIECES:
+    name = f"{module.name}.weight"
+    if targets.find(name) is None and last_word(name) in fused.PIECES:
         pieces = targets.split(module.name, b, 1, "weight")
-    found = {targets.to_change(name): columns for name, columns in pieces.items()}
+        found = {targets.to_change(piece): columns for piece, columns in pieces.items()}
+    else:
+        found = {targets.to_change(name): b}
     scale = scaling(adapter, module.title, a.shape[1])
     swap = bool(adapter.config.get("fan_in_fan_out")) and adapter.kind == "peft"
     for target, columns in found.items():

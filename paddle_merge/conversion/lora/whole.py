@@ -39,8 +39,10 @@ def fitted(entry: TensorEntry, target: str, kind: str, targets: Targets, before:
 
 def _token_axis(target: str, tensors: Mapping[str, TensorEntry]) -> int | None:
     """Return the axis along which a tensor has an element per token; None if it has none."""
+    if last_word(target) not in (*EMBEDDINGS, last_word(HEAD)) or layer_of(target) is not None:
+        return None
     old, embedding = tensors[target], embedding_of(tensors)
-    if layer_of(target) is not None or embedding is None or last_word(target) not in (*EMBEDDINGS, last_word(HEAD)):
+    if embedding is None:
         return None
     if last_word(target) in EMBEDDINGS:
         return 0 if old.shape == embedding.shape else None
@@ -78,7 +80,7 @@ def without_copies(
     """Return the tensors without copies that PEFT saves with the same content; and why these are not read, by origin.
 
     Of modules_to_save in a model with more tokens, PEFT 0.21 saves X.weight, the same as X.modules_to_save.weight, and the
-    base's X.original_module.weight. others: as adapters.group_tensors returns them.
+    base's X.original_module.weight. others: as Adapter.grouped.
     """
     plain = {name: entry for name, entry in others if _COPY not in entry.name}
     found, why = list[tuple[str, TensorEntry]](), dict[Origin, str]()
