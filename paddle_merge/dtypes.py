@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -35,7 +36,7 @@ class DType:
     def __reduce__(self) -> tuple[Callable[[str], DType], tuple[str]]:
         return _named, (self.name,)
 
-    @property
+    @cached_property  # planning asks for it ten times for each tensor
     def is_float(self) -> bool:
         """Return whether it is a floating-point dtype, one whose tensors can be averaged."""
         return self.compute is not None

@@ -106,7 +106,10 @@ def misplaced(path: str, files: Mapping[str, str], weight_map: Mapping[str, str]
     path: the checkpoint's path, with which the sentences begin. files: tensor name -> the file that holds it. weight_map:
     tensor name -> shard name, as the index has it.
     """
-    held = {name: os.path.basename(file) for name, file in files.items()}
+    shards = {file: os.path.basename(file) for file in set(files.values())}
+    held = {name: shards[file] for name, file in files.items()}
+    if held == weight_map:
+        return []
     found: dict[tuple[str | None, str | None], list[str]] = {}
     for name in sorted(held.keys() | weight_map.keys()):
         if weight_map.get(name) != held.get(name):

@@ -14,7 +14,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from ...dtypes import BFLOAT16, BY_TAG, UINT16, DType
 from ...errors import CheckpointError
@@ -146,12 +146,13 @@ def _row(name: str, info: Any) -> _Row:
     if dtype is None:
         said = tag if isinstance(tag, str) else shown(tag)
         raise CheckpointError(f"tensor {name!r} has dtype {said}, which isn't supported; convert it to bfloat16 first")
-    if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
+    if not (isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 and _naturals([*shape, *offsets])):
         raise CheckpointError(f"tensor {name!r} has a malformed shape or data_offsets")
     size = math.prod(shape)
     if (size or math.prod(filter(None, shape))) >= MAX_SIZE:
         raise CheckpointError(f"tensor {name!r} has the shape {shape}, which is too large to address")
-    (start, stop), nbytes = offsets, size * dtype.itemsize
+    start, stop = offsets
+    nbytes = size * dtype.itemsize
     if stop - start != nbytes:
         raise CheckpointError(
             f"tensor {name!r} is {dtype.name} {shape}, {nbytes} bytes, but its data_offsets span {stop - start}"
@@ -159,10 +160,9 @@ def _row(name: str, info: Any) -> _Row:
     return _Row(name, dtype, tuple(shape), start, stop)
 
 
-def _naturals(value: Any) -> TypeGuard[list[int]]:
-    """Return whether value is a list of non-negative int64s, no longer than a shape can be."""
-    small = isinstance(value, list) and len(value) <= MAX_DIMS
-    return small and not [item for item in value if type(item) is not int or not 0 <= item < 2**63]
+def _naturals(values: list[Any]) -> bool:
+    """Return whether a shape and the two offsets behind it are non-negative int64s, and the shape isn't too long."""
+    return len(values) <= MAX_DIMS + 2 and not [one for one in values if type(one) is not int or not 0 <= one < 2**63]
 
 
 def _uint16_is_bfloat16(entry: StoredEntry, folder: str) -> StoredEntry:
