@@ -21,7 +21,8 @@ from typing import Any
 
 from ...checkpoints.fingerprint import of_file
 from ...checkpoints.scaled import ScaledEntry
-from ...checkpoints.tensors import StoredEntry, files_of
+from ...checkpoints.tensors import StoredEntry, TensorEntry
+from ...conversion.lora.entry import AdaptedEntry, Change, LowRank
 from ...errors import MergeError, OutputError, WorkError
 from ...plan.file_names import JOURNALS, journal_name
 from ...plan.plan import Plan
@@ -72,18 +73,34 @@ def _header(content: Any) -> dict[str, Any]:
 def describe(request: Request, plan: Plan) -> dict[str, Any]:
     """Return what determines the output's bytes and their places: fields, input files, and a digest of the plan."""
     record = {name: value for name, value in request.record.items() if name not in IRRELEVANT}
-    files = sorted(files_of(entry for tensor in plan.tensors for entry in tensor.inputs))
     digest = hashlib.sha256(repr(plan.shards).encode("utf-8", "surrogatepass"))
     for tensor in plan.tensors:
-        # A tensor as stored is described by its values, because the text of a dataclass takes several times as long.
-        read = [entry.nameless if isinstance(entry, StoredEntry | ScaledEntry) else entry for entry in tensor.inputs]
         how = tensor.numbers, tensor.base is None, tensor.resolved, tensor.seed, tensor.masked_as, tensor.transposed
-        written = tensor.name, tensor.dtype, tensor.shard, tensor.offset, *([tensor.scales] if tensor.scales else [])
+        written = tensor.name, tensor.dtype.name, tensor.shard, tensor.offset, tensor.scales or ()
+        read = [_read(entry) for entry in tensor.inputs]
         digest.update(repr((read, how, written)).encode("utf-8", "surrogatepass"))
-    inputs = {os.path.abspath(file): _state(file) for file in files}
+    inputs = {os.path.abspath(file): _state(file) for file in plan.files}
     said = {"version": __version__, "fields": record, "inputs": inputs, "plan": digest.hexdigest()}
     said |= {"experts": orders} if (orders := plan.experts.digest) else {}
     return dict(json.loads(json.dumps(said)))  # as it is read back
+
+
+def _read(entry: TensorEntry) -> object:
+    """Return what is read for a tensor and what is done to it, as tuples: the text of a dataclass takes several times as
+    long."""
+    if isinstance(entry, StoredEntry):
+        parts = [(one.file, one.offset, one.at, one.shape, one.strides, one.text, one.nibbles) for one in entry.parts]
+        return entry.dtype.name, entry.shape, entry.file, entry.offset, parts
+    if isinstance(entry, AdaptedEntry):
+        return "adapted", entry.dtype.name, entry.shape, _read(entry.stored), [_change(one) for one in entry.changes]
+    return entry.nameless if isinstance(entry, ScaledEntry) else entry
+
+
+def _change(change: Change) -> object:
+    """Return a change of a tensor as `_read` does what is read."""
+    if not isinstance(change, LowRank):
+        return change
+    return change.scale, change.place, [one and _read(one) for one in (change.left, change.middle, change.right)]
 
 
 def _state(file: str) -> list[int]:
@@ -142,6 +159,8 @@ def _is_there(report: Report, tensor: TensorPlan, path: str) -> bool:
 
 def remaining(plan: Plan, done: Sequence[Report]) -> tuple[Piece, ...]:
     """Return the plan's pieces without what is complete."""
+    if not done:
+        return plan.pieces
     ranges: dict[str, list[tuple[int, int]]] = {}
     for report in done:
         ranges.setdefault(report.tensor, []).append((report.start, report.stop))
