@@ -197,10 +197,10 @@ def stored(entry: TensorEntry) -> StoredEntry:
 
 def files_of(entries: Iterable[TensorEntry]) -> set[str]:
     """Return the paths of all files that are read for any of the tensors."""
-    found = set[str]()
-    for entry in entries:
+    found, waiting = set[str](), list(entries)
+    for entry in waiting:
         if not isinstance(entry, StoredEntry):
-            found |= files_of(entry.made_of)
+            waiting += entry.made_of
         elif entry.parts:
             found.update([part.file for part in entry.parts])
         else:

@@ -15,7 +15,7 @@ from functools import cached_property
 from ..checkpoints.names import layer_of
 from ..checkpoints.parts import pieces
 from ..checkpoints.scaled import ScaledEntry
-from ..checkpoints.tensors import Origin, StoredEntry, TensorEntry, origins, stored
+from ..checkpoints.tensors import Origin, StoredEntry, TensorEntry, origins, stored, width
 from ..conversion.lora.entry import AdaptedEntry
 from ..conversion.modules import module_of
 from ..errors import CheckpointError
@@ -75,13 +75,25 @@ class Account:
         return _Ledger(self.plan)
 
     @cached_property
-    def _whole(self) -> set[int]:
-        entries = [entry for tensor in self.plan.tensors for _, entry in leaves(tensor)]
-        return {id(one) for entry in entries for one in (entry.made_of if isinstance(entry, ScaledEntry) else (entry,))}
+    def _whole(self) -> tuple[set[int], dict[Origin, float]]:
+        """The ids of the entries that are read as they are stored; and of what is read in one piece, the bytes by origin."""
+        read, turned = set[int](), dict[Origin, float]()
+        waiting = [entry for tensor in self.plan.tensors for _, entry in leaves(tensor)]
+        for entry in waiting:
+            if isinstance(entry, StoredEntry):
+                read.add(id(entry))
+                if len(entry.parts) == 1:
+                    (part,) = entry.parts
+                    turned[part.origin] = math.prod(part.shape) * width(part, entry)
+            elif isinstance(entry, ScaledEntry | AdaptedEntry):
+                waiting += entry.made_of
+        return read, turned
 
     def reads_whole(self, entry: TensorEntry) -> bool:
-        """Return whether a tensor of an input is read as it is stored, so all of it. Most are, which saves much time."""
-        return id(entry) in self._whole
+        """Return whether a tensor of an input is read as it is stored, or transposed, so all of it. Most are, which saves
+        much time."""
+        read, turned = self._whole
+        return id(entry) in read or turned.get(stored(entry).origin) == entry.nbytes
 
     def losses(self) -> list[str]:
         """Return a sentence on each tensor of the inputs of which elements would be lost."""

@@ -14,7 +14,7 @@ from functools import cached_property
 from ..backends.engine import Engine
 from ..checkpoints.adapters import Adapter
 from ..checkpoints.fingerprint import BLOCK
-from ..checkpoints.tensors import Checkpoint, Origin, StoredEntry
+from ..checkpoints.tensors import Checkpoint, Origin, StoredEntry, files_of
 from ..conversion.vocabulary.vocabularies import Tokens
 from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import is_uniform
@@ -107,6 +107,11 @@ class Plan:
     def measures(self) -> bool:
         """Whether some tensor is read twice: once to measure it, and once to merge it."""
         return any(tensor.merged and tensor.resolved.measures for tensor in self.tensors)
+
+    @cached_property
+    def files(self) -> Sequence[str]:
+        """The paths of all files that are read for tensors, sorted."""
+        return sorted(files_of(entry for tensor in self.tensors for entry in tensor.inputs))
 
     @property
     def bytes_in(self) -> int:

@@ -12,7 +12,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..checkpoints.formats.header import Held
+from ..checkpoints.scaled import ScaledEntry
 from ..checkpoints.tensors import StoredEntry, TensorEntry
+from ..conversion.lora.entry import AdaptedEntry
 from ..dtypes import FLOAT32, DType, compute_dtype
 from ..methods.shared.method import ResolvedMethod
 from ..records import record
@@ -81,7 +83,7 @@ class TensorPlan:
     @property
     def stages(self) -> list[TensorPlan]:
         """The plans of the recipe's earlier merges whose tensors, or rows of them, it is made of."""
-        return [plan for entry in self.inputs if not isinstance(entry, StoredEntry) for plan in _stages(entry)]
+        return [plan for entry in self.inputs for plan in _stages(entry)]
 
     @property
     def nbytes(self) -> int:
@@ -145,6 +147,8 @@ class StagedEntry(TensorEntry):
 
 
 def _stages(entry: TensorEntry) -> list[TensorPlan]:
+    if isinstance(entry, StoredEntry | ScaledEntry | AdaptedEntry):  # made of what is stored
+        return []
     return [entry.plan] if isinstance(entry, StagedEntry) else [plan for one in entry.made_of for plan in _stages(one)]
 
 

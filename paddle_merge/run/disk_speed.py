@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from ..checkpoints.tensors import files_of
 from ..errors import WorkError
 from ..plan.plan import Plan
 from .output.destination import existing_parent
@@ -67,7 +66,7 @@ def flush_rate(file: IO[bytes] | None) -> float | None:
 def page_cache(plan: Plan, places: random.Random) -> tuple[float | None, float | None]:
     """Return the share of the inputs that is in the page cache, and the bytes per second at which the disk gives the rest;
     None for what isn't known."""
-    files = sorted(files_of(entry for tensor in plan.tensors for entry in tensor.inputs))
+    files = plan.files
     sizes = [os.path.getsize(file) for file in files]
     if not sum(sizes) or not hasattr(os, "RWF_NOWAIT"):
         return None, None

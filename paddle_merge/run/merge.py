@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from ..checkpoints import adapters, hub
 from ..checkpoints.compare import differing
 from ..checkpoints.formats.header import Held
-from ..checkpoints.tensors import files_of, stored
+from ..checkpoints.tensors import stored
 from ..conversion.inputs import open_inputs
 from ..errors import Attempts, CheckpointError, MergeError, OutputError, WorkError
 from ..parsing import size_text, tensors_named
@@ -222,7 +222,7 @@ def _prepared(request: Request, ranks: int, measure: bool = True) -> tuple[Plan,
             plan = memory_estimate.fitting(plan, beside)
         attempt(_check_equal, plan)
         attempt(check_gates, plan)
-        paths += sorted(files_of(entry for tensor in plan.tensors for entry in tensor.inputs))
+        paths += plan.files
     paths += [request.config_from] if request.config_from else []
     paths += [plan.tokens.source.folder] if plan is not None and plan.tokens is not None else []
     names = *(sidecars or ()), LOCK

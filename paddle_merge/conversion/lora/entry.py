@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from ...checkpoints.scaled import ScaledEntry
@@ -119,9 +120,9 @@ class AdaptedEntry(TensorEntry):
     changes: tuple[Change, ...] = ()
     replaced: TensorEntry | None = field(default=None, compare=False, repr=False)
 
-    @property
+    @cached_property  # planning asks for them ten times
     def made_of(self) -> Sequence[TensorEntry]:
-        return [self.stored, *(entry for change in self.changes for entry in change.entries)]
+        return [self.stored, *[entry for change in self.changes for entry in change.entries]]
 
     @property
     def in_blocks(self) -> Sequence[StoredEntry]:
