@@ -50,8 +50,7 @@ def work(
 def _work_here(plan: Plan, job: Job, progress: Callable[[int], Any]) -> Iterator[Report]:
     worker = Worker(job, progress)
     try:
-        for piece in plan.pieces:
-            yield worker.merge(plan.tensors[piece.tensor], piece)
+        yield from worker.merge_all((plan.tensors[piece.tensor], piece) for piece in plan.pieces)
     finally:
         worker.close()
 

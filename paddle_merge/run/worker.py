@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from .job import Job, Report
 from .output.disk import ShardFiles, remedy
 from .pipeline import Measured, Pipeline, merge_tensor
 from .sources import FileSource
+from .together import MOST, JoinedSource, Pieces, cut, fingerprint, together
 
 log = logging.getLogger("paddle_merge")
 WRITEBACK = 1 << 20  # bytes of a piece whose way to the disk begins as soon as it is written
@@ -53,6 +54,42 @@ class Worker:
         self._files, self._shards, self._scratch = Files(panel=job.engine.budget.panel), ShardFiles(), Scratch()
         self._backends = Backends(job.engine)
         self._resident = job.engine.budget.resident
+        self._together = min(MOST, job.engine.budget.block)
+
+    def merge_all(self, pieces: Iterable[tuple[TensorPlan, Piece]]) -> Iterator[Report]:
+        """Merge small pieces as `merge` does, those together that can be; yield the report of each, in order."""
+        for group in together(pieces, self._together):
+            reports = self._merge_together(group) if len(group) > 1 else None
+            yield from [self.merge(*one) for one in group] if reports is None else reports
+
+    def _merge_together(self, group: Pieces) -> list[Report] | None:
+        """Merge pieces as one. Returns None, and writes nothing, if there is a NaN or Inf, or if anything goes wrong whose
+        message doesn't name a tensor: then each is to be merged by itself."""
+        first, size = group[0][0], sum(piece.stop - piece.start for _, piece in group)
+        try:
+            backend, source = self._backends.of(first), JoinedSource(group, self._files, self._scratch)
+            if size > backend.block(len(first.sources)):  # of a device without much memory
+                return None
+            with backend.at_work():
+                merging = merge_tensor(dataclasses.replace(first, shape=(size,)), source, backend)
+                ((stored, _),) = merging.merged()
+                raw = backend.fetch(stored)()
+        except MergeError:
+            raise
+        except Exception:
+            return None
+        if not merging.all_finite or merging.overflowed:
+            return None
+        reports = []
+        for (tensor, piece), read, part in zip(group, zip(*source.fingerprints, strict=True), cut(group, raw), strict=True):
+            if self._paths is not None:
+                self._write(tensor, self._paths[tensor.shard], tensor.offset + piece.start * tensor.dtype.itemsize, part)
+            written, peak = fingerprint(piece, part), backend.peak()
+            reports.append(
+                Report(tensor.name, (), False, peak, start=piece.start, stop=piece.stop, written=written, read=read)
+            )
+        self._progress(sum((piece.stop - piece.start) * tensor.itemsizes for tensor, piece in group))
+        return reports
 
     def merge(self, tensor: TensorPlan, piece: Piece, measured: Measured | None = None) -> Report:
         """Merge a piece of a tensor and write it. Raises WorkError naming the tensor, whatever goes wrong.
@@ -87,14 +124,18 @@ class Worker:
 
         def write(raw: np.ndarray, start: int) -> None:
             written.add(raw, start)
-            try:
-                if path is not None:
-                    self._shards.write(path, offset + start * itemsize, raw)
-            except OSError as error:
-                problem = f"can't write to {os.path.basename(path or '')} ({error.strerror}){remedy(error, path or '')}"
-                raise WorkError(f"tensor {tensor.name!r}: {problem}") from error
+            if path is not None:
+                self._write(tensor, path, offset + start * itemsize, raw)
 
         return write
+
+    def _write(self, tensor: TensorPlan, path: str, offset: int, raw: np.ndarray) -> None:
+        """Write elements of a tensor at byte `offset` of a file. Raises WorkError."""
+        try:
+            self._shards.write(path, offset, raw)
+        except OSError as error:
+            problem = f"can't write to {os.path.basename(path)} ({error.strerror}){remedy(error, path)}"
+            raise WorkError(f"tensor {tensor.name!r}: {problem}") from error
 
     def measure(self, tensor: TensorPlan, states: Sequence[Any] | None = None) -> Measured:
         """Measure a whole tensor. states: what was measured of each model; None: measure that, too. Raises WorkError as
@@ -157,9 +198,9 @@ class Worker:
         read = [Fingerprint(piece.start) for _ in tensor.inputs]
         for start in range(piece.start, piece.stop, step):
             raw = np.empty(min(step, piece.stop - start), tensor.dtype.raw)
-            for entry, fingerprint in zip(tensor.inputs, read, strict=True):  # the plan found them equal
+            for entry, one in zip(tensor.inputs, read, strict=True):  # the plan found them equal
                 self._files.read(entry, start, raw)
-                fingerprint.add(raw, start)
+                one.add(raw, start)
             write(raw, start)
             self._progress(raw.nbytes * (len(tensor.inputs) + 1))
         return {"read": tuple(fingerprint.hexdigest() for fingerprint in read)}

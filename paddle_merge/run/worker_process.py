@@ -96,7 +96,7 @@ def _serve(connection: Connection, throttle: _Throttle) -> None:
         if early and not asked:
             connection.send(("ready",))
         throttle.held = early
-        reports = [merged(tensor, piece) for tensor, piece in batch]
+        reports = list(worker.merge_all(batch)) if early else [merged(*one) for one in batch]
         if early:
             batch = connection.recv()
             throttle.held = False

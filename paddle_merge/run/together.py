@@ -1,0 +1,102 @@
+"""Merge small tensors together, as if they were one: to begin with a tensor takes far longer than to merge a few hundred
+elements.
+
+Only tensors of which each element depends on nothing but the same element of every input are merged so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from ..backends.scratch import Scratch
+from ..checkpoints.files import Files
+from ..checkpoints.fingerprint import Fingerprint
+from ..checkpoints.tensors import StoredEntry, TensorEntry
+from ..conversion.lora.entry import AdaptedEntry
+from ..conversion.lora.together import kind_of, read_together
+from ..conversion.readers import reader
+from ..dtypes import FLOAT32, FLOAT64, DType
+from ..plan.tensor_plan import Piece, TensorPlan
+
+MOST = 1 << 15  # elements that are merged together; then little memory is taken that a merge of large tensors doesn't take
+
+Pieces = Sequence[tuple[TensorPlan, Piece]]
+
+
+def together(pieces: Iterable[tuple[TensorPlan, Piece]], most: int) -> Iterator[Pieces]:
+    """Yield the pieces in order, in groups that can be merged as one. most: elements of a group of several."""
+    group, size, last = list[tuple[TensorPlan, Piece]](), 0, None
+    for tensor, piece in pieces:
+        kind, count = _kind(tensor, piece), piece.stop - piece.start
+        if group and (kind is None or kind != last or size + count > most):
+            yield group
+            group, size = [], 0
+        group.append((tensor, piece))
+        size, last = size + count, kind
+    if group:
+        yield group
+
+
+def _kind(tensor: TensorPlan, piece: Piece) -> object:
+    """Return what is equal for pieces that can be merged as one; None for a piece that can't be merged with others."""
+    method = tensor.resolved
+    if not tensor.merged or tensor.scales is not None or method.sparsifier is not None or method.measures:
+        return None
+    inputs = []
+    for entry in tensor.inputs:
+        if not isinstance(entry, StoredEntry | AdaptedEntry) or entry.whole:
+            return None
+        inputs.append((entry.dtype, entry.computed, _adapted(entry, tensor, piece)))
+    return id(method), tensor.dtype, tensor.compute, tensor.base is None, tensor.numbers, inputs
+
+
+def _adapted(entry: TensorEntry, tensor: TensorPlan, piece: Piece) -> object:
+    """Return what is equal for adapted tensors that can be read together; None for what can't."""
+    whole = piece.stop - piece.start == tensor.size
+    return kind_of(entry) if whole and isinstance(entry, AdaptedEntry) else None
+
+
+class JoinedSource:
+    """Gives the elements of several tensors' inputs, one tensor behind the other; they must be read at once.
+
+    fingerprints: of each input, of what was read for each tensor.
+    """
+
+    def __init__(self, pieces: Pieces, files: Files, scratch: Scratch):
+        self._pieces, self._files, self._scratch = pieces, files, scratch
+        first, _ = pieces[0]
+        wide = FLOAT32 if first.compute == "float32" else FLOAT64
+        self.dtypes: Sequence[DType] = [wide if entry.computed else entry.dtype for entry in first.inputs]
+        self.fingerprints: list[list[str]] = [[] for _ in self.dtypes]
+
+    def read(self, number: int, start: int, count: int) -> np.ndarray:
+        """Return what Source.read does, of all tensors. Raises WorkError."""
+        raw = self._scratch.array(f"raw {number}", count, self.dtypes[number].raw)
+        entries = [tensor.inputs[number] for tensor, _ in self._pieces]
+        if _adapted(entries[0], *self._pieces[0]) is not None:
+            read_together([entry for entry in entries if isinstance(entry, AdaptedEntry)], self._files, raw)
+        else:
+            for entry, (tensor, piece), part in zip(entries, self._pieces, cut(self._pieces, raw), strict=True):
+                reader(entry, tensor.compute, self._files).read(piece.start, part)
+        parts = zip(self._pieces, cut(self._pieces, raw), strict=True)
+        self.fingerprints[number] = [fingerprint(piece, part) for (_, piece), part in parts]
+        return raw
+
+    def sample(self, number: int, clusters: int, step: int, width: int) -> np.ndarray:
+        raise RuntimeError("tensors that are merged together aren't measured")
+
+
+def cut(pieces: Pieces, raw: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the part of an array that each piece has, of an array of all their elements."""
+    at = 0
+    for _, piece in pieces:
+        yield raw[at : (at := at + piece.stop - piece.start)]
+
+
+def fingerprint(piece: Piece, raw: np.ndarray) -> str:
+    """Return the fingerprint of a piece's elements."""
+    found = Fingerprint(piece.start)
+    found.add(raw, piece.start)
+    return found.hexdigest()

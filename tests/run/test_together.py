@@ -1,0 +1,139 @@
+"""Test that small tensors that are merged together come out as each does by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_merge import MergeConfig, WorkError
+from paddle_merge.checkpoints.tensors import StoredEntry, stored
+from paddle_merge.dtypes import BFLOAT16, FLOAT32
+from paddle_merge.methods.linear import Linear
+from paddle_merge.methods.shared.method import ResolvedMethod
+from paddle_merge.plan.plan import Plan
+from paddle_merge.plan.planner import make_plan
+from paddle_merge.plan.tensor_plan import Piece, TensorPlan
+from paddle_merge.recipe.request import Request
+from paddle_merge.run.job import Job, Report
+from paddle_merge.run.together import MOST, together
+from paddle_merge.run.worker import Worker
+from tests.support.adapters import lora
+from tests.support.checkpoints import write
+
+SPECIAL = (np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0)
+MIX = ResolvedMethod(None, Linear((1.0,)))
+LAYERS = {f"model.layers.{number}.mlp.{word}_proj": (7, 5, 2) for number in range(9) for word in ("up", "gate")}
+LAYERS |= {f"model.layers.{number}.mlp.down_proj": (5, 7, 2) for number in range(9)}
+
+
+def model(folder: Path, seed: int, dtype: str, special: float) -> str:
+    """A model of matrices, vectors, a scalar and an empty tensor; a share of the tensors holds a special value."""
+    random = np.random.default_rng(seed)
+    shapes = {f"{name}.weight": shape[:2] for name, shape in LAYERS.items()}
+    shapes |= {f"model.layers.{number}.norm.weight": (number * number * 37,) for number in range(9)}
+    shapes |= {"model.scale": (), "model.empty": (0, 3), "model.wide.weight": (200, 200)}
+    tensors = {name: np.asarray(random.standard_normal(shape)) for name, shape in shapes.items()}
+    for values in tensors.values():
+        if values.size and random.random() < special:
+            values.reshape(-1)[random.integers(values.size)] = random.choice(SPECIAL)
+    tensors["model.count"] = np.arange(3)
+    with np.errstate(over="ignore"):
+        return str(write(folder, tensors, dtype))
+
+
+def plan_of(config: MergeConfig) -> Plan:
+    return make_plan(Request.of(config).checked_recipe())
+
+
+def each_way(plan: Plan, folder: Path) -> list[tuple[list[Report], bytes, int]]:
+    """Return the reports, the file and the bytes of progress of a merge piece by piece, and of one of all together."""
+    found, pieces = [], [(plan.tensors[piece.tensor], piece) for piece in plan.pieces]
+    assert max(map(len, together(pieces, MOST))) > 10
+    for all_together in (False, True):
+        path, progress = folder / f"merged{all_together}", list[int]()
+        path.write_bytes(b"\0" * plan.shards[0].nbytes)
+        worker = Worker(Job((str(path),)), progress.append)
+        reports = list(worker.merge_all(pieces)) if all_together else [worker.merge(*one) for one in pieces]
+        worker.close()
+        found.append((reports, path.read_bytes(), sum(progress)))
+    return found
+
+
+@pytest.mark.parametrize("special", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("method", "given", "count"),
+    [("linear", "", 2), ("nearswap", "t=0.1", 1), ("consensus_ta", "", 2), ("ram", "", 2), ("task_arithmetic", "", 2)],
+)
+def test_same_as_each_by_itself(tmp_path: Path, method: str, given: str, count: int, dtype: str, special: float) -> None:
+    base, *paths = [model(tmp_path / word, seed, dtype, special) for seed, word in enumerate("abc")]
+    config = MergeConfig(
+        model_path_list=paths[:count],
+        base_model_path=base,
+        merge_method=method,
+        method_parameters=[given] if given else None,
+        output_path="out",
+    )
+    alone, joined = each_way(plan_of(config), tmp_path)
+    assert joined[:2] == alone[:2]
+
+
+@pytest.mark.parametrize("special", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_same_with_adapters(tmp_path: Path, dtype: str, special: float, count: int) -> None:
+    """With one adapter most are read together; with two each is read by itself, and merged with others."""
+    base = model(tmp_path / "base", 0, dtype, special)
+    adapters = [lora(tmp_path / f"lora{seed}", LAYERS, seed) for seed in range(count)]
+    config = MergeConfig(model_path_list=["+".join([base, *adapters])], merge_method="linear", output_path="out")
+    alone, joined = each_way(plan_of(config), tmp_path)
+    assert joined[:2] == alone[:2]
+
+
+def test_nothing_is_counted_twice(tmp_path: Path) -> None:
+    """Bytes of progress are those of all inputs and outputs, also of tensors that are merged again by themselves."""
+    paths = [model(tmp_path / word, seed, "float32", 0.1) for seed, word in enumerate("ab")]
+    plan = plan_of(MergeConfig(model_path_list=paths, merge_method="linear", output_path="out"))
+    alone, joined = each_way(plan, tmp_path)
+    assert joined[2] == alone[2] == sum(tensor.traffic for tensor in plan.tensors)
+
+
+def test_error_names_the_tensor(tmp_path: Path) -> None:
+    paths = [model(tmp_path / word, seed, "float32", 0.0) for seed, word in enumerate("ab")]
+    plan = plan_of(MergeConfig(model_path_list=paths, merge_method="linear", output_path="out"))
+    cut = plan.tensors[20].sources[1]
+    assert isinstance(cut, StoredEntry)
+    with open(cut.file, "r+b") as file:
+        file.truncate(cut.offset + cut.nbytes - 1)
+    worker = Worker(Job(None), lambda _: None)
+    before = [tensor for tensor in plan.tensors if stored(tensor.sources[1]).offset <= cut.offset]
+    with pytest.raises(WorkError, match=f"ends before tensor '{cut.name}' does"):
+        list(worker.merge_all((tensor, Piece(0, 0, tensor.size)) for tensor in before))
+    worker.close()
+
+
+def tensors(*sizes: int) -> Iterator[tuple[TensorPlan, Piece]]:
+    for number, size in enumerate(sizes):
+        entry = StoredEntry(f"t{number}", FLOAT32, (size,), "file", 0)
+        yield TensorPlan(entry.name, (size,), (entry,), None, (0,), FLOAT32, MIX, (1.0,), 0, ""), Piece(number, 0, size)
+
+
+def names(pieces: Iterator[tuple[TensorPlan, Piece]], most: int) -> list[str]:
+    return [" ".join(tensor.name for tensor, _ in group) for group in together(pieces, most)]
+
+
+def test_groups_have_at_most_so_many_elements() -> None:
+    assert names(tensors(90, 40, 30, 30, 1, 100, 60, 41), 100) == ["t0", "t1 t2 t3", "t4", "t5", "t6", "t7"]
+    assert names(tensors(50, 50, 1), 100) == ["t0 t1", "t2"]
+    assert names(tensors(), 100) == []
+
+
+def test_groups_are_of_one_kind() -> None:
+    found = list(tensors(1, 1, 1, 1, 1))
+    found[1] = (found[1][0].__class__(**{**vars(found[1][0]), "dtype": BFLOAT16}), found[1][1])
+    integers = StoredEntry("t3", FLOAT32, (1,), "file", 0)
+    found[3] = (found[3][0].__class__(**{**vars(found[3][0]), "numbers": (1,), "sources": (integers,)}), found[3][1])
+    assert names(iter(found), 100) == ["t0", "t1", "t2", "t3", "t4"]
