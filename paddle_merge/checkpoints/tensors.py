@@ -131,7 +131,7 @@ class TensorEntry:  # not an ABC, whose isinstance() takes ten times as long, a 
         """Return whether all of the tensor has to be read before any element of it is known."""
         return False
 
-    @cached_property
+    @property
     def scattered(self) -> bool:
         """Return whether neighbouring elements are apart in the file, as in a transposed matrix."""
         return False
@@ -175,8 +175,12 @@ class StoredEntry(TensorEntry):
     def in_blocks(self) -> Sequence[StoredEntry]:
         return (self,)
 
-    @cached_property
+    @property
     def scattered(self) -> bool:
+        return bool(self.parts) and self._scattered
+
+    @cached_property
+    def _scattered(self) -> bool:
         return any(part.shape and part.shape[-1] > 1 and part.strides[-1] != 1 for part in self.parts)
 
 

@@ -78,6 +78,8 @@ def in_one_naming(inputs: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...],
     Only tensors that the others call otherwise are renamed, and only where the names can't be mistaken.
     """
     apart, notes = with_experts_apart(inputs, plain)
+    if all(one.tensors.keys() == apart[0].tensors.keys() for one in apart[1:]):
+        return tuple(apart), notes
     like = max(zip(apart, inputs, strict=True), key=lambda pair: _says_how_to_name(*pair))[0]
     alike = all(one.tensors.keys() <= like.tensors.keys() for one in apart)
     theirs = {} if alike else by_plain_name(like.tensors)

@@ -97,11 +97,14 @@ class Account:
 
     def losses(self) -> list[str]:
         """Return a sentence on each tensor of the inputs of which elements would be lost."""
+        read, _ = self._whole
         return [
             sentence
             for one in self.inputs
             for name, entry in one.tensors.items()
-            if not self.reads_whole(entry) and (sentence := self.ledger.loss(one.number, (one.path, name), entry))
+            if id(entry) not in read
+            and not self.reads_whole(entry)
+            and (sentence := self.ledger.loss(one.number, (one.path, name), entry))
         ]
 
     @cached_property

@@ -73,8 +73,11 @@ def masked_as(
 
 def _draws(one: AssembledTensor) -> bool:
     """Return whether masks are drawn for a tensor that has elements."""
-    sparsifier, first = one.resolved.sparsifier, one.entries[0]
-    return sparsifier is not None and sparsifier.random and first.nbytes > 0 and first.dtype.is_float
+    sparsifier = one.resolved.sparsifier
+    if sparsifier is None or not sparsifier.random:
+        return False
+    first = one.entries[0]
+    return first.nbytes > 0 and first.dtype.is_float
 
 
 def _groups(made: Iterable[AssembledTensor], key: Callable[[AssembledTensor], Hashable]) -> list[list[AssembledTensor]]:

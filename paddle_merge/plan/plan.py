@@ -113,7 +113,7 @@ class Plan:
         """The paths of all files that are read for tensors, sorted."""
         return sorted(files_of(entry for tensor in self.tensors for entry in tensor.inputs))
 
-    @property
+    @cached_property
     def bytes_in(self) -> int:
         return sum(entry.bytes_read for tensor in self.tensors for entry in tensor.inputs)
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.parts import as_boxes, pieces
 from ..checkpoints.tensors import Origin, Part, StoredEntry, TensorEntry, stored
 from ..conversion.lora.entry import AdaptedEntry
 from ..errors import MalformedError
+from ..records import record
 from .plan import Plan
 from .tensor_plan import StagedEntry, TensorPlan
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TensorAccount:
     """A tensor of the output. dtypes: of each input. how: in a word or a few. notes: on what is special about it, each
     true of every tensor of its kind. sources: for each input the names, there, of what it is made of. values: the method's

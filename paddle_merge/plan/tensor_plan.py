@@ -20,6 +20,8 @@ from ..methods.shared.method import ResolvedMethod
 from ..records import record
 from .scales import Scales
 
+STORED = StoredEntry, ScaledEntry, AdaptedEntry  # or made of what is stored
+
 
 @record(frozen=True)
 class TensorPlan:
@@ -83,7 +85,7 @@ class TensorPlan:
     @property
     def stages(self) -> list[TensorPlan]:
         """The plans of the recipe's earlier merges whose tensors, or rows of them, it is made of."""
-        return [plan for entry in self.inputs for plan in _stages(entry)]
+        return [plan for entry in self.inputs if not isinstance(entry, STORED) for plan in _stages(entry)]
 
     @property
     def nbytes(self) -> int:
@@ -147,8 +149,6 @@ class StagedEntry(TensorEntry):
 
 
 def _stages(entry: TensorEntry) -> list[TensorPlan]:
-    if isinstance(entry, StoredEntry | ScaledEntry | AdaptedEntry):  # made of what is stored
-        return []
     return [entry.plan] if isinstance(entry, StagedEntry) else [plan for one in entry.made_of for plan in _stages(one)]
 
 

@@ -29,7 +29,7 @@ from ..conversion.vocabulary.entry import CompletedEntry, Pursuit, together
 from ..errors import WorkError
 from ..methods.shared.whole_matrix import is_matrix
 from ..plan.plan import Plan
-from ..plan.tensor_plan import Piece, TensorPlan
+from ..plan.tensor_plan import STORED, Piece, TensorPlan
 from .disk_speed import WRITTEN, flush_rate, nameless_file, page_cache
 from .encoder import Encoder
 from .pipeline import Source, merge_tensor
@@ -237,8 +237,9 @@ class _Bench:
 
 def _pursuits(entries: Sequence[TensorEntry]) -> list[Pursuit]:
     """Return the pursuits that give coefficients for rows of tensors; they take far longer than a forecast may."""
-    own = [entry.how for entry in entries if isinstance(entry, CompletedEntry) and isinstance(entry.how, Pursuit)]
-    return own + [one for entry in entries for one in _pursuits(entry.made_of)]
+    made = [entry for entry in entries if not isinstance(entry, STORED)]
+    own = [entry.how for entry in made if isinstance(entry, CompletedEntry) and isinstance(entry.how, Pursuit)]
+    return own + [one for entry in made for one in _pursuits(entry.made_of)]
 
 
 def _of_prompts(entries: Sequence[TensorEntry]) -> bool:
