@@ -33,7 +33,9 @@ from ..plan.tensor_plan import STORED, Piece, TensorPlan
 from .disk_speed import WRITTEN, flush_rate, nameless_file, page_cache
 from .encoder import Encoder
 from .pipeline import Source, merge_tensor
+from .pool import MOST_PIECES
 from .sources import FileSource
+from .together import MOST, JoinedSource, Pieces, groups
 from .worker import Backends
 
 SECONDS = 1.2  # for merging pieces; reading from the disk and flushing to it come on top
@@ -179,12 +181,18 @@ class _Bench:
             found: list[list[float]] = []
             end = time.perf_counter() + SECONDS * sizes[kind] / shown
             while not found or (time.perf_counter() < end and len(found) < 50):
-                (tensor,) = places.choices(tensors, cum_weights=ends)
+                (number,) = places.choices(range(len(tensors)), cum_weights=ends)
+                tensor, its = tensors[number], tensors[number : number + MOST_PIECES]
                 inputs = [entry.dtype.itemsize for entry in tensor.inputs]
                 count = min(tensor.size, PIECE // sum(inputs))
                 cost = _Cost()
                 self._begin_again()
-                self._merge(tensor, cost, places.randrange(tensor.size - count + 1), count)
+                most = min(MOST, self._backends.of(tensor).block(len(tensor.sources)))
+                group = next(groups(((one, Piece(0, 0, one.size)) for one in its), most))
+                if len(group) > 1:
+                    self._merge_together(group, cost)
+                else:
+                    self._merge(tensor, cost, places.randrange(tensor.size - count + 1), count)
                 computing = cost.all - cost.reading - cost.writing
                 found.append([seconds / cost.elements for seconds in (cost.reading, computing, cost.writing)])
             total += np.median(found, axis=0) * sizes[kind] * all_of / shown
@@ -196,14 +204,23 @@ class _Bench:
         unit, row = (tensor.scales.unit, tensor.shape[-1]) if tensor.scales is not None else (BLOCK, 1)
         start = start // unit * unit
         count = min(-(-count // row) * row, tensor.size - start)
-        backend = self._backends.of(tensor)
-        checksum = xxhash.xxh3_128()
-
         begun = time.perf_counter()
         piece = Piece(0, start, start + count)
         keep = self._plan.engine.budget.resident if tensor.resolved.measures else 0
+        backend = self._backends.of(tensor)
         source = FileSource(tensor, backend, self._files, piece=piece, keep=keep, scratch=self._scratch)
+        self._measure(tensor, source, cost, piece, begun)
+
+    def _merge_together(self, group: Pieces, cost: _Cost) -> None:
+        """Merge small tensors as a worker does."""
+        begun, size = time.perf_counter(), sum(piece.stop for _, piece in group)
+        self._measure(group[0][0], JoinedSource(group, self._files, self._scratch), cost, Piece(0, 0, size), begun)
+
+    def _measure(self, tensor: TensorPlan, source: Source, cost: _Cost, piece: Piece, begun: float) -> None:
+        """Add to `cost` what is spent on merging what the source has of a piece. begun: when the source was begun."""
         cost.reading += time.perf_counter() - begun
+        start, count = piece.start, piece.stop - piece.start
+        backend, checksum = self._backends.of(tensor), xxhash.xxh3_128()
         window = dataclasses.replace(tensor, shape=(count,))
         with backend.at_work():
 

@@ -25,7 +25,7 @@ MOST = 1 << 15  # elements that are merged together; then little memory is taken
 Pieces = Sequence[tuple[TensorPlan, Piece]]
 
 
-def together(pieces: Iterable[tuple[TensorPlan, Piece]], most: int) -> Iterator[Pieces]:
+def groups(pieces: Iterable[tuple[TensorPlan, Piece]], most: int) -> Iterator[Pieces]:
     """Yield the pieces in order, in groups that can be merged as one. most: elements of a group of several."""
     group, size, last = list[tuple[TensorPlan, Piece]](), 0, None
     for tensor, piece in pieces:

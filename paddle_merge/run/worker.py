@@ -27,7 +27,7 @@ from .job import Job, Report
 from .output.disk import ShardFiles, remedy
 from .pipeline import Measured, Pipeline, merge_tensor
 from .sources import FileSource
-from .together import MOST, JoinedSource, Pieces, cut, fingerprint, together
+from .together import MOST, JoinedSource, Pieces, cut, fingerprint, groups
 
 log = logging.getLogger("paddle_merge")
 WRITEBACK = 1 << 20  # bytes of a piece whose way to the disk begins as soon as it is written
@@ -58,7 +58,7 @@ class Worker:
 
     def merge_all(self, pieces: Iterable[tuple[TensorPlan, Piece]]) -> Iterator[Report]:
         """Merge small pieces as `merge` does, those together that can be; yield the report of each, in order."""
-        for group in together(pieces, self._together):
+        for group in groups(pieces, self._together):
             reports = self._merge_together(group) if len(group) > 1 else None
             yield from [self.merge(*one) for one in group] if reports is None else reports
 

@@ -19,7 +19,7 @@ from paddle_merge.plan.planner import make_plan
 from paddle_merge.plan.tensor_plan import Piece, TensorPlan
 from paddle_merge.recipe.request import Request
 from paddle_merge.run.job import Job, Report
-from paddle_merge.run.together import MOST, together
+from paddle_merge.run.together import MOST, groups
 from paddle_merge.run.worker import Worker
 from tests.support.adapters import lora
 from tests.support.checkpoints import write
@@ -56,7 +56,7 @@ def each_way(plan: Plan, folder: Path) -> list[tuple[list[Report], bytes, int]]:
     for number, _, size, _ in plan.pieces:
         cuts = [(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
         pieces += [(plan.tensors[number], Piece(number, *ends)) for ends in cuts]
-    assert max(map(len, together(pieces, MOST))) > 10
+    assert max(map(len, groups(pieces, MOST))) > 10
     for all_together in (False, True):
         path, progress = folder / f"merged{all_together}", list[int]()
         path.write_bytes(b"\0" * plan.shards[0].nbytes)
@@ -127,7 +127,7 @@ def tensors(*sizes: int) -> Iterator[tuple[TensorPlan, Piece]]:
 
 
 def names(pieces: Iterator[tuple[TensorPlan, Piece]], most: int) -> list[str]:
-    return [" ".join(tensor.name for tensor, _ in group) for group in together(pieces, most)]
+    return [" ".join(tensor.name for tensor, _ in group) for group in groups(pieces, most)]
 
 
 def test_groups_have_at_most_so_many_elements() -> None:
