@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import stat
@@ -13,13 +14,13 @@ from ..errors import CheckpointError
 MAX_JSON = 100_000_000  # bytes, of a JSON file and of a safetensors header; the safetensors library has the same limit
 
 
-def read_json(path: str) -> Any:
+def read_json(path: str, file_names: bool = False) -> Any:
     """Return the parsed content of a JSON file.
 
-    Raises CheckpointError, which names the file, if it can't be read or is not JSON with unique keys.
+    file_names: whether it may hold names of files that aren't UTF-8, as os.fsdecode gives them. Raises CheckpointError, which names the file, if it can't be read or is not JSON with unique keys.
     """
     try:
-        return parsed(path, read_small(path))
+        return parsed(path, read_small(path), file_names)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
 
@@ -45,24 +46,25 @@ def read_small(path: str, limit: int = MAX_JSON) -> bytes:
     return content
 
 
-def parsed(path: str, content: bytes) -> Any:
+def parsed(path: str, content: bytes, file_names: bool = False) -> Any:
     """Parse the content of the JSON file `path`. Raises CheckpointError, which names the file."""
     try:
-        return parse_json(content)
+        return parse_json(content, file_names)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error})") from None
 
 
-def parse_json(text: bytes) -> Any:
+def parse_json(text: bytes, file_names: bool = False) -> Any:
     """Parse strict JSON: valid UTF-8, no key twice in one object. Raises ValueError, or RecursionError for deep nesting."""
     # Only escapes can spell text that is no valid Unicode, and headers, with many thousands of objects, have none.
-    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique_text if b"\\u" in text else unique_keys)
+    unique_text = functools.partial(_unique_text, errors="surrogateescape" if file_names else "strict")
+    return json.loads(text.decode("utf-8"), object_pairs_hook=unique_text if b"\\u" in text else unique_keys)
 
 
-def _unique_text(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as unique_keys does; raise ValueError also for text that is no valid Unicode."""
+def _unique_text(pairs: list[tuple[str, Any]], errors: str) -> dict[str, Any]:
+    """Return a JSON object as unique_keys does; raise ValueError also for text that can't be encoded."""
     for key, value in pairs:
-        f"{key}{value if isinstance(value, str) else ''}".encode()  # raises UnicodeEncodeError for a lone surrogate
+        f"{key}{value if isinstance(value, str) else ''}".encode("utf-8", errors)  # raises it for a lone surrogate
     return unique_keys(pairs)
 
 

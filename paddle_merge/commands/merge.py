@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,11 @@ def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
             for name in overridden:
                 fields.pop(name, None)
     return {**fields, **given}
+
+
+def recipe_text(content: Mapping[str, Any]) -> str:
+    """Return a recipe as YAML, of which JSON is a part. What in names of files isn't UTF-8 is escaped: YAML can't have it."""
+    return json.dumps(content, indent=1, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
 def _run(config: str | None, flags: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from paddle_merge.commands.merge import LINE
+from paddle_merge.commands.merge import LINE, recipe_text
 from paddle_merge.errors import ConfigError
 from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.recipe.config import MergeConfig
@@ -620,3 +621,9 @@ def test_file_names_that_are_not_utf8(here: Path, odd: str) -> None:
     assert merged_value(here / output) == 1.5
     assert cli(f"{output}/merge_config.json", "--output_path", "again", "-q") == 0
     assert merged_value(here / "again") == 1.5
+    assert cli("verify", output, "--full") == 0
+
+
+@pytest.mark.parametrize("name", ["a", "数学", "a: [b] #", "\U0001f600", os.fsdecode(b"caf\xe9"), 'quo"te\\u0041'])
+def test_a_recipe_that_commands_write_holds_any_name(name: str) -> None:
+    assert yaml.safe_load(recipe_text({"model": name})) == {"model": name}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from ...recipe.fields import flag, to_types
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
 from ..merge import FIELDS as MERGE_FIELDS
-from ..merge import run
+from ..merge import recipe_text, run
 from ..run_line import run_line
 from .draw import any_places, counts, same_places, slices
 
@@ -125,7 +124,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
 
 
 def recipe(config: ShuffleConfig, prefix: str) -> str:
-    """Return the recipe, in YAML (of which JSON is a part). Raises CheckpointError listing the models that can't be used."""
+    """Return the recipe, in YAML. Raises CheckpointError listing the models that can't be used."""
     attempt = Attempts()
     depths = [attempt(_depth, path, prefix) for path in config.paths]
     if None not in depths and not config.full_random and len(set(depths)) > 1:
@@ -146,7 +145,7 @@ def recipe(config: ShuffleConfig, prefix: str) -> str:
     ends = {"sources": [{"model": paths[0], "layer_range": [0, 0]}]}
     parts = [{"sources": [{"model": paths[model], "layer_range": [first, end]}]} for model, first, end in slices(drawn)]
     content = {"merge_method": "passthrough", "slices": [ends, *parts, ends]}
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return recipe_text(content)
 
 
 def _depth(path: str, prefix: str) -> int:

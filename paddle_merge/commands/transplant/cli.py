@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from ...recipe.missing_tokens import METHODS, MOST, PIECES
 from .. import common_flags
 from ..flags import PROGRAM, CommandLine, fields_of
 from ..merge import FIELDS as MERGE_FIELDS
-from ..merge import run
+from ..merge import recipe_text, run
 from ..run_line import run_line
 
 _HOW = "How rows of missing tokens are made"
@@ -75,13 +74,13 @@ class TransplantConfig:
 
     @property
     def recipe(self) -> str:
-        """The recipe of the transplant, in YAML (of which JSON is a part)."""
+        """The recipe of the transplant, in YAML."""
         model, donor = map(absolute_spec, self.paths)
         missing = {"method": self.method, "k": self.k, "pieces": self.subword_method}
         tokenizer: dict[str, Any] = {"source": donor, "missing": missing}
         tokenizer |= {"pad_to_multiple_of": self.pad_to_multiple_of} if self.pad_to_multiple_of is not None else {}
         content = {"merge_method": "passthrough", "models": [{"model": model}], "tokenizer": tokenizer}
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        return recipe_text(content)
 
 
 FIELDS = {**fields_of(TransplantConfig, "paths"), **{name: MERGE_FIELDS[name] for name in MERGE}}

@@ -146,7 +146,7 @@ def read_lock(folder: str) -> MergeRecord:
     path = os.path.join(folder, LOCK)
     if not os.path.isfile(path):
         raise CheckpointError(f"{folder}: holds no {LOCK}, which a merge writes; it can't be verified without")
-    content = read_json(path)
+    content = read_json(path, file_names=True)
     try:
         shards = {str(name): (int(nbytes), str(header)) for name, (nbytes, header) in content["shards"].items()}
         tensors = {str(name): _written(row) for name, row in content["tensors"].items()}

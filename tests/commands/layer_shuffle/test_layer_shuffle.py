@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,18 @@ def test_the_merge(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.keys() == a.keys()
     assert cli("merge", "r.yaml", "--output_path", "again") == 0
     assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
+
+
+def test_file_names_that_are_not_utf8(here: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        os.rename("a", name)
+    except OSError:
+        pytest.skip("this file system wants UTF-8 names")
+    assert cli("layer-shuffle", name, "b", "--seed", "3", "--output_path", "out") == 0
+    os.rename(name, "a")
+    assert cli("layer-shuffle", "a", "b", "--seed", "3", "--output_path", "same") == 0
+    assert Path("out/model.safetensors").read_bytes() == Path("same/model.safetensors").read_bytes()
 
 
 def test_full_random(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
