@@ -132,7 +132,9 @@ def parse(
             problems.append(f"unknown flag --{flag}{nearest(flag, [*fields, *SWITCHES, *aliases])}")
         elif name in bools:
             on = True if not values else parse_bool(values[0])
-            if on is None or len(values) > 1 or (negated and values):
+            if negated and values:
+                problems.append(f"--{flag} takes no value, so {values[0]!r} doesn't belong there")
+            elif on is None or len(values) > 1:
                 problems.append(f"--{flag} takes True or False, not {' '.join(values)!r}")
             chosen[name] = str(on and not negated)
         elif name in lists:

@@ -49,6 +49,11 @@ def of_flags(config: MergeConfig, engine: Engine) -> list[str]:
             found.append(f"--weight_list has {len(config.weight_list)} numbers for {len(models)} models")
     if any(0 < abs(weight) < 1 / LARGEST for weight in config.weight_list or ()):
         found.append(f"--weight_list has a weight smaller than {1 / LARGEST:g}, too small for float32; scale them all up")
+    if config.method_parameters:
+        found.append(
+            "--method_parameters is for methods that PaddleNLP doesn't have; the parameters of"
+            f" {title_of(config)} are flags, such as --weight_list and --reserve_p"
+        )
     if config.scale != 1.0 and not config.base_model_path:
         found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
     found += _running(config, _sources(config), engine)
@@ -62,7 +67,7 @@ def _beside_a_recipe(config: MergeConfig) -> list[str]:
     defaults = type(config)()
     given = [
         name
-        for name in (*MODEL_FIELDS, *METHOD_FIELDS, *PARAMETER_FIELDS)
+        for name in (*MODEL_FIELDS, *METHOD_FIELDS, *PARAMETER_FIELDS, "method_parameters")
         if getattr(config, name) != getattr(defaults, name)
     ]
     if not given:
@@ -156,11 +161,16 @@ def _idle(config: MergeConfig) -> list[str]:
 
 def warnings(config: MergeConfig, engine: Engine) -> list[str]:
     """Return which flags are allowed but likely not meant, one sentence each."""
+    found = []
+    if config.tensor_type == "np" and config.device != "cpu":
+        found.append(
+            f"--device {config.device} has no effect: np computes on the CPU; pass --tensor_type pd to compute on the device"
+        )
     if config.recipe_yaml:
-        return []
+        return found
     if is_named(config):
-        return _idle(config)
-    found = _without_base(config)
+        return found + _idle(config)
+    found += _without_base(config)
     sparsifier, merge_type = pair_of(config)
     used = {
         "reserve_p": sparsifier is not None,
@@ -181,10 +191,6 @@ def warnings(config: MergeConfig, engine: Engine) -> list[str]:
     }
     defaults = type(config)()
     idle = [name for name, matters in used.items() if not matters and getattr(config, name) != getattr(defaults, name)]
-    if config.tensor_type == "np" and config.device != "cpu":
-        found.append(
-            f"--device {config.device} has no effect: np computes on the CPU; pass --tensor_type pd to compute on the device"
-        )
     if idle:
         found.append(f"{', '.join(f'--{name}' for name in idle)}: no effect with {title_of(config)}")
     if not config.normalize and config.weight_list is None and merge_type != "slerp":

@@ -111,7 +111,7 @@ def test_every_field_is_a_flag_with_underscores_and_dashes(name: str) -> None:
         (["--seed"], "--seed takes one value, not 0"),
         (["--seed", "1", "2"], "--seed takes one value, not 2: 1 2"),
         (["--normalize", "maybe"], "--normalize takes True or False, not 'maybe'"),
-        (["--no_normalize", "True"], "--no_normalize takes True or False, not 'True'"),
+        (["--no_normalize", "True"], "--no_normalize takes no value, so 'True' doesn't belong there"),
         (["--no_seed", "1"], "unknown flag --no_seed; did you mean 'seed'?"),
         (["--quiet", "a"], "--quiet takes no value, so 'a' doesn't belong there"),
         (["a.json", "b.json"], "unexpected 'b.json'; paths follow --model_path_list"),
@@ -356,6 +356,8 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(here: Path, monkeypatch: py
         ("--out_dtype int8", "--out_dtype 'int8' must be one of"),
         ("--merge_prefix weights", "--merge_prefix 'weights' must be one of model, master_weights"),
         ("--merge_method ties --strict", "without --base_model_path"),
+        ("--method_parameters gamma=1", "the parameters of linear are flags, such as --weight_list and --reserve_p"),
+        ("--merge_method ties --method_parameters density=0.1", "the parameters of ties are flags"),
     ],
 )
 def test_one_sentence_says_what_is_wrong(here: Path, flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,6 +365,13 @@ def test_one_sentence_says_what_is_wrong(here: Path, flags: str, words: str, cap
     found = [line for line in errors(capsys) if words in line]
     assert len(found) == 1
     assert not (here / "o").exists()
+
+
+def test_parameters_beside_a_recipe_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "r").write_text("{merge_method: passthrough, models: [{model: a}]}")
+    assert cli("merge", "r", "--method_parameters", "scale=2", "--output_path", "o") == 1
+    sentence = "--method_parameters: a recipe gives the models, the method and the parameters, so leave these flags out"
+    assert errors(capsys) == [sentence]
 
 
 def test_one_or_no_model_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -401,6 +410,15 @@ def test_flags_without_effect_are_said(here: Path, capsys: pytest.CaptureFixture
     assert "warning: --reserve_p, --split_pieces: no effect with linear" in capsys.readouterr().err.splitlines()
     assert cli("--model_path_list", "a", "b", "--merge_with_qdq_base_model", "--output_path", "p") == 0
     assert "warning: --merge_with_qdq_base_model: no effect with linear" in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("words", ["--model_path_list a b", "--model_path_list a --base_model_path b --merge_method expo", "r"])
+def test_a_device_without_effect_is_said(here: Path, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whichever way the merge is asked for."""
+    (here / "r").write_text("{merge_method: passthrough, models: [{model: a}]}")
+    assert cli("merge", *words.split(), "--device", "gpu", "--output_path", "o") == 0
+    sentence = "--device gpu has no effect: np computes on the CPU; pass --tensor_type pd to compute on the device"
+    assert f"warning: {sentence}" in capsys.readouterr().err.splitlines()
 
 
 # --- dry run, quiet, verbose ------------------------------------------------------------------------------------------
