@@ -18,6 +18,7 @@ _SCALE = re.compile(
     r"(.*_)?(weight|input|output|activation|act|quant|[qkv]|proj)(_inv)?_scales?(_2|_offset)?|(.*_)?scale_(inv|weight|input|output)"
     r"|scaled_fp8"
 )
+_BY_CONFIG = "its config.json has a quantization_config"
 
 
 def signs(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
@@ -27,7 +28,7 @@ def signs(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
     """
     said = []
     if config.get("quantization_config"):
-        said.append("its config.json has a quantization_config")
+        said.append(_BY_CONFIG)
     coded = {name for name, entry in checkpoint.tensors.items() if entry.dtype.itemsize == 1 and entry.dtype.name != "bool"}
     found = []
     for name in checkpoint.tensors:
@@ -43,10 +44,9 @@ def signs(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
 def refusal(checkpoint: Checkpoint, said: Sequence[str], reason: str) -> str:
     """Return the sentence that refuses a quantised checkpoint. said: what shows that it is one. reason: why it can't be
     read."""
-    return (
-        f"{checkpoint.path}: is quantised ({'; '.join(said)}), and {reason}; convert it to bfloat16 first, and if its"
-        " weights are plain numbers, remove quantization_config from its config.json"
-    )
+    plain = ", and if its weights are plain numbers, remove quantization_config from its config.json"
+    remedy = f"convert it to bfloat16 first{plain if _BY_CONFIG in said else ''}"
+    return f"{checkpoint.path}: is quantised ({'; '.join(said)}), and {reason}; {remedy}"
 
 
 def problems(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:

@@ -68,7 +68,7 @@ def test_float8_with_scales(tmp_path: Path, name: str, reason: str) -> None:
     for problem, model in zip(problems, models, strict=True):
         assert problem == (
             f"{model}: is quantised (1 of its tensors hold scales or packed codes, {name!r} for one), and {reason}; convert"
-            " it to bfloat16 first, and if its weights are plain numbers, remove quantization_config from its config.json"
+            " it to bfloat16 first"
         )
 
 

@@ -64,12 +64,12 @@ def _name(row: Row) -> str:
 
 
 def _refused(report: Row) -> Iterator[dict[str, Any]]:
-    """Yield the findings for which a merge would refuse these models."""
-    apart = "They are not measured in these models, and a merge would be refused."
+    """Yield the findings for which a merge would refuse these models, or warn of them."""
+    apart = "They are not measured in these models, and a merge"
     for code, what, consequence in (
-        ("not_finite", "with NaN or Inf", apart),
+        ("not_finite", "with NaN or Inf", f"{apart} would warn of them, or with --strict be refused."),
         ("missing", "missing in some models", "A merge would be refused."),
-        ("different_shapes", "with other shapes than in the base", apart),
+        ("different_shapes", "with other shapes than in the base", f"{apart} would be refused."),
         (
             "different_integers",
             "of integers or booleans that differ from the base",
