@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,7 @@ def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
     flags: by name; None, [] and "None" mean not given.
     """
     given = {name: value for name, value in flags.items() if value not in (None, [], "None")}
+    config = os.path.expanduser(config) if config else None
     fields = MergeConfig.known_fields(MergeConfig.from_file(config), config) if config else {}
     for flag, overridden in OVERRIDES.items():
         if flag in given:

@@ -163,10 +163,13 @@ def reasons(failed: Sequence[Scored]) -> str:
     return "; ".join(sorted({one.known.error for one in failed if one.known.error})[:3])
 
 
+AGAIN = "once that is mended, --overwrite begins again, for --resume scores nothing twice"
+
+
 def check_some(scored: Sequence[Scored], what: str) -> None:
     """Raise ConfigError if all have failed. what: what they are, in the plural."""
     if all(one.known.error for one in scored):
-        raise ConfigError(f"all {len(scored)} {what} failed: {reasons(scored)}")
+        raise ConfigError(f"all {len(scored)} {what} failed: {reasons(scored)}; {AGAIN}")
 
 
 def _setup(asked: Asked, file: File, spec: SearchSpec | SweepSpec | SoupSpec, phase: str = "", fixed: Values = ()) -> Setup:

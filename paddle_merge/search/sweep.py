@@ -28,7 +28,7 @@ from .output import check_best, named, write_best, write_report
 from .pick import check_references, picked
 from .report.summary import BEST
 from .scatter import draw
-from .scoring import Scoring, check_some, evaluator_of, reasons
+from .scoring import AGAIN, Scoring, check_some, evaluator_of, reasons
 from .space import RecipeSpace
 from .spaces import space_of
 from .spec import read_file
@@ -142,7 +142,7 @@ def _scored_inputs(
     failed = [one for one in found if one.known.error]
     if failed and (len(failed) == len(found) or spec.alignment is not None):
         names = ", ".join(one.path for one in failed)
-        raise ConfigError(f"{spec.at['objectives']}: {names} can't be scored: {reasons(failed)}")
+        raise ConfigError(f"{spec.at['objectives']}: {names} can't be scored: {reasons(failed)}; {AGAIN}")
     return found
 
 

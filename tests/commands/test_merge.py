@@ -325,6 +325,28 @@ def test_a_tilde_in_a_config_file_is_the_home_folder(here: Path, monkeypatch: py
     assert not (here / "~").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "~/recipe.yaml --output_path=~/o",
+        "verify ~/merged --sample 0",
+        "push ~/merged --to huggingface --repo a/b --dry_run",
+        "layer-shuffle ~/a ~/b --full_random --write_yaml=~/r.yaml --output_path=~/o",
+    ],
+)
+def test_a_tilde_on_the_command_line_is_the_home_folder(here: Path, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells don't expand it behind an equals sign or in quotes."""
+    layers = {f"model.layers.{number}.w": np.ones((2, 2), np.float32) for number in range(2)}
+    for name in "ab":
+        checkpoints.write(here / name, layers)
+    (here / "recipe.yaml").write_text("{merge_method: passthrough, models: [{model: ~/a}]}")
+    monkeypatch.setenv("HOME", str(here))
+    assert cli("merge", "recipe.yaml", "--output_path", "merged", "-q") == 0
+    assert cli(*words.split()) == 0
+    assert not (here / "~").exists()
+    assert (here / "r.yaml").exists() == ("r.yaml" in words)
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 

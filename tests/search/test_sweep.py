@@ -329,7 +329,7 @@ def test_a_metric_that_the_evaluator_doesnt_give_is_refused_before_any_merging(t
         run(file, evaluator)
     assert raised.value.problems == [
         f"{file}:5:15: {tmp_path}/pre, {tmp_path}/aligned can't be scored: the evaluator gave no 'readin', but reward,"
-        " reading"
+        " reading; once that is mended, --overwrite begins again, for --resume scores nothing twice"
     ]
     assert [title for title, _ in evaluator.scored] == [f"{tmp_path}/pre", f"{tmp_path}/aligned"]
 

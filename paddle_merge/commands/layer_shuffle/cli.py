@@ -48,6 +48,8 @@ class ShuffleConfig:
     def __post_init__(self) -> None:
         """Convert the fields to their types. Raises ConfigError."""
         to_types(self)
+        if self.write_yaml is not None:
+            self.write_yaml = os.path.expanduser(self.write_yaml)
 
     @property
     def weights(self) -> list[float]:
@@ -113,7 +115,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     text = to_yaml(parse(recipe(config, merge.get("merge_prefix", "model")), "layer-shuffle").recipe)
     if config.write_yaml is not None:
         try:
-            with open(os.path.expanduser(config.write_yaml), "w", encoding="utf-8") as file:
+            with open(config.write_yaml, "w", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             raise OutputError(f"--write_yaml {config.write_yaml}: can't be written ({error.strerror})") from None

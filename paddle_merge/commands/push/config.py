@@ -43,6 +43,7 @@ class PushConfig:
     def __post_init__(self) -> None:
         """Convert the fields to their types. Raises ConfigError."""
         to_types(self)
+        self.folder = os.path.expanduser(self.folder)
 
     def check(self) -> None:
         """Raise ConfigError listing everything that is wrong, as far as no file has to be opened."""

@@ -48,6 +48,7 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         """Convert the fields to their types. Raises ConfigError."""
         to_types(self)
+        self.paths = [os.path.expanduser(path) for path in self.paths]
 
     def check(self) -> None:
         """Raise ConfigError listing everything that is wrong."""
