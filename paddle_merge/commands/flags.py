@@ -134,6 +134,8 @@ def parse(
             on = True if not values else parse_bool(values[0])
             if negated and values:
                 problems.append(f"--{flag} takes no value, so {values[0]!r} doesn't belong there")
+            elif on is None and values[0].startswith("-"):
+                problems.append(f"unexpected {values[0]!r}")
             elif on is None or len(values) > 1:
                 problems.append(f"--{flag} takes True or False, not {' '.join(values)!r}")
             chosen[name] = str(on and not negated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -102,4 +103,6 @@ def with_parameters(function: Callable[..., None], parameters: Sequence[inspect.
 
 def new_app() -> typer.Typer:
     """Return an empty Typer application with the settings that all commands share."""
+    if os.environ.get("COLUMNS") == "0":  # an unknown width; Rich would print empty lines
+        del os.environ["COLUMNS"]
     return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)

@@ -94,7 +94,7 @@ def read_fields(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_text(content: Mapping[str, Any]) -> str:
-    """Return a recipe as YAML, of which JSON is a part. What in names of files isn't UTF-8 is escaped: YAML can't have it."""
+    """Return a recipe as YAML, of which JSON is a part. What isn't UTF-8 in names of files is escaped, as YAML needs."""
     return json.dumps(content, indent=1, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 

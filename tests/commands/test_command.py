@@ -17,7 +17,13 @@ import pytest
 from tests.support import checkpoints
 from tests.support.pages import ROOT
 
-PRINTING = ["inspect a", "diff a a", "--model_path_list a a --dry_run", "--model_path_list a a --print_recipe", "diff --help"]
+PRINTING = [
+    "inspect a",
+    "diff a a",
+    "--model_path_list a a --dry_run",
+    "--model_path_list a a --print_recipe",
+    "diff --help",
+]
 
 
 @pytest.fixture
@@ -95,7 +101,9 @@ def test_a_working_directory_that_has_been_removed_is_said(here: Path, words: st
     words = words.format(a=here / "a")
     code = f"import os, sys; os.rmdir({str(gone)!r}); from paddle_merge.commands.main import main; main({words.split()})"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=gone, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=gone, capture_output=True, text=True, env=environment, timeout=120
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: the working directory has been removed; change to another one"
     assert "Traceback" not in done.stderr

@@ -96,6 +96,17 @@ def test_a_command_alone_prints_its_help(
     assert page(capsys, monkeypatch, name) == page(capsys, monkeypatch, name, "--help")
 
 
+def test_a_terminal_of_unknown_width_has_help_pages(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert cli("diff", "--help") == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "0")
+    assert cli("diff", "--help") == 0
+    assert capsys.readouterr().out == expected
+
+
 @pytest.mark.parametrize("argv", [["--version"], *([name, "--version"] for name in COMMANDS)])
 def test_every_command_has_the_version(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(*argv) == 0
@@ -235,6 +246,8 @@ def test_a_word_that_begins_like_a_flag_is_no_path(words: str, capsys: pytest.Ca
     """Neither before flags nor behind them."""
     assert cli("diff", *words.split()) == 1
     assert capsys.readouterr().err.startswith("error: unexpected '-x'")
+    assert cli("merge", "--dry_run", "-x", "a") == 1
+    assert capsys.readouterr().err == "error: unexpected '-x'\n"
 
 
 @pytest.mark.parametrize("word", ["recipes.yaml", "nowhere/recipe", "../recipe", "/recipe"])

@@ -434,7 +434,9 @@ def test_flags_without_effect_are_said(here: Path, capsys: pytest.CaptureFixture
     assert "warning: --merge_with_qdq_base_model: no effect with linear" in capsys.readouterr().err.splitlines()
 
 
-@pytest.mark.parametrize("words", ["--model_path_list a b", "--model_path_list a --base_model_path b --merge_method expo", "r"])
+@pytest.mark.parametrize(
+    "words", ["--model_path_list a b", "--model_path_list a --base_model_path b --merge_method expo", "r"]
+)
 def test_a_device_without_effect_is_said(here: Path, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Whichever way the merge is asked for."""
     (here / "r").write_text("{merge_method: passthrough, models: [{model: a}]}")

@@ -242,7 +242,7 @@ def test_if_the_finalists_fail_it_says_why(tmp_path: Path) -> None:
             return Scores({"loss": float(abs(next(iter(candidate.state_dict().values()))).sum())})
 
     path = workshop(tmp_path, SEARCH.replace("60", "18") + "samples: 3\n")
-    with pytest.raises(ConfigError, match="all 4 finalists failed: RuntimeError: too much; .*--overwrite begins"):
+    with pytest.raises(ConfigError, match=r"all 4 finalists failed: RuntimeError: too much; .*--overwrite begins"):
         evolve(Asked(str(path), str(tmp_path / "out"), evaluator=Judge()), progress=False)
 
 
