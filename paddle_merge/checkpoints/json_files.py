@@ -17,8 +17,8 @@ MAX_JSON = 100_000_000  # bytes, of a JSON file and of a safetensors header; the
 def read_json(path: str, file_names: bool = False) -> Any:
     """Return the parsed content of a JSON file.
 
-    file_names: whether it may hold names of files that aren't UTF-8, as os.fsdecode gives them. Raises CheckpointError, which
-    names the file, if it can't be read or is not JSON with unique keys.
+    file_names: whether it may hold names of files that aren't UTF-8, as os.fsdecode gives them. Raises CheckpointError,
+    which names the file, if it can't be read or is not JSON with unique keys.
     """
     try:
         return parsed(path, read_small(path), file_names)
