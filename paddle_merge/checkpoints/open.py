@@ -31,7 +31,7 @@ def open_checkpoint(path: str, prefix: str = "model") -> Checkpoint:
         return replace(open_folder(hub.fetch(path, prefix), prefix), path=path)
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder")
-    return open_file(path) if os.path.isfile(path) else open_folder(path, prefix)
+    return open_folder(path, prefix) if os.path.isdir(path) else open_file(path)
 
 
 def open_folder(path: str, prefix: str) -> Checkpoint:

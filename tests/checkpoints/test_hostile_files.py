@@ -82,6 +82,15 @@ def test_what_is_no_file(tmp_path: Path, good: Path, kind: str, file: str) -> No
         assert (result["w"] == TENSORS["w"]).all()
 
 
+@pytest.mark.parametrize("kind", ["fifo", "socket", "/dev/null", "/dev/zero"])
+def test_a_model_that_is_neither_file_nor_folder(tmp_path: Path, kind: str) -> None:
+    put(tmp_path / "model.safetensors", kind)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(str(tmp_path / "model.safetensors"))
+    reason = "No such device or address" if kind == "socket" else "it is not a regular file"
+    assert caught.value.problems == [f"{tmp_path}/model.safetensors: can't be read ({reason})"]
+
+
 @pytest.mark.parametrize("file", ["model_state.tp00.pdparams", "0.metadata", "0_0.distcp", "model-1.bin"])
 @pytest.mark.parametrize("kind", ["fifo", "/dev/zero"])
 def test_no_files_where_names_are_searched_for(tmp_path: Path, file: str, kind: str) -> None:
