@@ -46,7 +46,13 @@ class Function:
             raise ConfigError(f"{evaluation.at}: {evaluation.what!r} is no function")
         if not inspect.isclass(found):
             check_no_settings(evaluation, "a function, other than a class,")
-        self._takes = inspect.signature(self._function).parameters
+        signature = inspect.signature(self._function)
+        self._takes = signature.parameters
+        try:
+            signature.bind("candidate", "split", "seed", "samples", **({"data": ""} if "data" in self._takes else {}))
+        except TypeError as error:
+            call = f"{name}(candidate, split, seed, samples)"
+            raise ConfigError(f"{evaluation.at}: {evaluation.what!r} is called as {call} ({error})") from None
 
     def count(self, split: str) -> int | None:
         if callable(given := getattr(self._function, "count", None)):

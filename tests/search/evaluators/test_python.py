@@ -76,6 +76,19 @@ def test_mistakes(tmp_path: Path, what: str, said: str) -> None:
     assert error.value.problems[0].startswith(f"x.yaml:3:5: {said}")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def f(tensors): pass", r"f\(candidate, split, seed, samples\) \(too many positional arguments\)"),
+        ("def f(candidate, split, seed, samples, data, more): pass", r".* \(missing a required argument: 'more'\)"),
+        ("class f:\n    def __call__(self): pass", r".* \(too many positional arguments\)"),
+    ],
+)
+def test_a_function_that_takes_something_else_is_refused_before_any_merging(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^x.yaml:3:5: 'scoring_here:f' is called as {said}$"):
+        made(tmp_path, text)
+
+
 def test_a_module_that_exits_is_refused(tmp_path: Path) -> None:
     """A script without `if __name__ == "__main__"` would end the search with its own exit status."""
     with pytest.raises(ConfigError, match=r"x.yaml:3:5: 'scoring_here:f' can't be imported \(SystemExit: 0\)"):
