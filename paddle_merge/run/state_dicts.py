@@ -187,6 +187,9 @@ def _headers(state_dict: Mapping[str, Any], label: str, kind: _Numpy | _Paddle, 
         except TypeError as error:
             problems.append(f"{label}: tensor {name!r} {error}")
             continue
+        if not isinstance(name, str):
+            problems.append(f"{label}: the name {name!r} is not text")
+            continue
         shape = tuple(value.shape)
         entries[name] = StoredEntry(name, dtype, shape, label, places.setdefault(id(value), len(places)))
     return Checkpoint(label, label, None, entries)

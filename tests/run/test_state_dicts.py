@@ -144,6 +144,9 @@ def test_everything_wrong_is_said_together() -> None:
     for odd in (None, [1], paddle.nn.Linear(2, 2)):
         with pytest.raises(CheckpointError, match="is no state dict"):
             merge_state_dicts([a, odd], MergeConfig())  # type: ignore[list-item]
+    with pytest.raises(CheckpointError) as caught:
+        merge_state_dicts([{1: np.ones(3)}, a], MergeConfig())  # type: ignore[dict-item]
+    assert caught.value.problems == ["state_dicts[0]: the name 1 is not text"]
     sparse = paddle.sparse.sparse_coo_tensor([[0, 1]], [1.0, 2.0], [3])
     with pytest.raises(CheckpointError, match="is sparse or distributed"):
         merge_state_dicts([{"a": sparse}] * 2, MergeConfig(tensor_type="pd"))
