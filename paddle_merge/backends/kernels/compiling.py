@@ -42,10 +42,15 @@ class Loop:
         return run(*args)
 
     def dispatcher(self) -> Any:
-        """Return the loop as Numba has it, which it imports."""
+        """Return the loop as Numba has it, which it imports. Raises ConfigError if Numba may not compile."""
         if self._dispatcher is None:
-            from numba import njit
+            from numba import config, njit
 
+            # As Python code, loops would take hours, and whole numbers have no limits there.
+            if config.DISABLE_JIT:  # type: ignore[attr-defined]
+                from ...errors import ConfigError
+
+                raise ConfigError("NUMBA_DISABLE_JIT is set, so that Numba compiles nothing; unset it")
             code, names, cells = self.function.__code__, dict(self.function.__globals__), self.function.__closure__ or ()
             names |= {name: _without_loop(names[name]) for name in code.co_names if name in names}
             made = FunctionType(

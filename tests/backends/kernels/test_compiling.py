@@ -16,6 +16,7 @@ import pytest
 
 from paddle_merge.backends.kernels import compiling, kept_code, native
 from paddle_merge.backends.kernels.compiling import jit
+from paddle_merge.errors import ConfigError
 from tests.support.sweeps import few
 
 ADDS = "from .compiling import jit\n\n\n@jit\ndef inner(x):\n    return x + {}\n"
@@ -364,6 +365,14 @@ def test_a_loop_that_returns_an_array_is_refused() -> None:
 
     with pytest.raises(TypeError, match="write to an array that it is given"):
         copy(np.zeros(3))
+
+
+def test_where_numba_may_not_compile_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    with pytest.raises(ConfigError, match=r"^NUMBA_DISABLE_JIT is set, so that Numba compiles nothing; unset it$"):
+        jit(lambda number: number + 1, "one_more")(1)
 
 
 @pytest.mark.parametrize("symbol", ["__svml_gone", "gone"])
