@@ -160,7 +160,7 @@ def result_entry(result: Result) -> dict[str, Any]:
 
 def _write(path: str, text: str) -> None:
     try:
-        with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        with open(f"{path}.partial", "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         os.replace(f"{path}.partial", path)
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import OutputError
 from .outcome import Scored
 from .output import SWEEP
+from .report.figures import plain
 from .sweep_output import SweepOutcome, values_of
 
 _MARKERS = "osD^vP*X"
@@ -25,7 +26,7 @@ def draw(folder: str, outcome: SweepOutcome) -> None:
     figure = Figure(figsize=(1 + 5.5 * max(len(others), 1), 5), layout="constrained")
     FigureCanvasAgg(figure)
     if outcome.sides:
-        figure.suptitle(textwrap.fill(outcome.sides, 75), fontsize="medium")
+        figure.suptitle(textwrap.fill(plain(outcome.sides), 75), fontsize="medium")
     known = [one for one in outcome.points if not one.known.error]
     for axes, other in zip(figure.subplots(1, max(len(others), 1), squeeze=False)[0], others or [""], strict=True):
         if other:
@@ -61,17 +62,18 @@ def _objectives(axes: Any, outcome: SweepOutcome, known: Sequence[Scored], first
     for one in known:
         groups.setdefault(str(one.values[0]) if outcome.tax is not None else "points", []).append(one)
     for marker, (name, its) in zip(_MARKERS, groups.items(), strict=False):
-        axes.plot(*at(its), marker, markersize=5, alpha=0.7, label=name)
+        axes.plot(*at(its), marker, markersize=5, alpha=0.7, label=plain(name))
     front = sorted(outcome.front, key=lambda one: (one.known.metrics[first], one.known.metrics[other]))
     axes.plot(*at(front), "-", color="black", linewidth=1, label="front")
     for one in outcome.inputs:
         if not one.known.error:
             axes.plot(*at([one]), "s", color="black", markersize=9, fillstyle="none")
             place = one.known.metrics[first], one.known.metrics[other]
-            axes.annotate(os.path.basename(one.title) or one.title, place, (6, 6), textcoords="offset points")
+            axes.annotate(plain(os.path.basename(one.title) or one.title), place, (6, 6), textcoords="offset points")
     if outcome.picked is not None:
         axes.plot(*at([outcome.picked]), "o", color="red", markersize=13, fillstyle="none", label="picked")
-    axes.set(xlabel=f"{first} ({outcome.spec.objectives[first]})", ylabel=f"{other} ({outcome.spec.objectives[other]})")
+    labels = [plain(f"{metric} ({outcome.spec.objectives[metric]})") for metric in (first, other)]
+    axes.set(xlabel=labels[0], ylabel=labels[1])
 
 
 def _values(axes: Any, outcome: SweepOutcome, known: Sequence[Scored], metric: str) -> None:
@@ -84,16 +86,21 @@ def _values(axes: Any, outcome: SweepOutcome, known: Sequence[Scored], metric: s
         label = ", ".join(f"{other} {value}" for other, value in its.items() if other != name)
         lines.setdefault(label, []).append((its[name], one.known.metrics[metric]))
     for number, (label, places) in enumerate(lines.items()):
-        shown = label or metric if number < 10 else None  # more would fill the picture
-        axes.plot([str(x) if isinstance(x, str | bool) else x for x, _ in places], [y for _, y in places], "o-", label=shown)
+        shown = plain(label or metric) if number < 10 else None  # more would fill the picture
+        axes.plot([_place(x) for x, _ in places], [y for _, y in places], "o-", label=shown)
     for one in outcome.inputs:
         if not one.known.error:
             axes.axhline(one.known.metrics[metric], color="gray", linewidth=0.8, linestyle=":")
-            axes.annotate(one.title, (0.01, one.known.metrics[metric]), xycoords=("axes fraction", "data"), fontsize="small")
+            place = 0.01, one.known.metrics[metric]
+            axes.annotate(plain(one.title), place, xycoords=("axes fraction", "data"), fontsize="small")
     if outcome.picked is not None:
-        value = values_of(outcome.space, outcome.picked.values)[name]
-        x = str(value) if isinstance(value, str | bool) else value
+        x = _place(values_of(outcome.space, outcome.picked.values)[name])
         axes.plot(
             [x], [outcome.picked.known.metrics[metric]], "o", color="red", markersize=13, fillstyle="none", label="picked"
         )
-    axes.set(xlabel=name, ylabel=f"{metric} ({outcome.spec.objectives[metric]})")
+    axes.set(xlabel=plain(name), ylabel=plain(f"{metric} ({outcome.spec.objectives[metric]})"))
+
+
+def _place(value: Any) -> Any:
+    """Return where a value is on an axis: words are places of their own."""
+    return plain(str(value)) if isinstance(value, str | bool) else value

@@ -255,6 +255,30 @@ def test_every_combination_of_a_recipes_free_values_is_scored(tmp_path: Path) ->
     assert (tmp_path / "out/sweep.png").exists()
 
 
+@pytest.mark.parametrize("objectives", ["reading: maximize", "reading: maximize, reward: maximize"])
+@pytest.mark.parametrize("name", ["$x^$", os.fsdecode(b"caf\xe9")])
+def test_any_name_of_a_model_can_be_drawn_and_reported(tmp_path: Path, name: str, objectives: str) -> None:
+    """Between dollar signs, matplotlib reads a formula, and it has no signs for bytes that aren't UTF-8."""
+    try:
+        (tmp_path / name).mkdir()
+    except OSError:
+        pytest.skip("this file system wants UTF-8 names")
+    model(tmp_path / name, 1.0)
+    model(tmp_path / "pre", 0.0)
+    file = tmp_path / "grid.yaml"
+    content = {
+        "merge_method": "task_arithmetic",
+        "base_model": f"{tmp_path}/pre",
+        "models": [{"model": f"{tmp_path}/{name}", "parameters": {"weight": "0:1:0.5"}}],
+        "sweep": {"evaluate": {"command": "score {model}"}, "objectives": yaml.safe_load(f"{{{objectives}}}")},
+    }
+    file.write_text(yaml.safe_dump(content))
+    run(file, Evaluator())
+    assert (tmp_path / "out/sweep.png").stat().st_size > 1000
+    inputs = json.loads((tmp_path / "out/report.json").read_text())["inputs"]
+    assert {one["title"] for one in inputs} == {f"{tmp_path}/pre", f"{tmp_path}/{name}"}
+
+
 def test_models_can_be_choices_and_each_is_scored_as_it_is(tmp_path: Path) -> None:
     section(tmp_path)
     model(tmp_path / "half", 0.5)

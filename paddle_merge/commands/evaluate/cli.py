@@ -121,7 +121,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
         print(text if config.markdown == "-" else "\n".join(lines(found)))
     if config.markdown not in (None, "-"):
         try:
-            with open(config.markdown or "", "w", encoding="utf-8") as file:
+            with open(config.markdown or "", "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{text}\n")
         except OSError as error:
             raise OutputError(f"--markdown {config.markdown}: can't be written ({error.strerror})") from None

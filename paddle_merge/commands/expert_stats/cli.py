@@ -98,7 +98,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     found = measure(config.paths[0], str(config.prompts), settings)
     partial = f"{config.output}.partial"
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(found.to_json())
         os.replace(partial, str(config.output))
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...parsing import one_line
 from ..outcome import Outcome
 from .history import Front, Heat, History, Point, fronts, heats, history, searches
 
@@ -48,11 +49,11 @@ def _scores(histories: Sequence[History]) -> Figure:
         axes.plot(*_xy(one.means), color="tab:orange", label="mean of a generation")
         axes.step(*_xy(one.best), where="post", color="tab:green", linewidth=2, label="best so far")
         for style, level in zip(("--", ":", "-."), one.levels, strict=False):
-            axes.axhline(level.y, linestyle=style, color="black", linewidth=1, label=_plain(level.title))
+            axes.axhline(level.y, linestyle=style, color="black", linewidth=1, label=plain(level.title))
         margin = 0.05 * (one.frame[1] - one.frame[0]) or 0.5
         axes.set_ylim(one.frame[0] - margin, one.frame[1] + margin)
         axes.set_xlabel("candidate")
-        axes.set_ylabel(_plain(one.metric))
+        axes.set_ylabel(plain(one.metric))
         axes.legend(fontsize="small")
     return figure
 
@@ -64,11 +65,11 @@ def _fronts(found: Sequence[Front]) -> Figure:
         axes.plot(*_xy(one.baselines), "o", color="black", fillstyle="none", label="inputs and uniform merges")
         for point in one.baselines:
             name = os.path.basename(point.title.rstrip("/")).partition(" (")[0]
-            axes.annotate(_plain(name), (point.x, point.y), xytext=(4, 4), textcoords="offset points", fontsize="small")
+            axes.annotate(plain(name), (point.x, point.y), xytext=(4, 4), textcoords="offset points", fontsize="small")
         axes.plot(*_xy(one.front), "o-", color="tab:green", label="front")
         axes.plot(*_xy(one.best), "*", color="tab:red", markersize=14, label="the result")
-        axes.set_xlabel(_plain(one.across))
-        axes.set_ylabel(_plain(one.up))
+        axes.set_xlabel(plain(one.across))
+        axes.set_ylabel(plain(one.up))
         axes.legend(fontsize="small")
     return figure
 
@@ -80,7 +81,7 @@ def _recipe(maps: Sequence[Heat]) -> Figure:
         numbers = [[float("nan") if value is None else value for value in row] for row in one.values]
         drawn = axes.imshow(numbers, "viridis", vmin=one.low, vmax=one.high, aspect="auto")
         names = [f"...{name[-37:]}" if len(name) > 40 else name for name in one.models]
-        axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+        axes.set_yticks(range(len(names)), [plain(name) for name in names])
         axes.set_xlabel(one.by)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(one.values[0]) <= NUMBERED:
@@ -88,7 +89,7 @@ def _recipe(maps: Sequence[Heat]) -> Figure:
                 if np.isfinite(value):
                     colour = "white" if value < (one.low + one.high) / 2 else "black"
                     axes.text(column, row, one.form.format(value), ha="center", va="center", color=colour, fontsize="small")
-        axes.set_title(_plain(one.parameter))
+        axes.set_title(plain(one.parameter))
         figure.colorbar(drawn, ax=axes, fraction=0.03)
     return figure
 
@@ -97,6 +98,6 @@ def _xy(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [one.x for one in points], [one.y for one in points]
 
 
-def _plain(text: str) -> str:
-    """Return text in which matplotlib sees no formula."""
-    return text.replace("$", r"\$")
+def plain(text: str) -> str:
+    """Return text in which matplotlib sees no formula, and only characters that it can draw."""
+    return one_line(text).replace("$", r"\$")
