@@ -32,7 +32,7 @@ class Loop:
     def __init__(self, function: FunctionType, name: str):
         self.function, self.name = function, name
         self._ready: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._dispatcher: Any = None
+        self._dispatchers: dict[bool, Any] = {}
 
     def __call__(self, *args: Any) -> Any:
         key = _key(args)
@@ -41,9 +41,12 @@ class Loop:
             run = self._ready[key] = self._prepared(args)
         return run(*args)
 
-    def dispatcher(self) -> Any:
-        """Return the loop as Numba has it, which it imports. Raises ConfigError if Numba may not compile."""
-        if self._dispatcher is None:
+    def dispatcher(self, inner: bool = False) -> Any:
+        """Return the loop as Numba has it, which it imports. inner: for loops that call it; Python can't.
+
+        Raises ConfigError if Numba may not compile.
+        """
+        if inner not in self._dispatchers:
             from numba import config, njit
 
             # As Python code, loops would take hours, and whole numbers have no limits there.
@@ -62,8 +65,9 @@ class Loop:
             )
             made.__module__ = self.function.__module__
             made.__qualname__ = self.name  # with which Numba names the machine code, and so tells it apart
-            self._dispatcher = njit(nogil=True, error_model="numpy")(made)
-        return self._dispatcher
+            less: Any = {"no_cpython_wrapper": inner, "no_cfunc_wrapper": True}  # the latter is for calls from C
+            self._dispatchers[inner] = njit(nogil=True, error_model="numpy", **less)(made)
+        return self._dispatchers[inner]
 
     def _prepared(self, args: tuple[Any, ...]) -> Callable[..., Any]:
         """Return what runs the loop with arguments of these types."""
@@ -96,7 +100,7 @@ def jit(function: Callable[..., Any], name: str = "") -> Any:
 
 
 def _without_loop(value: Any) -> Any:
-    return value.dispatcher() if isinstance(value, Loop) else value
+    return value.dispatcher(inner=True) if isinstance(value, Loop) else value
 
 
 def _key(args: tuple[Any, ...]) -> tuple[Any, ...]:

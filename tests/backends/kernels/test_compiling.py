@@ -283,6 +283,25 @@ def test_loops_that_a_function_makes_are_told_apart_by_name() -> None:
             assert x.tolist() == [2.0 + step, 4.0 + step]
 
 
+@pytest.mark.usefixtures("unkept")
+@pytest.mark.parametrize("alone_first", [True, False])
+def test_a_loop_is_called_by_python_and_by_loops(alone_first: bool) -> None:
+    """It is compiled for each, for other loops without what only Python calls."""
+
+    @jit
+    def halve(x):
+        return x / 2
+
+    adding = made(1, halve)
+    for alone in (alone_first, not alone_first):
+        if alone:
+            assert halve(3.0) == 1.5
+        else:
+            x = np.array([1.0, 3.0])
+            adding(x)
+            assert x.tolist() == [1.5, 2.5]
+
+
 def test_the_code_of_a_loop_has_its_name() -> None:
     """Numba counts the functions that a process compiles: without it, code of several processes would have the same name."""
 
