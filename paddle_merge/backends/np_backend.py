@@ -72,6 +72,8 @@ class NumpyBackend(Backend):
         self.budget = budget
         self._scratch = Scratch()
         self._nothing = np.empty(0, self.dtype)
+        self._eights = np.empty(bits.CHUNK // 8, np.uint64)
+        self._flags = self._eights.view(np.uint8)
 
     def block(self, models: int) -> int:
         return self.budget.block
@@ -199,4 +201,4 @@ class NumpyBackend(Backend):
     def count_between(
         self, x: np.ndarray, bounds: np.ndarray, stride: int, counts: np.ndarray, sums: np.ndarray, values: np.ndarray
     ) -> None:
-        measures.count_between(x, bounds, stride, counts, sums, values)
+        measures.count_between(x, bounds, stride, counts, sums, values, self._flags, self._eights)

@@ -21,13 +21,14 @@ def keep_probability(count, larger, size, density, epsilon):
     """
     mean_rank = float64(larger) + (float64(count) - 1.0) / 2.0
     keep = 1.0 - ((1.0 - density) - epsilon / 2.0 + epsilon / float64(size) * mean_rank)
-    return min(max(keep, FINEST), 1.0)
+    return FINEST if keep < FINEST else 1.0 if keep > 1.0 else keep
 
 
 @jit
 def _limit(keep):
     """Return backends.masks.keep_limit of one probability."""
-    return uint32(min(max(np.rint(keep * 2.0**32), 1.0), 2.0**32) - 1.0)
+    count = np.rint(keep * 2.0**32)
+    return uint32((1.0 if count < 1.0 else 2.0**32 if count > 2.0**32 else count) - 1.0)
 
 
 @jit

@@ -50,23 +50,27 @@ def add_gram(x, gram):
 
 
 @jit
-def count_between(x, bounds, stride, counts, sums, values):
-    """Count and collect one block, as Backend.count_between says."""
+def count_between(x, bounds, stride, counts, sums, values, flags, eights):
+    """Count and collect one block, as Backend.count_between says.
+
+    flags (CHUNK,) uint8: scratch space. eights: the same memory as uint64, of which a loop can't make a view without that
+    compiling takes much longer.
+    """
     kind = bounds.dtype.type
     lo, hi = bounds[0], bounds[1]
     sizes, compared = np.empty(CHUNK, x.dtype), np.empty(CHUNK, bounds.dtype)  # |x|, also as it is compared
     halves = np.empty((3, HALF), np.float64)
-    flags = np.empty(CHUNK, np.uint8)
-    eights, found = flags.view(np.uint64), np.empty(CHUNK // 8 + 1, np.uint32)
+    found = np.empty(CHUNK // 8 + 1, np.uint32)
     inside, collected = counts[2], counts[4]
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
         for i in range(chunk.size):
-            sizes[i] = abs(chunk[i])
-        sizes[chunk.size :] = 0
-        for i in range(CHUNK):
-            value = kind(sizes[i])
+            size = abs(chunk[i])
+            value = kind(size)
+            sizes[i] = size
             compared[i] = value if value == value else kind(np.inf)
+        for i in range(chunk.size, CHUNK):
+            sizes[i], compared[i] = 0, 0
         m = compared[: chunk.size]
 
         below, at_lo, at_hi = uint32(0), uint32(0), uint32(0)
@@ -93,7 +97,8 @@ def count_between(x, bounds, stride, counts, sums, values):
 
         if stride == 1 and collected + m.size < values.size:  # one more than can be collected is written
             before = collected
-            flags[m.size :] = 0
+            for i in range(m.size, CHUNK):
+                flags[i] = 0
             hits = 0
             for eight in range(eights.size):  # few have any; a branch for each would often be predicted wrongly
                 found[hits] = eight

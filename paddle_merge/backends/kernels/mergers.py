@@ -36,7 +36,7 @@ def linear(x, weights):
 def vote(x, weights, by_count, begin, end, votes, total):
     """Write, for the chunk begin..end, what the elected sign is the sign of into votes, and the weighted sum into total."""
     zero = x.dtype.type(0)
-    rounding = x.dtype.type((x.shape[0] + 1) * np.finfo(x.dtype).eps)
+    rounding = x.dtype.type((x.shape[0] + 1) * (2.0**-23 if x.itemsize == 4 else 2.0**-52))  # np.finfo takes long to compile
     size = np.empty(CHUNK, x.dtype)
     for i in range(votes.size):
         votes[i] = zero
@@ -63,7 +63,7 @@ def ties(x, weights, by_count, zero_sign, normalize):
     sign, total = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
     divisor, merged = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
     for begin in range(0, x.shape[1], CHUNK):
-        end = min(begin + CHUNK, x.shape[1])
+        end = begin + CHUNK if begin + CHUNK < x.shape[1] else x.shape[1]
         s, t, d, m = sign[: end - begin], total[: end - begin], divisor[: end - begin], merged[: end - begin]
         vote(x, weights, by_count, begin, end, s, t)
         for i in range(s.size):
