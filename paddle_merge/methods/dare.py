@@ -4,11 +4,10 @@ The paper, and PaddleNLP, then divide what is kept by the probability of keeping
 restores the tensor's L1 norm instead. paddlenlp.py and mergekit.py say which goes with which method.
 
 How the seed reaches the mask: --seed (recipe/fields.py), or a recipe's `seed`, is Recipe.seed (recipe/request.py makes it in
-to_recipe.py), then TensorPlan.seed
-(plan/assemble.py), which methods see as tensor.seed. mask_key(seed, model, tensor.name) gives each model and tensor its key;
-tensor.name is TensorPlan.masked_as, which is the embedding's name for a tied lm_head; block_key counts the elements before a
-block; an element is kept where the hash of its index under the key is at most keep_limit(density) (backends/masks.py). So a
-mask doesn't depend on blocks, workers or backends.
+to_recipe.py), then TensorPlan.seed (plan/assemble.py). mask_key(seed, model, name) gives each model and tensor its key, that
+methods see as tensor.mask_key(model); the name is TensorPlan.masked_as, which is the embedding's name for a tied lm_head;
+block_key counts the elements before a block; an element is kept where the hash of its index under the key is at most
+keep_limit(density) (backends/masks.py). So a mask doesn't depend on blocks, workers or backends.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 
 from ..backends.backend import Backend
 from ..backends.formula import formula
-from ..backends.masks import Key, block_key, keep_limit, mask_key
+from ..backends.masks import Key, block_key, keep_limit
 from .shared.base import Tensor
 from .shared.rank_masks import keep_nothing
 from .shared.sparsify import Keep, Mask
@@ -72,13 +71,15 @@ class Bernoulli(Keep):
 
     def masks(self, tensor: Tensor, backend: Backend, divide: bool) -> Sequence[Mask | None]:
         found: list[Mask | None] = []
+        constants: dict[float, tuple[Any, Any]] = {}
         for model in range(tensor.models):
             density = self.density_of(model)
             if 0.0 < density < 1.0:
                 scale = 1.0 / density if divide else 1.0
-                limits = backend.mask_constant(np.array([_limit(density)]))
-                scales = backend.mask_constant(np.array([scale], backend.dtype))
-                found.append(Hashed(mask_key(tensor.seed, tensor.first + model, tensor.name), limits, scales))
+                if density not in constants:
+                    limits, scales = np.array([_limit(density)]), np.array([scale], backend.dtype)
+                    constants[density] = backend.mask_constant(limits), backend.mask_constant(scales)
+                found.append(Hashed(tensor.mask_key(model), *constants[density]))
             else:
                 found.append(None if density >= 1.0 else keep_nothing(tensor, backend))
         return found

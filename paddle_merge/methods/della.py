@@ -18,7 +18,7 @@ import numpy as np
 from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
-from ..backends.masks import Key, block_key, keep_limit, mask_key
+from ..backends.masks import Key, block_key, keep_limit
 from .dare import Hashed
 from .shared.base import Tensor
 from .shared.rank_masks import keep_nothing
@@ -85,7 +85,7 @@ class ByTensorRank(Keep):
         return BINS * models * (counters + 4 + itemsize)
 
     def masks(self, tensor: Tensor, backend: Backend, divide: bool) -> Sequence[Mask | None]:
-        keys = [mask_key(tensor.seed, tensor.first + model, tensor.name) for model in range(tensor.models)]
+        keys = list(map(tensor.mask_key, range(tensor.models)))
         if 0 < tensor.size <= SMALL:
             of_elements = self._of_elements(tensor, backend, divide)
             return [Hashed(key, limits, scales) for key, (limits, scales) in zip(keys, of_elements, strict=True)]
@@ -200,7 +200,7 @@ class ByRowRank(Keep):
         draws = {}
         for model in self.thinned(tensor.models):
             limits = keep_limit(row_probabilities(axes[1], self.density_of(model), self.epsilon[model]))
-            draws[model] = mask_key(tensor.seed, tensor.first + model, tensor.name), limits
+            draws[model] = tensor.mask_key(model), limits
         bits, one = keep_by_rank(tensor, backend, axes, draws), backend.scalar(1.0)
         return [
             _Bits(bits[model], one)

@@ -20,6 +20,7 @@ import numpy as np
 from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
+from ..backends.masks import Key
 from .shared import selection
 from .shared.base import Tensor
 from .shared.rank_masks import KeepRanks
@@ -57,8 +58,10 @@ class _Smaller:
 
     def __init__(self, tensor: Tensor):
         self.name, self.shape, self.size, self.models = tensor.name, tensor.shape, tensor.size, tensor.models
-        self.first, self.seed, self.transposed = tensor.first, tensor.seed, tensor.transposed
-        self.narrow, self._tensor = tensor.narrow, tensor
+        self.transposed, self.narrow, self._tensor = tensor.transposed, tensor.narrow, tensor
+
+    def mask_key(self, model: int) -> Key:
+        return self._tensor.mask_key(model)
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
         for start, x in self._tensor.deltas():

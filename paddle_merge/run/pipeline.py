@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..backends.backend import Backend
+from ..backends.masks import Key, mask_key
 from ..dtypes import DType
 from ..plan.tensor_plan import Piece, TensorPlan
 from .common_bits import CommonBits
@@ -82,7 +83,7 @@ class Pipeline:
 
     def __init__(self, tensor: TensorPlan, source: Source, backend: Backend, piece: Piece, progress: Callable[[int], None]):
         self.name, self.shape, self.size = tensor.masked_as, tensor.shape, tensor.size
-        self.models, self.seed, self.transposed = len(tensor.sources), tensor.seed, tensor.transposed
+        self.models, self.transposed = len(tensor.sources), tensor.transposed
         self.narrow = all(entry.dtype.itemsize < 8 for entry in tensor.inputs)
         self._tensor, self._piece, self._resolved = tensor, piece, tensor.resolved
         self._source, self._backend, self._progress = source, backend, progress
@@ -111,6 +112,9 @@ class Pipeline:
         return any(map(bool, self._bad_out)) and not self.not_finite
 
     # --- what methods may ask for while they measure
+
+    def mask_key(self, model: int) -> Key:
+        return mask_key(self._tensor.seed, self.first + model, self.name)
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
         for start, x, _ in self.blocks(again=True):

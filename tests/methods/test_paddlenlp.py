@@ -11,6 +11,7 @@ import pytest
 
 from paddle_merge import MergeConfig, merge
 from paddle_merge.backends.kernels.keep_tables import keep_probability
+from paddle_merge.backends.masks import Key, mask_key
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods import della
 from paddle_merge.methods.dare import dare
@@ -104,7 +105,10 @@ def test_magprune_draws_small_tensors_as_large_ones(dtype: type, divide: bool, m
     rows[2] = np.round(rows[2])
 
     class InBlocks:
-        name, seed, first, size, models = "w", 3, 1, 5000, 3
+        size, models = 5000, 3
+
+        def mask_key(self, model: int) -> Key:
+            return mask_key(3, 1 + model, "w")
 
         def deltas(self) -> Iterator[tuple[int, np.ndarray]]:
             yield from ((start, rows[:, start : start + 2048].copy()) for start in range(0, 5000, 2048))

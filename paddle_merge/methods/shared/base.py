@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from ...backends.backend import Backend
 from ...backends.budget import MemoryBudget
 from ...backends.formula import formula
+from ...backends.masks import Key
 
 
 def total(rows: Iterable[Any]) -> Any:
@@ -24,8 +25,7 @@ class Tensor(Protocol):
 
     x[k] is model k's task vector (its weights, if there is no base model), flattened, in compute dtype.
 
-    size: how many elements it has. models: how many models are merged. first: the number of model 0, from which its masks
-        are drawn: 0, unless this is a view of some of the models. seed: of random masks.
+    size: how many elements it has. models: how many models are merged.
     transposed: whether it is a matrix stored [in, out], as Paddle stores a Linear layer's weight; every other tensor, and
         torch's weights, are [out, in].
     narrow: whether all sources are stored in less than 64 bits; magnitudes are then compared as float32, else as float64.
@@ -35,10 +35,11 @@ class Tensor(Protocol):
     shape: tuple[int, ...]
     size: int
     models: int
-    first: int
-    seed: int
     transposed: bool
     narrow: bool
+
+    def mask_key(self, model: int) -> Key:
+        """Return the key of a model's random masks of this tensor."""
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
         """Yield (start, x) block by block, in element order: x is a row per model. Reads the tensor once."""

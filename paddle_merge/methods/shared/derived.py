@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ...backends.masks import Key
 from .base import Tensor
 
 
@@ -16,12 +17,14 @@ class Derived:
     """
 
     models = 1
-    first = 0
 
     def __init__(self, tensor: Tensor, block: Callable[[int, Any], Any], sampled: Callable[[Any], Any]):
         self.name, self.shape, self.size = tensor.name, tensor.shape, tensor.size
-        self.seed, self.narrow, self.transposed = tensor.seed, tensor.narrow, tensor.transposed
+        self.narrow, self.transposed = tensor.narrow, tensor.transposed
         self._tensor, self._block, self._sampled = tensor, block, sampled
+
+    def mask_key(self, model: int) -> Key:
+        return self._tensor.mask_key(model)
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
         for start, x in self._tensor.deltas():

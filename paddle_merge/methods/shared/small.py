@@ -17,7 +17,10 @@ def elements(tensor: Tensor, backend: Backend) -> np.ndarray:
     """Return the elements of all models, (models, size) in compute dtype, on the host. Reads the tensor once."""
     found = np.empty((tensor.models, tensor.size), backend.dtype)
     for start, x in tensor.deltas():
-        for row, its in zip(found, x, strict=True):
-            block = backend.fetch(its)()
-            row[start : start + len(block)] = block
+        if isinstance(x, np.ndarray):  # there may be many rows
+            found[:, start : start + x.shape[1]] = x
+        else:
+            for row, its in zip(found, x, strict=True):
+                block = backend.fetch(its)()
+                row[start : start + len(block)] = block
     return found

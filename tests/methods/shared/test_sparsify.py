@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paddle_merge.backends.masks import Key, mask_key
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods import mergekit, paddlenlp
 from paddle_merge.methods.breadcrumbs import Breadcrumbs
@@ -30,10 +31,13 @@ RULES: dict[str, Keep] = {
 class InMemory:
     """A tensor (40, 50) of two models."""
 
-    name, shape, size, models, first, seed, transposed, narrow = "w", (40, 50), 2000, 2, 0, 3, False, True
+    name, shape, size, models, transposed, narrow = "w", (40, 50), 2000, 2, False, True
 
     def __init__(self) -> None:
         self.x = np.random.default_rng(0).standard_normal((2, 2000)).astype(np.float32)
+
+    def mask_key(self, model: int) -> Key:
+        return mask_key(3, model, self.name)
 
     def deltas(self) -> Iterator[tuple[int, Any]]:
         for start in (0, 1024):
