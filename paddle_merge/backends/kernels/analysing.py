@@ -1,233 +1,142 @@
 """The Numba loops of an analysis (see __init__.py for the rules of all loops).
 
-As in comparing.py, a block is taken LANES elements at a time, and lane i sums up every LANES-th element, so that no sum
-depends on how wide this machine's vectors are.
+They measure a block of one tensor, or several small tensors of the same size, in all models: x (models, tensors, n) are
+task vectors. A block is taken LANES elements at a time, and lane i sums up every LANES-th element, so that no sum depends on
+how wide this machine's vectors are. A loop over elements does all that is done with them: with a loop for each sum, and
+functions of their own, compiling took four times as long. Arrays are copied by loops: to copy a slice to another, Numba
+compiles the text of an error message, too, which takes two seconds.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy import float64, uint32
+from numpy import float64
 
 from .compiling import jit
-from .mergers import linear, ties
 
 LANES = 256
 
 
 @jit
-def _fold(lanes, sums):
-    """sums (k,) += the sum of each row of lanes (k, LANES): halves added onto each other. Overwrites them."""
-    for k in range(lanes.shape[0]):
-        width = LANES // 2
+def _fold(lanes, first, sums):
+    """sums (k,) += the sum of each of k rows of lanes (rows, LANES) from `first` on, halves added onto each other, and set
+    these to zero."""
+    for k in range(sums.size):
+        row, width = lanes[first + k], LANES // 2
         while width:
             for i in range(width):
-                lanes[k, i] += lanes[k, i + width]
+                row[i] += row[i + width]
             width //= 2
-        sums[k] += lanes[k, 0]
+        sums[k] += row[0]
+        for i in range(LANES):
+            row[i] = 0.0
 
 
 @jit
-def add_changes(x, base, model_counts, model_sums, largest, pair_counts, pair_sums):
-    """Measure a block x (models, n) of task vectors, and the base's (n,): as add_models and add_pairs do."""
-    add_models(x, base, model_counts, model_sums, largest)
-    add_pairs(x, pair_counts, pair_sums)
+def add_changes(x, base, counts, sums, largest, pair_counts, pair_sums):
+    """Measure task vectors x (models, tensors, n) of base (tensors, n), and each pair of models, in the order of
+    itertools.combinations.
 
-
-@jit
-def add_sparsified(x, s, first, weights, summing, electing, counts, sums, both, summed):
-    """Measure a block x (models, n) of task vectors, and what a sparsifier made of it: s (models, n), which is overwritten.
-
-    first (n,): scratch space. weights (models,): ones. summing, electing: whether models are added, and whether signs are
-    elected. counts (models, 2) int64, sums (models, 4) float64: as of add_kept, then as of add_agreed. both (pairs,): as of
-    count_both; (0,) if it isn't needed. summed (1,): the magnitudes of the sum of models.
+    counts (tensors, models) int64: elements that aren't zero. sums (tensors, models, 4) float64: |x|, x**2, x * base,
+    base**2. largest (tensors, models) float64: the largest |x|. pair_counts (tensors, pairs, 3) int64: elements that are
+    zero in neither, those of them whose signs differ, and those that aren't equal. pair_sums (tensors, pairs, 2) float64:
+    the product, and its magnitude.
     """
-    add_kept(x, s, counts[:, 0], sums[:, :3])
-    if both.size:
-        count_both(s, both)
-    first[:] = s[0]  # which the mergers overwrite with their result
-    if summing:
-        linear(s, weights)
-        add_absolute(s[0], summed)
-    if electing:
-        s[0] = first
-        ties(s, weights, False, 1.0, False)
-        add_agreed(x, first, s, s[0], counts[:, 1], sums[:, 3])
+    models, tensors, size = x.shape
+    lanes = np.zeros((5, LANES), np.float64)
+    one, two, three, four, most = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
+    for t in range(tensors):
+        pair = 0
+        for j in range(models):
+            changed = 0
+            for begin in range(0, size, LANES):
+                a, b = x[j, t, begin : begin + LANES], base[t, begin : begin + LANES]
+                for i in range(a.size):
+                    p, q = float64(a[i]), float64(b[i])
+                    magnitude = abs(p)
+                    changed += p != 0.0
+                    one[i] += magnitude
+                    two[i] += p * p
+                    three[i] += p * q
+                    four[i] += q * q
+                    most[i] = magnitude if magnitude > most[i] else most[i]
+            counts[t, j] += changed
+            _fold(lanes, 0, sums[t, j])
+            for i in range(LANES):
+                if most[i] > largest[t, j]:
+                    largest[t, j] = most[i]
+                most[i] = 0.0
+            for k in range(j + 1, models):
+                both, conflicts, different = 0, 0, 0
+                for begin in range(0, size, LANES):
+                    a, b = x[j, t, begin : begin + LANES], x[k, t, begin : begin + LANES]
+                    for i in range(a.size):
+                        p, q = float64(a[i]), float64(b[i])
+                        both += (p != 0.0) & (q != 0.0)
+                        conflicts += ((p > 0.0) & (q < 0.0)) | ((p < 0.0) & (q > 0.0))
+                        different += p != q
+                        one[i] += p * q
+                        two[i] += abs(p * q)
+                pair_counts[t, pair, 0] += both
+                pair_counts[t, pair, 1] += conflicts
+                pair_counts[t, pair, 2] += different
+                _fold(lanes, 0, pair_sums[t, pair])
+                pair += 1
 
 
 @jit
-def add_models(x, base, counts, sums, largest):
-    """Measure a block x (models, n) of task vectors, and the base's (n,).
+def add_sparsified(x, s, rounding, work, counts, sums, summed, both):
+    """Measure task vectors x (models, tensors, n), and what a sparsifier made of them: s, in the same shape.
 
-    counts (models, 1) int64: elements that aren't zero. sums (models, 4) float64: |x|, x**2, x * base, base**2. largest
-    (models, 1) float64: the largest |x|.
+    rounding: of a sum of models, as mergers.vote has it. work (3, LANES): scratch space, of x's dtype. counts (tensors,
+    models, 2) int64: elements of s that aren't zero, and those of them that have the sign which mergers.ties elects, with
+    weights 1. sums (tensors, models, 4) float64: |x| of the former, |s|, (s - x)**2, and |x| of the latter. summed (tensors,
+    1) float64: the magnitudes of the sums of models. both (tensors, pairs) int64: elements that are zero in neither model of
+    a pair, in the order of itertools.combinations; (tensors, 0) if they aren't needed.
     """
-    for k in range(x.shape[0]):
-        _add_model(x[k], base, counts[k], sums[k], largest[k])
-
-
-@jit
-def _add_model(x, base, counts, sums, largest):
-    lanes, most = np.zeros((4, LANES), np.float64), np.zeros(LANES, x.dtype)
-    one, other = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
-    absolute, squares, along, base_squares = lanes[0], lanes[1], lanes[2], lanes[3]
-    for begin in range(0, x.size, LANES):
-        a, b = x[begin : begin + LANES], base[begin : begin + LANES]
-        changed = uint32(0)
-        for i in range(a.size):
-            changed = uint32(changed + uint32(a[i] != 0))
-        counts[0] += changed
-        for i in range(a.size):
-            most[i] = max(most[i], abs(a[i]))
-        for i in range(a.size):
-            one[i] = float64(a[i])
-        for i in range(a.size):
-            other[i] = float64(b[i])
-        for i in range(a.size):
-            absolute[i] += abs(one[i])
-        for i in range(a.size):
-            squares[i] += one[i] * one[i]
-        for i in range(a.size):
-            along[i] += one[i] * other[i]
-        for i in range(a.size):
-            base_squares[i] += other[i] * other[i]
-    _fold(lanes, sums)
-    for i in range(LANES):
-        largest[0] = max(largest[0], float64(most[i]))
-
-
-@jit
-def add_pairs(x, counts, sums):
-    """Measure each pair of a block x (models, n) of task vectors, in the order of itertools.combinations.
-
-    counts (pairs, 3) int64: elements that are zero in neither, those of them whose signs differ, and those that aren't
-    equal. sums (pairs, 2) float64: the product, and its magnitude.
-    """
-    pair = 0
-    for j in range(x.shape[0]):
-        for k in range(j + 1, x.shape[0]):
-            _add_pair(x[j], x[k], counts[pair], sums[pair])
-            pair += 1
-
-
-@jit
-def _add_pair(x, y, counts, sums):
-    lanes, product = np.zeros((2, LANES), np.float64), np.empty(LANES, np.float64)
-    products, sizes = lanes[0], lanes[1]
-    for begin in range(0, x.size, LANES):
-        a, b = x[begin : begin + LANES], y[begin : begin + LANES]
-        both, conflicts, different = uint32(0), uint32(0), uint32(0)
-        for i in range(a.size):
-            both = uint32(both + (uint32(a[i] != 0) & uint32(b[i] != 0)))
-        for i in range(a.size):
-            apart = (uint32(a[i] > 0) & uint32(b[i] < 0)) | (uint32(a[i] < 0) & uint32(b[i] > 0))
-            conflicts = uint32(conflicts + apart)
-        for i in range(a.size):
-            different = uint32(different + uint32(a[i] != b[i]))
-        counts[0] += both
-        counts[1] += conflicts
-        counts[2] += different
-        for i in range(a.size):
-            product[i] = float64(a[i]) * float64(b[i])
-        for i in range(a.size):
-            products[i] += product[i]
-        for i in range(a.size):
-            sizes[i] += abs(product[i])
-    _fold(lanes, sums)
-
-
-@jit
-def add_kept(x, s, counts, sums):
-    """Measure a block x (models, n) of task vectors, and what a sparsifier made of it: s (models, n).
-
-    counts (models,) int64: elements of s that aren't zero. sums (models, 3) float64: |x| there, |s|, (s - x)**2.
-    """
-    for k in range(x.shape[0]):
-        _add_kept(x[k], s[k], counts[k : k + 1], sums[k])
-
-
-@jit
-def _add_kept(x, s, counts, sums):
-    lanes = np.zeros((3, LANES), np.float64)
-    one, other = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
-    mass, scaled, error = lanes[0], lanes[1], lanes[2]
-    for begin in range(0, x.size, LANES):
-        a, b = x[begin : begin + LANES], s[begin : begin + LANES]
-        kept = uint32(0)
-        for i in range(a.size):
-            kept = uint32(kept + uint32(b[i] != 0))
-        counts[0] += kept
-        for i in range(a.size):
-            one[i] = float64(a[i])
-        for i in range(a.size):
-            other[i] = float64(b[i])
-        for i in range(a.size):
-            mass[i] += abs(one[i]) * float64(b[i] != 0)
-        for i in range(a.size):
-            scaled[i] += abs(other[i])
-        for i in range(a.size):
-            error[i] += (other[i] - one[i]) * (other[i] - one[i])
-    _fold(lanes, sums)
-
-
-@jit
-def add_agreed(x, first, s, merged, counts, sums):
-    """Measure the same, and what sign election made of all of them.
-
-    first (n,): what the sparsifier made of x[0], in place of s[0]. counts (models,) int64: elements of s that have the sign
-    of merged. sums (models,) float64: |x| there.
-    """
-    for k in range(x.shape[0]):
-        _add_agreed(x[k], s[k] if k else first, merged, counts[k : k + 1], sums[k : k + 1])
-
-
-@jit
-def _add_agreed(x, s, merged, counts, sums):
-    lanes, agrees = np.zeros((1, LANES), np.float64), np.empty(LANES, np.uint32)
-    mass = lanes[0]
-    for begin in range(0, x.size, LANES):
-        a, b, m = x[begin : begin + LANES], s[begin : begin + LANES], merged[begin : begin + LANES]
-        agreed = uint32(0)
-        for i in range(a.size):
-            agrees[i] = (uint32(b[i] > 0) & uint32(m[i] > 0)) | (uint32(b[i] < 0) & uint32(m[i] < 0))
-        for i in range(a.size):
-            agreed = uint32(agreed + agrees[i])
-        counts[0] += agreed
-        for i in range(a.size):
-            mass[i] += float64(abs(a[i])) * float64(agrees[i])
-    _fold(lanes, sums)
-
-
-@jit
-def add_absolute(x, sums):
-    """Add |x| to sums (1,) float64."""
-    lanes = np.zeros((1, LANES), np.float64)
-    mass = lanes[0]
-    for begin in range(0, x.size, LANES):
-        a = x[begin : begin + LANES]
-        for i in range(a.size):
-            mass[i] += float64(abs(a[i]))
-    _fold(lanes, sums)
-
-
-@jit
-def count_both(x, counts):
-    """Add to counts (pairs,) int64, for each pair of x (models, n), how many elements are zero in neither. The pairs are in
-    the order of itertools.combinations."""
-    pair = 0
-    for j in range(x.shape[0]):
-        for k in range(j + 1, x.shape[0]):
-            counts[pair] += _both(x[j], x[k])
-            pair += 1
-
-
-@jit
-def _both(x, y):
-    total = 0
-    for begin in range(0, x.size, LANES):
-        a, b = x[begin : begin + LANES], y[begin : begin + LANES]
-        both = uint32(0)
-        for i in range(a.size):
-            both = uint32(both + (uint32(a[i] != 0) & uint32(b[i] != 0)))
-        total += both
-    return total
+    models, tensors, size = x.shape
+    total, most, sign = work[0], work[1], work[2]
+    zero = total.dtype.type(0)
+    lanes = np.zeros((4 * models + 1, LANES), np.float64)
+    for t in range(tensors):
+        for begin in range(0, size, LANES):
+            end = begin + LANES if begin + LANES < size else size
+            for i in range(LANES):
+                total[i], most[i] = zero, zero
+            for k in range(models):
+                b = s[k, t, begin:end]
+                for i in range(b.size):
+                    total[i] += b[i]
+                    most[i] += abs(b[i])
+            mass = lanes[4 * models]
+            for i in range(end - begin):
+                mass[i] += float64(abs(total[i]))
+                against = -total[i] > rounding * most[i]
+                sign[i] = zero * total[i] + (-1 if against else 1)  # NaN where the sum isn't finite, as in mergers.ties
+            for k in range(models):
+                a, b = x[k, t, begin:end], s[k, t, begin:end]
+                one, two, three, four = lanes[4 * k], lanes[4 * k + 1], lanes[4 * k + 2], lanes[4 * k + 3]
+                kept, agreed = 0, 0
+                for i in range(a.size):
+                    p, q = float64(a[i]), float64(b[i])
+                    is_kept, agrees = q != 0.0, q * float64(sign[i]) > 0.0
+                    kept += is_kept
+                    agreed += agrees
+                    one[i] += abs(p) * float64(is_kept)
+                    two[i] += abs(q)
+                    three[i] += (q - p) * (q - p)
+                    four[i] += abs(p) * float64(agrees)
+                counts[t, k, 0] += kept
+                counts[t, k, 1] += agreed
+        for k in range(models):
+            _fold(lanes, 4 * k, sums[t, k])
+        _fold(lanes, 4 * models, summed[t])
+        pair = 0
+        for j in range(models if both.shape[1] else 0):
+            for k in range(j + 1, models):
+                a, b = s[j, t], s[k, t]
+                found = 0
+                for i in range(size):
+                    found += (a[i] != zero) & (b[i] != zero)
+                both[t, pair] += found
+                pair += 1

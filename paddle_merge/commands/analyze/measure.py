@@ -1,13 +1,14 @@
-"""Measure the task vectors of one tensor, and what each method would keep of them, block by block.
+"""Measure the task vectors of tensors, and what each method would keep of them, block by block.
 
-Blocks come from the merge's own pipeline, and the sparsifiers and the sign election are the merge's own, with all weights 1
-and seed 0, so the numbers are those of a merge. Sums of blocks are added in order, whichever worker reads them.
+Blocks come from the merge's own pipeline, and the sparsifiers are the merge's own, with all weights 1 and seed 0, so the
+numbers are those of a merge. Sums of blocks are added in order, whichever worker reads them. Small tensors of the same size
+are measured together (group.py): of a few hundred elements each, what a call takes would count most.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -19,10 +20,13 @@ from ...backends.kernels import analysing
 from ...backends.np_backend import NumpyBackend
 from ...backends.scratch import Scratch
 from ...checkpoints.files import Files
+from ...dtypes import compute_dtype
 from ...methods.paddlenlp import METHODS
+from ...methods.shared.base import Tensor
 from ...plan.tensor_plan import Piece
 from ...run.pipeline import Pipeline
 from ...run.sources import FileSource
+from .group import load_group
 from .sums import KeptSums, ModelSums, PairSums
 from .tensors import Compared
 
@@ -54,7 +58,7 @@ class Measured:
 
 
 class Measuring:
-    """Measures tensors, one after the other.
+    """Measures tensors, one group after the other.
 
     sparsifiers: by the names in ROUNDS. files: from which is read. progress: is called with the number of bytes read.
     """
@@ -63,12 +67,20 @@ class Measuring:
         self._sparsifiers, self._files, self._progress = sparsifiers, files, progress
         self._backends, self._scratch = dict[str, NumpyBackend](), Scratch()
 
-    def measure(self, tensor: Compared) -> Measured:
-        """Measure one tensor in all models. Raises WorkError.
+    def measure(self, tensors: Sequence[Compared]) -> list[Measured]:
+        """Measure one tensor in all models, or several that can be measured together (group.groups). Raises WorkError.
 
-        Models in which the tensor has NaN or Inf are left out, since no merge accepts them.
+        Models in which a tensor has NaN or Inf are left out for it, since no merge accepts them.
         """
-        progress, not_finite = self._progress, tuple[int | None, ...]()
+        progress = self._progress
+        if len(tensors) > 1:
+            if (measured := self._together(tensors)) is not None:
+                return measured
+            progress = self._again
+        return [self._alone(tensor, progress) for tensor in tensors]
+
+    def _alone(self, tensor: Compared, progress: Callable[[int], None]) -> Measured:
+        not_finite = tuple[int | None, ...]()
         while tensor.size and tensor.sources and None not in not_finite:
             measured, found = self._measured(tensor, progress)
             if not found:
@@ -82,105 +94,131 @@ class Measuring:
         """Take bytes that are read a second time: they don't count, but `progress` can still raise."""
         self._progress(0)
 
+    def _backend(self, compute: str) -> NumpyBackend:
+        if compute not in self._backends:
+            self._backends[compute] = NumpyBackend(compute)
+        return self._backends[compute]
+
     def _measured(self, tensor: Compared, progress: Callable[[int], None]) -> tuple[Measured, tuple[int | None, ...]]:
         """Return the measurements of a tensor, and the models (None: the base) in which it has NaN or Inf.
 
         There is a pass for each sparsifier that needs statistics, then a pass for all sums.
         """
         plan = tensor.as_merged()
-        if plan.compute not in self._backends:
-            self._backends[plan.compute] = NumpyBackend(plan.compute)
-        backend = self._backends[plan.compute]
+        backend = self._backend(plan.compute)
         keep, scratch = DEFAULT_BUDGET.resident, self._scratch
         source = FileSource(plan, backend, self._files, keep=keep, scratch=scratch, fingerprints=False)
         pipeline = Pipeline(plan, source, backend, Piece(0, 0, plan.size), progress)
-        states = {name: one.prepare(pipeline, backend) for name, one in self._sparsifiers.items() if one is not None}
+        states = self._states(pipeline, backend)
         models = list(tensor.sources)
-        sums = _Sums(models, backend.dtype)
+        sums = _Sums(models, 1, backend.dtype)
         for start, x, base in pipeline.blocks():
-            sums.add_changes(x, base)
-            for name in ROUNDS:
-                sums.add_sparsified(name, x, self._sparsified(name, start, x, states.get(name), backend), self._scratch)
+            self._add(sums, start, x, base, states, backend)
         everything = (*models, None)
-        return sums.result(tensor.size), tuple(everything[source] for source in pipeline.not_finite)
+        (result,) = sums.results(tensor.size)
+        return result, tuple(everything[source] for source in pipeline.not_finite)
 
-    def _sparsified(self, name: str | None, start: int, x: np.ndarray, states: Any, backend: NumpyBackend) -> np.ndarray:
-        """Return what a sparsifier makes of a block x (models, n). The next call overwrites it."""
+    def _together(self, tensors: Sequence[Compared]) -> list[Measured] | None:
+        """Return the measurements of a group; None: some tensor has a NaN or Inf."""
+        backend, size = self._backend(compute_dtype(tensors[0].dtypes)), tensors[0].size
+        loaded = load_group(tensors, backend, self._files, self._scratch, self._progress)
+        if loaded is None:
+            return None
+        group, base = loaded
+        sums = _Sums(list(tensors[0].sources), len(tensors), backend.dtype)
+        self._add(sums, 0, group.rows, base, self._states(group, backend), backend)
+        return sums.results(size)
+
+    def _states(self, tensor: Tensor, backend: NumpyBackend) -> dict[str | None, Sequence[Any]]:
+        return {name: one.prepare(tensor, backend) for name, one in self._sparsifiers.items() if one is not None}
+
+    def _add(
+        self,
+        sums: _Sums,
+        start: int,
+        x: np.ndarray,
+        base: np.ndarray,
+        states: Mapping[str | None, Sequence[Any]],
+        backend: NumpyBackend,
+    ) -> None:
+        """Add a block x (models * tensors, n) of task vectors, the base's (tensors * n,), and what sparsifiers make of x."""
+        shape = sums.models, sums.tensors, x.shape[1]
+        sums.add_changes(x.reshape(shape), base.reshape(shape[1:]))
         kept = self._scratch.array("kept", x.size, x.dtype).reshape(x.shape)
-        kept[...] = x
-        if states is not None:
-            for row, state in zip(kept, states, strict=True):
+        for name in ROUNDS:
+            kept[...] = x
+            for row, state in zip(kept, states.get(name, ()), strict=False):  # none: all is kept
                 self._sparsifiers[name].apply(row, start, state, backend)  # in place
-        return kept
+            sums.add_sparsified(name, x.reshape(shape), kept.reshape(shape))
 
 
 class _Sums:
-    """The counts and sums of one tensor. models: their numbers. dtype: of the blocks."""
+    """The counts and sums of tensors of one size. numbers: of their models. dtype: of the blocks."""
 
-    def __init__(self, models: list[int], dtype: Any):
-        self._models, self._pairs = models, list(combinations(range(len(models)), 2))
-        self._weights = np.ones(len(models), dtype)
-        count, pairs, rounds = len(models), len(self._pairs), len(ROUNDS)
-        self._model_counts, self._model_sums = np.zeros((count, 1), np.int64), np.zeros((count, 4))
-        self._largest = np.zeros((count, 1))
-        self._pair_counts, self._pair_sums = np.zeros((pairs, 3), np.int64), np.zeros((pairs, 2))
-        self._both = np.zeros(pairs, np.int64)  # of the trimmed task vectors
-        self._kept_counts, self._kept_sums = np.zeros((rounds, count, 2), np.int64), np.zeros((rounds, count, 4))
-        self._summed = np.zeros((rounds, 1))
+    def __init__(self, numbers: list[int], tensors: int, dtype: Any):
+        self._numbers, self._pairs = numbers, list(combinations(range(len(numbers)), 2))
+        self.models, self.tensors = len(numbers), tensors
+        models, pairs, rounds = len(numbers), len(self._pairs), len(ROUNDS)
+        self._model_counts, self._model_sums = np.zeros((tensors, models), np.int64), np.zeros((tensors, models, 4))
+        self._largest = np.zeros((tensors, models))
+        self._pair_counts, self._pair_sums = np.zeros((tensors, pairs, 3), np.int64), np.zeros((tensors, pairs, 2))
+        self._both = np.zeros((tensors, pairs), np.int64)  # of the trimmed task vectors
+        self._kept_counts = np.zeros((rounds, tensors, models, 2), np.int64)
+        self._kept_sums, self._summed = np.zeros((rounds, tensors, models, 4)), np.zeros((rounds, tensors, 1))
+        self._work = np.empty((3, analysing.LANES), dtype)
+        self._rounding = self._work.dtype.type((models + 1) * np.finfo(dtype).eps)
 
     def add_changes(self, x: np.ndarray, base: np.ndarray) -> None:
-        """Add a block x (models, n) of task vectors, and the base's."""
+        """Add a block x (models, tensors, n) of task vectors, and the base's (tensors, n)."""
         sums = self._model_sums, self._largest, self._pair_counts, self._pair_sums
         analysing.add_changes(x, base, self._model_counts, *sums)
 
-    def add_sparsified(self, name: str | None, x: np.ndarray, kept: np.ndarray, scratch: Scratch) -> None:
-        """Add what a sparsifier made of the block, and what its merge types make of that. Overwrites `kept`."""
-        place, merge_types = _PLACES[name], ROUNDS[name]
-        first = scratch.array("first", x.shape[1], x.dtype)
-        analysing.add_sparsified(
-            x,
-            kept,
-            first,
-            self._weights,
-            "linear" in merge_types,
-            "ties" in merge_types,
-            self._kept_counts[place],
-            self._kept_sums[place],
-            self._both if name == "trim" else self._both[:0],
-            self._summed[place],
-        )
+    def add_sparsified(self, name: str | None, x: np.ndarray, kept: np.ndarray) -> None:
+        """Add what a sparsifier made of the block, and what its merge types make of that."""
+        place = _PLACES[name]
+        counts, sums, summed = self._kept_counts[place], self._kept_sums[place], self._summed[place]
+        both = self._both if name == "trim" else self._both[:, :0]
+        analysing.add_sparsified(x, kept, self._rounding, self._work, counts, sums, summed, both)
 
-    def result(self, size: int) -> Measured:
-        """Return the measurements of a tensor of `size` elements, once all its blocks were added."""
+    def results(self, size: int) -> list[Measured]:
+        """Return the measurements of each tensor, of `size` elements, once all blocks were added."""
         columns = self._model_counts.tolist(), self._model_sums.tolist(), self._largest.tolist()
-        models = {
-            model: ModelSums(size, *counts, *sums, *largest)
-            for model, counts, sums, largest in zip(self._models, *columns, strict=True)
-        }
-        kept = self._kept_counts.tolist(), self._kept_sums.tolist()
-        return Measured(
-            models,
-            dict(self._pair_results(size, models)),
-            dict(self._kept_results(models, *kept)),
-            dict(zip(ROUNDS, self._summed[:, 0].tolist(), strict=True)),
-        )
-
-    def _pair_results(self, size: int, models: Mapping[int, ModelSums]) -> Iterator[tuple[tuple[int, int], PairSums]]:
-        trimmed = self._kept_counts[_PLACES["trim"], :, 0].tolist()
-        columns = self._pair_counts.tolist(), self._pair_sums.tolist(), self._both.tolist()
-        for (j, k), counts, sums, both in zip(self._pairs, *columns, strict=True):
-            pair = self._models[j], self._models[k]
-            a, b = models[pair[0]], models[pair[1]]
-            counted, added = (size, a.changed, b.changed, *counts), (a.squares, b.squares, *sums)
-            yield pair, PairSums._make((*counted, *added, trimmed[j], trimmed[k], both))
-
-    def _kept_results(
-        self, models: Mapping[int, ModelSums], all_counts: Any, all_sums: Any
-    ) -> Iterator[tuple[Key, KeptSums]]:
-        for name, counts_of, sums_of in zip(ROUNDS, all_counts, all_sums, strict=True):
-            for (model, x), (kept, agreed), sums in zip(models.items(), counts_of, sums_of, strict=True):
-                kept_absolute, scaled, error, agreed_absolute = sums
-                yield (
-                    (name, model),
-                    KeptSums(x.changed, x.absolute, x.squares, kept, kept_absolute, agreed, agreed_absolute, scaled, error),
+        kept = self._kept_counts.swapaxes(0, 1).tolist(), self._kept_sums.swapaxes(0, 1).tolist()
+        trimmed = self._kept_counts[_PLACES["trim"], :, :, 0].tolist()
+        pairs = self._pair_counts.tolist(), self._pair_sums.tolist(), self._both.tolist(), trimmed
+        summed = self._summed[:, :, 0].T.tolist()
+        found = []
+        for of_models, of_pairs, of_kept, sums in zip(
+            zip(*columns, strict=True), zip(*pairs, strict=True), zip(*kept, strict=True), summed, strict=True
+        ):
+            models = {
+                model: ModelSums._make((size, changed, *its, largest))
+                for model, changed, its, largest in zip(self._numbers, *of_models, strict=True)
+            }
+            found.append(
+                Measured(
+                    models,
+                    dict(self._pair_results(size, list(models.items()), *of_pairs)),
+                    dict(_kept_results(models, *of_kept)),
+                    dict(zip(ROUNDS, sums, strict=True)),
                 )
+            )
+        return found
+
+    def _pair_results(
+        self, size: int, models: list[tuple[int, ModelSums]], counts: Any, sums: Any, kept_both: Any, kept: Any
+    ) -> Iterator[tuple[tuple[int, int], PairSums]]:
+        for (j, k), counted, added, both in zip(self._pairs, counts, sums, kept_both, strict=True):
+            (one, a), (other, b) = models[j], models[k]
+            counts_of, sums_of = (size, a.changed, b.changed, *counted), (a.squares, b.squares, *added)
+            yield (one, other), PairSums._make((*counts_of, *sums_of, kept[j], kept[k], both))
+
+
+def _kept_results(models: Mapping[int, ModelSums], all_counts: Any, all_sums: Any) -> Iterator[tuple[Key, KeptSums]]:
+    for name, counts_of, sums_of in zip(ROUNDS, all_counts, all_sums, strict=True):
+        for (model, x), (kept, agreed), sums in zip(models.items(), counts_of, sums_of, strict=True):
+            kept_absolute, scaled, error, agreed_absolute = sums
+            yield (
+                (name, model),
+                KeptSums(x.changed, x.absolute, x.squares, kept, kept_absolute, agreed, agreed_absolute, scaled, error),
+            )

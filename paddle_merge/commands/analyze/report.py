@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
 from typing import Any
 
 from ...checkpoints.files import Files
@@ -16,6 +16,7 @@ from ...methods.paddlenlp import METHODS, sparsifier
 from ...version import __version__
 from ..threads import in_threads
 from .advice import advice
+from .group import groups
 from .measure import ROUNDS, Measured, Measuring
 from .sums import KeptSums, ModelSums, PairSums, json_of, ratio, root, total
 from .tensors import Survey, survey
@@ -52,14 +53,18 @@ def analyse(opened: Opened, asked: Asked, n_process: int, progress: bool | None 
     found = survey(models, base)
     sparsifiers = asked.sparsifiers
 
-    def worker(files: Files, advance: Callable[[int], None]) -> Callable[[int], Measured]:
-        measuring = Measuring(sparsifiers, files, advance)
-        return lambda number: measuring.measure(found.compared[number])
+    together = groups(found.compared)
 
-    sizes = [tensor.nbytes for tensor in found.compared]
-    measured = in_threads(
+    def worker(files: Files, advance: Callable[[int], None]) -> Callable[[int], list[Measured]]:
+        measuring = Measuring(sparsifiers, files, advance)
+        return lambda place: measuring.measure([found.compared[number] for number in together[place]])
+
+    sizes = [sum([found.compared[number].nbytes for number in group]) for group in together]
+    done = in_threads(
         worker=worker, sizes=sizes, n_process=n_process, nbytes=sum(sizes), what="analysing", progress=progress
     )
+    by_number = dict(zip(chain.from_iterable(together), chain.from_iterable(done), strict=True))
+    measured = [by_number[number] for number in range(len(found.compared))]
     labels = list(islice(letters(), len(models)))
     report = _Report(labels, [one.path for one in models], found, measured).json()
     return {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ...checkpoints.compare import differing
 from ...checkpoints.tensors import Checkpoint, TensorEntry
+from ...dtypes import DType
 from ...methods.linear import Linear
 from ...methods.shared.method import ResolvedMethod
 from ...plan.tensor_plan import TensorPlan
@@ -35,9 +36,19 @@ class Compared:
         return math.prod(self.base.shape)
 
     @property
+    def entries(self) -> list[TensorEntry]:
+        """The tensor in the models, and then in the base."""
+        return [*self.sources.values(), self.base]
+
+    @property
+    def dtypes(self) -> list[DType]:
+        """The dtype of each entry."""
+        return [entry.dtype for entry in self.entries]
+
+    @property
     def nbytes(self) -> int:
         """The number of bytes of the tensor in all checkpoints together."""
-        return self.size * sum(entry.dtype.itemsize for entry in (self.base, *self.sources.values()))
+        return self.size * sum([dtype.itemsize for dtype in self.dtypes])
 
     def as_merged(self) -> TensorPlan:
         """Return the plan of a merge that reads the tensor, with masks of seed 0."""
