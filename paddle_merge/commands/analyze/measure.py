@@ -27,7 +27,7 @@ from ...plan.tensor_plan import Piece
 from ...run.pipeline import Pipeline
 from ...run.sources import FileSource
 from .group import load_group
-from .sums import KeptSums, ModelSums, PairSums
+from .sums import ModelSums, PairSums
 from .tensors import Compared
 
 # Sparsifier (None: all elements are kept) -> the merge types of the methods with it; without slerp, which drops nothing.
@@ -38,21 +38,21 @@ for _sparsifier, _merge_type in METHODS.values():
 
 _PLACES = {name: place for place, name in enumerate(ROUNDS)}
 
-Key = tuple[str | None, int]  # sparsifier, model
-
 
 @dataclass(frozen=True)
 class Measured:
     """The measurements of one tensor.
 
-    models: number of the model -> sums of its task vector. pairs: numbers of both models -> sums of the pair. kept:
-    sparsifier and model -> sums of what is kept. summed: sparsifier -> sum |x|, with x the sum of the sparsified task
-    vectors. not_finite: the models (None: the base) with NaN or Inf, which were not measured.
+    models: number of the model -> sums of its task vector. pairs: numbers of both models -> sums of the pair. kept_counts,
+    kept_sums: what is kept (sparsifiers, models, ...), of ROUNDS and `models` in order, with the columns of
+    analysing.add_sparsified. summed: sparsifier -> sum |x|, with x the sum of the sparsified task vectors. not_finite: the
+    models (None: the base) with NaN or Inf, which were not measured.
     """
 
     models: dict[int, ModelSums] = field(default_factory=dict)
     pairs: dict[tuple[int, int], PairSums] = field(default_factory=dict)
-    kept: dict[Key, KeptSums] = field(default_factory=dict)
+    kept_counts: np.ndarray | None = None
+    kept_sums: np.ndarray | None = None
     summed: dict[str | None, float] = field(default_factory=dict)
     not_finite: tuple[int | None, ...] = ()
 
@@ -183,7 +183,7 @@ class _Sums:
     def results(self, size: int) -> list[Measured]:
         """Return the measurements of each tensor, of `size` elements, once all blocks were added."""
         columns = self._model_counts.tolist(), self._model_sums.tolist(), self._largest.tolist()
-        kept = self._kept_counts.swapaxes(0, 1).tolist(), self._kept_sums.swapaxes(0, 1).tolist()
+        kept = self._kept_counts.swapaxes(0, 1), self._kept_sums.swapaxes(0, 1)
         trimmed = self._kept_counts[_PLACES["trim"], :, :, 0].tolist()
         pairs = self._pair_counts.tolist(), self._pair_sums.tolist(), self._both.tolist(), trimmed
         summed = self._summed[:, :, 0].T.tolist()
@@ -199,7 +199,7 @@ class _Sums:
                 Measured(
                     models,
                     dict(self._pair_results(size, list(models.items()), *of_pairs)),
-                    dict(_kept_results(models, *of_kept)),
+                    *of_kept,
                     dict(zip(ROUNDS, sums, strict=True)),
                 )
             )
@@ -212,13 +212,3 @@ class _Sums:
             (one, a), (other, b) = models[j], models[k]
             counts_of, sums_of = (size, a.changed, b.changed, *counted), (a.squares, b.squares, *added)
             yield (one, other), PairSums._make((*counts_of, *sums_of, kept[j], kept[k], both))
-
-
-def _kept_results(models: Mapping[int, ModelSums], all_counts: Any, all_sums: Any) -> Iterator[tuple[Key, KeptSums]]:
-    for name, counts_of, sums_of in zip(ROUNDS, all_counts, all_sums, strict=True):
-        for (model, x), (kept, agreed), sums in zip(models.items(), counts_of, sums_of, strict=True):
-            kept_absolute, scaled, error, agreed_absolute = sums
-            yield (
-                (name, model),
-                KeptSums(x.changed, x.absolute, x.squares, kept, kept_absolute, agreed, agreed_absolute, scaled, error),
-            )

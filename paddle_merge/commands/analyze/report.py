@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, combinations, islice
 from typing import Any
+
+import numpy as np
 
 from ...checkpoints.files import Files
 from ...checkpoints.names import layer_of, letters, word_of
@@ -102,7 +103,7 @@ class _Report:
             "same_bytes": self.found.shared,
             "models": [self._model(k, sums) for k, sums in enumerate(totals)],
             "pairs": [self._pair(j, k, totals) for j, k in combinations(models, 2)],
-            "methods": [row for method in METHODS if (row := self._method(method))],
+            "methods": self._methods(totals),
             "average_norm": self._average(totals),
             "layers": [{"stack": key[0], "layer": key[1], **rows} for key, rows in layers.items()],
             "kinds": [{"kind": key, **rows} for key, rows in kinds.items()],
@@ -190,23 +191,32 @@ class _Report:
         norm = root(max(0.0, sum(sums.squares for sums in totals) + 2 * products))
         return ratio(norm, len(totals))
 
-    @cached_property
-    def _kept(self) -> dict[str | None, list[KeptSums]]:
-        """The totals of each model by sparsifier, which several methods share."""
-        return {
-            sparsifier: [
-                total(KeptSums, (one.kept[sparsifier, k] for one in self.measured if (sparsifier, k) in one.kept))
-                for k in range(len(self.labels))
-            ]
-            for sparsifier in ROUNDS
-        }
+    def _methods(self, totals: Sequence[ModelSums]) -> list[dict[str, Any]]:
+        kept = zip(*[self._kept(k, sums) for k, sums in enumerate(totals)], strict=True)
+        by_sparsifier = dict(zip(ROUNDS, kept, strict=True))
+        return [
+            self._method(method, by_sparsifier[sparsifier])
+            for method, (sparsifier, merge_type) in METHODS.items()
+            if merge_type != "slerp" or len(self.labels) == 2
+        ]
 
-    def _method(self, method: str) -> dict[str, Any] | None:
-        """Return the share of the changes that a method drops; None if it can't merge this number of models."""
+    def _kept(self, k: int, x: ModelSums) -> Iterator[KeptSums]:
+        """Yield what each sparsifier of ROUNDS keeps of all tensors of a model. x: the sums of its task vector."""
+        held = [(one, list(one.models).index(k)) for one in self.measured if k in one.models]
+        counts, sums = np.zeros((1, len(ROUNDS), 2), np.int64), np.zeros((1, len(ROUNDS), 4))
+        if held:
+            counts = np.stack([one.kept_counts[:, place] for one, place in held if one.kept_counts is not None])
+            sums = np.stack([one.kept_sums[:, place] for one, place in held if one.kept_sums is not None])
+        with np.errstate(all="ignore"):
+            added = np.add.accumulate(sums)[-1]  # in order
+        for (kept, agreed), of_round in zip(counts.sum(0).tolist(), added.tolist(), strict=True):
+            kept_absolute, scaled, error, agreed_absolute = of_round
+            changes = x.changed, x.absolute, x.squares
+            yield KeptSums(*changes, kept, kept_absolute, agreed, agreed_absolute, scaled, error)
+
+    def _method(self, method: str, kept: Sequence[KeptSums]) -> dict[str, Any]:
+        """Return the share of the changes that a method drops. kept: of each model."""
         sparsifier, merge_type = METHODS[method]
-        if merge_type == "slerp" and len(self.labels) != 2:
-            return None
-        kept = self._kept[sparsifier]
         everything = total(KeptSums, kept)
         summed = sum(one.summed.get(sparsifier, 0.0) for one in self.measured)
         left = ratio(summed, everything.scaled) if merge_type == "linear" else None
