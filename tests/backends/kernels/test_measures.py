@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddle_merge.backends.kernels.measures import count_between
+from paddle_merge.backends.np_backend import NumpyBackend
 
 
 def test_by_hand() -> None:
     """|x| = 1 2 2 3 4 5 5 NaN between 2 and 5: one below, two at 2, two between, two at 5; NaN is above."""
     x = np.array([1, -2, 2, 3, -4, 5, -5, np.nan], np.float32)
     counts, sums, values = np.zeros(5, np.int64), np.zeros(3), np.zeros(4, np.float32)
-    count_between(x, np.array([2, 5], np.float32), 1, counts, sums, values)
+    NumpyBackend("float32").count_between(x, np.array([2, 5], np.float32), 1, counts, sums, values)
     assert counts.tolist() == [1, 2, 2, 2, 2]
     assert values.tolist() == [3, 4, 0, 0]
     assert np.isnan(sums[:2]).all()  # of all, and of those from 5 on
@@ -37,7 +37,7 @@ def test_as_numpy(dtype: str, compared: str, data: st.DataObject, seed: int, siz
     counts, values = np.zeros(5, np.int64), np.full(room + 8, -1, dtype)
     sums = np.zeros(data.draw(st.sampled_from([0, 2, 3])))
 
-    count_between(x, bounds, stride, counts, sums, values[:room])
+    NumpyBackend(dtype).count_between(x, bounds, stride, counts, sums, values[:room])
 
     at_lo, at_hi = int((size_of == bounds[0]).sum()), int((size_of == bounds[1]).sum())
     collected = min(room, len(chosen))
