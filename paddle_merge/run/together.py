@@ -6,6 +6,7 @@ Only tensors of which each element depends on nothing but the same element of ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -26,10 +27,13 @@ Pieces = Sequence[tuple[TensorPlan, Piece]]
 
 
 def groups(pieces: Iterable[tuple[TensorPlan, Piece]], most: int) -> Iterator[Pieces]:
-    """Yield the pieces in order, in groups that can be merged as one. most: elements of a group of several."""
+    """Yield the pieces in order, in groups that can be merged as one.
+
+    most: elements of a group of several, with those of the factors that are read for it.
+    """
     group, size, last = list[tuple[TensorPlan, Piece]](), 0, None
     for tensor, piece in pieces:
-        kind, count = _kind(tensor, piece), piece.stop - piece.start
+        kind, count = _kind(tensor, piece), _elements(tensor, piece)
         if group and (kind is None or kind != last or size + count > most):
             yield group
             group, size = [], 0
@@ -50,6 +54,12 @@ def _kind(tensor: TensorPlan, piece: Piece) -> object:
             return None
         inputs.append((entry.dtype, entry.computed, _adapted(entry, tensor, piece)))
     return id(method), tensor.dtype, tensor.compute, tensor.base is None, tensor.numbers, inputs
+
+
+def _elements(tensor: TensorPlan, piece: Piece) -> int:
+    """Return how many elements a piece has, with those of the factors that are read for it: a single row's are many more."""
+    factors = [one for entry in tensor.inputs if isinstance(entry, AdaptedEntry) for one in entry.made_of[1:]]
+    return piece.stop - piece.start + sum([math.prod(one.shape) for one in factors])
 
 
 def _adapted(entry: TensorEntry, tensor: TensorPlan, piece: Piece) -> object:

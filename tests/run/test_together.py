@@ -136,6 +136,17 @@ def test_groups_have_at_most_so_many_elements() -> None:
     assert names(tensors(), 100) == []
 
 
+def test_factors_count_as_elements_of_a_group(tmp_path: Path) -> None:
+    """Of a matrix of one row an adapter's factors have far more elements, and all of a group are in memory at once."""
+    layers = {f"model.layers.{number}.gate": (1, 40, 2) for number in range(4)}
+    base = write(tmp_path / "base", {f"{name}.weight": np.ones(shape[:2]) for name, shape in layers.items()})
+    adapter = lora(tmp_path / "lora", layers, 0)
+    plan = plan_of(MergeConfig(model_path_list=[f"{base}+{adapter}"], merge_method="linear", output_path="out"))
+    pieces = [(tensor, Piece(0, 0, tensor.size)) for tensor in plan.tensors]
+    assert [len(group) for group in groups(pieces, 2 * (40 + 2 * 41))] == [2, 2]
+    assert [len(group) for group in groups(pieces, 2 * (40 + 2 * 41) - 1)] == [1, 1, 1, 1]
+
+
 def test_groups_are_of_one_kind() -> None:
     found = list(tensors(1, 1, 1, 1, 1))
     found[1] = (found[1][0].__class__(**{**vars(found[1][0]), "dtype": BFLOAT16}), found[1][1])
