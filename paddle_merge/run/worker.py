@@ -57,7 +57,7 @@ class Worker:
         self._together = min(MOST, job.engine.budget.block)
 
     def merge_all(self, pieces: Iterable[tuple[TensorPlan, Piece]]) -> Iterator[Report]:
-        """Merge small pieces as `merge` does, those together that can be; yield the report of each, in order."""
+        """Merge pieces as `merge` does, small ones together where that can be; yield the report of each, in order."""
         for group in groups(pieces, self._together):
             reports = self._merge_together(group) if len(group) > 1 else None
             yield from [self.merge(*one) for one in group] if reports is None else reports

@@ -98,6 +98,28 @@ def test_same_with_adapters(tmp_path: Path, dtype: str, special: float, count: i
     assert joined[:2] == alone[:2]
 
 
+@pytest.mark.parametrize("adapters", [0, 1, 2])
+def test_tensors_without_nan_are_merged_but_once(tmp_path: Path, adapters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong while tensors are merged together isn't hidden by merging each by itself."""
+    words = [str(lora(tmp_path / f"lora{seed}", LAYERS, seed)) for seed in range(adapters)]
+    paths = ["+".join([model(tmp_path / "a", 0, "bfloat16", 0.0), *words]), model(tmp_path / "b", 1, "bfloat16", 0.0)]
+    plan = plan_of(MergeConfig(model_path_list=paths, merge_method="linear", output_path="out"))
+    pieces = [(plan.tensors[piece.tensor], piece) for piece in plan.pieces]
+    by_itself, merge = list[str](), Worker.merge
+
+    def noted(worker: Worker, tensor: TensorPlan, piece: Piece) -> Report:
+        by_itself.append(tensor.name)
+        return merge(worker, tensor, piece)
+
+    monkeypatch.setattr(Worker, "merge", noted)
+    worker = Worker(Job(None), lambda _: None)
+    reports = list(worker.merge_all(pieces))
+    worker.close()
+    assert [report.tensor for report in reports] == [tensor.name for tensor, _ in pieces]
+    assert by_itself == [tensor.name for (tensor, _), *more in groups(pieces, MOST) if not more]
+    assert len(by_itself) < len(pieces) // 2
+
+
 def test_nothing_is_counted_twice(tmp_path: Path) -> None:
     """Bytes of progress are those of all inputs and outputs, also of tensors that are merged again by themselves."""
     paths = [model(tmp_path / word, seed, "float32", 0.1) for seed, word in enumerate("ab")]

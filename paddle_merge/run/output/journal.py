@@ -128,7 +128,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if then.get("experts") != now.get("experts"):
         found.append("its experts match in another order now, as they may with another processor or library for matrices")
     if not found and then.get("plan") != now["plan"]:
-        found.append("its inputs have other headers now")
+        found.append(f"its inputs have other headers now, or another build of paddle_merge {__version__} began it")
     return found
 
 

@@ -347,6 +347,18 @@ def test_changed_inputs_do_not_go_on(tmp_path: Path, models: list[str], monkeypa
         merge(config)
 
 
+def test_a_merge_that_another_build_began_does_not_go_on(
+    tmp_path: Path, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest of the plan isn't the same, but nothing that a user gives has changed."""
+    config = stopped(tmp_path / "out", models, monkeypatch)
+    file = tmp_path / "out" / file_names.journal_name(0)
+    header, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps({**json.loads(header), "plan": "0" * 64}), *lines]) + "\n")
+    with pytest.raises(OutputError, match=r"other headers now, or another build of paddle_merge .* began it; --overwrite"):
+        merge(config)
+
+
 def test_resume_without_anything_to_go_on_from_begins(tmp_path: Path, models: list[str]) -> None:
     out = tmp_path / "out"
     merge(MergeConfig(model_path_list=models, output_path=str(out), resume=True))
