@@ -14,7 +14,7 @@ from ..methods.registry import NAMED
 from ..parsing import parse_size
 from . import chat_template
 from .fields import of_fields
-from .to_recipe import METHOD_FIELDS, MODEL_FIELDS, PARAMETER_FIELDS, base_of, is_named, models_of, pair_of, title_of
+from .to_recipe import METHOD_FIELDS, MODEL_FIELDS, PARAMETER_FIELDS, is_named, models_of, pair_of, sources_of, title_of
 from .wording import WITH_FLAGS, flag_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def of_recipe(config: MergeConfig, sources: Sequence[str], engine: Engine) -> li
 def of_flags(config: MergeConfig, engine: Engine) -> list[str]:
     """Return why a merge that flags alone describe can't be carried out, the method's parameters aside."""
     if is_named(config):
-        return of_fields(config) + _running(config, _sources(config), engine)
+        return of_fields(config) + _running(config, sources_of(config), engine)
     models = models_of(config)
     found = of_fields(config) + _models(config)
     if config.merge_method in METHODS:
@@ -56,7 +56,7 @@ def of_flags(config: MergeConfig, engine: Engine) -> list[str]:
         )
     if config.scale != 1.0 and not config.base_model_path:
         found.append("--scale is a factor on the merged task vector, so it needs --base_model_path")
-    found += _running(config, _sources(config), engine)
+    found += _running(config, sources_of(config), engine)
     if config.strict:
         found += _without_base(config)
     return found
@@ -76,16 +76,15 @@ def _beside_a_recipe(config: MergeConfig) -> list[str]:
     return [f"{flags}: a recipe gives the models, the method and the parameters, so leave these flags out"]
 
 
-def _sources(config: MergeConfig) -> list[str]:
-    base = base_of(config)
-    return [*models_of(config), *([base] if base else [])]
-
-
 def _running(config: MergeConfig, sources: Sequence[str], engine: Engine) -> list[str]:
     """Return why the merge can't be carried out here, whatever is merged."""
     found = []
     if config.layout is not None and len(config.layout) != len(sources):
         found.append(f"--layout has {len(config.layout)} words for {len(sources)} models (the base last)")
+    for path in dict.fromkeys(sources):
+        words = dict.fromkeys(word for source, word in zip(sources, config.layout or (), strict=False) if source == path)
+        if len(words) > 1:
+            found.append(f"--layout says {' and '.join(map(str, words))} of {path}")
     if config.n_process != "auto" and config.n_process < 1:
         found.append(f"--n_process {config.n_process} must be at least 1")
     for name, size in (("max_shard_size", config.max_shard_size), ("max_memory", config.max_memory)):

@@ -58,6 +58,12 @@ def base_of(config: MergeConfig) -> str | None:
     return None if config.lora_model_path else config.base_model_path
 
 
+def sources_of(config: MergeConfig) -> list[str]:
+    """Return the paths of the models and then of the base as flags give them; a path may be given several times."""
+    base = base_of(config)
+    return [*models_of(config), *([base] if base else [])]
+
+
 def pair_of(config: MergeConfig) -> tuple[str | None, str]:
     """Return the names of the sparsifier (or None) and of the merge type."""
     if config.merge_method in METHODS:
@@ -214,7 +220,7 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
         ),
         prefix=config.merge_prefix,
         out_dtype=OUT_DTYPES.get(config.out_dtype or "") or recipe.out_dtype,
-        layouts=tuple(config.layout or ()),
+        layouts=_layouts(recipe, config),
         output_layout=_stored_layout(config),
         strict_layout=config.strict_layout,
         allow_untrained=config.allow_untrained,
@@ -229,6 +235,12 @@ def with_flags(recipe: Recipe, config: MergeConfig) -> Recipe:
         router=config.router or recipe.router,
         expert_layout=config.expert_layout,
     )
+
+
+def _layouts(recipe: Recipe, config: MergeConfig) -> tuple[str, ...]:
+    """Return the layouts of a recipe's sources, of which flags may give one several times; () if no layout is given."""
+    given = dict(zip(recipe.sources if config.recipe_yaml else sources_of(config), config.layout or (), strict=False))
+    return tuple(given[path] for path in recipe.sources) if given else ()
 
 
 def _stored_layout(config: MergeConfig) -> str | None:
@@ -271,6 +283,7 @@ def record_of(config: MergeConfig, recipe: Recipe, output: str) -> dict[str, Any
         said = {*MODEL_FIELDS, *METHOD_FIELDS, *PARAMETER_FIELDS, "method_parameters"} & record.keys()
         record.update({name: getattr(defaults, name) for name in said})
         record["recipe_yaml"] = to_yaml(recipe, absolute_spec)
+        record["layout"] = list(_layouts(recipe, config)) or None
         return record
     sparsifier, merge_type = pair_of(config)
     title = title_of(config)

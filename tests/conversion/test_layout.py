@@ -221,6 +221,27 @@ def test_words_that_are_no_layout() -> None:
     ]
 
 
+def test_a_word_for_each_model_where_one_is_given_twice(tmp_path: Path) -> None:
+    """A recipe has it once; and what a merge records repeats it."""
+    a, b = (stored(tmp_path / name, llama(seed), "hf") for seed, name in enumerate("ab"))
+    fields = {"merge_method": "task_arithmetic", "base_model_path": a, "weight_list": [1.0, 0.5, 0.25]}
+    out, again = tmp_path / "out", tmp_path / "again"
+    merge(MergeConfig(model_path_list=[b, a, b], layout=["hf"] * 4, output_path=str(out), **fields))
+    merge(MergeConfig(model_path_list=[b, a, b], output_path=str(again), **fields))
+    assert (out / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    recorded = MergeConfig.from_mapping(MergeConfig.from_file(str(out / "merge_config.json")))
+    assert recorded.layout == ["hf"] * 2
+    recorded.output_path, recorded.overwrite = str(again), True
+    merge(recorded)
+    assert (out / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+
+
+def test_a_model_has_but_one_layout() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Request.of(MergeConfig(model_path_list=["a", "b", "a"], layout=["hf", "hf", "paddlenlp"])).checked_recipe()
+    assert caught.value.problems == ["--layout says hf and paddlenlp of a"]
+
+
 def test_a_large_matrix_on_its_side(tmp_path: Path) -> None:
     """Read in blocks that begin anywhere, each in few reads."""
     from paddle_merge.checkpoints.files import Files
