@@ -82,9 +82,10 @@ class Worker:
             return None
         reports = []
         for (tensor, piece), read, part in zip(group, zip(*source.fingerprints, strict=True), cut(group, raw), strict=True):
-            if self._paths is not None:
-                self._write(tensor, self._paths[tensor.shard], tensor.offset + piece.start * tensor.dtype.itemsize, part)
-            written, peak = fingerprint(piece, part), backend.peak()
+            with _Naming(tensor):
+                if self._paths is not None:
+                    self._write(tensor, self._paths[tensor.shard], tensor.offset + piece.start * tensor.dtype.itemsize, part)
+                written, peak = fingerprint(piece, part), backend.peak()
             reports.append(
                 Report(tensor.name, (), False, peak, start=piece.start, stop=piece.stop, written=written, read=read)
             )

@@ -19,6 +19,7 @@ from paddle_merge.plan.planner import make_plan
 from paddle_merge.plan.tensor_plan import Piece, TensorPlan
 from paddle_merge.recipe.request import Request
 from paddle_merge.run.job import Job, Report
+from paddle_merge.run.output.disk import ShardFiles
 from paddle_merge.run.together import MOST, groups
 from paddle_merge.run.worker import Worker
 from tests.support.adapters import lora
@@ -139,6 +140,30 @@ def test_error_names_the_tensor(tmp_path: Path) -> None:
     before = [tensor for tensor in plan.tensors if stored(tensor.sources[1]).offset <= cut.offset]
     with pytest.raises(WorkError, match=f"ends before tensor '{cut.name}' does"):
         list(worker.merge_all((tensor, Piece(0, 0, tensor.size)) for tensor in before))
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(MemoryError(), "out of memory"), (ValueError("no"), "ValueError: no"), (OSError(28, "no"), "no")],
+)
+def test_error_while_writing_names_the_tensor(
+    tmp_path: Path, error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(MergeConfig(model_path_list=[model(tmp_path / "a", 0, "float32", 0.0)] * 2, merge_method="linear"))
+    pieces = [(plan.tensors[piece.tensor], piece) for piece in plan.pieces]
+    group = max(groups(pieces, MOST), key=len)
+    written = list[int]()
+
+    def write(files: ShardFiles, path: str, offset: int, raw: np.ndarray) -> None:
+        written.append(offset)
+        if len(written) == 5:
+            raise error
+
+    monkeypatch.setattr(ShardFiles, "write", write)
+    worker = Worker(Job(("nowhere",)), lambda _: None)
+    with pytest.raises(WorkError, match=f"tensor '{group[4][0].name}': .*{words}"):
+        list(worker.merge_all(group))
     worker.close()
 
 
