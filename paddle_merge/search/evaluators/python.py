@@ -46,13 +46,13 @@ class Function:
             raise ConfigError(f"{evaluation.at}: {evaluation.what!r} is no function")
         if not inspect.isclass(found):
             check_no_settings(evaluation, "a function, other than a class,")
-        signature = inspect.signature(self._function)
-        self._takes = signature.parameters
+        self._takes_data = "data" in _signature(self._function).parameters
+        more = {"data": ""} if self._takes_data else {}
         try:
-            signature.bind("candidate", "split", "seed", "samples", **({"data": ""} if "data" in self._takes else {}))
+            _signature(self._function, follow_wrapped=False).bind("candidate", "split", "seed", "samples", **more)
         except TypeError as error:
-            call = f"{name}(candidate, split, seed, samples)"
-            raise ConfigError(f"{evaluation.at}: {evaluation.what!r} is called as {call} ({error})") from None
+            call = ", ".join(["candidate", "split", "seed", "samples", *[f"{key}={key}" for key in more]])
+            raise ConfigError(f"{evaluation.at}: {evaluation.what!r} is called as {name}({call}) ({error})") from None
 
     def count(self, split: str) -> int | None:
         if callable(given := getattr(self._function, "count", None)):
@@ -65,7 +65,7 @@ class Function:
         return count_samples(path) if path and os.path.isfile(path) else None
 
     def __call__(self, candidate: Candidate, split: str, seed: int, samples: Sequence[int] | None) -> Scores:
-        more = {"data": self._data(split)} if "data" in self._takes else {}
+        more = {"data": self._data(split)} if self._takes_data else {}
         found = self._function(candidate, split, seed, samples, **more)
         if isinstance(found, Scores):
             return found
@@ -76,6 +76,14 @@ class Function:
     def _data(self, split: str) -> str | None:
         path = self._setup.data.of(split)
         return os.path.join(self._setup.folder, os.path.expanduser(path)) if path else None
+
+
+def _signature(function: Any, follow_wrapped: bool = True) -> inspect.Signature:
+    """Return what a function takes: anything, if Python can't tell, as of some that are written in C."""
+    try:
+        return inspect.signature(function, follow_wrapped=follow_wrapped)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *args, **kwargs: None)
 
 
 def _reason(error: BaseException) -> str:

@@ -82,11 +82,35 @@ def test_mistakes(tmp_path: Path, what: str, said: str) -> None:
         ("def f(tensors): pass", r"f\(candidate, split, seed, samples\) \(too many positional arguments\)"),
         ("def f(candidate, split, seed, samples, data, more): pass", r".* \(missing a required argument: 'more'\)"),
         ("class f:\n    def __call__(self): pass", r".* \(too many positional arguments\)"),
+        ("def f(candidate, split, seed, samples, data, /): pass", r"f\(.*, samples, data=data\) \('data' .*"),
     ],
 )
 def test_a_function_that_takes_something_else_is_refused_before_any_merging(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"^x.yaml:3:5: 'scoring_here:f' is called as {said}$"):
         made(tmp_path, text)
+
+
+def test_a_decorator_may_change_what_is_taken(tmp_path: Path) -> None:
+    """What is called is the outer function; functools.wraps shows what the inner one takes, such as data."""
+    text = """
+import functools
+def inner(folder): return {"inner": 1}
+@functools.wraps(inner)
+def f(candidate, split, seed, samples): return inner("folder")
+def with_data(candidate, split, seed, samples, data): return {"data": len(data)}
+@functools.wraps(with_data)
+def through(*args, **others): return with_data(*args, **others)
+"""
+    assert made(tmp_path, text)(None, "search", 0, None).metrics == {"inner": 1}  # type: ignore[arg-type]
+    through = made(tmp_path, text, "scoring_here:through")
+    assert through(None, "search", 0, None).metrics == {"data": len(str(tmp_path / "a.jsonl"))}  # type: ignore[arg-type]
+
+
+def test_a_function_without_a_signature(tmp_path: Path) -> None:
+    """Some that are written in C have none; they are called as all are."""
+    function = made(tmp_path, "f = max")
+    with pytest.raises(TypeError, match="not supported between"):
+        function(None, "search", 0, None)  # type: ignore[arg-type]
 
 
 def test_a_module_that_exits_is_refused(tmp_path: Path) -> None:
