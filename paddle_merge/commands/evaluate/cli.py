@@ -116,7 +116,7 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     found = prepared.run()
     text = markdown(found)
     if config.json:
-        print(json.dumps(as_json(found), indent=2, ensure_ascii=False))
+        print(json.dumps(as_json(found), indent=2))
     else:
         print(text if config.markdown == "-" else "\n".join(lines(found)))
     if config.markdown not in (None, "-"):

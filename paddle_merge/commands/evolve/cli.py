@@ -67,4 +67,4 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     with resumable(asked.output):
         outcome = evolve(asked, visualdl=os.path.expanduser(config.visualdl) if config.visualdl is not None else None)
     said = report(outcome)
-    print(json.dumps(said, indent=2, ensure_ascii=False) if config.json else "\n".join(lines(outcome, asked.output)))
+    print(json.dumps(said, indent=2) if config.json else "\n".join(lines(outcome, asked.output)))

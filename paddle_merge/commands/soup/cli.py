@@ -128,7 +128,7 @@ def print_json(content: Any) -> None:
             return [plain(one) for one in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    print(json.dumps(plain(content), indent=2, ensure_ascii=False))
+    print(json.dumps(plain(content), indent=2))
 
 
 def merge_config(found: Found, merge: Mapping[str, Any]) -> MergeConfig:

@@ -63,4 +63,4 @@ def _run(paths: list[str], flags: dict[str, Any]) -> None:
     asked = config.asked()
     with resumable(asked.output):
         outcome = sweep(asked)
-    print(json.dumps(sweep_report(outcome), indent=2, ensure_ascii=False) if config.json else "\n".join(lines(outcome)))
+    print(json.dumps(sweep_report(outcome), indent=2) if config.json else "\n".join(lines(outcome)))

@@ -75,6 +75,15 @@ def plain(text: str) -> str:
     return re.sub(r"\d+\.\d(?= \d+ \d+$)", "S", re.sub(r" +", " ", text), flags=re.M).replace(__version__, "V")
 
 
+def test_json_is_ascii(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of other commands: what an output can't encode is escaped in ways that JSON doesn't have."""
+    (folder / "a").rename("é")
+    run("é", "--with", "eval.yaml", "--json")
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    assert [row["model"] for row in json.loads(printed)["models"]] == ["é"]
+
+
 def test_models_stand_side_by_side_and_failures_keep_their_reasons(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The standard error of two values that are 2 apart is 1: their deviation is the root of 2, over the root of 2."""
     assert run("a", "raises", "dies", "b", "nan", "--with", "eval.yaml", "--json", "--workers", "2") == 1

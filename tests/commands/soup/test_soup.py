@@ -286,6 +286,13 @@ def test_scores_that_are_no_numbers_are_null(run: Path, capsys: pytest.CaptureFi
     assert said["checkpoints"][-1]["metrics"] == {"eval_loss": None}
 
 
+def test_json_is_ascii(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = run.rename(run.parent / "é")
+    assert cli("soup", str(named), "--json") == 0
+    printed = capsys.readouterr().out
+    assert printed.isascii() and json.loads(printed)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
