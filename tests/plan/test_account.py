@@ -21,6 +21,7 @@ from paddle_merge.plan.plan import Plan
 from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.request import Request
 from paddle_merge.run import time_estimate
+from paddle_merge.run.output import account_file
 from tests.conversion import test_layout
 from tests.conversion.lora import test_lora
 from tests.support.checkpoints import write
@@ -174,6 +175,11 @@ def test_the_account_in_a_file(pair: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         merge(MergeConfig(**pair, dry_run=True, overwrite=True, account=str(path)))
     assert any("and 10 more are missing in" in sentence for sentence in json.loads(path.read_text())["refused"])
+
+
+def test_a_file_whose_name_is_not_utf8_is_escaped(tmp_path: Path) -> None:
+    account_file.write(str(tmp_path / "account.json"), {"output": "caf\udce9 \u6570"})
+    assert json.loads((tmp_path / "account.json").read_text("utf-8")) == {"output": "caf\udce9 \u6570"}
 
 
 @pytest.mark.parametrize("name", ["a/config.json", "deep/out/x.json", "nowhere/x.json", "x.txt", "other.json"])

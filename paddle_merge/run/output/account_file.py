@@ -115,7 +115,7 @@ def write(path: str, content: Mapping[str, Any]) -> None:
     """Write the file, whole or not at all. Raises OutputError."""
     partial = f"{path}.partial"
     try:
-        with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(content, file, indent=1, ensure_ascii=False)
             file.write("\n")
         os.replace(partial, path)
