@@ -290,7 +290,8 @@ def test_json_is_ascii(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = run.rename(run.parent / "é")
     assert cli("soup", str(named), "--json") == 0
     printed = capsys.readouterr().out
-    assert printed.isascii() and json.loads(printed)
+    assert printed.isascii()
+    assert json.loads(printed)
 
 
 @pytest.mark.parametrize(
