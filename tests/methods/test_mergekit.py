@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from paddle_merge import ConfigError, MergeConfig, merge
 from paddle_merge.backends.budget import MemoryBudget
+from paddle_merge.backends.masks import mask_key
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods import ties as consensus
 from paddle_merge.methods.della import ByRowRank
@@ -293,9 +294,12 @@ def test_the_factor(values: list[float], factor: float) -> None:
 class Shaped(InMemory):
     """Also what a method knows of where its elements lie."""
 
-    name, first, seed = "t", 0, 5
+    name = "t"
     shape: tuple[int, ...] = ()
     transposed = False
+
+    def mask_key(self, model: int) -> tuple[int, int]:
+        return mask_key(5, model, self.name)
 
 
 @pytest.mark.parametrize("selecting", [64 << 20, 4000, 100])
