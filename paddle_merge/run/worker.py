@@ -59,12 +59,13 @@ class Worker:
     def merge_all(self, pieces: Iterable[tuple[TensorPlan, Piece]]) -> Iterator[Report]:
         """Merge pieces as `merge` does, small ones together where that can be; yield the report of each, in order."""
         for group in groups(pieces, self._together):
-            reports = self._merge_together(group) if len(group) > 1 else None
+            reports = self._merge_together(group) if len(group) > 1 and self._together else None
             yield from [self.merge(*one) for one in group] if reports is None else reports
 
     def _merge_together(self, group: Pieces) -> list[Report] | None:
         """Merge pieces as one. Returns None, and writes nothing, if there is a NaN or Inf, or if anything goes wrong whose
-        message doesn't name a tensor: then each is to be merged by itself."""
+        message doesn't name a tensor: then each is to be merged by itself. What goes wrong, other than for lack of memory,
+        is told, and this worker merges nothing together from then on."""
         first, size = group[0][0], sum(piece.stop - piece.start for _, piece in group)
         try:
             backend, source = self._backends.of(first), JoinedSource(group, self._files, self._scratch)
@@ -76,7 +77,13 @@ class Worker:
                 raw = backend.fetch(stored)()
         except MergeError:
             raise
-        except Exception:
+        except MemoryError:  # one takes less
+            return None
+        except Exception as error:
+            self._together = 0
+            these = f"those from {first.name!r} to {group[-1][0].name!r}"
+            why = f"{type(error).__name__}: {error}"
+            log.warning("small tensors are merged one by one, since %s failed together: %s", these, why)
             return None
         if not merging.all_finite or merging.overflowed:
             return None

@@ -20,7 +20,7 @@ from paddle_merge.plan.tensor_plan import Piece, TensorPlan
 from paddle_merge.recipe.request import Request
 from paddle_merge.run.job import Job, Report
 from paddle_merge.run.output.disk import ShardFiles
-from paddle_merge.run.together import MOST, groups
+from paddle_merge.run.together import MOST, JoinedSource, groups
 from paddle_merge.run.worker import Worker
 from tests.support.adapters import lora
 from tests.support.checkpoints import write
@@ -119,6 +119,30 @@ def test_tensors_without_nan_are_merged_but_once(tmp_path: Path, adapters: int, 
     assert [report.tensor for report in reports] == [tensor.name for tensor, _ in pieces]
     assert by_itself == [tensor.name for (tensor, _), *more in groups(pieces, MOST) if not more]
     assert len(by_itself) < len(pieces) // 2
+
+
+@pytest.mark.parametrize(("error", "told"), [(ZeroDivisionError("no"), True), (MemoryError(), False)])
+def test_a_group_that_fails_is_told_of(
+    tmp_path: Path, error: Exception, told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each tensor is then merged by itself, and comes out the same; one takes less memory than a group."""
+    plan = plan_of(MergeConfig(model_path_list=[model(tmp_path / "a", 0, "float32", 0.0)] * 2, merge_method="linear"))
+    pieces = [(plan.tensors[piece.tensor], piece) for piece in plan.pieces * 2]
+    several = [group for group in groups(pieces, MOST) if len(group) > 1]
+    assert len(several) > 1
+
+    def read(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(JoinedSource, "read", read)
+    worker = Worker(Job(None), lambda _: None)
+    caplog.clear()
+    reports = list(worker.merge_all(pieces))
+    assert reports == [worker.merge(*one) for one in pieces]
+    worker.close()
+    names = f"{several[0][0][0].name!r} to {several[0][-1][0].name!r}"
+    said = f"small tensors are merged one by one, since those from {names} failed together: ZeroDivisionError: no"
+    assert caplog.messages == ([said] if told else [])
 
 
 def test_nothing_is_counted_twice(tmp_path: Path) -> None:
