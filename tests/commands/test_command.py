@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.support import checkpoints
+from tests.support.names import not_utf8
 from tests.support.pages import ROOT
 
 PRINTING = [
@@ -84,11 +85,8 @@ def test_names_that_the_output_cannot_encode_are_escaped(here: Path, encoding: s
 
 
 def test_names_that_are_not_utf8_are_escaped(here: Path) -> None:
-    name = os.fsdecode(b"caf\xe9")
-    try:
-        os.rename("a", name)
-    except OSError:
-        pytest.skip("this file system wants UTF-8 names")
+    name = not_utf8(here)
+    os.rename("a", name)
     done = run(f"inspect {name}", {"PYTHONIOENCODING": "utf-8:strict"}, stdout=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == r"caf\udce9"

@@ -20,6 +20,7 @@ from paddle_merge.methods.paddlenlp import METHODS
 from paddle_merge.recipe.config import MergeConfig
 from tests.support import checkpoints
 from tests.support.command_lines import cli
+from tests.support.names import not_utf8
 from tests.support.sweeps import few
 
 ROOT = Path(__file__).parents[2]
@@ -650,12 +651,7 @@ def test_workers_do_not_import_from_the_working_directory(here: Path) -> None:
 
 @pytest.mark.parametrize("odd", ["model", "output"])
 def test_file_names_that_are_not_utf8(here: Path, odd: str) -> None:
-    name = os.fsdecode(b"caf\xe9")
-    try:
-        os.mkdir(name)
-    except OSError:
-        pytest.skip("this file system wants UTF-8 names")
-    os.rmdir(name)
+    name = not_utf8(here)
     if odd == "model":
         os.rename("a", name)
     model, output = (name, "o") if odd == "model" else ("a", name)

@@ -24,6 +24,7 @@ from paddle_merge.search.contract import Candidate, Scores
 from paddle_merge.search.sweep import sweep
 from paddle_merge.search.sweep_output import SweepOutcome, sweep_report
 from tests.support.checkpoints import read, write
+from tests.support.names import not_utf8
 
 RULE = "maximize reading subject to reward >= 0.9 of aligned"
 
@@ -256,13 +257,10 @@ def test_every_combination_of_a_recipes_free_values_is_scored(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("objectives", ["reading: maximize", "reading: maximize, reward: maximize"])
-@pytest.mark.parametrize("name", ["$x^$", os.fsdecode(b"caf\xe9")])
-def test_any_name_of_a_model_can_be_drawn_and_reported(tmp_path: Path, name: str, objectives: str) -> None:
+@pytest.mark.parametrize("name", ["$x^$", None])
+def test_any_name_of_a_model_can_be_drawn_and_reported(tmp_path: Path, name: str | None, objectives: str) -> None:
     """Between dollar signs, matplotlib reads a formula, and it has no signs for bytes that aren't UTF-8."""
-    try:
-        (tmp_path / name).mkdir()
-    except OSError:
-        pytest.skip("this file system wants UTF-8 names")
+    name = name or not_utf8(tmp_path)
     model(tmp_path / name, 1.0)
     model(tmp_path / "pre", 0.0)
     file = tmp_path / "grid.yaml"

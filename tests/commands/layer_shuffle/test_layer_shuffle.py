@@ -12,6 +12,7 @@ import yaml
 from paddle_merge.commands.layer_shuffle.draw import any_places, same_places, slices
 from tests.support.checkpoints import read
 from tests.support.command_lines import cli
+from tests.support.names import not_utf8
 from tests.support.recipes import model, models, q, up
 
 
@@ -63,11 +64,8 @@ def test_the_merge(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_file_names_that_are_not_utf8(here: Path) -> None:
-    name = os.fsdecode(b"caf\xe9")
-    try:
-        os.rename("a", name)
-    except OSError:
-        pytest.skip("this file system wants UTF-8 names")
+    name = not_utf8(here)
+    os.rename("a", name)
     assert cli("layer-shuffle", name, "b", "--seed", "3", "--output_path", "out") == 0
     os.rename(name, "a")
     assert cli("layer-shuffle", "a", "b", "--seed", "3", "--output_path", "same") == 0
