@@ -72,6 +72,8 @@ class NumpyBackend(Backend):
         self.budget = budget
         self._scratch = Scratch()
         self._nothing = np.empty(0, self.dtype)
+        self._rows = np.empty((0, 0), self.dtype)  # where `load` writes, and each of them
+        self._each = list[np.ndarray]()
         self._eights = np.empty(bits.CHUNK // 8, np.uint64)
         self._flags = self._eights.view(np.uint8)
 
@@ -103,16 +105,18 @@ class NumpyBackend(Backend):
     # --- from stored elements to numbers, and back
 
     def load(self, raws: Sequence[Any], dtypes: Sequence[DType], based: bool) -> tuple[Any, Any, list[Any]]:
-        size = len(raws[0])
-        rows = self._scratch.array("rows", len(raws) * size, self.dtype).reshape(len(raws), size)
-        each, base, bad = list(rows), self._nothing, [False] * len(raws)
-        if based:
-            base = each[-1]
-            bad[-1] = bool(_LOAD.get(dtypes[-1], bits.load_float)(raws[-1], self._nothing, base))
-        for source in range(len(raws) - based):
-            loop = _LOAD.get(dtypes[source], bits.load_float)
-            bad[source] = bool(loop(raws[source], base, each[source]))
-        return (rows[:-1], base, bad) if based else (rows, None, bad)
+        shape = len(raws), len(raws[0])
+        if self._rows.shape != shape:
+            self._rows = self._scratch.array("rows", shape[0] * shape[1], self.dtype).reshape(shape)
+            self._each = list(self._rows)
+        loops = [_LOAD.get(dtype, bits.load_float) for dtype in dtypes]
+        if not based:
+            bad = [loop(raw, self._nothing, row) for loop, raw, row in zip(loops, raws, self._each, strict=True)]
+            return self._rows, None, bad
+        *models, base = self._each
+        last = loops.pop()(raws[-1], self._nothing, base)
+        bad = [loop(raw, base, row) for loop, raw, row in zip(loops, raws, models, strict=False)]
+        return self._rows[:-1], base, [*bad, last]
 
     def store(self, values: np.ndarray, dtype: DType) -> tuple[Any, Any]:
         raw = self._scratch.array("raw", len(values), dtype.raw)

@@ -34,13 +34,14 @@ class OpenFiles:
 
     def _file(self, path: str) -> int:
         """Return the descriptor of a file, opened if it isn't yet. Raises OSError."""
-        if path in self._open:
+        file = self._open.get(path)
+        if file is not None:
             self._open.move_to_end(path)
-        else:
-            if len(self._open) >= self._limit:
-                os.close(self._open.popitem(last=False)[1])
-            self._open[path] = os.open(path, self._flags)
-        return self._open[path]
+            return file
+        if len(self._open) >= self._limit:
+            os.close(self._open.popitem(last=False)[1])
+        file = self._open[path] = os.open(path, self._flags)
+        return file
 
     def close(self) -> None:
         """Close all files."""
@@ -69,7 +70,7 @@ class Files(OpenFiles):
         entry = stored(entry)
         try:
             if not entry.parts:
-                self._fill(entry.file, entry.offset + start * entry.dtype.itemsize, out.view(np.uint8).data)
+                self._fill(entry.file, entry.offset + start * entry.dtype.itemsize, out)
             elif entry.scattered and FEW < out.nbytes < self._panel:
                 self._read_panels(entry, start, out.view(np.uint8).view(entry.dtype.raw))
             else:
@@ -81,16 +82,16 @@ class Files(OpenFiles):
         except OSError as error:
             raise WorkError(f"{entry.file}: can't read tensor {entry.name!r} ({error.strerror})") from None
 
-    def _fill(self, path: str, offset: int, view: memoryview) -> None:
-        """Fill view with a file's bytes from `offset` on. Raises OSError, or EOFError with the path if the file ends."""
-        file = self._file(path)
-        while view:
-            count = os.preadv(file, [view], offset)
-            if count == len(view):
-                return
+    def _fill(self, path: str, offset: int, out: np.ndarray | memoryview) -> None:
+        """Fill `out`, which is C-contiguous, with a file's bytes from `offset` on. Raises OSError, or EOFError with the path
+        if the file ends."""
+        file, done, nbytes = self._file(path), 0, out.nbytes
+        while done < nbytes:
+            rest = np.frombuffer(out, np.uint8)[done:] if done else out
+            count = os.preadv(file, [rest], offset + done)
             if count == 0:
                 raise EOFError(path)
-            view, offset = view[count:], offset + count
+            done += count
 
     def _fill_nibbles(self, path: str, first: int, view: memoryview) -> None:
         """Fill view with a file's nibbles from number `first` on, one per byte. Raises OSError, or EOFError."""

@@ -38,19 +38,21 @@ class Fingerprint:
         """
         if start != self.stop:
             return
-        done, size = 0, len(raw)
-        if 0 < size < self._size and start % self._size == 0:  # all of a small tensor, as the most of many tensors are
-            self._block = xxhash.xxh3_128(raw.data, start // self._size)
-            self.stop += size
-            return
-        while done < size:
-            if self._block is None:
-                self._block = xxhash.xxh3_128(seed=self.stop // self._size)
-            count = min(self._size - self.stop % self._size, size - done)
-            self._block.update(raw if count == size else raw[done : done + count])
-            done, self.stop = done + count, self.stop + count
-            if self.stop % self._size == 0:
-                self._sum, self._block = self._sum + self._block.intdigest(), None
+        block, size = self._size, len(raw)
+        self.stop += size
+        while size:
+            seed, at = divmod(start, block)
+            count = min(block - at, size)
+            part = raw if count == size else raw[:count]
+            if count == block:
+                self._sum += xxhash.xxh3_128_intdigest(part, seed)
+            elif at == 0:
+                self._block = xxhash.xxh3_128(part, seed)
+            else:
+                self._block.update(part)
+                if at + count == block:
+                    self._sum, self._block = self._sum + self._block.intdigest(), None
+            raw, start, size = raw[count:], start + count, size - count
 
     def hexdigest(self) -> str:
         """Return the fingerprint as 32 hexadecimal digits."""

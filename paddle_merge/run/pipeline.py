@@ -89,9 +89,7 @@ class Pipeline:
         self._source, self._backend, self._progress = source, backend, progress
         self._dtypes = source.dtypes
         self._based = tensor.base is not None
-        self._bad: list[list[Any]] = [
-            [] for _ in self._dtypes
-        ]  # of each source: a bool per block, maybe still on the device
+        self._bad: list[list[Any]] = []  # of each block: a bool per source, maybe still on the device
         self._bad_out: list[Any] = []
         self.measured = Measured((), None)
         self._counted = False  # whether the bytes that are read have been reported as progress
@@ -101,7 +99,8 @@ class Pipeline:
 
     @property
     def not_finite(self) -> tuple[int, ...]:
-        return tuple(number for number, bad in zip(self._tensor.numbers, self._bad, strict=True) if any(map(bool, bad)))
+        numbers = enumerate(self._tensor.numbers)
+        return tuple(number for place, number in numbers if any(bad[place] for bad in self._bad))
 
     @property
     def all_finite(self) -> bool:
@@ -109,7 +108,7 @@ class Pipeline:
 
     @property
     def overflowed(self) -> bool:
-        return any(map(bool, self._bad_out)) and not self.not_finite
+        return any(self._bad_out) and not self.not_finite
 
     # --- what methods may ask for while they measure
 
@@ -176,22 +175,20 @@ class Pipeline:
             start, x, base = self._whole
             yield start, x.copy() if self._backend.in_place else x, base
             return
+        read, load, numbers = self._source.read, self._backend.load, range(len(self._dtypes))
+        itemsizes = sum(dtype.itemsize for dtype in self._dtypes)
         for start in range(first, stop, block):
             count = min(block, stop - start)
-            raws = []
-            for number, dtype in enumerate(self._dtypes):
-                raws.append(self._source.read(number, start, count))
-                if not self._counted:
-                    self._progress(count * dtype.itemsize)
-            x, base, bad = self._backend.load(raws, self._dtypes, self._based)
+            raws = [read(number, start, count) for number in numbers]
+            x, base, bad = load(raws, self._dtypes, self._based)
             self._common = None
-            if all(map(bool, bad)):
+            if all(bad):
                 self._met_common = True
                 self._common = CommonBits(raws, self._dtypes, self._tensor.compute)
-                x, base, bad = self._backend.load(self._common.without, self._dtypes, self._based)
+                x, base, bad = load(self._common.without, self._dtypes, self._based)
             if not self._counted:
-                for found, block_bad in zip(self._bad, bad, strict=True):
-                    found.append(block_bad)
+                self._progress(count * itemsizes)
+                self._bad.append(bad)
             if count == self._piece.stop - self._piece.start:
                 if not self._backend.in_place:
                     self._whole = start, x, base

@@ -23,12 +23,9 @@ class ShardFiles(OpenFiles):
 
     def write(self, path: str, offset: int, raw: np.ndarray) -> None:
         """Write all of raw, which is C-contiguous, at byte `offset` of an existing file. Raises OSError."""
-        file, view = self._file(path), raw.view(np.uint8).data
-        while view:
-            count = os.pwrite(file, view, offset)
-            if count == len(view):
-                return
-            view, offset = view[count:], offset + count
+        file, done, nbytes = self._file(path), 0, raw.nbytes
+        while done < nbytes:
+            done += os.pwrite(file, np.frombuffer(raw, np.uint8)[done:] if done else raw, offset + done)
 
     def start_writeback(self, path: str, offset: int, length: int) -> None:
         """Let the system start to write this range to the disk, so that fsync has less to wait for.
