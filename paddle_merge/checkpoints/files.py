@@ -70,7 +70,7 @@ class Files(OpenFiles):
         entry = stored(entry)
         try:
             if not entry.parts:
-                self._fill(entry.file, entry.offset + start * entry.dtype.itemsize, out)
+                self._fill(entry.file, entry.offset + start * entry.dtype.itemsize, out.data)
             elif entry.scattered and FEW < out.nbytes < self._panel:
                 self._read_panels(entry, start, out.view(np.uint8).view(entry.dtype.raw))
             else:
@@ -82,12 +82,12 @@ class Files(OpenFiles):
         except OSError as error:
             raise WorkError(f"{entry.file}: can't read tensor {entry.name!r} ({error.strerror})") from None
 
-    def _fill(self, path: str, offset: int, out: np.ndarray | memoryview) -> None:
-        """Fill `out`, which is C-contiguous, with a file's bytes from `offset` on. Raises OSError, or EOFError with the path
-        if the file ends."""
-        file, done, nbytes = self._file(path), 0, out.nbytes
+    def _fill(self, path: str, offset: int, view: memoryview) -> None:
+        """Fill view, C-contiguous, with a file's bytes from `offset` on. Raises OSError, or EOFError with the path if the
+        file ends."""
+        file, done, nbytes = self._file(path), 0, view.nbytes
         while done < nbytes:
-            rest = np.frombuffer(out, np.uint8)[done:] if done else out
+            rest = np.frombuffer(view, np.uint8)[done:].data if done else view
             count = os.preadv(file, [rest], offset + done)
             if count == 0:
                 raise EOFError(path)

@@ -38,12 +38,12 @@ class Fingerprint:
         """
         if start != self.stop:
             return
-        block, size = self._size, len(raw)
+        block, view, size = self._size, raw.data, len(raw)
         self.stop += size
         while size:
             seed, at = divmod(start, block)
             count = min(block - at, size)
-            part = raw if count == size else raw[:count]
+            part = view[:count]
             if count == block:
                 self._sum += xxhash.xxh3_128_intdigest(part, seed)
             elif at == 0:
@@ -52,7 +52,7 @@ class Fingerprint:
                 self._block.update(part)
                 if at + count == block:
                     self._sum, self._block = self._sum + self._block.intdigest(), None
-            raw, start, size = raw[count:], start + count, size - count
+            view, start, size = view[count:], start + count, size - count
 
     def hexdigest(self) -> str:
         """Return the fingerprint as 32 hexadecimal digits."""

@@ -25,7 +25,7 @@ class ShardFiles(OpenFiles):
         """Write all of raw, which is C-contiguous, at byte `offset` of an existing file. Raises OSError."""
         file, done, nbytes = self._file(path), 0, raw.nbytes
         while done < nbytes:
-            done += os.pwrite(file, np.frombuffer(raw, np.uint8)[done:] if done else raw, offset + done)
+            done += os.pwrite(file, np.frombuffer(raw, np.uint8)[done:].data if done else raw.data, offset + done)
 
     def start_writeback(self, path: str, offset: int, length: int) -> None:
         """Let the system start to write this range to the disk, so that fsync has less to wait for.
