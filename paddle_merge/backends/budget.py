@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TOGETHER = 1 << 15  # elements of each model that small tensors have, at most, which are merged as one: few beside a block's
+MOST_TOGETHER = 1 << 8  # of such tensors; for each of them there are objects of Python, too
+
 
 @dataclass(frozen=True)
 class MemoryBudget:
@@ -22,6 +25,11 @@ class MemoryBudget:
     resident: int = 64 << 20
     panel: int = 16 << 20
     selecting: int = 64 << 20
+
+    @property
+    def together(self) -> int:
+        """How many elements of each model small tensors have, at most, that are merged as one."""
+        return min(TOGETHER, self.block)
 
 
 DEFAULT_BUDGET = MemoryBudget()

@@ -22,9 +22,6 @@ class Breadcrumbs(KeepRanks):
 
     gamma: tuple[float, ...]
 
-    def of_model(self, model: int) -> Breadcrumbs:
-        return Breadcrumbs(self.density_of(model), (self.gamma[model],))
-
     def interval(self, model: int, size: int) -> tuple[int, int]:
         count = max(0, int(self.density_of(model) * size))
         first = max(0, size - count - int(self.gamma[model] * size))

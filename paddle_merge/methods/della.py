@@ -81,6 +81,8 @@ class ByTensorRank(Keep):
         return True
 
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
+        if size <= SMALL:
+            return models * size * (8 + 4 + 2 * itemsize)
         counters = 4 if size < 2**32 else 8
         return BINS * models * (counters + 4 + itemsize)
 
@@ -176,9 +178,6 @@ class ByRowRank(Keep):
 
     random = True
 
-    def of_model(self, model: int) -> ByRowRank:
-        return ByRowRank(self.density_of(model), (self.epsilon[model],))
-
     @property
     def measures(self) -> bool:
         return self.thins
@@ -188,10 +187,10 @@ class ByRowRank(Keep):
         return drawn * (size // 8 + 1) + min(drawn * size * itemsize, budget.selecting) + min(size, SORTED) * (itemsize + 8)
 
     def row_memory(self, models: int, shape: tuple[int, ...], transposed: bool, itemsize: int) -> int:
-        """Return what rows take that are longer than what is sorted together: one of each model, and its order; its limits,
-        by rank and by element."""
+        """Return what rows take that are longer than what is sorted together: one of each model, and its order; the
+        limits of each model's by rank, and one by element."""
         length = axes_of_rows(shape, transposed)[1]
-        return length * (len(self.thinned(models)) * itemsize + itemsize + 8 + 8 + 4 + 8 + 4 + 1)
+        return length * (len(self.thinned(models)) * (itemsize + 4) + itemsize + 8 + 8 + 4 + 8 + 1)
 
     def masks(self, tensor: Tensor, backend: Backend, divide: bool) -> Sequence[Mask | None]:
         from .shared.row_ranks import keep_by_rank  # planning does without

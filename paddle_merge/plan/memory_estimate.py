@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from itertools import zip_longest
 
-from ..backends.budget import DEFAULT_BUDGET, MemoryBudget
+from ..backends.budget import DEFAULT_BUDGET, MOST_TOGETHER, MemoryBudget
 from ..backends.engine import Engine
 from ..backends.machine import cores, free_memory
 from ..checkpoints.tensors import StoredEntry
@@ -35,6 +35,7 @@ _HEADER = 1 << 10  # the command, for each tensor of each input
 _TOKEN = 200  # of a vocabulary
 _TOKENIZER = 1450  # per token, while the library, or JSON, has a tokenizer in memory
 _STEP = 1 << 16  # elements of an earlier merge's tensor merged at a time
+_OBJECTS = 2 << 10  # of Python, for each input of each small tensor, while several are merged as one
 _COPIED = 5 << 20  # while parts of scattered tensors, or of those stored as text, are copied
 
 
@@ -113,7 +114,7 @@ class _Worker:
         found += sum(_each(budget.panel, self._kinds))
         found += sum(_kept(budget.resident, [one for one in self._kinds if one.resolved.measures]))
         found += _most(_measured(one, budget) for one in self._kinds) + _most(map(_staged, self._kinds))
-        blocks = _most(_block(one, budget.block) for one in self._kinds)
+        blocks = _most(max(_block(one, budget.block), _group(one, budget)) for one in self._kinds)
         if engine.tensor_type == "np":
             return found + blocks
         if engine.on_cpu:
@@ -164,6 +165,18 @@ def _block(tensor: TensorPlan, block: int) -> int:
     inputs = _itemsizes(tensor)
     each = sum(inputs) + (len(inputs) + 1) * (_wide(tensor) + 4) + tensor.rounded.itemsize
     return min(block, tensor.size) * each + _encoded(tensor)
+
+
+def _group(tensor: TensorPlan, budget: MemoryBudget) -> int:
+    """Return the bytes of tensors like this one that are merged as one (run/together.py): their blocks and what is told of
+    each; and for a sparsifier (run/alike.py) all of them twice more, and what it measures."""
+    if not 0 < tensor.size <= budget.together // 2:
+        return 0
+    count = min(MOST_TOGETHER, budget.together // tensor.size)
+    each = len(tensor.inputs) * _OBJECTS
+    if tensor.resolved.sparsifier is not None:
+        each += 2 * len(tensor.inputs) * tensor.size * _wide(tensor) + _measured(tensor, budget)
+    return _block(dataclasses.replace(tensor, shape=(count * tensor.size,)), budget.block) + count * each
 
 
 def _encoded(tensor: TensorPlan) -> int:

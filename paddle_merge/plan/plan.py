@@ -156,7 +156,8 @@ def suited(tensors: Sequence[TensorPlan], most: int, ranks: int = 1) -> int:
 
 
 def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
-    """Cut tensors into pieces of at most PIECE_BYTES, largest first, so that workers finish together.
+    """Cut tensors into pieces of at most PIECE_BYTES, largest first, so that workers finish together; and those of one shape
+    together, since many small tensors of one shape can be merged as one (run/together.py).
 
     A tensor that must be measured before it is merged stays in one piece. If it is more than a worker's share of everything,
     several threads merge it.
@@ -171,7 +172,7 @@ def cut(tensors: Sequence[TensorPlan], workers: int) -> tuple[Piece, ...]:
                 threads = min(workers, MOST_THREADS, -(-tensor.traffic // share))
         for start in range(0, tensor.size, step):
             pieces.append(Piece(number, start, min(start + step, tensor.size), threads))
-    return tuple(sorted(pieces, key=lambda piece: piece.start - piece.stop))
+    return tuple(sorted(pieces, key=lambda piece: (piece.start - piece.stop, tensors[piece.tensor].shape)))
 
 
 def _in_threads(tensor: TensorPlan) -> bool:

@@ -35,7 +35,7 @@ from .encoder import Encoder
 from .pipeline import Source, merge_tensor
 from .pool import MOST_PIECES
 from .sources import FileSource
-from .together import MOST, JoinedSource, Pieces, groups
+from .together import JoinedSource, Pieces, groups, joined, suits
 from .worker import Backends
 
 SECONDS = 1.2  # for merging pieces; reading from the disk and flushing to it come on top
@@ -152,8 +152,8 @@ class _Bench:
         self._backends, self._scratch = Backends(plan.engine), Scratch()
         self._at = 0
         self._kinds: dict[object, list[TensorPlan]] = {}
-        for tensor in plan.tensors:
-            if tensor.merged and tensor.size and not _pursuits(tensor.inputs) and not _of_prompts(tensor.inputs):
+        for tensor in [plan.tensors[number] for number in dict.fromkeys(piece.tensor for piece in plan.pieces)]:
+            if tensor.merged and not _pursuits(tensor.inputs) and not _of_prompts(tensor.inputs):
                 self._kinds.setdefault(_kind(tensor), []).append(tensor)
 
     def load(self) -> float:
@@ -187,9 +187,9 @@ class _Bench:
                 count = min(tensor.size, PIECE // sum(inputs))
                 cost = _Cost()
                 self._begin_again()
-                most = min(MOST, self._backends.of(tensor).block(len(tensor.sources)))
+                most = self._plan.engine.budget.together
                 group = next(groups(((one, Piece(0, 0, one.size)) for one in its), most))
-                if len(group) > 1:
+                if len(group) > 1 and suits(joined(group), self._backends.of(tensor)):
                     self._merge_together(group, cost)
                 else:
                     self._merge(tensor, cost, places.randrange(tensor.size - count + 1), count)
@@ -213,8 +213,8 @@ class _Bench:
 
     def _merge_together(self, group: Pieces, cost: _Cost) -> None:
         """Merge small tensors as a worker does."""
-        begun, size = time.perf_counter(), sum(piece.stop for _, piece in group)
-        self._measure(group[0][0], JoinedSource(group, self._files, self._scratch), cost, Piece(0, 0, size), begun)
+        begun, one = time.perf_counter(), joined(group)
+        self._measure(one, JoinedSource(group, self._files, self._scratch), cost, Piece(0, 0, one.size), begun)
 
     def _measure(self, tensor: TensorPlan, source: Source, cost: _Cost, piece: Piece, begun: float) -> None:
         """Add to `cost` what is spent on merging what the source has of a piece. begun: when the source was begun."""

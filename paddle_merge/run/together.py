@@ -1,16 +1,20 @@
 """Merge small tensors together, as if they were one: to begin with a tensor takes far longer than to merge a few hundred
 elements.
 
-Only tensors of which each element depends on nothing but the same element of every input are merged so.
+Merged so are tensors of which each element depends on nothing but the same element of every input; and, if they have the
+same shape, those that a sparsifier measures first (alike.py).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ..backends.backend import Backend
+from ..backends.budget import MOST_TOGETHER
 from ..backends.scratch import Scratch
 from ..checkpoints.files import Files
 from ..checkpoints.fingerprint import Fingerprint
@@ -20,8 +24,7 @@ from ..conversion.lora.together import kind_of, read_together
 from ..conversion.readers import reader
 from ..dtypes import FLOAT32, FLOAT64, DType
 from ..plan.tensor_plan import Piece, TensorPlan
-
-MOST = 1 << 15  # elements that are merged together; then little memory is taken that a merge of large tensors doesn't take
+from .alike import Alike, SparsifiedApart
 
 Pieces = Sequence[tuple[TensorPlan, Piece]]
 
@@ -29,11 +32,12 @@ Pieces = Sequence[tuple[TensorPlan, Piece]]
 def groups(pieces: Iterable[tuple[TensorPlan, Piece]], most: int) -> Iterator[Pieces]:
     """Yield the pieces in order, in groups that can be merged as one.
 
-    most: elements of a group of several, with those of the factors that are read for it.
+    most: elements of a group of several, with those of the factors that are read for it. Of the smallest tensors a group has
+    fewer: MOST_TOGETHER.
     """
     group, size, last = list[tuple[TensorPlan, Piece]](), 0, None
     for tensor, piece in pieces:
-        kind, count = _kind(tensor, piece), _elements(tensor, piece)
+        kind, count = _kind(tensor, piece), max(_elements(tensor, piece), most // MOST_TOGETHER)
         if group and (kind is None or kind != last or size + count > most):
             yield group
             group, size = [], 0
@@ -46,14 +50,18 @@ def groups(pieces: Iterable[tuple[TensorPlan, Piece]], most: int) -> Iterator[Pi
 def _kind(tensor: TensorPlan, piece: Piece) -> object:
     """Return what is equal for pieces that can be merged as one; None for a piece that can't be merged with others."""
     method = tensor.resolved
-    if not tensor.merged or tensor.scales is not None or method.sparsifier is not None or method.measures:
+    if not tensor.merged or tensor.scales is not None or method.merger.measures:
         return None
-    inputs = []
+    alike, inputs = None, []
+    if method.sparsifier is not None:
+        if piece.stop - piece.start != tensor.size or any(entry.dtype.itemsize == 8 for entry in tensor.inputs):
+            return None
+        alike = tensor.shape, tensor.transposed, tensor.seed
     for entry in tensor.inputs:
         if not isinstance(entry, StoredEntry | AdaptedEntry) or entry.whole:
             return None
         inputs.append((entry.dtype, entry.computed, _adapted(entry, tensor, piece)))
-    return id(method), tensor.dtype, tensor.compute, tensor.base is None, tensor.numbers, inputs
+    return id(method), tensor.dtype, tensor.compute, tensor.base is None, tensor.numbers, alike, inputs
 
 
 def _elements(tensor: TensorPlan, piece: Piece) -> int:
@@ -66,6 +74,21 @@ def _adapted(entry: TensorEntry, tensor: TensorPlan, piece: Piece) -> object:
     """Return what is equal for adapted tensors that can be read together; None for what can't."""
     whole = piece.stop - piece.start == tensor.size
     return kind_of(entry) if whole and isinstance(entry, AdaptedEntry) else None
+
+
+def joined(pieces: Pieces) -> TensorPlan:
+    """Return how pieces of a group are merged as one tensor."""
+    first, method = pieces[0][0], pieces[0][0].resolved
+    if method.sparsifier is not None:
+        alike = Alike([tensor.masked_as for tensor, _ in pieces], first.shape, first.transposed, first.seed)
+        method = dataclasses.replace(method, sparsifier=SparsifiedApart(method.sparsifier, alike))
+    return dataclasses.replace(first, shape=(sum([piece.stop - piece.start for _, piece in pieces]),), resolved=method)
+
+
+def suits(one: TensorPlan, backend: Backend) -> bool:
+    """Return whether a backend can merge tensors joined as `one`. Devices without much memory take smaller blocks; and where
+    formulas don't work in place, sparsifying each row takes as long as to merge a tensor by itself."""
+    return one.size <= backend.block(len(one.sources)) and (one.resolved.sparsifier is None or backend.in_place)
 
 
 class JoinedSource:
@@ -95,7 +118,7 @@ class JoinedSource:
         return raw
 
     def sample(self, number: int, clusters: int, step: int, width: int) -> np.ndarray:
-        raise RuntimeError("tensors that are merged together aren't measured")
+        raise RuntimeError("tensors that are merged together are read whole")
 
 
 def cut(pieces: Pieces, raw: np.ndarray) -> Iterator[np.ndarray]:

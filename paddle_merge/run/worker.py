@@ -27,7 +27,7 @@ from .job import Job, Report
 from .output.disk import ShardFiles, remedy
 from .pipeline import Measured, Pipeline, merge_tensor
 from .sources import FileSource
-from .together import MOST, JoinedSource, Pieces, cut, fingerprint, groups
+from .together import JoinedSource, Pieces, cut, fingerprint, groups, joined, suits
 
 log = logging.getLogger("paddle_merge")
 WRITEBACK = 1 << 20  # bytes of a piece whose way to the disk begins as soon as it is written
@@ -54,7 +54,7 @@ class Worker:
         self._files, self._shards, self._scratch = Files(panel=job.engine.budget.panel), ShardFiles(), Scratch()
         self._backends = Backends(job.engine)
         self._resident = job.engine.budget.resident
-        self._together = min(MOST, job.engine.budget.block)
+        self._together = job.engine.budget.together
 
     def merge_all(self, pieces: Iterable[tuple[TensorPlan, Piece]]) -> Iterator[Report]:
         """Merge pieces as `merge` does, small ones together where that can be; yield the report of each, in order."""
@@ -66,13 +66,13 @@ class Worker:
         """Merge pieces as one. Returns None, and writes nothing, if there is a NaN or Inf, or if anything goes wrong whose
         message doesn't name a tensor: then each is to be merged by itself. What goes wrong, other than for lack of memory,
         is told, and this worker merges nothing together from then on."""
-        first, size = group[0][0], sum(piece.stop - piece.start for _, piece in group)
+        first, one = group[0][0], joined(group)
         try:
             backend, source = self._backends.of(first), JoinedSource(group, self._files, self._scratch)
-            if size > backend.block(len(first.sources)):  # of a device without much memory
+            if not suits(one, backend):
                 return None
             with backend.at_work():
-                merging = merge_tensor(dataclasses.replace(first, shape=(size,)), source, backend)
+                merging = merge_tensor(one, source, backend)
                 ((stored, _),) = merging.merged()
                 raw = backend.fetch(stored)()
         except MergeError:
@@ -170,7 +170,7 @@ class Worker:
             pipeline = Pipeline(one, source, backend, Piece(0, 0, one.size), self._progress)
             pipeline.first = model
             with backend.at_work():
-                states = sparsifier.of_model(model).prepare(pipeline, backend)
+                states = sparsifier.of_models([model]).prepare(pipeline, backend)
             return Measured(states, None) if pipeline.all_finite else None
 
     def close(self) -> None:

@@ -218,7 +218,7 @@ def test_an_input_that_changes_while_it_is_read(
 ) -> None:
     """Nothing of what may come of its new bytes is noted, or becomes a checkpoint."""
     victim, right, done = pair[1] / "model.safetensors", Worker.merge, 0
-    monkeypatch.setattr("paddle_merge.run.worker.MOST", 0)  # one piece after the other
+    monkeypatch.setattr("paddle_merge.backends.budget.TOGETHER", 0)  # one piece after the other
     before = victim.stat()
     monkeypatch.setattr(journal, "SECONDS", seconds)
 
@@ -255,7 +255,7 @@ def test_after_a_failed_sync_nothing_more_is_noted(
 
     monkeypatch.setattr(journal, "SECONDS", 0.0)
     monkeypatch.setattr(journal, "fsync", fsync)
-    monkeypatch.setattr("paddle_merge.run.worker.MOST", 0)  # one piece after the other
+    monkeypatch.setattr("paddle_merge.backends.budget.TOGETHER", 0)  # one piece after the other
     noted = []
     bring = journal.Journal._bring
     monkeypatch.setattr(journal.Journal, "_bring", lambda self, new: [bring(self, new), noted.extend(new)][0])

@@ -495,7 +495,7 @@ def test_the_same_bytes_however_it_is_cut(
         patch.setattr("paddle_merge.plan.plan.PIECE_BYTES", 1 << 17)
         patch.setattr("paddle_merge.plan.planner.cut", lambda tensors, _: plan.cut(tensors, 2))  # as for two workers
         patch.setattr(journal, "SECONDS", 0.0)
-        patch.setattr("paddle_merge.run.worker.MOST", 0)  # one piece after the other
+        patch.setattr("paddle_merge.backends.budget.TOGETHER", 0)  # one piece after the other
         patch.setattr(Worker, "merge", merge_few)
         with pytest.raises(KeyboardInterrupt):
             sources.merged(method, given, out=f"stopped {method}")

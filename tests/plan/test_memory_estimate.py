@@ -5,11 +5,13 @@ What is announced must not grow with the tensor, except for what a method declar
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,14 @@ import pytest
 from paddle_merge import MergeConfig
 from paddle_merge.methods.registry import find
 from paddle_merge.plan.memory_estimate import memory
+from paddle_merge.plan.plan import Plan
 from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.request import Request
+from paddle_merge.run.job import Job
+from paddle_merge.run.worker import Worker
 from tests.methods.test_laws import LAWS
 from tests.support.checkpoints import to_bits
+from tests.support.checkpoints import write as written
 from tests.support.processes import memory_of
 
 TILE = 1 << 20
@@ -109,6 +115,50 @@ def test_what_is_announced_does_not_grow_with_the_tensor(headers: Path, method: 
     allowed = SLACK + models * (BITS.get(method, 0) * more + LINES * (LARGE[0] - SMALL[0]))
     grows = announced(method, headers, "large") - announced(method, headers, "small")
     assert grows <= allowed or method in WHOLE
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("task_arithmetic", ""),
+        ("paddlenlp:ties", ""),
+        ("paddlenlp:della", ""),
+        ("breadcrumbs", "density: 0.5"),
+        ("della", "density: 0.5"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 128, 1 << 14])
+def test_small_tensors_are_announced_as_they_are_merged(tmp_path: Path, size: int, method: str, own: str) -> None:
+    """Together: more of them than are merged as one, of as many models that what each takes counts."""
+    random = np.random.default_rng(0)
+
+    def plan_of(count: int, size: int) -> Plan:
+        paths = []
+        for number in range(13):
+            tensors = {f"{name}": random.standard_normal(size) for name in range(count)}
+            paths.append(written(tmp_path / f"{count} {number}", tensors, "float32"))
+        its = ", ".join(["weight: 1.0", *[own] * bool(own)])
+        listed = "".join(f"  - model: {path}\n    parameters: {{{its}}}\n" for path in paths[1:])
+        text = f"merge_method: {method}\nbase_model: {paths[0]}\nmodels:\n{listed}"
+        return make_plan(Request.of(MergeConfig(recipe_yaml=text, output_path="out")).checked_recipe(), 1)
+
+    def of_one_worker(plan: Plan) -> int:
+        return memory(dataclasses.replace(plan, n_process=2)) - memory(plan)
+
+    def peak(plan: Plan) -> int:
+        worker = Worker(Job(None), lambda _: None)
+        pieces = [(plan.tensors[piece.tensor], piece) for piece in plan.pieces]
+        tracemalloc.start()
+        for _ in worker.merge_all(pieces):
+            pass
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        worker.close()
+        return found
+
+    nothing, many = plan_of(1, 0), plan_of(min(300, (1 << 16) // size), size)
+    peak(many)  # loads what is loaded once
+    assert peak(many) <= of_one_worker(many) - of_one_worker(nothing)
 
 
 @pytest.mark.exhaustive  # seconds each; test_faults.py has a merge that keeps below a ceiling

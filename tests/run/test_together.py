@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from paddle_merge import MergeConfig, WorkError
+from paddle_merge.backends.budget import DEFAULT_BUDGET
 from paddle_merge.checkpoints.fingerprint import BLOCK
 from paddle_merge.checkpoints.tensors import StoredEntry, stored
 from paddle_merge.dtypes import BFLOAT16, FLOAT32
@@ -20,11 +21,12 @@ from paddle_merge.plan.tensor_plan import Piece, TensorPlan
 from paddle_merge.recipe.request import Request
 from paddle_merge.run.job import Job, Report
 from paddle_merge.run.output.disk import ShardFiles
-from paddle_merge.run.together import MOST, JoinedSource, groups
+from paddle_merge.run.together import JoinedSource, groups
 from paddle_merge.run.worker import Worker
 from tests.support.adapters import lora
 from tests.support.checkpoints import write
 
+MOST = DEFAULT_BUDGET.together
 SPECIAL = (np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0)
 MIX = ResolvedMethod(None, Linear((1.0,)))
 LAYERS = {f"model.layers.{number}.mlp.{word}_proj": (7, 5, 2) for number in range(9) for word in ("up", "gate")}
@@ -55,7 +57,8 @@ def each_way(plan: Plan, folder: Path) -> list[tuple[list[Report], bytes, int]]:
     """Return the reports, the file and the bytes of progress of a merge block by block, and of one of all together."""
     found, pieces = [], list[tuple[TensorPlan, Piece]]()
     for number, _, size, _ in plan.pieces:
-        cuts = [(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+        step = size if plan.tensors[number].resolved.measures else BLOCK
+        cuts = [(start, min(start + step, size)) for start in range(0, size, step)]
         pieces += [(plan.tensors[number], Piece(number, *ends)) for ends in cuts]
     assert max(map(len, groups(pieces, MOST))) > 10
     for all_together in (False, True):
@@ -85,6 +88,49 @@ def test_same_as_each_by_itself(tmp_path: Path, method: str, given: str, count: 
     )
     alone, joined = each_way(plan_of(config), tmp_path)
     assert joined[:2] == alone[:2]
+
+
+@pytest.mark.parametrize("special", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(
+    ("method", "given", "own"),
+    [
+        ("paddlenlp:ties", "reserve_p: 0.4", ("",) * 3),
+        ("paddlenlp:ties", "ties_zero_sign: drop, ties_elect_type: count, rescale: false", ("",) * 3),
+        ("paddlenlp:dare_linear", "reserve_p: 0.4", ("",) * 3),
+        ("paddlenlp:della", "reserve_p: 0.4", ("",) * 3),
+        ("ties", "weight: 1.0", ("density: 0.3", "density: 1.0", "density: 0.0")),
+        ("dare_ties", "weight: 1.0", ("density: 0.3", "density: 1.0", "density: 0.0")),
+        ("della", "weight: 1.0", ("density: 0.3, epsilon: 0.2", "density: 1.0", "density: 0.6, epsilon: 0.1")),
+        ("breadcrumbs_ties", "weight: 1.0", ("density: 0.3, gamma: 0.1", "density: 0.6", "density: 0.9, gamma: 0.05")),
+    ],
+)
+def test_sparsified_same_as_each_by_itself(
+    tmp_path: Path, method: str, given: str, own: tuple[str, ...], dtype: str, special: float
+) -> None:
+    base, *paths = [model(tmp_path / f"{seed}", seed, dtype, special) for seed in range(4)]
+    listed = [f"  - model: {path}\n    parameters: {{{its}}}\n" for path, its in zip(paths, own, strict=True)]
+    text = f"merge_method: {method}\nbase_model: {base}\nmodels:\n{''.join(listed)}parameters: {{{given}}}\n"
+    alone, joined = each_way(plan_of(MergeConfig(recipe_yaml=text, output_path="out")), tmp_path)
+    assert joined[:2] == alone[:2]
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della"])
+def test_masks_of_tied_tensors(tmp_path: Path, method: str) -> None:
+    """A tensor that has the same bytes as another in every input gets that one's masks, and so stays the same."""
+    paths = []
+    for seed in range(3):
+        values = np.random.default_rng(seed).standard_normal((5, 40, 5))
+        tensors = {f"model.layers.{number}.weight": one for number, one in enumerate(values)}
+        tensors |= {"model.embed_tokens.weight": values[0].T.copy(), "lm_head.weight": values[0].T.copy()}
+        paths.append(str(write(tmp_path / f"{seed}", tensors, "float32")))
+    config = MergeConfig(merge_method=method, model_path_list=paths[1:], base_model_path=paths[0], reserve_p=0.5)
+    plan = plan_of(config)
+    worker = Worker(Job(None), lambda _: None)
+    reports = {one.tensor: one for one in worker.merge_all((plan.tensors[piece.tensor], piece) for piece in plan.pieces)}
+    worker.close()
+    assert reports["lm_head.weight"].written == reports["model.embed_tokens.weight"].written
+    assert len({report.written for report in reports.values()}) == len(reports) - 1
 
 
 @pytest.mark.parametrize("special", [0.0, 0.1])

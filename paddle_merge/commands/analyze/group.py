@@ -1,22 +1,18 @@
-"""Read small tensors of the same size together, and present them to sparsifiers as one tensor of many models.
-
-What a sparsifier does with a model's tensor depends on its elements, its name and the model's number alone. So a row for
-each model and tensor is measured as a row for each model is.
-"""
+"""Read small tensors of the same size together, to be measured as the rows of one (run/alike.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ...backends.masks import Key, mask_key
 from ...backends.np_backend import NumpyBackend
 from ...backends.scratch import Scratch
 from ...checkpoints.files import Files
 from ...checkpoints.tensors import StoredEntry
 from ...methods.shared.small import SMALL
+from ...run.alike import Alike, Rows
 from .tensors import Compared
 
 MOST = 64  # tensors of a group, for which what a group takes hardly counts any more
@@ -40,35 +36,9 @@ def groups(compared: Sequence[Compared]) -> list[list[int]]:
     return found
 
 
-class Group:
-    """Tensors of one size, as sparsifiers see them (methods.shared.base.Tensor): each of them in each model is a "model".
-
-    rows (models * tensors, size): the task vectors.
-    """
-
-    transposed, narrow = False, True
-
-    def __init__(self, names: Sequence[str], rows: np.ndarray):
-        self.name, self.rows = names[0], rows
-        self.models, self.size = rows.shape
-        self.shape: tuple[int, ...] = (self.size,)
-        self._keys = [mask_key(0, model, name) for model in range(self.models // len(names)) for name in names]
-
-    def mask_key(self, model: int) -> Key:
-        return self._keys[model]
-
-    def deltas(self) -> Iterator[tuple[int, np.ndarray]]:
-        yield 0, self.rows.copy()
-
-    sparsified = deltas
-
-    def sample(self, count: int) -> Any:
-        return self.rows[:, None, :].copy()
-
-
 def load_group(
     tensors: Sequence[Compared], backend: NumpyBackend, files: Files, scratch: Scratch, progress: Callable[[int], None]
-) -> tuple[Group, np.ndarray] | None:
+) -> tuple[Rows, np.ndarray] | None:
     """Read tensors that `groups` put together; return them, and their base (tensors * size,). Raises WorkError.
 
     None: some tensor has a NaN or Inf. backend: of the dtype that they are merged in.
@@ -82,4 +52,4 @@ def load_group(
     x, base, bad = backend.load(raws, dtypes, True)
     if any(bad):
         return None
-    return Group([tensor.name for tensor in tensors], x.reshape(-1, size)), base
+    return Rows(Alike([tensor.name for tensor in tensors], (size,)), x.reshape(-1, size)), base

@@ -101,8 +101,9 @@ class Sparsifier(Part, ABC):
         """Measure the tensor. Returns, for each model, what `apply` needs to know of it."""
 
     @abstractmethod
-    def of_model(self, model: int) -> Sparsifier:
-        """Return what sparsifies one of the models alone: with its own values of parameters that each model has."""
+    def of_models(self, models: Sequence[int]) -> Sparsifier:
+        """Return what sparsifies some of the models, in this order, each as often as it is named: with their own values of
+        parameters that each model has."""
 
     @abstractmethod
     def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:

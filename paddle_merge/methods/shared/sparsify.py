@@ -51,7 +51,7 @@ class Mask(Protocol):
 
 @dataclass(frozen=True)
 class Keep(ABC):
-    """A rule for which elements of each task vector are kept.
+    """A rule for which elements of each task vector are kept. A parameter that is a tuple has a value for each model.
 
     density: the fraction to keep, or the mean probability of keeping an element. From 1 on all of a model is kept, from 0
         down nothing.
@@ -84,9 +84,10 @@ class Keep(ABC):
         """Return the models of which some but not all elements are kept."""
         return [model for model in range(models) if 0.0 < self.density_of(model) < 1.0]
 
-    def of_model(self, model: int) -> Keep:
-        """Return the same rule for one of the models."""
-        return dataclasses.replace(self, density=self.density_of(model))
+    def of_models(self, models: Sequence[int]) -> Keep:
+        """Return the same rule for some of the models, as base.Sparsifier.of_models."""
+        each = {name: value for name, value in vars(self).items() if isinstance(value, tuple)}
+        return dataclasses.replace(self, **{name: tuple([value[k] for k in models]) for name, value in each.items()})
 
     def memory(self, models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
         """Return the bytes that `masks` takes, as base.Part.memory."""
@@ -152,8 +153,8 @@ class KeepAndRescale(Sparsifier):
                 masks[model] = None if mask is None else mask.scaled(factor, backend)
         return masks
 
-    def of_model(self, model: int) -> KeepAndRescale:
-        return dataclasses.replace(self, keep=self.keep.of_model(model))
+    def of_models(self, models: Sequence[int]) -> KeepAndRescale:
+        return dataclasses.replace(self, keep=self.keep.of_models(models))
 
     def apply(self, x: Any, start: int, state: Mask | None, backend: Backend) -> Any:
         return x if state is None else state.apply(x, start, backend)
