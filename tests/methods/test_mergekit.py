@@ -19,6 +19,7 @@ from paddle_merge.backends.masks import mask_key
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods import ties as consensus
 from paddle_merge.methods.della import ByRowRank
+from paddle_merge.methods.shared import selection
 from paddle_merge.methods.shared.rank_masks import keep_ranks
 from paddle_merge.methods.shared.rescale import l1_factors
 from paddle_merge.methods.shared.selection import find_equals, select_ranks
@@ -242,17 +243,31 @@ def test_what_is_kept(
     values=arrays(np.float32, st.integers(1, 200), elements=st.one_of(grid, wide, st.just(np.nan))),
     rank=st.floats(0, 1, exclude_max=True),
     capacity=st.integers(1, 40),
+    small=st.sampled_from([0, selection.SMALL]),
 )
-def test_ranks_and_equals(values: np.ndarray, rank: float, capacity: int) -> None:
-    """NaN counts as infinite."""
+def test_ranks_and_equals(values: np.ndarray, rank: float, capacity: int, small: int) -> None:
+    """NaN counts as infinite. Small tensors, here of two models, are read whole; others block by block."""
     size = np.where(np.isnan(values), np.inf, np.abs(values))
     at = int(rank * len(values))
-    tensor, backend = InMemory(values[None], block=16), NumpyBackend("float32")
-    (cut,) = select_ranks(tensor, backend, [(0, at)], capacity)  # type: ignore[arg-type]
-    value = np.sort(size)[at]
-    assert (cut.value, cut.below, cut.equal) == (value, (size < value).sum(), (size == value).sum())
-    wanted = [(0, cut.value, number) for number in range(cut.equal)]
-    assert find_equals(tensor, backend, wanted) == np.flatnonzero(size == value).tolist()  # type: ignore[arg-type]
+    tensor, backend = InMemory(np.stack([values[::-1], values]), block=16), NumpyBackend("float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "SMALL", small)
+        other, cut = select_ranks(tensor, backend, [(0, at), (1, at)], capacity + small)  # type: ignore[arg-type]
+        value = np.sort(size)[at]
+        assert (cut.value, cut.below, cut.equal) == (value, (size < value).sum(), (size == value).sum())
+        assert other == cut
+        assert type(cut.value) is np.float32
+        wanted = [(1, cut.value, number) for number in range(cut.equal)]
+        assert find_equals(tensor, backend, wanted) == np.flatnonzero(size == value).tolist()  # type: ignore[arg-type]
+
+
+def test_ranks_of_what_leaves_float32() -> None:
+    """Numbers of float32 that are merged as float64, whose difference is compared as float32."""
+    rows = np.array([[1.0, -6e38, 3e38, np.nan, 5e38]])
+    tensor, backend = InMemory(rows), NumpyBackend("float64")
+    (cut,) = select_ranks(tensor, backend, [(0, 2)])  # type: ignore[arg-type]
+    assert (cut.value, cut.below, cut.equal) == (np.inf, 2, 3)
+    assert find_equals(tensor, backend, [(0, cut.value, number) for number in range(3)]) == [1, 3, 4]  # type: ignore[arg-type]
 
 
 def test_large_tensors_with_many_equals() -> None:

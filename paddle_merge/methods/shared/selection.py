@@ -74,6 +74,13 @@ def select_quantile(tensor: Tensor, backend: Backend, q: float, capacity: int = 
 
 def select_ranks(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, int]], capacity: int = CAPACITY) -> list[Cut]:
     """Return, for each (model, rank), the rank-th smallest |x| (from 0) of that model. NaN counts as infinite."""
+    if wanted and 0 < tensor.size <= min(SMALL, capacity):
+        ascending = _magnitudes(tensor, backend)
+        ascending.sort(axis=1)
+        models, ranks = np.array(wanted).T
+        values, rows = ascending[models, ranks], ascending[models]
+        below, equal = (np.count_nonzero(of, axis=1) for of in (rows < values[:, None], rows == values[:, None]))
+        return list(map(Cut, values, below.tolist(), equal.tolist()))
 
     def reader(rank: int) -> Callable[[Bracket], Cut | Bracket]:
         def read(search: Bracket) -> Cut | Bracket:
@@ -103,6 +110,11 @@ def find_equals(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, An
 
     value: one that `select_ranks` returned, with more than `number` equals. Reads the tensor once, at most.
     """
+    if wanted and tensor.size <= SMALL:
+        models, values, numbers = zip(*wanted, strict=True)
+        equal = _magnitudes(tensor, backend)[list(models)] == np.array(values)[:, None]
+        indices: list[int] = np.argmax(equal.cumsum(axis=1, dtype=np.uint16) > np.array(numbers)[:, None], axis=1).tolist()
+        return indices
     found: dict[int, int] = {}
     passed = [0] * len(wanted)
     for start, x in tensor.deltas() if wanted else ():
@@ -175,11 +187,20 @@ def memory(models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
     bracket is narrowed.
     """
     if size <= SMALL:
-        return 2 * models * size * itemsize
+        return 3 * models * size * itemsize
     values = min(CAPACITY, size) * itemsize
     together = min(models, max(1, budget.selecting // max(1, values)))
     samples = sampled(size)
     return samples * ((models + 1) * (8 + itemsize) + (models + 2) * itemsize) + (together + 1) * values
+
+
+def _magnitudes(tensor: Tensor, backend: Backend) -> np.ndarray:
+    """Return |x| of a small tensor as it is compared, (models, size), NaN as Inf."""
+    sizes = elements(tensor, backend)
+    np.abs(sizes, out=sizes)
+    np.fmin(sizes, np.inf, out=sizes)
+    with np.errstate(over="ignore"):  # differences of two numbers of float32
+        return sizes.astype(_compared(tensor), copy=False)
 
 
 def _compared(tensor: Tensor) -> Any:
