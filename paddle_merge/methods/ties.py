@@ -23,7 +23,7 @@ from .shared.base import Merger, Tensor, total
 
 
 @formula(measure="measures.elected_balance")
-def elect(xp: Any, weighted: Any, by_count: bool, zero_sign: float) -> Any:
+def elect(xp: Any, weighted: Any, by_count: bool | None, zero_sign: float) -> Any:
     """Return the elected sign of each element, (n,) in {-1, 0, +1}.
 
     weighted: a row w_k x_k (n,) per model. by_count: take the sign of the sum of their signs, not of their sum. zero_sign:
@@ -41,7 +41,7 @@ def elect(xp: Any, weighted: Any, by_count: bool, zero_sign: float) -> Any:
 
 
 @formula(kernel="mergers.ties")
-def ties(xp: Any, x: Any, weights: Any, by_count: bool, zero_sign: float, normalize: bool) -> Any:
+def ties(xp: Any, x: Any, weights: Any, by_count: bool | None, zero_sign: float, normalize: bool) -> Any:
     """Return the weighted sum, or mean, of the models that agree with the elected sign, (n,).
 
     x: a row (n,) per model. weights: (models,). by_count, zero_sign: as in `elect`. normalize: the mean. Where no model
@@ -90,10 +90,10 @@ class Ties(Merger):
 
     def prepare(self, tensor: Tensor, backend: Backend) -> Any:
         weights = backend.array(self._weights())
-        by_count = self.elect == "count"
+        by_count = True if self.elect == "count" else None  # for False, more would be compiled
         if self.zero_sign != "majority":
             return weights, by_count, {"positive": 1.0, "drop": 0.0}[self.zero_sign]
-        balance = sum(backend.elected_balance(elect, x, weights, by_count) for _, x in tensor.sparsified())
+        balance = sum(backend.elected_balance(elect, x, weights, bool(by_count)) for _, x in tensor.sparsified())
         return weights, by_count, float((balance > 0) - (balance < 0))
 
     def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:

@@ -88,7 +88,7 @@ def add_changes(x, base, counts, sums, largest, pair_counts, pair_sums):
 def add_sparsified(x, s, rounding, work, counts, sums, summed, both):
     """Measure task vectors x (models, tensors, n), and what a sparsifier made of them: s, in the same shape.
 
-    rounding: of a sum of models, as mergers.vote has it. work (3, LANES): scratch space, of x's dtype. counts (tensors,
+    rounding: of a sum of models, as mergers.ties has it. work (3, LANES): scratch space, of x's dtype. counts (tensors,
     models, 2) int64: elements of s that aren't zero, and those of them that have the sign which mergers.ties elects, with
     weights 1. sums (tensors, models, 4) float64: |x| of the former, |s|, (s - x)**2, and |x| of the latter. summed (tensors,
     1) float64: the magnitudes of the sums of models. both (tensors, pairs) int64: elements that are zero in neither model of

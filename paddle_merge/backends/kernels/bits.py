@@ -50,14 +50,17 @@ def _subtract(row, base):
 
 @jit
 def load_bfloat16(raw, base, out):
-    bad = uint32(0)
-    for begin in range(0, raw.size, CHUNK):
-        source, row = raw[begin : begin + CHUNK], out[begin : begin + CHUNK]
-        for i in range(source.size):
-            bits = uint32(source[i])
+    bad, kind = uint32(0), out.dtype.type
+    if base.size:
+        for i in range(raw.size):
+            bits = uint32(raw[i])
             bad = uint32(bad | uint32((bits & uint32(0x7F80)) == uint32(0x7F80)))
-            row[i] = float_of(bits << uint32(16))
-        _subtract(row, base[begin : begin + CHUNK])
+            out[i] = kind(float_of(bits << uint32(16))) - base[i]
+    else:
+        for i in range(raw.size):
+            bits = uint32(raw[i])
+            bad = uint32(bad | uint32((bits & uint32(0x7F80)) == uint32(0x7F80)))
+            out[i] = float_of(bits << uint32(16))
     return bad != uint32(0)
 
 
@@ -121,15 +124,16 @@ def load_float(raw, base, out):
 
 @jit
 def store_bfloat16(values, raw):
-    bad = uint32(0)
+    largest = uint32(0)
     for i in range(raw.size):
-        bits = bits_of(values[i])
+        value = float32(values[i])
+        bits = bits_of(value)
         rounded = uint32(bits + uint32(0x7FFF) + uint32(uint32(bits >> uint32(16)) & uint32(1)))
-        nan = uint32(uint32(bits & uint32(0x7FFFFFFF)) > uint32(0x7F800000))
-        rounded = uint32(rounded >> uint32(16)) if nan == uint32(0) else uint32(uint32(bits >> uint32(16)) | uint32(0x40))
-        bad = uint32(bad | uint32(uint32(rounded & uint32(0x7F80)) == uint32(0x7F80)))
-        raw[i] = np.uint16(rounded)
-    return bad != uint32(0)
+        rounded = rounded if value == value else uint32(bits | uint32(0x400000))
+        size = uint32(rounded << uint32(1))  # without the sign
+        largest = size if size > largest else largest
+        raw[i] = np.uint16(rounded >> uint32(16))
+    return largest >= uint32(0xFF000000)
 
 
 @jit

@@ -8,7 +8,7 @@ from numpy import uint32
 from .compiling import jit
 
 CHUNK = 1024  # elements; every block starts at a multiple of it
-HALF = CHUNK // 2
+HALF = CHUNK // 2  # a power of 8
 
 
 @jit
@@ -41,15 +41,12 @@ def bin_shift(bins):
 def fold_half(terms):
     """Return the sum of HALF float64 terms: halves are added onto each other. Overwrites them."""
     eighth = HALF // 8
-    for i in range(eighth):  # three halvings in one loop, which reads and writes less
-        even = (terms[i] + terms[i + 4 * eighth]) + (terms[i + 2 * eighth] + terms[i + 6 * eighth])
-        odd = (terms[i + eighth] + terms[i + 5 * eighth]) + (terms[i + 3 * eighth] + terms[i + 7 * eighth])
-        terms[i] = even + odd
-    width = eighth // 2
-    while width:
-        for i in range(width):
-            terms[i] += terms[i + width]
-        width //= 2
+    while eighth:  # three halvings in one loop, which reads and writes less
+        for i in range(eighth):
+            even = (terms[i] + terms[i + 4 * eighth]) + (terms[i + 2 * eighth] + terms[i + 6 * eighth])
+            odd = (terms[i + eighth] + terms[i + 5 * eighth]) + (terms[i + 3 * eighth] + terms[i + 7 * eighth])
+            terms[i] = even + odd
+        eighth //= 8
     return terms[0]
 
 

@@ -7,23 +7,36 @@ from numpy import float64, uint32
 
 from .compiling import jit
 from .folds import CHUNK, HALF, bin_shift, bits_of, fold, fold_half
-from .mergers import vote
 
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
 @jit
 def elected_balance(x, weights, by_count):
-    """Return how many more elements elect plus than minus."""
-    n = x.shape[1]
+    """Return how many more elements elect plus than minus, as mergers.ties has it."""
+    zero = x.dtype.type(0)
+    rounding = x.dtype.type((x.shape[0] + 1) * (2.0**-23 if x.itemsize == 4 else 2.0**-52))
     balance = 0
-    votes, total = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
-    for begin in range(0, n, CHUNK):
-        end = min(begin + CHUNK, n)
-        v = votes[: end - begin]
-        vote(x, weights, by_count, begin, end, v, total[: end - begin])
-        for i in range(v.size):
-            balance += int(v[i] > 0) - int(v[i] < 0)
+    votes, size = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
+    for begin in range(0, x.shape[1], CHUNK):
+        end = min(begin + CHUNK, x.shape[1])
+        for i in range(CHUNK):
+            votes[i] = zero
+            size[i] = zero
+        for k in range(x.shape[0]):
+            row, weight = x[k, begin:end], weights[k]
+            if by_count:
+                for i in range(row.size):
+                    value = row[i] * weight
+                    votes[i] += x.dtype.type(value > zero) - x.dtype.type(value < zero)
+            else:
+                for i in range(row.size):
+                    value = row[i] * weight
+                    votes[i] += value
+                    size[i] += abs(value)
+        for i in range(end - begin):
+            least = rounding * size[i]
+            balance += int(votes[i] > least) - int(votes[i] < -least)
     return balance
 
 
@@ -57,28 +70,23 @@ def count_between(x, bounds, stride, counts, sums, values, flags, eights):
     compiling takes much longer.
     """
     kind = bounds.dtype.type
-    lo, hi = bounds[0], bounds[1]
-    sizes, compared = np.empty(CHUNK, x.dtype), np.empty(CHUNK, bounds.dtype)  # |x|, also as it is compared
-    halves = np.empty((3, HALF), np.float64)
+    lo, hi, infinity = bounds[0], bounds[1], kind(np.inf)
+    sizes, halves = np.empty(CHUNK, x.dtype), np.empty((3, HALF), np.float64)
     found = np.empty(CHUNK // 8 + 1, np.uint32)
     inside, collected = counts[2], counts[4]
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
+        below, at_lo, at_hi = uint32(0), uint32(0), uint32(0)
         for i in range(chunk.size):
             size = abs(chunk[i])
-            value = kind(size)
             sizes[i] = size
-            compared[i] = value if value == value else kind(np.inf)
+            m = kind(size) if kind(size) < infinity else infinity
+            below = uint32(below + uint32(m < lo))
+            at_lo = uint32(at_lo + uint32(m == lo))
+            at_hi = uint32(at_hi + uint32(m == hi))
+            flags[i] = np.uint8((m > lo) & (m < hi))
         for i in range(chunk.size, CHUNK):
-            sizes[i], compared[i] = 0, 0
-        m = compared[: chunk.size]
-
-        below, at_lo, at_hi = uint32(0), uint32(0), uint32(0)
-        for i in range(m.size):
-            below = uint32(below + uint32(m[i] < lo))
-            at_lo = uint32(at_lo + uint32(m[i] == lo))
-            at_hi = uint32(at_hi + uint32(m[i] == hi))
-            flags[i] = np.uint8((m[i] > lo) & (m[i] < hi))
+            sizes[i], flags[i] = 0, 0
         counts[0] += below
         counts[1] += at_lo
         counts[3] += at_hi if hi != lo else uint32(0)
@@ -87,18 +95,17 @@ def count_between(x, bounds, stride, counts, sums, values, flags, eights):
             for i in range(HALF):
                 a, b = float64(sizes[i]), float64(sizes[i + HALF])
                 halves[0, i] = a + b
-                halves[1, i] = (a if compared[i] >= hi else 0.0) + (b if compared[i + HALF] >= hi else 0.0)
+                halves[1, i] = (0.0 if kind(sizes[i]) < hi else a) + (0.0 if kind(sizes[i + HALF]) < hi else b)
             if sums.size == 3:
                 for i in range(HALF):
-                    a, b = float64(sizes[i]), float64(sizes[i + HALF])
-                    halves[2, i] = (a if compared[i] == lo else 0.0) + (b if compared[i + HALF] == lo else 0.0)
+                    a, b = sizes[i], sizes[i + HALF]
+                    m, n = kind(a) if kind(a) < infinity else infinity, kind(b) if kind(b) < infinity else infinity
+                    halves[2, i] = (float64(a) if m == lo else 0.0) + (float64(b) if n == lo else 0.0)
             for j in range(sums.size):
                 sums[j] += fold_half(halves[j])
 
-        if stride == 1 and collected + m.size < values.size:  # one more than can be collected is written
+        if stride == 1 and collected + chunk.size < values.size:  # one more than can be collected is written
             before = collected
-            for i in range(m.size, CHUNK):
-                flags[i] = 0
             hits = 0
             for eight in range(eights.size):  # few have any; a branch for each would often be predicted wrongly
                 found[hits] = eight
@@ -110,8 +117,8 @@ def count_between(x, bounds, stride, counts, sums, values, flags, eights):
                     collected += flags[i]
             inside += collected - before
         else:
-            for i in range(m.size):
-                if m[i] > lo and m[i] < hi:
+            for i in range(chunk.size):
+                if flags[i]:
                     if inside % stride == 0 and collected < values.size:
                         values[collected] = sizes[i]
                         collected += 1

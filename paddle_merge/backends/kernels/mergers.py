@@ -7,6 +7,8 @@ import numpy as np
 from .compiling import jit
 from .folds import CHUNK
 
+VOTES = CHUNK // 2  # elements that `ties` merges at a time: all its rows stay in the first-level cache
+
 # --- adding the base back -------------------------------------------------------------------------------------------
 
 
@@ -33,55 +35,52 @@ def linear(x, weights):
 
 
 @jit
-def vote(x, weights, by_count, begin, end, votes, total):
-    """Write, for the chunk begin..end, what the elected sign is the sign of into votes, and the weighted sum into total."""
-    zero = x.dtype.type(0)
-    rounding = x.dtype.type((x.shape[0] + 1) * (2.0**-23 if x.itemsize == 4 else 2.0**-52))  # np.finfo takes long to compile
-    size = np.empty(CHUNK, x.dtype)
-    for i in range(votes.size):
-        votes[i] = zero
-        total[i] = zero
-        size[i] = zero
-    for k in range(x.shape[0]):
-        row, weight = x[k, begin:end], weights[k]
-        for i in range(row.size):
-            value = row[i] * weight
-            total[i] += value
-            size[i] += abs(value)
-        if by_count:
-            for i in range(row.size):
-                value = row[i] * weight
-                votes[i] += x.dtype.type(value > zero) - x.dtype.type(value < zero)
-    if not by_count:
-        for i in range(votes.size):
-            votes[i] = total[i] if abs(total[i]) > rounding * size[i] else zero
-
-
-@jit
 def ties(x, weights, by_count, zero_sign, normalize):
-    one, zero = x.dtype.type(1), x.dtype.type(0)
-    sign, total = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
-    divisor, merged = np.empty(CHUNK, x.dtype), np.empty(CHUNK, x.dtype)
-    for begin in range(0, x.shape[1], CHUNK):
-        end = begin + CHUNK if begin + CHUNK < x.shape[1] else x.shape[1]
-        s, t, d, m = sign[: end - begin], total[: end - begin], divisor[: end - begin], merged[: end - begin]
-        vote(x, weights, by_count, begin, end, s, t)
-        for i in range(s.size):
-            s[i] = one if s[i] > zero else (-one if s[i] < zero else x.dtype.type(zero_sign))
-            m[i] = zero
-            d[i] = zero
-        for k in range(x.shape[0]):
+    """by_count: None is False, of which Numba compiles only what is needed."""
+    one, zero, cancelled = x.dtype.type(1), x.dtype.type(0), x.dtype.type(zero_sign)
+    rounding = x.dtype.type((x.shape[0] + 1) * (2.0**-23 if x.itemsize == 4 else 2.0**-52))  # np.finfo takes long to compile
+    total, size = np.empty(VOTES, x.dtype), np.empty(VOTES, x.dtype)
+    divisor, merged = np.empty(VOTES, x.dtype), np.empty(VOTES, x.dtype)
+    votes = total
+    if by_count is not None and by_count:
+        votes = np.empty(VOTES, x.dtype)
+    for begin in range(0, x.shape[1], VOTES):
+        end = begin + VOTES if begin + VOTES < x.shape[1] else x.shape[1]
+        out, first = x[0, begin:end], weights[0]
+        for i in range(out.size):
+            value = out[i] * first
+            total[i] = zero + value  # a sum is never -0
+            size[i] = abs(value)
+        for k in range(1, x.shape[0]):
             row, weight = x[k, begin:end], weights[k]
             for i in range(row.size):
-                along = row[i] * weight * s[i]  # positive where the model agrees
-                m[i] += max(along, zero)
-                d[i] += weight if along > zero else zero
-        out = x[0, begin:end]
-        if normalize:
-            for i in range(m.size):
-                m[i] /= d[i] if d[i] != zero else one
-        for i in range(m.size):
-            out[i] = m[i] * s[i] + zero * t[i]  # 0 * total keeps NaN and Inf visible
+                value = row[i] * weight
+                total[i] += value
+                size[i] += abs(value)
+        if by_count is not None and by_count:
+            for i in range(out.size):
+                votes[i] = zero
+                size[i] = zero
+            for k in range(x.shape[0]):
+                row, weight = x[k, begin:end], weights[k]
+                for i in range(row.size):
+                    value = row[i] * weight
+                    votes[i] += x.dtype.type(value > zero) - x.dtype.type(value < zero)
+        for i in range(out.size):
+            sign = (one if votes[i] > zero else -one) if abs(votes[i]) > rounding * size[i] else cancelled
+            size[i] = sign  # in the place of what is no longer needed
+            along = out[i] * first * sign  # positive where the model agrees
+            merged[i] = zero + max(along, zero)
+            divisor[i] = first if along > zero else zero
+        for k in range(1, x.shape[0]):
+            row, weight = x[k, begin:end], weights[k]
+            for i in range(row.size):
+                along = row[i] * weight * size[i]
+                merged[i] += max(along, zero)
+                divisor[i] += weight if along > zero else zero
+        for i in range(out.size):
+            by = divisor[i] if (divisor[i] != zero) & normalize else one
+            out[i] = merged[i] / by * size[i] + zero * total[i]  # 0 * total keeps NaN and Inf visible
 
 
 @jit

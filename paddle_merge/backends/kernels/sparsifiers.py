@@ -31,18 +31,15 @@ def dare(x, k0, k1, limits, scales):
 
 @jit
 def magprune(x, k0, k1, limits, scales):
-    shift = bin_shift(limits.size)
-    # One simple loop per step: together, or with an index that may be beyond 32 bits, the compiler would not vectorise them.
-    bins, limit, scale = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32), np.empty(CHUNK, x.dtype)
-    zero = x.dtype.type(0)
+    shift, zero = bin_shift(limits.size), x.dtype.type(0)
+    limit, scale = np.empty(CHUNK, np.uint32), np.empty(CHUNK, x.dtype)
     for begin in range(0, x.size, CHUNK):
         chunk, first = x[begin : begin + CHUNK], uint32(k0 + uint32(begin))
         for i in range(chunk.size):
-            bins[i] = bits_of(abs(chunk[i])) >> shift
-        for i in range(chunk.size):
-            limit[i] = limits[bins[i]]
-        for i in range(chunk.size):
-            scale[i] = scales[bins[i]]
+            place = uint32(bits_of(abs(chunk[i])) >> shift)
+            limit[i] = limits[place]
+            scale[i] = scales[place]
+        # A loop of its own, as the compiler can't vectorise the one above. So it is with an index beyond 32 bits, too.
         for i in range(chunk.size):
             chunk[i] *= scale[i] if hash_of(i, first, k1) <= limit[i] else zero
 
