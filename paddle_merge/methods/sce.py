@@ -132,7 +132,8 @@ class Sce(Merger):
         for _, x in tensor.deltas():
             rows, mask = list(x), None
             if threshold is not None:
-                mask = selected(backend.apply(variance, backend.stacked(rows)), threshold)
+                rows[0] = backend.stacked(rows[:1])[0]  # a copy: the variance may be written in the place of the first row
+                mask = selected(backend.apply(variance, x), threshold)
             if bounded:
                 rows = [backend.apply(finite, row) for row in rows]
             if scale != 1.0:
@@ -140,7 +141,7 @@ class Sce(Merger):
             if mask is not None:
                 rows = [row * mask for row in rows]
             for row, square in zip(rows, squares, strict=True):
-                backend.add_gram(backend.stacked([row]), square)
+                backend.add_gram(row[None], square)
         return squares.reshape(-1)
 
     def apply(self, x: Any, start: int, state: Any, backend: Backend) -> Any:

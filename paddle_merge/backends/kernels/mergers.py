@@ -7,7 +7,7 @@ import numpy as np
 from .compiling import jit
 from .folds import CHUNK
 
-VOTES = CHUNK // 2  # elements that `ties` merges at a time: all its rows stay in the first-level cache
+VOTES = CHUNK // 2  # elements that are voted on at a time: all rows that it takes stay in the first-level cache
 
 # --- adding the base back -------------------------------------------------------------------------------------------
 
@@ -214,9 +214,11 @@ def consensus(x, weights, lambdas, least):
 @jit
 def _variance(x, begin, found):
     """Write methods.sce.variance of the elements from `begin` on into found (n,)."""
-    end = begin + found.size
+    end, zero = begin + found.size, x.dtype.type(0)
     if x.shape[0] == 1:
-        found[:] = x[0, begin:end] * x.dtype.type(0)
+        row = x[0, begin:end]
+        for i in range(found.size):
+            found[i] = row[i] * zero
     for j in range(1, x.shape[0]):
         for k in range(j):
             a, b = x[j, begin:end], x[k, begin:end]
@@ -230,54 +232,52 @@ def _variance(x, begin, found):
 
 @jit
 def variance(x):
-    found = np.empty(CHUNK, x.dtype)
-    for begin in range(0, x.shape[1], CHUNK):
-        end = min(begin + CHUNK, x.shape[1])
-        _variance(x, begin, found[: end - begin])
-        x[0, begin:end] = found[: end - begin]
+    work = np.empty(VOTES, x.dtype)
+    for begin in range(0, x.shape[1], VOTES):
+        end = min(begin + VOTES, x.shape[1])
+        found, out = work[: end - begin], x[0, begin:end]
+        _variance(x, begin, found)
+        for i in range(found.size):
+            out[i] = found[i]
 
 
 @jit
 def sce(x, weights, threshold):
     one, zero = x.dtype.type(1), x.dtype.type(0)
-    rounding = x.dtype.type((x.shape[0] + 1) * np.finfo(x.dtype).eps)
-    work = np.empty((5, CHUNK), x.dtype)
-    for begin in range(0, x.shape[1], CHUNK):
-        end = min(begin + CHUNK, x.shape[1])
-        total, size, divisor, merged, found = work[:, : end - begin]
+    rounding = x.dtype.type((x.shape[0] + 1) * (2.0**-23 if x.itemsize == 4 else 2.0**-52))
+    total, size = np.empty(VOTES, x.dtype), np.empty(VOTES, x.dtype)
+    divisor, merged = np.empty(VOTES, x.dtype), np.empty(VOTES, x.dtype)
+    for begin in range(0, x.shape[1], VOTES):
+        end = min(begin + VOTES, x.shape[1])
         if threshold is not None:
+            found, limit = merged[: end - begin], threshold[0]
             _variance(x, begin, found)
-            limit = threshold[0]
             for i in range(found.size):
                 found[i] = one if threshold.dtype.type(found[i]) >= limit else zero
             for k in range(x.shape[0]):
                 row = x[k, begin:end]
                 for i in range(row.size):
                     row[i] *= found[i]
-        for k in range(x.shape[0]):
+        out, first = x[0, begin:end], weights[0]
+        for i in range(out.size):
+            total[i] = out[i]
+            size[i] = abs(out[i])
+        for k in range(1, x.shape[0]):
             row = x[k, begin:end]
-            if k == 0:
-                for i in range(row.size):
-                    total[i] = row[i]
-                    size[i] = abs(row[i])
-            else:
-                for i in range(row.size):
-                    total[i] += row[i]
-                    size[i] += abs(row[i])
-        for i in range(total.size):
-            size[i] = -one if total[i] < -rounding * size[i] else one  # the elected sign
-        for k in range(x.shape[0]):
+            for i in range(row.size):
+                total[i] += row[i]
+                size[i] += abs(row[i])
+        for i in range(out.size):
+            sign = -one if total[i] < -rounding * size[i] else one  # the elected sign
+            size[i] = sign
+            agrees = first if out[i] * sign > zero else zero
+            divisor[i] = agrees
+            merged[i] = out[i] * agrees
+        for k in range(1, x.shape[0]):
             row, weight = x[k, begin:end], weights[k]
-            if k == 0:
-                for i in range(row.size):
-                    agrees = weight if row[i] * size[i] > zero else zero
-                    divisor[i] = agrees
-                    merged[i] = row[i] * agrees
-            else:
-                for i in range(row.size):
-                    agrees = weight if row[i] * size[i] > zero else zero
-                    divisor[i] += agrees
-                    merged[i] += row[i] * agrees
-        out = x[0, begin:end]
+            for i in range(row.size):
+                agrees = weight if row[i] * size[i] > zero else zero
+                divisor[i] += agrees
+                merged[i] += row[i] * agrees
         for i in range(out.size):
             out[i] = (merged[i] + total[i] * zero) / (divisor[i] if divisor[i] > zero else one)
