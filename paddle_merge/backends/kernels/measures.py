@@ -50,15 +50,19 @@ def add_bins(x, counts):
 @jit
 def add_gram(x, gram):
     """Add x @ x.T, in float64, to gram."""
-    terms = np.empty(CHUNK, np.float64)
+    terms = np.empty(HALF, np.float64)
     for begin in range(0, x.shape[1], CHUNK):
         for j in range(x.shape[0]):
             for k in range(j + 1):
                 a, b = x[j, begin : begin + CHUNK], x[k, begin : begin + CHUNK]
-                for i in range(a.size):
-                    terms[i] = float64(a[i]) * float64(b[i])
-                terms[a.size :] = 0.0
-                gram[j, k] += fold(terms)
+                if a.size == CHUNK:
+                    for i in range(HALF):
+                        terms[i] = float64(a[i]) * float64(b[i]) + float64(a[i + HALF]) * float64(b[i + HALF])
+                else:
+                    for i in range(HALF):
+                        p = float64(a[i]) * float64(b[i]) if i < a.size else 0.0
+                        terms[i] = p + (float64(a[i + HALF]) * float64(b[i + HALF]) if i + HALF < a.size else 0.0)
+                gram[j, k] += fold_half(terms)
                 gram[k, j] = gram[j, k]
 
 
