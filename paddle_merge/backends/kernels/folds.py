@@ -39,7 +39,10 @@ def bin_shift(bins):
 
 @jit
 def fold_half(terms):
-    """Return the sum of HALF float64 terms: halves are added onto each other. Overwrites them."""
+    """Return the sum of HALF float64 terms: halves are added onto each other. Overwrites them.
+
+    A chunk's terms are folded alike: who makes them adds its second half onto the first.
+    """
     eighth = HALF // 8
     while eighth:  # three halvings in one loop, which reads and writes less
         for i in range(eighth):
@@ -48,11 +51,3 @@ def fold_half(terms):
             terms[i] = even + odd
         eighth //= 8
     return terms[0]
-
-
-@jit
-def fold(terms):
-    """Return the sum of CHUNK float64 terms, as fold_half adds them. Overwrites them."""
-    for i in range(HALF):
-        terms[i] += terms[i + HALF]
-    return fold_half(terms[:HALF])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy import float64, uint32
 
 from .compiling import jit
-from .folds import CHUNK, HALF, bin_shift, bits_of, fold, fold_half
+from .folds import CHUNK, HALF, bin_shift, bits_of, fold_half
 
 # --- measuring -------------------------------------------------------------------------------------------------------
 
@@ -237,13 +237,17 @@ def add_divergence(x, base, start, across, width, peaks, sums, divergence):
 
 @jit
 def add_magnitudes(x, unit, sums):
-    terms = np.empty(CHUNK, np.float64)
+    terms = np.empty(HALF, np.float64)
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
-        for i in range(chunk.size):
-            terms[i] = float64(abs(chunk[i])) * unit
-        terms[chunk.size :] = 0.0
-        sums[0] += fold(terms)
+        if chunk.size == CHUNK:
+            for i in range(HALF):
+                terms[i] = float64(abs(chunk[i])) * unit + float64(abs(chunk[i + HALF])) * unit
+        else:
+            for i in range(HALF):
+                p = float64(abs(chunk[i])) * unit if i < chunk.size else 0.0
+                terms[i] = p + (float64(abs(chunk[i + HALF])) * unit if i + HALF < chunk.size else 0.0)
+        sums[0] += fold_half(terms)
 
 
 @jit
