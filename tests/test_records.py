@@ -40,3 +40,35 @@ def test_copies_have_all_fields_and_nothing_else() -> None:
     for other in (pickle.loads(pickle.dumps(point)), copy.copy(point), copy.deepcopy(point)):
         assert type(other) is Named
         assert vars(other) == {"x": 1, "y": 5, "hidden": 7, "name": "a"}
+
+
+@record(frozen=True)
+class Empty:
+    pass
+
+
+@record(frozen=True)
+class Single:
+    value: int
+
+    def __repr__(self) -> str:
+        return "its own"
+
+
+@record(frozen=True, eq=False)
+class Itself:
+    value: int
+
+
+def test_records_of_no_field_and_of_one() -> None:
+    assert (Empty(), repr(Empty()), hash(Empty())) == (Empty(), "Empty()", hash(Empty()))
+    assert Single(1) == pickle.loads(pickle.dumps(Single(1))) != Single(2)
+    assert Single(1) != Empty()
+    assert {Single(1), Single(1)} == {Single(1)}
+    assert repr(Single(1)) == "its own"
+
+
+def test_records_that_are_compared_by_identity() -> None:
+    one = Itself(1)
+    assert one == one != Itself(1)
+    assert hash(one) == object.__hash__(one)

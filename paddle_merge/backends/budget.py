@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ..records import record
 
 TOGETHER = 1 << 15  # elements of each model that small tensors have, at most, which are merged as one: few beside a block's
 MOST_TOGETHER = 1 << 8  # of such tensors; for each of them there are objects of Python, too
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MemoryBudget:
     """How much of the host's memory one worker takes where it can also do with less. No byte of a result depends on it.
 

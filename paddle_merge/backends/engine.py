@@ -7,10 +7,10 @@ import contextlib
 import importlib.util
 import os
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 from ..parsing import nearest
+from ..records import record
 from .backend import Backend
 from .budget import DEFAULT_BUDGET, MemoryBudget
 from .machine import cores
@@ -21,7 +21,7 @@ SHARE = 0.7  # of a GPU's memory that blocks may take; the rest is for CUDA itse
 DEVICES = ("cpu", "gpu", "low_gpu_mem", "xpu", "npu")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Engine:
     """What one process computes with.
 

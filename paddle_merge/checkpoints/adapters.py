@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..parsing import short_paths
+from ..records import record
 from . import hub
 from .formats.folder import ADAPTER, ADAPTER_CONFIGS
 from .json_files import read_json
@@ -43,7 +44,7 @@ class Module:
         return f"{self.name}.{self.parameter}" if self.parameter else self.name
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Adapter:
     """Hold what the headers of an adapter say.
 

@@ -16,17 +16,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
+from ..records import record
 from .json_files import read_json
 
 FORMAT, VERSION = "paddle_merge expert statistics", 1
 LISTS = ("count", "gate", "norm", "gated_norm")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LayerStatistics:
     """Hold the sums of one layer, a number for each expert."""
 
@@ -47,7 +47,7 @@ class LayerStatistics:
         return [total / count if count else 0.0 for total, count in zip(sums, self.count, strict=True)]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ExpertStatistics:
     """Hold what the file says. model, prompts: what was measured, on what. tokens: their number. layers: by number."""
 

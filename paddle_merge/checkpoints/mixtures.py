@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from ..records import record
 
 MLP = ("gate_proj", "up_proj", "down_proj")  # the matrices of a dense model's MLP; the last one is the residual's
 _MATRIX = re.compile(rf"(?P<layer>(?:.*\.)?layers\.\d+\.)mlp\.(?P<word>{'|'.join(MLP)})\.weight")
@@ -31,7 +33,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Mlp:
     """Locate a matrix of a dense model's MLP. layer: the beginning of its name, "model.layers.3."; word: one of MLP."""
 
@@ -50,7 +52,7 @@ def mlp_of(name: str) -> Mlp | None:
     return Mlp(found["layer"], found["word"]) if found else None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Zeros:
     """A tensor that a family has and the dense model lacks, which changes nothing where it is zeros.
 
@@ -63,7 +65,7 @@ class Zeros:
     dtype: str | None = None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Family:
     """A family of mixtures.
 

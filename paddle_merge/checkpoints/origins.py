@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from ..parsing import one_line
+from ..records import record
 from . import hub
 from .front_matter import read_card, read_keys, texts
 from .hub_licenses import LICENSES
@@ -39,7 +39,7 @@ _LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_][a-z0-9]{2,8})*|multilingual|code", 
 _WORD = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class License:
     """A licence as cards state it. ids: usually one, such as "apache-2.0". name, link: of one whose id is "other"."""
 
@@ -66,7 +66,7 @@ class License:
         return {"license": ids, **{key: value for key, value in further.items() if value}}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Origin:
     """What is known of a model or adapter besides its weights.
 

@@ -11,10 +11,10 @@ All of them multiply: a weight is its code times the scale of its block.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..dtypes import BFLOAT16, FLOATS, DType
+from ..records import record
 
 BLOCK = (128, 128)  # of DeepSeek-V3, where config.json doesn't say
 FP8 = ("float8_e4m3fn", "float8_e5m2")
@@ -24,7 +24,7 @@ _UNPACKED = ("float-quantized", "int-quantized", "naive-quantized", "mxfp8-quant
 _PACKED = "pack-quantized"  # in which words hold several integers
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Quantisation:
     """Hold what config.json says about the codes of a model.
 

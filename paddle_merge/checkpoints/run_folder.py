@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..errors import CheckpointError
+from ..records import record
 from .formats.pickles import load, open_window
 from .formats.standins import Record
 from .json_files import read_json
@@ -26,7 +27,7 @@ _STATE = ("trainer_state.json", "trainer_state.bin")  # of PaddleNLP and transfo
 _ARGUMENTS = "training_args.bin"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Saved:
     """A checkpoint of a run. kind: one of KINDS. missing: why it isn't finished, or counts no more; "" if it does."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from ..records import record
@@ -13,7 +13,7 @@ from .tensors import StoredEntry, TensorEntry, stored
 STEP = 1 << 16  # elements that are read and scaled at a time; every element comes out the same for any other number
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Grid:
     """Locate the scales of a box of a tensor: one for each block of its elements.
 

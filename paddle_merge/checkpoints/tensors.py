@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from functools import cache, cached_property
 from typing import Any, Protocol, cast
 
@@ -232,7 +232,7 @@ class ElementReader(Protocol):
         """Fill `out`, of shape (n,) and the raw dtype, with the elements from index `start` on, in row-major order."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Checkpoint:
     """Hold what the headers of one checkpoint say.
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
 from ..parsing import nearest, parse_bool
+from ..records import record
 
 PROGRAM = "python -m paddle_merge"
 SWITCHES = {"help", "version", "verbose", "quiet"}
@@ -28,7 +28,7 @@ def fields_of(config: type, *words: str) -> dict[str, dataclasses.Field[Any]]:
     return {item.name.rstrip("_"): item for item in dataclasses.fields(config) if item.name not in words}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CommandLine:
     """The command line of one command: its flags, and the text of its help page.
 
@@ -60,7 +60,7 @@ class CommandLine:
         return parse(argv, self.fields, self.aliases, self.hint, abbreviated, self.many)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Given:
     """What a command line gives.
 

@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.config_json import is_tied, read_config, widths
 from ..checkpoints.names import LINEARS, MOST_NAMES, is_linear, last_word
 from ..checkpoints.tensors import Checkpoint
 from ..errors import CheckpointError
+from ..records import record
 from .fused import ALWAYS_FUSED, PIECES
 from .modules import is_language
 from .orientation import is_transposed
@@ -23,7 +23,7 @@ from .orientation import is_transposed
 _LAYER = re.compile(r"(.*?)\.layers\.\d+\.")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Detected:
     """Hold what is known about a checkpoint's layout.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..checkpoints import hub
@@ -23,6 +22,7 @@ from ..checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
 from ..dtypes import DType, ScaledForm
 from ..errors import CheckpointError
 from ..parsing import tensors_named
+from ..records import record
 from .detect import detect
 from .layout import normalise
 from .lora.adapt import adapt
@@ -214,7 +214,7 @@ def in_one_layout(
         return tuple(checkpoints), layouts[0], notes
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Opened:
     """Hold checkpoints in one layout. layout: None if it is unknown. notes: sentences on what was converted or folded in."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.compare import equal
@@ -21,6 +20,7 @@ from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..checkpoints.views import transpose
 from ..errors import CheckpointError, MalformedError
 from ..parsing import shown, tensors_named
+from ..records import record
 from .detect import Detected, detect, infer_from_others
 from .fused import PIECES, fused_name, names_in_paddleformers, refit, split_names
 from .leftovers import is_leftover, without_leftovers
@@ -32,7 +32,7 @@ METADATA = {"hf": "pt", "paddlenlp": "np", "paddleformers": "np"}  # the `format
 _STATE = f"state it with --layout, one of {', '.join(LAYOUTS)} for each model and then for the base"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Normalised:
     """Hold inputs that were brought into one layout.
 

@@ -10,13 +10,14 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ..checkpoints.config_json import read_config
 from ..checkpoints.names import HEAD, MOST_NAMES, layer_of
 from ..checkpoints.tensors import Checkpoint, Origin, TensorEntry, origins
 from ..parsing import tensors_named
+from ..records import record
 from .modules import suggested
 
 _BUFFER = re.compile(
@@ -28,7 +29,7 @@ _COUNTER = "num_batches_tracked"  # of a batch normalisation; it has no effect o
 _FURTHER = re.compile(r"(.*\.)?(mtp|mtp_\w+|nextn\w*)\.")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class WithoutOptional:
     """Hold inputs without what not all of them need to hold.
 

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ..checkpoints.config_json import read_config
 from ..checkpoints.quantisation import FP8, Quantisation, quantisation
@@ -21,6 +21,7 @@ from ..checkpoints.tensors import Checkpoint, Origin, StoredEntry, TensorEntry, 
 from ..dtypes import FLOAT8_E8M0FNU
 from ..errors import CheckpointError, MalformedError
 from ..parsing import tensors_named
+from ..records import record
 from .packed import PACKED, packed_codes, packed_zeros
 
 # Last words of names of scales that are for quantised activations, or for the cache of keys and values.
@@ -32,7 +33,7 @@ _BYTES = ("int8", "uint8")
 _SCALES = ("bfloat16", "float16", "float32", "float8_e8m0fnu")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Numbers:
     """Hold a checkpoint as numbers. note: a sentence on what was done; "" if it isn't quantised. left_out: why tensors are
     not read, by their origins."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
+
+from ..records import record
 
 CELL, ROW = 54, 18  # width and height of a cell of a heat map, in pixels
 _LETTER = 7  # approximate width of a letter, in pixels
@@ -97,7 +98,7 @@ def line_chart(names: Sequence[str], positions: Sequence[int], values: Sequence[
     return _svg(left + width + 120, max(top + height + 44, top + 18 * len(names) + 10), parts)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Series:
     """Points of an xy_chart that belong together.
 

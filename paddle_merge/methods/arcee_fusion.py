@@ -12,7 +12,6 @@ float32, which mergekit uses, rounds away some of their digits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
+from ..records import record
 from .shared import selection
 from .shared.base import Merger, Tensor
 from .shared.derived import Derived
@@ -48,7 +48,7 @@ def fusion(xp: Any, x: Any, threshold: Any, start: int, *rows: Any) -> Any:
     return x[0] + (x[1] - x[0]) * mask
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ArceeFusion(Merger):
     """Takes over the most important changes. The first model is the base."""
 

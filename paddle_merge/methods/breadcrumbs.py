@@ -7,12 +7,11 @@ of a stable sort by ascending magnitude. (mergekit's sort isn't stable beyond 16
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..records import record
 from .shared.rank_masks import KeepRanks
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Breadcrumbs(KeepRanks):
     """Keep int(density * n) elements: those next in magnitude after the int(gamma * n) largest.
 

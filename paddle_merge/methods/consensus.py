@@ -10,11 +10,11 @@ doesn't have, multiply the task vectors before anything else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..backends.backend import Backend
 from ..backends.formula import formula
+from ..records import record
 from .shared.base import Merger, Tensor, total
 from .shared.method import LAMBDA, WEIGHT_OF_ONE, Method, Parameter, ResolvedMethod
 from .shared.problems import Problem, listed
@@ -32,7 +32,7 @@ def consensus(xp: Any, x: Any, weights: Any, lambdas: Any, least: int) -> Any:
     return merged * (total(mask.astype(merged.dtype) for mask in matters) >= least).astype(merged.dtype)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Consensus(Merger):
     """Adds up what matters to several models.
 

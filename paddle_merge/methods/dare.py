@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ import numpy as np
 from ..backends.backend import Backend
 from ..backends.formula import formula
 from ..backends.masks import Key, block_key, keep_limit
+from ..records import record
 from .shared.base import Tensor
 from .shared.rank_masks import keep_nothing
 from .shared.sparsify import Keep, Mask
@@ -37,7 +37,7 @@ def dare(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
     return x * ((hashes <= limits).astype(x.dtype) * scales)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Hashed:
     """Keeps elements whose hash under the key is at most the limit. limits, scales: (1,), or (size,) of each element."""
 
@@ -62,7 +62,7 @@ def _limit(density: float) -> Any:
     return keep_limit(density)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Bernoulli(Keep):
     """Keep each element with probability `density`; the paper's drop rate is 1 - density."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
 from ..backends.masks import Key, block_key, keep_limit
+from ..records import record
 from .dare import Hashed
 from .shared.base import Tensor
 from .shared.rank_masks import keep_nothing
@@ -45,7 +45,7 @@ def magprune(xp: Any, x: Any, hashes: Any, limits: Any, scales: Any) -> Any:
     return x * ((hashes <= xp.take(limits, bins)).astype(x.dtype) * xp.take(scales, bins))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Binned:
     """Keeps elements whose hash under the key is at most the limit of their bin. limits, scales: (BINS,)."""
 
@@ -60,7 +60,7 @@ class _Binned:
         return dataclasses.replace(self, scales=self.scales * factor)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ByTensorRank(Keep):
     """Keep with probabilities from density - epsilon/2 for the smallest element of the tensor to density + epsilon/2.
 
@@ -148,7 +148,7 @@ def row_probabilities(length: int, density: float, epsilon: float) -> Any:
     return density - epsilon + np.arange(length) / (length - 1) * (2 * epsilon)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Bits:
     """Keeps elements whose bit is set. bits: (size / 8,) uint8 on the host, as np.packbits packs them."""
 
@@ -164,7 +164,7 @@ class _Bits:
         return dataclasses.replace(self, factor=backend.scalar(factor))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ByRowRank(Keep):
     """Keep with probabilities from density - epsilon for the smallest element of each row to density + epsilon.
 

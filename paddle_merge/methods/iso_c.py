@@ -9,17 +9,17 @@ they would count as much as the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..backends.backend import Backend
+from ..records import record
 from .shared.base import Tensor, linear
 from .shared.method import LAMBDA, WEIGHT_OF_ONE, Method, ResolvedMethod
 from .shared.whole_matrix import Whole, spectrum
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class IsoC(Whole):
     """Makes all singular values of the weighted sum equal."""
 

@@ -8,11 +8,11 @@ Arcs between models of one base are small, and float32's arccos has steps of 0.0
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..records import record
 from .shared.angles import Angles, ByAngles
 from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.problems import Problem
@@ -64,7 +64,7 @@ def karcher(norms: Any, cosines: Any, max_iter: int, tol: float) -> Any:
     return factors
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Karcher(ByAngles):
     """Takes the Karcher mean. max_iter: steps, at most. tol: a step, an arc or a norm below it counts as none."""
 

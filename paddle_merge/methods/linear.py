@@ -7,14 +7,14 @@ task arithmetic (Ilharco et al. 2023, eq. 1): base + scale * sum_k w_k delta_k.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..backends.backend import Backend
+from ..records import record
 from .shared.base import Merger, Tensor, linear
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Linear(Merger):
     """Adds up the models, each multiplied by its weight.
 

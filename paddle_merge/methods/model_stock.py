@@ -7,11 +7,11 @@ counts as 1e-6 if it is smaller; and t is negative, which moves away from the av
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..records import record
 from .shared.angles import Angles, ByAngles
 from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.rows import Rows, rows_of
@@ -34,7 +34,7 @@ def ratio(found: Angles) -> Any:
     return np.where(found.known, t, 1.0)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ModelStock(ByAngles):
     """Moves the average toward the base.
 

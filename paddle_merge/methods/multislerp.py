@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..records import record
 from .shared.angles import Angles, ByAngles
 from .shared.method import WEIGHT, Method, Parameter, ResolvedMethod
 from .shared.problems import Problem, listed
@@ -44,7 +44,7 @@ def barycentre(norms: Any, cosines: Any, weights: Any, eps: float) -> Any:
     return weights * inverse * (math.cos(eps) * float(weights @ norms) / length)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Multislerp(ByAngles):
     """Takes the mean direction and the mean norm.
 

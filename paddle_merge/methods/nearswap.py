@@ -6,11 +6,11 @@ mergekit: base + w delta, w = t / max(|delta|, 1e-6), between 0 and 1.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from ..backends.backend import Backend
 from ..backends.formula import formula
+from ..records import record
 from .shared.base import Merger, Tensor
 from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.problems import Problem
@@ -26,7 +26,7 @@ def nearswap(xp: Any, x: Any, t: Any, limit: Any, gain: Any) -> Any:
     return row * (near * gain) + xp.sign(row) * ((1 - near) * t)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Nearswap(Merger):
     """Moves elements toward the model's. t: how far, at most, an element moves."""
 

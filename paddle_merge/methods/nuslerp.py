@@ -5,11 +5,11 @@ base model, along the arc between their task vectors. Of whole tensors, or of ev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..records import record
 from .shared.angles import Angles, ByAngles
 from .shared.method import WEIGHT, Method, Parameter, ResolvedMethod
 from .shared.rows import Rows, rows_of
@@ -29,7 +29,7 @@ def arc(found: Angles, t: float) -> Any:
     return np.where(np.abs(cosine) < 1.0, weights, straight)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Nuslerp(ByAngles):
     """Interpolates along the arc between two models.
 

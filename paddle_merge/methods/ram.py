@@ -9,13 +9,13 @@ count in the whole model; as in mergekit, whose name "tensor-local" says so, cou
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..backends.backend import Backend
 from ..backends.formula import formula
+from ..records import record
 from .shared.base import Merger, Tensor, total
 from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.problems import Problem
@@ -33,7 +33,7 @@ def ram(xp: Any, x: Any, epsilon: Any, factors: Any) -> Any:
     return mean * (1 - alone) + total(row * factor for row, factor in zip(changed, factors, strict=True)) * alone
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Ram(Merger):
     """Merges by who has changed an element.
 

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..backends.backend import Backend
+from ..records import record
 from .shared.base import Merger, Tensor, linear
 from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.problems import Problem
@@ -61,7 +61,7 @@ def cosine(v: np.ndarray, d: np.ndarray) -> float:
     return dot / norms if norms > 0.0 else 0.0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SafeMerge(Merger):
     """Mixes in the safe model where fine-tuning left the directions of alignment.
 

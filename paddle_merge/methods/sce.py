@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
+from ..records import record
 from .shared import selection
 from .shared.base import Merger, Tensor, total
 from .shared.derived import Derived
@@ -68,7 +68,7 @@ def finite(xp: Any, x: Any) -> Any:
     return xp.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Sce(Merger):
     """Selects elements, weighs models by their squares there, and erases minority signs.
 

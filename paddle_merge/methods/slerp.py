@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..backends.backend import Backend
+from ..records import record
 from .shared.base import Merger, Tensor, linear
 
 _SMALL = 2.0**-530  # the largest float64 times this can be squared, and norms that leave float64 stay above normalize_eps
@@ -36,7 +36,7 @@ def coefficients(gram: Any, t: float, normalize_eps: float, dot_threshold: float
     return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Slerp(Merger):
     """Interpolates along the arc between two models.
 

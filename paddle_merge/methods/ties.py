@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..backends.backend import Backend
 from ..backends.formula import formula
+from ..records import record
 from .shared.base import Merger, Tensor, total
 
 
@@ -58,7 +58,7 @@ def ties(xp: Any, x: Any, weights: Any, by_count: bool | None, zero_sign: float,
     return merged * sign + total(weighted) * 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Ties(Merger):
     """Merges by sign election.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ..backends.backend import Backend
 from ..backends.budget import MemoryBudget
 from ..backends.formula import formula
 from ..backends.masks import Key
+from ..records import record
 from .shared import selection
 from .shared.base import Tensor
 from .shared.rank_masks import KeepRanks
@@ -38,7 +38,7 @@ def trim(xp: Any, x: Any, threshold: Any, factor: Any) -> Any:
     return x * ((xp.abs(x).astype(threshold.dtype) >= threshold).astype(x.dtype) * factor)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Above:
     """Keeps |x| >= the quantile."""
 
@@ -73,7 +73,7 @@ class _Smaller:
         return self._tensor.sample(count) * _SMALL
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Threshold(Keep):
     """Keep |x| >= quantile(|x|, 1 - density) of the tensor, as PaddleNLP does. Of equally large elements all are kept.
 
@@ -105,7 +105,7 @@ class Threshold(Keep):
         return {model: factor if math.isfinite(factor) else 1.0 for model, factor in enumerate(factors)}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Largest(KeepRanks):
     """Keep exactly int(density * n) elements, the largest, and at least one, as mergekit does.
 

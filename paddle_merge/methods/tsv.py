@@ -13,18 +13,18 @@ models give the model, as far as the share k of its singular vectors does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..backends.backend import Backend
+from ..records import record
 from .shared.base import Tensor
 from .shared.method import LAMBDA, WEIGHT_OF_ONE, Method, Parameter, ResolvedMethod
 from .shared.problems import Problem
 from .shared.whole_matrix import Whole, inverse_root, spectrum
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Tsv(Whole):
     """Merges matrices by their singular vectors. k: the share of singular vectors to keep of each model."""
 

@@ -13,11 +13,11 @@ tensor. Its third part, an average over training as the anchor of RL, belongs to
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..records import record
 from .shared.angles import SAME, Angles, ByAngles
 from .shared.method import Method, Parameter, ResolvedMethod
 from .shared.problems import Problem
@@ -50,7 +50,7 @@ def along_arcs(norms: Any, cosines: Any) -> Any:
     return factors
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Warp(ByAngles):
     """Interpolates along the arcs between task vectors, all counting the same."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 from ..checkpoints.names import layer_of
@@ -19,13 +18,14 @@ from ..checkpoints.tensors import Origin, StoredEntry, TensorEntry, origins, sto
 from ..conversion.lora.entry import AdaptedEntry
 from ..conversion.modules import module_of
 from ..errors import CheckpointError
+from ..records import record
 from .modules import taken
 from .plan import Plan
 from .tensor_account import TensorAccount, tensor_account
 from .tensor_plan import leaves
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class InputTensorAccount:
     """A tensor of an input or adapter. into: names of the output's tensors that read it. why: the reason why none does."""
 
@@ -36,7 +36,7 @@ class InputTensorAccount:
     why: str = ""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class InputAccount:
     """A checkpoint, or an adapter to fold into one. role: such as "model 1", "base" or "adapter of model 1".
 
@@ -64,7 +64,7 @@ class InputAccount:
         return self._account.ledger.fate(self.number, (self.path, name), self.tensors[name])
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Account:
     """What becomes of the inputs of a plan, and how the tensors of the output are made."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from ..checkpoints.names import layer_of
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.tied_heads import embedding_of
+from ..records import record
 
 
 class Made(Protocol):
@@ -24,7 +24,7 @@ class Made(Protocol):
     def numbers(self) -> tuple[int, ...]: ...
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AddedTokens:
     """Describe the tokens of an output that has an adapter's.
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.json_files import parse_json, read_json, read_small
 from ..errors import CheckpointError
 from ..recipe.chat_template import AUTO, TEMPLATES, names, syntax_error
+from ..records import record
 
 FILE = "chat_template.jinja"
 CONFIG = "tokenizer_config.json"
 OLDER = "chat_template.json"  # of transformers' processors; PaddleNLP's is another, of the same name
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ChatTemplate:
     """A chat template. text: in Jinja. origin: what people are told that it comes from."""
 

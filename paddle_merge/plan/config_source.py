@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.config_json import is_tied, read_config, widths
@@ -15,12 +14,13 @@ from ..checkpoints.tensors import Checkpoint
 from ..conversion.inputs import SETTINGS, setting
 from ..errors import CheckpointError
 from ..parsing import shown
+from ..records import record
 from .loader_files import loader_files
 
 UNSET = ("rope_scaling",)  # settings that are also different if only one config.json has them
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ConfigSource:
     """The folder of the output's config.json and tokenizer.
 

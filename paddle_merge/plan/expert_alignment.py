@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 from typing import Any
 
@@ -22,12 +22,13 @@ from ..conversion.moe.reorder import reordered
 from ..errors import CheckpointError
 from ..parsing import tensors_named
 from ..recipe.recipe import Recipe
+from ..records import record
 
 INDEX, MATCH = "index", "match"  # values of expert_alignment; any other is the file of an earlier merge
 ALIKE = 0.1  # the cosine between experts, after they are matched, below which they have hardly anything in common
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Experts:
     """Hold inputs whose experts correspond by their index.
 

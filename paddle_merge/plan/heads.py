@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ..checkpoints.names import TOKEN_EMBEDDINGS, last_word, layer_of
 from ..checkpoints.tensors import Checkpoint, Origin, origins
 from ..parsing import tensors_named
 from ..recipe.recipe import Recipe, names_of
+from ..records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Heads:
     """Hold inputs whose tensors match but for the values of heads in the base.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..checkpoints.config_json import read_config, widths
@@ -21,6 +21,7 @@ from ..checkpoints.tensors import Checkpoint
 from ..conversion.modules import module_names
 from ..parsing import tensors_named
 from ..recipe.recipe import Recipe
+from ..records import record
 from .tensor_plan import StagedEntry, TensorPlan
 
 # What config.json calls the number of layers.
@@ -58,7 +59,7 @@ FURTHER = "num_nextn_predict_layers"
 UNSAID = {"gemma2": 2}  # model_type -> the period that its older configs leave out, of layer_types
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Stack:
     """A stack of the output's layers.
 

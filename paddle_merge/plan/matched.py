@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.adapters import Adapter
@@ -25,13 +24,14 @@ from ..conversion.optional import WithoutOptional, without_optional
 from ..conversion.paddle_names import in_standard_names
 from ..errors import CheckpointError
 from ..recipe.recipe import Recipe
+from ..records import record
 from .config_source import ConfigSource, find_config_source
 from .expert_alignment import Experts, experts_of
 from .heads import Heads, heads_of
 from .partial import check, kept
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Matched:
     """Hold the inputs of a merge as they are merged, and what was done to them.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.mixtures import MLP, Family, mlp_of
@@ -21,6 +20,7 @@ from ..methods.linear import Linear
 from ..methods.shared.method import ResolvedMethod
 from ..recipe.mixture import COPY, Expert, Mixture
 from ..recipe.recipe import Recipe
+from ..records import record
 from .assemble import AssembledTensor
 from .mixture_checks import choose_family, fitting_family
 
@@ -44,7 +44,7 @@ def in_hf_layout(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, output_layout="hf")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MadeMixture:
     """The tensors of a mixture. left_out: why stored tensors are not read, by their origins. warnings: sentences on what is
     likely not meant."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from ..checkpoints.names import stacks
 from ..checkpoints.tensors import Checkpoint
 from ..conversion.modules import REST, claiming_modules, module_names, suggested, within
 from ..parsing import nearest
 from ..recipe.recipe import Recipe, Slice, Stage, names_of, parts
+from ..records import record
 
 
 def problems(recipe: Recipe | Stage, inputs: Sequence[Checkpoint]) -> list[str]:
@@ -69,7 +69,7 @@ def described(recipe: Recipe, names: Iterable[str]) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Claim:
     """What a slice takes of an input: which layers (None: all, and tensors in no layer) of which module."""
 

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ..checkpoints.tensors import Checkpoint, Origin, TensorEntry, origins
 from ..errors import ConfigError
 from ..methods.shared.method import Method
 from ..parsing import tensors_named
 from ..recipe.recipe import Input, Recipe, Slice, Stage, count_problem
+from ..records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Kept:
     """Hold inputs without the tensors that the output isn't to have. notes, why: as of heads.Heads."""
 
@@ -61,7 +62,7 @@ def kept(recipe: Recipe, inputs: Sequence[Checkpoint]) -> Kept:
     return Kept(tuple(found), notes, why)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Holders:
     """The inputs that have a tensor. part: the slice, with these models only. entries: the tensor in each, the base's last.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from ..backends.engine import Engine
@@ -19,6 +18,7 @@ from ..conversion.vocabulary.vocabularies import Tokens
 from ..methods.shared.method import ResolvedMethod
 from ..recipe.parameters import is_uniform
 from ..recipe.recipe import Recipe
+from ..records import record
 from .added_tokens import AddedTokens
 from .chat import ChatTemplate
 from .config_source import ConfigSource
@@ -32,7 +32,7 @@ MOST_THREADS = 8  # that merge one tensor; more would wait for Python's interpre
 PIECE_BYTES = 64 << 20  # of output; larger tensors are shared out among workers where the method allows it
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Shard:
     """An output file: its final name, the bytes around the tensors, each with its offset, and its size in bytes."""
 
@@ -41,7 +41,7 @@ class Shard:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Plan:
     """Everything that is decided before weights are read.
 

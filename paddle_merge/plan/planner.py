@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import Any
 
 from ..backends.engine import NUMPY, Engine
@@ -26,6 +25,7 @@ from ..conversion.vocabulary.vocabularies import Vocabularies
 from ..errors import CheckpointError
 from ..parsing import tensors_named
 from ..recipe.recipe import Recipe, Stage, names_of, parts
+from ..records import record
 from . import chat, roles
 from .added_tokens import added_tokens
 from .assemble import AssembledTensor, assemble
@@ -44,7 +44,7 @@ from .storage import storage
 from .tensor_plan import StagedEntry, TensorPlan
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Made:
     """Hold the tensors of a recipe's output before each has its place in a file.
 

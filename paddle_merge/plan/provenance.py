@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from ..checkpoints import hub
@@ -16,10 +15,11 @@ from ..checkpoints.origins import License, Origin, read_origin
 from ..checkpoints.tensors import Checkpoint
 from ..methods.ties import Ties
 from ..parsing import short_paths
+from ..records import record
 from .tensor_plan import TensorPlan
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Provenance:
     """Where a merge's inputs come from. inputs: of each of Recipe.sources, the model and then its adapters. further: other
     folders that the recipe names, for the tokenizer or the config."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..checkpoints.fingerprint import BLOCK
 from ..checkpoints.formats.header import Held
 from ..dtypes import DType
+from ..records import record
 
 TOGETHER = 1 << 18  # elements that are encoded together, or one band, if that is more
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Scales:
     """The scales of one weight.
 

@@ -29,6 +29,7 @@ from ..methods.linear import Linear
 from ..methods.shared.method import ResolvedMethod
 from ..recipe.keep_experts import Group, KeepExperts
 from ..recipe.recipe import Recipe
+from ..records import record
 from . import expert_config
 from .assemble import AssembledTensor
 from .copies import masked_as
@@ -41,7 +42,7 @@ _LAYER = "drop_layers leaves this layer out"
 MERGED = "the merge"  # the title of merged tensors that smaller ones are made of
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Smaller:
     """Hold the tensors of an output, which may have fewer experts or layers than the merged model.
 

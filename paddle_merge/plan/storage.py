@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.config_json import read_config
@@ -19,6 +18,7 @@ from ..dtypes import BFLOAT16, FLOAT8_E4M3FN, FLOAT32, FP8_BLOCK, FP8_CHANNEL, D
 from ..errors import CheckpointError
 from ..parsing import count_text, tensors_named
 from ..recipe.recipe import Recipe
+from ..records import record
 from .assemble import AssembledTensor
 from .scales import Scales
 from .tensor_plan import StagedEntry, TensorPlan
@@ -30,7 +30,7 @@ _WEIGHT = ".weight"
 _LISTS = ("modules_to_not_convert", "ignored_layers", "ignore")  # of modules that hold plain numbers, in quantization_config
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Storage:
     """How the tensors of one output are stored.
 

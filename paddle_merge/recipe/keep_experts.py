@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from ..records import record
 
 # What experts are chosen by; whether that needs a file of statistics.
 SCORES = {"reap": True, "output_norm": True, "frequency": True, "router_norm": False}
 Group = tuple[tuple[int, float], ...]  # experts and their weights; the first gives the router's row
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class KeepExperts:
     """Say which experts are kept.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ..records import record
 
 METHODS = ("omp", "subword", "mean", "zeros")
 PIECES = ("mean", "sum", "weighted_mean", "last")  # how the rows of a token's pieces are combined, for subword
 MOST = 1024  # tokens that a token is made of, for omp
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MissingTokens:
     """How rows are made of tokens that no model has: method, k and pieces as of conversion.vocabulary.missing.Missing."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..methods.linear import Linear
 from ..methods.shared.method import Method, ResolvedMethod
+from ..records import record
 
 COPY = ResolvedMethod(None, Linear((1.0,), normalize=False))  # of tensors that one model gives
 METHOD = Method("moe", lambda: COPY, about="a mixture of experts made of dense models")
@@ -16,7 +15,7 @@ GATE_MODES = ("hidden", "cheap_embed", "random", "uniform_random", "hidden_avg",
 NON_EXPERTS = ("base", "average")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Expert:
     """A model whose MLPs become an expert of every layer.
 
@@ -32,7 +31,7 @@ class Expert:
     residual: float = 1.0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Mixture:
     """A mixture of experts.
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ..dtypes import DType, ScaledForm
 from ..methods.shared.method import REQUIRED, Method
+from ..records import record
 from .keep_experts import KeepExperts
 from .missing_tokens import MissingTokens
 from .mixture import Mixture
@@ -19,7 +20,7 @@ from .mixture import Mixture
 Value = bool | int | float | str
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Condition:
     """The value of a parameter for the tensors whose names match the filter (None: all tensors).
 
@@ -39,7 +40,7 @@ def constant(value: Value) -> Setting:
     return (Condition(value),)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Input:
     """A model of a slice.
 
@@ -53,7 +54,7 @@ class Input:
     settings: Settings = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Slice:
     """Consecutive layers of the output, or whole models.
 
@@ -78,7 +79,7 @@ class Slice:
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TokenRow:
     """The row of a token where a recipe says it (mergekit's table `tokens`): a row of a model, or zeros.
 
@@ -96,7 +97,7 @@ class TokenRow:
     force: bool = False
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Tokenizer:
     """The output's tokenizer, to whose tokens all vocabularies are aligned.
 
@@ -139,7 +140,7 @@ def tokenizer_of(
     return Tokenizer(main if source == "base" else places.get(source, source), base, multiple, rows, missing)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Stage:
     """A merge whose output is an input of a later merge of the same recipe. Its fields are those of Recipe."""
 
@@ -157,7 +158,7 @@ class Stage:
         return _taken(self.slices)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Recipe:
     """A merge: its inputs, its method and the method's parameters, and the form of the output.
 
@@ -240,7 +241,7 @@ class Recipe:
         return (*self.sources, *(f"{stage.name} (merged by this recipe)" for stage in self.stages))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ParsedRecipe:
     """A recipe, and sentences on what is allowed in it but likely not meant."""
 

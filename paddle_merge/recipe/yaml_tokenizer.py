@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 
 import yaml
 
 from ..parsing import nearest, shown
+from ..records import record
 from .missing_tokens import METHODS, MOST, PIECES, MissingTokens
 from .recipe import Tokenizer, TokenRow, tokenizer_of
 from .yaml_nodes import Nodes
@@ -15,7 +15,7 @@ from .yaml_nodes import Nodes
 Spec = Callable[[yaml.Node], str]  # reads the path or name of a model
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _DraftRow:
     """What an entry of `tokens` says. node: of the model's name. The rest is as of TokenRow, with the name of the model."""
 
@@ -27,7 +27,7 @@ class _DraftRow:
     force: bool = False
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class DraftTokenizer:
     """What a document says of the tokenizer, before the names of models are resolved. Fields: as of Tokenizer."""
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..backends.engine import NUMPY, Engine
 from ..checkpoints.fingerprint import sum_of
 from ..errors import WorkError
 from ..plan.tensor_plan import TensorPlan
+from ..records import record
 
 log = logging.getLogger("paddle_merge")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Job:
     """What all pieces have in common.
 

@@ -10,7 +10,6 @@ formulas are in methods/, and backends/ compute them. After: worker.py writes th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..backends.backend import Backend
 from ..backends.masks import Key, mask_key
 from ..dtypes import DType
 from ..plan.tensor_plan import Piece, TensorPlan
+from ..records import record
 from .common_bits import CommonBits
 
 SAMPLE_WIDTH = 16  # neighbouring elements sampled together
@@ -62,7 +62,7 @@ def merge_tensor(
     return pipeline
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Measured:
     """What was measured of a tensor. states: of each model, for the sparsifier; state: for the merger."""
 

@@ -30,6 +30,7 @@ from ..errors import WorkError
 from ..methods.shared.whole_matrix import is_matrix
 from ..plan.plan import Plan
 from ..plan.tensor_plan import STORED, Piece, TensorPlan
+from ..records import record
 from .disk_speed import WRITTEN, flush_rate, nameless_file, page_cache
 from .encoder import Encoder
 from .pipeline import Source, merge_tensor
@@ -43,7 +44,7 @@ PIECE = 24 << 20  # bytes of input merged at a time
 _PYTHON = 0.35  # seconds that Python takes to start, import what every command needs, and end
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Forecast:
     """The predicted duration of a merge, in seconds.
 

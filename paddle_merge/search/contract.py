@@ -17,15 +17,17 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..records import record
+
 DIRECTIONS = ("maximize", "minimize")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Scores:
     """What an evaluation measured.
 

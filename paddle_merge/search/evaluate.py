@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..checkpoints.adapters import open_model
 from ..errors import Attempts, ConfigError
 from ..recipe.yaml_read import parse
+from ..records import record
 from .candidates import alone
 from .contract import Scores
 from .data import check_file, check_splits
@@ -39,7 +40,7 @@ class Asked:
     memory: int = 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Evaluated:
     """A model, and what became of its evaluation."""
 
@@ -51,7 +52,7 @@ class Evaluated:
         return Scores(self.result.metrics, self.result.samples).error(metric)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Evaluation:
     """Models side by side.
 
@@ -76,7 +77,7 @@ class Evaluation:
         return [row for row in self.rows if row.result.error]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Prepared:
     """What is to be scored, checked as far as that goes without scoring anything."""
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import yaml
 
 from ..parsing import shown
 from ..recipe.yaml_nodes import Nodes
+from ..records import record
 from .gene import Gene
 from .ranges import MOST_POINTS, is_number, read_range, spaced
 
 MAX_LAYERS = 100_000
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Free:
     """A free value: its node and place in the text, its gene if there were one for all layers, and what there is one for.
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..recipe.recipe import Value
+from ..records import record
 from .ranges import spaced
 
 DIGITS = 6  # significant digits of a number that is searched, so that recipes stay readable
 Values = tuple[Value, ...]  # one per gene
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Gene:
     """One number or choice that a search varies.
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from ..records import record
 from .contract import Scores
 from .gene import Values
 from .spec import Data, Evaluation
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Setup:
     """What all evaluations of a search have in common.
 
@@ -35,7 +36,7 @@ class Setup:
     config_from: str = ""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Job:
     """One evaluation.
 
@@ -53,7 +54,7 @@ class Job:
     samples: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Result:
     """What became of a Job. error: why there are no scores; "" if there are."""
 

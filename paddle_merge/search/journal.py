@@ -11,10 +11,10 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, OutputError
+from ..records import record
 from ..run.output.flock import taken
 from .job import Job, Result
 
@@ -23,7 +23,7 @@ _HEADER = "paddle_merge search"
 Key = tuple[str, int, int, str]  # phase, candidate, round, split
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Place:
     """Where an evaluation belongs.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,13 +30,14 @@ from ..plan.planner import make, plan_tensors
 from ..plan.smaller import MERGED
 from ..plan.tensor_plan import StagedEntry, TensorPlan
 from ..recipe.recipe import Recipe
+from ..records import record
 from ..run.pipeline import merge_tensor
 from ..run.sources import reader
 from ..run.state_dicts import MemorySource
 from ..run.worker import Backends
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Tensor:
     """A merged tensor: its raw elements, flat, and what they are."""
 

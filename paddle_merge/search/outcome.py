@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from ..records import record
 from .contract import Scores
 from .gene import Values
 from .job import Result
@@ -12,7 +12,7 @@ from .space import Space
 from .spec import SearchSpec
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Scored:
     """A model with what it scored on the search split.
 
@@ -39,7 +39,7 @@ class Scored:
         return self.result
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Outcome:
     """What a search found.
 

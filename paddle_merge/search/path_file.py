@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -13,6 +12,7 @@ from ..errors import ConfigError
 from ..parsing import shown
 from ..recipe.yaml_documents import NO_LAYERS
 from ..recipe.yaml_nodes import Nodes
+from ..records import record
 from .ranges import is_number
 from .space import as_node
 
@@ -24,7 +24,7 @@ Path = Sequence[
 ]  # of each layer: the model's number in Paths.models, its own, the factor on the stream
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Paths:
     """What `paths` asks for.
 

@@ -20,7 +20,6 @@ A candidate is an ordinary recipe: slices of passthrough, in which factors on th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -31,6 +30,7 @@ from ..checkpoints.tensors import Checkpoint
 from ..errors import ConfigError
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_read import parse_documents
+from ..records import record
 from .free import has_free_values
 from .gene import Gene, Values
 from .merger import Merger
@@ -43,7 +43,7 @@ from .space import RecipeSpace
 FLIPS, RARELY, OFTEN = 2, 0.023, 0.25
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Step:
     """A layer that a path may take. model: its number in Paths.models. layer: from 0. turn: which of the repeats it is."""
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import ConfigError
+from ..records import record
 from .job import Result
 from .objectives import losses
 from .outcome import Scored
 from .rule import BEST, Condition, Rule
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Bound:
     """A condition with the number that it stands for."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..parsing import nearest, shown
+from ..records import record
 from .contract import DIRECTIONS
 
 BEST = "best"
@@ -22,7 +22,7 @@ _WORDS = re.compile(r"""\s*("[^"]*"|'[^']*'|[<>=!]+|[^\s<>="']+)""")
 _SPELLINGS = {"maximise": "maximize", "minimise": "minimize"}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Condition:
     """metric, at least or at most a number, or that many times what a reference has (None: the number itself)."""
 
@@ -36,7 +36,7 @@ class Condition:
         return f"{self.metric} {'>=' if self.least else '<='} {self.number:g}{of}"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rule:
     """The best value of `metric` among the candidates that meet all conditions. at: where it stands, for messages."""
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Attempts, ConfigError
+from ..records import record
 from .asked import Asked
 from .job import Result
 from .objectives import losses
@@ -24,7 +24,7 @@ from .spec import SoupSpec, read_file
 ALL, SOUP = "the average of all", "the greedy soup"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Soup:
     """A greedy soup.
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import yaml
 
 from ..errors import ConfigError
 from ..recipe.yaml_nodes import documents
+from ..records import record
 from .rule import Rule
 
 OPTIMIZERS = ("cma", "sep_cma", "cat_cma", "nsga2", "como", "random", "grid", "optuna")
 KINDS = ("command", "python", "perplexity", "multiple_choice", "lm_eval")  # of evaluators
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Evaluation:
     """What scores candidates.
 
@@ -38,7 +39,7 @@ class Evaluation:
     places: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Data:
     """The samples of each split: paths of files, or what else the evaluator takes; None where nothing is said.
 
@@ -54,7 +55,7 @@ class Data:
         return self.search if split == "search" else self.report
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Race:
     """How candidates race: all are scored on `first` samples, the best 1/eta of them on eta times as many, and so on."""
 
@@ -62,7 +63,7 @@ class Race:
     eta: int = 3
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SearchSpec:
     """What the section `search` asks for.
 
@@ -93,7 +94,7 @@ class SearchSpec:
     then: SearchSpec | None = None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SoupSpec:
     """What a greedy soup (soup.py) asks for: as of SearchSpec. The candidates are recipes, which the file doesn't have.
 
@@ -110,7 +111,7 @@ class SoupSpec:
     device: str = "cpu"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class File:
     """A search file, read once: its text, its documents, and where it lies."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from ..records import record
 from .alignment import AlignmentSpace
 from .gene import Values
 from .job import Result
@@ -18,7 +18,7 @@ from .tax import Tax
 SIDES = "toward_aligned: 0 is {pre}, the model before alignment, and 1 is {aligned}, the aligned model"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SweepOutcome:
     """What a sweep found.
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import yaml
 
 from ..parsing import nearest, shown
 from ..recipe.yaml_nodes import is_null
+from ..records import record
 from .ranges import read_range, spaced
 from .rule import Rule
 from .sections import NUMBERS, Sections
@@ -44,7 +45,7 @@ _FOR_HMA = ("blocks", "rest", "lattice")
 _COMMON = ("evaluate", "objectives", "data", "pick", "tensor_type", "device", "seed", "workers")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Alignment:
     """Points between a model and what alignment made of it, and beyond.
 
@@ -65,7 +66,7 @@ class Alignment:
     at: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SweepSpec:
     """What the section `sweep` asks for. alignment: None if the points are those of a recipe's free values. at: key -> file,
     line and column. The others are as in SearchSpec."""

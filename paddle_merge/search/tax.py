@@ -12,14 +12,15 @@ by the hypervolume of that unit box: the area below and left of the points (the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+
+from ..records import record
 
 Metrics = Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Tax:
     """The ends of a sweep. objectives: metric -> direction. reward: the metric that alignment is to raise."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ...errors import CheckpointError, MalformedError
+from ...records import record
 from ..names import last_word
 from ..parts import as_boxes, assemble, boxes, row_major
 from ..tensors import Checkpoint, Part, StoredEntry, stored
@@ -54,7 +55,7 @@ def _versions(folder: str) -> list[int]:
     return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"(\d{1,9})\.metadata", name)))
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Shard:
     """Describe a shard of a tensor: the box of `shape` elements from index `at` on.
 

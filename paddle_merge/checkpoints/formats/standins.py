@@ -6,10 +6,10 @@ They hold what a file says, and where its payloads are stored; none of them runs
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ...errors import MalformedError
+from ...records import record
 
 
 class Text(str):
@@ -19,7 +19,7 @@ class Text(str):
     nbytes: int
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Bytes:
     """Hold where a byte string is in the file. text: whether it is stored as UTF-8 of latin-1 text (pickle protocol 2)."""
 
@@ -28,7 +28,7 @@ class Bytes:
     text: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Word:
     """Stand in for an importable name. make: takes the arguments of a call, and returns a stand-in for its result."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import combinations
 from typing import Any
 
@@ -24,6 +24,7 @@ from ...dtypes import compute_dtype
 from ...methods.paddlenlp import METHODS
 from ...methods.shared.base import Tensor
 from ...plan.tensor_plan import Piece
+from ...records import record
 from ...run.pipeline import Pipeline
 from ...run.sources import FileSource
 from .group import load_group
@@ -39,7 +40,7 @@ for _sparsifier, _merge_type in METHODS.values():
 _PLACES = {name: place for place, name in enumerate(ROUNDS)}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Measured:
     """The measurements of one tensor.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, combinations, islice
 from typing import Any
 
@@ -14,6 +13,7 @@ from ...checkpoints.files import Files
 from ...checkpoints.names import layer_of, letters, word_of
 from ...conversion.inputs import Opened
 from ...methods.paddlenlp import METHODS, sparsifier
+from ...records import record
 from ...version import __version__
 from ..threads import in_threads
 from .advice import advice
@@ -26,7 +26,7 @@ _MODEL = ("elements", "changed", "changed_fraction", "norm", "relative", "base_c
 _PAIR = ("elements", "both", "conflicts", "cosine", "overlap", "trimmed_overlap", "sign_conflict", "weighted_sign_conflict")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Asked:
     """The parameters of the methods, named as their flags."""
 
@@ -79,7 +79,7 @@ def analyse(opened: Opened, asked: Asked, n_process: int, progress: bool | None 
     }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Report:
     """The parts of the report. labels, paths: of the models. measured: of every tensor in found.compared."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ...checkpoints.compare import differing
 from ...checkpoints.tensors import Checkpoint, TensorEntry
@@ -12,13 +12,14 @@ from ...dtypes import DType
 from ...methods.linear import Linear
 from ...methods.shared.method import ResolvedMethod
 from ...plan.tensor_plan import TensorPlan
+from ...records import record
 
 SUM = ResolvedMethod(
     None, Linear((), normalize=False)
 )  # of which nothing is asked: methods are measured one after the other
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Compared:
     """A tensor of the base, and of the models that have it in the same shape. sources: by number of the model, ascending."""
 
@@ -71,7 +72,7 @@ class Compared:
         return Compared(self.base, {model: entry for model, entry in self.sources.items() if model not in models})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Survey:
     """The tensors of all checkpoints, sorted by what can be done with them. Models are given by number, the base as None.
 

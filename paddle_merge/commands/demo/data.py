@@ -6,11 +6,12 @@ fine-tuned on one other place. So experts change partly different weights, as mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
+
+from ...records import record
 
 SIDE = 8  # side of a digit in pixels
 PAGE = 3 * SIDE  # side of a page in pixels
@@ -27,7 +28,7 @@ PLACES = {
 TEST = 450  # number of test digits, of 1797
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Digits:
     """Handwritten digits for training and testing: images [n, 8, 8] float32 from 0 to 1, and labels [n] int64."""
 

@@ -6,14 +6,15 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ...recipe.config import MergeConfig
+from ...records import record
 from ...run.merge import merge
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Row:
     """A row of the table: a checkpoint that was trained, or merged from `models` with `options`, fields of MergeConfig."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ...checkpoints.files import Files
@@ -12,12 +12,13 @@ from ...checkpoints.scaled import ScaledEntry
 from ...checkpoints.tensors import Checkpoint
 from ...conversion.inputs import open_together
 from ...dtypes import DTYPES, FLOAT32
+from ...records import record
 from ...version import __version__
 from ..threads import in_threads
 from .measure import Pair, Sums, added, measure
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Models:
     """Both checkpoints, with adapters folded in, in one layout.
 

@@ -11,7 +11,6 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from ...backends.kernels import comparing
 from ...checkpoints.files import Files
 from ...checkpoints.tensors import TensorEntry
 from ...dtypes import DType
+from ...records import record
 from ..pairs import BLOCK, TensorReader, side_by_side
 
 PIECE = 1 << 22  # elements that a worker takes at a time; a multiple of BLOCK
@@ -27,7 +27,7 @@ PIECE = 1 << 22  # elements that a worker takes at a time; a multiple of BLOCK
 _FRACTION = {"float8_e5m2": 2, "float8_e4m3fn": 3, "bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Pair:
     """A tensor that both checkpoints have, in the same shape."""
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from ...checkpoints.tensors import TensorEntry
 from ...conversion.naming import in_memory
 from ...dtypes import DType
 from ...plan.plan import Shard
+from ...records import record
 from ...run.output.disk import json_bytes
 
 # Format -> the layout of its names and factors.
@@ -35,7 +35,7 @@ PREFIXES = {"peft": "adapter_model", "paddlenlp": "peft_model", "paddleformers":
 Stored = np.ndarray | TensorEntry
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Factors:
     """The factors of the change of a weight [m, n]: left [m, r] @ right [r, n], in the weight's layout.
 
@@ -52,7 +52,7 @@ class Factors:
         return len(self.right)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class NewAdapter:
     """A LoRA adapter to be written, without its tensors' elements.
 

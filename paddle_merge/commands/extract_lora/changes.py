@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from ...checkpoints.files import Files
 from ...checkpoints.tensors import TensorEntry
 from ...errors import CheckpointError
+from ...records import record
 from ..pairs import TensorReader, same_bits, side_by_side
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Change:
     """A floating-point tensor that differs. squares: the sum of squares of its change."""
 

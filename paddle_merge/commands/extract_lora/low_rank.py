@@ -8,9 +8,9 @@ eigenvectors of the smaller Gram matrix.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+
+from ...records import record
 
 OVERSAMPLE = 16  # extra columns of a block, for the accuracy of the last singular vectors
 SPREAD = 4  # the Krylov space may have 1 / SPREAD of the dimensions of the smaller side; beyond, Gram matrices are faster
@@ -18,7 +18,7 @@ TOLERANCE = 1e-8  # largest relative change of a squared singular value from one
 NEGLIGIBLE = 1e-15  # largest absolute change, relative to the largest squared singular value: float64's accuracy
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LowRankFactors:
     """Factors whose product left [m, r] @ right [r, n] approximates a matrix [m, n]; both float64.
 

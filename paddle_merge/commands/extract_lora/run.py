@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from ...conversion.layout import normalise
 from ...dtypes import FLOAT32, FLOATS, DType
 from ...errors import Attempts, CheckpointError, OutputError
 from ...plan.file_names import EXTRACT_REPORT
+from ...records import record
 from ...run.output.destination import check_output, shortage
 from ..pairs import BLOCK
 from ..progress import watched
@@ -39,7 +39,7 @@ from .write import write_adapter
 log = logging.getLogger("paddle_merge")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Inputs:
     """The two checkpoints in the layout of the adapter.
 

@@ -5,7 +5,6 @@ The only tensors that are read are lm_head and the embedding, if both are stored
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections import Counter
@@ -24,10 +23,11 @@ from ...conversion.detect import detect
 from ...conversion.inputs import SETTINGS, setting
 from ...conversion.scaled import as_numbers
 from ...errors import CheckpointError
+from ...records import record
 from .adapter import describe_adapter
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Looked:
     """The description of a path. checkpoint: None if it is an adapter. said: what --json prints of it."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.adapters import Adapter
@@ -19,11 +18,12 @@ from ...conversion.lora.targets import Targets
 from ...conversion.lora.whole import fitted, is_new_head
 from ...conversion.naming import in_memory
 from ...errors import CheckpointError, MalformedError
+from ...records import record
 from ..extract_lora.adapter_files import LAYOUTS, module_of
 from .layers import Contents, Part, to_merge
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class BaseModel:
     """The model that adapters were trained on. format: of the output, whose layout and names its tensors have.
 

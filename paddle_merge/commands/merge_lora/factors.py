@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -27,6 +26,7 @@ from ...checkpoints.tensors import TensorEntry
 from ...conversion.lora.adapted import read_matrix
 from ...dtypes import FLOAT16, FLOAT64, DType
 from ...errors import CheckpointError
+from ...records import record
 from ..extract_lora.low_rank import low_rank
 from .by_method import ByMethod
 from .config import MergeLoraConfig
@@ -38,7 +38,7 @@ _LOWERED = 12  # powers of two by which the scale makes room in float16 for laye
 _ELEMENTS = 1 << 20  # of a change that are compared at a time
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MergedLayer:
     """The low-rank matrices of a layer, as they are stored: b [outputs, r], a [r, inputs]; bias [outputs] or None.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ...checkpoints.adapters import Adapter, Module
 from ...checkpoints.names import last_word
@@ -22,11 +21,12 @@ from ...conversion.lora.whole import without_copies
 from ...dtypes import DType
 from ...errors import CheckpointError, MalformedError
 from ...parsing import tensors_named
+from ...records import record
 
 INSTEAD = "merge the models that they make: `merge --model_path_list BASE+ADAPTER BASE+ADAPTER --base_model_path BASE`"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Part:
     """What one adapter adds to a layer: scale * b @ middle @ a to its weight, and scale * bias to its bias.
 
@@ -50,7 +50,7 @@ class Part:
         return [entry for entry in (self.a, self.b, self.middle, self.bias) if entry is not None]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Layer:
     """A layer of the output, and what each adapter that has it adds to it, in the adapters' order.
 
@@ -90,7 +90,7 @@ class Layer:
         return [entry.dtype for part in self.parts for entry in part.entries]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Contents:
     """What one adapter holds. parts: module -> its kind and part. whole: the tensors that replace those of the model."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ...checkpoints.adapters import Adapter
 from ...checkpoints.formats.folder import ADAPTER_CONFIGS
 from ...checkpoints.formats.header import Held
 from ...dtypes import DType
+from ...records import record
 from ...run.output.disk import json_bytes
 from ..extract_lora.adapter_files import NewAdapter, arranged, last_words, module_of
 from .base_model import BaseModel
@@ -32,7 +32,7 @@ _CHOOSING = ("layers_to_transform", "layers_pattern", "exclude_modules")
 _BASES = ("base_model_name_or_path", "base_model_name")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Arrangement:
     """What is to be arranged. format: one of LAYOUTS. ranks: of each layer by name. scale: of all layers. dtype: of their
     matrices. tokenizer: the content of its files by name."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ...backends.masks import hash_block, keep_limit, mask_key
+from ...records import record
 
 FACTORWISE = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")  # combine A with A, and B with B
 TRUNCATED = ("svd", "magnitude_prune_svd", "ties_svd", "dare_linear_svd", "dare_ties_svd")  # combine changes
@@ -23,7 +23,7 @@ ELECTING = tuple(name for name in TYPES if "ties" in name)
 _HASHED = 1 << 20  # elements whose mask is drawn at a time
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Combination:
     """A type of PEFT's with its parameters. density: share of elements to keep, None for types that prune nothing."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ...checkpoints.adapters import Adapter, open_adapter
 from ...checkpoints.compare import is_zero
@@ -15,6 +14,7 @@ from ...dtypes import FLOATS
 from ...errors import Attempts, CheckpointError, OutputError
 from ...plan.file_names import MERGE_LORA_REPORT
 from ...recipe.request import Request
+from ...records import record
 from ...run.output.destination import check_output, shortage
 from ..extract_lora.adapter_files import LAYOUTS, PREFIXES
 from .base_model import BaseModel, named_as_base, open_base
@@ -30,7 +30,7 @@ from .whole import Whole, common, whole_tensors
 log = logging.getLogger("paddle_merge")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Prepared:
     """A merge that can be done. output: what it makes, with the highest ranks that layers may have. warnings: sentences."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,12 +17,13 @@ from ...checkpoints.files import Files
 from ...checkpoints.tensors import TensorEntry
 from ...dtypes import FLOAT32, FLOAT64, DType
 from ...errors import CheckpointError
+from ...records import record
 from ..pairs import BLOCK, TensorReader
 
 _FROZEN = ".base_layer.weight"  # PEFT saves these with adapters of embeddings, untrained
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Whole:
     """A tensor that the output holds whole.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ...checkpoints.adapters import kind_of, open_model
@@ -14,13 +14,14 @@ from ...checkpoints.open import open_checkpoint
 from ...checkpoints.run_folder import EMA, EMAS, Saved, find_checkpoints, trainer_state
 from ...errors import Attempts, CheckpointError, ConfigError
 from ...recipe.decay import average_weights
+from ...records import record
 from .config import SoupConfig
 from .ema import Correction, correction
 
 _LEFT_OUT = ("runtime", "_per_second", "_steps", "epoch", "_ppl_runtime")  # ends of the names of metrics that aren't scores
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Member:
     """A checkpoint of a run, as it may be averaged.
 
@@ -52,7 +53,7 @@ class Member:
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Found:
     """What a run has. kind: of the members. others: kind -> how many checkpoints of it there are also.
 

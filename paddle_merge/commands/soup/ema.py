@@ -10,7 +10,6 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from ...checkpoints.run_folder import EMA, Saved, training_arguments
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...errors import CheckpointError
 from ...parsing import tensors_named
+from ...records import record
 from ...run.sources import reader
 
 log = logging.getLogger("paddle_merge")
@@ -30,7 +30,7 @@ TOLERANCE = 0.1  # by which the measured share may differ from what the argument
 NOTICED = 0.02  # from which on a difference is told
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Correction:
     """What a moving average is divided by. coef, updates: c and k; updates 0: the average started from the weights."""
 

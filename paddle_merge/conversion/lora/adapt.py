@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.adapters import Adapter
 from ...checkpoints.config_json import read_config
 from ...checkpoints.tensors import Checkpoint, Origin, TensorEntry
 from ...errors import CheckpointError
+from ...records import record
 from ..tied_heads import embedding_of
 from ..vocabulary.tokens import read_vocabulary, same_files
 from .fold import Fold
 from .quantised_base import quantised_in_training, requantised
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Adapted:
     """Hold checkpoints with their adapters folded in.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ class LowRank:
         return self.right.shape[0] if len(self.right.shape) > 1 else 1
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Lengths:
     """Describe a change of a matrix: every row (axis 0) or column (axis 1) is scaled to the L2 norm that is given for it."""
 
@@ -58,7 +58,7 @@ class Lengths:
         return [self.lengths]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rows:
     """Describe a change of a matrix: some rows (axis 0) or columns (axis 1) are replaced.
 
@@ -74,7 +74,7 @@ class Rows:
         return [self.values]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Requantised:
     """Describe a change of a matrix: it is quantised and dequantised, as by Paddle's weight_quantize (weight_only_int8,
     weight_only_int4).

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.adapters import Adapter, Module
@@ -20,6 +19,7 @@ from ...checkpoints.scaled import elements_of
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...checkpoints.views import transpose
 from ...errors import MalformedError, MergeError
+from ...records import record
 from ..tied_heads import embedding_of
 from .config import scaling, token_numbers
 from .entry import Change, Lengths, LowRank, Requantised, Rows, read_from
@@ -56,7 +56,7 @@ def without_head(
     return [one for one in modules if one is not head_factors], [one for one in others if one[0] != HEAD], []
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Following:
     """Say what lm_head takes over from the embedding in a model that was tied, and that a merge unties.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ...checkpoints.tensors import TensorEntry
 from ...records import record
@@ -52,7 +52,7 @@ class DrawnEntry(TensorEntry):
         return (said[self.kind],)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Dropped:
     """Say which neurons of an expert are drawn anew: floor(rate * size) of the indices along `axis`.
 

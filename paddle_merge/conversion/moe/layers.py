@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -24,6 +23,7 @@ from ...checkpoints.config_json import widths
 from ...checkpoints.names import MOST_NAMES
 from ...checkpoints.tensors import TensorEntry
 from ...errors import MalformedError
+from ...records import record
 
 _UP = ("gate_proj", "up_proj", "w1", "w3", "fc1", "linear_fc1")
 _FUSED = ("gate_up_proj", "up_gate_proj", "gate_up_fused_proj", "input_linear")
@@ -35,7 +35,7 @@ _KIND = re.compile(rf"({_WORDS})(?:\.(weight)|[._](bias))?")
 _INTERLEAVED = ("gpt_oss",)  # families whose gate_up_proj has the gate at even and up at odd places
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ExpertTensor:
     """A tensor of a layer's experts.
 
@@ -54,7 +54,7 @@ class ExpertTensor:
         return len(self.names) == 1
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MoeLayer:
     """A layer of experts. prefix: what the names of all its tensors begin with. groups: consecutive experts that are routed
     to together; 1: none are.

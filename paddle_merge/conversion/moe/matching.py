@@ -9,13 +9,13 @@ Re-Basin"). Where the order of the index is as good, it stays.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ...checkpoints.files import Files
 from ...checkpoints.tensors import TensorEntry
+from ...records import record
 from .features import moments, parts, router_rows
 from .layers import MoeLayer
 
@@ -25,7 +25,7 @@ _ROWS = 1024  # neurons whose products with all others are computed at once
 _EQUAL = 1e-7  # of the costs' size: differences that come of rounding
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LayerOrder:
     """Say which expert and which neuron of a model takes which place.
 
@@ -38,7 +38,7 @@ class LayerOrder:
     cosine: float = float("nan")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Side:
     """Hold a model's layer of experts."""
 

@@ -11,7 +11,6 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,14 @@ from ...backends.machine import cores, free_memory
 from ...checkpoints.tensors import Checkpoint
 from ...errors import CheckpointError, MalformedError
 from ...parsing import nearest
+from ...records import record
 from .layers import MoeLayer, moe_layers
 from .matching import LayerOrder, Side, match
 
 log = logging.getLogger("paddle_merge")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Orders:
     """Hold the order of the experts of every model. reference: the number of the input that gives it; by_input: of the
     others, by number and by prefix."""

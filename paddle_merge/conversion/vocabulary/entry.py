@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from ...records import record
 STEP = 1 << 16  # elements that are read at a time; every element comes out the same for any other number
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Pick:
     """Describe which rows of a tensor (columns, if the axis is 1) become rows of an aligned one.
 
@@ -81,7 +80,7 @@ class AlignedEntry(TensorEntry):
         return known + longest * 8 * (count + 1) + sum(2 * len(pick.runs) + pick.entry.memory for pick in self.picks)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Combination:
     """Say of which rows of a tensor other rows are combinations, with which coefficients.
 
@@ -94,7 +93,7 @@ class Combination:
     counts: bytes
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Pursuit:
     """Say that rows are combined as in another model: the coefficients are those with which rows of its tokens make up the
     rows of the tokens that are made there (pursuit.py), at most k of them for each.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from ...checkpoints.tensors import Checkpoint
+from ...records import record
 from .tokens import Vocabulary
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Given:
     """Say which row a token gets in the inputs that lack it; where neither number nor zeros say it, the usual rules do.
 
@@ -29,7 +29,7 @@ class Given:
         return self.zeros or self.number is not None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Substitute:
     """Say which row of an input becomes the row `at` of the output, in the inputs that don't have that row.
 

@@ -7,19 +7,19 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ...checkpoints.tensors import TensorEntry
 from ...errors import CheckpointError
+from ...records import record
 from .entry import AlignedEntry, Combination, CompletedEntry, Pick, Pursuit
 from .rows import Rows, runs_of
 from .texts import by_text, texts
 from .tokens import SENTENCEPIECE, Vocabulary
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Donor:
     """Hold what is used of a model whose tokenizer others get: its tensors with a row per token, (rows, width).
 
@@ -32,7 +32,7 @@ class Donor:
     head: TensorEntry
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Missing:
     """Say how rows are made of tokens that no input has.
 

@@ -9,7 +9,6 @@ embeddings for pretrained language models"). A recipe may give the row of a toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from ...checkpoints.config_json import read_config
 from ...checkpoints.names import TOKEN_EMBEDDINGS, last_word, layer_of
 from ...checkpoints.tensors import Checkpoint, TensorEntry
 from ...errors import CheckpointError
+from ...records import record
 from .entry import AlignedEntry, Pick
 from .given import Substitute
 from .tokens import Vocabulary
@@ -47,7 +47,7 @@ def keys(vocabulary: Vocabulary, rows: int) -> list[str | int]:
     return found
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rows:
     """Hold which rows of several inputs become which rows of the output.
 

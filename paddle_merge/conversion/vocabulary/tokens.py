@@ -8,11 +8,12 @@ import filecmp
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ...checkpoints.json_files import read_json, read_small
 from ...errors import CheckpointError
+from ...records import record
 
 MAX_FILE = 1 << 30  # bytes
 MAX_IDS = 1 << 22  # far more than any tokenizer has
@@ -27,7 +28,7 @@ MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 PLAIN = dict.fromkeys(SETTINGS, False) | {"normalized": True}  # the settings of an added token without any
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Vocabulary:
     """Hold a tokenizer's vocabulary.
 

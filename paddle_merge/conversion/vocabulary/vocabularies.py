@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ...checkpoints.tensors import Checkpoint
 from ...errors import CheckpointError
+from ...records import record
 from .rows import sizes
 from .tokens import Vocabulary, read_vocabulary, same_files
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class VocabularyAlignment:
     """Describe what becomes of an input's tokens.
 
@@ -28,7 +28,7 @@ class VocabularyAlignment:
     unnamed: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Tokens:
     """Describe the output's vocabulary.
 

@@ -7,13 +7,13 @@ between whole tensors, or between the rows or columns of a tensor, each of which
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...backends.backend import Backend
 from ...backends.formula import formula
+from ...records import record
 from .base import Merger, Tensor, linear, total
 from .rows import Rows
 
@@ -22,7 +22,7 @@ _SMALL = 2.0**-530  # the largest float64 times this can be squared
 STEP = 1 << 10  # vectors whose weights are computed together
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Angles:
     """Norms of, and cosines between, the models' vectors, for each of n vectors of a tensor.
 
@@ -95,7 +95,7 @@ def linear_by_row(xp: Any, x: Any, weights: Any, start: int, across: bool, width
     return total(xp.take(weight, vector) * row for weight, row in zip(weights, x, strict=True))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ByAngles(Merger):
     """Weighs models by their norms and angles. A subclass says how, and between which vectors."""
 

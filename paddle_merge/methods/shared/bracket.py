@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ...records import record
+
 MARGIN = 4.0  # standard errors of the sample on each side
 STEP = 1 << 14  # values that are added up at a time
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Cut:
     """An order statistic of |x|. value: a NumPy scalar, as Quantile.threshold. below, equal: how many |x| are below it, and
     equal to it."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any
 
 from ...backends.budget import MemoryBudget
+from ...records import record
 from .base import Merger, Sparsifier
 from .problems import Problem
 
 REQUIRED: Any = object()  # the default of a parameter that has none
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Parameter:
     """A parameter of a method.
 
@@ -34,7 +35,7 @@ def no_problems(**values: Any) -> list[Problem]:
     return []
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Method:
     """A method that recipes can name.
 
@@ -85,7 +86,7 @@ WEIGHT_OF_ONE = Parameter("weight", float, 1.0, each=True, about="how much a mod
 LAMBDA = Parameter("lambda", float, 1.0, about="factor on the merged task vector")
 
 
-@dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class ResolvedMethod:
     """How one tensor's sources become one: a method whose parameters have values.
 

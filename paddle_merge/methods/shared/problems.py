@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from ...records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Problem:
     """What is wrong with one parameter.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from ...backends.backend import Backend
 from ...backends.budget import MemoryBudget
 from ...backends.formula import formula
+from ...records import record
 from . import selection
 from .base import Tensor
 from .sparsify import Keep, Mask
@@ -32,7 +32,7 @@ def between(xp: Any, x: Any, low: Any, high: Any, factor: Any) -> Any:
     return x * ((size >= low).astype(x.dtype) * (size <= high).astype(x.dtype) * factor)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Kept:
     """Which elements of one model are kept, and the factor on them.
 
@@ -57,7 +57,7 @@ class Kept:
         return dataclasses.replace(self, factor=backend.scalar(factor))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class KeepRanks(Keep):
     """Keep an interval of ascending ranks of each model. A subclass says which.
 
@@ -85,7 +85,7 @@ class KeepRanks(Keep):
         return [kept.get(model) for model in range(tensor.models)]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Bound:
     """A bound on magnitudes: `before` for elements up to `index`, `after` from there on."""
 

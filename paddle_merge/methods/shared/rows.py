@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from ...records import record
 
 SORTED = 1 << 18  # elements that are sorted together when rows are ranked, or one row if it is longer
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rows:
     """How a tensor consists of vectors, its rows or its columns.
 

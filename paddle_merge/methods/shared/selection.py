@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...records import record
 from .bracket import Bracket, Cut, around, needed_sums
 from .small import SMALL, elements
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CAPACITY = 1 << 22  # values a pass may collect, per model
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Quantile:
     """A quantile of |x|, and the sums around it.
 

@@ -20,11 +20,11 @@ import dataclasses
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from ...backends.backend import Backend
 from ...backends.budget import MemoryBudget
+from ...records import record
 from .base import Sparsifier, Tensor
 from .rescale import l1_factors
 
@@ -49,7 +49,7 @@ class Mask(Protocol):
         """Return the mask with a further factor."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Keep(ABC):
     """A rule for which elements of each task vector are kept. A parameter that is a tuple has a value for each model.
 
@@ -107,7 +107,7 @@ class Keep(ABC):
         return l1_factors(tensor, backend, list(thinned), lambda model, x, start: thinned[model].apply(x, start, backend))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class KeepAndRescale(Sparsifier):
     """The sparsifier of one rule and one way to rescale.
 

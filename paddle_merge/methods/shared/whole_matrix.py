@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...backends.backend import Backend
+from ...records import record
 from .base import Merger, Tensor, linear
 
 NEGLIGIBLE = 1e-6  # of the largest singular value
@@ -48,7 +48,7 @@ def is_matrix(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and min(shape) > 1
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Whole(Merger):
     """Merges matrices as a whole, and takes the mean of other tensors. weights: one per model, factors on task vectors."""
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ...checkpoints.front_matter import read_keys, texts
 from ...errors import OutputError
 from ...plan.file_names import CARD
+from ...records import record
 from .card_index import with_entry
 
 TITLE = "## Evaluation"
@@ -23,7 +24,7 @@ _BOM = "\ufeff"
 _TASKS = {"perplexity": "text-generation", "multiple_choice": "multiple-choice", "lm_eval": "text-generation"}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CardResult:
     """What a model scored.
 
@@ -59,7 +60,7 @@ class CardResult:
         }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CardFile:
     """The model card in a folder."""
 

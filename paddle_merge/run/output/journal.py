@@ -16,7 +16,6 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.fingerprint import of_file
@@ -28,6 +27,7 @@ from ...plan.file_names import JOURNALS, journal_name
 from ...plan.plan import Plan
 from ...plan.tensor_plan import Piece, TensorPlan
 from ...recipe.request import Request
+from ...records import record
 from ...version import __version__
 from ..job import Report
 from .disk import fsync, remedy
@@ -39,7 +39,7 @@ IRRELEVANT = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Stopped:
     """What the journals of an interrupted merge say. header: what was being merged; reports: of the complete pieces."""
 

@@ -12,7 +12,6 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from json.encoder import encode_basestring_ascii as _text
 from typing import Any
@@ -75,7 +74,7 @@ class WrittenTensor:
         )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MergeRecord:
     """versions: of what computed. recipe: with every default resolved. inputs: of each, its path and the files read, with
     their bytes. files: the XXH3 (128 bits) of each file that isn't weights. shards: of each, the bytes, and the XXH3 of what

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import Attempts, ConfigError
+from ...records import record
 from ..contract import Candidate, EvaluationError, Scores
 from ..job import Setup
 from .libraries.likelihood import likelihoods, pair
@@ -51,7 +52,7 @@ class ChoiceSettings(ModelSettings):
     delimiter: str = setting(" ")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Question:
     """What is asked, the texts that may answer it, and the place of the right one."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from ...records import record
 from ..gene import Values
 
 SIGMA = 1 / 6
 Losses = Sequence[Sequence[float]]  # one row per candidate, one finite number per objective; smaller is better
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Settings:
     """How to search.
 

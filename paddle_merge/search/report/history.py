@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...recipe.recipe import Value
+from ...records import record
 from ..gene import Gene, Values
 from ..outcome import Outcome, Scored
 
@@ -20,7 +20,7 @@ class Point(NamedTuple):
     title: str = ""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class History:
     """One objective over the candidates of a search, as points (candidate, score). Those that failed are left out.
 
@@ -87,7 +87,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Heat:
     """A parameter of the best recipe by model and layer.
 
@@ -149,7 +149,7 @@ def _text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Front:
     """Two objectives against each other, as points (first, second).
 

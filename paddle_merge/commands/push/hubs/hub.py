@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from glob import escape
 from typing import Protocol
 
 from ....checkpoints.front_matter import read_card, read_keys
 from ....plan.file_names import CARD
+from ....records import record
 
 
 class State(Enum):
@@ -34,7 +34,7 @@ class RefusedError(Exception):
         self.status_code = status_code
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Upload:
     """What is uploaded, and where to.
 

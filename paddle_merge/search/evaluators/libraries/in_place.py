@@ -8,10 +8,11 @@ way, candidates are opened from folders as before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+from ....records import record
 
 
 class Writable(Protocol):
@@ -27,7 +28,7 @@ class Writable(Protocol):
         """Round values to a parameter's dtype and put them there."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Place:
     """Where a tensor goes: a parameter's name, and whether rows and columns are exchanged."""
 
@@ -35,7 +36,7 @@ class Place:
     turned: bool
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Places:
     """The place of each tensor that a model takes, by the tensor's name; shapes: of all tensors of the checkpoint."""
 

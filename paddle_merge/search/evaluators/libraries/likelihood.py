@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ....records import record
 from ...contract import EvaluationError
 from .models import LanguageModel
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Text:
     """Tokens, of which those from place `start` on are to be predicted, each from all that stand before it."""
 
@@ -30,7 +31,7 @@ class Likelihood:
     greedy: bool = True
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Window:
     """Part of a text: tokens begin .. end - 1, of which those from `start` on are predicted."""
 

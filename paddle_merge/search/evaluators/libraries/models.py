@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from ....errors import ConfigError
+from ....records import record
 from ...contract import EvaluationError, scratch_folder
 from ..settings import setting
 from . import in_place
@@ -113,7 +114,7 @@ class HasFolder(Protocol):
     def folder(self) -> str: ...
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class StoredModel:
     """A checkpoint folder as a candidate, as far as libraries need one."""
 
