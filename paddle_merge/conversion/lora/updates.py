@@ -106,28 +106,29 @@ def _linear(module: Module, adapter: Adapter, targets: Targets, tensors: Mapping
     Paddle stores A [in, r] and B [r, out]; PEFT stores them transposed. Raises MalformedError.
     """
     a, b = _matrices(module.tensors["A"], module.tensors["B"])
-    if adapter.kind == "peft":
-        a, b = transpose(a, a.name), transpose(b, b.name)
-    if a.shape[1] != b.shape[0]:
-        raise MalformedError(f"has factors of different ranks, {a.shape[1]} and {b.shape[0]}")
+    peft = adapter.kind == "peft"
+    inputs, rank = a.shape[::-1] if peft else a.shape
+    outputs = 0 if peft else 1  # the axis of B
+    if rank != b.shape[1 - outputs]:
+        raise MalformedError(f"has factors of different ranks, {rank} and {b.shape[1 - outputs]}")
     middle = module.tensors.get("AB")
-    if middle is not None and middle.shape != (a.shape[1], a.shape[1]):
-        raise MalformedError(f"has rank {a.shape[1]}, but the mixer between them is {list(middle.shape)}")
+    if middle is not None and middle.shape != (rank, rank):
+        raise MalformedError(f"has rank {rank}, but the mixer between them is {list(middle.shape)}")
     name = f"{module.name}.weight"
     if targets.find(name) is None and last_word(name) in fused.PIECES:
-        pieces = targets.split(module.name, b, 1, "weight")
-        found = {targets.to_change(piece): columns for piece, columns in pieces.items()}
+        pieces = targets.split(module.name, b, outputs, "weight")
+        found = {targets.to_change(piece): part for piece, part in pieces.items()}
     else:
         found = {targets.to_change(name): b}
-    scale = scaling(adapter, module.title, a.shape[1])
-    swap = bool(adapter.config.get("fan_in_fan_out")) and adapter.kind == "peft"
-    for target, columns in found.items():
-        transposed = targets.is_transposed(target, (a.shape[0], columns.shape[1]), swap)
-        if transposed:
-            update = LowRank(a, columns, scale, middle)
-        else:
-            between = transpose(middle, middle.name) if middle is not None else None
-            update = LowRank(transpose(columns, columns.name), transpose(a, a.name), scale, between)
+    scale = scaling(adapter, module.title, rank)
+    swap = bool(adapter.config.get("fan_in_fan_out")) and peft
+    for target, part in found.items():
+        transposed = targets.is_transposed(target, (inputs, part.shape[outputs]), swap)
+        left, right = (a, part) if transposed else (part, a)
+        if transposed == peft:
+            left, right = transpose(left, left.name), transpose(right, right.name)
+        between = transpose(middle, middle.name) if middle is not None and not transposed else middle
+        update = LowRank(left, right, scale, between)
         yield Update(target, [update, *_lengths(module, target, 1 if transposed else 0, tensors)])
     if "bias" in module.tensors:
         yield _bias(module, scale, targets, tensors)
