@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,20 @@ def same_bits(a: TensorReader, b: TensorReader) -> bool:
 class TensorReader:
     """A reader of blocks of one tensor; an adapted tensor is read as it would be stored if its adapter were folded in.
 
-    Each call of `read` overwrites what the arrays of the one before it hold.
+    Each call of `read` overwrites what the arrays of the one before it hold. scratch: for these arrays; one reader at a time
+    may use it.
     """
 
-    def __init__(self, entry: TensorEntry, files: Files):
+    def __init__(self, entry: TensorEntry, files: Files, scratch: Scratch | None = None):
         self.dtype = entry.dtype
         self.raw = np.empty(0)  # [n], the elements as they are stored
         self._numbers: np.ndarray | None = None
-        compute = compute_dtype([entry.dtype])
-        self._entry, self._reader, self._scratch = entry, reader(entry, compute, files), Scratch()
-        self._backend = NumpyBackend(compute)
+        self._compute = compute_dtype([entry.dtype])
+        self._entry, self._reader, self._scratch = entry, reader(entry, self._compute, files), scratch or Scratch()
+
+    @cached_property  # few tensors need it
+    def _backend(self) -> NumpyBackend:
+        return NumpyBackend(self._compute)
 
     def read(self, start: int, count: int) -> None:
         """Read `count` elements from number `start`, in C order. Raises WorkError."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...backends.kernels.comparing import BUCKETS
+from ...backends.scratch import Scratch
 from ...checkpoints.files import Files
 from ...checkpoints.names import layer_of, word_of
 from ...checkpoints.scaled import ScaledEntry
@@ -15,7 +17,7 @@ from ...dtypes import DTYPES, FLOAT32
 from ...records import record
 from ...version import __version__
 from ..threads import in_threads
-from .measure import Pair, Sums, added, measure
+from .measure import Buffers, Pair, Sums, added, measure
 
 
 @record(frozen=True)
@@ -112,9 +114,11 @@ def _measure(pairs: Sequence[Pair], n_process: int, progress: bool | None) -> li
     nbytes = sum(pair.size * (pair.a.dtype.itemsize + pair.b.dtype.itemsize) for pair in pairs)
 
     def worker(files: Files, advance: Callable[[int], None]) -> Callable[[int], Sums]:
+        buffers = Buffers(Scratch(), Scratch())
+
         def work(which: int) -> Sums:
             number, start, stop = pieces[which]
-            return measure(pairs[number], start, stop, files, advance)
+            return measure(pairs[number], start, stop, files, advance, buffers)
 
         return work
 
@@ -156,7 +160,9 @@ def _row(sums: Sums) -> dict[str, Any]:
     }
 
 
+_DISTANCES = ["0", "1", *(f"{1 << power}-{(2 << power) - 1}" for power in range(1, BUCKETS))]
+
+
 def _buckets(buckets: Sequence[int]) -> dict[str, int]:
     """Return distance -> number of elements; distances are "0", "1", "2-3", "4-7" ..."""
-    names = ["0", "1", *(f"{1 << power}-{(2 << power) - 1}" for power in range(1, len(buckets) - 1))]
-    return dict(zip(names, buckets, strict=False))
+    return dict(zip(_DISTANCES, buckets, strict=False))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...backends.kernels import comparing
+from ...backends.scratch import Scratch
 from ...checkpoints.files import Files
 from ...checkpoints.tensors import TensorEntry
 from ...dtypes import DType
@@ -44,7 +45,7 @@ class Pair:
         """The number of elements."""
         return math.prod(self.a.shape)
 
-    @property
+    @functools.cached_property
     def units(self) -> DType | None:
         """The dtype in whose units in the last place distances are counted: the coarser one, to which the other is rounded.
 
@@ -142,17 +143,27 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def measure(pair: Pair, start: int, stop: int, files: Files, progress: Callable[[int], object]) -> Sums:
+class Buffers(NamedTuple):
+    """Where a worker holds the blocks of both tensors, of one pair after the other."""
+
+    a: Scratch
+    b: Scratch
+
+
+def measure(
+    pair: Pair, start: int, stop: int, files: Files, progress: Callable[[int], object], buffers: Buffers | None = None
+) -> Sums:
     """Return the counts and sums of the elements start..stop. Raises WorkError.
 
     files: from which is read. progress: is called with the number of bytes read after each block.
     """
+    held = buffers or Buffers(Scratch(), Scratch())
     sums, counts, buckets = np.zeros(6), np.zeros(4, np.int64), np.zeros(comparing.BUCKETS, np.int64)
     finite = np.empty(min(BLOCK, stop - start), np.uint8)
     units = pair.units
     wide: type[np.unsignedinteger[Any]] = np.uint32 if units and units.is_float and units.itemsize < 8 else np.uint64
     sign = wide(1 << (8 * units.itemsize - 1) if units and units.is_float else 0)
-    a, b = TensorReader(pair.a, files), TensorReader(pair.b, files)
+    a, b = TensorReader(pair.a, files, held.a), TensorReader(pair.b, files, held.b)
     for _, count in side_by_side(a, b, start, stop):
         comparing.add_block(a.numbers, b.numbers, sums, counts, finite)
         if units is not None:
