@@ -15,6 +15,7 @@ import xxhash
 from ..checkpoints.files import Files
 from ..checkpoints.scaled import ScaledEntry
 from ..checkpoints.tensors import StoredEntry, TensorEntry
+from ..conversion.lora.entry import AdaptedEntry
 from ..conversion.vocabulary.entry import AlignedEntry
 from .assemble import AssembledTensor
 from .tensor_plan import StagedEntry
@@ -39,7 +40,7 @@ def originals(
     files don't change between them. Raises WorkError if they can't be read.
     """
     found = {one.name: one.name for one in made}
-    for group in _groups(made, lambda one: one.entries[0].nameless):  # few: all others differ in the first input already
+    for group in _groups(made, lambda one: _read_first(one.entries[0])):  # few: all others differ there already
         first: dict[Hashable, str] = {}
         found |= {one.name: first.setdefault(one.made_of, one.name) for one in group}
     different = [one for one in made if found[one.name] == one.name and _draws(one)]
@@ -69,6 +70,11 @@ def masked_as(
     first tensor that is the same as it. The arguments are as those of originals."""
     was = {one.name: one.was or one.name for one in made}
     return {name: was[like] for name, like in originals(made, read, known).items()}
+
+
+def _read_first(entry: TensorEntry) -> Hashable:
+    """Return what is equal for tensors that are the same, in less time than comparing what adapters change takes."""
+    return entry.stored.nameless if isinstance(entry, AdaptedEntry) else entry.nameless
 
 
 def _draws(one: AssembledTensor) -> bool:

@@ -38,9 +38,10 @@ def warnings(plan: Plan) -> list[str]:
     sliced = takes_layers(recipe)
     mixed, where = (_mixed(plan), ", without slices,") if sliced else (range(len(inputs)), "")
     with closing(Files()) as files:
-        like = _rows(inputs[first], plan, files) if first in mixed else None
+        routers = _Routers(plan, files)
+        like = routers.rows(inputs[first]) if first in mixed else None
         for number, one in enumerate(inputs):
-            rows = _rows(one, plan, files) if number != first and number in mixed and like is not None else None
+            rows = routers.rows(one) if number != first and number in mixed and like is not None else None
             if rows is None or like is None or rows.shape != like.shape:
                 continue
             cosines = like @ rows.T
@@ -64,31 +65,47 @@ def _mixed(plan: Plan) -> set[int]:
     return found
 
 
-def _rows(one: Checkpoint, plan: Plan, files: Files) -> np.ndarray | None:
-    """Return the rows of a router in the middle of a model, of length 1, (experts, width); None if there is none to read, or
-    all are zeros, as in a mixture that was made of a dense model."""
-    try:
-        layers = list(layers_of(one, plan.config_source.config, plan.layout).values())
-    except CheckpointError:
-        return None
-    names = _weights(layers[len(layers) // 2], one) if layers else []
-    if not names:
-        return None
-    (name, axis), *_ = names
-    entry = one.tensors[name]
-    if not isinstance(entry, StoredEntry):
-        return None
-    raw = np.empty(math.prod(entry.shape), entry.dtype.raw)
-    StoredReader(entry, files).read(0, raw)
-    if entry.dtype is BFLOAT16:
-        values = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    else:
-        values = raw.view("<f2") if entry.dtype is FLOAT16 else raw
-    rows = values.astype(np.float64).reshape(entry.shape)
-    rows = rows.T if axis else rows
-    with np.errstate(all="ignore"):
-        directions: np.ndarray = np.nan_to_num(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-    return directions if directions.any() else None
+class _Routers:
+    """Reads a router of each input of a plan."""
+
+    def __init__(self, plan: Plan, files: Files):
+        self._plan, self._files = plan, files
+        self._shapes: list[tuple[str, tuple[int, ...]]] = []  # of the last input
+        self._layers: list[MoeLayer] = []  # of it, and of others with the same shapes, as most have
+
+    def rows(self, one: Checkpoint) -> np.ndarray | None:
+        """Return the rows of a router in the middle of a model, of length 1, (experts, width); None if there is none to
+        read, or all are zeros, as in a mixture that was made of a dense model."""
+        layers = self._layers_of(one)
+        names = _weights(layers[len(layers) // 2], one) if layers else []
+        if not names:
+            return None
+        (name, axis), *_ = names
+        entry = one.tensors[name]
+        if not isinstance(entry, StoredEntry):
+            return None
+        raw = np.empty(math.prod(entry.shape), entry.dtype.raw)
+        StoredReader(entry, self._files).read(0, raw)
+        if entry.dtype is BFLOAT16:
+            values = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        else:
+            values = raw.view("<f2") if entry.dtype is FLOAT16 else raw
+        rows = values.astype(np.float64).reshape(entry.shape)
+        rows = rows.T if axis else rows
+        with np.errstate(all="ignore"):
+            directions: np.ndarray = np.nan_to_num(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        return directions if directions.any() else None
+
+    def _layers_of(self, one: Checkpoint) -> list[MoeLayer]:
+        """Return the layers of experts of an input; none if they aren't understood."""
+        shapes = [(name, entry.shape) for name, entry in one.tensors.items()]
+        if shapes != self._shapes:
+            try:
+                self._layers = list(layers_of(one, self._plan.config_source.config, self._plan.layout).values())
+            except CheckpointError:
+                self._layers = []
+            self._shapes = shapes
+        return self._layers
 
 
 def _weights(layer: MoeLayer, one: Checkpoint) -> list[tuple[str, int]]:
