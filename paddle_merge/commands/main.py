@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     with command():
         if not argv or argv in (["--help"], ["-h"]):
-            _list_commands(["--help"], with_flags=bool(argv))
+            with one_blas_thread():
+                _list_commands(["--help"], with_flags=bool(argv))
         name, rest = _choose(argv)
         with contextlib.ExitStack() as around:
             if name in OURS:
