@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import os
 import re
 import sys
@@ -45,6 +46,7 @@ OURS = (
     "layer-shuffle",
     "push",
 )  # commands that run nothing of the user's in their process
+YOUNG = 200_000  # objects that other commands make before Python looks for cycles among them, at most
 QUICK = re.compile("(-h|--(help|version|dry[-_]run|print[-_]recipe))(=|$)")  # flags of merge with which it merges nothing
 # The flags of a merge that --help lists before the commands.
 FREQUENT = (
@@ -82,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with contextlib.ExitStack() as around:
             if name in OURS:
                 around.enter_context(without_scipy())
+            else:  # models that aren't needed any more may be in cycles
+                young, *others = gc.get_threshold()
+                gc.set_threshold(min(young, YOUNG), *others)
             if name == "merge" and not any(QUICK.match(word) for word in rest) and not has_loops():
                 around.enter_context(started_early())
             threads = one_blas_thread() if name == "merge" else contextlib.nullcontext()  # its workers compute
