@@ -57,7 +57,7 @@ def verify(folder: str, sample: int | None, n_process: int, tolerant: bool, prog
     lock = read_lock(folder)
     found = Findings(folder, len(lock.files) + len(lock.shards), len(lock.tensors), sum(n for n, _ in lock.shards.values()))
     found.off += differing_files(folder, lock).values()
-    _tensors(folder, lock, found, n_process)
+    found.off += _differing_tensors(folder, lock, n_process)
     if sample == 0 or any(sentence.startswith(os.path.join(folder, RECORD)) for sentence in found.off):
         found.notes.append(
             f"no tensor was computed again from the inputs: {'--sample 0' if sample == 0 else f'{RECORD} differs'}"
@@ -89,13 +89,15 @@ def differing_files(folder: str, lock: MergeRecord) -> dict[str, str]:
             off[name] = f"{path}: can't be read ({error.strerror})"
     for name, (nbytes, header) in lock.shards.items():
         path = os.path.join(folder, name)
+        tensors = [tensor for tensor in lock.tensors.values() if tensor.shard == name]
         try:
             if (size := os.path.getsize(path)) != nbytes:
                 off[name] = f"{path}: has {size:,} bytes, and the merge wrote {nbytes:,}"
-            elif _frame(path, nbytes, [tensor for tensor in lock.tensors.values() if tensor.shard == name]) != header:
+            elif _frame(path, nbytes, tensors) != header:
                 off[name] = f"{path}: the header, that is all bytes outside of tensors, isn't what the merge wrote"
         except OSError as error:
-            off[name] = f"{path}: can't be read ({error.strerror})"
+            held = f"{len(tensors):,} tensor{'s' * (len(tensors) != 1)}"
+            off[name] = f"{path}: can't be read ({error.strerror}); the merge wrote {held} to it"
     for name in sorted(os.listdir(folder)):
         if name.endswith(WEIGHTS) and name not in {*lock.shards, *lock.files}:
             path = os.path.join(folder, name)
@@ -117,31 +119,46 @@ def _frame(path: str, nbytes: int, tensors: Sequence[WrittenTensor]) -> str:
     return checksum.hexdigest()
 
 
-def _tensors(folder: str, lock: MergeRecord, found: Findings, n_process: int) -> None:
-    """Find differences in the bytes of every tensor, in threads: hashing and reading release Python's interpreter lock."""
+def _differing_tensors(folder: str, lock: MergeRecord, n_process: int) -> list[str]:
+    """Return a sentence for each tensor of which the bytes differ, or one for all tensors of a file.
+
+    Bytes are read in threads: hashing and reading release Python's interpreter lock. Of files that can't be read,
+    differing_files says so.
+    """
+    readable = {shard for shard in lock.shards if os.access(os.path.join(folder, shard), os.R_OK)}
+    tensors = {name: tensor for name, tensor in lock.tensors.items() if tensor.shard in readable}
 
     def stretches() -> Iterator[tuple[str, int, int]]:
-        for name, tensor in lock.tensors.items():
+        for name, tensor in tensors.items():
             step = max(1, STEP // tensor.block) * tensor.block
             for start in range(0, tensor.size, step):
                 yield name, start, min(start + step, tensor.size)
 
     def take(stretch: tuple[str, int, int]) -> str:
         name, start, stop = stretch
-        tensor = lock.tensors[name]
+        tensor = tensors[name]
         try:
             path = os.path.join(folder, tensor.shard)
             return of_file(path, tensor.offset, tensor.itemsize, start, stop, tensor.block)
         except (OSError, EOFError):
             return ""  # no fingerprint: these bytes can't be read
 
-    pieces: dict[str, list[str]] = {name: [] for name in lock.tensors}
+    pieces: dict[str, list[str]] = {name: [] for name in tensors}
     with ThreadPoolExecutor(n_process) as pool:
         for (name, _, _), fingerprint in zip(stretches(), pool.map(take, stretches()), strict=True):
             pieces[name].append(fingerprint)
-    for name, tensor in lock.tensors.items():
+    differing: dict[str, list[str]] = {}  # names of tensors by shard
+    for name, tensor in tensors.items():
         if "" in pieces[name] or sum_of(pieces[name]) != tensor.written:
-            found.off.append(f"tensor {name!r} in {os.path.join(folder, tensor.shard)} isn't what the merge wrote")
+            differing.setdefault(tensor.shard, []).append(name)
+    off = []
+    for shard, names in differing.items():
+        path = os.path.join(folder, shard)
+        if 1 < len(names) == sum(tensor.shard == shard and tensor.size > 0 for tensor in tensors.values()):
+            off.append(f"{path}: none of its {len(names):,} tensors is what the merge wrote")
+        else:
+            off += [f"tensor {name!r} in {path} isn't what the merge wrote" for name in names]
+    return off
 
 
 # --- the inputs against the record
