@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import CheckpointError
 from .json_files import read_json
 from .tensors import Checkpoint
 
@@ -18,22 +19,28 @@ def read_config(folder: str) -> Mapping[str, Any]:
     """Return a folder's config.json, updated with its text_config; an empty mapping if there is none.
 
     Its own tie_word_embeddings counts for the whole model, whatever text_config says. Raises CheckpointError if the file
-    can't be read.
+    can't be read, or holds anything but an object.
     """
-    path = os.path.join(folder, "config.json")
-    config = read_json(path) if os.path.isfile(path) else {}
-    text = config.get("text_config") if isinstance(config, dict) else None
+    config = _read(folder)
+    text = config.get("text_config")
     if not isinstance(text, dict):
-        return config if isinstance(config, dict) else {}
+        return config
     own = {name: config[name] for name in ("tie_word_embeddings",) if isinstance(config.get(name), bool)}
     return {**config, **text, **own}
 
 
 def model_type(folder: str) -> str:
     """Return the type of the whole model, which its text_config may call otherwise; "" if there is none."""
+    return str(_read(folder).get("model_type", ""))
+
+
+def _read(folder: str) -> dict[str, Any]:
+    """Return a folder's config.json as it is; an empty dict if there is none. Raises CheckpointError."""
     path = os.path.join(folder, "config.json")
-    config = read_json(path) if os.path.isfile(path) else None
-    return str(config.get("model_type", "")) if isinstance(config, dict) else ""
+    config = read_json(path) if os.path.isfile(path) else {}
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds no JSON object {{...}}, so it is no model's config.json; replace or remove it")
+    return config
 
 
 def code_files(config: Any) -> list[str]:

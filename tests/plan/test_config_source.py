@@ -201,3 +201,16 @@ def test_settings_that_differ(
     told = [message for message in caplog.messages if "was trained with" in message]
     assert len(told) == bool(words)
     assert words in "".join(told)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "null", '"x"'])
+def test_a_config_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
+    """It would count as missing, and be copied beside the merged weights nevertheless."""
+    paths = [str(write(tmp_path / name, {"w": np.ones(3)}, config={"model_type": "x"})) for name in "ab"]
+    file = tmp_path / "a" / "config.json"
+    file.write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        merge(MergeConfig(model_path_list=paths, output_path=str(tmp_path / "out")), progress=False)
+    assert caught.value.problems == [
+        f"{file}: holds no JSON object {{...}}, so it is no model's config.json; replace or remove it"
+    ]
