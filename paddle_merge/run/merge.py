@@ -226,7 +226,8 @@ def _prepared(request: Request, ranks: int, measure: bool = True) -> tuple[Plan,
     paths += [request.config_from] if request.config_from else []
     paths += [plan.tokens.source.folder] if plan is not None and plan.tokens is not None else []
     names = *(sidecars or ()), LOCK
-    problems = check_output(request.output, paths, request.save_format, request.prefix, names, request.overwrite)
+    output, overwrite = request.output, request.overwrite
+    problems = check_output(output, paths, request.save_format, request.prefix, names, overwrite, request.resume)
     if problems:
         attempt.errors.append(OutputError(problems))
     attempt(_may_go_on, request, plan if measure else None)

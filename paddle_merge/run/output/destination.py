@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ...checkpoints.formats.naming import is_weights
 from ...checkpoints.json_files import read_small
 from ...parsing import size_text
-from ...plan.file_names import CARD, RECORD, WEIGHTS
+from ...plan.file_names import CARD, LOCK, RECORD, WEIGHTS
 from .leftovers import half_named, left_behind
 
 MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
@@ -22,10 +22,11 @@ def check_output(
     prefix: str,
     names: Iterable[str],
     overwrite: bool,
+    resume: bool = False,
 ) -> list[str]:
     """Return sentences on why weights called `prefix`, and files called `names`, can't be written to `folder`.
 
-    inputs: paths of checkpoints and of their files. Touches nothing.
+    inputs: paths of checkpoints and of their files. resume: whether to continue an interrupted merge. Touches nothing.
     """
     problems = []
     folder = os.path.abspath(folder)
@@ -45,7 +46,10 @@ def check_output(
         card = CARD in held and CARD in names
         if held and not overwrite:
             what = f"the weights and {CARD}" if card else "the weights"
-            problems.append(f"--output_path {folder} exists and is not empty; pass --overwrite to replace {what} in it")
+            why = "exists and is not empty"
+            if resume and LOCK in held:
+                why = "holds a finished merge, so there is nothing to resume (`verify` checks it)"
+            problems.append(f"--output_path {folder} {why}; pass --overwrite to replace {what} in it")
         elif card and RECORD not in held and not _is_ours(os.path.join(folder, CARD)):
             problems.append(
                 f"--output_path {folder} holds a {CARD} that no merge wrote; move it away, or choose another folder"

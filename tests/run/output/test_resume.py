@@ -363,8 +363,11 @@ def test_resume_without_anything_to_go_on_from_begins(tmp_path: Path, models: li
     out = tmp_path / "out"
     merge(MergeConfig(model_path_list=models, output_path=str(out), resume=True))
     assert json.loads((out / "merge_config.json").read_text()).get("resume") is None
-    with pytest.raises(OutputError, match="exists and is not empty"):
+    finished = r"holds a finished merge, so there is nothing to resume \(`verify` checks it\); pass --overwrite to replace"
+    with pytest.raises(OutputError, match=finished):
         merge(MergeConfig(model_path_list=models, output_path=str(out), resume=True))
+    with pytest.raises(OutputError, match="exists and is not empty; pass --overwrite"):
+        merge(MergeConfig(model_path_list=models, output_path=str(out)))
 
 
 def test_an_overwrite_that_is_stopped_keeps_the_earlier_merge_and_goes_on(
