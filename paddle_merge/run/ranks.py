@@ -17,6 +17,8 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
+import math
 import os
 import selectors
 import socket
@@ -29,7 +31,12 @@ from ..errors import WorkError
 from .messages import Peer, packed
 
 CONNECT_SECONDS = 300.0  # until all ranks must be connected
+NOTICE_SECONDS = 10.0  # until it is said that this rank waits for others
 CLOSE_SECONDS = 5.0  # for the other ranks to read what was sent last
+# A training job leaves its launcher's variables to what is started from its shell or its notebook.
+_ALONE = "if this command is to merge alone, unset PADDLE_TRAINERS_NUM"
+
+log = logging.getLogger("paddle_merge")
 
 
 class Ranks:
@@ -60,9 +67,9 @@ class Ranks:
         if not count.isdecimal() or int(count) == 0:
             raise WorkError(f"{names[0]} must be a number of processes, not {count!r}")
         if not rank.isdecimal() or int(rank) >= int(count):
-            raise WorkError(f"{names[1]} must be a number from 0 to {int(count) - 1}, not {rank!r}")
+            raise WorkError(f"{names[1]} must be a number from 0 to {int(count) - 1}, not {rank!r}; {_ALONE}")
         if not len(words) == len(set(words)) == int(count) or not all(map(all, map(_address, words))):
-            raise WorkError(f"{names[2]} must hold {count} different endpoints, each host:port, not {listed!r}")
+            raise WorkError(f"{names[2]} must hold {count} different endpoints, each host:port, not {listed!r}; {_ALONE}")
         if ours not in ("", words[int(rank)]):
             raise WorkError(f"{names[3]} is {ours!r}, but {names[2]} holds {words[int(rank)]!r} for rank {rank}")
         return cls(int(rank), words)
@@ -163,16 +170,20 @@ class Ranks:
 
     def _meet(self) -> None:
         """Wait for the other ranks, as rank 0. Raises WorkError."""
-        limit = time.monotonic() + CONNECT_SECONDS
+        notice, limit = (time.monotonic() + seconds for seconds in (NOTICE_SECONDS, CONNECT_SECONDS))
         missing = {packed("hello", [self._token, number]): number for number in range(1, self.count)}
         strangers: dict[socket.socket, bytes] = {}  # with what they have sent so far
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(self._listen())
             while missing:
-                ready = wait([listener, *strangers, *self.waitables()], max(0, limit - time.monotonic()))
+                seconds = min(notice, limit) - time.monotonic()
+                ready = wait([listener, *strangers, *self.waitables()], max(0, seconds))
+                late = ", ".join(self._titles[number] for number in missing.values())
+                if time.monotonic() >= notice:
+                    self._notice(late)
+                    notice = math.inf
                 if time.monotonic() >= limit:
-                    late = ", ".join(self._titles[number] for number in missing.values())
-                    advice = f"check the log there, and that {self._endpoints[0]} can be reached from there"
+                    advice = f"check the log there, and that {self._endpoints[0]} can be reached from there; {_ALONE}"
                     self._fail([f"{late} didn't come within {CONNECT_SECONDS:g} seconds; {advice}"])
                 self.check()
                 for stranger in [one for one in strangers if one in ready]:
@@ -207,8 +218,12 @@ class Ranks:
 
     def _reach(self) -> None:
         """Connect to rank 0, which may not listen yet, as any other rank. Raises WorkError."""
-        limit, welcome, problem = time.monotonic() + CONNECT_SECONDS, packed("welcome", self._token), "no answer"
+        notice, limit = (time.monotonic() + seconds for seconds in (NOTICE_SECONDS, CONNECT_SECONDS))
+        welcome, problem = packed("welcome", self._token), "no answer"
         while (seconds := limit - time.monotonic()) > 0:
+            if time.monotonic() >= notice:
+                self._notice(f"{self._titles[0]} at {self._endpoints[0]} ({problem})")
+                notice = math.inf
             try:
                 family, _, _, _, address = socket.getaddrinfo(*_address(self._endpoints[0]), type=socket.SOCK_STREAM)[0]
                 with socket.socket(family, socket.SOCK_STREAM) as connection:
@@ -229,8 +244,12 @@ class Ranks:
             time.sleep(0.1)
         raise WorkError(
             f"{self._titles[self.number]} couldn't reach rank 0 at {self._endpoints[0]} within {CONNECT_SECONDS:g} seconds"
-            f" ({problem}); check that it runs and that its machine lets others connect to that port"
+            f" ({problem}); check that it runs and that its machine lets others connect to that port; {_ALONE}"
         )
+
+    def _notice(self, whom: str) -> None:
+        """Log for whom this rank waits."""
+        log.warning("%s waits for %s, %g seconds at most; %s", self._titles[self.number], whom, CONNECT_SECONDS, _ALONE)
 
 
 def _address(endpoint: str) -> tuple[str, int]:

@@ -44,6 +44,7 @@ faulthandler.dump_traceback_later(45, exit=True)
 for number in (signal.SIGTERM, signal.SIGALRM):
     signal.signal(number, interrupt)
 ranks.CONNECT_SECONDS = float(os.environ.get("CONNECT_SECONDS", "30"))
+ranks.NOTICE_SECONDS = 60
 me = ranks.Ranks.from_environment()
 problems = []
 try:
@@ -71,6 +72,7 @@ while True:
     wait(me.waitables())
     me.check()
 """
+ALONE = "if this command is to merge alone, unset PADDLE_TRAINERS_NUM"
 
 
 class Job:
@@ -471,7 +473,7 @@ def test_a_rank_that_does_not_come() -> None:
             == [
                 [
                     "error: rank 2 didn't come within 3 seconds; check the log there, and that"
-                    f" {ours.endpoints[0]} can be reached from there"
+                    f" {ours.endpoints[0]} can be reached from there; {ALONE}"
                 ]
             ]
             * 2
@@ -484,10 +486,24 @@ def test_rank_0_does_not_come() -> None:
         assert ours.end(1, 2) == [
             [
                 f"error: rank {number} couldn't reach rank 0 at {ours.endpoints[0]} within 1 seconds (Connection refused);"
-                " check that it runs and that its machine lets others connect to that port"
+                f" check that it runs and that its machine lets others connect to that port; {ALONE}"
             ]
             for number in (1, 2)
         ]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_who_waits_says_for_whom(number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A training job's variables in the shell make a merge wait for ranks that nobody starts."""
+    monkeypatch.setattr(ranks, "NOTICE_SECONDS", 0.2)
+    monkeypatch.setattr(ranks, "CONNECT_SECONDS", 0.5)
+    endpoints = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    rank = ranks.Ranks(number, endpoints)
+    with pytest.raises(WorkError):
+        rank.connect()
+    rank.close()
+    whom = f"rank 0 at {endpoints[0]} (Connection refused)" if number else "rank 1"
+    assert caplog.messages == [f"rank {number} waits for {whom}, 0.5 seconds at most; {ALONE}"]
 
 
 def test_the_port_is_taken() -> None:
@@ -594,17 +610,17 @@ NOT_ENDPOINTS = "PADDLE_TRAINER_ENDPOINTS must hold 2 different endpoints, each 
         ("NUM", "two", f"{NOT_A_NUMBER} 'two'"),
         ("NUM", "0", f"{NOT_A_NUMBER} '0'"),
         ("NUM", "-1", f"{NOT_A_NUMBER} '-1'"),
-        ("ID", None, f"{NOT_A_RANK} ''"),
-        ("ID", "2", f"{NOT_A_RANK} '2'"),
-        ("ID", "-1", f"{NOT_A_RANK} '-1'"),
-        ("ENDPOINTS", None, f"{NOT_ENDPOINTS} ''"),
-        ("ENDPOINTS", "a:1", f"{NOT_ENDPOINTS} 'a:1'"),
-        ("ENDPOINTS", "a:1,a:1", f"{NOT_ENDPOINTS} 'a:1,a:1'"),
-        ("ENDPOINTS", "a:1,b", f"{NOT_ENDPOINTS} 'a:1,b'"),
-        ("ENDPOINTS", "a:1,:2", f"{NOT_ENDPOINTS} 'a:1,:2'"),
-        ("ENDPOINTS", "a:1,b:0", f"{NOT_ENDPOINTS} 'a:1,b:0'"),
-        ("ENDPOINTS", "a:1,b:65536", f"{NOT_ENDPOINTS} 'a:1,b:65536'"),
-        ("ENDPOINTS", "a:1,b:2,c:3", f"{NOT_ENDPOINTS} 'a:1,b:2,c:3'"),
+        ("ID", None, f"{NOT_A_RANK} ''; {ALONE}"),
+        ("ID", "2", f"{NOT_A_RANK} '2'; {ALONE}"),
+        ("ID", "-1", f"{NOT_A_RANK} '-1'; {ALONE}"),
+        ("ENDPOINTS", None, f"{NOT_ENDPOINTS} ''; {ALONE}"),
+        ("ENDPOINTS", "a:1", f"{NOT_ENDPOINTS} 'a:1'; {ALONE}"),
+        ("ENDPOINTS", "a:1,a:1", f"{NOT_ENDPOINTS} 'a:1,a:1'; {ALONE}"),
+        ("ENDPOINTS", "a:1,b", f"{NOT_ENDPOINTS} 'a:1,b'; {ALONE}"),
+        ("ENDPOINTS", "a:1,:2", f"{NOT_ENDPOINTS} 'a:1,:2'; {ALONE}"),
+        ("ENDPOINTS", "a:1,b:0", f"{NOT_ENDPOINTS} 'a:1,b:0'; {ALONE}"),
+        ("ENDPOINTS", "a:1,b:65536", f"{NOT_ENDPOINTS} 'a:1,b:65536'; {ALONE}"),
+        ("ENDPOINTS", "a:1,b:2,c:3", f"{NOT_ENDPOINTS} 'a:1,b:2,c:3'; {ALONE}"),
         ("CURRENT", "a:1", "PADDLE_CURRENT_ENDPOINT is 'a:1', but PADDLE_TRAINER_ENDPOINTS holds '[::1]:80' for rank 1"),
     ],
 )
