@@ -28,7 +28,7 @@ from ..records import record
 from .config_source import ConfigSource, find_config_source
 from .expert_alignment import Experts, experts_of
 from .heads import Heads, heads_of
-from .partial import check, kept
+from .partial import check, kept, other_depths
 
 
 @record(frozen=True)
@@ -38,7 +38,7 @@ class Matched:
     inputs: as Recipe.sources. experts: how mixtures of experts correspond in them. opened: the same as they are stored,
     with the adapters of each. layout: of all inputs; None if it is unknown. tied: as layout.Normalised.tied. averaged:
     names of tensors that the base lacks (heads.py). left_out: why stored tensors are not read, by their origins. notes:
-    sentences on what was matched; folded: on each adapter; warnings: on changes of adapters that are lost.
+    sentences on what was matched; folded: on each adapter; warnings: on changes of adapters that are lost, and the like.
     """
 
     inputs: tuple[Checkpoint, ...]
@@ -118,9 +118,9 @@ def matched(recipe: Recipe, measure: bool = True) -> Matched:
         heads = Heads(needed.inputs)
     apart_from = kept(recipe, heads.inputs)
     inputs = apart_from.inputs
-    idle = list[str]()
+    idle = other_depths(heads.inputs, inputs, config_source) if recipe.missing_tensors != "error" else list[str]()
     if recipe.expert_layout is not None and not any(has_experts(one.tensors) for one in inputs):
-        idle = [f"--expert_layout {recipe.expert_layout} has no effect: the models have no mixture of experts"]
+        idle += [f"--expert_layout {recipe.expert_layout} has no effect: the models have no mixture of experts"]
     experts = experts_of(recipe, tuple(inputs), config_source.config, layout, measure)
     inputs = experts.inputs
     if layout is not None:

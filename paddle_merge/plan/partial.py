@@ -11,15 +11,19 @@ mean of the models that have it; so is what too few models have for the method, 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import field
 
+from ..checkpoints.names import stacks
 from ..checkpoints.tensors import Checkpoint, Origin, TensorEntry, origins
 from ..errors import ConfigError
 from ..methods.shared.method import Method
 from ..parsing import tensors_named
 from ..recipe.recipe import Input, Recipe, Slice, Stage, count_problem
 from ..records import record
+from .config_source import ConfigSource
+from .layer_config import DEPTHS, FURTHER
 
 
 @record(frozen=True)
@@ -60,6 +64,32 @@ def kept(recipe: Recipe, inputs: Sequence[Checkpoint]) -> Kept:
     said = reason.partition(" (")[0].removesuffix("it") + ("it" if len(left) == 1 else "them")
     notes = (f"{tensors_named(list(left))} left out: {said}",) if left else ()
     return Kept(tuple(found), notes, why)
+
+
+def other_depths(before: Sequence[Checkpoint], after: Sequence[Checkpoint], config_source: ConfigSource) -> list[str]:
+    """Return a sentence if the inputs differ in layers, and config.json doesn't count those that the output has.
+
+    before, after: the inputs with all their tensors, and without those that the output isn't to have.
+    """
+    depths = [stacks(one.tensors) for one in before]
+    made = stacks({name: None for one in after for name in one.tensors})
+    config = config_source.config
+    said = {name: config[name] for name in DEPTHS if type(config.get(name)) is int}
+    further = config.get(FURTHER)
+    counted = {count + more for count in said.values() for more in (0, further if type(further) is int else 0)}
+    if not said or not made or all(one == depths[0] for one in depths) or counted & set(made.values()):
+        return []
+    name, count = next(iter(said.items()))
+    fitting = (
+        one.folder
+        for one, depth in zip(before, depths, strict=True)
+        if depth == made and os.path.isfile(os.path.join(one.folder, "config.json"))
+    )
+    remedy = f"; --config_from {folder} fits" if (folder := next(fitting, None)) else ""
+    return [
+        f"{config_source.folder}/config.json has {name} {count}, and the output has {max(made.values())} layers: loaders go"
+        f" by config.json{remedy}"
+    ]
 
 
 @record(frozen=True)

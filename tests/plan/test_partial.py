@@ -146,3 +146,26 @@ def test_the_first_tensor_may_be_of_some_models_only(here: Path, capsys: pytest.
         "z.last": [4, 4],
         "b.first": [2, 2],
     }
+
+
+@pytest.mark.parametrize(("mode", "paths", "says"), [("union", "ab", (2, 3, "b")), ("intersection", "ba", (3, 2, "a"))])
+def test_layers_that_config_json_does_not_count(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    paths: str,
+    says: tuple[int, int, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A loader would leave out the last layer, or look for one that isn't there."""
+    monkeypatch.chdir(tmp_path)
+    for name, depth in (("a", 2), ("b", 3)):
+        tensors = {f"model.layers.{k}.up_proj.weight": np.ones((2, 3)) for k in range(depth)}
+        write(Path(name), tensors, config={"num_hidden_layers": depth})
+    made(mode, paths, None)
+    counted, held, other = says
+    assert f"num_hidden_layers {counted}, and the output has {held} layers: loaders go by config.json" in caplog.text
+    assert f"; --config_from {other} fits" in caplog.text
+    caplog.clear()
+    made(mode, paths, None, config_from=other)
+    assert "loaders go by config.json" not in caplog.text
