@@ -70,3 +70,8 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    """Return all names, also those that are imported when they are first used, for completion in a shell."""
+    return sorted({*globals(), *__all__})

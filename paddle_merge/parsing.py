@@ -18,9 +18,9 @@ def coerce(value: Any, kind: str) -> Any:
     """Convert a value from JSON, YAML, a command line or Python to the annotated type `kind`, such as "list[float] | None".
 
     kind: bool, int, float or str, one of these or the word auto, or a list of one of them; a single value is accepted for a
-    list. The value may be a NumPy
-    scalar, a path, or a number or boolean written as text. Raises ValueError; its message completes a sentence that begins
-    with the field's name ("must be a number, not 'x'").
+    list. The value may be a NumPy scalar, a path, or a number or boolean written as text; a list may be a vector of NumPy,
+    Paddle or torch. Raises ValueError; its message completes a sentence that begins with the field's name ("must be a
+    number, not 'x'").
     """
     kind = kind.removesuffix(" | None")
     auto = kind.endswith(AUTO)
@@ -28,6 +28,8 @@ def coerce(value: Any, kind: str) -> Any:
     if auto and isinstance(value, str) and value == "auto":
         return value
     if kind.startswith("list["):
+        if getattr(value, "ndim", 0) == 1 and hasattr(value, "tolist"):
+            value = value.tolist()
         items = value if isinstance(value, list | tuple) else [value]
         return [coerce(item, kind[5:-1]) for item in items]
     converters: dict[str, Callable[[Any], Any]] = {"bool": _to_bool, "int": _to_int, "float": float, "str": _to_str}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from paddle_merge.parsing import count_text, parse_size, short_paths, size_text
+import paddle_merge
+from paddle_merge.parsing import coerce, count_text, parse_size, short_paths, size_text
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,14 @@ def test_a_printed_size_can_be_given_to_a_flag(nbytes: int) -> None:
 )
 def test_paths_are_as_short_as_tells_them_apart(paths: list[str], short: list[str]) -> None:
     assert short_paths(paths) == short
+
+
+def test_a_vector_is_a_list() -> None:
+    assert coerce(np.array([0.25, 0.75], np.float32), "list[float] | None") == [0.25, 0.75]
+    with pytest.raises(ValueError, match="must be a number"):
+        coerce(np.ones((2, 2)), "list[float] | None")
+
+
+def test_public_names_can_be_completed() -> None:
+    """They are imported when they are first used, so a shell doesn't see them by itself."""
+    assert set(paddle_merge.__all__) <= set(dir(paddle_merge))

@@ -29,6 +29,11 @@ from .worker import Backends
 log = logging.getLogger("paddle_merge")
 _DTYPES = {dtype.name: dtype for dtype in DTYPES} | {"uint16": BFLOAT16}
 _FLOAT8 = (FLOAT8_E4M3FN, FLOAT8_E5M2)
+# What to do about tensors of a library where NumPy arrays are needed.
+_REMEDIES = {
+    "paddle": '; pass tensor_type="pd"',
+    "torch": "; pass tensor.detach().cpu().numpy(), and of bfloat16 tensor.detach().cpu().view(torch.uint16).numpy()",
+}
 
 
 def merge_state_dicts(
@@ -49,6 +54,10 @@ def merge_state_dicts(
     """
     if base is None and config.base_model_path:
         raise ConfigError(f"the base model {config.base_model_path} is not read here; pass its state dict as base=...")
+    if config.recipe_yaml:
+        raise ConfigError(
+            "recipe_yaml names checkpoints, which are not read here; set merge_method and its parameters, or call merge"
+        )
     state_dicts = list(state_dicts)
     sources = [*state_dicts, *([] if base is None else [base])]
     _check_kinds(sources, config.tensor_type, config.out_dtype)
@@ -214,7 +223,8 @@ class _Numpy:
     def dtype(self, value: Any) -> DType:
         """Return the dtype of a value. Raises TypeError with the rest of a sentence if it can't be merged."""
         if not isinstance(value, np.ndarray | np.generic):
-            raise TypeError(f"is a {type(value).__module__}.{type(value).__name__}, not a NumPy array")
+            kind = f"{type(value).__module__}.{type(value).__name__}"
+            raise TypeError(f"is a {kind}, not a NumPy array{_REMEDIES.get(kind.partition('.')[0], '')}")
         if value.dtype.name not in _DTYPES:
             raise TypeError(f"is {value.dtype.name}, which can't be merged")
         return _DTYPES[value.dtype.name]
@@ -248,7 +258,9 @@ class _Paddle:
         import paddle
 
         if not isinstance(value, paddle.Tensor):
-            raise TypeError(f"is a {type(value).__module__}.{type(value).__name__}, not a Paddle tensor")
+            kind = f"{type(value).__module__}.{type(value).__name__}"
+            remedy = '; leave out tensor_type="pd"' if isinstance(value, np.ndarray) else ""
+            raise TypeError(f"is a {kind}, not a Paddle tensor{remedy}")
         if not value.is_dense():
             raise TypeError("is sparse or distributed, which can't be merged")
         name = str(value.dtype).removeprefix("paddle.")

@@ -154,10 +154,18 @@ def test_everything_wrong_is_said_together() -> None:
         merge_state_dicts([a, a], MergeConfig(base_model_path="somewhere"))
     with pytest.raises(ConfigError, match="--weight_list has 1 numbers for 2 models"):
         merge_state_dicts([a, a], MergeConfig(weight_list=[1.0]))
-    with pytest.raises(CheckpointError, match=r"is a numpy\.ndarray, not a Paddle tensor"):
+    with pytest.raises(ConfigError, match="recipe_yaml names checkpoints, which are not read here"):
+        merge_state_dicts([a, a], MergeConfig(recipe_yaml="merge_method: linear"))
+    with pytest.raises(CheckpointError, match=r'is a numpy\.ndarray, not a Paddle tensor; leave out tensor_type="pd"'):
         merge_state_dicts([a, a], MergeConfig(tensor_type="pd"))
-    with pytest.raises(CheckpointError, match=r"Tensor, not a NumPy array"):
-        merge_state_dicts([{"w": paddle.zeros([2])}] * 2, MergeConfig())
+    for tensors in ({"w": paddle.zeros([2])}, paddle.nn.Linear(2, 2).state_dict()):
+        with pytest.raises(CheckpointError, match=r'not a NumPy array; pass tensor_type="pd"'):
+            merge_state_dicts([tensors] * 2, MergeConfig())
+    foreign = type("Tensor", (), {"__module__": "torch"})()
+    with pytest.raises(
+        CheckpointError, match=r"is a torch\.Tensor, not a NumPy array; pass tensor\.detach\(\)\.cpu\(\)\.numpy\(\)"
+    ):
+        merge_state_dicts([{"w": foreign}] * 2, MergeConfig())
 
 
 def test_nan_is_warned_of_or_refused(caplog: pytest.LogCaptureFixture) -> None:
