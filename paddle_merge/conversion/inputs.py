@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ..checkpoints import hub
 from ..checkpoints.adapters import Adapter, open_model
 from ..checkpoints.config_json import read_config, widths
+from ..checkpoints.formats.folder import shard_alone
 from ..checkpoints.names import EMBEDDINGS, HEAD, last_word
 from ..checkpoints.quantised import signs
 from ..checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
@@ -132,7 +133,8 @@ def differences(
     for (without, having), names in missing.items():
         are, they, them = ("is", "it is", "it") if len(names) == 1 else ("are", "they are", "them")
         remedy = f"; --missing_tensors union merges {them} nevertheless" if "missing_tensors" in offered else ""
-        problems.append(f"{tensors_named(names)} {are} missing in {without} ({they} in {having}){remedy}")
+        shards = [f"; {said}" for one in inputs if (said := shard_alone(one.path))]
+        problems.append(f"{tensors_named(names)} {are} missing in {without} ({they} in {having}){(shards or [remedy])[0]}")
     sizes = _hidden_sizes(inputs) if shapes else []
     if len({size for _, size in sizes}) > 1:
         problems.append(f"the models' hidden sizes differ: {', '.join(f'{size} in {path}' for path, size in sizes)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,10 @@ FILES = {
     "master weights": (["master_weights-x.safetensors"], "pass --merge_prefix master_weights"),
     "another name": (["weights.safetensors"], "it has weights.safetensors: give the path of that file"),
     "only arguments": (["training_args.bin", "optimizer.bin"], "and no index of one"),
+    "GGUF": (["model-Q4_K_M.gguf", "config.json"], "; model-Q4_K_M.gguf is GGUF, llama.cpp's form of a model: merge"),
+    "ONNX": (["model.onnx", "model.onnx_data"], "; model.onnx is ONNX"),
+    "Flax": (["flax_model.msgpack"], "; flax_model.msgpack is Flax's: save the model as safetensors first"),
+    "another ending": (["config.json", "last.ckpt"], "; it has last.ckpt: give the path of that file"),
     "a folder further down": (["checkpoint-5/model.safetensors", "checkpoint-9/model.safetensors"], "give"),
     "a pipeline": (["model_index.json", "unet/diffusion_pytorch_model.safetensors"], "one by one (unet)"),
 }
@@ -87,6 +92,22 @@ modules:
 """
     merge(MergeConfig(recipe_yaml=recipe, output_path=str(tmp_path / "out")), progress=False)
     assert read(tmp_path / "out")["conv_in.weight"].shape == (3, 9)
+
+
+def test_one_shard_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A model of which only one shard is merged isn't a model; nor do models fit of which a shell listed the shards."""
+    for name in "ab":
+        write(tmp_path / name, {"v": np.ones(3), "w": np.ones(5)}, shards=2)
+    first = [str(tmp_path / name / "model-00001-of-00002.safetensors") for name in "ab"]
+    says = [
+        f"{path} is one of 2 shards of a model: give the folder, {os.path.dirname(path)}, to merge all" for path in first
+    ]
+    merge(MergeConfig(model_path_list=first, output_path=str(tmp_path / "out")), progress=False)
+    assert all(sentence in caplog.text for sentence in says)
+    with pytest.raises(CheckpointError) as caught:
+        merge(MergeConfig(model_path_list=[first[0], str(tmp_path / "b")], output_path=str(tmp_path / "more")))
+    (sentence,) = caught.value.problems
+    assert sentence.endswith(f"; {says[0]}")
 
 
 def test_hidden_sizes_that_differ(tmp_path: Path) -> None:

@@ -129,6 +129,14 @@ def misplaced(path: str, files: Mapping[str, str], weight_map: Mapping[str, str]
 # What training leaves, whose names end as those of weights do.
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*")
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
+# Files that hold weights in other forms, by the ends of their names -> what to do.
+_FOREIGN = {
+    ".gguf": "is GGUF, llama.cpp's form of a model: merge the model that it was made of, and convert the result",
+    ".onnx": "is ONNX, a graph for inference: merge the model that it was exported from, and export the result",
+    ".h5": "is TensorFlow's: save the model as safetensors first",
+    ".msgpack": "is Flax's: save the model as safetensors first",
+}
+_OTHER_TORCH = (".pt", ".pth", ".ckpt")
 
 
 def no_weights_message(path: str, prefix: str) -> str:
@@ -153,11 +161,23 @@ def _why_no_weights(path: str, prefix: str) -> str:
     files = [name for name in present if name.endswith(ENDINGS) and not _NOT_WEIGHTS.fullmatch(name)]
     if files:
         return _why_not(path, files[0], prefix)
+    if torch := [name for name in present if name.endswith(_OTHER_TORCH) and not _NOT_WEIGHTS.fullmatch(name)]:
+        return f"it has {torch[0]}: give the path of that file"
     within = [name for name in present if _holds_weights(os.path.join(path, name), prefix)]
     if within:
         more = f" (or {', '.join(within[1:4])})" if len(within) > 1 else ""
         return f"{within[0]} holds some: give {os.path.join(path, within[0])}{more}"
-    return ""
+    foreign = ((name, said) for name in present for end, said in _FOREIGN.items() if name.lower().endswith(end))
+    return " ".join(next(foreign, ("",))).strip()
+
+
+def shard_alone(path: str) -> str:
+    """Return a sentence if a path is that of one of a model's shards, by its name; else ""."""
+    folder, name = os.path.split(path)
+    shard = _SHARD.fullmatch(name)
+    if shard is None or int(shard[2]) == 1:
+        return ""
+    return f"{path} is one of {int(shard[2])} shards of a model: give the folder, {folder or '.'}, to merge all"
 
 
 def _why_not(path: str, name: str, prefix: str) -> str:
