@@ -61,7 +61,9 @@ class DraftTokenizer:
 def read_tokenizer(nodes: Nodes, given: Mapping[str, yaml.Node], spec: Spec) -> DraftTokenizer | None:
     """Return what a document says of the tokenizer; None if it says nothing. given: the document's values by their keys."""
     if "tokenizer" not in given:
-        return DraftTokenizer(nodes.text(given["tokenizer_source"])) if "tokenizer_source" in given else None
+        if "tokenizer_source" not in given:
+            return None
+        return DraftTokenizer(nodes.text(given["tokenizer_source"]).removeprefix("model:"))  # as in older mergekit
     if "tokenizer_source" in given:
         nodes.wrong(given["tokenizer_source"], "give one of tokenizer_source and tokenizer, not both")
     inner = nodes.known(given["tokenizer"], ("source", "tokens", "pad_to_multiple_of", "missing"), "tokenizer")

@@ -372,7 +372,7 @@ def test_slices_of_a_module_that_can_not_be(here: Path) -> None:
     recipe = f"modules:\n  text_decoder: {{{{models: [{{{{model: a}}}}]}}}}\n  {sliced}\n"
     rest = "merge_method: passthrough\n"
     assert refused(recipe.format("vision_tower", "[1, 4]") + rest) == [
-        "r.yaml:3:3: a: has no layer 3 of model.visual.blocks"
+        "r.yaml:3:3: a: has no layer 3 of model.visual.blocks; it has 3, counted from 0"
     ]
     (problem,) = refused(
         recipe.format("multi_modal_projector", "[0, 1]") + "  vision_tower: {models: [{model: a}]}\n" + rest

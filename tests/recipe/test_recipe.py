@@ -233,7 +233,8 @@ def test_passthrough_scales(here: Path, scale: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer_range", "words"), [("[0, 9]", "has no layer 4 of model.layers"), ("[7, 8]", "has no layer 7 of model.layers")]
+    ("layer_range", "words"),
+    [("[0, 9]", "has no layer 4 of model.layers; it has 4, counted from 0"), ("[7, 8]", "has no layer 7 of model.layers")],
 )
 def test_layers_that_are_not_there(here: Path, layer_range: str, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):

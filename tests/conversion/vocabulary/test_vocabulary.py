@@ -154,9 +154,9 @@ def test_another_models_tokenizer(here: Path) -> None:
     assert tokens_of("out") == tokens_of("b")
 
 
-@pytest.mark.parametrize("source", ["./p", "p/", "{here}/p", "{here}/link"])
+@pytest.mark.parametrize("source", ["./p", "p/", "{here}/p", "{here}/link", "model:p"])
 def test_a_model_by_another_path(here: Path, source: str) -> None:
-    """p is the model, with its padding: 6 rows, not 4. Row 4 and 5 are its alone."""
+    """p is the model, with its padding: 6 rows, not 4. Row 4 and 5 are its alone. mergekit once had "model:" before it."""
     model(here / "p", ["t0", "t1", "t2", "t3", None, None])
     (here / "link").symlink_to(here / "p")
     text = "models: [{model: p}, {model: b}]\nmerge_method: linear\nparameters: {weight: 1}\n"
