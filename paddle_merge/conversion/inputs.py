@@ -130,9 +130,14 @@ def differences(
             )
             dtypes.setdefault(f"different dtypes: {shown}{remedy}", []).append(name)
     problems = []
+    types = _types(inputs) if len(missing) > 1 and "missing_tensors" in offered else []
+    if apart := len({kind for _, kind in types}) > 1:  # each has tensors that others lack: a union would be no model
+        problems.append(f"the models' types differ: {', '.join(f'{kind} in {path}' for path, kind in types)}")
     for (without, having), names in missing.items():
         are, they, them = ("is", "it is", "it") if len(names) == 1 else ("are", "they are", "them")
-        remedy = f"; --missing_tensors union merges {them} nevertheless" if "missing_tensors" in offered else ""
+        remedy = (
+            f"; --missing_tensors union merges {them} nevertheless" if "missing_tensors" in offered and not apart else ""
+        )
         shards = [f"; {said}" for one in inputs if (said := shard_alone(one.path))]
         problems.append(f"{tensors_named(names)} {are} missing in {without} ({they} in {having}){(shards or [remedy])[0]}")
     sizes = _hidden_sizes(inputs) if shapes else []
@@ -153,6 +158,12 @@ def _hidden_sizes(inputs: Sequence[Checkpoint]) -> list[tuple[str, int]]:
     """Return (path, hidden size) of each input whose config.json gives it."""
     sizes = [(one.path, widths(read_config(one.folder)).get("hidden")) for one in inputs]
     return [(path, size) for path, size in sizes if size is not None]
+
+
+def _types(inputs: Sequence[Checkpoint]) -> list[tuple[str, str]]:
+    """Return (path, model type) of each input whose config.json gives it."""
+    types = [(one.path, read_config(one.folder).get("model_type")) for one in inputs]
+    return [(path, str(kind)) for path, kind in types if kind]
 
 
 def _remedy(names: Sequence[str], shapes: Sequence[tuple[int, ...]], tokens: bool, count: int) -> str:

@@ -75,6 +75,19 @@ def test_all_differences_are_listed_at_once(tmp_path: Path) -> None:
     )
 
 
+def test_models_of_different_types_are_told_apart(tmp_path: Path) -> None:
+    """A union of a dense model and a mixture of experts has both kinds of layers, and is neither."""
+    a, b = (
+        checkpoints.write(tmp_path / kind, {"norm": np.ones(3), name: np.ones(1)}, config={"model_type": kind})
+        for kind, name in (("dense", "mlp"), ("sparse", "experts"))
+    )
+    assert refusal(a, b, out=tmp_path / "o") == [
+        f"the models' types differ: dense in {a}, sparse in {b}",
+        f"tensor 'mlp' is missing in {b} (it is in {a})",
+        f"tensor 'experts' is missing in {a} (it is in {b})",
+    ]
+
+
 def test_same_bytes_in_another_shape_do_not_fit(tmp_path: Path) -> None:
     a = checkpoints.write(tmp_path / "a", {"w": np.ones((2, 3))})
     b = checkpoints.write(tmp_path / "b", {"w": np.ones(6)})
