@@ -120,7 +120,8 @@ class Vocabularies:
         return tuple(len(one.ids) for one in {id(one): one for one in known if one is not None}.values())
 
     def mismatched(self, numbers: Sequence[int]) -> list[str]:
-        """Return a sentence on each of these inputs in which some rows of the embedding have other tokens than the first."""
+        """Return a sentence on each of these inputs in which some rows of the embedding have other tokens than the first, or
+        a token where the first has none, or none where it has one."""
         first, *others = numbers
         found = []
         for number in others:
@@ -135,10 +136,13 @@ class Vocabularies:
                 named = {row: token for token, row in known.ids.items()}
                 differing = [(token, row) for token, row in its.ids.items() if named.get(row, token) != token]
                 for token, row in differing[:1]:
+                    what = "tokens have other rows" if len(differing) > 1 else "token has another row"
                     found.append(
-                        f"{len(differing)} tokens have other rows of the embedding in {other.path} than in {one.path} (row"
+                        f"{len(differing)} {what} of the embedding in {other.path} than in {one.path} (row"
                         f" {row} is {token!r} and {named[row]!r}): --tokenizer_source base aligns them token by token"
                     )
+                if not differing:
+                    found += filter(None, (_unshared(other, its, one, known), _unshared(one, known, other, its)))
             except (CheckpointError, OSError) as error:
                 reason = error.problems[0] if isinstance(error, CheckpointError) else f"{error.filename}: {error.strerror}"
                 found.append(
@@ -146,3 +150,19 @@ class Vocabularies:
                     f" ({reason})"
                 )
         return found
+
+
+def _unshared(one: Checkpoint, known: Vocabulary, other: Checkpoint, its: Vocabulary) -> str:
+    """Return a sentence on the rows of an embedding that are a token's in one input, and no token's in the other; or ""."""
+    taken, (rows, _) = set(its.ids.values()), sizes(one)
+    alone = [(token, row) for token, row in known.ids.items() if row < rows and row not in taken and token not in its.ids]
+    if not alone:
+        return ""
+    token, row = alone[0]
+    if len(alone) == 1:
+        what = f"row {row} of the embedding is {token!r} in {one.path} and no token in {other.path}"
+    else:
+        what = (
+            f"{len(alone)} rows of the embedding are tokens in {one.path} (row {row} is {token!r}) and none in {other.path}"
+        )
+    return f"{what}, and merged nevertheless: --tokenizer_source union keeps {one.path}'s"

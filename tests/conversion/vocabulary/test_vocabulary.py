@@ -623,6 +623,24 @@ def test_other_tokens_in_the_same_rows_are_noticed(here: Path, caplog: pytest.Lo
     assert "tokens have other rows" not in caplog.text
 
 
+def test_rows_that_are_no_token_in_one_model_are_noticed(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A token that one model was given in the padding of its embedding, where the other has rows that were never trained."""
+    model(here / "padded", ["t0", "t1", "t2", "t3", None, None])
+    model(here / "chat", ["t0", "t1", "t2", "t3", "t4", None])
+    recipe = "models: [{{model: {}}}, {{model: {}}}]\nmerge_method: linear\nparameters: {{weight: 1}}\n"
+    said = (
+        "row 4 of the embedding is 't4' in chat and no token in padded, and merged nevertheless: --tokenizer_source union"
+        " keeps chat's"
+    )
+    for number, paths in enumerate((("padded", "chat"), ("chat", "padded"))):
+        caplog.clear()
+        assert made(recipe.format(*paths), f"o{number}")[EMBED][4, 0] == 1.5  # of 4 and -1
+        assert caplog.messages.count(said) == 1
+    caplog.clear()
+    assert made(recipe.format("padded", "chat") + "tokenizer_source: union", "u")[EMBED][4, 0] == 4
+    assert "merged nevertheless" not in caplog.text
+
+
 def test_the_same_tokens_written_otherwise_are_the_same(here: Path) -> None:
     """transformers writes tokenizer.json anew whenever it saves a model, not always alike."""
     content = config_of("a", "tokenizer.json")
