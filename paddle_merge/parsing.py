@@ -31,7 +31,11 @@ def coerce(value: Any, kind: str) -> Any:
         if getattr(value, "ndim", 0) == 1 and hasattr(value, "tolist"):
             value = value.tolist()
         items = value if isinstance(value, list | tuple) else [value]
-        return [coerce(item, kind[5:-1]) for item in items]
+        try:
+            return [coerce(item, kind[5:-1]) for item in items]
+        except ValueError as error:
+            commas = any(isinstance(item, str) and "," in item for item in items)
+            raise ValueError(f"{error}; write spaces between the values of a list" if commas else str(error)) from None
     converters: dict[str, Callable[[Any], Any]] = {"bool": _to_bool, "int": _to_int, "float": float, "str": _to_str}
     try:
         if kind in ("int", "float") and isinstance(value, bool):
@@ -165,7 +169,8 @@ def tensors_named(names: Sequence[str], most: int = 3) -> str:
 
 def nearest(word: Any, candidates: Any) -> str:
     """Return "; did you mean ...?" with the candidate that is spelt most like `word`, or "" if none is similar."""
-    close = difflib.get_close_matches(str(word), list(candidates), n=1)
+    listed = list(candidates)
+    close = difflib.get_close_matches(str(word), listed, n=1) or difflib.get_close_matches(str(word).lower(), listed, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

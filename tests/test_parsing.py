@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import paddle_merge
-from paddle_merge.parsing import coerce, count_text, parse_size, short_paths, size_text
+from paddle_merge.parsing import coerce, count_text, nearest, parse_size, short_paths, size_text
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,7 @@ def test_a_vector_is_a_list() -> None:
 def test_public_names_can_be_completed() -> None:
     """They are imported when they are first used, so a shell doesn't see them by itself."""
     assert set(paddle_merge.__all__) <= set(dir(paddle_merge))
+
+
+def test_a_word_in_capitals_is_near() -> None:
+    assert nearest("TIES", ["linear", "ties"]) == "; did you mean 'ties'?"

@@ -60,6 +60,31 @@ class CommandLine:
         return parse(argv, self.fields, self.aliases, self.hint, abbreviated, self.many)
 
 
+# What other tools, and recipes, call a flag -> the flag.
+_ELSEWHERE = {
+    "base": "base_model_path",
+    "base_model": "base_model_path",
+    "density": "reserve_p",
+    "dtype": "out_dtype",
+    "lambda": "scale",
+    "method": "merge_method",
+    "model": "model_path_list",
+    "models": "model_path_list",
+    "output": "output_path",
+    "t": "slerp_alpha",
+    "tokenizer": "tokenizer_source",
+    "weight": "weight_list",
+    "weights": "weight_list",
+}
+
+
+def _meant(flag: str, fields: Fields, aliases: Mapping[str, str]) -> str:
+    """Return which flag is likely meant by an unknown one, as the end of a sentence; or ""."""
+    if (name := _ELSEWHERE.get(flag)) in fields:
+        return f"; it is called {name!r} here"
+    return nearest(flag, [*fields, *SWITCHES, *aliases])
+
+
 @record(frozen=True)
 class Given:
     """What a command line gives.
@@ -129,7 +154,7 @@ def parse(
             if values:
                 problems.append(f"--{flag} takes no value, so {values[0]!r} doesn't belong there")
         elif name not in fields or (negated and name not in bools):
-            problems.append(f"unknown flag --{flag}{nearest(flag, [*fields, *SWITCHES, *aliases])}")
+            problems.append(f"unknown flag --{flag}{_meant(flag, fields, aliases)}")
         elif name in bools:
             on = True if not values else parse_bool(values[0])
             if negated and values:

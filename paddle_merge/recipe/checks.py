@@ -105,7 +105,8 @@ def _models(config: MergeConfig) -> list[str]:
         if len(models) >= 2 or (models and config.base_model_path):
             return []
         if not models or len(split_spec(models[0])) == 1:
-            return ["give at least two models: --model_path_list a b; or one model and its --base_model_path"]
+            spaces = " (with a space between them, not a comma)" if models and "," in models[0] else ""
+            return [f"give at least two models: --model_path_list a b{spaces}; or one model and its --base_model_path"]
         if plain:
             return []
         return [

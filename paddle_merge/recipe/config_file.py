@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from ..checkpoints.json_files import read_small, unique_keys
@@ -67,7 +68,8 @@ def read_config_file(path: str) -> dict[str, Any]:
         text = read_small(path).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"{path}: can't be read ({reason})") from None
+        remedy = "; models follow --model_path_list" if os.path.isdir(path) else ""
+        raise ConfigError(f"{path}: can't be read ({reason}){remedy}") from None
     is_json = path.lower().endswith(".json")
     if not is_json and _is_recipe(text, path):
         return {"recipe_yaml": path}

@@ -108,7 +108,13 @@ def test_every_field_is_a_flag_with_underscores_and_dashes(name: str) -> None:
     ("argv", "sentence"),
     [
         (["--weight_lst", "1"], "unknown flag --weight_lst; did you mean 'weight_list'?"),
+        (["--density", "1"], "unknown flag --density; it is called 'reserve_p' here"),
+        (["--models", "a", "b"], "unknown flag --models; it is called 'model_path_list' here"),
         (["--weight_list"], "--weight_list needs at least one value"),
+        (
+            ["--weight_list", "0.3,0.7"],
+            "--weight_list must be a number, not '0.3,0.7'; write spaces between the values of a list",
+        ),
         (["--seed"], "--seed takes one value, not 0"),
         (["--seed", "1", "2"], "--seed takes one value, not 2: 1 2"),
         (["--normalize", "maybe"], "--normalize takes True or False, not 'maybe'"),
@@ -305,7 +311,7 @@ def test_wrong_fields_are_listed_at_once(here: Path, capsys: pytest.CaptureFixtu
             "--reserve_p must be finite",
         ),
         ("missing.json", None, "can't be read (No such file or directory)"),
-        ("a", None, "can't be read (Is a directory)"),
+        ("a", None, "can't be read (Is a directory); models follow --model_path_list"),
     ],
 )
 def test_a_config_file_that_cannot_be_used(
