@@ -71,9 +71,10 @@ def adapt(
                 fold = Fold(checkpoint, adapter, layout, config, own)
                 said = fold.run()
                 if not fold.has_effect():
-                    nothing = (
-                        f"{adapter.path}: changes nothing: every lora_B is zero, as before training; was it saved too early?"
-                    )
+                    why = "every lora_B is zero, as before training; was it saved too early?"
+                    if fold.is_unscaled():
+                        why = "by the lora_alpha 0 of its config, updates are multiplied by 0; was it trained so?"
+                    nothing = f"{adapter.path}: changes nothing: {why}"
                     if not allow_untrained:
                         raise CheckpointError(f"{nothing} --allow_untrained folds it nevertheless")
                     warnings.append(nothing)

@@ -164,6 +164,10 @@ class Fold:
                 return True
         return any(not equal(new, old) for old, new in self._replaced)
 
+    def is_unscaled(self) -> bool:
+        """Return whether updates have a scale of 0, by which they change nothing, whatever their factors are."""
+        return any(isinstance(change, LowRank) and not change.scale for change in self._changes)
+
     # --- tensors that replace others
 
     def _untying(self, apart: Sequence[tuple[str, TensorEntry | None]]) -> list[str]:

@@ -666,6 +666,8 @@ def test_a_nan_spoils_all_of_its_row_of_a_dora(tmp_path: Path) -> None:
 def test_an_adapter_that_was_never_trained_changes_nothing(tmp_path: Path) -> None:
     pairs = {name: (a, np.zeros_like(b)) for name, (a, b) in factors(1).items()}
     assert "every lora_B is zero" in refusal(tmp_path, paddle(tmp_path / "ad", in_paddle(pairs)))
+    trained = peft(tmp_path / "unscaled", in_peft(factors(1)), lora_alpha=0)
+    assert "changes nothing: by the lora_alpha 0 of its config" in refusal(tmp_path, trained)
     with pytest.raises(CheckpointError, match=r"empty: holds no tensors$"):
         fold(tmp_path, str(tmp_path / "base"), peft(tmp_path / "empty", {}))
 
