@@ -76,7 +76,9 @@ def normalise(
     problems = []
     if len({one.tied for one in found}) > 1 and all(one.layout for one in found):
         ties = "; ".join(f"{checkpoint.path} {'does' if one.tied else 'does not'}" for checkpoint, one in pairs)
-        problems.append(f"some inputs tie lm_head to the embedding and some don't, so they can't be merged: {ties}")
+        problems.append(
+            f"some inputs tie lm_head to the embedding and some don't, so they don't have the same tensors: {ties}"
+        )
     shown = [f"{checkpoint.path}: {one.layout or 'unknown'} ({one.evidence})" for checkpoint, one in pairs]
     if all(one.layout == goal for one in found):
         problems += _mixed_files(inputs) if goal is None else []

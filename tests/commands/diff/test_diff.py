@@ -306,6 +306,7 @@ def test_a_tied_and_an_untied_model_can_be_compared(tmp_path: Path, layout: str)
     assert (found["only_in_a"], found["only_in_b"], found["changed_tensors"]) == (["lm_head.weight"], [], 0)
     assert found["compared_tensors"] == len(tied)
     assert "compared nevertheless" in found["notes"][0]
+    assert "can't be merged" not in found["notes"][0]  # they can: the output unties
 
 
 def test_quantised_models_are_compared_as_codes_and_said_to_be(tmp_path: Path) -> None:
