@@ -68,7 +68,12 @@ def _refused(report: Row) -> Iterator[dict[str, Any]]:
     apart = "They are not measured in these models, and a merge"
     for code, what, consequence in (
         ("not_finite", "with NaN or Inf", f"{apart} would warn of them, or with --strict be refused."),
-        ("missing", "missing in some models", "A merge would be refused."),
+        (
+            "missing",
+            "missing in some models",
+            "A merge unties an lm_head, averages the models' own heads, and leaves buffers out; where others are missing it"
+            " is refused, unless --missing_tensors says what becomes of them.",
+        ),
         ("different_shapes", "with other shapes than in the base", f"{apart} would be refused."),
         (
             "different_integers",

@@ -188,8 +188,8 @@ def _changes(inputs: Inputs, files: Files) -> tuple[list[Change], list[Change]]:
     if not linear:
         names = ", ".join(change.name for change in rest[:SHOWN])
         raise CheckpointError(
-            f"{inputs.finetuned.path}: no matrix of a Linear layer changed from {inputs.base.path}, so there is nothing to"
-            f" approximate; changed: {names}"
+            f"{inputs.finetuned.path}: no matrix that is known as a Linear layer's changed from {inputs.base.path}, so there"
+            f" is nothing to approximate; changed: {names}"
         )
     return linear, rest
 

@@ -405,6 +405,9 @@ def test_what_no_merge_takes_is_reported(tmp_path: Path) -> None:
     assert (rows["n"]["models"].keys(), rows["n"]["models"]["B"]["norm"]) == ({"B"}, 2.0)
     assert (found["models"][0]["elements"], found["models"][1]["elements"], found["pairs"][0]["elements"]) == (8, 20, 8)
     assert codes(found).keys() >= {"missing", "different_shapes", "different_integers", "not_finite"}
+    (said,) = (one["text"] for one in found["advice"] if one["code"] == "missing")
+    assert "A merge unties an lm_head" in said  # of a base that ties it, which a merge doesn't refuse
+    assert "--missing_tensors" in said
     assert not found["models"][1]["equals_base"]
     in_base = analysed(tmp_path / "base has it", base | {"n": a["n"]}, base)
     assert in_base["not_finite"] == {"n": ["base"]}

@@ -325,8 +325,8 @@ def test_nothing_to_factor(tmp_path: Path) -> None:
     fine = {**base, "model.norm.weight": base["model.norm.weight"] + 1}
     paths = pair(tmp_path, base, fine)
     assert refused(paths) == [
-        f"{paths['finetuned_path']}: no matrix of a Linear layer changed from {paths['base_model_path']}, so there is"
-        " nothing to approximate; changed: model.norm.weight"
+        f"{paths['finetuned_path']}: no matrix that is known as a Linear layer's changed from {paths['base_model_path']}, so"
+        " there is nothing to approximate; changed: model.norm.weight"
     ]
 
 
