@@ -7,7 +7,6 @@ unless it is stored in 64 bits (methods/trim.py). So a row for each model and te
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +15,10 @@ import numpy as np
 from ..backends.backend import Backend
 from ..backends.masks import Key, mask_key
 from ..methods.shared.base import Sparsifier, Tensor
+from ..records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Alike:
     """What tensors of one shape have in common, and what masks of each are drawn from: as in TensorPlan.
 
@@ -61,7 +61,7 @@ class Rows:
         return self.rows[:, None, :].copy()
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SparsifiedApart(Sparsifier):
     """Sparsifies tensors that lie one behind the other in one tensor, each as if it were alone, where formulas work in place
     (Backend.in_place).
