@@ -35,7 +35,8 @@ def coerce(value: Any, kind: str) -> Any:
             return [coerce(item, kind[5:-1]) for item in items]
         except ValueError as error:
             commas = any(isinstance(item, str) and "," in item for item in items)
-            raise ValueError(f"{error}; write spaces between the values of a list" if commas else str(error)) from None
+            remedy = "; a list is 1 2 in a command, and [1, 2] elsewhere" if commas else ""
+            raise ValueError(f"{error}{remedy}") from None
     converters: dict[str, Callable[[Any], Any]] = {"bool": _to_bool, "int": _to_int, "float": float, "str": _to_str}
     try:
         if kind in ("int", "float") and isinstance(value, bool):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..checkpoints import hub
 from ..checkpoints.adapters import Adapter, open_model
 from ..checkpoints.config_json import read_config, widths
-from ..checkpoints.formats.folder import shard_alone
+from ..checkpoints.formats.folder import shards_alone
 from ..checkpoints.names import EMBEDDINGS, HEAD, last_word
 from ..checkpoints.quantised import signs
 from ..checkpoints.tensors import Checkpoint, StoredEntry, TensorEntry, stored
@@ -133,13 +133,13 @@ def differences(
     types = _types(inputs) if len(missing) > 1 and "missing_tensors" in offered else []
     if apart := len({kind for _, kind in types}) > 1:  # each has tensors that others lack: a union would be no model
         problems.append(f"the models' types differ: {', '.join(f'{kind} in {path}' for path, kind in types)}")
+    shards = shards_alone([one.path for one in inputs]) if missing else []
+    problems += shards
+    remediable = "missing_tensors" in offered and not apart and not shards
     for (without, having), names in missing.items():
         are, they, them = ("is", "it is", "it") if len(names) == 1 else ("are", "they are", "them")
-        remedy = (
-            f"; --missing_tensors union merges {them} nevertheless" if "missing_tensors" in offered and not apart else ""
-        )
-        shards = [f"; {said}" for one in inputs if (said := shard_alone(one.path))]
-        problems.append(f"{tensors_named(names)} {are} missing in {without} ({they} in {having}){(shards or [remedy])[0]}")
+        remedy = f"; --missing_tensors union merges {them} nevertheless" if remediable else ""
+        problems.append(f"{tensors_named(names)} {are} missing in {without} ({they} in {having}){remedy}")
     sizes = _hidden_sizes(inputs) if shapes else []
     if len({size for _, size in sizes}) > 1:
         problems.append(f"the models' hidden sizes differ: {', '.join(f'{size} in {path}' for path, size in sizes)}")

@@ -299,8 +299,9 @@ def _sliced(
             mine = [name for name in like if layer_of(name) == at]
             if not mine:
                 where = f"{part.at}: " if part.at else ""
-                held = f"it has {stacks(like)[stack]}, counted from 0"
-                raise CheckpointError(f"{where}{paths[part.inputs[0].number]}: has no layer {at[1]} of {stack}; {held}")
+                count = stacks(like).get(stack)
+                held = f"; it has {count}, counted from 0" if count else ""
+                raise CheckpointError(f"{where}{paths[part.inputs[0].number]}: has no layer {at[1]} of {stack}{held}")
             places += [_Place(in_layer(name, number), part, layer, t) for name in mine]
             number += 1
     tail = tensors[last.inputs[0].number]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoints.config_json import is_tied, read_config, widths
-from ..checkpoints.formats.folder import shard_alone
+from ..checkpoints.formats.folder import shards_alone
 from ..checkpoints.names import last_word
 from ..checkpoints.tensors import Checkpoint
 from ..conversion.inputs import SETTINGS, setting
@@ -90,7 +90,7 @@ def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[
             f"the inputs' metadata formats differ ({listed}): if one of them stores Linear weights transposed, square"
             " matrices are merged wrongly"
         )
-    found += filter(None, (shard_alone(checkpoint.path) for checkpoint in inputs))
+    found += shards_alone([checkpoint.path for checkpoint in inputs])
     real = [os.path.realpath(checkpoint.path) for checkpoint in inputs]
     for path in sorted({checkpoint.path for checkpoint in inputs if real.count(os.path.realpath(checkpoint.path)) > 1}):
         found.append(f"{path} is given more than once")

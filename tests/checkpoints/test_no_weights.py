@@ -11,6 +11,7 @@ import pytest
 
 from paddle_merge import CheckpointError, MergeConfig, merge
 from paddle_merge.checkpoints.adapters import open_adapter
+from paddle_merge.checkpoints.formats.folder import no_weights_message
 from paddle_merge.checkpoints.open import open_checkpoint
 from tests.support.checkpoints import read, write
 
@@ -106,8 +107,28 @@ def test_one_shard_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert all(sentence in caplog.text for sentence in says)
     with pytest.raises(CheckpointError) as caught:
         merge(MergeConfig(model_path_list=[first[0], str(tmp_path / "b")], output_path=str(tmp_path / "more")))
-    (sentence,) = caught.value.problems
-    assert sentence.endswith(f"; {says[0]}")
+    assert caught.value.problems[0] == says[0]
+    assert not any("--missing_tensors" in sentence for sentence in caught.value.problems)
+    caplog.clear()
+    config = MergeConfig(model_path_list=[first[0]] * 2, base_model_path=first[1], output_path=str(tmp_path / "twice"))
+    merge(config, progress=False)
+    assert [caplog.messages.count(sentence) for sentence in says] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["model-00001-of-00001.safetensors"], "it has model-00001-of-00001.safetensors: give the path of that file"),
+        (["a.pt"], "it has a.pt: give the path of that file"),
+        (["consolidated.00.pth", "consolidated.01.pth"], "01.pth: give the path of the one to merge"),
+        (["data.pt/data.pkl"], "and no index of one"),
+    ],
+)
+def test_the_file_to_give_is_named(tmp_path: Path, names: list[str], said: str) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert no_weights_message(str(tmp_path), "model").endswith(said)
 
 
 def test_hidden_sizes_that_differ(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_every_field_is_a_flag_with_underscores_and_dashes(name: str) -> None:
         (["--weight_list"], "--weight_list needs at least one value"),
         (
             ["--weight_list", "0.3,0.7"],
-            "--weight_list must be a number, not '0.3,0.7'; write spaces between the values of a list",
+            "--weight_list must be a number, not '0.3,0.7'; a list is 1 2 in a command, and [1, 2] elsewhere",
         ),
         (["--seed"], "--seed takes one value, not 0"),
         (["--seed", "1", "2"], "--seed takes one value, not 2: 1 2"),

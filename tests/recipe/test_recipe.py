@@ -241,6 +241,13 @@ def test_layers_that_are_not_there(here: Path, layer_range: str, words: str) -> 
         made(f"slices: [{{sources: [{{model: a, layer_range: {layer_range}}}]}}]\nmerge_method: passthrough")
 
 
+def test_a_model_whose_layers_have_other_names_has_none_of_them(here: Path) -> None:
+    write(here / "gpt", {name.replace("model.layers", "transformer.h"): value for name, value in read(here / "a").items()})
+    slices = ", ".join(f"{{sources: [{{model: {name}, layer_range: [0, 1]}}]}}" for name in ("a", "gpt"))
+    with pytest.raises(CheckpointError, match=r"gpt: has no layer 0 of model\.layers$"):
+        made(f"slices: [{slices}]\nmerge_method: passthrough")
+
+
 # --- methods -----------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ...errors import CheckpointError
 from ...parsing import shown, tensors_named
@@ -161,8 +161,10 @@ def _why_no_weights(path: str, prefix: str) -> str:
     files = [name for name in present if name.endswith(ENDINGS) and not _NOT_WEIGHTS.fullmatch(name)]
     if files:
         return _why_not(path, files[0], prefix)
-    if torch := [name for name in present if name.endswith(_OTHER_TORCH) and not _NOT_WEIGHTS.fullmatch(name)]:
-        return f"it has {torch[0]}: give the path of that file"
+    torch = [name for name in present if name.endswith(_OTHER_TORCH) and not _NOT_WEIGHTS.fullmatch(name)]
+    if torch := [name for name in torch if os.path.isfile(os.path.join(path, name))]:
+        which = "that file" if len(torch) == 1 else "the one to merge"
+        return f"it has {' and '.join(torch[:2])}{' and more' * (len(torch) > 2)}: give the path of {which}"
     within = [name for name in present if _holds_weights(os.path.join(path, name), prefix)]
     if within:
         more = f" (or {', '.join(within[1:4])})" if len(within) > 1 else ""
@@ -171,13 +173,16 @@ def _why_no_weights(path: str, prefix: str) -> str:
     return " ".join(next(foreign, ("",))).strip()
 
 
-def shard_alone(path: str) -> str:
-    """Return a sentence if a path is that of one of a model's shards, by its name; else ""."""
-    folder, name = os.path.split(path)
-    shard = _SHARD.fullmatch(name)
-    if shard is None or int(shard[2]) == 1:
-        return ""
-    return f"{path} is one of {int(shard[2])} shards of a model: give the folder, {folder or '.'}, to merge all"
+def shards_alone(paths: Sequence[str]) -> list[str]:
+    """Return a sentence on each of these paths that is one of a model's shards, by its name."""
+    found = []
+    for path in dict.fromkeys(paths):
+        folder, name = os.path.split(path)
+        if (shard := _SHARD.fullmatch(name)) and int(shard[2]) > 1:
+            found.append(
+                f"{path} is one of {int(shard[2])} shards of a model: give the folder, {folder or '.'}, to merge all"
+            )
+    return found
 
 
 def _why_not(path: str, name: str, prefix: str) -> str:
@@ -186,7 +191,7 @@ def _why_not(path: str, name: str, prefix: str) -> str:
         return f"its {name} is not a file, or is a link whose target doesn't exist"
     if name.endswith(".distcp"):
         return f"it has {name}, but not the .metadata file that describes its content"
-    if shard := _SHARD.fullmatch(name):
+    if (shard := _SHARD.fullmatch(name)) and int(shard[2]) > 1:
         index = f"{shard[1]}{shard[3]}.index.json"
         return f"it has {name}, one of {int(shard[2])} shards, but not their index, {index}: add it"
     if name.startswith("master_weights") and prefix != "master_weights":

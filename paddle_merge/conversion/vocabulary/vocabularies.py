@@ -11,6 +11,9 @@ from ...records import record
 from .rows import sizes
 from .tokens import Vocabulary, read_vocabulary, same_files
 
+SHOWN = 3  # paths that a sentence lists
+_Tokens = tuple[tuple[str, int], ...]  # and their rows
+
 
 @record(frozen=True)
 class VocabularyAlignment:
@@ -124,6 +127,7 @@ class Vocabularies:
         a token where the first has none, or none where it has one."""
         first, *others = numbers
         found = []
+        padded: dict[tuple[_Tokens, bool], list[str]] = {}  # paths by tokens, and whether these paths have them or the first
         for number in others:
             one, other = self.inputs[first], self.inputs[number]
             try:
@@ -142,27 +146,45 @@ class Vocabularies:
                         f" {row} is {token!r} and {named[row]!r}): --tokenizer_source base aligns them token by token"
                     )
                 if not differing:
-                    found += filter(None, (_unshared(other, its, one, known), _unshared(one, known, other, its)))
+                    for alone, others_have in ((_unshared(other, its, known), True), (_unshared(one, known, its), False)):
+                        padded.setdefault((alone, others_have), []).append(other.path)
             except (CheckpointError, OSError) as error:
                 reason = error.problems[0] if isinstance(error, CheckpointError) else f"{error.filename}: {error.strerror}"
                 found.append(
                     f"it isn't known whether the rows of the embedding are the same tokens in {other.path} as in {one.path}"
                     f" ({reason})"
                 )
+        for (alone, others_have), paths in padded.items():
+            if alone:
+                path = [self.inputs[first].path]
+                found.append(_padded(alone, *((paths, path) if others_have else (path, paths))))
         return found
 
 
-def _unshared(one: Checkpoint, known: Vocabulary, other: Checkpoint, its: Vocabulary) -> str:
-    """Return a sentence on the rows of an embedding that are a token's in one input, and no token's in the other; or ""."""
-    taken, (rows, _) = set(its.ids.values()), sizes(one)
-    alone = [(token, row) for token, row in known.ids.items() if row < rows and row not in taken and token not in its.ids]
-    if not alone:
-        return ""
+def _unshared(one: Checkpoint, known: Vocabulary, its: Vocabulary) -> _Tokens:
+    """Return the tokens of an input that another vocabulary lacks, and whose rows are no token's there. Raises
+    CheckpointError."""
+    taken = set(its.ids.values())
+    alone = [(token, row) for token, row in known.ids.items() if row not in taken and token not in its.ids]
+    rows, _ = sizes(one) if alone else (0, 0)  # few embeddings need to be found
+    return tuple((token, row) for token, row in alone if row < rows)
+
+
+def _padded(alone: _Tokens, having: Sequence[str], lacking: Sequence[str]) -> str:
+    """Return a sentence on rows of the embedding that are tokens in some inputs, and no token's in others."""
     token, row = alone[0]
+    its = "it from models that have the token"
     if len(alone) == 1:
-        what = f"row {row} of the embedding is {token!r} in {one.path} and no token in {other.path}"
+        what = f"row {row} of the embedding is {token!r} in {_some(having)} and no token in {_some(lacking)}"
     else:
+        its = "them from models that have the tokens"
         what = (
-            f"{len(alone)} rows of the embedding are tokens in {one.path} (row {row} is {token!r}) and none in {other.path}"
+            f"{len(alone)} rows of the embedding are tokens in {_some(having)} (row {row} is {token!r}) and none in"
+            f" {_some(lacking)}"
         )
-    return f"{what}, and merged nevertheless: --tokenizer_source union keeps {one.path}'s"
+    return f"{what}, and merged nevertheless: --tokenizer_source union takes {its}"
+
+
+def _some(paths: Sequence[str]) -> str:
+    """Return the first paths, and how many more there are."""
+    return ", ".join(paths[:SHOWN]) + (f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")

@@ -10,7 +10,7 @@ from ...checkpoints.formats.naming import is_weights
 from ...checkpoints.json_files import read_small
 from ...parsing import size_text
 from ...plan.file_names import CARD, LOCK, RECORD, WEIGHTS
-from .leftovers import half_named, left_behind
+from .leftovers import half_named, is_unfinished, left_behind
 
 MARGIN = 16 << 20  # bytes kept free for config, tokenizer and the file system's own needs
 
@@ -49,6 +49,8 @@ def check_output(
             why = "exists and is not empty"
             if resume and LOCK in held:
                 why = "holds a finished merge, so there is nothing to resume (`verify` checks it)"
+                if is_unfinished(folder):
+                    why = "holds a finished merge, beside the interrupted one that was to replace it"
             problems.append(f"--output_path {folder} {why}; pass --overwrite to replace {what} in it")
         elif card and RECORD not in held and not _is_ours(os.path.join(folder, CARD)):
             problems.append(

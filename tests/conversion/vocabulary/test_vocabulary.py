@@ -630,7 +630,7 @@ def test_rows_that_are_no_token_in_one_model_are_noticed(here: Path, caplog: pyt
     recipe = "models: [{{model: {}}}, {{model: {}}}]\nmerge_method: linear\nparameters: {{weight: 1}}\n"
     said = (
         "row 4 of the embedding is 't4' in chat and no token in padded, and merged nevertheless: --tokenizer_source union"
-        " keeps chat's"
+        " takes it from models that have the token"
     )
     for number, paths in enumerate((("padded", "chat"), ("chat", "padded"))):
         caplog.clear()
@@ -639,6 +639,37 @@ def test_rows_that_are_no_token_in_one_model_are_noticed(here: Path, caplog: pyt
     caplog.clear()
     assert made(recipe.format("padded", "chat") + "tokenizer_source: union", "u")[EMBED][4, 0] == 4
     assert "merged nevertheless" not in caplog.text
+
+
+def test_rows_that_are_no_token_in_several_models_are_noticed_once(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Experts were often given the same tokens, and what lacks them is often their base alone."""
+    for name in ("chat", "math", "code"):
+        model(here / name, ["t0", "t1", "t2", "t3", "t4", "t5"])
+    for name in ("old", "base"):
+        model(here / name, ["t0", "t1", "t2", "t3", None, None])
+    listed = "models: [{}]\nmerge_method: linear\nparameters: {{weight: 1}}\n"
+    rest = "merged nevertheless: --tokenizer_source union takes them from models that have the tokens"
+    for paths, having, lacking in (
+        (("base", "chat", "math", "code"), "chat, math, code", "base"),
+        (("chat", "old", "base", "math"), "chat", "old, base"),
+    ):
+        caplog.clear()
+        made(listed.format(", ".join(f"{{model: {path}}}" for path in paths)), f"of-{paths[0]}")
+        said = [message for message in caplog.messages if "of the embedding" in message]
+        assert said == [f"2 rows of the embedding are tokens in {having} (row 4 is 't4') and none in {lacking}, and {rest}"]
+
+
+def test_an_embedding_that_is_not_known_is_not_looked_for(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same tokens in files that are written otherwise need no embedding to be the same."""
+    for name in "ab":
+        model(here / name, ["t0", "t1", "t2", "t3"])
+        tensors = {f"{other}s": values for other, values in read(here / name).items()}
+        config = config_of(name)
+        write(here / name, {"table": tensors[f"{EMBED}s"]}, format="pt", config=config)
+    content = config_of("a", "tokenizer.json")
+    (here / "b" / "tokenizer.json").write_text(json.dumps(content, indent=2))
+    made(AVERAGE)
+    assert "it isn't known" not in caplog.text
 
 
 def test_the_same_tokens_written_otherwise_are_the_same(here: Path) -> None:

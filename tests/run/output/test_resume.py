@@ -378,6 +378,8 @@ def test_an_overwrite_that_is_stopped_keeps_the_earlier_merge_and_goes_on(
     before = weights(out)
     config = stopped(out, models, monkeypatch, overwrite=True)
     assert {name: content for name, content in weights(out).items() if not name.endswith(".partial")} == before
+    with pytest.raises(OutputError, match="beside the interrupted one that was to replace it; pass --overwrite"):
+        merge(MergeConfig(**{**vars(config), "overwrite": False, "resume": True}))
     merge(config)
     assert weights(out) != before
     assert not list(out.glob("*.partial"))
