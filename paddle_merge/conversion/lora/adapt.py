@@ -73,7 +73,7 @@ def adapt(
                 if not fold.has_effect():
                     why = "every lora_B is zero, as before training; was it saved too early?"
                     if fold.is_unscaled():
-                        why = "by the lora_alpha 0 of its config, updates are multiplied by 0; was it trained so?"
+                        why = "its config multiplies updates by 0, by lora_alpha or alpha_pattern; was it trained so?"
                     nothing = f"{adapter.path}: changes nothing: {why}"
                     if not allow_untrained:
                         raise CheckpointError(f"{nothing} --allow_untrained folds it nevertheless")

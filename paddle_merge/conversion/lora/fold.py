@@ -165,8 +165,9 @@ class Fold:
         return any(not equal(new, old) for old, new in self._replaced)
 
     def is_unscaled(self) -> bool:
-        """Return whether updates have a scale of 0, by which they change nothing, whatever their factors are."""
-        return any(isinstance(change, LowRank) and not change.scale for change in self._changes)
+        """Return whether updates without a factor of zeros have a scale of 0, by which they change nothing."""
+        products = (change for change in self._changes if isinstance(change, LowRank) and not change.scale)
+        return any(not any(map(is_zero, change.entries)) for change in products)
 
     # --- tensors that replace others
 

@@ -667,7 +667,9 @@ def test_an_adapter_that_was_never_trained_changes_nothing(tmp_path: Path) -> No
     pairs = {name: (a, np.zeros_like(b)) for name, (a, b) in factors(1).items()}
     assert "every lora_B is zero" in refusal(tmp_path, paddle(tmp_path / "ad", in_paddle(pairs)))
     trained = peft(tmp_path / "unscaled", in_peft(factors(1)), lora_alpha=0)
-    assert "changes nothing: by the lora_alpha 0 of its config" in refusal(tmp_path, trained)
+    assert "changes nothing: its config multiplies updates by 0" in refusal(tmp_path, trained)
+    neither = peft(tmp_path / "neither", in_peft(pairs), lora_alpha=0)
+    assert "every lora_B is zero" in refusal(tmp_path, neither)
     with pytest.raises(CheckpointError, match=r"empty: holds no tensors$"):
         fold(tmp_path, str(tmp_path / "base"), peft(tmp_path / "empty", {}))
 
