@@ -233,7 +233,7 @@ def _transposed(made: Sequence[AssembledTensor], layout: str | None, family: Any
 
 def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None, family: Any) -> list[str]:
     """Append the outputs of the recipe's earlier stages to the inputs; return a sentence on each filter that matches
-    nothing.
+    nothing, and on each input whose rows stand for other tokens than those that they are merged with.
 
     Their tensors are merged when they are read. Raises CheckpointError, ConfigError.
     """
@@ -242,6 +242,7 @@ def _with_stages(recipe: Recipe, vocabularies: Vocabularies, layout: str | None,
         found, aligner = vocabularies.inputs, _aligner(stage, vocabularies, layout, recipe.prefix)
         if problems := _differences(stage, found, aligner):
             raise CheckpointError(problems)
+        idle += vocabularies.mismatched(stage.taken) if aligner is None else []
         made, more = assemble(stage, found, aligner)
         title = recipe.titles[len(found)]
         entries = _staged(made, stage, title, _transposed(made, layout, family))

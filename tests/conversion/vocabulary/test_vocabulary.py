@@ -618,6 +618,12 @@ def test_other_tokens_in_the_same_rows_are_noticed(here: Path, caplog: pytest.Lo
         in caplog.text
     )
     caplog.clear()
+    made(
+        f"name: m\n{AVERAGE}---\nmodels: [{{model: m}}, {{model: a}}]\nmerge_method: linear\nparameters: {{weight: 1}}",
+        "in-2",
+    )
+    assert sum("3 tokens have other rows of the embedding in b than in a" in message for message in caplog.messages) == 1
+    caplog.clear()
     model(here / "d", ["t0", "t1", "t2", "t3"], 7)
     made("models: [{model: a}, {model: d}]\nmerge_method: linear\nparameters: {weight: 1}", "same")
     assert "tokens have other rows" not in caplog.text
