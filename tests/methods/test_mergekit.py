@@ -261,13 +261,17 @@ def test_ranks_and_equals(values: np.ndarray, rank: float, capacity: int, small:
         assert find_equals(tensor, backend, wanted) == np.flatnonzero(size == value).tolist()  # type: ignore[arg-type]
 
 
-def test_ranks_of_what_leaves_float32() -> None:
-    """Numbers of float32 that are merged as float64, whose difference is compared as float32."""
+@pytest.mark.parametrize("small", [0, selection.SMALL])
+def test_ranks_of_what_leaves_float32(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of float32 that are merged as float64, whose difference is compared as float32: here block by block and whole."""
+    monkeypatch.setattr(selection, "SMALL", small)
     rows = np.array([[1.0, -6e38, 3e38, np.nan, 5e38]])
-    tensor, backend = InMemory(rows), NumpyBackend("float64")
-    (cut,) = select_ranks(tensor, backend, [(0, 2)])  # type: ignore[arg-type]
-    assert (cut.value, cut.below, cut.equal) == (np.inf, 2, 3)
-    assert find_equals(tensor, backend, [(0, cut.value, number) for number in range(3)]) == [1, 3, 4]  # type: ignore[arg-type]
+    tensor, backend = InMemory(rows, block=2), NumpyBackend("float64")
+    with backend.at_work():
+        (cut,) = select_ranks(tensor, backend, [(0, 2)])  # type: ignore[arg-type]
+        assert (cut.value, cut.below, cut.equal) == (np.inf, 2, 3)
+        wanted = [(0, cut.value, number) for number in range(3)]
+        assert find_equals(tensor, backend, wanted) == [1, 3, 4]  # type: ignore[arg-type]
 
 
 def test_large_tensors_with_many_equals() -> None:

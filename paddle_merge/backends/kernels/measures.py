@@ -253,15 +253,15 @@ def add_magnitudes(x, unit, sums):
 @jit
 def count_equal(x, values):
     """Return how many |x| equal values (1,); NaN counts as infinite."""
-    value, found = values[0], 0
+    kind, value, found = values.dtype.type, values[0], 0
     for begin in range(0, x.size, CHUNK):
         chunk = x[begin : begin + CHUNK]
         equal = uint32(0)
         if value == np.inf:
             for i in range(chunk.size):
-                equal = uint32(equal + uint32(not abs(chunk[i]) < value))
+                equal = uint32(equal + uint32(not kind(abs(chunk[i])) < value))
         else:
             for i in range(chunk.size):
-                equal = uint32(equal + uint32(values.dtype.type(abs(chunk[i])) == value))
+                equal = uint32(equal + uint32(kind(abs(chunk[i])) == value))
         found += equal
     return found
