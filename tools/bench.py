@@ -15,8 +15,8 @@ time of `python -c "import numba"`: no merge can take less.
 
 `--against` compares ratios, which depend less on what else the machine does than times; its status is 1 if one has grown by
 more than a fifth. The processes of the floor read blocks of 1 MiB into one buffer each, write as many bytes as the merge to
-new files, and call fsync, as the merge does. The buffer begins a page of memory: some processors copy four times as slowly
-to a place a few bytes behind the one that they copy from, counted from the beginnings of their pages.
+new files, and call fsync, as the merge does. The buffer begins where a page of memory does: some processors copy four times
+as slowly to a place a few bytes behind the one that they copy from, counted from the beginnings of their pages.
 """
 
 from __future__ import annotations

@@ -114,9 +114,10 @@ class _Worker:
         found += sum(_each(budget.panel, self._kinds))
         found += sum(_kept(budget.resident, [one for one in self._kinds if one.resolved.measures]))
         found += _most(_measured(one, budget) for one in self._kinds) + _most(map(_staged, self._kinds))
-        blocks = _most(max(_block(one, budget.block), _group(one, budget)) for one in self._kinds)
         if engine.tensor_type == "np":
-            return found + blocks
+            return found + _most(max(_alone(one, budget), _group(one, budget)) for one in self._kinds)
+        plain = [one for one in self._kinds if one.resolved.sparsifier is None]  # Paddle merges only these as one
+        blocks = max(_most(_block(one, budget.block) for one in self._kinds), _most(_group(one, budget) for one in plain))
         if engine.on_cpu:
             return found + _PADDLE + 2 * blocks
         # On the host: the sources of two blocks, pinned, and of one that is not.
@@ -167,15 +168,26 @@ def _block(tensor: TensorPlan, block: int) -> int:
     return min(block, tensor.size) * each + _encoded(tensor)
 
 
+def _alone(tensor: TensorPlan, budget: MemoryBudget) -> int:
+    """Return the bytes of a block where NumPy computes: of a tensor that is measured it is copied if it is all of it."""
+    copied = tensor.resolved.measures and tensor.size <= budget.block
+    return _block(tensor, budget.block) + (_copies(tensor) if copied else 0)
+
+
+def _copies(tensor: TensorPlan) -> int:
+    """Return the bytes of a tensor's only block as it is kept for the next pass, and as that pass gets it."""
+    return 2 * len(tensor.inputs) * tensor.size * _wide(tensor)
+
+
 def _group(tensor: TensorPlan, budget: MemoryBudget) -> int:
     """Return the bytes of tensors like this one that are merged as one (run/together.py): their blocks and what is told of
-    each; and for a sparsifier (run/alike.py) all of them twice more, and what it measures."""
+    each; and for a sparsifier (run/alike.py) copies of all of them, and what it measures."""
     if not 0 < tensor.size <= budget.together // 2:
         return 0
     count = min(MOST_TOGETHER, budget.together // tensor.size)
     each = len(tensor.inputs) * _OBJECTS
     if tensor.resolved.sparsifier is not None:
-        each += 2 * len(tensor.inputs) * tensor.size * _wide(tensor) + _measured(tensor, budget)
+        each += _copies(tensor) + _measured(tensor, budget)
     return _block(dataclasses.replace(tensor, shape=(count * tensor.size,)), budget.block) + count * each
 
 

@@ -263,7 +263,7 @@ def test_ranks_and_equals(values: np.ndarray, rank: float, capacity: int, small:
 
 @pytest.mark.parametrize("small", [0, selection.SMALL])
 def test_ranks_of_what_leaves_float32(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers of float32 that are merged as float64, whose difference is compared as float32: here block by block and whole."""
+    """Numbers of float32 that are merged as float64, whose difference is compared as float32. Block by block, and whole."""
     monkeypatch.setattr(selection, "SMALL", small)
     rows = np.array([[1.0, -6e38, 3e38, np.nan, 5e38]])
     tensor, backend = InMemory(rows, block=2), NumpyBackend("float64")

@@ -125,9 +125,10 @@ def test_what_is_announced_does_not_grow_with_the_tensor(headers: Path, method: 
         ("paddlenlp:della", ""),
         ("breadcrumbs", "density: 0.5"),
         ("della", "density: 0.5"),
+        ("dare_ties", "density: 0.5"),
     ],
 )
-@pytest.mark.parametrize("size", [1, 128, 1 << 14])
+@pytest.mark.parametrize("size", [1, 128, 1 << 14, 20_000])
 def test_small_tensors_are_announced_as_they_are_merged(tmp_path: Path, size: int, method: str, own: str) -> None:
     """Together: more of them than are merged as one, of as many models that what each takes counts."""
     random = np.random.default_rng(0)
