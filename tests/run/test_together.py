@@ -136,21 +136,27 @@ def test_masks_of_tied_tensors(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize("special", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_same_with_adapters(tmp_path: Path, dtype: str, special: float, count: int) -> None:
+@pytest.mark.parametrize("method", ["linear", "ties", "della"])
+def test_same_with_adapters(tmp_path: Path, dtype: str, special: float, count: int, method: str) -> None:
     """With one adapter most are read together; with two each is read by itself, and merged with others."""
     base = model(tmp_path / "base", 0, dtype, special)
     adapters = [lora(tmp_path / f"lora{seed}", LAYERS, seed) for seed in range(count)]
-    config = MergeConfig(model_path_list=["+".join([base, *adapters])], merge_method="linear", output_path="out")
+    paths, own = ["+".join([base, *adapters])], base if method != "linear" else None
+    config = MergeConfig(model_path_list=paths, base_model_path=own, merge_method=method, reserve_p=0.5, output_path="out")
     alone, joined = each_way(plan_of(config), tmp_path)
     assert joined[:2] == alone[:2]
 
 
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "della"])
 @pytest.mark.parametrize("adapters", [0, 1, 2])
-def test_tensors_without_nan_are_merged_but_once(tmp_path: Path, adapters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_without_nan_are_merged_but_once(
+    tmp_path: Path, adapters: int, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What goes wrong while tensors are merged together isn't hidden by merging each by itself."""
     words = [str(lora(tmp_path / f"lora{seed}", LAYERS, seed)) for seed in range(adapters)]
     paths = ["+".join([model(tmp_path / "a", 0, "bfloat16", 0.0), *words]), model(tmp_path / "b", 1, "bfloat16", 0.0)]
-    plan = plan_of(MergeConfig(model_path_list=paths, merge_method="linear", output_path="out"))
+    base = model(tmp_path / "base", 2, "bfloat16", 0.0) if method != "linear" else None
+    plan = plan_of(MergeConfig(model_path_list=paths, base_model_path=base, merge_method=method, output_path="out"))
     pieces = [(plan.tensors[piece.tensor], piece) for piece in plan.pieces]
     by_itself, merge = list[str](), Worker.merge
 
