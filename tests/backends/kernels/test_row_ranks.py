@@ -1,4 +1,4 @@
-"""Test the loop that orders the elements of rows by magnitude, against NumPy's stable sort."""
+"""Test the loops that order the elements of rows by magnitude, against NumPy's stable sort, and that keep some of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddle_merge.backends.kernels.row_ranks import order_rows
+from paddle_merge.backends.kernels.row_ranks import keep_ranked, order_rows
+from paddle_merge.backends.masks import hash_block
 
 
 def ordered(rows: np.ndarray, digit: int) -> np.ndarray:
@@ -45,3 +46,26 @@ def test_any_rows(length: int, digit: int, kind: str, seed: int) -> None:
 @pytest.mark.parametrize("shape", [(0, 5), (5, 1)])
 def test_nothing_to_order(shape: tuple[int, int]) -> None:
     assert ordered(np.ones(shape, np.float32), 4).tolist() == np.zeros(shape).tolist()
+
+
+@pytest.mark.parametrize("first", [0, 5, (1 << 32) - 21, 1 << 32])
+@pytest.mark.parametrize("step", [1, 3])
+def test_what_is_kept_of_a_row(first: int, step: int) -> None:
+    """Also of one that crosses element 2**32, whose number has 33 bits. Other bits stay as they are."""
+    length, key = 37, (0xFFFFFFF0, 7)
+    order = np.random.default_rng(first).permutation(length).astype(np.uint32)
+    limits = np.linspace(0, 0xFFFFFFFF, length).astype(np.uint32)
+    elements = [first + step * place for place in range(length)]
+    wanted = {elements[place] for place, limit in zip(order, limits, strict=True) if hash_of(key, elements[place]) <= limit}
+    kept = np.zeros((elements[-1] >> 3) + 2, np.uint8)  # memory that is never written to takes none
+    kept[-1] = 0xA5
+    keep_ranked(order[None], np.array([first]), step, *map(np.uint32, key), limits, kept)
+    assert kept[-1] == 0xA5
+    begin = first // 8
+    found = np.flatnonzero(np.unpackbits(kept[begin:-1])) + 8 * begin
+    assert set(found.tolist()) == wanted
+    assert 0 < len(wanted) < length
+
+
+def hash_of(key: tuple[int, int], element: int) -> int:
+    return int(hash_block(key, element, 1)[0])
