@@ -31,29 +31,35 @@ def add_quantiles(x, ascending, low, fraction, thresholds, sums):
     """
     kind = thresholds.dtype.type
     infinity, high = kind(np.inf), min(low + 1, x.shape[1] - 1)
-    sizes, totals = np.empty(CHUNK, np.float64), np.empty(HALF, np.float64)
+    totals, infinite = np.empty(HALF, np.float64), np.empty(HALF, np.float64)
+    row = np.empty(CHUNK, np.float64)
     for k in range(x.shape[0]):
-        row = ascending[k]
-        finite = row.size
-        while finite and not kind(row[finite - 1]) < infinity:
+        sizes = ascending[k]
+        finite = sizes.size
+        while finite and not kind(sizes[finite - 1]) < infinity:
             finite -= 1
-        lower = kind(row[low]) if low < finite else infinity
-        upper = kind(row[high]) if high < finite else infinity
+        lower = kind(sizes[low]) if low < finite else infinity
+        upper = kind(sizes[high]) if high < finite else infinity
         threshold = kind(interpolate(lower, upper, fraction))
         thresholds[k] = threshold
         for begin in range(0, x.shape[1], CHUNK):  # folded as measures.count_between does
             chunk = x[k, begin : begin + CHUNK]
             for i in range(chunk.size):
-                sizes[i] = abs(chunk[i])
-            for i in range(chunk.size, CHUNK):
-                sizes[i] = 0.0
+                row[i] = float64(abs(chunk[i]))
+            row[chunk.size :] = 0.0
             for i in range(HALF):
-                totals[i] = sizes[i] + sizes[i + HALF]
+                totals[i] = row[i] + row[i + HALF]
             sums[k, 0] += fold_half(totals)
+            if finite < sizes.size:
+                for i in range(HALF):
+                    a, b = row[i], row[i + HALF]
+                    infinite[i] = (0.0 if kind(a) < infinity else a) + (0.0 if kind(b) < infinity else b)
+                sums[k, 1] += fold_half(infinite)
         first = finite
-        while first and kind(row[first - 1]) >= threshold:
+        while first and kind(sizes[first - 1]) >= threshold:
             first -= 1
-        kept = 0.0
-        for i in range(first, row.size):
-            kept += float64(row[i])
-        sums[k, 1] += kept
+        if first < finite:
+            kept = float64(sizes[first])
+            for i in range(first + 1, finite):
+                kept += float64(sizes[i])
+            sums[k, 1] += kept
