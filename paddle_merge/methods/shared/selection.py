@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .base import Tensor
 
 CAPACITY = 1 << 22  # values a pass may collect, per model
+_TOO_FEW = "fewer elements are equal to a value than were counted"
 
 
 @record(frozen=True)
@@ -108,12 +109,16 @@ def select_late(tensor: Tensor, backend: Backend, guess: int, rank: Callable[[],
 def find_equals(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, Any, int]]) -> list[int]:
     """Return, for each (model, value, number), the index of the number-th element (from 0) whose |x| equals the value.
 
-    value: one that `select_ranks` returned, with more than `number` equals. Reads the tensor once, at most.
+    value: one that `select_ranks` returned, with more than `number` equals. Reads the tensor once, at most. Raises
+    LookupError if fewer are found, which would mean that counting and looking compare differently.
     """
     if wanted and tensor.size <= SMALL:
         models, values, numbers = zip(*wanted, strict=True)
         equal = _magnitudes(tensor, backend)[list(models)] == np.array(values)[:, None]
-        indices: list[int] = np.argmax(equal.cumsum(axis=1, dtype=np.uint16) > np.array(numbers)[:, None], axis=1).tolist()
+        reached = equal.cumsum(axis=1, dtype=np.uint16) > np.array(numbers)[:, None]
+        if not reached[:, -1].all():
+            raise LookupError(_TOO_FEW)
+        indices: list[int] = reached.argmax(axis=1).tolist()
         return indices
     found: dict[int, int] = {}
     passed = [0] * len(wanted)
@@ -129,6 +134,8 @@ def find_equals(tensor: Tensor, backend: Backend, wanted: Sequence[tuple[int, An
             passed[place] += equal
         if len(found) == len(wanted):
             break
+    if len(found) < len(wanted):
+        raise LookupError(_TOO_FEW)
     return [found[place] for place in range(len(wanted))]
 
 

@@ -194,3 +194,14 @@ def test_a_rank_that_is_known_late(size: int, guess: float, share: float, zeros:
     assert got == np.sort(np.abs(values))[rank]
     if size <= selection.SMALL:
         assert tensor.passes == 1
+
+
+@pytest.mark.parametrize("size", [6, selection.SMALL + 6])
+def test_an_element_that_is_not_there_is_never_made_up(size: int) -> None:
+    """Three elements equal 2; the fourth (number 3, counted from 0) isn't there."""
+    rows = np.zeros((1, size), np.float32)
+    rows[0, [1, 4, size - 1]] = 2, -2, 2
+    tensor, backend, two = InMemory(rows), NumpyBackend("float32"), np.float32(2)
+    assert selection.find_equals(tensor, backend, [(0, two, 2), (0, two, 0)]) == [size - 1, 1]  # type: ignore[arg-type]
+    with pytest.raises(LookupError, match="fewer elements are equal"):
+        selection.find_equals(tensor, backend, [(0, two, 3)])  # type: ignore[arg-type]
