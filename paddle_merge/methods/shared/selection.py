@@ -18,6 +18,7 @@ import numpy as np
 
 from ...records import record
 from .bracket import Bracket, Cut, around, needed_sums
+from .quantiles import interpolate, small_quantiles
 from .small import SMALL, elements
 
 if TYPE_CHECKING:
@@ -47,17 +48,11 @@ def select_quantile(tensor: Tensor, backend: Backend, q: float, capacity: int = 
 
     q: in [0, 1]. The tensor must not be empty. capacity: how many values a pass may collect of each model.
     """
-    from ...backends.kernels.quantiles import add_quantiles, interpolate  # planning does without
-
     position = (tensor.size - 1) * q
     low = math.floor(position)
     if tensor.size <= min(SMALL, capacity):
-        x = elements(tensor, backend)
-        ascending = np.abs(x)
-        ascending.sort(axis=1)
-        thresholds, sums = np.empty(tensor.models, _compared(tensor)), np.zeros((tensor.models, 2))
-        add_quantiles(x, ascending, low, position - low, thresholds, sums)
-        return list(map(Quantile, thresholds, *sums.T.tolist()))
+        parts = small_quantiles(elements(tensor, backend), low, position - low, _compared(tensor))
+        return [Quantile(*its) for part in parts for its in zip(part[0], part[1].tolist(), part[2].tolist(), strict=True)]
     ranks = low, min(low + 1, tensor.size - 1)
 
     def read(search: Bracket) -> Quantile | Bracket:
@@ -66,7 +61,7 @@ def select_quantile(tensor: Tensor, backend: Backend, q: float, capacity: int = 
             return search.next(ranks)
         if search.counts[4] < search.counts[2]:  # known, but not all that lies between, which sum_from needs
             return search.narrowed_to(float(lower), float(upper))
-        threshold = search.dtype(interpolate(lower, upper, position - low))
+        threshold = interpolate(lower, upper, position - low)
         return Quantile(threshold, float(search.sums[0]), search.sum_from(threshold))
 
     with np.errstate(over="ignore"):  # of sums
