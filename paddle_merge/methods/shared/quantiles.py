@@ -12,6 +12,7 @@ import numpy as np
 
 CHUNK = 1024  # elements, whose sum is folded; those of chunks are added in order (backends/kernels/folds.py)
 _TOGETHER = 1 << 14  # elements of rows that are converted at a time
+TEMPORARY = 72 * _TOGETHER  # bytes: what small_quantiles takes at most, for rows of up to that many elements
 
 
 def interpolate(lower: Any, upper: Any, fraction: float) -> Any:

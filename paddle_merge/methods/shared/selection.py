@@ -18,7 +18,7 @@ import numpy as np
 
 from ...records import record
 from .bracket import Bracket, Cut, around, needed_sums
-from .quantiles import interpolate, small_quantiles
+from .quantiles import TEMPORARY, interpolate, small_quantiles
 from .small import SMALL, elements
 
 if TYPE_CHECKING:
@@ -186,10 +186,10 @@ def memory(models: int, size: int, itemsize: int, budget: MemoryBudget) -> int:
     """Return the bytes that selecting one value of each model takes, at most, beside the blocks.
 
     These are samples as they are read, converted and joined; the values between; and a copy of one model's values while a
-    bracket is narrowed.
+    bracket is narrowed. Of a small tensor they are its elements, copies of them, and what a few rows take.
     """
     if size <= SMALL:
-        return 3 * models * size * itemsize
+        return 3 * models * size * itemsize + TEMPORARY
     values = min(CAPACITY, size) * itemsize
     together = min(models, max(1, budget.selecting // max(1, values)))
     samples = sampled(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from paddle_merge import MergeConfig, merge
+from paddle_merge.backends.budget import DEFAULT_BUDGET
 from paddle_merge.backends.np_backend import NumpyBackend
 from paddle_merge.methods.shared import selection
 from paddle_merge.methods.shared.selection import select_quantile
@@ -205,3 +207,18 @@ def test_an_element_that_is_not_there_is_never_made_up(size: int) -> None:
     assert selection.find_equals(tensor, backend, [(0, two, 2), (0, two, 0)]) == [size - 1, 1]  # type: ignore[arg-type]
     with pytest.raises(LookupError, match="fewer elements are equal"):
         selection.find_equals(tensor, backend, [(0, two, 3)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3000, 100), (64, 257), (3, selection.SMALL)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_memory_of_small_tensors(shape: tuple[int, int], dtype: str) -> None:
+    """The announced memory is enough."""
+    rows = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    rows[0, 3] = np.inf
+    tensor, backend = InMemory(rows, dtype == "float32"), NumpyBackend(dtype)
+    tracemalloc.start()
+    select_quantile(tensor, backend, 0.4)  # type: ignore[arg-type]
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    objects = 300 * len(rows)  # what is returned
+    assert taken < selection.memory(*shape, rows.itemsize, DEFAULT_BUDGET) + objects
