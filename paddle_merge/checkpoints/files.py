@@ -9,15 +9,18 @@ import math
 import os
 import resource
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 import numpy as np
 
 from ..errors import WorkError
-from .gather import gather
+from .gather import GAP, gather, is_dense, place
 from .tensors import TEXT_STEP, Part, StoredEntry, TensorEntry, stored
 
 OPEN_FILES = 256  # the most that one Files object keeps open
 PANEL = 16 << 20  # bytes of a scattered tensor that are read together, unless the memory budget allows less
+NEAR = 1 << 18  # bytes of small tensors that are read together
 FEW = 1 << 12  # a read of no more bytes than this is a sample, for which no panel is read
 
 
@@ -82,6 +85,49 @@ class Files(OpenFiles):
         except OSError as error:
             raise WorkError(f"{entry.file}: can't read tensor {entry.name!r} ({error.strerror})") from None
 
+    def read_all(self, entries: Iterable[TensorEntry], out: np.ndarray) -> None:
+        """Fill `out` as `read` does, with all elements of stored tensors of one dtype, one tensor behind the other.
+
+        Small ones that are near one another in a file are read together.
+        """
+        near: dict[str, list[tuple[int, int, int, StoredEntry]]] = {}  # path -> places in the file and in `out`, bytes
+        at = 0
+        for entry in entries:
+            entry, size = stored(entry), math.prod(entry.shape)
+            nbytes, parts = size * out.itemsize, entry.parts
+            if not nbytes <= NEAR or (parts and (len(parts) > 1 or not _is_simple(parts[0], entry))):
+                self.read(entry, 0, out[at : at + size])
+            elif size:
+                near.setdefault(entry.file, []).append((entry.offset, at, nbytes, entry))
+            at += size
+        for path, found in near.items():
+            found.sort(key=itemgetter(0))
+            try:
+                self._read_near(path, found, out)
+            except (OSError, EOFError):  # to be told of which tensor it is
+                for _, at, nbytes, entry in found:
+                    self.read(entry, 0, out[at : at + nbytes // out.itemsize])
+
+    def _read_near(self, path: str, found: Sequence[tuple[int, int, int, StoredEntry]], out: np.ndarray) -> None:
+        """Fill `out` with tensors of one file, as read_all has them, by their places in it. Raises OSError, EOFError."""
+        memory, first = out.view(np.uint8).data, 0
+        while first < len(found):
+            begin, stop, end = found[first][0], first, 0
+            while stop < len(found):
+                offset, _, nbytes, _ = found[stop]
+                if stop > first and (offset > end + GAP or offset + nbytes > begin + NEAR):
+                    break
+                end, stop = max(end, offset + nbytes), stop + 1
+            read = np.empty(end - begin, np.uint8).data
+            self._fill(path, begin, read)
+            for offset, at, nbytes, entry in found[first:stop]:
+                if entry.parts:
+                    place(entry.parts[0], read, offset - begin, out[at : at + nbytes // out.itemsize])
+                else:
+                    to, source = at * out.itemsize, offset - begin
+                    memory[to : to + nbytes] = read[source : source + nbytes]
+            first = stop
+
     def _fill(self, path: str, offset: int, view: memoryview) -> None:
         """Fill view, C-contiguous, with a file's bytes from `offset` on. Raises OSError, or EOFError with the path if the
         file ends."""
@@ -144,6 +190,11 @@ class Files(OpenFiles):
             piece = self._panels[key][1][start - first :][: out.size]
             out[: piece.size] = piece
             out, start = out[piece.size :], start + piece.size
+
+
+def _is_simple(part: Part, entry: StoredEntry) -> bool:
+    """Return whether a part is all of a tensor, and its bytes are those of the elements, without gaps."""
+    return is_dense(part, entry.shape) and not part.text and not part.nibbles
 
 
 class StoredReader:

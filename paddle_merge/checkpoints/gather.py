@@ -6,6 +6,7 @@ range of elements into copies of boxes, and reads each with few, large system ca
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -76,13 +77,29 @@ def _read_at_once(fetch: Fetch, entry: StoredEntry, out: np.ndarray) -> bool:
     Adapters have tens of thousands of small matrices that are transposed, for each of which `gather` takes long to begin.
     """
     (part,) = entry.parts
-    span = 1 + sum([(count - 1) * step for count, step in zip(part.shape, part.strides, strict=True)])
-    if not (part.shape == entry.shape and 0 < out.size == span == math.prod(part.shape) and out.nbytes <= CHUNK):
+    if not (0 < out.size == math.prod(entry.shape) and out.nbytes <= CHUNK and is_dense(part, entry.shape)):
         return False
     read = np.empty(out.size, out.dtype)
     fetch(part, 0, read.view(np.uint8).data)
-    out.reshape(part.shape)[...] = np.ndarray(part.shape, out.dtype, read, 0, [step * out.itemsize for step in part.strides])
+    place(part, read.data, 0, out)
     return True
+
+
+def is_dense(part: Part, shape: tuple[int, ...]) -> bool:
+    """Return whether a part is all of a tensor of this shape, and has no gaps: its bytes are those from the first element's
+    on, in whichever order."""
+    return part.shape == shape and _has_no_gaps(part.shape, part.strides)
+
+
+@functools.lru_cache(1 << 10)  # tens of thousands of matrices have few shapes
+def _has_no_gaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    return 1 + sum([(count - 1) * step for count, step in zip(shape, strides, strict=True)]) == math.prod(shape)
+
+
+def place(part: Part, read: memoryview, at: int, out: np.ndarray) -> None:
+    """Fill `out`, of shape (n,), with the elements of a part without gaps, whose bytes are those of `read` from `at` on."""
+    steps = [step * out.itemsize for step in part.strides]
+    out.reshape(part.shape)[...] = np.ndarray(part.shape, out.dtype, read, at, steps)
 
 
 def _series(boxes: list[Box], itemsize: int) -> Iterator[Box]:

@@ -110,6 +110,8 @@ class JoinedSource:
         entries = [tensor.inputs[number] for tensor, _ in self._pieces]
         if _adapted(entries[0], *self._pieces[0]) is not None:
             read_together([entry for entry in entries if isinstance(entry, AdaptedEntry)], self._files, raw)
+        elif isinstance(entries[0], StoredEntry) and sum([math.prod(entry.shape) for entry in entries]) == count:
+            self._files.read_all(entries, raw)
         else:
             for entry, (tensor, piece), part in zip(entries, self._pieces, cut(self._pieces, raw), strict=True):
                 reader(entry, tensor.compute, self._files).read(piece.start, part)

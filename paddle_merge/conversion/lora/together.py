@@ -39,9 +39,8 @@ def read_together(entries: Sequence[AdaptedEntry], files: Files, out: np.ndarray
 
 def _widened(entries: Sequence[TensorEntry], files: Files, out: np.ndarray) -> None:
     """Fill `out`, of shape (n,), float32 or float64, with all elements of stored tensors of one dtype."""
-    raw, at = np.empty(out.size, entries[0].dtype.raw), 0
-    for entry in entries:
-        files.read(entry, 0, raw[at : (at := at + math.prod(entry.shape))])
+    raw = np.empty(out.size, entries[0].dtype.raw)
+    files.read_all(entries, raw)
     widen(raw, entries[0].dtype, out)
 
 
