@@ -183,14 +183,20 @@ def transpose(entry: TensorEntry, name: str) -> TensorEntry:
         return _scaled(entry, transpose(entry.codes, name), [_transposed(grid) for grid in entry.grids])
     entry = stored(entry)
     if not entry.parts:  # as most are
-        at, strides = (0,) * len(entry.shape), row_major(entry.shape)[::-1]
-        whole = Part(entry.file, entry.offset, at, entry.shape[::-1], strides, (), entry.origin)
-        return StoredEntry(name, entry.dtype, whole.shape, entry.file, entry.offset, (whole,), entry.origin)
+        at, shape, strides = _turned(entry.shape)
+        whole = Part(entry.file, entry.offset, at, shape, strides, (), entry.origin)
+        return StoredEntry(name, entry.dtype, shape, entry.file, entry.offset, (whole,), entry.origin)
     boxes = [
         Part(box.file, box.offset, box.at[::-1], box.shape[::-1], box.strides[::-1], box.text, box.origin, box.nibbles)
         for box in as_boxes(entry)
     ]
     return StoredEntry(name, entry.dtype, entry.shape[::-1], entry.file, entry.offset, tuple(boxes), entry.origin)
+
+
+@functools.lru_cache(1 << 10)  # tens of thousands of matrices have few shapes
+def _turned(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return the first index, the shape and the strides of the box that a contiguous tensor of this shape is, transposed."""
+    return (0,) * len(shape), shape[::-1], row_major(shape)[::-1]
 
 
 # --- the scales of a view --------------------------------------------------------------------------------------------

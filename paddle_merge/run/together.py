@@ -17,7 +17,7 @@ from ..backends.backend import Backend
 from ..backends.budget import MOST_TOGETHER
 from ..backends.scratch import Scratch
 from ..checkpoints.files import Files
-from ..checkpoints.fingerprint import Fingerprint
+from ..checkpoints.fingerprint import of_elements
 from ..checkpoints.tensors import StoredEntry, TensorEntry
 from ..conversion.lora.entry import AdaptedEntry
 from ..conversion.lora.together import kind_of, read_together
@@ -52,15 +52,18 @@ def _kind(tensor: TensorPlan, piece: Piece) -> object:
     method = tensor.resolved
     if not tensor.merged or tensor.scales is not None or method.merger.measures:
         return None
-    alike, inputs = None, []
+    alike, inputs = None, list[object]()
     if method.sparsifier is not None:
         if piece.stop - piece.start != tensor.size or any(entry.dtype.itemsize == 8 for entry in tensor.inputs):
             return None
         alike = tensor.shape, tensor.transposed, tensor.seed
     for entry in tensor.inputs:
-        if not isinstance(entry, StoredEntry | AdaptedEntry) or entry.whole:
+        if isinstance(entry, StoredEntry):  # as most are
+            inputs.append(entry.dtype)
+            continue
+        if not isinstance(entry, AdaptedEntry) or entry.whole:
             return None
-        inputs.append((entry.dtype, entry.computed, _adapted(entry, tensor, piece)))
+        inputs.append((entry.dtype, _adapted(entry, tensor, piece)))
     return id(method), tensor.dtype, tensor.compute, tensor.base is None, tensor.numbers, alike, inputs
 
 
@@ -116,7 +119,7 @@ class JoinedSource:
             for entry, (tensor, piece), part in zip(entries, self._pieces, cut(self._pieces, raw), strict=True):
                 reader(entry, tensor.compute, self._files).read(piece.start, part)
         parts = zip(self._pieces, cut(self._pieces, raw), strict=True)
-        self.fingerprints[number] = [fingerprint(piece, part) for (_, piece), part in parts]
+        self.fingerprints[number] = [of_elements(part, piece.start) for (_, piece), part in parts]
         return raw
 
     def sample(self, number: int, clusters: int, step: int, width: int) -> np.ndarray:
@@ -128,10 +131,3 @@ def cut(pieces: Pieces, raw: np.ndarray) -> Iterator[np.ndarray]:
     at = 0
     for _, piece in pieces:
         yield raw[at : (at := at + piece.stop - piece.start)]
-
-
-def fingerprint(piece: Piece, raw: np.ndarray) -> str:
-    """Return the fingerprint of a piece's elements."""
-    found = Fingerprint(piece.start)
-    found.add(raw, piece.start)
-    return found.hexdigest()

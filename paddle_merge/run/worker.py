@@ -19,7 +19,7 @@ import numpy as np
 from ..backends.engine import Engine
 from ..backends.scratch import Scratch
 from ..checkpoints.files import Files
-from ..checkpoints.fingerprint import Fingerprint
+from ..checkpoints.fingerprint import Fingerprint, of_elements
 from ..errors import MergeError, WorkError
 from ..plan.tensor_plan import Piece, TensorPlan
 from .encoder import Encoder, Write
@@ -27,7 +27,7 @@ from .job import Job, Report
 from .output.disk import ShardFiles, remedy
 from .pipeline import Measured, Pipeline, merge_tensor
 from .sources import FileSource
-from .together import JoinedSource, Pieces, cut, fingerprint, groups, joined, suits
+from .together import JoinedSource, Pieces, cut, groups, joined, suits
 
 log = logging.getLogger("paddle_merge")
 WRITEBACK = 1 << 20  # bytes of a piece whose way to the disk begins as soon as it is written
@@ -92,7 +92,7 @@ class Worker:
             with _Naming(tensor):
                 if self._paths is not None:
                     self._write(tensor, self._paths[tensor.shard], tensor.offset + piece.start * tensor.dtype.itemsize, part)
-                written, peak = fingerprint(piece, part), backend.peak()
+                written, peak = of_elements(part, piece.start), backend.peak()
             reports.append(
                 Report(tensor.name, (), False, peak, start=piece.start, stop=piece.stop, written=written, read=read)
             )

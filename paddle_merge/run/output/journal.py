@@ -73,34 +73,49 @@ def _header(content: Any) -> dict[str, Any]:
 def describe(request: Request, plan: Plan) -> dict[str, Any]:
     """Return what determines the output's bytes and their places: fields, input files, and a digest of the plan."""
     record = {name: value for name, value in request.record.items() if name not in IRRELEVANT}
-    digest = hashlib.sha256(repr(plan.shards).encode("utf-8", "surrogatepass"))
+    digest, common = hashlib.sha256(repr(plan.shards).encode("utf-8", "surrogatepass")), _Numbers()
+    methods = {id(tensor.resolved): tensor.resolved for tensor in plan.tensors}
+    shown = {key: repr(method) for key, method in methods.items()}
     for tensor in plan.tensors:
-        how = tensor.numbers, tensor.base is None, tensor.resolved, tensor.seed, tensor.masked_as, tensor.transposed
-        written = tensor.name, tensor.dtype.name, tensor.shard, tensor.offset, tensor.scales or ()
-        read = [_read(entry) for entry in tensor.inputs]
+        how = common[tensor.numbers, tensor.base is None, shown[id(tensor.resolved)], tensor.seed, tensor.transposed]
+        written = tensor.name, tensor.masked_as, tensor.dtype.name, tensor.shard, tensor.offset, tensor.scales or ()
+        read = [_read(entry, common) for entry in tensor.inputs]
         digest.update(repr((read, how, written)).encode("utf-8", "surrogatepass"))
+    digest.update(repr(list(common)).encode("utf-8", "surrogatepass"))
     inputs = {os.path.abspath(file): _state(file) for file in plan.files}
     said = {"version": __version__, "fields": record, "inputs": inputs, "plan": digest.hexdigest()}
     said |= {"experts": orders} if (orders := plan.experts.digest) else {}
     return dict(json.loads(json.dumps(said)))  # as it is read back
 
 
-def _read(entry: TensorEntry) -> object:
+class _Numbers(dict[object, int]):
+    """Number what many tensors have in common, in order of appearance: to write it for each would take several times as
+    long."""
+
+    def __missing__(self, key: object) -> int:
+        return self.setdefault(key, len(self))
+
+
+def _read(entry: TensorEntry, common: _Numbers) -> object:
     """Return what is read for a tensor and what is done to it, as tuples: the text of a dataclass takes several times as
     long."""
     if isinstance(entry, StoredEntry):
-        parts = [(one.file, one.offset, one.at, one.shape, one.strides, one.text, one.nibbles) for one in entry.parts]
-        return entry.dtype.name, entry.shape, entry.file, entry.offset, parts
+        if not entry.parts:
+            return common[entry.dtype.name, entry.shape, entry.file], entry.offset
+        forms = tuple([(one.file, one.at, one.shape, one.strides, one.text, one.nibbles) for one in entry.parts])
+        return common[entry.dtype.name, entry.shape, forms], [one.offset for one in entry.parts]
     if isinstance(entry, AdaptedEntry):
-        return "adapted", entry.dtype.name, entry.shape, _read(entry.stored), [_change(one) for one in entry.changes]
+        its = common["adapted", entry.dtype.name, entry.shape]
+        return its, _read(entry.stored, common), [_change(one, common) for one in entry.changes]
     return entry.nameless if isinstance(entry, ScaledEntry) else entry
 
 
-def _change(change: Change) -> object:
+def _change(change: Change, common: _Numbers) -> object:
     """Return a change of a tensor as `_read` does what is read."""
     if not isinstance(change, LowRank):
         return change
-    return change.scale, change.place, [one and _read(one) for one in (change.left, change.middle, change.right)]
+    factors = [one and _read(one, common) for one in (change.left, change.middle, change.right)]
+    return common[change.scale, change.place], factors
 
 
 def _state(file: str) -> list[int]:
