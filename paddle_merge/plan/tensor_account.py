@@ -49,24 +49,23 @@ def tensor_account(tensor: TensorPlan, plan: Plan, held: Sequence[Mapping[Origin
     if plan.recipe.missing_tensors in ("union", "fill"):
         lacking = [plan.recipe.titles[number] for number in plan.recipe.taken if number not in tensor.numbers]
         notes += [f"not in {', '.join(lacking)}"] if lacking and tensor.merged else []
-    folded = any(isinstance(entry, AdaptedEntry) for entry in tensor.inputs)
     if tensor.how:
         how = tensor.how
     elif not tensor.merged:
         how = f"copied from {stored(tensor.inputs[-1]).file}, equal in all inputs"
     elif plan.recipe.title == "fold":
-        how = "folded" if folded else "as it is"
+        how = "folded" if any(isinstance(entry, AdaptedEntry) for entry in tensor.inputs) else "as it is"
     else:
         base = " and the base" if tensor.base is not None else ""
         how = f"{plan.recipe.title} of {len(tensor.sources)} model{'s' if len(tensor.sources) > 1 else ''}{base}"
     return TensorAccount(
         name=tensor.name,
         shape=tensor.shape,
-        dtypes=tuple((entry.stored if isinstance(entry, AdaptedEntry) else entry).dtype.name for entry in tensor.inputs),
+        dtypes=tuple([(one.stored if isinstance(one, AdaptedEntry) else one).dtype.name for one in tensor.inputs]),
         dtype=tensor.dtype.name,
         how=how,
         notes=tuple(notes),
-        sources=tuple(_names_in(entry) for entry in tensor.inputs),
+        sources=tuple([_names_in(entry) for entry in tensor.inputs]),
         values=tensor.values if tensor.merged else (),
     )
 

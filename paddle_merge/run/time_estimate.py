@@ -81,7 +81,7 @@ def forecast(plan: Plan, output: str, planning: float) -> Forecast:
             notes.append(f"the loops were compiled for this forecast, which took {loading:.0f} s: once on this machine")
         if any(tensor.resolved.merger.whole_matrices and is_matrix(tensor.shape) for tensor in plan.tensors):
             notes.append("what is computed of whole matrices isn't counted, and may take much longer than everything else")
-        if any(_of_prompts(tensor.inputs) for tensor in plan.tensors):
+        if any(_of_prompts(tensor.inputs) for tensor in _made(plan)):
             notes.append("what computes the routers of the prompts isn't counted")
         costs = bench.costs(random_places)
         cached, disk = page_cache(plan, random_places)
@@ -153,8 +153,9 @@ class _Bench:
         self._backends, self._scratch = Backends(plan.engine), Scratch()
         self._at = 0
         self._kinds: dict[object, list[TensorPlan]] = {}
+        left_out = {id(one) for one in _made(plan) if _pursuits(one.inputs) or _of_prompts(one.inputs)}
         for tensor in [plan.tensors[number] for number in dict.fromkeys(piece.tensor for piece in plan.pieces)]:
-            if tensor.merged and not _pursuits(tensor.inputs) and not _of_prompts(tensor.inputs):
+            if tensor.merged and id(tensor) not in left_out:
                 self._kinds.setdefault(_kind(tensor), []).append(tensor)
 
     def load(self) -> float:
@@ -253,6 +254,11 @@ class _Bench:
         self._at += raw.nbytes
 
 
+def _made(plan: Plan) -> list[TensorPlan]:
+    """Return the tensors that are made of others than stored ones: none of most models."""
+    return [tensor for tensor in plan.tensors if [entry for entry in tensor.inputs if not isinstance(entry, STORED)]]
+
+
 def _pursuits(entries: Sequence[TensorEntry]) -> list[Pursuit]:
     """Return the pursuits that give coefficients for rows of tensors; they take far longer than a forecast may."""
     made = [entry for entry in entries if not isinstance(entry, STORED)]
@@ -267,7 +273,7 @@ def _of_prompts(entries: Sequence[TensorEntry]) -> bool:
 
 def _pursuing(plan: Plan) -> float:
     """Return the seconds that all pursuits take, for the inner products alone: the rest is little beside them."""
-    pursuits = [one for tensor in plan.tensors for one in _pursuits(tensor.inputs)]
+    pursuits = [one for tensor in _made(plan) for one in _pursuits(tensor.inputs)]
     products = sum(one.k * one.targets.shape[0] * math.prod(one.atoms.shape) for one in pursuits)
     if not products:
         return 0.0
