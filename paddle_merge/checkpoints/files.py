@@ -15,7 +15,7 @@ from operator import itemgetter
 import numpy as np
 
 from ..errors import WorkError
-from .gather import GAP, gather, is_dense, place
+from .gather import GAP, gather, is_dense, rearrange
 from .tensors import TEXT_STEP, Part, StoredEntry, TensorEntry, stored
 
 OPEN_FILES = 256  # the most that one Files object keeps open
@@ -101,15 +101,17 @@ class Files(OpenFiles):
                 near.setdefault(entry.file, []).append((entry.offset, at, nbytes, entry))
             at += size
         for path, found in near.items():
-            found.sort(key=itemgetter(0))
             try:
-                self._read_near(path, found, out)
+                self._read_near(path, sorted(found, key=itemgetter(0)), out)
             except (OSError, EOFError):  # to be told of which tensor it is
                 for _, at, nbytes, entry in found:
                     self.read(entry, 0, out[at : at + nbytes // out.itemsize])
+            else:
+                rearrange([(at, entry.parts[0]) for _, at, _, entry in found if entry.parts], out)
 
     def _read_near(self, path: str, found: Sequence[tuple[int, int, int, StoredEntry]], out: np.ndarray) -> None:
-        """Fill `out` with tensors of one file, as read_all has them, by their places in it. Raises OSError, EOFError."""
+        """Copy the bytes of tensors of one file to `out`. found: as in read_all, by places in the file. Raises OSError,
+        EOFError."""
         memory, first = out.view(np.uint8).data, 0
         while first < len(found):
             begin, stop, end = found[first][0], first, 0
@@ -120,12 +122,9 @@ class Files(OpenFiles):
                 end, stop = max(end, offset + nbytes), stop + 1
             read = np.empty(end - begin, np.uint8).data
             self._fill(path, begin, read)
-            for offset, at, nbytes, entry in found[first:stop]:
-                if entry.parts:
-                    place(entry.parts[0], read, offset - begin, out[at : at + nbytes // out.itemsize])
-                else:
-                    to, source = at * out.itemsize, offset - begin
-                    memory[to : to + nbytes] = read[source : source + nbytes]
+            for offset, at, nbytes, _ in found[first:stop]:
+                to, source = at * out.itemsize, offset - begin
+                memory[to : to + nbytes] = read[source : source + nbytes]
             first = stop
 
     def _fill(self, path: str, offset: int, view: memoryview) -> None:

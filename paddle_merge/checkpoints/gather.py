@@ -79,9 +79,8 @@ def _read_at_once(fetch: Fetch, entry: StoredEntry, out: np.ndarray) -> bool:
     (part,) = entry.parts
     if not (0 < out.size == math.prod(entry.shape) and out.nbytes <= CHUNK and is_dense(part, entry.shape)):
         return False
-    read = np.empty(out.size, out.dtype)
-    fetch(part, 0, read.view(np.uint8).data)
-    place(part, read.data, 0, out)
+    fetch(part, 0, out.view(np.uint8).data)
+    rearrange([(0, part)], out)
     return True
 
 
@@ -96,10 +95,24 @@ def _has_no_gaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return 1 + sum([(count - 1) * step for count, step in zip(shape, strides, strict=True)]) == math.prod(shape)
 
 
-def place(part: Part, read: memoryview, at: int, out: np.ndarray) -> None:
-    """Fill `out`, of shape (n,), with the elements of a part without gaps, whose bytes are those of `read` from `at` on."""
-    steps = [step * out.itemsize for step in part.strides]
-    out.reshape(part.shape)[...] = np.ndarray(part.shape, out.dtype, read, at, steps)
+def rearrange(parts: Sequence[tuple[int, Part]], out: np.ndarray) -> None:
+    """Bring the elements of tensors into row-major order, which `out`, of shape (n,), has in the order of the file.
+
+    parts: of each its first index in `out`, by which they are sorted, and the part without gaps that it is. Neighbours of
+    one form are copied together.
+    """
+    first = 0
+    while first < len(parts):
+        (at, part), count = parts[first], 1
+        shape, strides, size = part.shape, part.strides, math.prod(part.shape)
+        for other_at, other in parts[first + 1 :]:
+            if other.strides != strides or other.shape != shape or other_at != at + count * size:
+                break
+            count += 1
+        steps = [step * out.itemsize for step in (size, *strides)]
+        these = out[at : at + count * size]
+        these.reshape(count, *shape)[...] = np.ndarray((count, *shape), out.dtype, these.copy(), 0, steps)
+        first += count
 
 
 def _series(boxes: list[Box], itemsize: int) -> Iterator[Box]:

@@ -155,7 +155,7 @@ class AdaptedEntry(TensorEntry):
         held: dict[int, int] = {}
         for change in self.changes:
             place = change.place if isinstance(change, LowRank) else -1
-            held[place] = held.get(place, 0) + sum(math.prod(entry.shape) for entry in change.entries)
+            held[place] = held.get(place, 0) + sum([math.prod(entry.shape) for entry in change.entries])
         factors = held.pop(-1, 0) + max(held.values(), default=0)
         factors += sum(self.shape[change.axis] for change in self.changes if isinstance(change, Requantised))
         return 16 * factors + STEP * self.stored.dtype.itemsize + self.stored.memory

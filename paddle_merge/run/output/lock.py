@@ -12,7 +12,6 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from json.encoder import encode_basestring_ascii as _text
 from typing import Any
 
@@ -191,14 +190,18 @@ def _versions(plan: Plan) -> dict[str, str]:
 
 @functools.cache  # a search merges thousands of times, and reading what pip wrote takes a tenth of a small merge
 def _installed(name: str) -> str:
+    from importlib.metadata import version  # which takes as long to import as several modules here, and few commands need
+
     return version(name)
 
 
 def _paddle() -> str:
     """Return the version of Paddle that workers compute with, without importing it."""
+    from importlib.metadata import PackageNotFoundError
+
     for name in ("paddlepaddle", "paddlepaddle-gpu"):
         with contextlib.suppress(PackageNotFoundError):
-            return version(name)
+            return _installed(name)
     return "unknown"
 
 
