@@ -22,7 +22,7 @@ from .worker import Worker
 log = logging.getLogger("paddle_merge")
 BATCH_BYTES = 1 << 20  # read and written: small pieces are handed out together, for a message takes as long as to merge one
 MOST_PIECES = 64  # of a batch
-MANY_PIECES = 2000  # which takes longer to send to one worker, and to hear of, than to import here what it has imported
+MANY_PIECES = 2000  # small ones; to send more to one worker takes longer than to import here what it has imported
 BATCHES = 4  # that each worker gets at least, if there are so many pieces, so that all work, to the end
 
 
@@ -42,7 +42,8 @@ def work(
     total = sum(plan.traffic(piece) for piece in pieces)
     with tqdm(total=total, unit="B", unit_scale=True, desc=doing, disable=disable) as bar:
         alone = plan.n_process == ranks.count == 1 and job.engine.tensor_type == "np"
-        if alone and (len(pieces) > MANY_PIECES or not is_waiting()):
+        many_small = len(pieces) > MANY_PIECES and total < len(pieces) * BATCH_BYTES
+        if alone and (many_small or not is_waiting()):
             yield from _work_here(plan, job, bar.update)
             return
         with WorkerPool(plan, pieces, job, lock) as pool:

@@ -56,7 +56,31 @@ def test_a_view_is_read_as_numpy_has_it(
         found = np.zeros(last - first, dtype.raw)
         files.read(entry, first, found)
         assert found.tobytes() == expected[first:last].tobytes()
+    whole = StoredEntry("u", dtype, (offset + span,), str(file), 0)
+    together = np.zeros(3 * size + 2 * whole.shape[0], dtype.raw)
+    files.read_all([entry, entry, whole, entry, whole], together)
+    view, stored = expected.tobytes(), content.tobytes()
+    assert together.tobytes() == view + view + stored + view + stored
     files.close()
+
+
+def test_tensors_near_one_another_take_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, values = str(tmp_path / "values"), np.arange(9000, dtype=np.float32)
+    Path(file).write_bytes(values.tobytes())
+    part = Part(file, 80, (0, 0), (2, 3), (1, 2))
+    entries = [StoredEntry("far", FLOAT32, (3,), file, 32000), StoredEntry("a", FLOAT32, (5,), file, 40)]
+    entries += [StoredEntry("b", FLOAT32, (2, 3), file, 80, (part,)), StoredEntry("none", FLOAT32, (0,), file, 400)]
+    files, reads, found = Files(), list[int](), np.empty(14, np.float32)
+    fill = files._fill
+    monkeypatch.setattr(files, "_fill", lambda *args: (reads.append(args[1]), fill(*args)))
+    files.read_all(entries, found)
+    assert found.tolist() == [8000, 8001, 8002, 10, 11, 12, 13, 14, 20, 22, 24, 21, 23, 25]
+    assert reads == [40, 32000]
+    Path(file).write_bytes(values.tobytes()[:100])
+    with pytest.raises(WorkError, match="ends before tensor 'far' does"):
+        files.read_all(entries, found)
+    with pytest.raises(WorkError, match="ends before tensor 'b' does"):
+        files.read_all(entries[1:], found[3:])
 
 
 def test_a_small_transposed_matrix_takes_one_read_and_no_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ import pytest
 from paddle_merge import MergeConfig, WorkError, merge
 from paddle_merge.plan.planner import make_plan
 from paddle_merge.recipe.request import Request
-from paddle_merge.run import fork_server, worker_process
+from paddle_merge.run import fork_server, pool, worker_process
 from paddle_merge.run.fork_server import ForkServer, started_early
 from paddle_merge.run.job import Job
 from paddle_merge.run.pool import MOST_PIECES, WorkerPool
@@ -177,6 +177,16 @@ def test_one_that_was_started_for_nothing_ends() -> None:
         assert fork_server.is_waiting()
     assert not process.is_running()
     assert not fork_server.is_waiting()
+
+
+def test_very_many_small_pieces_are_merged_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {f"t{k}": np.full(9, k, np.float32) for k in range(20)}
+    models, out = [str(write(tmp_path / name, tensors)) for name in ("a", "b")], tmp_path / "out"
+    monkeypatch.setattr(pool, "WorkerPool", None)
+    monkeypatch.setattr(pool, "MANY_PIECES", 19)
+    with started_early():
+        merge(MergeConfig(model_path_list=models, output_path=str(out), n_process=1))
+    assert {name: set(values) for name, values in read(out).items()} == {f"t{k}": {k} for k in range(20)}
 
 
 def test_small_pieces_are_handed_out_together(tmp_path: Path) -> None:

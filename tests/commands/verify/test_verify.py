@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddle_merge import CheckpointError, MergeConfig, merge
-from paddle_merge.checkpoints.fingerprint import BLOCK, Fingerprint, of_file, sum_of
+from paddle_merge.checkpoints.fingerprint import BLOCK, Fingerprint, of_elements, of_file, sum_of
 from paddle_merge.commands.main import main
 from paddle_merge.commands.verify.verify import Findings, verify
 from paddle_merge.run.output.lock import WrittenTensor, read_lock
@@ -53,6 +53,7 @@ def test_a_fingerprint_is_of_the_elements_however_they_come(cuts: list[int], pie
             fingerprint.add(values[start:last], start)  # a second pass is no news
         assert fingerprint.stop == end
         found.append(fingerprint.hexdigest())
+        assert of_elements(values[start:end], start) == found[-1]
     assert sum_of(found) == by_definition(values)
 
 
