@@ -133,7 +133,7 @@ def differences(
     types = _types(inputs) if len(missing) > 1 and "missing_tensors" in offered else []
     if apart := len({kind for _, kind in types}) > 1:  # each has tensors that others lack: a union would be no model
         problems.append(f"the models' types differ: {', '.join(f'{kind} in {path}' for path, kind in types)}")
-    shards = shards_alone([one.path for one in inputs]) if missing else []
+    shards = shards_alone([one.path for one in inputs]) if missing or shapes else []
     problems += shards
     remediable = "missing_tensors" in offered and not apart and not shards
     for (without, having), names in missing.items():
@@ -149,7 +149,7 @@ def differences(
         shown = ", ".join(f"{list(entry.shape)} in {path}" for path, entry in held)
         which = "" if len(names) == 1 else f" (of {names[0]!r})"
         shapes_held, count = [entry.shape for _, entry in held], len(everywhere) if "modules" in offered else 0
-        remedy = _remedy(names, shapes_held, tokens, count) if "recipes" in offered else ""
+        remedy = _remedy(names, shapes_held, tokens, count) if "recipes" in offered and not shards else ""
         problems.append(f"{tensors_named(names)} {_have(names)} different shapes: {shown}{which}{remedy}")
     return problems + [f"{tensors_named(names)} {_have(names)} {said}" for said, names in dtypes.items()]
 

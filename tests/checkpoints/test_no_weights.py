@@ -21,6 +21,11 @@ FILES = {
     "what FSDP saves": (["pytorch_model_fsdp_0/__0_0.distcp"], "accelerate merge-weights"),
     "one shard": (["model-00001-of-00002.safetensors"], "but not their index, model.safetensors.index.json"),
     "master weights": (["master_weights-x.safetensors"], "pass --merge_prefix master_weights"),
+    "shards of master weights": (
+        ["master_weights-00001-of-00002.safetensors", "master_weights.safetensors.index.json"],
+        "pass --merge_prefix master_weights",
+    ),
+    "files of sharding ranks": (["model_state.tp00_shard00.pdparams"], "save it in one piece"),
     "another name": (["weights.safetensors"], "it has weights.safetensors: give the path of that file"),
     "only arguments": (["training_args.bin", "optimizer.bin"], "and no index of one"),
     "GGUF": (["model-Q4_K_M.gguf", "config.json"], "; model-Q4_K_M.gguf is GGUF, llama.cpp's form of a model: merge"),

@@ -129,6 +129,10 @@ def misplaced(path: str, files: Mapping[str, str], weight_map: Mapping[str, str]
 # What training leaves, whose names end as those of weights do.
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*")
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
+# What Trainers put before the ending of a file of one rank: its tensor-parallel rank, pipeline stage, expert-parallel rank.
+RANK = re.compile(r"(?:tp(\d{2,4}))?_?(?:pp(\d{2,4}))?_?(?:moe(?:_sharding)?(\d{2,4}))?")
+_RANK_FILE = re.compile(rf"\w+\.{RANK.pattern}\.\w+")
+_SHARDING = re.compile(r"[._]shard\d{2,4}[._]")  # sharding stage 1, with save_sharded_model
 # Files that hold weights in other forms, by the ends of their names -> what to do.
 _FOREIGN = {
     ".gguf": "is GGUF, llama.cpp's form of a model: merge the model that it was made of, and convert the result",
@@ -174,14 +178,17 @@ def _why_no_weights(path: str, prefix: str) -> str:
 
 
 def shards_alone(paths: Sequence[str]) -> list[str]:
-    """Return a sentence on each of these paths that is one of a model's shards, by its name."""
+    """Return a sentence on each of these paths that is one of a model's shards, or of its ranks' files, by its name."""
     found = []
     for path in dict.fromkeys(paths):
         folder, name = os.path.split(path)
         if (shard := _SHARD.fullmatch(name)) and int(shard[2]) > 1:
-            found.append(
-                f"{path} is one of {int(shard[2])} shards of a model: give the folder, {folder or '.'}, to merge all"
-            )
+            is_part = f"one of {int(shard[2])} shards of a model"
+        elif name.endswith(ENDINGS) and (rank := _RANK_FILE.match(name)) and any(rank.groups()):
+            is_part = "what one rank of a parallel training saved of a model"
+        else:
+            continue
+        found.append(f"{path} is {is_part}: give the folder, {folder or '.'}, to merge all")
     return found
 
 
@@ -193,7 +200,13 @@ def _why_not(path: str, name: str, prefix: str) -> str:
         return f"it has {name}, but not the .metadata file that describes its content"
     if (shard := _SHARD.fullmatch(name)) and int(shard[2]) > 1:
         index = f"{shard[1]}{shard[3]}.index.json"
-        return f"it has {name}, one of {int(shard[2])} shards, but not their index, {index}: add it"
+        if not os.path.isfile(os.path.join(path, index)):
+            return f"it has {name}, one of {int(shard[2])} shards, but not their index, {index}: add it"
+    if _SHARDING.search(name):
+        return (
+            f"it has {name}, of a training that saved each sharding rank's weights apart, and those with float32 master"
+            " weights only in the optimizer's state: save it in one piece, as PaddleNLP does with unified_checkpoint"
+        )
     if name.startswith("master_weights") and prefix != "master_weights":
         return f"it has {name}: pass --merge_prefix master_weights to merge that"
     if name.startswith(("model", "pytorch_model")) and prefix != "model":

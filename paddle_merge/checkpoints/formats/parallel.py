@@ -1,28 +1,38 @@
-"""Read models that tensor- and pipeline-parallel training saved per rank.
+"""Read models that tensor-, pipeline- and expert-parallel training saved per rank.
 
 A rank has one file, such as model_state.tp00_pp01.pdparams, or an index and shards, such as
-model.safetensors.index.tp00_pp01.json. Pipeline stages hold different layers. Tensor-parallel ranks hold a slice of some
-weights and all of others, and the files don't say which: a weight is joined if its shape as config.json gives it can be
-reached in exactly one way; otherwise the checkpoint is refused.
+model.safetensors.index.tp00_pp01.json. Pipeline stages hold different layers. Expert-parallel ranks hold different experts,
+under the names that these have in the whole model, and all else alike. Tensor-parallel ranks hold a slice of some weights
+and all of others, and the files don't say which: a weight is joined if its shape as config.json gives it can be reached in
+exactly one way; otherwise the checkpoint is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ...errors import CheckpointError, MalformedError, WorkError
 from ..json_files import read_json
+from ..names import layer_of
 from ..parts import as_boxes, assemble
-from ..tensors import Checkpoint, TensorEntry
+from ..tensors import Checkpoint, StoredEntry, TensorEntry
 from .any import open_file, open_index
+from .folder import RANK
 
 _REMEDY = "save it in one piece, as PaddleNLP does with save_pretrained(merge_tensor_parallel=True) or unified_checkpoint"
-Rank = tuple[int, int]  # (tensor-parallel rank, pipeline stage)
+_AXES = ("tp", "pp", "moe")
+Rank = tuple[int, int, int]  # number along each of the axes: tensor-parallel rank, pipeline stage, expert-parallel rank
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+# What config.json calls the number of experts.
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_COMPARED = 1 << 16  # bytes at the beginning of what expert-parallel ranks hold alike
 
 
 def rank_files(path: str, single: str) -> dict[Rank, str]:
@@ -30,10 +40,9 @@ def rank_files(path: str, single: str) -> dict[Rank, str]:
     stem, ending = os.path.splitext(single)
     found = {}
     for file in glob.glob(os.path.join(glob.escape(path), f"{stem}.*{ending}")):
-        rank = os.path.basename(file)[len(stem) : -len(ending)]
-        match = re.fullmatch(r"\.(?:tp(\d{2,4}))?_?(?:pp(\d{2,4}))?", rank)
-        if match and (match[1] or match[2]):
-            found[int(match[1] or 0), int(match[2] or 0)] = file
+        if (match := RANK.fullmatch(os.path.basename(file)[len(stem) + 1 : -len(ending)])) and any(match.groups()):
+            tp, pp, moe = (int(number or 0) for number in match.groups())
+            found[tp, pp, moe] = file
     return found
 
 
@@ -44,10 +53,11 @@ def open_ranks(path: str, files: Mapping[Rank, str], indexes: Mapping[Rank, str]
     wrong, such as a rank that is missing.
     """
     ranks = sorted({*files, *indexes})
-    split, stages = (1 + max(rank[axis] for rank in ranks) for axis in (0, 1))
-    missing = [(tp, pp) for pp in range(stages) for tp in range(split) if (tp, pp) not in ranks]
-    if missing:
-        shown = ", ".join(f"tp{tp:02d}_pp{pp:02d}" for tp, pp in missing[:8])
+    split, stages, parts = (1 + max(rank[axis] for rank in ranks) for axis in range(len(_AXES)))
+    every = itertools.product(range(split), range(stages), range(parts))
+    if missing := [rank for rank in every if rank not in ranks]:
+        used = [axis for axis, size in enumerate((split, stages, parts)) if size > 1]
+        shown = ", ".join("_".join(f"{_AXES[axis]}{rank[axis]:02d}" for axis in used) for rank in missing[:8])
         raise CheckpointError(f"{path}: has files of {len(ranks)} ranks, but none of {shown}; the files of all are needed")
     opened: dict[Rank, Checkpoint] = {}
     problems: list[str] = []
@@ -62,24 +72,82 @@ def open_ranks(path: str, files: Mapping[Rank, str], indexes: Mapping[Rank, str]
     if problems:
         raise CheckpointError(problems)
 
-    config = os.path.join(path, "config.json")
-    sizes = read_json(config) if split > 1 and os.path.isfile(config) else {}
+    file = os.path.join(path, "config.json")
+    config = read_json(file) if os.path.isfile(file) else {}
+    config = config if isinstance(config, dict) else {}
     tensors: dict[str, TensorEntry] = {}
+    wrong: dict[str, list[str]] = {}  # what is wrong -> the names of tensors
     for stage in range(stages):
-        held = [opened[number, stage].tensors for number in range(split)]
+        held = []
+        for number in range(split):
+            held.append(_all_experts([opened[number, stage, part].tensors for part in range(parts)], wrong))
         for name in dict.fromkeys(name for one in held for name in one):
             try:
                 if name in tensors:
                     raise MalformedError(f"is in several pipeline stages; {_REMEDY}")
                 if any(name not in one for one in held):
                     raise MalformedError(f"is missing in some tensor-parallel ranks; {_REMEDY}")
-                tensors[name] = _join(name, [one[name] for one in held], sizes if isinstance(sizes, dict) else {})
+                tensors[name] = _join(name, [one[name] for one in held], config)
             except MalformedError as error:
-                problems.append(f"{path}: tensor {name!r} {error}")
-    if problems:
+                wrong.setdefault(str(error), []).append(name)
+    for why, (name, *others) in wrong.items():
+        like = f" (like {len(others)} other{'s' * (len(others) > 1)})" if others else ""
+        problems.append(f"{path}: tensor {name!r}{like} {why}")
+    if problems := problems or [f"{path}: {lack}" for lack in _lacking(tensors, config)]:
         raise CheckpointError(problems)
     first = opened[min(opened)]
     return Checkpoint(path, path, first.format, tensors, first.kind)
+
+
+def _all_experts(parts: Sequence[Mapping[str, TensorEntry]], wrong: dict[str, list[str]]) -> dict[str, TensorEntry]:
+    """Return the tensors of all expert-parallel ranks, by name. What is wrong with which of them is added to `wrong`."""
+    found: dict[str, TensorEntry] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        held = [part[name] for part in parts if name in part]
+        found[name] = held[0]
+        if len(held) == 1:
+            continue
+        try:
+            if "experts" in name.split(".") or len(held) < len(parts):
+                raise MalformedError(f"is in several expert-parallel ranks; {_REMEDY}")
+            if any((entry.shape, entry.dtype) != (held[0].shape, held[0].dtype) for entry in held):
+                raise MalformedError(f"differs in shape or dtype between expert-parallel ranks; {_REMEDY}")
+            if _differ([_beginning(entry) for entry in held]):
+                raise MalformedError(f"should be the same in all expert-parallel ranks, but differs; {_REMEDY}")
+        except MalformedError as error:
+            wrong.setdefault(str(error), []).append(name)
+    return found
+
+
+def _beginning(entry: TensorEntry) -> TensorEntry:
+    """Return the first elements of a tensor, where they lie one behind the other; else all of it.
+
+    Ranks that hold the same weights were trained with the same sums of gradients. If they weren't, all would differ.
+    """
+    count = _COMPARED // entry.dtype.itemsize
+    if isinstance(entry, StoredEntry) and not entry.parts and math.prod(entry.shape) > count:
+        return dataclasses.replace(entry, shape=(count,))
+    return entry
+
+
+def _lacking(names: Collection[str], config: Mapping[str, Any]) -> list[str]:
+    """Return sentences on the last pipeline stages or expert-parallel ranks that are missing, as config.json counts layers
+    and experts. An adapter needn't have all of them."""
+    if any(".lora_" in name for name in names):
+        return []
+    numbers = [config.get(name) for name in _COUNTS]
+    counted = {
+        "layers": (config.get("num_hidden_layers"), (layer[1] for layer in map(layer_of, names) if layer)),
+        "experts": (
+            next((number for number in numbers if type(number) is int), None),
+            (int(match[1]) for match in map(_EXPERT.search, names) if match),
+        ),
+    }
+    return [
+        f"config.json says {said} {what}, and the files have {found}; the files of all ranks are needed"
+        for what, (said, held) in counted.items()
+        if type(said) is int and 0 < (found := max(held, default=-1) + 1) < said
+    ]
 
 
 def _join(name: str, entries: Sequence[TensorEntry], config: Mapping[str, Any]) -> TensorEntry:

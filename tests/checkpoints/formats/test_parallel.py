@@ -126,7 +126,7 @@ def test_some_ranks_in_shards(tmp_path: Path) -> None:
     assert "index.tp01.json: names shards that don't exist: model_state.tp01-00002-of-00002.pdparams" in sentence(a)
     index.unlink()
     (a / "model_state.pdparams.index.tp02.json").write_text("{}")
-    assert "has files of 2 ranks, but none of tp01_pp00" in sentence(a)
+    assert "has files of 2 ranks, but none of tp01;" in sentence(a)
 
 
 def test_a_whole_model_beats_ranks(tmp_path: Path) -> None:
@@ -182,6 +182,62 @@ def test_refused(tmp_path: Path) -> None:
     a = write(tmp_path / "tied", x, 1, 2)
     edit(a, "pp01", lambda content: content.update({"llama.embed_tokens.weight": np.ones((100, 64), np.float32)}))
     assert "in several pipeline stages" in sentence(a)
+
+
+def experts(folder: Path, ranks: int = 2, kind: str = "moe", count: int = 4) -> Path:
+    """One file per expert-parallel rank: its experts, and all that isn't an expert."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_experts": count, "num_hidden_layers": 1}))
+    for rank in range(ranks):
+        content = {"m.embed_tokens.weight": np.ones((1 << 15, 2), np.float32), "m.norm.weight": np.ones(2, np.float32)}
+        for number in range(rank * count // 2, (rank + 1) * count // 2):
+            content[f"m.layers.0.mlp.experts.{number}.up_proj.weight"] = np.full((3, 2), number, np.float32)
+        (folder / f"model_state.{kind}{rank:02d}.pdparams").write_bytes(pickle.dumps(content, protocol=4))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["moe", "tp00_moe_sharding"])
+def test_experts_of_all_ranks(tmp_path: Path, kind: str) -> None:
+    a = experts(tmp_path / "a", kind=kind)
+    found = checkpoints.read(run(a, a, out=tmp_path / "out"))
+    held = {name: float(tensor.max()) for name, tensor in found.items() if "experts" in name}
+    assert held == {f"m.layers.0.mlp.experts.{number}.up_proj.weight": number for number in range(4)}
+    assert found["m.embed_tokens.weight"].shape == (1 << 15, 2)
+
+
+def test_experts_refused(tmp_path: Path) -> None:
+    expert = "m.layers.0.mlp.experts.0.up_proj.weight"
+    a = experts(tmp_path / "a")
+    edit(a, "moe01", lambda content: content.update({expert: np.zeros((3, 2), np.float32)}))
+    assert f"'{expert}' is in several expert-parallel ranks" in sentence(a)
+    a = experts(tmp_path / "b")
+    edit(a, "moe01", lambda content: content["m.embed_tokens.weight"].fill(2))
+    assert "'m.embed_tokens.weight' should be the same in all expert-parallel ranks" in sentence(a)
+
+
+def test_files_of_the_last_ranks_are_missing(tmp_path: Path) -> None:
+    a = experts(tmp_path / "a", ranks=1)
+    assert sentence(a) == f"{a}: config.json says 4 experts, and the files have 2; the files of all ranks are needed"
+    a = write(tmp_path / "b", values(), 1, 2, {**CONFIG, "num_hidden_layers": 2})
+    open_checkpoint(str(a))
+    (a / "model_state.pp01.pdparams").unlink()
+    assert sentence(a) == f"{a}: config.json says 2 layers, and the files have 1; the files of all ranks are needed"
+
+
+def test_one_cause_is_told_once(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", values(), 2, 1, {})
+    assert "tensor 'llama.embed_tokens.weight' (like 10 others) may or may not be split" in sentence(a)
+    assert len(sentence(a).splitlines()) == 1
+
+
+def test_the_file_of_one_rank_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a = write(tmp_path / "a", values(), 2, 1)
+    said = "tp00.pdparams is what one rank of a parallel training saved of a model: give the folder,"
+    run(a / "model_state.tp00.pdparams", a / "model_state.tp01.pdparams", out=tmp_path / "out")
+    assert said in caplog.text
+    with pytest.raises(CheckpointError, match=said) as caught:
+        run(a / "model_state.tp00.pdparams", a, out=tmp_path / "more")
+    assert "--" not in str(caught.value)
 
 
 def test_two_ways_are_none(tmp_path: Path) -> None:
