@@ -24,8 +24,13 @@ from .written import write
 
 log = logging.getLogger("paddle_merge")
 BETWEEN = ("linear", "slerp", "lines")  # methods of which toward_aligned is the position between the two models
-# Fields of a merge that are this callback's.
-_OWN = {"merge_method", "model_path_list", "base_model_path", "recipe_yaml", "output_path", "overwrite"}
+# Fields of a merge that this callback fills in: what is merged; the form of the output, which is the last checkpoint's; and
+# that it is written.
+_OWN = {
+    *("merge_method", "model_path_list", "model_path_str", "base_model_path", "lora_model_path", "recipe_yaml"),
+    *("merge_prefix", "config_from", "output_layout", "save_format"),
+    *("output_path", "overwrite", "resume", "dry_run", "print_recipe"),
+}
 
 
 class MergeCallback(TrainingCallback):
@@ -69,10 +74,13 @@ class MergeCallback(TrainingCallback):
         self.toward, self.wait = number_from("toward_aligned", toward_aligned), number_from("wait", wait)
         known = {field.name for field in dataclasses.fields(MergeConfig)} - _OWN
         if unknown := sorted(parameters.keys() - known):
-            raise ConfigError(f"{unknown[0]!r} is no setting of MergeCallback or of a merge{nearest(unknown[0], known)}")
+            why = {name: ", which sets it itself" if name in _OWN else nearest(name, known) for name in unknown}
+            raise ConfigError([f"{name!r} is no setting of MergeCallback{why[name]}" for name in unknown])
         self.method, self.parameters = method, parameters
         self.sweep = None if sweep is None else path_from("sweep", sweep)
         if self.sweep is not None:
+            if parameters:
+                raise ConfigError(f"the file of sweep says how models are merged: leave out {', '.join(sorted(parameters))}")
             filled(self.sweep, self.reference, self.reference)
         else:
             Request.of(MergeConfig(**self._fields("checkpoint"), output_path=self.output)).checked_recipe()

@@ -110,8 +110,11 @@ def test_all_ranks_learn_what_one_refuses(tmp_path: Path, monkeypatch: pytest.Mo
         (lambda: WindowCallback((1, 2, 3)), r"with 1 <= first <= last, not \(1, 2, 3\)"),  # type: ignore[arg-type]
         (lambda: WindowCallback("10"), "steps must be a number of steps"),  # type: ignore[arg-type]
         (lambda: MergeCallback("x", "abc"), "toward_aligned must be a number, not 'abc'"),  # type: ignore[arg-type]
-        (lambda: MergeCallback("x", foo=1), "'foo' is no setting of MergeCallback or of a merge"),
-        (lambda: MergeCallback("x", output_path="y"), "'output_path' is no setting of MergeCallback"),
+        (lambda: MergeCallback("x", foo=1, reserv_p=1), "'foo' is no setting of MergeCallback\n.*did you mean 'reserve_p'"),
+        (lambda: MergeCallback("x", output_path="y"), "'output_path' is no setting of MergeCallback, which sets it itself"),
+        (lambda: MergeCallback("x", output_layout="hf"), "'output_layout' is no setting of MergeCallback, which sets it"),
+        (lambda: MergeCallback("x", dry_run=True), "'dry_run' is no setting of MergeCallback, which sets it itself"),
+        (lambda: MergeCallback("x", sweep="y", seed=3, reserve_p=1), "how models are merged: leave out reserve_p, seed"),
         (lambda: MergeCallback(None), "reference must be a path, not None"),  # type: ignore[arg-type]
     ],
 )
