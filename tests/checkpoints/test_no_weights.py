@@ -59,6 +59,12 @@ def test_a_git_lfs_pointer(tmp_path: Path, file: str) -> None:
         open_checkpoint(str(tmp_path))
 
 
+def test_an_index_instead_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is an index of files of weights; give the folder that holds it"):
+        open_checkpoint(str(tmp_path / "model.safetensors.index.json"))
+
+
 def test_an_adapter_one_folder_further_down(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-500").mkdir()
     (tmp_path / "checkpoint-500" / "adapter_config.json").write_text("{}")

@@ -42,6 +42,8 @@ def open_file(path: str) -> Checkpoint:
     """Read the header of a checkpoint that is the single file `path`. Raises CheckpointError."""
     if path.endswith((".distcp", ".metadata")):
         raise CheckpointError(f"{path}: is one file of a distributed checkpoint; give the folder that holds all its files")
+    if path.endswith(".index.json"):
+        raise CheckpointError(f"{path}: is an index of files of weights; give the folder that holds it")
     return open_files(path, os.path.dirname(path) or ".", [path], None)
 
 

@@ -42,6 +42,8 @@ def library(plan: Plan, sidecars: Mapping[str, bytes]) -> str:
 
 def loading(plan: Plan, sidecars: Mapping[str, bytes], folder: str) -> list[str]:
     """Return the lines of Python that load the model from a folder; none if it isn't known which do."""
+    if plan.prefix not in ("model", DIFFUSERS):
+        return []  # loaders look for weights under other names
     name = library(plan, sidecars)
     if name == "sentence-transformers":
         return ["from sentence_transformers import SentenceTransformer", "", f"model = SentenceTransformer({folder!r})"]

@@ -300,6 +300,13 @@ def test_how_to_load_it(folder: Path, config: dict[str, Any], fields: dict[str, 
     assert (line in text) if line else ("How to load" not in text)
 
 
+def test_no_loader_opens_master_weights(folder: Path) -> None:
+    for name in ("math", "code"):
+        (folder / name / "model.safetensors").rename(folder / name / "master_weights.safetensors")
+    _, text = carded(folder, "math", "code", merge_prefix="master_weights")
+    assert "How to load" not in text
+
+
 # --- the command -------------------------------------------------------------------------------------------------------
 
 STAGES = """\
