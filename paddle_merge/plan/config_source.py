@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..checkpoints.adapters import kind_of
 from ..checkpoints.config_json import is_tied, read_config, widths
-from ..checkpoints.formats.folder import shards_alone
+from ..checkpoints.formats.folder import ADAPTER, shards_alone, single_file_names
 from ..checkpoints.names import last_word
 from ..checkpoints.tensors import Checkpoint
 from ..conversion.inputs import SETTINGS, setting
@@ -91,6 +92,11 @@ def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[
             " matrices are merged wrongly"
         )
     found += shards_alone([checkpoint.path for checkpoint in inputs])
+    for path in dict.fromkeys(checkpoint.path for checkpoint in inputs if _holds_adapter(checkpoint.path)):
+        found.append(
+            f"{path} holds a LoRA adapter beside the model, which is merged without it: if it isn't folded in already, write"
+            f" {path}+{path}"
+        )
     real = [os.path.realpath(checkpoint.path) for checkpoint in inputs]
     for path in sorted({checkpoint.path for checkpoint in inputs if real.count(os.path.realpath(checkpoint.path)) > 1}):
         found.append(f"{path} is given more than once")
@@ -103,6 +109,12 @@ def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[
             f"{config_source.folder}/config.json names no architectures, which PaddleNLP and PaddleFormers need to load it"
         )
     return [*found, *loader_files(config_source.folder)[1], *different_settings(inputs, config_source)]
+
+
+def _holds_adapter(path: str) -> bool:
+    """Return whether a path is a folder with a LoRA adapter's config and weights."""
+    names = [one for name in single_file_names(ADAPTER) for one in (name, f"{name}.index.json")]
+    return kind_of(path) is not None and any(os.path.isfile(os.path.join(path, name)) for name in names)
 
 
 def _text(value: Any) -> str:

@@ -65,10 +65,7 @@ class AverageCallback(TrainingCallback):
             raise ConfigError(
                 "AverageCallback averages saved checkpoints, and save_strategy is no; set it to steps or epoch"
             )
-        if "skip_save_model_weight" in (getattr(args, "unified_checkpoint_config", None) or ()):
-            raise ConfigError(
-                "AverageCallback needs the weights of checkpoints, and unified_checkpoint_config has skip_save_model_weight"
-            )
+        self.check_weights(args)
         if self.base is not None and not is_lora(kwargs["model"]):
             raise ConfigError("base is for models with LoRA; this one is trained as a whole")
         if self.base is not None and not os.path.isdir(self.base):

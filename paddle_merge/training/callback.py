@@ -121,6 +121,14 @@ class TrainingCallback:
                 exc_info=not isinstance(error, MergeError | OSError),
             )
 
+    def check_weights(self, args: Any) -> None:
+        """Check that the Trainer saves weights, not only the optimizer's master weights of them. Raises ConfigError."""
+        if "skip_save_model_weight" in (getattr(args, "unified_checkpoint_config", None) or ()):
+            raise ConfigError(
+                f"{type(self).__name__} needs the weights of checkpoints, and unified_checkpoint_config has"
+                " skip_save_model_weight"
+            )
+
     def check_outputs(self, args: Any) -> None:
         """Check that what is in the output folders may be replaced, and is no other callback's. Raises ConfigError."""
         for folder, marks in self.outputs(args).items():

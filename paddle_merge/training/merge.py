@@ -100,6 +100,7 @@ class MergeCallback(TrainingCallback):
                 raise ConfigError(f"output {self.folder(args)} is the {name}, or contains it; give another name")
         if getattr(args.save_strategy, "value", args.save_strategy) == "no":
             raise ConfigError("MergeCallback merges a saved checkpoint, and save_strategy is no; set it to steps or epoch")
+        self.check_weights(args)
         if self.sweep is not None and state.is_world_process_zero:
             checked(self.sweep, self.reference)
 

@@ -214,3 +214,14 @@ def test_a_config_that_is_no_object_is_refused(tmp_path: Path, content: str) -> 
     assert caught.value.problems == [
         f"{file}: holds no JSON object {{...}}, so it is no model's config.json; replace or remove it"
     ]
+
+
+def test_an_adapter_beside_the_model_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a, b = write(tmp_path / "a", X), write(tmp_path / "b", X)
+    (a / "lora_config.json").write_text("{}")
+    said = f"{a} holds a LoRA adapter beside the model, which is merged without it"
+    run(a, b)
+    assert said not in caplog.text
+    write(a, {"w.lora_A": np.ones((2, 1))}, prefix="peft_model")
+    run(a, b, overwrite=True)
+    assert said in caplog.text

@@ -103,6 +103,11 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
         MergeCallback("reference", **settings)
 
 
+def test_a_run_that_saves_no_weights_is_refused(reference: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="MergeCallback needs the weights of checkpoints"):
+        Run(tmp_path, unified_checkpoint_config=["skip_save_model_weight"]).train([MergeCallback(reference)])
+
+
 def test_a_missing_reference_is_refused_before_the_first_step(tmp_path: Path) -> None:
     run = Run(tmp_path)
     with pytest.raises(ConfigError, match="reference nowhere: no such folder"):
