@@ -21,6 +21,7 @@ from .formats.folder import ADAPTER, ADAPTER_CONFIGS
 from .json_files import read_json
 from .tensors import Checkpoint, TensorEntry
 
+_FACTOR = re.compile(r"[._]lora_(embedding_)?(A|B|AB)(\.|$)")
 _OTHERS = ("vera_config.json", "lokr_config.json", "dislora_config.json", "prefix_config.json")  # PaddleNLP's other kinds
 
 
@@ -91,6 +92,11 @@ _ENDINGS = {
 _PATTERNS = {
     kind: [(re.compile(rf"{ending}\Z"), role) for ending, role in endings.items()] for kind, endings in _ENDINGS.items()
 }
+
+
+def is_factor(name: str) -> bool:
+    """Return whether a tensor is one of an adapter's low-rank factors, by its name."""
+    return "lora_" in name and _FACTOR.search(name) is not None
 
 
 def kind_of(path: str) -> str | None:

@@ -8,14 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..checkpoints.adapters import kind_of
+from ..checkpoints.adapters import is_factor, kind_of
 from ..checkpoints.config_json import is_tied, read_config, widths
 from ..checkpoints.formats.folder import ADAPTER, shards_alone, single_file_names
 from ..checkpoints.names import last_word
 from ..checkpoints.tensors import Checkpoint
 from ..conversion.inputs import SETTINGS, setting
 from ..errors import CheckpointError
-from ..parsing import shown
+from ..parsing import shown, tensors_named
 from ..records import record
 from .loader_files import loader_files
 
@@ -97,6 +97,7 @@ def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[
             f"{path} holds a LoRA adapter beside the model, which is merged without it: if it isn't folded in already, write"
             f" {path}+{path}"
         )
+    found += _factors(inputs)
     real = [os.path.realpath(checkpoint.path) for checkpoint in inputs]
     for path in sorted({checkpoint.path for checkpoint in inputs if real.count(os.path.realpath(checkpoint.path)) > 1}):
         found.append(f"{path} is given more than once")
@@ -109,6 +110,19 @@ def warnings(inputs: Sequence[Checkpoint], config_source: ConfigSource) -> list[
             f"{config_source.folder}/config.json names no architectures, which PaddleNLP and PaddleFormers need to load it"
         )
     return [*found, *loader_files(config_source.folder)[1], *different_settings(inputs, config_source)]
+
+
+def _factors(inputs: Sequence[Checkpoint]) -> list[str]:
+    """Return a sentence if low-rank factors are merged, as of adapters' files or PaddleFormers' checkpoints with LoRA."""
+    names = {name for checkpoint in inputs for name in checkpoint.tensors if is_factor(name)}
+    if not names or len(inputs) < 2:
+        return []
+    are = "is a LoRA factor" if len(names) == 1 else "are LoRA factors"
+    return [
+        f"{tensors_named(sorted(names))} {are}, and each is merged for itself: products of averages are not the average of"
+        " the products. merge-lora merges adapters; to merge the models, give each as BASE+ADAPTER, with adapters that are"
+        " saved apart from the base"
+    ]
 
 
 def _holds_adapter(path: str) -> bool:

@@ -225,3 +225,9 @@ def test_an_adapter_beside_the_model_is_told(tmp_path: Path, caplog: pytest.LogC
     write(a, {"w.lora_A": np.ones((2, 1))}, prefix="peft_model")
     run(a, b, overwrite=True)
     assert said in caplog.text
+
+
+def test_factors_that_are_merged_each_for_itself_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = [str(write(tmp_path / name, {"w.lora_A": np.ones(2), "v.lora_B.weight": np.ones(2)})) for name in "ab"]
+    merge(MergeConfig(model_path_list=files, output_path=str(tmp_path / "out")), progress=False)
+    assert "tensors 'v.lora_B.weight' and 'w.lora_A' are LoRA factors, and each is merged for itself" in caplog.text

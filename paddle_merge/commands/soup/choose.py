@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...checkpoints.adapters import kind_of, open_model
-from ...checkpoints.names import last_word
+from ...checkpoints.adapters import is_factor, kind_of, open_model
 from ...checkpoints.open import open_checkpoint
 from ...checkpoints.run_folder import EMA, EMAS, Saved, find_checkpoints, trainer_state
 from ...errors import Attempts, CheckpointError, ConfigError
@@ -145,7 +144,7 @@ def _member(saved: Saved, base: str | None, metrics: Mapping[str, float] | None)
         opened, _ = open_model(member.spec, "model")
     except CheckpointError as error:
         return replace(member, why_not=error.problems[0])
-    if factors := [name for name in opened.tensors if {"lora_A", "lora_B"} & {name.rpartition(".")[2], last_word(name)}]:
+    if factors := [name for name in opened.tensors if is_factor(name)]:
         why = (
             f"it has a LoRA adapter ({factors[0]}) among the weights of its base, and the mean of such factors isn't the"
             " mean of what they do; let the Trainer save the adapter alone (unified_checkpoint), or merge it first"
