@@ -58,7 +58,8 @@ def check_output(
             )
         if foreign:
             problems.append(
-                f"--output_path {folder} holds weights that loaders would mix with the merged ones: {', '.join(foreign)}"
+                f"--output_path {folder} holds weights that loaders would mix with the merged ones: {', '.join(foreign)};"
+                " move them away, or choose another folder"
             )
         for name in names:
             if os.path.isdir(os.path.join(folder, name)):
