@@ -96,13 +96,13 @@ def _from_any(name: str, prefix: str) -> str:
             f"{name}: no such file or folder; if it is the name of a model on a hub, install one of"
             f" {', '.join(LIBRARIES)}, which download it, or give the path of a local copy"
         )
-    reasons = []
+    reasons, what = [], "an adapter" if prefix == ADAPTER else "a model"
     for library in libraries:
-        log.info("%s: no such file or folder; looking for a model with this name using %s", name, library)
+        log.info("%s: no such file or folder; looking for %s with this name using %s", name, what, library)
         try:
             return _fetch(name, library, prefix)
         except NotFetchedError as error:
-            reasons.append(f"{library} can't fetch a model with this name ({error})")
+            reasons.append(f"{library} can't fetch {what} with this name ({error})")
     raise CheckpointError(
         f"{name}: no such file or folder, and {', and '.join(reasons)}; check the name and the network, or give the path of"
         " a local copy"

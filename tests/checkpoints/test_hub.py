@@ -214,6 +214,8 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: st
         f"org/one: no such file or folder, and {library} can't fetch a model with this name (model.safetensors.index.json:"
         f" {reason}); check the name and the network, or give the path of a local copy"
     )
+    with pytest.raises(CheckpointError, match=f"{library} can't fetch an adapter with this name"):
+        open_adapter("org/one")
 
 
 @each
