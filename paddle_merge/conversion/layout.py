@@ -76,8 +76,10 @@ def normalise(
     problems = []
     if len({one.tied for one in found}) > 1 and all(one.layout for one in found):
         ties = "; ".join(f"{checkpoint.path} {'does' if one.tied else 'does not'}" for checkpoint, one in pairs)
+        path = next(checkpoint.path for checkpoint, one in pairs if one.tied)
         problems.append(
-            f"some inputs tie lm_head to the embedding and some don't, so they don't have the same tensors: {ties}"
+            f"some inputs tie lm_head to the embedding and some don't, so they don't have the same tensors: {ties}; a merge"
+            f" with itself unties {path}: --model_path_list {path} {path} --tie untie"
         )
     shown = [f"{checkpoint.path}: {one.layout or 'unknown'} ({one.evidence})" for checkpoint, one in pairs]
     if all(one.layout == goal for one in found):

@@ -246,6 +246,16 @@ def test_tied_models(tmp_path: Path, format: str) -> None:
     np.testing.assert_array_equal(read(Path(out))["model.embed_tokens.weight"], embedding)
 
 
+def test_a_tied_base_of_an_untied_model_is_untied_as_the_message_says(tmp_path: Path) -> None:
+    base, fields = llama(0), pair(tmp_path, llama(0), tuned(llama(0), 2))
+    tied = stored(tmp_path / "tied", llama(0, tied=True), "hf", {**CONFIG, "tie_word_embeddings": True})
+    (sentence,) = refused({**fields, "base_model_path": str(tied)})
+    assert sentence.endswith(f"unties {tied}: --model_path_list {tied} {tied} --tie untie")
+    merge(MergeConfig(model_path_list=[str(tied)] * 2, tie="untie", output_path=str(tmp_path / "untied")))
+    extract_lora(ExtractConfig(**{**fields, "base_model_path": str(tmp_path / "untied")}, rank=2))
+    assert read(tmp_path / "untied")["lm_head.weight"].shape == base["lm_head.weight"].shape
+
+
 @pytest.mark.parametrize("format", LAYOUT)
 def test_a_tied_lm_head_counts_once(tmp_path: Path, format: str) -> None:
     """What is left out of a tied model is the same share of the change, whether or not the layout stores lm_head."""
