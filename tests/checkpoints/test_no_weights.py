@@ -131,7 +131,8 @@ def test_one_shard_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     [
         (["model-00001-of-00001.safetensors"], "it has model-00001-of-00001.safetensors: give the path of that file"),
         (["a.pt"], "it has a.pt: give the path of that file"),
-        (["consolidated.00.pth", "consolidated.01.pth"], "01.pth: give the path of the one to merge"),
+        (["a.pth", "b.pth"], "it has a.pth and b.pth: give the path of the one to merge"),
+        (["consolidated.00.pth", "consolidated.01.pth"], "for each rank: convert it to Hugging Face's form, and merge that"),
         (["data.pt/data.pkl"], "and no index of one"),
     ],
 )

@@ -140,6 +140,8 @@ _FOREIGN = {
     ".h5": "is TensorFlow's: save the model as safetensors first",
     ".msgpack": "is Flax's: save the model as safetensors first",
 }
+_META = re.compile(r"consolidated\.\d\d\.pth")  # what a tensor-parallel rank of Meta's trainings saves
+_CONVERT = "convert it to Hugging Face's form, and merge that"
 _OTHER_TORCH = (".pt", ".pth", ".ckpt")
 
 
@@ -167,6 +169,8 @@ def _why_no_weights(path: str, prefix: str) -> str:
         return _why_not(path, files[0], prefix)
     torch = [name for name in present if name.endswith(_OTHER_TORCH) and not _NOT_WEIGHTS.fullmatch(name)]
     if torch := [name for name in torch if os.path.isfile(os.path.join(path, name))]:
+        if len(parts := [name for name in torch if _META.fullmatch(name)]) > 1:
+            return f"it has {parts[0]} to {parts[-1]}, a slice of a model for each rank: {_CONVERT}"
         which = "that file" if len(torch) == 1 else "the one to merge"
         return f"it has {' and '.join(torch[:2])}{' and more' * (len(torch) > 2)}: give the path of {which}"
     within = [name for name in present if _holds_weights(os.path.join(path, name), prefix)]
@@ -182,13 +186,13 @@ def shards_alone(paths: Sequence[str]) -> list[str]:
     found = []
     for path in dict.fromkeys(paths):
         folder, name = os.path.split(path)
+        give = f"give the folder, {folder or '.'}, to merge all"
         if (shard := _SHARD.fullmatch(name)) and int(shard[2]) > 1:
-            is_part = f"one of {int(shard[2])} shards of a model"
+            found.append(f"{path} is one of {int(shard[2])} shards of a model: {give}")
         elif name.endswith(ENDINGS) and (rank := _RANK_FILE.match(name)) and any(rank.groups()):
-            is_part = "what one rank of a parallel training saved of a model"
-        else:
-            continue
-        found.append(f"{path} is {is_part}: give the folder, {folder or '.'}, to merge all")
+            found.append(f"{path} is what one rank of a parallel training saved of a model: {give}")
+        elif _META.fullmatch(name) and os.path.exists(os.path.join(folder, "consolidated.01.pth")):
+            found.append(f"{path} is one rank's slice of a model: {_CONVERT}")
     return found
 
 
