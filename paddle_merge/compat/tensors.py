@@ -69,6 +69,7 @@ class MergeMethod:
         Raises ConfigError for parameters out of range or fewer than two tensors, CheckpointError for a dtype that can't be
         merged, and NotImplementedError for an unknown merge_type.
         """
+        _check(tensor_list)
         if self.sparsify_method is not None:
             tensor_list = [self.sparsify_method.sparsify(tensor) for tensor in tensor_list]
         kind = self.merge_config.merge_type
@@ -117,9 +118,24 @@ def _merge(config: MergeConfig, tensors: Sequence[Any], sparsifier: str | None, 
     recipe = request.checked_recipe()
     if alone:
         recipe = dataclasses.replace(recipe, models=labels, slices=(Slice(recipe.slices[0].inputs[:1]),))
-    for label, tensor in zip(labels, tensors, strict=True):
-        dtype = str(getattr(tensor, "dtype", "")).removeprefix("paddle.")
+    _check(tensors)
+    return merge_by_recipe([{name: tensor} for tensor in tensors], recipe, request.engine)[name]
+
+
+def _check(tensors: Sequence[Any]) -> None:
+    """Raise CheckpointError unless the tensors are of one library, one floating-point dtype and one shape."""
+    dtypes = [str(getattr(tensor, "dtype", "")).removeprefix("paddle.") for tensor in tensors]
+    for number, (tensor, dtype) in enumerate(zip(tensors, dtypes, strict=True)):
         if dtype not in (*FLOATS, "uint16"):  # which is bfloat16's bits
             found = dtype or type(tensor).__name__
-            raise CheckpointError(f"{label} is {found}, which can't be merged; convert it to a floating-point dtype")
-    return merge_by_recipe([{name: tensor} for tensor in tensors], recipe, request.engine)[name]
+            raise CheckpointError(
+                f"tensor_list[{number}] is {found}, which can't be merged; convert it to a floating-point dtype"
+            )
+    alike = {
+        "libraries": [type(tensor).__module__.partition(".")[0] for tensor in tensors],
+        "dtypes": dtypes,
+        "shapes": [str(list(tensor.shape)) for tensor in tensors],
+    }
+    for what, kinds in alike.items():
+        if len(set(kinds)) > 1:
+            raise CheckpointError(f"tensor_list holds tensors of different {what}, where one is needed: {', '.join(kinds)}")

@@ -357,12 +357,15 @@ def test_paddle_tensors_stay_paddle_tensors() -> None:
     result = MergeMethod(config, SparsifyMethod(config)).merge(tensors)
     assert result.dtype == paddle.bfloat16
     assert result.astype("float32").tolist() == [0.625, -1.125, 0, -1.25]
+    with pytest.raises(CheckpointError, match=r"tensors of different libraries, where one is needed: paddle, numpy$"):
+        MergeMethod(config).merge([tensors[0], np.ones(4, "float32")])
 
 
 @pytest.mark.parametrize(
     ("tensors", "fields", "error", "sentence"),
     [
-        ([np.ones(2), np.ones(3)], {}, ValueError, "2"),
+        ([np.ones(2), np.ones(3)], {}, ValueError, "tensors of different shapes, where one is needed: \\[2\\], \\[3\\]"),
+        ([np.ones(2), np.ones(2, "float16")], {}, ValueError, "different dtypes, where one is needed: float64, float16$"),
         ([np.ones(2)], {}, ValueError, "at least two tensors"),
         ([np.ones(2)] * 3, {"weight_list": [1, 2]}, ValueError, "weight_list has 2 numbers for 3"),
         ([np.ones(2, int)] * 2, {}, ValueError, "tensor_list\\[0\\] is int64, which can't be merged"),
