@@ -30,6 +30,8 @@ FILES = {
     "only arguments": (["training_args.bin", "optimizer.bin"], "and no index of one"),
     "GGUF": (["model-Q4_K_M.gguf", "config.json"], "; model-Q4_K_M.gguf is GGUF, llama.cpp's form of a model: merge"),
     "ONNX": (["model.onnx", "model.onnx_data"], "; model.onnx is ONNX"),
+    "an inference model": (["inference.pdiparams", "inference.json"], "is Paddle's form for inference"),
+    "an optimizer alone": (["config.json", "optimizer.pdopt"], "is an optimizer's state: merge the weights"),
     "Flax": (["flax_model.msgpack"], "; flax_model.msgpack is Flax's: save the model as safetensors first"),
     "another ending": (["config.json", "last.ckpt"], "; it has last.ckpt: give the path of that file"),
     "a folder further down": (["checkpoint-5/model.safetensors", "checkpoint-9/model.safetensors"], "give"),
@@ -57,6 +59,13 @@ def test_a_git_lfs_pointer(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234\n")
     with pytest.raises(CheckpointError, match="Git LFS pointer"):
         open_checkpoint(str(tmp_path))
+
+
+def test_files_of_other_forms(tmp_path: Path) -> None:
+    for name in ("optimizer.pdopt", "inference.pdiparams", "x.gguf"):
+        (tmp_path / name).write_bytes(b"\x80\x04}.")
+        with pytest.raises(CheckpointError, match=f"{name}: is .*: merge the "):
+            open_checkpoint(str(tmp_path / name))
 
 
 def test_an_index_instead_of_its_folder(tmp_path: Path) -> None:

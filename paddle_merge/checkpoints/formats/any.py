@@ -13,7 +13,7 @@ import os
 
 from ...errors import CheckpointError
 from ..tensors import Checkpoint
-from .folder import SHOWN, read_weight_map, sniff
+from .folder import SHOWN, foreign, read_weight_map, sniff
 
 
 def open_index(path: str, index: str, single: str | None) -> Checkpoint:
@@ -42,6 +42,8 @@ def open_file(path: str) -> Checkpoint:
     """Read the header of a checkpoint that is the single file `path`. Raises CheckpointError."""
     if path.endswith((".distcp", ".metadata")):
         raise CheckpointError(f"{path}: is one file of a distributed checkpoint; give the folder that holds all its files")
+    if said := foreign(path):
+        raise CheckpointError(f"{path}: {said}")
     if path.endswith(".index.json"):
         raise CheckpointError(f"{path}: is an index of files of weights; give the folder that holds it")
     return open_files(path, os.path.dirname(path) or ".", [path], None)

@@ -137,6 +137,8 @@ _SHARDING = re.compile(r"[._]shard\d{2,4}[._]")  # sharding stage 1, with save_s
 _FOREIGN = {
     ".gguf": "is GGUF, llama.cpp's form of a model: merge the model that it was made of, and convert the result",
     ".onnx": "is ONNX, a graph for inference: merge the model that it was exported from, and export the result",
+    ".pdiparams": "is Paddle's form for inference: merge the model that it was exported from, and export the result",
+    ".pdopt": "is an optimizer's state: merge the weights that were saved beside it",
     ".h5": "is TensorFlow's: save the model as safetensors first",
     ".msgpack": "is Flax's: save the model as safetensors first",
 }
@@ -177,8 +179,12 @@ def _why_no_weights(path: str, prefix: str) -> str:
     if within:
         more = f" (or {', '.join(within[1:4])})" if len(within) > 1 else ""
         return f"{within[0]} holds some: give {os.path.join(path, within[0])}{more}"
-    foreign = ((name, said) for name in present for end, said in _FOREIGN.items() if name.lower().endswith(end))
-    return " ".join(next(foreign, ("",))).strip()
+    return next((f"{name} {said}" for name in present if (said := foreign(name))), "")
+
+
+def foreign(name: str) -> str:
+    """Return what a file holds that no reader is for, and what to do, by the end of its name; "" if that tells nothing."""
+    return next((said for end, said in _FOREIGN.items() if name.lower().endswith(end)), "")
 
 
 def shards_alone(paths: Sequence[str]) -> list[str]:
