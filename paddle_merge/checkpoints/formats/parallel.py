@@ -157,7 +157,7 @@ def _join(name: str, entries: Sequence[TensorEntry], config: Mapping[str, Any]) 
         return first
     if any((entry.shape, entry.dtype) != (first.shape, first.dtype) for entry in entries):
         raise MalformedError(f"differs in shape or dtype between tensor-parallel ranks; {_REMEDY}")
-    wholes = _whole_shapes(name, config)
+    wholes = _whole_shapes(name, first.shape, config)
     if re.search(r"norm\d*\.(weight|bias)$", name) and len(first.shape) == 1:
         wholes = [first.shape]  # every rank has all of it
     if not wholes:
@@ -188,9 +188,10 @@ def _join(name: str, entries: Sequence[TensorEntry], config: Mapping[str, Any]) 
     return assemble(name, first.dtype, whole, parts)
 
 
-def _whole_shapes(name: str, config: Mapping[str, Any]) -> list[tuple[int, ...]]:
+def _whole_shapes(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> list[tuple[int, ...]]:
     """Return the shapes that a weight of this name may have in one piece, [in, out]; an empty list if that isn't known.
 
+    shape: its shape in a rank, which gives the rank of an adapter's factors, [in, r] and [r, out].
     Fused weights have none: the slices of ranks interleave, so concatenating them would be wrong.
     """
     sizes = [config.get(size) for size in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")]
@@ -211,8 +212,11 @@ def _whole_shapes(name: str, config: Mapping[str, Any]) -> list[tuple[int, ...]]
         "down_proj": (inner, hidden),
     }
     *modules, module, kind = ["", "", *name.split(".")]
-    if "experts" in modules or kind not in ("weight", "bias"):
+    if "experts" in modules or kind not in ("weight", "bias", "lora_A", "lora_B"):
         return []
+    if kind.startswith("lora_"):
+        both = linear.get(module, ()) if len(shape) == 2 else ()
+        return [(both[0], shape[1]) if kind == "lora_A" else (shape[0], both[1])] if both else []
     if module in linear:
         return [linear[module] if kind == "weight" else linear[module][1:]]
     if module == "embed_tokens" and kind == "weight":

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from paddle_merge import CheckpointError, MergeConfig, merge
+from paddle_merge.checkpoints.adapters import open_adapter
+from paddle_merge.checkpoints.files import Files
 from paddle_merge.checkpoints.open import open_checkpoint
 from tests.support import checkpoints
 
@@ -182,6 +184,26 @@ def test_refused(tmp_path: Path) -> None:
     a = write(tmp_path / "tied", x, 1, 2)
     edit(a, "pp01", lambda content: content.update({"llama.embed_tokens.weight": np.ones((100, 64), np.float32)}))
     assert "in several pipeline stages" in sentence(a)
+
+
+def test_an_adapter_is_joined(tmp_path: Path) -> None:
+    """A layer that is split by columns splits lora_B, and one that is split by rows lora_A, as PaddleNLP does."""
+    shapes = {"self_attn.q_proj.lora_A": (64, 4), "self_attn.q_proj.lora_B": (4, 64)}
+    shapes |= {"mlp.down_proj.lora_A": (96, 4), "mlp.down_proj.lora_B": (4, 64)}
+    axes = {"self_attn.q_proj.lora_B": 1, "mlp.down_proj.lora_A": 0}
+    whole = {name: RANDOM.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "lora_config.json").write_text("{}")
+    for rank in range(2):
+        held = {name: np.split(x, 2, axes[name])[rank] if name in axes else x for name, x in whole.items()}
+        (tmp_path / f"lora_model_state.tp{rank:02d}.pdparams").write_bytes(pickle.dumps(held, protocol=4))
+    entries = open_adapter(str(tmp_path)).tensors
+    files = Files()
+    for name, x in whole.items():
+        found = np.empty(x.shape, np.float32)
+        files.read(entries[name], 0, found.reshape(-1).view(np.uint8))
+        assert np.array_equal(found, x)
+    files.close()
 
 
 def experts(folder: Path, ranks: int = 2, kind: str = "moe", count: int = 4) -> Path:
