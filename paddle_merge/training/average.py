@@ -15,7 +15,7 @@ from ..errors import ConfigError, WorkError
 from ..recipe.decay import average_weights
 from .adapters import passthrough, with_base
 from .callback import TrainingCallback, harmless, number_from, path_from, together, whole_from
-from .checkpoints import adapter_file, describe, form_of, is_lora, keep_weights, never_comes, path_of, steps_in
+from .checkpoints import adapter_file, describe, form_of, is_lora, keep_weights, never_comes, path_of, saves_slices, steps_in
 from .identity import fits, identity
 from .written import write
 
@@ -70,6 +70,11 @@ class AverageCallback(TrainingCallback):
             raise ConfigError("base is for models with LoRA; this one is trained as a whole")
         if self.base is not None and not os.path.isdir(self.base):
             raise ConfigError(f"base {self.base}: no such folder")
+        if is_lora(kwargs["model"]) and self.base is None and saves_slices(args):
+            raise ConfigError(
+                "AverageCallback: each rank saves its slice of the adapter; give base, the path of the model that is trained"
+                " on, or set unified_checkpoint"
+            )
         if is_lora(kwargs["model"]) and self.base is None:
             log.warning(
                 "AverageCallback: lora_A and lora_B are averaged each for itself; give base, the path of the model that is"

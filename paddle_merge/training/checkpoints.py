@@ -77,6 +77,12 @@ def _changed(file: str) -> int | None:
         return None
 
 
+def saves_slices(args: Any) -> bool:
+    """Return whether each rank saves a file of its own slices of weights, as PaddleNLP's Trainer does by default."""
+    degrees = [getattr(args, name, 1) or 1 for name in ("tensor_parallel_degree", "pipeline_parallel_degree")]
+    return max(degrees) > 1 and not getattr(args, "unified_checkpoint", False)
+
+
 def never_comes(args: Any, step: int) -> bool:
     """Return whether a checkpoint that the Trainer has saved isn't there, and won't be."""
     return not _zero_cost(args) and not os.path.isdir(path_of(args, step))

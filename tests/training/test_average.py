@@ -147,12 +147,15 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
         ({"save_strategy": "no"}, {}, "save_strategy is no"),
         ({"unified_checkpoint_config": ["skip_save_model_weight"]}, {}, "skip_save_model_weight"),
         ({}, {"base": "."}, "base is for models with LoRA"),
+        ({"tensor_parallel_degree": 2, "lora": True}, {}, "each rank saves its slice of the adapter; give base"),
     ],
 )
 def test_runs_without_such_checkpoints_are_refused_before_the_first_step(
     tmp_path: Path, arguments: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
     run = Run(tmp_path, **arguments)
+    if arguments.get("lora"):
+        run.model.lora_config = "of LoRA"  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=message):
         run.train([AverageCallback(**settings)])
     assert run.state.global_step == 0
