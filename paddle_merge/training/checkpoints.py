@@ -83,6 +83,16 @@ def saves_slices(args: Any) -> bool:
     return max(degrees) > 1 and not getattr(args, "unified_checkpoint", False)
 
 
+def saves_shards(args: Any) -> str:
+    """Return the option by which each sharding rank saves some weights, and those with float32 master weights not at all; ""
+    if it isn't set."""
+    if getattr(args, "save_sharded_model", False) and not getattr(args, "unified_checkpoint", False):
+        return "save_sharded_model" if getattr(args, "sharding_parallel_degree", 1) > 1 else ""
+    if getattr(args, "save_checkpoint_format", None) == "sharding_io":
+        return "save_checkpoint_format sharding_io" if getattr(args, "sharding_parallel_size", 1) > 1 else ""
+    return ""
+
+
 def never_comes(args: Any, step: int) -> bool:
     """Return whether a checkpoint that the Trainer has saved isn't there, and won't be."""
     return not _zero_cost(args) and not os.path.isdir(path_of(args, step))

@@ -146,6 +146,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
     [
         ({"save_strategy": "no"}, {}, "save_strategy is no"),
         ({"unified_checkpoint_config": ["skip_save_model_weight"]}, {}, "skip_save_model_weight"),
+        ({"save_sharded_model": True, "sharding_parallel_degree": 2}, {}, "sharding ranks save with save_sharded_model"),
         ({}, {"base": "."}, "base is for models with LoRA"),
         ({"tensor_parallel_degree": 2, "lora": True}, {}, "each rank saves its slice of the adapter; give base"),
     ],
