@@ -175,7 +175,7 @@ def _few(chosen: Sequence[Member], members: Sequence[Member], config: SoupConfig
     steps = f" between steps {config.steps[0]} and {config.steps[1]}" if config.steps else ""
     there = f"{len(chosen)} {'checkpoint' if len(chosen) == 1 else 'checkpoints'}{steps} can be averaged"
     reasons = [f"{member.saved.path}: {member.why_not}" for member in members if member.why_not and _within(member, config)]
-    more = f", and {len(reasons) - 1} others can't either" if len(reasons) > 1 else ""
+    more = f", and {len(reasons) - 1} other{'s' * (len(reasons) > 2)} can't either" if len(reasons) > 1 else ""
     return there + (f"; {reasons[0]}{more}" if reasons else "")
 
 

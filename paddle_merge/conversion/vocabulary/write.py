@@ -81,8 +81,9 @@ def _of_tokenizers(content: bytes, vocabulary: Vocabulary, added: Vocabulary) ->
     ids = tokenizers.Tokenizer.from_str(made.decode()).get_vocab(with_added_tokens=True)
     wrong = [token for token, number in added.ids.items() if ids.get(token) != number]
     if wrong:
+        more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
         raise CheckpointError(
-            f"{vocabulary.folder}/tokenizer.json: its ids have gaps, so {wrong[0]!r} and {len(wrong) - 1} others can't be"
+            f"{vocabulary.folder}/tokenizer.json: its ids have gaps, so {wrong[0]!r}{more} can't be"
             " added behind them; use tokenizer_source base, or a model's, instead of union"
         )
     return made
