@@ -83,11 +83,12 @@ def open_ranks(path: str, files: Mapping[Rank, str], indexes: Mapping[Rank, str]
             held.append(_all_experts([opened[number, stage, part].tensors for part in range(parts)], wrong))
         for name in dict.fromkeys(name for one in held for name in one):
             try:
-                if name in tensors:
-                    raise MalformedError(f"is in several pipeline stages; {_REMEDY}")
                 if any(name not in one for one in held):
                     raise MalformedError(f"is missing in some tensor-parallel ranks; {_REMEDY}")
-                tensors[name] = _join(name, [one[name] for one in held], config)
+                entry = _join(name, [one[name] for one in held], config)
+                if name in tensors and not _alike([tensors[name], entry]):  # a tied embedding is in the first and the last
+                    raise MalformedError(f"should be the same in all pipeline stages that hold it, but differs; {_REMEDY}")
+                tensors[name] = entry
             except MalformedError as error:
                 wrong.setdefault(str(error), []).append(name)
     for why, (name, *others) in wrong.items():
@@ -110,13 +111,18 @@ def _all_experts(parts: Sequence[Mapping[str, TensorEntry]], wrong: dict[str, li
         try:
             if "experts" in name.split(".") or len(held) < len(parts):
                 raise MalformedError(f"is in several expert-parallel ranks; {_REMEDY}")
-            if any((entry.shape, entry.dtype) != (held[0].shape, held[0].dtype) for entry in held):
-                raise MalformedError(f"differs in shape or dtype between expert-parallel ranks; {_REMEDY}")
-            if _differ([_beginning(entry) for entry in held]):
+            if not _alike(held):
                 raise MalformedError(f"should be the same in all expert-parallel ranks, but differs; {_REMEDY}")
         except MalformedError as error:
             wrong.setdefault(str(error), []).append(name)
     return found
+
+
+def _alike(entries: Sequence[TensorEntry]) -> bool:
+    """Return whether the tensors are of one shape and dtype, and begin with the same bytes. Raises MalformedError."""
+    first = entries[0]
+    same = all((entry.shape, entry.dtype) == (first.shape, first.dtype) for entry in entries)
+    return same and not _differ([_beginning(entry) for entry in entries])
 
 
 def _beginning(entry: TensorEntry) -> TensorEntry:
