@@ -36,12 +36,18 @@ _COMPARED = 1 << 16  # bytes at the beginning of what expert-parallel ranks hold
 
 
 def rank_files(path: str, single: str) -> dict[Rank, str]:
-    """Return, by rank, the files of a folder that hold `single` (a file name) per rank; or its index per rank."""
+    """Return, by rank, the files of a folder that hold `single` (a file name) per rank; or its index per rank.
+
+    Raises CheckpointError if two files are of one rank, as those of trainings with different parallelism may be.
+    """
     stem, ending = os.path.splitext(single)
-    found = {}
-    for file in glob.glob(os.path.join(glob.escape(path), f"{stem}.*{ending}")):
+    found: dict[Rank, str] = {}
+    for file in sorted(glob.glob(os.path.join(glob.escape(path), f"{stem}.*{ending}"))):
         if (match := RANK.fullmatch(os.path.basename(file)[len(stem) + 1 : -len(ending)])) and any(match.groups()):
             tp, pp, moe = (int(number or 0) for number in match.groups())
+            if other := found.get((tp, pp, moe)):
+                names = " and ".join(map(os.path.basename, (other, file)))
+                raise CheckpointError(f"{path}: has {names}, of different trainings; remove those of one of them")
             found[tp, pp, moe] = file
     return found
 
@@ -52,12 +58,13 @@ def open_ranks(path: str, files: Mapping[Rank, str], indexes: Mapping[Rank, str]
     path: the folder. files, indexes: the weights or the index of each rank. Raises CheckpointError listing everything
     wrong, such as a rank that is missing.
     """
-    ranks = sorted({*files, *indexes})
+    saved = {*files, *indexes}
+    ranks = sorted(saved)
     split, stages, parts = (1 + max(rank[axis] for rank in ranks) for axis in range(len(_AXES)))
     every = itertools.product(range(split), range(stages), range(parts))
-    if missing := [rank for rank in every if rank not in ranks]:
+    if missing := list(itertools.islice((rank for rank in every if rank not in saved), 8)):
         used = [axis for axis, size in enumerate((split, stages, parts)) if size > 1]
-        shown = ", ".join("_".join(f"{_AXES[axis]}{rank[axis]:02d}" for axis in used) for rank in missing[:8])
+        shown = ", ".join("_".join(f"{_AXES[axis]}{rank[axis]:02d}" for axis in used) for rank in missing)
         raise CheckpointError(f"{path}: has files of {len(ranks)} ranks, but none of {shown}; the files of all are needed")
     opened: dict[Rank, Checkpoint] = {}
     problems: list[str] = []

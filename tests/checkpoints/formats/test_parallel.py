@@ -248,6 +248,14 @@ def test_files_of_the_last_ranks_are_missing(tmp_path: Path) -> None:
     assert sentence(a) == f"{a}: config.json says 2 layers, and the files have 1; the files of all ranks are needed"
 
 
+def test_names_of_ranks_that_are_not_one_training(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", values(), 2, 1)
+    (a / "model_state.moe00.pdparams").write_bytes(b"")
+    assert "has model_state.moe00.pdparams and model_state.tp00.pdparams, of different trainings" in sentence(a)
+    (a / "model_state.moe00.pdparams").rename(a / "model_state.tp9999_pp9999_moe9999.pdparams")
+    assert "but none of tp00_pp00_moe01, tp00_pp00_moe02, " in sentence(a)
+
+
 def test_one_cause_is_told_once(tmp_path: Path) -> None:
     a = write(tmp_path / "a", values(), 2, 1, {})
     assert "tensor 'llama.embed_tokens.weight' (like 10 others) may or may not be split" in sentence(a)
