@@ -14,6 +14,9 @@ import numpy as np
 
 from ...checkpoints.files import OpenFiles
 
+# What fsync fails with where a file system can't sync folders.
+_NOT_FOR_FOLDERS = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
+
 
 class ShardFiles(OpenFiles):
     """Writes tensors into files that exist already."""
@@ -37,10 +40,16 @@ class ShardFiles(OpenFiles):
 
 
 def fsync(path: str) -> None:
-    """Wait until the content of a file, or of a folder (its names), is on the disk. Raises OSError."""
+    """Wait until the content of a file, or of a folder (its names), is on the disk. Raises OSError.
+
+    Some network file systems can't do that for folders, as databases know that run on them.
+    """
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
+    except OSError as error:
+        if error.errno not in _NOT_FOR_FOLDERS or not os.path.isdir(path):
+            raise
     finally:
         os.close(file)
 
