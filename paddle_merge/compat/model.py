@@ -80,7 +80,7 @@ class MergeModel:
         for name in self._existing_files():
             target = os.path.join(self.merge_config.output_path, name)
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copy2(os.path.join(self._config_source(), name), target)
+            shutil.copyfile(os.path.join(self._config_source(), name), target)
 
     def _config_source(self) -> str:
         """Return the folder that copy_file_list is copied from: the base model's, else the first model's."""

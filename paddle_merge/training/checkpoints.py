@@ -152,15 +152,20 @@ def _link(source: str, target: str) -> None:
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOSPC):
                 raise
-    shutil.copy2(source, target)
+    copy(source, target)
 
 
 def copy(source: str, target: str) -> None:
-    """Copy a file or a folder into an output, without links: a later run may write into the files of its checkpoints."""
-    if os.path.isdir(source):
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    else:
-        shutil.copy2(source, target)
+    """Copy a file or a folder into an output, without links: a later run may write into the files of its checkpoints.
+
+    Times and modes are not copied: mounted object stores let nobody set them.
+    """
+    if not os.path.isdir(source):
+        shutil.copyfile(source, target)
+        return
+    os.makedirs(target, exist_ok=True)
+    for name in os.listdir(source):
+        copy(os.path.join(source, name), os.path.join(target, name))
 
 
 def describe(model: Any, folder: str, tokenizer: Any = None) -> None:

@@ -162,6 +162,15 @@ def test_runs_without_such_checkpoints_are_refused_before_the_first_step(
     assert run.state.global_step == 0
 
 
+def test_a_file_system_that_sets_no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: Any, **more: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("shutil.copystat", refused)
+    Run(tmp_path).train([AverageCallback(last=2)])
+    assert value(tmp_path / "average") == 7
+
+
 def test_folders_of_others_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "average").mkdir()
     (tmp_path / "average" / "thesis.txt").write_text("")
