@@ -73,7 +73,7 @@ class MergedCandidate:
 
 def stored_candidate(path: str, merger: Merger, near: str) -> MergedCandidate:
     """Return the candidate of a checkpoint of any format, or of base+adapter, as it is. Raises ConfigError."""
-    folder = os.path.expanduser(path)
+    folder = os.path.abspath(os.path.expanduser(path))  # an evaluator may run in another folder, as commands do
     return MergedCandidate(path, parse(alone(path), path).recipe, merger, near, folder if os.path.isdir(folder) else "")
 
 

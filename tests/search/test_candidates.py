@@ -58,7 +58,7 @@ def test_it_is_copied_into_a_model(tmp_path: Path) -> None:
         candidate.load_into(paddle.nn.LayerDict({"x": paddle.nn.Linear(3, 2)}))
 
 
-def test_its_folder(tmp_path: Path) -> None:
+def test_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of a merge is written when it is asked for; that of a checkpoint is its own."""
     candidate = merged(tmp_path)
     assert not list((tmp_path / "near").iterdir())
@@ -68,3 +68,5 @@ def test_its_folder(tmp_path: Path) -> None:
     stored = stored_candidate(str(tmp_path / "b"), Merger(), str(tmp_path))
     assert stored.folder() == str(tmp_path / "b")
     assert (stored.state_dict()["bias"] == 4).all()
+    monkeypatch.chdir(tmp_path)
+    assert stored_candidate("b", Merger(), "near").folder() == str(tmp_path / "b")  # for commands run in the file's folder
