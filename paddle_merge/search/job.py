@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any
@@ -74,7 +75,9 @@ class Result:
             return cls(number, seconds=seconds, error=f"the evaluator gave no {missing[0]!r}, but {given}")
         wrong = [name for name in wanted if not _is_finite(scores.metrics[name])]
         if wrong:
-            return cls(number, seconds=seconds, error=f"{wrong[0]} is {scores.metrics[wrong[0]]!r}")
+            value: Any = scores.metrics[wrong[0]]
+            more = "" if isinstance(value, numbers.Real) else ", which is no number"
+            return cls(number, seconds=seconds, error=f"{wrong[0]} is {value!r}{more}")
         metrics = {plain(name): float(value) for name, value in scores.metrics.items() if _is_finite(value)}
         samples = {
             plain(name): [float(value) for value in values]

@@ -24,7 +24,7 @@ from ..job import Setup
 from .settings import check_no_settings
 
 WORDS = ("model", "split", "data", "seed", "samples", "result")
-_WORD = re.compile(rf"{{({'|'.join(WORDS)})}}")
+_WORD = re.compile(rf"""(["']?){{({"|".join(WORDS)})}}\1""")  # with quotes right around it, which it gets anyway
 TAIL = 400  # characters of what a failed command printed last
 
 
@@ -73,7 +73,7 @@ class Command:
                 "samples": chosen,
                 "result": result,
             }
-            command = _WORD.sub(lambda found: shlex.quote(values[found[1]]), self._command)
+            command = _WORD.sub(lambda found: shlex.quote(values[found[2]]), self._command)
             done = subprocess.run(
                 command, shell=True, capture_output=True, text=True, errors="replace", cwd=self._setup.folder
             )
@@ -103,14 +103,13 @@ def parsed(text: str, what: str) -> Scores:
     nested = content.get("metrics")
     metrics = nested if isinstance(nested, dict) else content
     samples = content.get("samples") if isinstance(nested, dict) else None
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     per_sample = {
         name: values
         for name, values in (samples if isinstance(samples, dict) else {}).items()
         if isinstance(values, list) and all(isinstance(value, int | float) for value in values)
     }
     cost = content.get("cost") if isinstance(nested, dict) else None
-    return Scores(numbers, per_sample, cost=cost if isinstance(cost, dict) else {})
+    return Scores(metrics, per_sample, cost=cost if isinstance(cost, dict) else {})
 
 
 def make(setup: Setup) -> Command:

@@ -12,7 +12,7 @@ import pytest
 from paddle_merge import ConfigError
 from paddle_merge.search.contract import EvaluationError, Scores
 from paddle_merge.search.evaluators.command import make
-from paddle_merge.search.job import Setup
+from paddle_merge.search.job import Result, Setup
 from paddle_merge.search.spec import Data, Evaluation
 
 
@@ -39,6 +39,12 @@ def test_words_in_what_is_filled_in_stay(tmp_path: Path) -> None:
     assert (tmp_path / "said").read_text() == "/models/{seed}\n"
 
 
+@pytest.mark.parametrize("word", ["{model}", "'{model}'", '"{model}"'])
+def test_quotes_around_a_word_do_no_harm(tmp_path: Path, word: str) -> None:
+    evaluated(tmp_path, f"echo {word}/x > said; echo '{{}}'")
+    assert (tmp_path / "said").read_text() == "/models/it's one/x\n"
+
+
 def test_it_gets_what_it_asks_for(tmp_path: Path) -> None:
     """Quoted, in the file's folder; the result file counts."""
     (tmp_path / "a b.jsonl").write_text("{}\n\n{}\n")
@@ -58,7 +64,9 @@ def test_it_gets_what_it_asks_for(tmp_path: Path) -> None:
 def test_the_last_line_counts_without_a_result_file(tmp_path: Path) -> None:
     line = json.dumps({"accuracy": 0.71, "name": "x"})
     scores = evaluated(tmp_path, f"echo {{model}}; echo '{line}'")
-    assert scores.metrics == {"accuracy": 0.71}
+    found = Result.of(1, scores, 0.0, ["accuracy"])
+    assert found.metrics == {"accuracy": 0.71}
+    assert Result.of(1, scores, 0.0, ["name"]).error == "name is 'x', which is no number"
 
 
 @pytest.mark.parametrize(
