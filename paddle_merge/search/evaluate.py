@@ -17,6 +17,7 @@ from .contract import Scores
 from .data import check_file, check_splits
 from .evaluators import check_objectives, make
 from .job import Job, Result, Setup
+from .keys import keys_for_flags
 from .merger import Merger
 from .scorers import Processes
 from .sections import evaluation_spec
@@ -101,6 +102,7 @@ class Prepared:
         return Evaluation(kind, self.split, data, self.samples, self.seed, self.objectives, rows)
 
 
+@keys_for_flags()
 def prepare(asked: Asked) -> Prepared:
     """Return what is to be scored. Raises ConfigError and CheckpointError with all problems of the file and the models."""
     file = read_file(asked.file)

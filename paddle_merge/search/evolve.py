@@ -19,6 +19,7 @@ from .finals import baselines, finalists, inputs_of, winners
 from .gene import Values
 from .job import Result
 from .journal import Journal, Place
+from .keys import keys_for_flags
 from .merger import Merger
 from .optimizers.optimizer import Optimizer, Settings
 from .outcome import Outcome, Scored
@@ -33,6 +34,7 @@ from .spec import SearchSpec, read_file
 log = logging.getLogger("paddle_merge")
 
 
+@keys_for_flags()
 def evolve(asked: Asked, progress: bool | None = None, visualdl: str | None = None) -> Outcome:
     """Search as a file says; write the best recipe, its merge and the report into the output folder.
 

@@ -21,6 +21,7 @@ from .asked import Asked
 from .card import write_card
 from .gene import Values
 from .grid import grid
+from .keys import keys_for_flags
 from .merger import Merger
 from .objectives import best, losses
 from .outcome import Scored
@@ -42,6 +43,7 @@ PRE, ALIGNED = "pre", "aligned"  # what rules and tables call the ends of a swee
 LONGEST = 4  # values, with which a point is still called by them
 
 
+@keys_for_flags()
 def sweep(asked: Asked, progress: bool | None = None) -> SweepOutcome:
     """Sweep as a file says; write the picked recipe, its merge, the report and a picture into the output folder.
 

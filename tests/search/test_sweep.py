@@ -356,6 +356,19 @@ def test_a_metric_that_the_evaluator_doesnt_give_is_refused_before_any_merging(t
     assert [title for title, _ in evaluator.scored] == [f"{tmp_path}/pre", f"{tmp_path}/aligned"]
 
 
+def test_remedies_are_keys_of_the_file(tmp_path: Path) -> None:
+    """A sweep has no flags for what a recipe says."""
+    file = section(tmp_path)
+    write(tmp_path / "aligned", {"embed_tokens.weight": np.ones((4, 2))}, "bfloat16")
+    write(tmp_path / "pre", {"embed_tokens.weight": np.ones((5, 2)), "more": np.ones(2)})
+    with pytest.raises(MergeError) as raised:
+        run(file, Evaluator())
+    missing, shapes, dtypes = (problem.partition(": ")[2] for problem in raised.value.problems)
+    assert missing == f"tensor 'more' is missing in {tmp_path}/aligned (it is in {tmp_path}/pre)"
+    assert shapes.endswith("; tokenizer_source: union (or base) aligns different vocabularies")
+    assert dtypes.endswith("; to merge them, give the dtype of the result with the key out_dtype")
+
+
 def test_the_journal_of_another_sweep_is_refused(tmp_path: Path) -> None:
     file = section(tmp_path)
     run(file, Evaluator())
