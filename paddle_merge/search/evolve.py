@@ -62,8 +62,9 @@ def evolve(asked: Asked, progress: bool | None = None, visualdl: str | None = No
         log.warning("finalists has no effect with several objectives: the whole front is scored in full")
     orders = [attempt(_samples, its, evaluator, file.where) if evaluator is not None else None for _, its in phases]
     del evaluator  # it may hold much memory, and whoever scores has one of its own
+    files: Sequence[str] | None = None
     if spaces[-1] is not None and not attempt.errors:
-        attempt(check_best, asked.output, spaces[-1].recipe(tuple(gene.start for gene in spaces[-1].genes)))
+        files = attempt(check_best, asked.output, spaces[-1].recipe(tuple(gene.start for gene in spaces[-1].genes)))
     attempt.finish()
     for note in dict.fromkeys(note for space in spaces for note in getattr(space, "notes", ())):
         log.warning("%s", note)
@@ -77,7 +78,7 @@ def evolve(asked: Asked, progress: bool | None = None, visualdl: str | None = No
             assert optimizer is not None
             scoring = Scoring(asked, file, its, phase, fixed)
             try:
-                scoring.open({"genes": [gene.name for gene in space.genes]}, optimizer[0], journal)
+                scoring.open({"genes": [gene.name for gene in space.genes]}, optimizer[0], files or (), journal)
                 journal = scoring.journal
                 population = optimizer[1].population
                 shown = Progress(its, its.evaluations // population * population, progress, visualdl, phase)

@@ -19,7 +19,7 @@ from ..run.output.flock import taken
 from .job import Job, Result
 
 NAME = "journal.jsonl"
-_HEADER = "paddle_merge search"
+_HEADER, _FILES = "paddle_merge search", "files"
 Key = tuple[str, int, int, str]  # phase, candidate, round, split
 
 
@@ -38,9 +38,12 @@ class Place:
 
 
 class Journal:
-    """The journal in a folder. header: what makes this search the same as another: JSON values."""
+    """The journal in a folder.
 
-    def __init__(self, folder: str, header: Mapping[str, Any], resume: bool):
+    header: what makes this search the same as another: JSON values. files: what scores depend on -> its size and time.
+    """
+
+    def __init__(self, folder: str, header: Mapping[str, Any], files: Mapping[str, list[int]], resume: bool):
         """Read what is there, and write the first line if nothing is.
 
         resume: whether to go on with what is there; else it is begun again. Raises ConfigError if it is the journal of
@@ -49,6 +52,7 @@ class Journal:
         self.path = os.path.join(folder, NAME)
         self._known: dict[Key, dict[str, Any]] = {}
         self._header = {_HEADER: 1, **header}
+        self._files = dict(files)
         try:  # unbuffered: what could not be written is not written later, when the file is closed
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - for as long as the search runs
         except OSError as error:
@@ -61,7 +65,7 @@ class Journal:
             else:
                 self._file.truncate(0)
             if not os.path.getsize(self.path):
-                self._append(self._header)
+                self._append({**self._header, _FILES: self._files})
         except OSError as error:
             self.close()
             raise OutputError(f"{self.path}: can't be written ({error.strerror})") from None
@@ -80,6 +84,11 @@ class Journal:
         if line is None:
             return None
         if line["values"] != _plain(job):
+            if job.values is None:
+                raise ConfigError(
+                    f"{self.path}: {job.title} was scored as another merge than it would be now, with other flags or in"
+                    " another folder; give them as they were, another --output_path, or --overwrite to begin again"
+                )
             raise ConfigError(
                 f"{self.path}: candidate {place.candidate} was {line['values']}, and would be {_plain(job)} now: it was"
                 " written by another version of an optimiser; begin again in an empty folder"
@@ -134,7 +143,8 @@ class Journal:
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))
-        for number, text in enumerate(whole.splitlines()):
+        lines = whole.splitlines()
+        for number, text in enumerate(lines):
             try:
                 line = json.loads(text)
                 if number:
@@ -144,12 +154,36 @@ class Journal:
                 assert held[_HEADER] == 1
             except (ValueError, KeyError, TypeError, AssertionError):
                 raise ConfigError(f"{self.path}: line {number + 1} is damaged; begin again in an empty folder") from None
-            differing = [name for name in self._header if held.get(name) != json.loads(json.dumps(self._header[name]))]
-            if differing:
-                raise ConfigError(
-                    f"{self.path}: is the journal of another search ({', '.join(differing)} differ); give another"
-                    " --output_path, or --overwrite to begin again"
-                )
+            if len(lines) == 1:  # nothing is lost if it is begun again, whatever it was to be
+                self._file.truncate(0)
+                return
+            self._check(held)
+
+    def _check(self, held: Mapping[str, Any]) -> None:
+        """Raise ConfigError if the first line that a journal has is that of another search, or of other files."""
+        differing = [name for name in self._header if held.get(name) != json.loads(json.dumps(self._header[name]))]
+        undone = ["put the file back as it was"] if "file" in differing else []
+        if differing:
+            raise ConfigError(
+                f"{self.path}: is the journal of another search ({', '.join(differing)} differ);"
+                f" {', '.join([*undone, 'give another --output_path'])}, or --overwrite to begin again"
+            )
+        before = held.get(_FILES, self._files)  # earlier versions didn't write it
+        if changed := [name for name, state in self._files.items() if before.get(name) != state]:
+            raise ConfigError(
+                f"{self.path}: holds scores of other files ({', '.join(changed[:3])}{' ...' if changed[3:] else ''} changed,"
+                " or was not read then); --overwrite begins again"
+            )
+
+
+def is_empty(path: str) -> bool:
+    """Return whether a file is a journal without evaluations, as that of a search whose evaluator can't be used."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.readlines()
+    except OSError:
+        return False
+    return len(lines) == 1 and _HEADER.encode() in lines[0]
 
 
 def _plain(job: Job) -> Any:

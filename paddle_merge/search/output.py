@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import OutputError
@@ -17,6 +17,7 @@ from .card import write_card
 from .gene import Values
 from .job import Result
 from .journal import NAME as JOURNAL
+from .journal import is_empty
 from .outcome import Outcome, Scored, standard_error
 from .report.summary import BEST, shown
 from .space import Space
@@ -35,7 +36,7 @@ def check_folder(folder: str, resume: bool, overwrite: bool) -> None:
     held = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     if resume and not os.path.exists(journal):
         raise OutputError(f"--resume: {folder} holds no search; leave it out to begin one")
-    if resume or not held:
+    if resume or not held or (held == [JOURNAL] and is_empty(journal)):
         return
     if not overwrite:
         found = "a search" if os.path.exists(journal) else held[0]
@@ -51,15 +52,16 @@ def make_folder(folder: str) -> None:
         raise OutputError(f"--output_path {folder}: can't be made ({error.strerror})") from None
 
 
-def check_best(folder: str, recipe: Recipe) -> None:
-    """Check that the merge of a recipe can be made, and written into a folder by write_best. Raises MergeError.
+def check_best(folder: str, recipe: Recipe) -> Sequence[str]:
+    """Check that the merge of a recipe can be made, and written into a folder by write_best; return the files that it reads.
+    Raises MergeError.
 
     recipe: of any candidate: inputs and sizes are those of the best one, as far as nothing of them is searched.
     """
     from ..recipe.request import Request
     from ..run.merge import prepare
 
-    prepare(Request.of(_config(to_yaml(recipe), folder)))
+    return prepare(Request.of(_config(to_yaml(recipe), folder)))[0].files
 
 
 def clear_folder(folder: str) -> None:

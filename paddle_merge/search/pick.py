@@ -91,7 +91,8 @@ def _bound(
     if value < 0 and condition.number != 1:
         raise ConfigError(
             f"{rule.at}: {condition.metric} of {condition.reference} is {value:.6g}, and a multiple of a negative number is"
-            f" no share of it; write a number, such as {condition.metric} {'>=' if condition.least else '<='} {value:.3g}"
+            f" no share of it; with --resume --pick, give a number, such as {condition.metric}"
+            f" {'>=' if condition.least else '<='} {value:.3g}"
         )
     return Bound(condition, condition.number * value)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..run.output.journal import file_state
 from .asked import Asked
 from .contract import Evaluator
 from .evaluators import cautions, check_objectives, make
@@ -69,12 +71,18 @@ class Scoring:
         assert self._journal is not None, "open() comes first"
         return self._journal
 
-    def open(self, differing: Mapping[str, Sequence[str]], optimizer: str, journal: Journal | None = None) -> None:
+    def open(
+        self,
+        differing: Mapping[str, Sequence[str]],
+        optimizer: str,
+        files: Sequence[str],
+        journal: Journal | None = None,
+    ) -> None:
         """Begin the journal, or go on with it; or take that of the first part of a search.
 
         differing: what candidates differ in, such as the names of genes, by the word for it. optimizer: what makes the
-        points. The caller closes the journal. Raises ConfigError if the journal in the folder is that of another search,
-        and OutputError.
+        points. files: that merges read; scores are those of what was in them. The caller closes the journal. Raises
+        ConfigError if the journal in the folder is that of another search, or of other files, and OutputError.
         """
         if journal is None:
             header = {  # what makes another search than this one; workers and the rule by flag make no difference
@@ -84,10 +92,17 @@ class Scoring:
                 "seed": self._spec.seed,
             }
             make_folder(self._asked.output)
-            journal = Journal(self._asked.output, header, self._asked.resume)
+            read = {os.path.abspath(file): file_state(file) for file in [*files, *self._samples()]}
+            journal = Journal(self._asked.output, header, read, self._asked.resume)
             if not journal.evaluations:  # so too if it was killed between these two lines
                 clear_folder(self._asked.output)
         self._journal = journal
+
+    def _samples(self) -> list[str]:
+        """Return the files of samples; a split may be another word that the evaluator takes."""
+        named = [path for path in (self._spec.data.search, self._spec.data.report) if path]
+        paths = [os.path.join(self._file.folder, os.path.expanduser(path)) for path in named]
+        return [path for path in paths if os.path.isfile(path)]
 
     def job(self, title: str, **what: Any) -> Job:
         """Return a job with a number of its own. what: fields of Job."""

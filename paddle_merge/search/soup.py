@@ -54,11 +54,15 @@ class Soup:
 
 
 def greedy_soup(
-    asked: Asked, models: Mapping[str, str], recipe: Callable[[Sequence[int]], str], config_from: str = ""
+    asked: Asked,
+    titles: Sequence[str],
+    files: Sequence[str],
+    recipe: Callable[[Sequence[int]], str],
+    config_from: str = "",
 ) -> Soup:
     """Return the greedy soup of models, by the evaluator and the objective of a file.
 
-    models: title -> what changes when the model does. recipe: makes the recipe, in YAML, of the average of models with these
+    titles: of the models. files: that hold them. recipe: makes the recipe, in YAML, of the average of models with these
     numbers. config_from: as of SoupSpec. Raises MergeError listing all problems.
     """
     file = read_file(asked.file)
@@ -73,9 +77,9 @@ def greedy_soup(
     attempt.finish()
     scoring = Scoring(asked, file, spec)
     try:
-        scoring.open({"checkpoints": [f"{title} {stamp}" for title, stamp in models.items()]}, "greedy soup")
+        scoring.open({"checkpoints": titles}, "greedy soup", files)
         try:
-            return _made(scoring, spec, list(models), recipe)
+            return _made(scoring, spec, titles, recipe)
         finally:
             scoring.journal.close()
     finally:

@@ -64,8 +64,9 @@ def sweep(asked: Asked, progress: bool | None = None) -> SweepOutcome:
         if spec.pick is not None:
             attempt(spec.pick.check, list(_inputs(space, points, spec)))
     attempt(evaluator_of, asked, file, spec)
+    files: Sequence[str] | None = None
     if space is not None and points and not attempt.errors:
-        attempt(check_best, asked.output, space.recipe(points[0]))
+        files = attempt(check_best, asked.output, space.recipe(points[0]))
     attempt.finish()
     assert space is not None
     assert points is not None
@@ -73,7 +74,7 @@ def sweep(asked: Asked, progress: bool | None = None) -> SweepOutcome:
         log.warning("%s", note)
     scoring = Scoring(asked, file, spec)
     try:
-        scoring.open({"genes": [gene.name for gene in space.genes]}, "sweep")
+        scoring.open({"genes": [gene.name for gene in space.genes]}, "sweep", files or ())
         try:
             outcome, refused = _swept(spec, space, points, scoring, progress)
         finally:

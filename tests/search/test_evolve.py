@@ -309,6 +309,12 @@ def test_the_folder_of_another_search(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is the journal of another search \(file, seed differ\)"):
         searched(path, "out", resume=True)
     searched(path, "out", overwrite=True)
+    os.utime(tmp_path / "math/model.safetensors", (1, 1))
+    with pytest.raises(ConfigError, match=rf"holds scores of other files \({tmp_path}/math/model.safetensors changed"):
+        searched(path, "out", resume=True)
+    journal = tmp_path / "out/journal.jsonl"
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+    searched(path, "out", resume=True)  # without scores it is no search yet
     with pytest.raises(OutputError, match=r"--resume: .* holds no search"):
         searched(path, "none", resume=True)
     (tmp_path / "full").mkdir()

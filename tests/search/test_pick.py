@@ -125,6 +125,9 @@ def test_what_no_candidate_meets_is_said_with_the_nearest(rule: str, said: str) 
 
 def test_a_share_of_a_negative_number_is_refused() -> None:
     models = {"./aligned": Result(0, {"reading": 0.6, "reward": -2.0, "length": 20})}
-    with pytest.raises(ConfigError, match=r"is -2, and a multiple of a negative number is no share of it; write a number"):
+    with pytest.raises(
+        ConfigError,
+        match=r"is -2, and a multiple of a negative number is no share of it; with --resume --pick, give a number",
+    ):
         pick("maximize reading subject to reward >= 0.98 of ./aligned", models=models)
     assert pick("maximize reading subject to reward >= 1 of ./aligned", models=models) == "a"

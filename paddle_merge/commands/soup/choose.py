@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,14 +41,6 @@ class Member:
     def share(self) -> float:
         """What a moving average is divided by; 1 for weights."""
         return self.correction.share if self.correction is not None else 1.0
-
-    @property
-    def stamp(self) -> str:
-        """What changes when the checkpoint is saved anew: sizes and times of its files."""
-        files = sorted(entry.path for entry in os.scandir(self.saved.path) if entry.is_file())
-        stats = [(os.path.basename(file), os.stat(file)) for file in files]
-        told = [(name, its.st_size, its.st_mtime_ns) for name, its in stats]
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 @record(frozen=True)

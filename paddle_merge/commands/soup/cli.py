@@ -94,7 +94,7 @@ def _greedy(found: Found, config: SoupConfig, merge: Mapping[str, Any]) -> None:
         return merge_config(found.only(numbers), of_merge)
 
     titles = [os.path.relpath(member.saved.path, found.run) for member in found.chosen]
-    prepare(Request.of(average(range(len(titles)))))  # what can't be merged is said before anything is scored
+    plan, _, _ = prepare(Request.of(average(range(len(titles)))))  # what can't be merged is said before anything is scored
     asked = Asked(
         file=os.path.expanduser(config.with_ or ""),
         output=os.path.expanduser(merge["output_path"]),
@@ -106,7 +106,8 @@ def _greedy(found: Found, config: SoupConfig, merge: Mapping[str, Any]) -> None:
     with resumable(asked.output):
         soup = greedy_soup(
             asked,
-            {title: member.stamp for title, member in zip(titles, found.chosen, strict=True)},
+            titles,
+            plan.files,
             lambda numbers: recipe(found.only(numbers), dtype),
             merge.get("config_from") or found.config or "",
         )

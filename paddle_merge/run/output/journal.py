@@ -82,7 +82,7 @@ def describe(request: Request, plan: Plan) -> dict[str, Any]:
         read = [_read(entry, common) for entry in tensor.inputs]
         digest.update(repr((read, how, written)).encode("utf-8", "surrogatepass"))
     digest.update(repr(list(common)).encode("utf-8", "surrogatepass"))
-    inputs = {os.path.abspath(file): _state(file) for file in plan.files}
+    inputs = {os.path.abspath(file): file_state(file) for file in plan.files}
     said = {"version": __version__, "fields": record, "inputs": inputs, "plan": digest.hexdigest()}
     said |= {"experts": orders} if (orders := plan.experts.digest) else {}
     return dict(json.loads(json.dumps(said)))  # as it is read back
@@ -118,7 +118,7 @@ def _change(change: Change, common: _Numbers) -> object:
     return common[change.scale, change.place], factors
 
 
-def _state(file: str) -> list[int]:
+def file_state(file: str) -> list[int]:
     """Return the size and modification time of a file; [] if it is gone, which the merge will report."""
     try:
         state = os.stat(file)
@@ -259,7 +259,7 @@ class Journal:
 
     def _check_inputs(self) -> None:
         """Check that the inputs are still the files that were planned with. Raises WorkError."""
-        changed = [file for file, state in self._inputs.items() if _state(file) != state]
+        changed = [file for file, state in self._inputs.items() if file_state(file) != state]
         if changed:
             raise WorkError([f"{file} has changed while it was merged: merge again" for file in changed])
 

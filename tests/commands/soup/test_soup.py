@@ -267,9 +267,11 @@ def test_the_dtype_that_is_asked_for_is_scored(run: Path, tmp_path: Path, capsys
     said = json.loads(capsys.readouterr().out)
     assert said["soup"]["members"] == ["checkpoint-20", "checkpoint-30"]
     assert set(dtypes(tmp_path / "out").values()) == {"float32"}
+    assert cli("soup", str(run), *flags, "--out_dtype", "float64", "--resume") == 1
+    assert "checkpoint-20 was scored as another merge than it would be now, with other flags" in capsys.readouterr().err
     write(run / "checkpoint-30", state(31))  # under its old name, with other weights
     assert cli("soup", str(run), *flags, "--out_dtype", "float32", "--resume") == 1
-    assert "is the journal of another search (checkpoints differ)" in capsys.readouterr().err
+    assert f"holds scores of other files ({run}/checkpoint-30/model.safetensors changed" in capsys.readouterr().err
 
 
 def test_a_run_that_changed_its_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
