@@ -12,6 +12,12 @@ from ..errors import ConfigError
 # Keys of a recipe that are not the names of flags.
 _OF_RECIPES = {"models", "slices", "modules", "base_model", "parameters", "dtype", "tokenizer", "name", "experts", "upcycle"}
 
+SECTIONS = {
+    "search": "evolve",
+    "sweep": "sweep",
+    "evaluate": "evaluate --with",
+}  # of other files -> the command that takes them
+
 
 def _is_recipe(text: str, where: str) -> bool:
     """Return whether YAML text is a recipe, possibly one with mistakes, rather than flags as fields.
@@ -28,7 +34,7 @@ def _is_recipe(text: str, where: str) -> bool:
     return (
         len(nodes) > 1
         or any(isinstance(item, yaml.MappingNode) for item in items)
-        or any(isinstance(key, yaml.ScalarNode) and key.value in _OF_RECIPES for key, _ in pairs)
+        or any(isinstance(key, yaml.ScalarNode) and key.value in _OF_RECIPES | SECTIONS.keys() for key, _ in pairs)
     )
 
 

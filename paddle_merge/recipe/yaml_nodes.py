@@ -151,6 +151,8 @@ class Nodes:
             value = yaml.SafeLoader("").construct_object(node)
         except (yaml.YAMLError, ValueError):
             value = node.value
+        if isinstance(value, int | float) and ":" in node.value:
+            self.wrong(node, f"YAML takes {node.value} for {value:g}, a number in base 60; ranges are for evolve and sweep")
         return value if isinstance(value, bool | int | float | str) else str(node.value)
 
 

@@ -20,6 +20,7 @@ import yaml
 
 from ..dtypes import ScaledForm
 from ..errors import ConfigError
+from .config_file import SECTIONS
 from .recipe import Input, ParsedRecipe, Recipe, Slice, Stage, assign_roles, count_problem
 from .yaml_documents import Draft, Drafts
 from .yaml_experts import read_drop_layers, read_keep_experts
@@ -49,7 +50,17 @@ def parse(text: str, where: str) -> ParsedRecipe:
 
     where: what error messages call the text.
     """
-    return parse_documents(documents(text, where), where)
+    nodes = documents(text, where)
+    try:
+        return parse_documents(nodes, where)
+    except ConfigError:
+        keys = [key for node in nodes if isinstance(node, yaml.MappingNode) for key, _ in node.value]
+        if name := next((key.value for key in keys if isinstance(key, yaml.ScalarNode) and key.value in SECTIONS), None):
+            command = f"python -m paddle_merge {SECTIONS[name]}"
+            raise ConfigError(
+                f"{where}: is no recipe to merge by: it has a section {name!r}, which {command} takes"
+            ) from None
+        raise
 
 
 def parse_documents(nodes: Sequence[yaml.Node], where: str) -> ParsedRecipe:

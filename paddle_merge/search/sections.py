@@ -11,15 +11,14 @@ import yaml
 from ..backends import engine as engines
 from ..errors import ConfigError
 from ..parsing import nearest, shown
+from ..recipe.config_file import SECTIONS
 from ..recipe.recipe import Value
 from ..recipe.yaml_nodes import Nodes
 from .contract import DIRECTIONS
 from .rule import Rule, parse_rule
-from .space import SECTIONS
 from .spec import KINDS, OPTIMIZERS, Data, Evaluation, File, Race, SearchSpec, child
 
 MOST = 10_000_000  # evaluations, samples, workers: a larger number is a mistake
-COMMANDS = {"search": "evolve", "sweep": "sweep", "evaluate": "evaluate --with"}  # section -> the command that takes it
 NUMBERS = {  # key of `search` -> (least value, whether it is a whole number)
     "evaluations": (1, True),
     "population": (2, True),
@@ -86,7 +85,7 @@ class Sections(Nodes):
                 self.wrong(unread, f"evaluate has no effect beside the section {name}, which has its own")
         if not found:
             others = [one for one in SECTIONS if one != name and has_section(nodes, one)]
-            more = f"; this one has {others[0]!r}: python -m paddle_merge {COMMANDS[others[0]]} takes it" if others else ""
+            more = f"; this one has {others[0]!r}: python -m paddle_merge {SECTIONS[others[0]]} takes it" if others else ""
             self.problems.append(f"{self._where}: has no section {name!r}{more}")
         return found[0] if found else None
 

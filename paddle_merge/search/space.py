@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import yaml
 
 from ..errors import ConfigError
+from ..recipe.config_file import SECTIONS
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_nodes import is_null
 from ..recipe.yaml_read import parse_documents
@@ -84,9 +85,6 @@ class RecipeSpace:
     def _filled(self, value: Callable[[Free], Any]) -> list[yaml.Node]:
         made = {id(one.node): as_node(value(one), one.node) for one in self._free}
         return [_replaced(node, made) for node in self._nodes]
-
-
-SECTIONS = ("search", "sweep", "evaluate")  # keys of a document that are no part of its recipe
 
 
 def without_sections(nodes: Sequence[yaml.Node]) -> list[yaml.Node]:

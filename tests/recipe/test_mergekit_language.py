@@ -174,6 +174,8 @@ LAUGHS = "".join(f"{name}: &{name} [{', '.join(f'{{value: *{last}}}' for _ in ra
         (WEIGHT.format("[1, ~]"), "r.yaml:3:26: parameter 'weight' must be a number below 1e30, not '~'"),
         (WEIGHT.format("9" * 5000), "r.yaml:3:22: parameter 'weight' must be a number below 1e30, not '999"),
         (WEIGHT.format("!!float abc"), "r.yaml:3:22: parameter 'weight' must be a number"),
+        (WEIGHT.format("0:1:0.25"), "r.yaml:3:22: YAML takes 0:1:0.25 for 60.25, a number in base 60; ranges are for"),
+        (WEIGHT.format("1:30"), "r.yaml:3:22: YAML takes 1:30 for 90, a number in base 60"),
         (WEIGHT.format("!new 1"), "r.yaml:3:22: can't be parsed (unknown tag !new)"),
         (WEIGHT.format("&w [{value: *w}]"), "r.yaml:3:22: the value of 'weight' must be a single"),
         (f"{MODELS}parameters: {{<<: [1]}}", "r.yaml:3:19: the value of << must be a mapping of names to values"),
@@ -233,6 +235,14 @@ def test_a_file_of_several_documents(here: Path) -> None:
         ("merge_method: linear\nbase_model: a", "error: r.yaml:1:1: give one of models, slices and modules, not none"),
         ("merge_method: ties\nreserve_p: 1\nreserve_p: 2", "error: r.yaml:3:1: can't be parsed (the same key twice)"),
         ("model_path_list: [a, b", "error: r.yaml:2:1: can't be parsed"),
+        (
+            "sweep: {pre: a}",
+            "error: r.yaml: is no recipe to merge by: it has a section 'sweep', which python -m paddle_merge sweep",
+        ),
+        (
+            f"{WEIGHT.format('{search: [0, 1]}')}\nsearch: {{seed: 1}}",
+            "a section 'search', which python -m paddle_merge evolve",
+        ),
         ("[1, 2]", "error: r.yaml: must hold the fields of a merge, such as merge_method and model_path_list; or a recipe"),
     ],
 )
