@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import OutputError
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
 from ..recipe.yaml_read import parse
@@ -59,7 +60,13 @@ class MergedCandidate:
 
             out = os.path.join(self._near, "model")
             config_from = self._recipe.config_from
-            merge(MergeConfig(recipe_yaml=to_yaml(self._recipe), output_path=out, config_from=config_from), progress=False)
+            config = MergeConfig(recipe_yaml=to_yaml(self._recipe), output_path=out, config_from=config_from)
+            try:
+                merge(config, progress=False)
+            except OutputError as error:  # nobody gave this --output_path
+                place = f"a candidate's folder in {os.path.dirname(self._near)}"
+                said = [problem.replace(f"--output_path {out}", place) for problem in error.problems]
+                raise OutputError([f"{sentence}; TMPDIR names another place" for sentence in said]) from None
             self._folder = out
         return self._folder
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from paddle_merge.backends.engine import import_paddle
+from paddle_merge.errors import OutputError
 from paddle_merge.recipe.yaml_read import parse
 from paddle_merge.search.candidates import MergedCandidate, stored_candidate
 from paddle_merge.search.contract import EvaluationError
@@ -56,6 +57,16 @@ def test_it_is_copied_into_a_model(tmp_path: Path) -> None:
         candidate.load_into(paddle.nn.Linear(4, 2))
     with pytest.raises(EvaluationError, match=r"has no 'x.weight' \(and 1 more\), which the model"):
         candidate.load_into(paddle.nn.LayerDict({"x": paddle.nn.Linear(3, 2)}))
+
+
+def test_no_room_for_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate = merged(tmp_path)
+    monkeypatch.setattr("paddle_merge.run.output.destination.free_bytes", lambda *_: 1000)
+    with pytest.raises(OutputError) as raised:
+        candidate.folder()
+    (said,) = raised.value.problems
+    assert said.startswith(f"a candidate's folder in {tmp_path}: the merge needs")
+    assert said.endswith("; TMPDIR names another place")
 
 
 def test_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
