@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoints.config_json import read_config
 from ..errors import OutputError
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
@@ -28,7 +30,7 @@ class MergedCandidate:
     def __init__(self, title: str, recipe: Recipe, merger: Merger, near: str, stored: str = ""):
         self.title, self._recipe, self._merger, self._near = title, recipe, merger, near
         self._folder, self._tensors = stored, dict[str, Tensor]()
-        self._stored = bool(stored)
+        self._stored, self._out = bool(stored), os.path.join(near, "model")
 
     @property
     def kind(self) -> str:
@@ -44,7 +46,15 @@ class MergedCandidate:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        return self._merger.config(self._recipe)
+        if self._stored:
+            return self._merger.config(self._recipe)
+        if self._folder:
+            return read_config(self._folder)
+        from ..recipe.request import Request
+        from ..run.merge import prepare  # what folder() writes: with the dtype and the vocabulary of the merge
+
+        _, beside, _ = prepare(Request.of(dataclasses.replace(self._merge, dry_run=True)))
+        return dict(json.loads(beside.get("config.json", b"{}")))
 
     def state_dict(self, tensor_type: str = "np") -> dict[str, Any]:
         if tensor_type == "pd":
@@ -58,17 +68,20 @@ class MergedCandidate:
         if not self._folder:
             from ..run.merge import merge  # what a merge of the recipe from the command line does
 
-            out = os.path.join(self._near, "model")
-            config_from = self._recipe.config_from
-            config = MergeConfig(recipe_yaml=to_yaml(self._recipe), output_path=out, config_from=config_from)
+            out = self._out
             try:
-                merge(config, progress=False)
+                merge(self._merge, progress=False)
             except OutputError as error:  # nobody gave this --output_path
                 place = f"a candidate's folder in {os.path.dirname(self._near)}"
                 said = [problem.replace(f"--output_path {out}", place) for problem in error.problems]
                 raise OutputError([f"{sentence}; TMPDIR names another place" for sentence in said]) from None
             self._folder = out
         return self._folder
+
+    @property
+    def _merge(self) -> MergeConfig:
+        config_from = self._recipe.config_from
+        return MergeConfig(recipe_yaml=to_yaml(self._recipe), output_path=self._out, config_from=config_from)
 
     def _merged(self) -> dict[str, Tensor]:
         self._tensors = self._tensors or self._merger.merge(self._recipe)

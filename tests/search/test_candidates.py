@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_no_room_for_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (said,) = raised.value.problems
     assert said.startswith(f"a candidate's folder in {tmp_path}: the merge needs")
     assert said.endswith("; TMPDIR names another place")
+
+
+def test_its_config_is_that_of_its_folder(tmp_path: Path) -> None:
+    """With the merge's dtype, and whatever else a merge changes in it."""
+    merged(tmp_path)
+    (tmp_path / "a/config.json").write_text('{"model_type": "llama", "dtype": "float32"}')
+    recipe = parse(f"dtype: bfloat16\n{RECIPE.format(tmp_path)}", "x.yaml").recipe
+    candidate = MergedCandidate("m", recipe, Merger(), str(tmp_path / "near"))
+    assert candidate.config["dtype"] == "bfloat16"
+    before = candidate.config
+    assert before == json.loads(Path(candidate.folder(), "config.json").read_text()) == candidate.config
 
 
 def test_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
