@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,7 @@ class MergedCandidate:
             try:
                 merge(self._merge, progress=False)
             except OutputError as error:  # nobody gave this --output_path
-                place = f"a candidate's folder in {os.path.dirname(self._near)}"
+                place = f"a candidate's folder in {tempfile.gettempdir()}"
                 said = [problem.replace(f"--output_path {out}", place) for problem in error.problems]
                 raise OutputError([f"{sentence}; TMPDIR names another place" for sentence in said]) from None
             self._folder = out

@@ -90,10 +90,20 @@ class Evaluator(Protocol):
         """Return how many samples a split has; None if that is unknown, and samples can't be chosen."""
 
 
+PREFIX = "paddle_merge_"  # of the names of temporary folders
+_scratch: str | None = None
+
+
+def keep_scratch_in(folder: str) -> None:
+    """Make this process's scratch folders in a folder that others delete, should it be killed."""
+    global _scratch
+    _scratch = folder
+
+
 @contextlib.contextmanager
-def scratch_folder(near: str | None = None) -> Iterator[str]:
-    """Give a new folder that is deleted afterwards. near: in which it is made; None: where temporary files are made."""
-    path = tempfile.mkdtemp(prefix="paddle_merge_", dir=near)
+def scratch_folder() -> Iterator[str]:
+    """Give a new folder that is deleted afterwards."""
+    path = tempfile.mkdtemp(prefix=PREFIX, dir=_scratch)
     try:
         yield path
     finally:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from ..backends.engine import Engine
 from ..errors import MergeError
 from ..recipe.yaml_read import parse
 from .candidates import MergedCandidate, stored_candidate
-from .contract import Candidate, EvaluationError, Evaluator, scratch_folder
+from .contract import Candidate, EvaluationError, Evaluator, keep_scratch_in, scratch_folder
 from .job import Job, Result, Setup, plain
 from .merger import Merger
 from .space import Space
@@ -90,17 +91,21 @@ def serve(connection: Connection) -> None:
         return  # the parent has ended
 
 
-def main(pipe: int) -> None:
-    """Run as the process that scorers.py starts. pipe: the file descriptor of this end."""
+def main(pipe: int, scratch: str) -> None:
+    """Run as the process that scorers.py starts. pipe: the file descriptor of this end. scratch: the folder for what it
+    writes."""
+    keep_scratch_in(scratch)
     logging.getLogger("paddle_merge").setLevel(logging.ERROR)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(), scratch), daemon=True).start()
     serve(Connection(pipe))
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this process and what it has started when its parent dies."""
+def _end_with_parent(parent: int, scratch: str) -> None:
+    """End this process and what it has started when its parent dies, and delete what it has written."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    shutil.rmtree(scratch, ignore_errors=True)
     with contextlib.suppress(OSError):
         os.killpg(os.getpgid(0), signal.SIGKILL)
     os._exit(1)

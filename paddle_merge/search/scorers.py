@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Protocol
 
 from ..errors import MergeError, WorkError
-from .contract import Evaluator
+from .contract import PREFIX, Evaluator
 from .job import Job, Result, Setup
 from .scorer import Scorer
 
@@ -52,6 +54,7 @@ class Here:
 class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
+    scratch: str  # the folder for what it writes
     ready: bool = False
     job: Job | None = None
     started: float = 0.0
@@ -88,9 +91,10 @@ class Processes:
 
     def _start(self) -> _Worker:
         ours, theirs = Pipe()
+        scratch = tempfile.mkdtemp(prefix=PREFIX)
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import sys;"
-            f" sys.path[:] = {sys.path!r}; from paddle_merge.search.scorer import main; main({theirs.fileno()})"
+            f" sys.path[:] = {sys.path!r}; from paddle_merge.search.scorer import main; main({theirs.fileno()}, {scratch!r})"
         )
         try:
             with theirs:
@@ -102,8 +106,9 @@ class Processes:
                     start_new_session=True,
                 )
         except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
             raise WorkError(f"can't start a process for evaluations ({error.strerror}); try fewer workers") from None
-        worker = _Worker(process, ours, started=time.monotonic())
+        worker = _Worker(process, ours, scratch, started=time.monotonic())
         ours.send((self._setup, self._wanted))
         return worker
 
@@ -168,13 +173,14 @@ class Processes:
 
 
 def _end(worker: _Worker) -> None:
-    """Kill a process and all that it has started."""
+    """Kill a process and all that it has started, and delete what they have written, such as the model that was scored."""
     worker.connection.close()
     try:
         os.killpg(worker.process.pid, signal.SIGKILL)
     except OSError:
         worker.process.kill()
     worker.process.wait()
+    shutil.rmtree(worker.scratch, ignore_errors=True)
 
 
 def _how(code: int) -> str:

@@ -36,6 +36,16 @@ def score(candidate, split, seed, samples):
         time.sleep(600)
     os._exit(3)
 """
+CRASH = """
+import os
+
+def score(candidate, split, seed, samples):
+    folder = candidate.folder()
+    assert os.path.exists(os.path.join(folder, "model.safetensors"))
+    with open(os.path.join(os.path.dirname(__file__), "written"), "w") as file:
+        file.write(folder)
+    os._exit(3)
+"""
 EARLY = """
 import os
 if os.getpid() != int(os.environ["TEST_PARENT"]):
@@ -80,6 +90,21 @@ def test_a_death_is_noticed_while_a_child_holds_the_connection(tmp_path: Path) -
     finally:
         made.close()
     assert (result.number, result.error) == (7, "its process ended with exit status 3")
+
+
+def test_what_is_killed_leaves_no_model_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge for each candidate that crashed or took too long would fill the disk."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    made = Processes(setup(tmp_path, CRASH), ("loss",), 1)
+    recipe = f"merge_method: linear\nmodels: [{{model: {tmp_path}/model, parameters: {{weight: 1}}}}]"
+    try:
+        (result,) = made.score([Job(1, "m", recipe=recipe)])
+        assert result.error.endswith("exit status 3")
+        assert (tmp_path / "written").read_text().startswith(f"{tmp_path}/tmp/paddle_merge_")
+        assert list((tmp_path / "tmp").iterdir()) == []
+    finally:
+        made.close()
 
 
 def test_a_process_that_ends_before_its_first_job_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
