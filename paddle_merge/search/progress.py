@@ -53,6 +53,7 @@ class Progress:
         self._done = 0  # candidates whose first score is known
         self._fresh = 0  # of them, those that were not in the journal
         self._state = ""
+        self._warned = False
         self._began = self._last = time.monotonic()
 
     def scored(self, place: Place) -> None:
@@ -68,6 +69,8 @@ class Progress:
     def generation(self, found: Sequence[Scored]) -> None:
         """Hear that a generation is complete. found: all candidates so far."""
         self._advance(len(found))
+        if failed := [one for one in found if one.known.error][:1]:
+            self._warn(failed[0])
         self._state = described(found, self._objectives)
         if self._bar is not None:
             self._bar.set_postfix_str(self._state)
@@ -81,6 +84,15 @@ class Progress:
             self._bar.close()
         if self._writer is not None:
             self._writer.close()
+
+    def _warn(self, failed: Scored) -> None:
+        """Say why the first candidate failed, while there is time to stop a search whose evaluator is broken."""
+        if self._warned:
+            return
+        self._warned = True
+        if self._bar is not None:
+            self._bar.clear()
+        log.warning("%s failed, which counts as the worst score: %s", failed.title, failed.known.error)
 
     def _advance(self, done: int) -> None:
         if self._bar is not None:

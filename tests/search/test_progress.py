@@ -55,7 +55,7 @@ def test_messages_come_some_seconds_apart(clock: list[float], caplog: pytest.Log
     """A candidate a second, four a generation, of which the first was in the journal."""
     caplog.set_level(logging.INFO, logger="paddle_merge")
     shown = Progress(SPEC, 40, progress=False)
-    found = [done(0, 0.9)] * 4
+    found = [done(0, 0.9)] * 3 + [done(0, None)]
     shown.generation(found)
     for generation in range(1, 10):
         for _ in range(4):
@@ -67,9 +67,10 @@ def test_messages_come_some_seconds_apart(clock: list[float], caplog: pytest.Log
     shown.scored(Place("baselines", -1, 1))
     shown.close()
     assert caplog.messages == [
-        "14 of 40 candidates; generation 2, loss best 0.25, mean 0.25; about 26 s left",
-        "24 of 40 candidates; generation 4, loss best 0.125, mean 0.125; about 16 s left",
-        "34 of 40 candidates; generation 7, loss best 0.07143, mean 0.07143; about 6 s left",
+        "a candidate failed, which counts as the worst score: no luck",
+        "14 of 40 candidates; generation 2, loss best 0.25, mean 0.25, 1 failed; about 26 s left",
+        "24 of 40 candidates; generation 4, loss best 0.125, mean 0.125, 1 failed; about 16 s left",
+        "34 of 40 candidates; generation 7, loss best 0.07143, mean 0.07143, 1 failed; about 6 s left",
         "scoring inputs and uniform merges",
     ]
 
