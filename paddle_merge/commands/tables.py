@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 
 from ..parsing import one_line
@@ -18,7 +19,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1,
     """
     cells = [[one_line(cell) for cell in row] for row in (headings, *rows)]
     full = [row for row in cells if len(row) > 1 or len(headings) == 1]
-    widths = [max(len(row[column]) for row in full) for column in range(len(headings))]
+    widths = [max(breadth(row[column]) for row in full) for column in range(len(headings))]
     lines = []
     for _ in range(indent + sum(widths) + 2 * (len(widths) - 1) - WIDTH):
         widest = widths.index(max(widths[:left]))
@@ -28,7 +29,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1,
             lines.append((" " * indent + row[0]).rstrip())
             continue
         words = [
-            f"{shorten(cell, width):<{width}}" if column < left else f"{cell:>{width}}"
+            _padded(shorten(cell, width), width, "<") if column < left else _padded(cell, width, ">")
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append((" " * indent + "  ".join(words)).rstrip())
@@ -48,7 +49,23 @@ def facts(rows: Sequence[tuple[str, str]], indent: int) -> list[str]:
 
 def shorten(text: str, width: int) -> str:
     """Return a text, of a longer one than `width` the end, where names of tensors differ."""
-    return text if len(text) <= width else f"...{text[len(text) - width + 3 :]}"
+    if breadth(text) <= width:
+        return text
+    end = text[max(0, len(text) - width + 3) :]
+    while breadth(end) > width - 3:
+        end = end[1:]
+    return f"...{end}"
+
+
+def breadth(text: str) -> int:
+    """Return how many columns of a terminal a text takes: Chinese characters take two."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else unicodedata.combining(one) == 0 for one in text)
+
+
+def _padded(cell: str, width: int, side: str) -> str:
+    return f"{cell:{side}{width - breadth(cell) + len(cell)}}"
 
 
 def count(number: int, what: str = "") -> str:

@@ -91,14 +91,16 @@ def write(folder: str, outcome: Outcome) -> Outcome:
 
 def _draw(folder: str, outcome: Outcome) -> None:
     """Write the pictures; of an earlier search none remain. Raises OutputError."""
-    from .report.figures import DPI, draw
+    from ..drawing.png import png
+    from .report.figures import draw
 
     for name in PICTURES:
         _remove(os.path.join(folder, name))
     try:
         for name, figure in draw(outcome):
             path = os.path.join(folder, name)
-            figure.savefig(f"{path}.partial", dpi=DPI, format="png")
+            with open(f"{path}.partial", "wb") as file:
+                file.write(png(figure))
             os.replace(f"{path}.partial", path)
     except ImportError:
         log.warning('no pictures: matplotlib is not installed: python -m pip install "paddle_merge[search]"')

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from ..drawing.png import png
 from ..errors import OutputError
 from .outcome import Scored
 from .output import SWEEP
@@ -35,12 +35,10 @@ def draw(folder: str, outcome: SweepOutcome) -> None:
             _values(axes, outcome, known, first)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
     path = os.path.join(folder, SWEEP)
     try:
         with open(path, "wb") as file:
-            file.write(picture.getvalue())
+            file.write(png(figure))
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror})") from None
 

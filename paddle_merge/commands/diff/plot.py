@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
+from ...drawing.png import png
 from ...errors import OutputError
 
 
@@ -36,11 +36,9 @@ def plot(report: Mapping[str, Any], path: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
     try:
         with open(path, "wb") as file:
-            file.write(picture.getvalue())
+            file.write(png(figure))
     except OSError as error:
         raise OutputError(f"--plot {path}: can't be written ({error.strerror})") from None
 

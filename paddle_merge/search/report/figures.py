@@ -15,7 +15,6 @@ from .history import Front, Heat, History, Point, fronts, heats, history, search
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI = 120
 NUMBERED = 24  # layers up to which the numbers are written into the heat map
 
 

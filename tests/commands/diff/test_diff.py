@@ -339,6 +339,12 @@ def test_words_for_numbers() -> None:
     assert rows[2].startswith("new\\nline ")
     title = "a title that is longer than the column below it"
     assert table(["", "x"], [(title,), ("a", "1")]) == ["   x", title, "a  1"]
+    assert table(["", "分"], [("数学", "1"), ("a", "2")]) == [
+        "      分",
+        "数学   1",
+        "a      2",
+    ]  # two columns for a character
+    assert table(["", "x"], [("数" * 60, "1")])[1] == f"...{'数' * 47}  1"
 
 
 def test_names() -> None:
