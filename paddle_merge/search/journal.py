@@ -8,6 +8,7 @@ scores of those that are in the journal.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ class Journal:
             else:
                 self._file.truncate(0)
             if not os.path.getsize(self.path):
-                self._append({**self._header, _FILES: self._files})
+                self._append({**self._header, _FILES: {_hash(name): state for name, state in self._files.items()}})
         except OSError as error:
             self.close()
             raise OutputError(f"{self.path}: can't be written ({error.strerror})") from None
@@ -168,12 +169,18 @@ class Journal:
                 f"{self.path}: is the journal of another search ({', '.join(differing)} differ);"
                 f" {', '.join([*undone, 'give another --output_path'])}, or --overwrite to begin again"
             )
-        before = held.get(_FILES, self._files)  # earlier versions didn't write it
-        if changed := [name for name, state in self._files.items() if before.get(name) != state]:
+        before = held.get(_FILES)
+        changed = [name for name, state in self._files.items() if before is not None and before.get(_hash(name)) != state]
+        if changed:  # before is None: an earlier version wrote it
             raise ConfigError(
                 f"{self.path}: holds scores of other files ({', '.join(changed[:3])}{' ...' if changed[3:] else ''} changed,"
                 " or was not read then); --overwrite begins again"
             )
+
+
+def _hash(path: str) -> str:
+    """Return what stands for a path in a journal, which may be published: it tells of no folders of this machine."""
+    return hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def is_empty(path: str) -> bool:
