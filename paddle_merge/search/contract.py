@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import Any, Protocol
@@ -49,6 +51,14 @@ class Scores:
 
 class EvaluationError(Exception):
     """Say why a candidate could not be scored, in one sentence."""
+
+
+def place_of(error: BaseException, folder: str) -> str:
+    """Return the last line of a file in a folder, the evaluator's, that an error came through; "" if there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if os.path.dirname(frame.filename) == folder:
+            return f", at {os.path.basename(frame.filename)}:{frame.lineno}"
+    return ""
 
 
 class Candidate(Protocol):

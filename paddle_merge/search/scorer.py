@@ -18,7 +18,7 @@ from ..backends.engine import Engine
 from ..errors import MergeError
 from ..recipe.yaml_read import parse
 from .candidates import MergedCandidate, stored_candidate
-from .contract import Candidate, EvaluationError, Evaluator, keep_scratch_in, scratch_folder
+from .contract import Candidate, EvaluationError, Evaluator, keep_scratch_in, place_of, scratch_folder
 from .job import Job, Result, Setup, plain
 from .merger import Merger
 from .space import Space
@@ -54,7 +54,7 @@ class Scorer:
             reason = "out of memory"
         except (Exception, SystemExit) as error:  # an evaluator may raise anything, and only its candidate fails
             log.debug("%s", traceback.format_exc())
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}{place_of(error, self._setup.folder)}"
         return Result(job.number, seconds=time.perf_counter() - started, error=plain(reason))
 
     def close(self) -> None:

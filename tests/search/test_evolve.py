@@ -151,7 +151,7 @@ def fails(candidate, split, seed, samples):
     outcome = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
     errors = [one.known.error for one in outcome.candidates]
     assert errors[1:6] == [
-        "RuntimeError: no luck",
+        "RuntimeError: no luck, at fails.py:8",
         "loss is nan",
         "the evaluator gave no 'loss', but los",
         "its process ended with exit status 3",
@@ -222,7 +222,7 @@ def odd(candidate, split, seed, samples):
 """
     path = workshop(tmp_path, SEARCH.replace("score:score", "odd:odd").replace("60", "9"), more={"odd.py": odd})
     outcome = searched(path, "out", "odd:odd")
-    assert outcome.baselines[2].known.error == r"ValueError: no file \udcff"
+    assert outcome.baselines[2].known.error == r"ValueError: no file \udcff, at odd.py:6"
     assert set(outcome.best.known.metrics) == {"loss", "size", r"\ud800"}
     assert (tmp_path / "out/report.html").exists()
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import ConfigError
-from ..contract import Candidate, EvaluationError, Scores
+from ..contract import Candidate, EvaluationError, Scores, place_of
 from ..data import count_samples
 from ..job import Setup
 from .settings import check_no_settings
@@ -41,7 +41,9 @@ class Function:
                 found = getattr(found, word)
             self._function: Any = found(**evaluation.settings) if inspect.isclass(found) else found
         except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
-            raise ConfigError(f"{evaluation.at}: {evaluation.what!r} can't be imported ({_reason(error)})") from None
+            raise ConfigError(
+                f"{evaluation.at}: {evaluation.what!r} can't be imported ({_reason(error)}{place_of(error, setup.folder)})"
+            ) from None
         if not callable(self._function):
             raise ConfigError(f"{evaluation.at}: {evaluation.what!r} is no function")
         if not inspect.isclass(found):

@@ -92,7 +92,7 @@ def test_models_stand_side_by_side_and_failures_keep_their_reasons(folder: Path,
     a, raises, dies, b, nan = found["models"]
     assert (a["metrics"], a["standard_errors"]) == ({"acc": 1.0, "loss": -1.0}, {"acc": 1.0})
     assert (b["metrics"], b["cost"]) == ({"acc": 2.0, "loss": -2.0}, {"seed": 3, "lines": 2})
-    assert raises["error"] == "ValueError: 13 | is unlucky"
+    assert raises["error"] == "ValueError: 13 | is unlucky, at score_by_sum.py:8"
     assert dies["error"] == "its process was killed by SIGKILL (the machine may be out of memory)"
     assert nan["error"] == "loss is nan"
     assert (found["split"], found["data"], found["seed"]) == ("report", "report.jsonl", 3)

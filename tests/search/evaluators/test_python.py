@@ -115,7 +115,9 @@ def test_a_function_without_a_signature(tmp_path: Path) -> None:
 
 def test_a_module_that_exits_is_refused(tmp_path: Path) -> None:
     """A script without `if __name__ == "__main__"` would end the search with its own exit status."""
-    with pytest.raises(ConfigError, match=r"x.yaml:3:5: 'scoring_here:f' can't be imported \(SystemExit: 0\)"):
+    with pytest.raises(
+        ConfigError, match=r"x.yaml:3:5: 'scoring_here:f' can't be imported \(SystemExit: 0, at scoring_here\.py:3\)"
+    ):
         made(tmp_path, "import sys\ndef f(): pass\nsys.exit(0)")
 
 

@@ -98,7 +98,8 @@ def chosen(settings: ModelSettings, at: str) -> str:
     wanted = settings.library or "paddleformers"
     if wanted in there:
         return wanted
-    found = f" (installed here: {', '.join(there)})" if there else ", or another of " + ", ".join(LIBRARIES)
+    others = "" if settings.library else f"; {' or '.join(name for name in LIBRARIES if name != wanted)} will do too"
+    found = f" (installed here: {', '.join(there)})" if there else others
     packages = " ".join("paddlepaddle" if one == "paddle" else one for one in LIBRARIES[wanted])
     raise ConfigError(f"{at}: needs {wanted}: pip install {packages}{found}")
 
