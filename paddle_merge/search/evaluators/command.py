@@ -78,7 +78,8 @@ class Command:
                 command, shell=True, capture_output=True, text=True, errors="replace", cwd=self._setup.folder
             )
             if done.returncode:
-                said = " ".join((done.stderr.strip() or done.stdout.strip())[-TAIL:].split())
+                words = (done.stderr.strip() or done.stdout.strip()).split()
+                said = " ".join(word for word in words if word.strip("~^"))[-TAIL:]  # without marks below lines of Python
                 raise EvaluationError(
                     f"the command ended with exit status {done.returncode}: {said or 'it printed nothing'}"
                 )

@@ -73,6 +73,10 @@ def test_the_last_line_counts_without_a_result_file(tmp_path: Path) -> None:
     ("command", "said"),
     [
         ("echo no luck >&2; exit 3; {model}", "the command ended with exit status 3: no luck"),
+        (
+            "printf 'a + b\\n~~^~~\\nKeyError: 1' >&2; exit 1; {model}",
+            "the command ended with exit status 1: a + b KeyError: 1",
+        ),
         ("exit 1; {model}", "the command ended with exit status 1: it printed nothing"),
         ("echo hello; : {model}", "the last line that the command printed is no JSON: 'hello'"),
         ("echo 3; : {model}", 'the last line that the command printed must be a JSON object, such as {"accuracy": 0.71}'),
