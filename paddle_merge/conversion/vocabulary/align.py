@@ -192,13 +192,14 @@ class Aligner:
             if number not in self._pieces:
                 self._pieces[number] = Pieces(self._stored[number], self.tokens.vocabulary)
             pieces = self._pieces[number]
+        found = completed(made, entry, self._rows[chosen], place, self._missing, pieces, head)
         donor = self._missing.donor
-        if donor is not None and 2 * self._missing.k > (width := donor.embedding.shape[1]):
+        if found is not made and donor is not None and 2 * self._missing.k > (width := donor.embedding.shape[1]):
             self._notes[
                 f"rows of missing tokens are made of up to {self._missing.k} tokens, by the {width} elements of a row in"
                 f" {donor.path}: so many fit anything, also what is chance; k should be at most {width // 2}"
             ] = None
-        return completed(made, entry, self._rows[chosen], place, self._missing, pieces, head)
+        return found
 
     def _substitutes(self, name: str, chosen: tuple[int, ...]) -> list[Substitute]:
         """Return the rows that the recipe gives in the tensor `name` of the inputs `chosen`. Raises CheckpointError."""

@@ -98,8 +98,11 @@ def test_omp_by_hand(here: Path) -> None:
 
 
 def test_too_many_atoms_are_warned_of(here: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The donor's rows have 4 elements, so 2 tokens are few enough, and 3 too many."""
+    """The donor's rows have 4 elements, so 2 tokens are few enough, and 3 too many; unless no row is made."""
+    model(here / "few", [[1, 0, 1], [0, 1, 1], [1, 1, 1]], None, "float32", eos_token_id=2)
+    tokenizer(here / "few", ["b", "a", "</s>"], eos_token="</s>")
     with caplog.at_level("WARNING", "paddle_merge"):
+        made(recipe("{method: omp, k: 9}").replace("source: donor", "source: few"), "fewer")
         made(recipe("{method: omp, k: 2}"))
         assert not caplog.messages
         made(recipe("{method: omp, k: 3}"), "again")
