@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import yaml
 
+from ..checkpoints.adapters import absolute_spec
 from ..errors import Attempts, ConfigError, MergeError
 
 SWEPT = ("report.json",)  # what tells the folder of a sweep from one of somebody else
@@ -90,7 +91,7 @@ def swept(file: str, pre: str, aligned: str, output: str) -> str:
     from ..search.report.summary import BEST
     from ..search.sweep import sweep
 
-    text = filled(file, os.path.abspath(pre), "+".join(os.path.abspath(part) for part in aligned.split("+")))
+    text = filled(file, os.path.abspath(pre), absolute_spec(aligned))
     with _copy(file, text) as copy:
         sweep(Asked(copy, output, overwrite=True), progress=False)
     return BEST

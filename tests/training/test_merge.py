@@ -84,9 +84,9 @@ def test_the_point_that_a_sweep_picks(reference: str, tmp_path: Path, monkeypatc
         "  objectives: {reward: maximize, skill: maximize}\n"
         "  pick: maximize skill subject to reward >= 0.75 of aligned\n"
     )
-    Run(tmp_path / "run").train([MergeCallback(reference, sweep=str(tmp_path / "sweep.yaml"))])
-    assert value(tmp_path / "run" / "merged") == pytest.approx(6.5, abs=1e-6)  # 0.75: 2 + 0.75 * 6; 0.5 gives 5 < 6
-    assert (tmp_path / "run" / "merged-sweep" / "report.json").exists()
+    Run(tmp_path / "a+b").train([MergeCallback(reference, sweep=str(tmp_path / "sweep.yaml"))])
+    assert value(tmp_path / "a+b" / "merged") == pytest.approx(6.5, abs=1e-6)  # 0.75: 2 + 0.75 * 6; 0.5 gives 5 < 6
+    assert (tmp_path / "a+b" / "merged-sweep" / "report.json").exists()
     assert not list(tmp_path.glob(".sweep-*"))
 
 
