@@ -207,7 +207,7 @@ def crash(candidate, split, seed, samples):
     path = workshop(tmp_path, SEARCH.replace("score:score", "crash:crash").replace("60", "9"), more={"crash.py": crash})
     outcome = evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
     errors = {number: one.known.error for number, one in enumerate(outcome.candidates) if one.known.error}
-    assert errors == {2: "its process ended with exit status 3", 3: "SystemExit: no more"}
+    assert errors == {2: "its process ended with exit status 3", 3: "SystemExit: no more, at crash.py:9"}
 
 
 def test_halves_of_characters_are_escaped(tmp_path: Path) -> None:
