@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.config_json import read_config
+from ..dtypes import ScaledForm
 from ..errors import OutputError
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
@@ -31,6 +32,7 @@ class MergedCandidate:
     def __init__(self, title: str, recipe: Recipe, merger: Merger, near: str, stored: str = ""):
         self.title, self._recipe, self._merger, self._near = title, recipe, merger, near
         self._folder, self._tensors = stored, dict[str, Tensor]()
+        self._coded = isinstance(recipe.out_dtype, ScaledForm)  # its values are what the codes say that a merge writes
         self._stored, self._out = bool(stored), os.path.join(near, "model")
 
     @property
@@ -39,7 +41,7 @@ class MergedCandidate:
 
         "" if nothing is known of that, as of a checkpoint on disk.
         """
-        return "" if self._stored else without_settings(self._recipe)
+        return "" if self._stored or self._coded else without_settings(self._recipe)
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         """Return its tensors by name, as state_dict("np") has them, in memory that must not be changed."""
@@ -85,6 +87,8 @@ class MergedCandidate:
         return MergeConfig(recipe_yaml=to_yaml(self._recipe), output_path=self._out, config_from=config_from)
 
     def _merged(self) -> dict[str, Tensor]:
+        if not self._tensors and self._coded:
+            self._tensors = Merger().merge(parse(alone(self.folder()), self.title).recipe)
         self._tensors = self._tensors or self._merger.merge(self._recipe)
         return self._tensors
 
