@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.config_json import read_config
-from ..dtypes import ScaledForm
 from ..errors import OutputError
 from ..recipe.config import MergeConfig
 from ..recipe.recipe import Recipe
@@ -32,7 +32,6 @@ class MergedCandidate:
     def __init__(self, title: str, recipe: Recipe, merger: Merger, near: str, stored: str = ""):
         self.title, self._recipe, self._merger, self._near = title, recipe, merger, near
         self._folder, self._tensors = stored, dict[str, Tensor]()
-        self._coded = isinstance(recipe.out_dtype, ScaledForm)  # its values are what the codes say that a merge writes
         self._stored, self._out = bool(stored), os.path.join(near, "model")
 
     @property
@@ -41,7 +40,7 @@ class MergedCandidate:
 
         "" if nothing is known of that, as of a checkpoint on disk.
         """
-        return "" if self._stored or self._coded else without_settings(self._recipe)
+        return "" if self._stored or self._merger.stores_codes(self._recipe) else without_settings(self._recipe)
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         """Return its tensors by name, as state_dict("np") has them, in memory that must not be changed."""
@@ -87,8 +86,9 @@ class MergedCandidate:
         return MergeConfig(recipe_yaml=to_yaml(self._recipe), output_path=self._out, config_from=config_from)
 
     def _merged(self) -> dict[str, Tensor]:
-        if not self._tensors and self._coded:
-            self._tensors = Merger().merge(parse(alone(self.folder()), self.title).recipe)
+        if not self._tensors and not self._stored and self._merger.stores_codes(self._recipe):
+            with contextlib.closing(Merger()) as written:
+                self._tensors = written.merge(parse(alone(self.folder()), self.title).recipe)
         self._tensors = self._tensors or self._merger.merge(self._recipe)
         return self._tensors
 

@@ -21,13 +21,14 @@ from ..checkpoints.files import Files
 from ..checkpoints.names import stacks
 from ..checkpoints.tensors import Checkpoint, TensorEntry
 from ..conversion.vocabulary.entry import AlignedEntry, CompletedEntry
-from ..dtypes import FLOAT32, FLOAT64, DType
+from ..dtypes import FLOAT32, FLOAT64, DType, ScaledForm
 from ..errors import CheckpointError
 from ..plan.config_source import different_settings
 from ..plan.matched import Matched, matched
 from ..plan.output_config import changes_config, output_config
 from ..plan.planner import make, plan_tensors
 from ..plan.smaller import MERGED
+from ..plan.storage import storage
 from ..plan.tensor_plan import StagedEntry, TensorPlan
 from ..recipe.recipe import Recipe
 from ..records import record
@@ -74,6 +75,7 @@ class Merger:
         self._stages: Any = None  # the earlier merges of the last recipe, and what they made
         self._staged: dict[tuple[str, str], np.ndarray] = {}
         self._matched: dict[str, Matched] = {}
+        self._coded: dict[str, bool] = {}
         self._copies: dict[Any, Hashable] = {}
         self._made: dict[str, np.ndarray] = {}  # the tensors of the last output
 
@@ -85,6 +87,21 @@ class Merger:
         if key not in self._matched:
             self._matched[key] = matched(recipe)
         return self._matched[key]
+
+    def stores_codes(self, recipe: Recipe) -> bool:
+        """Return whether a merge into a folder stores 8-bit codes, which are other numbers than those that merge() returns:
+        because the recipe says so, or because its base, or else its first model, does. Raises CheckpointError."""
+        if recipe.out_dtype is not None or recipe.mixture is not None:
+            return isinstance(recipe.out_dtype, ScaledForm)
+        key = without_settings(recipe)
+        if key not in self._coded:
+            its = self.inputs(recipe)
+            self._coded[key] = any("quantization_config" in read_config(one.folder) for one in its.inputs)
+            if self._coded[key]:
+                found, first = make(recipe, its), recipe.slices[0].base or recipe.slices[0].inputs[0]
+                stored, _ = storage(recipe, found.tensors, found.inputs[first.number], its.layout, ())
+                self._coded[key] = stored.form is not None
+        return self._coded[key]
 
     def layers(self, recipe: Recipe) -> int:
         """Return the number of layers of the deepest stack of the recipe's last model. Raises CheckpointError."""

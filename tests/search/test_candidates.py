@@ -62,19 +62,21 @@ def test_it_is_copied_into_a_model(tmp_path: Path) -> None:
 
 
 def test_codes_are_scored_as_they_are_written(tmp_path: Path) -> None:
-    """Not what they were made of: 1/3 is no number that eight bits and a scale for the block, 2/448, can say."""
+    """Not what they were made of: 1/3 is 74.7 of the block's scale, 2/448, and the codes next to it are 72 and 80."""
     name = "model.layers.0.mlp.up_proj.weight"
     values = np.full((4, 6), 1 / 3)
     values[0, 0] = 2.0
-    write(tmp_path / "a", {name: values, "model.norm.weight": np.ones(6)}, format="pt", config={"model_type": "llama"})
-    (tmp_path / "near").mkdir()
-    text = f"out_dtype: fp8_block\nmerge_method: linear\nmodels: [{{model: {tmp_path}/a, parameters: {{weight: 1}}}}]"
-    candidate = MergedCandidate("m", parse(text, "x.yaml").recipe, Merger(), str(tmp_path / "near"))
-    found = candidate.state_dict()[name]
-    np.testing.assert_allclose(
-        found, np.where(values == 2, 2.0, 72 * 2 / 448), rtol=2**-8
-    )  # 1/3 is 74.7 of 2/448; 72, 80 exist
-    assert candidate.kind == ""  # so a model that is open in a library doesn't get other values
+    tensors = {name: values, "model.norm.weight": np.ones(6)}
+    write(tmp_path / "a", tensors, "bfloat16", format="pt", config={"model_type": "llama"})
+    models = [f"{{model: {tmp_path}/a, parameters: {{weight: 1}}}}"]
+    for near, dtype in (("one", "out_dtype: fp8_block\n"), ("two", "")):  # whose first model holds codes, stores some, too
+        (tmp_path / near).mkdir()
+        recipe = parse(f"{dtype}merge_method: linear\nmodels: [{', '.join(models)}]", "x.yaml").recipe
+        candidate = MergedCandidate("m", recipe, Merger(), str(tmp_path / near))
+        found = candidate.state_dict()[name]
+        np.testing.assert_allclose(found, np.where(values == 2, 2.0, 72 * 2 / 448), rtol=2**-8)
+        assert candidate.kind == ""  # so a model that is open in a library doesn't get other values
+        models.insert(0, f"{{model: {candidate.folder()}, parameters: {{weight: 1}}}}")
 
 
 def test_no_room_for_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
