@@ -24,7 +24,7 @@ from ..job import Setup
 from .settings import check_no_settings
 
 WORDS = ("model", "split", "data", "seed", "samples", "result")
-_WORD = re.compile(rf"""(["']?){{({"|".join(WORDS)})}}\1""")  # with quotes right around it, which it gets anyway
+_WORD = re.compile(rf"""(["']?){{({"|".join(WORDS)})}}\1""")  # with quotes right around it
 TAIL = 400  # characters of what a failed command printed last
 
 
@@ -73,7 +73,7 @@ class Command:
                 "samples": chosen,
                 "result": result,
             }
-            command = _WORD.sub(lambda found: shlex.quote(values[found[2]]), self._command)
+            command = _WORD.sub(lambda found: _quoted(values[found[2]], found[1]), self._command)
             done = subprocess.run(
                 command, shell=True, capture_output=True, text=True, errors="replace", cwd=self._setup.folder
             )
@@ -91,6 +91,12 @@ class Command:
 
     def _path(self, path: str) -> str:
         return os.path.join(self._setup.folder, os.path.expanduser(path)) if path else ""
+
+
+def _quoted(value: str, quote: str) -> str:
+    """Return what stands for a word of the command. quote: what is right around the word, as of a program in the command."""
+    quoted = shlex.quote(value)
+    return quoted if quoted != value else f"{quote}{value}{quote}"
 
 
 def parsed(text: str, what: str) -> Scores:

@@ -45,6 +45,13 @@ def test_quotes_around_a_word_do_no_harm(tmp_path: Path, word: str) -> None:
     assert (tmp_path / "said").read_text() == "/models/it's one/x\n"
 
 
+def test_quotes_of_a_program_in_the_command_stay(tmp_path: Path) -> None:
+    setup = Setup(
+        Evaluation("command", """python3 -c "print('{\\"a\\": %d}' % len('{model}'))" """), Data(), folder=str(tmp_path)
+    )
+    assert make(setup)(Stored("/models/one"), "search", 7, None).metrics == {"a": 11}  # type: ignore[arg-type]
+
+
 def test_it_gets_what_it_asks_for(tmp_path: Path) -> None:
     """Quoted, in the file's folder; the result file counts."""
     (tmp_path / "a b.jsonl").write_text("{}\n\n{}\n")
