@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -46,8 +47,8 @@ class MergedCandidate:
         """Return its tensors by name, as state_dict("np") has them, in memory that must not be changed."""
         return self._values()
 
-    @property
-    def config(self) -> Mapping[str, Any]:
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any]:  # a plan costs as much as many tensors' values
         if self._stored:
             return self._merger.config(self._recipe)
         if self._folder:
