@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from ..errors import MergeError
 
 KEYS = ("out_dtype", "tokenizer_source", "chat_template", "expert_alignment", "router")  # of recipes, like the flags
-_WITH_VALUE = re.compile(rf"--({'|'.join(KEYS)}) (union|base|auto|match|bfloat16)\b")
-_ALONE = re.compile(rf"--({'|'.join(KEYS)})\b")
+_FLAG = rf"(?<![^\s(])--({'|'.join(KEYS)})(?![-\w])"  # not a part of a path, such as that of a model in a cache of the hub
+_WITH_VALUE = re.compile(rf"{_FLAG} (union|base|auto|match|bfloat16)\b")
+_ALONE = re.compile(_FLAG)
 _NO_KEY = re.compile(r"; --missing_tensors union merges (it|them) nevertheless")  # so in a search it is no remedy
 
 

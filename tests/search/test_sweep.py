@@ -357,7 +357,9 @@ def test_a_metric_that_the_evaluator_doesnt_give_is_refused_before_any_merging(t
 
 
 def test_remedies_are_keys_of_the_file(tmp_path: Path) -> None:
-    """A sweep has no flags for what a recipe says."""
+    """A sweep has no flags for what a recipe says. Paths stay as they are."""
+    tmp_path = tmp_path / "models--org--router-7b"
+    tmp_path.mkdir()
     file = section(tmp_path)
     write(tmp_path / "aligned", {"embed_tokens.weight": np.ones((4, 2))}, "bfloat16")
     write(tmp_path / "pre", {"embed_tokens.weight": np.ones((5, 2)), "more": np.ones(2)})
