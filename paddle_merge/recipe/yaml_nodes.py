@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from ..parsing import nearest
+from ..parsing import nearest, shown
 from .recipe import Value
 
 MERGE = "tag:yaml.org,2002:merge"  # the tag of the key <<, which includes another mapping
@@ -152,7 +152,11 @@ class Nodes:
         except (yaml.YAMLError, ValueError):
             value = node.value
         if isinstance(value, int | float) and ":" in node.value:
-            self.wrong(node, f"YAML takes {node.value} for {value:g}, a number in base 60; ranges are for evolve and sweep")
+            self.wrong(
+                node,
+                f"YAML takes {shown(node.value)} for {shown(value)}, a number in base 60; write that, or quotes around text;"
+                " a range low:high:step is for sweep, and for evolve as {search: low:high:step}",
+            )
         return value if isinstance(value, bool | int | float | str) else str(node.value)
 
 

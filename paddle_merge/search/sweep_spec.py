@@ -211,8 +211,8 @@ class _Sweep(Sections):
         return tuple(dict.fromkeys(numbers))
 
     def _number(self, node: yaml.Node) -> float:
-        value = self.scalar(node)
-        if isinstance(value, bool | str) or not abs(value) < 1e6 or read_range(node) is not None:
+        value = self.scalar(node) if read_range(node) is None else str(node.value)
+        if isinstance(value, bool | str) or not abs(value) < 1e6:
             said = str(getattr(node, "value", value))
             self.wrong(node, f"toward_aligned must be low:high:step, or a list of numbers, and {shown(said)} is no number")
             return 0.0
