@@ -19,7 +19,7 @@ from typing import Any
 import xxhash
 
 from ..errors import ConfigError, MergeError
-from .checkpoints import form_of, is_ready, path_of, saves_shards, signals_after, will_exist
+from .checkpoints import form_of, is_ready, path_of, saves_shards, signals_after, unified_options, will_exist
 from .outputs import MERGED, check_replaceable, contains
 
 log = logging.getLogger("paddle_merge")
@@ -124,7 +124,7 @@ class TrainingCallback:
     def check_weights(self, args: Any) -> None:
         """Check that the Trainer saves weights, not only the optimizer's master weights of them, and in files that can be
         joined. Raises ConfigError."""
-        if "skip_save_model_weight" in (getattr(args, "unified_checkpoint_config", None) or ()):
+        if "skip_save_model_weight" in unified_options(args):
             raise ConfigError(
                 f"{type(self).__name__} needs the weights of checkpoints, and unified_checkpoint_config has"
                 " skip_save_model_weight"

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoints.formats.folder import ADAPTER, single_file_names
@@ -62,7 +62,7 @@ def _signals(args: Any, step: int) -> list[list[str]]:
     names: tuple[str, ...] = ()
     if _zero_cost(args):
         names = ("saved_signal_{}", "save_signal_TMP_{}")  # the second one as long as an EMA is to be assembled
-    elif args.world_size > 1 and "async_save" in (getattr(args, "unified_checkpoint_config", None) or ()):
+    elif args.world_size > 1 and "async_save" in unified_options(args):
         names = (".model_weight.done.{}",)
         folder = os.path.join(getattr(args, "output_signal_dir", None) or args.output_dir, os.path.basename(folder))
     ranks = range(max(args.world_size, 1)) if names else ()
@@ -85,12 +85,21 @@ def saves_slices(args: Any) -> bool:
 
 def saves_shards(args: Any) -> str:
     """Return the option by which each sharding rank saves some weights, and those with float32 master weights not at all; ""
-    if it isn't set."""
-    if getattr(args, "save_sharded_model", False) and not getattr(args, "unified_checkpoint", False):
-        return "save_sharded_model" if getattr(args, "sharding_parallel_degree", 1) > 1 else ""
-    if getattr(args, "save_checkpoint_format", None) == "sharding_io":
-        return "save_checkpoint_format sharding_io" if getattr(args, "sharding_parallel_size", 1) > 1 else ""
-    return ""
+    if it isn't set, or has no effect."""
+    form = getattr(args, "save_checkpoint_format", None)  # of PaddleFormers, which goes before save_sharded_model
+    option = getattr(args, "save_sharded_model", False)
+    sharded = form == "sharding_io" if form else option and not getattr(args, "unified_checkpoint", False)
+    ranks = max(getattr(args, name, 1) for name in ("sharding_parallel_degree", "sharding_parallel_size"))
+    if not sharded or ranks < 2 or not getattr(args, "should_save_sharding_stage1_model", True):  # as in stages 2 and 3
+        return ""
+    return "save_sharded_model" if option else "save_checkpoint_format sharding_io"
+
+
+def unified_options(args: Any) -> Sequence[str]:
+    """Return the options of unified checkpoints. Trainers split their text where they have an effect; elsewhere there are
+    none."""
+    options = getattr(args, "unified_checkpoint_config", None)
+    return () if options is None or isinstance(options, str) else options
 
 
 def never_comes(args: Any, step: int) -> bool:

@@ -147,6 +147,11 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
         ({"save_strategy": "no"}, {}, "save_strategy is no"),
         ({"unified_checkpoint_config": ["skip_save_model_weight"]}, {}, "skip_save_model_weight"),
         ({"save_sharded_model": True, "sharding_parallel_degree": 2}, {}, "sharding ranks save with save_sharded_model"),
+        (  # PaddleFormers fills in the format
+            {"save_sharded_model": True, "sharding_parallel_size": 2, "save_checkpoint_format": "sharding_io"},
+            {},
+            "sharding ranks save with save_sharded_model",
+        ),
         ({}, {"base": "."}, "base is for models with LoRA"),
         ({"tensor_parallel_degree": 2, "lora": True}, {}, "each rank saves its slice of the adapter; give base"),
     ],
@@ -160,6 +165,19 @@ def test_runs_without_such_checkpoints_are_refused_before_the_first_step(
     with pytest.raises(ConfigError, match=message):
         run.train([AverageCallback(**settings)])
     assert run.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"unified_checkpoint": False, "unified_checkpoint_config": "skip_save_model_weight"},
+        {"save_sharded_model": True, "sharding_parallel_degree": 2, "should_save_sharding_stage1_model": False},
+        {"save_sharded_model": True, "sharding_parallel_size": 2, "save_checkpoint_format": "flex_checkpoint"},
+    ],
+)
+def test_options_without_effect_are_not_refused(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    Run(tmp_path, **arguments).train([AverageCallback(last=2)])
+    assert value(tmp_path / "average") == 7
 
 
 def test_a_file_system_that_sets_no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
