@@ -171,10 +171,11 @@ class Journal:
             )
         before = held.get(_FILES)
         changed = [name for name, state in self._files.items() if before is not None and before.get(_hash(name)) != state]
-        if changed:  # before is None: an earlier version wrote it
+        if changed:  # before is None: an earlier version wrote it, or somebody has taken it out
             raise ConfigError(
                 f"{self.path}: holds scores of other files ({', '.join(changed[:3])}{' ...' if changed[3:] else ''} changed,"
-                " or was not read then); --overwrite begins again"
+                " or was not read then); --overwrite begins again; if only times or places differ, as of copies, take"
+                f" {_FILES!r} out of the journal's first line to go on"
             )
 
 
