@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import ConfigError
@@ -24,7 +24,7 @@ from ..job import Setup
 from .settings import check_no_settings
 
 WORDS = ("model", "split", "data", "seed", "samples", "result")
-_WORD = re.compile(rf"""(["']?){{({"|".join(WORDS)})}}\1""")  # with quotes right around it
+_PIECE = re.compile(rf"{{({'|'.join(WORDS)})}}|\\[\\\"'`]|[\"'`()]|\$\(")  # words, and what opens and closes quotes
 TAIL = 400  # characters of what a failed command printed last
 
 
@@ -73,7 +73,7 @@ class Command:
                 "samples": chosen,
                 "result": result,
             }
-            command = _WORD.sub(lambda found: _quoted(values[found[2]], found[1]), self._command)
+            command = filled(self._command, values)
             done = subprocess.run(
                 command, shell=True, capture_output=True, text=True, errors="replace", cwd=self._setup.folder
             )
@@ -93,10 +93,35 @@ class Command:
         return os.path.join(self._setup.folder, os.path.expanduser(path)) if path else ""
 
 
-def _quoted(value: str, quote: str) -> str:
-    """Return what stands for a word of the command. quote: what is right around the word, as of a program in the command."""
-    quoted = shlex.quote(value)
-    return quoted if quoted != value else f"{quote}{value}{quote}"
+def filled(command: str, values: Mapping[str, str]) -> str:
+    """Return a shell command with values in place of its words.
+
+    They are escaped as the quotes around a word ask for, so that it is the same text in all of them: as a part of a path,
+    and of a program in the command.
+    """
+    within = [""]  # what is open: quotes, and commands in "(" and in "`", which are as if outside of quotes
+
+    def piece(found: re.Match[str]) -> str:
+        text, place = found[0], within[-1]
+        if found[1]:
+            return _escaped(values[found[1]], place)
+        if place == "'":
+            if text.endswith("'"):  # no backslash counts there
+                within.pop()
+        elif text == {"(": ")"}.get(place, place):
+            within.pop()
+        elif text in ('"', "`", "$(") or (place != '"' and text in ("'", "(")):
+            within.append(text[-1])
+        return text
+
+    return _PIECE.sub(piece, command)
+
+
+def _escaped(value: str, quote: str) -> str:
+    """Return what stands for a value within a quote."""
+    if quote == "'":
+        return value.replace("'", "'\\''")
+    return re.sub(r'([\\"$`])', r"\\\1", value) if quote == '"' else shlex.quote(value)
 
 
 def parsed(text: str, what: str) -> Scores:

@@ -39,17 +39,20 @@ def test_words_in_what_is_filled_in_stay(tmp_path: Path) -> None:
     assert (tmp_path / "said").read_text() == "/models/{seed}\n"
 
 
-@pytest.mark.parametrize("word", ["{model}", "'{model}'", '"{model}"'])
+@pytest.mark.parametrize(
+    "word", ["{model}/x", "'{model}'/x", '"{model}/x"', '"$(echo {model})/x"', '"`echo "{model}"`/x"', "$(echo '{model}/x')"]
+)
 def test_quotes_around_a_word_do_no_harm(tmp_path: Path, word: str) -> None:
-    evaluated(tmp_path, f"echo {word}/x > said; echo '{{}}'")
-    assert (tmp_path / "said").read_text() == "/models/it's one/x\n"
+    evaluated(tmp_path, f"echo 'a\\'\"\\\"(\" > other; (echo {word} > said); echo '{{}}'")
+    assert " ".join((tmp_path / "said").read_text().split()) == "/models/it's one/x"
 
 
-def test_quotes_of_a_program_in_the_command_stay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["/models/one", "/models/$1 数学"])
+def test_quotes_of_a_program_in_the_command_stay(tmp_path: Path, path: str) -> None:
     setup = Setup(
         Evaluation("command", """python3 -c "print('{\\"a\\": %d}' % len('{model}'))" """), Data(), folder=str(tmp_path)
     )
-    assert make(setup)(Stored("/models/one"), "search", 7, None).metrics == {"a": 11}  # type: ignore[arg-type]
+    assert make(setup)(Stored(path), "search", 7, None).metrics == {"a": len(path)}  # type: ignore[arg-type]
 
 
 def test_it_gets_what_it_asks_for(tmp_path: Path) -> None:
