@@ -67,9 +67,9 @@ class MergeMethod:
         """Return the merged tensor.
 
         Raises ConfigError for parameters out of range or fewer than two tensors, CheckpointError for a dtype that can't be
-        merged, and NotImplementedError for an unknown merge_type.
+        merged and for tensors of different libraries, dtypes or shapes, and NotImplementedError for an unknown merge_type.
         """
-        _check(tensor_list)
+        _check(tensor_list)  # sparsify_method sees one at a time, and would not know its number
         if self.sparsify_method is not None:
             tensor_list = [self.sparsify_method.sparsify(tensor) for tensor in tensor_list]
         kind = self.merge_config.merge_type
