@@ -132,10 +132,16 @@ def _check(tensors: Sequence[Any]) -> None:
                 f"tensor_list[{number}] is {found}, which can't be merged; convert it to a floating-point dtype"
             )
     alike = {
-        "libraries": [type(tensor).__module__.partition(".")[0] for tensor in tensors],
+        "libraries": [_library(tensor) for tensor in tensors],
         "dtypes": dtypes,
         "shapes": [str(list(tensor.shape)) for tensor in tensors],
     }
     for what, kinds in alike.items():
         if len(set(kinds)) > 1:
             raise CheckpointError(f"tensor_list holds tensors of different {what}, where one is needed: {', '.join(kinds)}")
+
+
+def _library(tensor: Any) -> str:
+    """Return the library that a tensor is of, also one of a class that somebody has derived from the library's."""
+    names = [kind.__module__.partition(".")[0] for kind in type(tensor).__mro__]
+    return next((name for name in names if name in ("numpy", "paddle")), names[0])

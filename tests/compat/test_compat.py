@@ -309,6 +309,15 @@ def test_tensors_merge(fields: dict[str, Any], expected: list[float], dtype: str
     assert (tensors[0].reshape(-1) == DELTAS[0]).all()
 
 
+def test_arrays_of_a_derived_class() -> None:
+    class Weights(np.ndarray):
+        """An array of another library."""
+
+    arrays = [np.ones(2, "float32"), np.full(2, 3, "float32").view(Weights)]
+    result = MergeMethod(MergeConfig(model_path_list=["a", "b"], merge_type="linear")).merge(arrays)
+    assert result.tolist() == [2, 2]
+
+
 def test_slerp_turns_by_the_angle() -> None:
     """Half way between (2, 0) and (0, 4), 90 degrees apart: both times sin 45 / sin 90."""
     result = MergeMethod(MergeConfig(merge_type="slerp")).merge([np.array([2.0, 0]), np.array([0, 4.0])])
