@@ -15,7 +15,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import CheckpointError, MalformedError, WorkError
@@ -143,18 +143,21 @@ def _beginning(entry: TensorEntry) -> TensorEntry:
     return entry
 
 
-def _lacking(names: Collection[str], config: Mapping[str, Any]) -> list[str]:
-    """Return sentences on the last pipeline stages or expert-parallel ranks that are missing, as config.json counts layers
-    and experts. An adapter needn't have all of them."""
-    if any(".lora_" in name for name in names):
+def _lacking(tensors: Mapping[str, TensorEntry], config: Mapping[str, Any]) -> list[str]:
+    """Return sentences on the last ranks along an axis that are missing, as config.json counts layers, experts and tokens.
+    An adapter needn't have all of them."""
+    if any(".lora_" in name for name in tensors):
         return []
-    numbers = [config.get(name) for name in _COUNTS]
+    numbers, words = [config.get(name) for name in _COUNTS], config.get("vocab_size")
+    rows = [entry.shape[0] for name, entry in tensors.items() if name.endswith("embed_tokens.weight") and entry.shape]
     counted = {
-        "layers": (config.get("num_hidden_layers"), (layer[1] for layer in map(layer_of, names) if layer)),
+        "layers": (config.get("num_hidden_layers"), (layer[1] for layer in map(layer_of, tensors) if layer)),
         "experts": (
             next((number for number in numbers if type(number) is int), None),
-            (int(match[1]) for match in map(_EXPERT.search, names) if match),
+            (int(match[1]) for match in map(_EXPERT.search, tensors) if match),
         ),
+        # A tensor-parallel rank's slice of the embedding; other numbers of rows may be meant.
+        "tokens": (words, (count - 1 for count in rows if type(words) is int and count and words % count == 0)),
     }
     return [
         f"config.json says {said} {what}, and the files have {found}; the files of all ranks are needed"

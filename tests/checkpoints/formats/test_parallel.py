@@ -246,6 +246,9 @@ def test_files_of_the_last_ranks_are_missing(tmp_path: Path) -> None:
     open_checkpoint(str(a))
     (a / "model_state.pp01.pdparams").unlink()
     assert sentence(a) == f"{a}: config.json says 2 layers, and the files have 1; the files of all ranks are needed"
+    a = write(tmp_path / "c", values(), 2, 1)
+    (a / "model_state.tp01.pdparams").unlink()
+    assert sentence(a) == f"{a}: config.json says 100 tokens, and the files have 50; the files of all ranks are needed"
 
 
 def test_names_of_ranks_that_are_not_one_training(tmp_path: Path) -> None:
