@@ -185,10 +185,13 @@ def _group(tensor: TensorPlan, budget: MemoryBudget) -> int:
     if not 0 < tensor.size <= budget.together // 2:
         return 0
     count = min(MOST_TOGETHER, budget.together // tensor.size)
-    each = len(tensor.inputs) * _OBJECTS
-    if tensor.resolved.sparsifier is not None:
-        each += _copies(tensor) + _measured(tensor, budget)
-    return _block(dataclasses.replace(tensor, shape=(count * tensor.size,)), budget.block) + count * each
+    found = count * len(tensor.inputs) * _OBJECTS
+    if (sparsifier := tensor.resolved.sparsifier) is not None:
+        models = [model for model in range(len(tensor.sources)) for _ in range(count)]  # as they are measured
+        one, wide = sparsifier.of_models(models), _wide(tensor)
+        found += count * _copies(tensor) + one.memory(len(models), tensor.size, wide, budget)
+        found += one.row_memory(len(models), tensor.shape, tensor.transposed, wide)
+    return found + _block(dataclasses.replace(tensor, shape=(count * tensor.size,)), budget.block)
 
 
 def _encoded(tensor: TensorPlan) -> int:

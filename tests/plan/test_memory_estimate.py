@@ -159,7 +159,8 @@ def test_small_tensors_are_announced_as_they_are_merged(tmp_path: Path, size: in
 
     nothing, many = plan_of(1, 0), plan_of(min(300, (1 << 16) // size), size)
     peak(many)  # loads what is loaded once
-    assert peak(many) <= of_one_worker(many) - of_one_worker(nothing)
+    taken, said = peak(many), of_one_worker(many) - of_one_worker(nothing)
+    assert taken <= said <= 4 * taken + (8 << 20)
 
 
 @pytest.mark.exhaustive  # seconds each; test_faults.py has a merge that keeps below a ceiling
