@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-CHUNK = 1024  # elements, whose sum is folded; those of chunks are added in order (backends/kernels/folds.py)
 _TOGETHER = 1 << 14  # elements of rows that are converted at a time
 TEMPORARY = 72 * _TOGETHER  # bytes: what small_quantiles takes at most, for rows of up to that many elements
 
@@ -52,7 +51,10 @@ def small_quantiles(
 
 
 def _folded(x: np.ndarray) -> np.ndarray:
-    """Return the sum of each row, float64, as loops add them up."""
+    """Return the sum of each row, float64, as loops add them up: each chunk's terms are folded, and the sums of chunks are
+    added in order."""
+    from ...backends.kernels.folds import CHUNK  # planning does without
+
     rows, size = x.shape
     width = CHUNK if size > CHUNK else 1 << (size - 1).bit_length()  # adding zeros changes nothing
     terms = np.zeros((rows, -(-size // width) * width))
