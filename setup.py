@@ -65,7 +65,9 @@ setup(
             "sentencepiece",  # vocabularies in SentencePiece files
             "ml_dtypes",  # bfloat16 and 8-bit floats as NumPy arrays
             "psutil",  # memory and children of processes, in tests and tools
-            "ruff",  # lint
+        ],
+        "lint": [  # beside "test", whose packages' types mypy reads
+            "ruff",
             "mypy",  # types
             "import-linter",  # checks the layers in .importlinter
             "types-PyYAML",

@@ -140,8 +140,9 @@ def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             tool = import_module(command[1].removesuffix(".py").replace("/", "."))
             check_tool(tool, command, monkeypatch)
         elif command[:4] == ["python", "-m", "pip", "install"]:
-            extra = re.search(r"\[(\w+)\]", command[-1])
-            assert not extra or f'"{extra[1]}": ' in (ROOT / "setup.py").read_text()
+            extras = re.search(r"\[([\w,]+)\]", command[-1])
+            for extra in extras[1].split(",") if extras else ():
+                assert f'"{extra}": ' in (ROOT / "setup.py").read_text()
         else:
             assert command[0] in ("ruff", "mypy", "lint-imports") or command == ["python", "-m", "pytest"], command
 

@@ -24,6 +24,7 @@ def test_a_report_of_tests() -> None:
     assert outcomes_of(REPORT) == {"passed": 1, "skipped": 1, "failed": ["tests.a.two[gpu]"]}
 
 
+@pytest.mark.exhaustive
 def test_without_a_gpu_it_says_so() -> None:
     paddle = import_paddle()
     if paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count():

@@ -93,9 +93,8 @@ def run(tool: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tool.Run(tmp_path_factory.mktemp("replications"), 0, tool.QUICK)
 
 
-@pytest.mark.parametrize(
-    "name", ["wsm", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in CLAIMS if name != "wsm")]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", CLAIMS)
 def test_every_claim_runs(tool: Any, name: str, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With networks that have learned next to nothing, and fewer points: its table has all rows, its picture is drawn."""
     monkeypatch.setattr(tool.dare, "RATES", tool.dare.SHOWN)

@@ -17,6 +17,7 @@ import pytest
 from tests.support import checkpoints
 from tests.support.names import not_utf8
 from tests.support.pages import ROOT
+from tests.support.sweeps import few
 
 PRINTING = [
     "inspect a",
@@ -42,7 +43,7 @@ def run(words: str, more: Mapping[str, str] = MappingProxyType({}), **options: A
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment, timeout=120, **options)
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", few(["", "1"]))
 @pytest.mark.parametrize("words", PRINTING)
 def test_a_reader_that_has_gone_ends_the_command_without_a_word(here: Path, words: str, unbuffered: str) -> None:
     """As `| head` does."""

@@ -448,7 +448,8 @@ def by_workers(sources: Sources, tensor_type: str, n_process: int, monkeypatch: 
     return outputs
 
 
-@pytest.mark.parametrize("dtype", few(BYTES))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", BYTES)
 def test_the_same_bytes_from_a_worker_that_has_paddle(
     by_np: Callable[[str], Sources], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

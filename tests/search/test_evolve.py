@@ -78,7 +78,8 @@ def test_it_finds_the_weights(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("workers", few([2, 7]))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("workers", [2, 7])
 def test_workers_change_nothing(tmp_path: Path, workers: int) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "27"))
     for number in (1, workers):
@@ -253,6 +254,7 @@ def test_if_all_fail_it_says_why(tmp_path: Path) -> None:
     assert not (tmp_path / "out/model.safetensors").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_race(tmp_path: Path) -> None:
     """Of 9 tensors as samples, all candidates see 3, a third of them 9; the best are found all the same."""
     path = workshop(tmp_path, SEARCH.replace("60", "300") + "race: {first: 3, eta: 3}\n")
@@ -300,6 +302,7 @@ def test_missing_samples_are_refused_before_the_search(tmp_path: Path) -> None:
         evolve(Asked(str(path), str(tmp_path / "out")), progress=False)
 
 
+@pytest.mark.exhaustive
 def test_the_folder_of_another_search(tmp_path: Path) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "9"))
     searched(path, "out")
@@ -456,11 +459,14 @@ def test_what_an_evaluator_ignores_is_refused(tmp_path: Path, old: str, new: str
 
 @pytest.mark.parametrize(
     ("more", "said"),
-    [
-        ("race: {first: 9}", "race: {first: 9} has no effect, for a search uses 9 samples"),
-        ("race: {first: 3}\nsamples: 2", "race: {first: 3} has no effect, for a search uses 2 samples"),
-        ("samples: 10", "samples: 10 has no effect, for the search split has 9"),
-    ],
+    few(
+        [
+            ("race: {first: 3}\nsamples: 2", "race: {first: 3} has no effect, for a search uses 2 samples"),
+            ("race: {first: 9}", "race: {first: 9} has no effect, for a search uses 9 samples"),
+            ("samples: 10", "samples: 10 has no effect, for the search split has 9"),
+        ],
+        unpack=True,
+    ),
 )
 def test_numbers_without_an_effect_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, more: str, said: str) -> None:
     path = workshop(tmp_path, SEARCH.replace("60", "9") + f"{more}\n")

@@ -407,6 +407,7 @@ def target(here: Path, path: list[tuple[str, int, float]]) -> dict[str, np.ndarr
     return found
 
 
+@pytest.mark.exhaustive
 def test_a_search_finds_a_path(here: Path) -> None:
     """a0, b1 and b2, with factors 1, 0.5 and 1.6."""
     wanted = target(here, [("a", 0, 1.0), ("b", 1, 0.5), ("b", 2, 0.8)])

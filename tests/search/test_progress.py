@@ -113,6 +113,7 @@ class Writer:
         self.closed = True
 
 
+@pytest.mark.exhaustive
 def test_scalars_for_visualdl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that goes on writes all of them again, into the same file."""
     module = ModuleType("visualdl")

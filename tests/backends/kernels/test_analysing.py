@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from paddle_merge.backends.kernels import analysing, mergers
+from tests.support.sweeps import few
 
 
 def sparsified(x: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -31,7 +32,7 @@ def test_by_hand() -> None:
     assert (summed.tolist(), both.tolist()) == ([4.0], [3])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", few([np.float32, np.float64]))
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_the_sign_is_the_one_that_ties_elects(dtype: type, data: st.DataObject) -> None:

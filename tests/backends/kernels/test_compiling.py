@@ -17,7 +17,6 @@ import pytest
 from paddle_merge.backends.kernels import compiling, kept_code, native
 from paddle_merge.backends.kernels.compiling import jit
 from paddle_merge.errors import ConfigError
-from tests.support.sweeps import few
 
 ADDS = "from .compiling import jit\n\n\n@jit\ndef inner(x):\n    return x + {}\n"
 CALLS = "from .compiling import jit\nfrom .inner import inner\n\n\n@jit\ndef outer(x):\n    return inner(x)\n"
@@ -131,7 +130,8 @@ def test_a_process_that_is_killed_while_it_saves_leaves_no_wrong_code(package: P
     assert len(kept(package / "__pycache__")) == 1
 
 
-@pytest.mark.parametrize("damage", few(["cut", "of another loop", "flipped", "a flipped name", "empty"], 2))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("damage", ["cut", "of another loop", "flipped", "a flipped name", "empty"])
 def test_damaged_code_is_compiled_again(package: Path, damage: str) -> None:
     """Also where it would be called with arguments of other types."""
     assert answer(package) == "2 compiled\n"
@@ -343,6 +343,7 @@ for step in map(int, sys.argv[1:]):
 """
 
 
+@pytest.mark.exhaustive
 def test_loops_of_several_processes_do_not_call_functions_of_each_other(tmp_path: Path) -> None:
     """Each numbers its functions from 1, so those of two loops have the same names."""
 
@@ -427,18 +428,15 @@ assert found[-1] == [1.5, 1.0]
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("before", "imported"),
-    few(
-        [
-            ("", False),
-            ("native._MODULES = ('_helperlib', '_dynfunc', 'core.runtime.gone')", True),
-            ("native._Linker._lacks = lambda *_: True", True),
-            ("import numba", True),
-        ],
-        2,
-        unpack=True,
-    ),
+    [
+        ("", False),
+        ("native._MODULES = ('_helperlib', '_dynfunc', 'core.runtime.gone')", True),
+        ("native._Linker._lacks = lambda *_: True", True),
+        ("import numba", True),
+    ],
     ids=["linked", "no module", "no symbol", "beside Numba"],
 )
 def test_where_it_cant_be_linked_numba_runs_it(before: str, imported: bool) -> None:

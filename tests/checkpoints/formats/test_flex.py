@@ -254,7 +254,7 @@ def test_overlaps_extra_tensors_and_single_files(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path / "b"))
 
 
-@pytest.mark.parametrize("trials", [400, pytest.param(2000, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("trials", [100, pytest.param(2000, marks=pytest.mark.exhaustive)])
 def test_flipped_bits_and_cut_files(tmp_path: Path, trials: int) -> None:
     save(tmp_path, values(), BOXES, flat=("rows",))
     files = sorted(tmp_path.iterdir())

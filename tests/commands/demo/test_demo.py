@@ -58,6 +58,7 @@ def test_dare_needs_its_rescale_and_negation_forgets(demo: tuple[Path, dict[str,
     assert forgotten["middle"] > scores["base"]["middle"] - 0.06
 
 
+@pytest.mark.exhaustive
 def test_it_leaves_real_checkpoints_and_a_picture(hardly_trained: tuple[Path, dict[str, dict[str, float]]]) -> None:
     folder, scores = hardly_trained
     assert METHODS.keys() <= scores.keys()

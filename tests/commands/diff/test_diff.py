@@ -185,6 +185,7 @@ def measured(folder: Path, a: np.ndarray, b: np.ndarray, a_dtype: str, b_dtype: 
         return added(measure(pair, *piece, files, lambda _: None) for piece in pair.pieces())
 
 
+@pytest.mark.exhaustive
 @settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(DTYPE_PAIRS),

@@ -292,7 +292,8 @@ def test_what_does_not_stand_is_not_pushed(server: HuggingFaceServer, push: Push
     assert server.requests == []
 
 
-@pytest.mark.parametrize("how", ["SIGINT", pytest.param("SIGKILL", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
 def test_a_stopped_push_goes_on(server: HuggingFaceServer, folder: Path, tmp_path: Path, how: str) -> None:
     """Of four large files, two arrive before the push is stopped; the next one sends the two others only, and no token
     gets into any file."""

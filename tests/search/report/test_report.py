@@ -160,6 +160,7 @@ def test_one_objective_by_a_race_has_no_front(tmp_path: Path) -> None:
     assert len(its.means) == 3
 
 
+@pytest.mark.exhaustive
 def test_without_matplotlib_there_is_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
