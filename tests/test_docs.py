@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -102,13 +103,18 @@ def twin(page: Path) -> Path:
     return page.with_name("README.md" if page.name == "README_cn.md" else "README_cn.md")
 
 
+@functools.cache
+def sources() -> set[str]:
+    """Return the paths of the repository's Python files."""
+    return {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_named_exist(page: Path) -> None:
     """Python files and folders of the repository that a page names."""
-    files = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")}
     for name in words(prose(page)):
         if re.fullmatch(r"[\w/]+\.py", name):
-            assert any(f"/{path}".endswith(f"/{name}") for path in files), name
+            assert any(f"/{path}".endswith(f"/{name}") for path in sources()), name
         if re.fullmatch(r"(?:tools|tests|configs|paddle_merge)/[\w/.]*", name):
             assert (ROOT / name).exists(), name
 

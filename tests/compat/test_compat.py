@@ -277,6 +277,7 @@ def test_small_device_memory_and_split_pieces_are_no_obstacle(models: Path) -> N
     assert merged(model_path_list=["a", "b"], max_tensor_mem=0.001, split_pieces=4).shape == (4,)
 
 
+@pytest.mark.exhaustive
 def test_pd_computes_where_paddle_is_set_to(models: Path) -> None:
     config = MergeConfig(model_path_list=["a", "b"], tensor_type="pd", output_path="out")
     assert config.ours().device == import_paddle().device.get_device()

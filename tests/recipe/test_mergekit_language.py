@@ -196,7 +196,7 @@ LAUGHS = "".join(f"{name}: &{name} [{', '.join(f'{{value: *{last}}}' for _ in ra
         ("models:\n  - model:a\nmerge_method: linear", "r.yaml:2:5: write model: a with a space after the colon"),
         ("models: []\nbase_model: a\nmerge_method: linear", "r.yaml:1:9: models is empty"),
         ("models: [{model: a}]\nmerge_method: LINAER", "unknown merge_method 'LINAER'; did you mean 'linear'?"),
-        (f"models: {'[' * 3000}", "r.yaml: is nested too deeply"),
+        (f"models: {'[' * 1100}", "r.yaml: is nested too deeply"),
         ("---\n---\n", "r.yaml: contains no recipe"),
         (f"{MODELS}parameters: {{weight: 1}}\nseed: 1.5", "r.yaml:4:7: parameter 'seed' must be a whole number, not 1.5"),
         ("- a: 1", "r.yaml:1:1: a recipe must be a mapping of names to values"),

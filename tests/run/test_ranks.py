@@ -480,6 +480,7 @@ def test_a_rank_that_does_not_come() -> None:
         )
 
 
+@pytest.mark.exhaustive
 def test_rank_0_does_not_come() -> None:
     with job(3) as ours:
         ours.start("", 1, 2, CONNECT_SECONDS="1")
@@ -506,6 +507,7 @@ def test_who_waits_says_for_whom(number: int, monkeypatch: pytest.MonkeyPatch, c
     assert caplog.messages == [f"rank {number} waits for {whom}, 0.5 seconds at most; {ALONE}"]
 
 
+@pytest.mark.exhaustive
 def test_the_port_is_taken() -> None:
     with job(2) as ours, socket.create_server(("127.0.0.1", ours.ports[0])):
         ours.start("", CONNECT_SECONDS="1")
@@ -516,6 +518,7 @@ def test_the_port_is_taken() -> None:
         assert second.startswith(f"error: rank 1 couldn't reach rank 0 at {where} within 1 seconds (no answer); ")
 
 
+@pytest.mark.exhaustive
 def test_rank_0_of_another_job_answers() -> None:
     with job(2) as ours, job(2) as theirs:
         theirs.endpoints[0] = ours.endpoints[0]

@@ -127,6 +127,7 @@ def test_killed_it_goes_on(tmp_path: Path, seconds: float, workers: str) -> None
     assert (tmp_path / "out/best.yaml").read_text() == (tmp_path / "whole/best.yaml").read_text()
 
 
+@pytest.mark.exhaustive
 def test_failures_are_the_worst_scores(tmp_path: Path) -> None:
     """Exceptions, NaN, missing metrics, a crash of the process and a time limit; with the reason kept."""
     fails = """
@@ -373,6 +374,7 @@ def test_overwrite_keeps_what_is_there_until_the_new_search_begins(tmp_path: Pat
     assert not left & {"best.yaml", "report.json", "report.html", "score.png"}, "the result of the earlier search"
 
 
+@pytest.mark.exhaustive
 def test_killed_when_it_had_only_begun_it_leaves_no_other_result(tmp_path: Path) -> None:
     """--overwrite begins the journal, and then removes what the earlier search found; a kill may come between the two."""
     path = workshop(tmp_path, SEARCH.replace("60", "9"))

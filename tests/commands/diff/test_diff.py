@@ -75,6 +75,7 @@ def test_units_in_the_last_place_of_bfloat16(tmp_path: Path) -> None:
     assert (row["changed"], row["units"]) == (4, "bfloat16")
 
 
+@pytest.mark.exhaustive
 def test_integers_are_told_apart_exactly(tmp_path: Path) -> None:
     big = 2**62
     a = write(tmp_path / "a", {"i": np.array([big, -big, 5, 7]), "m": np.array([True, False])})
