@@ -122,18 +122,17 @@ def test_what_is_announced_does_not_grow_with_the_tensor(headers: Path, method: 
     ("method", "own"),
     few(
         [
-            ("paddlenlp:ties", ""),
             ("della", "density: 0.5"),
+            ("paddlenlp:ties", ""),
             ("dare_ties", "density: 0.5"),
             ("task_arithmetic", ""),
             ("paddlenlp:della", ""),
             ("breadcrumbs", "density: 0.5"),
         ],
-        3,
         unpack=True,
     ),
 )
-@pytest.mark.parametrize("size", [128, *few([1, 1 << 14, 20_000], 1)])
+@pytest.mark.parametrize("size", few([128, 1, 1 << 14, 20_000]))
 def test_small_tensors_are_announced_as_they_are_merged(tmp_path: Path, size: int, method: str, own: str) -> None:
     """Together: more of them than are merged as one, of as many models that what each takes counts."""
     random = np.random.default_rng(0)

@@ -38,6 +38,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     return code or 0, out, err
 
 
+@pytest.mark.exhaustive
 def test_the_command_that_it_prints_repeats_the_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = workshop(tmp_path, SEARCH)
     code, out, err = run(capsys, "evolve", str(path), "--output_path", "the best")
