@@ -73,12 +73,14 @@ def test_the_sum_is_exact_for_any_ranks_scales_and_layers(
         adapters.append(lora(folder / str(number), layers, number, **config))
         weights.append(data.draw(st.sampled_from([1.0, 0.3, -0.7, 2.0, 0.0])))
     out, report = merged(folder, *adapters, weight_list=weights)
-    assert_same(changes(out), total(adapters, weights))
+    exact = total(adapters, weights)
+    assert_same(changes(out), exact)
     for row in report["layers"]:
         assert row["rank"] == sum(
             settings_of(Path(adapters[number]))["rank_pattern"][row["name"]] for number in row["adapters"]
         )
-        assert row["distance_from_sum"] < 2e-7
+        size = float(np.linalg.norm(exact[f"{row['name']}.weight"]))
+        assert row["distance_from_sum"] * size < 1e-6 * max(1.0, size)  # terms may cancel, so that the sum is small
 
 
 def test_matrices_of_the_common_scale_are_copied_bit_by_bit(tmp_path: Path) -> None:
