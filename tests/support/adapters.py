@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,14 @@ def lora(
     return peft(folder, tensors, dtype, **{"r": 2, "lora_alpha": 2, "target_modules": words, **config})
 
 
-def changes(folder: str | Path) -> State:
-    """What an adapter of PEFT adds to each weight, and what it holds whole, by FORMATS' formulas, in float64."""
+def changes(folder: str | Path, of: Callable[[Any], Any] = np.asarray) -> State:
+    """What an adapter of PEFT adds to each weight, and what it holds whole, by FORMATS' formulas, in float64.
+
+    of: what is taken of each tensor; np.abs: the result is the sum of the terms' sizes.
+    """
     folder, found = Path(folder), State()
     config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = {name.removeprefix("base_model.model."): value for name, value in read(folder, "adapter_model").items()}
+    tensors = {name.removeprefix("base_model.model."): of(value) for name, value in read(folder, "adapter_model").items()}
     for name, a in tensors.items():
         module, _, word = name.removesuffix(".weight").rpartition(".")
         if word not in ("lora_A", "lora_embedding_A"):
