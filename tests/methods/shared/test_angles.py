@@ -229,7 +229,7 @@ def test_karcher_is_where_the_sum_of_squared_arcs_is_least(x: np.ndarray, backen
     assert np.linalg.norm(karcher_slope(x, unit(got))) < 1e-6
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(matrices(), st.sampled_from(list(BACKENDS)))
 def test_model_stock_by_its_definition(x: np.ndarray, backend: str) -> None:
     expected = model_stock(flat(x))
@@ -242,7 +242,7 @@ def test_model_stock_by_its_definition(x: np.ndarray, backend: str) -> None:
             np.testing.assert_allclose(line, expected, rtol=1e-6, atol=1e-8 * np.abs(x).max())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(matrices(), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.1, 2.0]), st.sampled_from(list(BACKENDS)))
 def test_ram_by_its_definition(x: np.ndarray, epsilon: float, r: float, backend: str) -> None:
     x = flat(x)[:, :3000] * (np.random.default_rng(0).random(flat(x)[:, :3000].shape) < 0.4)
